@@ -21,7 +21,7 @@ pub(crate) fn update() -> Command {
 
 /// Installs packages.
 pub(crate) fn install(packages: &[String]) -> Command {
-    let mut command = apt_get(&["install", "--yes", "--no-install-recommends"]);
+    let mut command = apt_get(&["install", "--yes", "--quiet", "--no-install-recommends"]);
     command.args(packages);
     command
 }

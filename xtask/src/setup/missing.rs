@@ -2,7 +2,7 @@
 
 use std::{fmt, fs};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 
 use super::{linker, rustc::Toolchain};
 use crate::exec;
@@ -50,11 +50,7 @@ pub(crate) struct Mount {
 }
 
 /// In the order in which they must be mounted.
-const MOUNTS: [Mount; 3] = [
-    Mount {
-        kind: "proc",
-        target: "/proc",
-    },
+const MOUNTS: [Mount; 2] = [
     Mount {
         kind: "sysfs",
         target: "/sys",
@@ -83,8 +79,10 @@ impl Missing {
     /// # Errors
     /// If the Rust compiler cannot be asked, or it is for another architecture.
     pub(crate) fn on_this_machine(toolchain: &Toolchain) -> Result<Self> {
-        // Without /proc nothing can be read here, and so everything counts as not mounted, which is then true.
-        let mounted = fs::read_to_string("/proc/self/mounts").unwrap_or_default();
+        let mounts = "/proc/self/mounts";
+        let mounted = fs::read_to_string(mounts).with_context(|| {
+            format!("reading {mounts} (mount -t proc proc /proc, if it is not)")
+        })?;
         Ok(Self {
             components: toolchain.missing_components(),
             tools: TOOLS
@@ -161,7 +159,6 @@ fn not_mounted(mounts: &str) -> Vec<Mount> {
 mod tests {
     use super::*;
 
-    const PROC: &str = "proc /proc proc rw,nosuid 0 0\n";
     const SYS: &str = "sysfs /sys sysfs rw,nosuid 0 0\n";
     const BPF: &str = "none /sys/fs/bpf bpf rw 0 0\n";
 
@@ -174,18 +171,18 @@ mod tests {
 
     #[test]
     fn nothing_is_mounted_twice() {
-        assert_eq!(targets(&[PROC, SYS, BPF].concat()), Vec::<&str>::new());
-        assert_eq!(targets(&[PROC, SYS].concat()), ["/sys/fs/bpf"]);
+        assert_eq!(targets(&[SYS, BPF].concat()), Vec::<&str>::new());
+        assert_eq!(targets(SYS), ["/sys/fs/bpf"]);
     }
 
     #[test]
     fn parents_come_before_children() {
-        assert_eq!(targets(""), ["/proc", "/sys", "/sys/fs/bpf"]);
+        assert_eq!(targets(""), ["/sys", "/sys/fs/bpf"]);
     }
 
     #[test]
     fn another_filesystem_in_the_place_does_not_count() {
         let bound = "tmpfs /sys/fs/bpf tmpfs rw 0 0\n";
-        assert_eq!(targets(&[PROC, SYS, bound].concat()), ["/sys/fs/bpf"]);
+        assert_eq!(targets(&[SYS, bound].concat()), ["/sys/fs/bpf"]);
     }
 }
