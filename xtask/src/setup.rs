@@ -62,41 +62,58 @@ fn install(toolchain: &Toolchain, missing: &Missing) -> Result<()> {
             missing.components.join(", ")
         );
     }
-    let installed = linker::choose(rustc_llvm, Llvm::installed(), |llvm| llvm.major);
-
-    if apt::is_there() {
-        // Which packages are needed is known only up to LLVM's version: that waits until apt's lists are fresh.
-        let wanted = missing
-            .linker
-            .as_ref()
-            .map(|_| installed.as_ref().map_or(rustc_llvm, |llvm| llvm.major));
-        let packages = apt::not_installed(&plan::packages(missing, wanted));
-        let llvm = installed
-            .clone()
-            .unwrap_or_else(|| Llvm::of_debian(rustc_llvm));
-        let expected = plan::steps(missing, &packages, Some(&llvm));
-        let as_root = expected.iter().any(|step| step.as_root);
-        if as_root && !root::is_root() {
-            return Err(without_root(packages.is_empty(), expected));
-        }
-        if packages.is_empty() {
-            return finish(toolchain, expected);
-        }
-        announce_and_perform(vec![Step::run_as_root(apt::update())])?;
-        let llvm = match (&missing.linker, installed) {
-            (Some(_), None) => Some(llvm_from_apt(rustc_llvm)?),
-            (_, installed) => installed,
-        };
-        let wanted = missing
-            .linker
-            .as_ref()
-            .and(llvm.as_ref())
-            .map(|llvm| llvm.major);
-        let packages = apt::not_installed(&plan::packages(missing, wanted));
-        return finish(toolchain, plan::steps(missing, &packages, llvm.as_ref()));
+    let llvm = linker::choose(rustc_llvm, Llvm::installed(), |llvm| llvm.major);
+    if !apt::is_there() {
+        without_apt(toolchain, missing, llvm)
+    } else if root::is_root() {
+        with_apt(toolchain, missing, llvm)
+    } else {
+        as_user(toolchain, missing, llvm)
     }
+}
 
-    without_apt(toolchain, missing, installed)
+/// Installs with apt, as root. `llvm` is the one on this machine, if any serves.
+fn with_apt(toolchain: &Toolchain, missing: &Missing, llvm: Option<Llvm>) -> Result<()> {
+    let lacks_llvm = missing.linker.is_some() && llvm.is_none();
+    if !lacks_llvm && apt::not_installed(&plan::packages(missing, None)).is_empty() {
+        return finish(toolchain, plan::steps(missing, &[], llvm.as_ref()));
+    }
+    announce_and_perform(vec![Step::run_as_root(apt::update())])?;
+    // Which LLVM there is to be had shows only in fresh lists.
+    let (llvm, added) = if lacks_llvm {
+        let major = llvm_from_apt(toolchain.version.llvm)?;
+        (Some(Llvm::of_debian(major)), Some(major))
+    } else {
+        (llvm, None)
+    };
+    let packages = apt::not_installed(&plan::packages(missing, added));
+    finish(toolchain, plan::steps(missing, &packages, llvm.as_ref()))
+}
+
+/// Does what an ordinary user can do where that is all; else prints the commands that root must run.
+fn as_user(toolchain: &Toolchain, missing: &Missing, llvm: Option<Llvm>) -> Result<()> {
+    let rustc_llvm = toolchain.version.llvm;
+    let lacks_llvm = missing.linker.is_some() && llvm.is_none();
+    let offered = if lacks_llvm {
+        llvm_in_apt(rustc_llvm)?
+    } else {
+        None
+    };
+    let added = lacks_llvm.then(|| offered.unwrap_or(rustc_llvm));
+    let packages = apt::not_installed(&plan::packages(missing, added));
+    let llvm = llvm.or(added.map(Llvm::of_debian));
+    let mut steps = plan::steps(missing, &packages, llvm.as_ref());
+    if steps.iter().all(|step| !step.as_root) {
+        return finish(toolchain, steps);
+    }
+    if !packages.is_empty() {
+        steps.insert(0, Step::run_as_root(apt::update()));
+    }
+    if lacks_llvm && offered.is_none() {
+        steps.splice(0..0, apt::add_security_suite());
+    }
+    let lines: Vec<_> = steps.iter().map(Step::remedy).collect();
+    bail!("installing this takes root. Run:\n  {}", lines.join("\n  "));
 }
 
 /// Does the last steps and looks whether they sufficed.
@@ -119,26 +136,25 @@ fn announce_and_perform(mut steps: Vec<Step>) -> Result<()> {
     steps.iter_mut().try_for_each(Step::perform)
 }
 
-/// The LLVM to install, from lists that are fresh; adds Debian's security suite if it is not to be had otherwise.
-fn llvm_from_apt(rustc_llvm: u32) -> Result<Llvm> {
-    let choose = || {
-        anyhow::Ok(linker::choose(rustc_llvm, apt::llvm_versions()?, |major| {
-            *major
-        }))
-    };
-    if let Some(major) = choose()? {
-        return Ok(Llvm::of_debian(major));
+/// The version of LLVM to install, as far as apt's lists have one.
+fn llvm_in_apt(rustc_llvm: u32) -> Result<Option<u32>> {
+    Ok(linker::choose(rustc_llvm, apt::llvm_versions()?, |major| {
+        *major
+    }))
+}
+
+/// The version of LLVM to install, from lists that are fresh; adds Debian's security suite if it is not to be had otherwise.
+fn llvm_from_apt(rustc_llvm: u32) -> Result<u32> {
+    if let Some(major) = llvm_in_apt(rustc_llvm)? {
+        return Ok(major);
     }
-    if let Some(line) = apt::security_suite() {
+    if let Some(add) = apt::add_security_suite() {
         eprintln!(
             "setup: apt has no LLVM {rustc_llvm} or newer; Debian brings it by its security suite, which is not among apt's sources"
         );
-        announce_and_perform(vec![
-            Step::write_as_root(apt::SECURITY_LIST, line),
-            Step::run_as_root(apt::update()),
-        ])?;
-        if let Some(major) = choose()? {
-            return Ok(Llvm::of_debian(major));
+        announce_and_perform(vec![add, Step::run_as_root(apt::update())])?;
+        if let Some(major) = llvm_in_apt(rustc_llvm)? {
+            return Ok(major);
         }
     }
     bail!(
@@ -147,15 +163,6 @@ fn llvm_from_apt(rustc_llvm: u32) -> Result<Llvm> {
          wget -qO /etc/apt/trusted.gpg.d/apt.llvm.org.asc https://apt.llvm.org/llvm-snapshot.gpg.key\n  \
          . /etc/os-release && echo \"deb http://apt.llvm.org/$VERSION_CODENAME/ llvm-toolchain-$VERSION_CODENAME-{rustc_llvm} main\" > /etc/apt/sources.list.d/llvm.list"
     )
-}
-
-/// The remedy for an ordinary user.
-fn without_root(lists_serve: bool, mut steps: Vec<Step>) -> anyhow::Error {
-    if !lists_serve {
-        steps.insert(0, Step::run_as_root(apt::update()));
-    }
-    let lines: Vec<_> = steps.iter().map(Step::remedy).collect();
-    anyhow::anyhow!("installing this takes root. Run:\n  {}", lines.join("\n  "))
 }
 
 /// Does what takes no packages; else prints the remedy for a machine whose packages have other names.

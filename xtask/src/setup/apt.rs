@@ -1,13 +1,18 @@
 //! Debian's package manager.
 
-use std::{fs, process::Command};
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, Stdio},
+};
 
 use anyhow::Result;
 
+use super::plan::Step;
 use crate::exec;
 
 /// Where Debian's security suite is written when LLVM is to be had nowhere else.
-pub(crate) const SECURITY_LIST: &str = "/etc/apt/sources.list.d/debian-security.list";
+const SECURITY_LIST: &str = "/etc/apt/sources.list.d/debian-security.list";
 
 /// Whether this machine has apt.
 pub(crate) fn is_there() -> bool {
@@ -59,7 +64,7 @@ pub(crate) fn not_installed(packages: &[String]) -> Vec<String> {
     let is_installed = |package: &String| {
         exec::command("dpkg-query")
             .args(["--show", "--showformat=${db:Status-Status}", package])
-            .stderr(std::process::Stdio::null())
+            .stderr(Stdio::null())
             .output()
             .is_ok_and(|output| output.status.success() && output.stdout == b"installed")
     };
@@ -70,15 +75,25 @@ pub(crate) fn not_installed(packages: &[String]) -> Vec<String> {
         .collect()
 }
 
-/// The line that adds Debian's security suite to apt's sources; none if this is not a Debian release, or apt has that suite already.
+/// The step that adds Debian's security suite to apt's sources; none if this is not a Debian release, or has that suite already.
 /// Newer versions of LLVM come to a stable Debian by this suite, and debootstrap leaves it out.
-pub(crate) fn security_suite() -> Option<String> {
+pub(crate) fn add_security_suite() -> Option<Step> {
     let release = fs::read_to_string("/etc/os-release").ok()?;
-    let policy = exec::output(exec::command("apt-cache").arg("policy")).ok()?;
-    security_suite_of(&release, &policy)
+    let parts = fs::read_dir("/etc/apt/sources.list.d")
+        .into_iter()
+        .flatten()
+        .flatten();
+    let lists = parts
+        .map(|entry| entry.path())
+        .chain([PathBuf::from("/etc/apt/sources.list")]);
+    let sources: Vec<String> = lists
+        .filter_map(|list| fs::read_to_string(list).ok())
+        .collect();
+    let line = security_suite_of(&release, &sources.join("\n"))?;
+    Some(Step::write_as_root(SECURITY_LIST, line))
 }
 
-fn security_suite_of(os_release: &str, policy: &str) -> Option<String> {
+fn security_suite_of(os_release: &str, sources: &str) -> Option<String> {
     let field = |name: &str| {
         let value = os_release
             .lines()
@@ -89,7 +104,8 @@ fn security_suite_of(os_release: &str, policy: &str) -> Option<String> {
         return None;
     }
     let suite = format!("{}-security", field("VERSION_CODENAME")?);
-    if policy.contains(&suite) {
+    let in_use = |line: &str| !line.trim_start().starts_with('#') && line.contains(&suite);
+    if sources.lines().any(in_use) {
         return None;
     }
     Some(format!(
@@ -103,25 +119,29 @@ mod tests {
 
     const BOOKWORM: &str =
         "PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nVERSION_CODENAME=bookworm\nID=debian\n";
-    const MAIN_ONLY: &str = " 500 http://deb.debian.org/debian bookworm/main amd64 Packages\n";
+    const MAIN: &str = "deb http://deb.debian.org/debian bookworm main\n";
 
     #[test]
     fn the_security_suite_is_named_for_the_release_that_lacks_it() {
-        let line = security_suite_of(BOOKWORM, MAIN_ONLY).expect("the suite is not there");
-        assert!(
-            line.ends_with(" http://deb.debian.org/debian-security bookworm-security main"),
-            "{line}"
-        );
+        let commented =
+            format!("{MAIN}# deb http://deb.debian.org/debian-security bookworm-security main\n");
+        for sources in [MAIN, &commented] {
+            let line = security_suite_of(BOOKWORM, sources).expect("the suite is not there");
+            let expected = " http://deb.debian.org/debian-security bookworm-security main";
+            assert!(line.ends_with(expected), "{line}");
+        }
     }
 
     #[test]
     fn the_security_suite_is_not_added_twice_nor_to_another_distribution() {
-        let with = format!(
-            "{MAIN_ONLY} 500 http://deb.debian.org/debian-security bookworm-security/main amd64 Packages\n"
-        );
-        assert_eq!(security_suite_of(BOOKWORM, &with), None);
+        let one_line =
+            format!("{MAIN}deb http://mirror.example/debian-security bookworm-security main\n");
+        let deb822 =
+            "Types: deb\nURIs: http://mirror.example/debian-security\nSuites: bookworm-security\n";
+        assert_eq!(security_suite_of(BOOKWORM, &one_line), None);
+        assert_eq!(security_suite_of(BOOKWORM, deb822), None);
         assert_eq!(
-            security_suite_of("ID=ubuntu\nVERSION_CODENAME=noble\n", MAIN_ONLY),
+            security_suite_of("ID=ubuntu\nVERSION_CODENAME=noble\n", MAIN),
             None
         );
     }
