@@ -1,8 +1,8 @@
 //! What cargo reports about a build: where it put executables and build scripts' output.
 
-use std::{path::PathBuf, process::Command};
+use std::{ffi::OsString, path::PathBuf, process::Command};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use serde::Deserialize;
 
 use crate::exec;
@@ -105,15 +105,15 @@ pub(crate) fn target_directory() -> Result<PathBuf> {
     Ok(metadata.target_directory)
 }
 
-/// Builds a binary of package `lab` for the release profile, quietly as far as stdout goes, and becomes it.
+/// Builds package `lab` for the release profile, and becomes its program `name`. All programs are built, since some run others.
 ///
 /// # Errors
 /// If the build fails or the program cannot be started; else this does not return.
-pub(crate) fn become_lab_program(name: &str, args: &[std::ffi::OsString]) -> Result<()> {
-    let built =
-        Built::by(exec::cargo().args(["build", "--release", "--package", "lab", "--bin", name]))?;
-    let program = built.executable(name)?;
-    bail!(exec::become_command(exec::command(program).args(args)))
+pub(crate) fn become_lab_program(name: &str, args: &[OsString]) -> Result<()> {
+    let mut build = exec::cargo();
+    build.args(["build", "--release", "--package", "lab", "--bins"]);
+    let program = Built::by(&mut build)?.executable(name)?;
+    Err(exec::become_command(exec::command(program).args(args)))
 }
 
 #[cfg(test)]

@@ -4,8 +4,13 @@
 
 mod statistics;
 
+use std::{collections::BTreeMap, os::fd::BorrowedFd};
+
 use anyhow::{Context, Result, ensure};
-use aya::{Ebpf, programs::Xdp};
+use aya::{
+    Ebpf,
+    programs::{Program, ProgramInfo, Xdp},
+};
 use lb_userspace::objects;
 use serde::Serialize;
 
@@ -32,52 +37,60 @@ fn main() -> Result<()> {
     ];
     let mut costs = Vec::new();
     for (object, bytes) in objects {
-        costs.extend(costs_of(object, bytes).with_context(|| format!("BPF object {object}"))?);
+        let mut loaded = Ebpf::load(bytes).with_context(|| format!("maps of {object}"))?;
+        let programs = load_programs(&mut loaded).with_context(|| format!("object {object}"))?;
+        let maps = |name: &str| statistics::map_fd(loaded.map(name)?);
+        costs.extend(costs_of(object, bytes, programs, maps)?);
     }
     println!("{}", serde_json::to_string_pretty(&costs)?);
     Ok(())
 }
 
-/// Loads the programs of an object, by name.
-fn costs_of(object: &'static str, bytes: &[u8]) -> Result<Vec<Cost>> {
-    let mut ebpf = Ebpf::load(bytes).context("its maps could not be created")?;
-    let mut names: Vec<String> = ebpf.programs().map(|(name, _)| name.to_owned()).collect();
-    names.sort();
-    let linked = statistics::link(bytes, &ebpf)?;
+/// Loads all programs, and returns what the kernel says of each.
+fn load_programs(ebpf: &mut Ebpf) -> Result<BTreeMap<String, ProgramInfo>> {
+    let load = |program: &mut Program| {
+        let program: &mut Xdp = program.try_into()?;
+        program.load()?;
+        program.info()
+    };
+    let load = |(name, program): (&str, _)| {
+        let info = load(program).with_context(|| format!("program {name}"))?;
+        Ok((name.to_owned(), info))
+    };
+    ebpf.programs_mut().map(load).collect()
+}
 
-    let mut costs = Vec::new();
-    for name in names {
-        let program = ebpf
-            .program_mut(&name)
-            .context("a program that was just listed is gone")?;
-        let program: &mut Xdp = program
-            .try_into()
-            .with_context(|| format!("program {name}"))?;
-        program.load().with_context(|| format!("program {name}"))?;
-        let info = program.info().with_context(|| format!("program {name}"))?;
+/// What the programs of an object cost, which have been loaded and use the maps that `maps` finds by name.
+fn costs_of<'a>(
+    object: &'static str,
+    bytes: &[u8],
+    programs: BTreeMap<String, ProgramInfo>,
+    maps: impl Fn(&str) -> Option<BorrowedFd<'a>>,
+) -> Result<Vec<Cost>> {
+    let linked = statistics::link(bytes, maps).with_context(|| format!("object {object}"))?;
+    let cost = |(program, info): (String, ProgramInfo)| {
         let verified = info
             .verified_instruction_count()
             .context("this kernel does not count verified instructions: that takes Linux 5.16")?;
-
         // The loader keeps no log of what succeeds, and stack depth is in the log alone. So the same instructions are loaded
-        // once more for it, and that they are the same shows in the verifier's count.
+        // once more for it; that they are the same shows in the verifier's count.
         let statistics = linked
-            .load(&name)
-            .with_context(|| format!("program {name}"))?;
+            .load(&program)
+            .with_context(|| format!("{object}/{program}"))?;
         ensure!(
             statistics.verified_instructions == verified,
-            "program {name}: the verifier walked through {verified} instructions when the loader loaded it, and {} \
+            "{object}/{program}: the verifier walked through {verified} instructions when the loader loaded it, and {} \
              when it was loaded for its statistics; they should be the same program",
             statistics.verified_instructions,
         );
-        costs.push(Cost {
+        Ok(Cost {
             object,
+            program,
             instructions: statistics.instructions,
             verified_instructions: verified,
             stack_bytes: statistics.stack_bytes,
             jited_bytes: info.size_jitted(),
-            program: name,
-        });
-    }
-    Ok(costs)
+        })
+    };
+    programs.into_iter().map(cost).collect()
 }

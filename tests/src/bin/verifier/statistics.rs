@@ -6,11 +6,11 @@
 use std::{
     ffi::CStr,
     io, mem,
-    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
 };
 
 use anyhow::{Context, Result, bail};
-use aya::{Ebpf, VerifierLogLevel, maps::Map, maps::MapFd};
+use aya::{VerifierLogLevel, maps::Map};
 use aya_obj::{
     Function, Object, ProgramSection,
     generated::{BPF_F_XDP_HAS_FRAGS, bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_type},
@@ -36,11 +36,14 @@ pub(crate) struct Statistics {
     pub(crate) stack_bytes: u32,
 }
 
-/// Prepares the programs of an object against the maps of `ebpf`, which was made from the same bytes.
+/// Prepares the programs of an object against the maps that the loader has made from the same bytes and that `maps` finds by name.
 ///
 /// # Errors
-/// If the object is not understood, or the kernel refuses its type information.
-pub(crate) fn link(bytes: &[u8], ebpf: &Ebpf) -> Result<Linked> {
+/// If the object is not understood, a map is not found, or the kernel refuses the type information.
+pub(crate) fn link<'a>(
+    bytes: &[u8],
+    maps: impl Fn(&str) -> Option<BorrowedFd<'a>>,
+) -> Result<Linked> {
     let mut object = Object::parse(bytes)?;
     let btf = match aya::features().btf() {
         Some(features) => object
@@ -50,31 +53,25 @@ pub(crate) fn link(bytes: &[u8], ebpf: &Ebpf) -> Result<Linked> {
         None => None,
     };
     let definitions = mem::take(&mut object.maps);
-    let mut maps = Vec::new();
+    let mut descriptors = Vec::new();
     for (name, definition) in &definitions {
-        let map = ebpf
-            .map(name)
-            .with_context(|| format!("the loader made no map {name}"))?;
-        maps.push((
-            name.as_str(),
-            map_fd(name, map)?.as_fd().as_raw_fd(),
-            definition,
-        ));
+        let fd = maps(name).with_context(|| format!("the loader made no map {name}"))?;
+        descriptors.push((name.as_str(), fd.as_raw_fd(), definition));
     }
     let sections = object
         .functions
         .keys()
         .map(|(section, _)| *section)
         .collect();
-    object.relocate_maps(maps.into_iter(), &sections)?;
+    object.relocate_maps(descriptors.into_iter(), &sections)?;
     object.relocate_calls(&sections)?;
     object.sanitize_functions(aya::features());
     Ok(Linked { object, btf })
 }
 
-/// The descriptor of a map of a type that XDP programs use.
-fn map_fd<'a>(name: &str, map: &'a Map) -> Result<&'a MapFd> {
-    Ok(match map {
+/// The descriptor of a map, if it is of a type that XDP programs use.
+pub(crate) fn map_fd(map: &Map) -> Option<BorrowedFd<'_>> {
+    match map {
         Map::Array(data)
         | Map::ArrayOfMaps(data)
         | Map::BloomFilter(data)
@@ -92,9 +89,9 @@ fn map_fd<'a>(name: &str, map: &'a Map) -> Result<&'a MapFd> {
         | Map::ProgramArray(data)
         | Map::RingBuf(data)
         | Map::XskMap(data)
-        | Map::Unsupported(data) => data.fd(),
-        other => bail!("map {name} is of a type that XDP programs do not use: {other:?}"),
-    })
+        | Map::Unsupported(data) => Some(data.fd().as_fd()),
+        _ => None,
+    }
 }
 
 impl Linked {
