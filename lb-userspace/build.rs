@@ -17,7 +17,9 @@ fn main() -> Result<()> {
             "Tether runs on x86_64 only: its flow table relies on that architecture's memory ordering, and this build is for {arch}"
         );
     }
-    let workspace = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("..").canonicalize()?;
+    let workspace = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?)
+        .join("..")
+        .canonicalize()?;
     for part in ["lb-ebpf", "lb-common"] {
         println!("cargo:rerun-if-changed={}", workspace.join(part).display());
     }
@@ -52,12 +54,16 @@ fn main() -> Result<()> {
             String::from_utf8_lossy(&output.stderr)
         );
     }
-    for line in String::from_utf8_lossy(&output.stderr).lines().filter(|line| line.starts_with("warning")) {
+    for line in String::from_utf8_lossy(&output.stderr)
+        .lines()
+        .filter(|line| line.starts_with("warning"))
+    {
         println!("cargo:warning={line}");
     }
     for object in OBJECTS {
         let built = target_dir.join("bpfel-unknown-none/release").join(object);
-        fs::copy(&built, out_dir.join(object)).with_context(|| format!("copying {}", built.display()))?;
+        fs::copy(&built, out_dir.join(object))
+            .with_context(|| format!("copying {}", built.display()))?;
     }
     Ok(())
 }

@@ -1,1 +1,5 @@
-//! Tether.
+//! Tether's daemon and command line.
+
+pub mod dataplane;
+pub mod model;
+pub mod objects;

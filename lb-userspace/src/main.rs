@@ -1,3 +1,5 @@
-//! Tether.
-static OBJ: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/tether"));
-fn main() { println!("{}", OBJ.len()); }
+//! The `tether` binary.
+
+fn main() {
+    println!("{} bytes", lb_userspace::objects::TETHER.len());
+}

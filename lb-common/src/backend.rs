@@ -1,0 +1,204 @@
+//! The entry of a backend: where it is, how to reach it, whether it may take flows.
+
+use core::mem::{offset_of, size_of};
+
+/// What a backend may be given: derived from admin state and health.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(
+    feature = "user",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "kebab-case")
+)]
+#[repr(u8)]
+pub enum Serving {
+    /// Nothing: it is dead, and its clients are told so.
+    None = 0,
+    /// The flows it has.
+    ExistingOnly = 1,
+    /// New flows too.
+    New = 2,
+}
+
+/// How packets reach a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[cfg_attr(
+    feature = "user",
+    derive(serde::Serialize, serde::Deserialize),
+    serde(rename_all = "lowercase")
+)]
+#[repr(u8)]
+pub enum Mode {
+    /// Destination MAC rewritten.
+    L2 = 1,
+    /// IPv4 in IPv4 (RFC 2003).
+    Ipip = 2,
+}
+
+/// The word of a backend that changes: swapped by one store.
+///
+/// | bits | what |
+/// |---|---|
+/// | 0-4 | generation of the id |
+/// | 5-6 | [`Serving`] |
+/// | 7 | which of the two next hops is in force |
+/// | 8 | resolved: that next hop is valid |
+/// | 9-11 | [`Mode`] |
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[repr(transparent)]
+pub struct BackendState(pub u64);
+
+impl BackendState {
+    const SERVING_SHIFT: u32 = 5;
+    const HOP: u64 = 1 << 7;
+    const RESOLVED: u64 = 1 << 8;
+    const MODE_SHIFT: u32 = 9;
+
+    /// `hop` is 0 or 1.
+    #[inline(always)]
+    pub const fn new(
+        generation: u8,
+        serving: Serving,
+        mode: Mode,
+        hop: u8,
+        resolved: bool,
+    ) -> Self {
+        Self(
+            (generation as u64 & 31)
+                | ((serving as u64) << Self::SERVING_SHIFT)
+                | ((hop as u64 & 1) << 7)
+                | ((resolved as u64) << 8)
+                | ((mode as u64) << Self::MODE_SHIFT),
+        )
+    }
+
+    /// Generation of the id, 0 to 31.
+    #[inline(always)]
+    pub const fn generation(self) -> u8 {
+        (self.0 & 31) as u8
+    }
+
+    /// Serving; an invalid code reads as none.
+    #[inline(always)]
+    pub const fn serving(self) -> Serving {
+        match (self.0 >> Self::SERVING_SHIFT) & 3 {
+            2 => Serving::New,
+            1 => Serving::ExistingOnly,
+            _ => Serving::None,
+        }
+    }
+
+    /// Index of the next hop in force: 0 or 1.
+    #[inline(always)]
+    pub const fn hop(self) -> usize {
+        (self.0 & Self::HOP != 0) as usize
+    }
+
+    /// Whether the next hop in force is valid.
+    #[inline(always)]
+    pub const fn is_resolved(self) -> bool {
+        self.0 & Self::RESOLVED != 0
+    }
+
+    /// The mode's code, as in [`Mode`]; 0 in an entry that was never written.
+    #[inline(always)]
+    pub const fn mode_code(self) -> u8 {
+        ((self.0 >> Self::MODE_SHIFT) & 7) as u8
+    }
+
+    /// The mode, if the entry was ever written.
+    pub const fn mode(self) -> Option<Mode> {
+        match self.mode_code() {
+            1 => Some(Mode::L2),
+            2 => Some(Mode::Ipip),
+            _ => None,
+        }
+    }
+}
+
+/// How a packet leaves for a backend. Resolved by the daemon, so the data path looks up no route.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct NextHop {
+    /// MAC of the next hop.
+    pub destination: [u8; 6],
+    /// MAC of the egress interface.
+    pub source: [u8; 6],
+    /// Index of the egress interface.
+    pub ifindex: u32,
+    /// `ipip`: source of the outer header, host byte order.
+    pub outer_source: u32,
+    /// `ipip`: the outer header's checksum as a running sum of all that is constant: everything but length and
+    /// identification. See [`outer_checksum_base`].
+    pub checksum_base: u32,
+    /// MTU of the egress interface or the route, in bytes from the IP header on.
+    pub mtu: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+/// One backend, two cache lines. Written before anything refers to it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct Backend {
+    /// A [`BackendState`].
+    pub state: u64,
+    /// Hash of the backend's full identity (service, name, address, port, mode); 0 is an entry that is not in use.
+    pub identity: u64,
+    /// Address, host byte order.
+    pub address: u32,
+    /// Port, host byte order.
+    pub port: u16,
+    /// Id of the service it belongs to.
+    pub service: u16,
+    /// Zero.
+    pub reserved: u64,
+    /// Two next hops, of which the state names one: the daemon writes the other, then swaps the state. It lets a grace period pass
+    /// before it writes the first again.
+    pub hops: [NextHop; 2],
+    /// Zero.
+    pub reserved_end: [u64; 4],
+}
+
+const _: () = assert!(size_of::<NextHop>() == 32 && offset_of!(NextHop, ifindex) == 12);
+const _: () = assert!(size_of::<Backend>() == 128 && offset_of!(Backend, hops) == 32);
+
+/// The constant part of an outer IPv4 header's checksum: version and length, type of service 0, don't fragment, TTL and
+/// protocol, addresses.
+pub const fn outer_checksum_base(source: u32, destination: u32) -> u32 {
+    use crate::{
+        csum::halves,
+        headers::{IPV4_DF, PROTO_IPIP, TTL},
+    };
+    let sum = 0x4500
+        + IPV4_DF as u64
+        + (((TTL as u64) << 8) | PROTO_IPIP as u64)
+        + halves(source)
+        + halves(destination);
+    sum as u32
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_state_keeps_what_it_is_given(generation in 0u8..32, serving in 0u8..3, mode in 1u8..3, hop in 0u8..2, resolved: bool) {
+            let serving = [Serving::None, Serving::ExistingOnly, Serving::New][serving as usize];
+            let mode = if mode == 1 { Mode::L2 } else { Mode::Ipip };
+            let state = BackendState::new(generation, serving, mode, hop, resolved);
+            prop_assert_eq!((state.generation(), state.serving(), state.mode()), (generation, serving, Some(mode)));
+            prop_assert_eq!((state.hop(), state.is_resolved()), (usize::from(hop), resolved));
+        }
+    }
+
+    #[test]
+    fn an_unwritten_entry_serves_nothing() {
+        let state = BackendState::default();
+        assert_eq!(
+            (state.serving(), state.is_resolved(), state.mode()),
+            (Serving::None, false, None)
+        );
+    }
+}

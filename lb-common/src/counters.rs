@@ -1,0 +1,127 @@
+//! Where packets and bytes are counted: one array, a region for each CPU, in each region the reasons, then the services, then the
+//! backends.
+
+use core::mem::size_of;
+
+use crate::verdict::Reason;
+
+/// Packets and bytes. Written by one CPU, read by the daemon.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Counter {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes, from the Ethernet header on, as they came in.
+    pub bytes: u64,
+}
+
+const _: () = assert!(size_of::<Counter>() == 16);
+
+/// Counters kept for reasons: room for more than there are.
+pub const REASONS: u32 = 64;
+const _: () = assert!(Reason::ALL.len() <= REASONS as usize);
+
+/// The shape of the counters array.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Layout {
+    /// Capacity of the services map.
+    pub services: u32,
+    /// Capacity of the backends map.
+    pub backends: u32,
+}
+
+impl Layout {
+    /// Counters of one CPU: a multiple of four, so that CPUs share no cache line.
+    #[inline(always)]
+    pub const fn per_cpu(&self) -> u32 {
+        (REASONS + self.services + self.backends).next_multiple_of(4)
+    }
+
+    /// Offset of a reason's counter in a CPU's region.
+    #[inline(always)]
+    pub const fn reason(&self, reason: Reason) -> u32 {
+        reason as u32
+    }
+
+    /// Offset of a service's counter in a CPU's region.
+    #[inline(always)]
+    pub const fn service(&self, id: u16) -> u32 {
+        REASONS + id as u32
+    }
+
+    /// Offset of a backend's counter in a CPU's region.
+    #[inline(always)]
+    pub const fn backend(&self, id: u32) -> u32 {
+        REASONS + self.services + id
+    }
+}
+
+/// What a CPU keeps for itself beside its counters: token buckets.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct CpuState {
+    /// Nanoseconds of the coarse monotonic clock up to which adoptions are paid for.
+    pub adoption_paid_ns: u64,
+    /// Nanoseconds of the coarse monotonic clock up to which resets are paid for.
+    pub reset_paid_ns: u64,
+    /// Zero.
+    pub reserved: [u64; 6],
+}
+
+const _: () = assert!(size_of::<CpuState>() == 64);
+
+/// A token bucket as one number: the time up to which what was spent is paid for. Returns the new number, or none if the bucket is
+/// empty.
+///
+/// One token costs `cost_ns`; at most `burst_ns / cost_ns` can be saved up.
+#[inline(always)]
+pub const fn spend(paid_ns: u64, now_ns: u64, cost_ns: u64, burst_ns: u64) -> Option<u64> {
+    let earliest = now_ns.saturating_sub(burst_ns);
+    // A number from the future is that of another clock (a corrupt map): start over.
+    let from = if paid_ns < earliest || paid_ns > now_ns {
+        earliest
+    } else {
+        paid_ns
+    };
+    if from + cost_ns > now_ns {
+        None
+    } else {
+        Some(from + cost_ns)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_bucket_gives_its_burst_and_then_its_rate() {
+        let (cost, burst) = (100, 1_000);
+        let mut paid = 0;
+        let mut take = |now: u64| match spend(paid, now, cost, burst) {
+            Some(next) => {
+                paid = next;
+                true
+            }
+            None => false,
+        };
+        let start = 1_000_000;
+        assert_eq!((0..20).filter(|_| take(start)).count(), 10);
+        assert!(!take(start + 99));
+        assert!(take(start + 100));
+        assert!(!take(start + 100));
+        assert_eq!((0..20).filter(|_| take(start + 500)).count(), 4);
+    }
+
+    #[test]
+    fn regions_do_not_share_cache_lines() {
+        let layout = Layout {
+            services: 3,
+            backends: 6,
+        };
+        assert_eq!(layout.per_cpu() as usize * size_of::<Counter>() % 64, 0);
+        assert!(layout.backend(5) < layout.per_cpu());
+        assert_eq!(layout.service(0), REASONS);
+        assert_eq!(layout.backend(0), REASONS + 3);
+    }
+}

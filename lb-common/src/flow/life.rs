@@ -1,0 +1,166 @@
+//! What one packet of the client does to one entry. Pure: word in, word out.
+//!
+//! Only the client's side is seen here (`l2` and `ipip` return directly), and a spoofer knows its own sequence numbers, so
+//! nothing is proven by an acknowledgement alone: time is the proof ([`State::Young`] becomes [`State::Pin`]), and the client's
+//! position in its stream (the epoch) tells its packets from guesses.
+
+use super::word::{State, Word, YOUNG_TICKS, epoch_of};
+use crate::{
+    clock::Tick,
+    tcp::{RST, Segment},
+};
+
+/// How far beyond its SYN a client's first acknowledgement may be, in bytes: 2^17.
+pub const PROMOTION_WINDOW: u32 = 1 << 17;
+
+/// Whether a segment follows the SYN of a nascent entry: mid-stream, and 0 to 2^17 bytes after it.
+#[inline(always)]
+pub const fn follows(word: Word, segment: &Segment) -> bool {
+    segment.continues() && segment.seq.wrapping_sub(word.isn()) <= PROMOTION_WINDOW
+}
+
+/// The entry after a segment that is not a SYN; equal to `word` when nothing is to be written.
+#[inline(always)]
+pub const fn advance(word: Word, segment: &Segment, now: Tick) -> Word {
+    if word.is_nascent() {
+        promote(word, segment, now)
+    } else {
+        live_on(word, segment, now)
+    }
+}
+
+#[inline(always)]
+const fn promote(word: Word, segment: &Segment, now: Tick) -> Word {
+    if !follows(word, segment) {
+        return word;
+    }
+    // A challenger's key has another entry still, so whoever finds this one first must look for that one too.
+    let flags = if word.is(State::Challenger) {
+        Word::CONTESTED | Word::SECOND
+    } else {
+        0
+    };
+    Word::live(
+        State::Young,
+        word.backend(),
+        epoch_of(segment.seq),
+        now,
+        flags,
+    )
+}
+
+#[inline(always)]
+const fn live_on(word: Word, segment: &Segment, now: Tick) -> Word {
+    let epoch = epoch_of(segment.seq);
+    if segment.ends() {
+        return if word.is_near(epoch) && !word.has(Word::UNCONFIRMED) {
+            close(word, segment, epoch, now)
+        } else if word.is(State::Closing) {
+            word
+        } else {
+            word.with(Word::HINT)
+        };
+    }
+    if !word.is_near(epoch) {
+        // A jump: a long retransmission, a stream that went another way for a while, or a forgery. Follow it, but let it close
+        // nothing until a second packet agrees.
+        let jumped = word.with_epoch(epoch).with(Word::UNCONFIRMED);
+        return if word.is(State::Closing) {
+            jumped
+        } else {
+            seen(jumped, now)
+        };
+    }
+    let word = forward_epoch(word, epoch).without(Word::UNCONFIRMED);
+    if !word.is(State::Closing) {
+        return seen(word.without(Word::HINT), now);
+    }
+    if word.has(Word::BY_RESET) || segment.payload {
+        // Nobody sends data after its own FIN, nor anything after its own RST: the end was forged, or is not yet. It has to
+        // prove itself again, or four forged packets would make a pin.
+        word.with_state(State::Young)
+            .without(Word::BY_RESET | Word::EXCEPTION)
+            .with_tick(now)
+    } else {
+        word.with_tick(now)
+    }
+}
+
+/// The epoch after a packet near it: it moves ahead by one, and not back.
+#[inline(always)]
+const fn forward_epoch(word: Word, epoch: u32) -> Word {
+    if epoch == (word.epoch() + 1) & 0xfff {
+        word.with_epoch(epoch)
+    } else {
+        word
+    }
+}
+
+/// A young or pinned entry that was seen.
+#[inline(always)]
+const fn seen(word: Word, now: Tick) -> Word {
+    if word.is(State::Pin) {
+        word.with_tick(now)
+    } else if word.age(now) >= YOUNG_TICKS {
+        word.with_state(State::Pin).with_tick(now)
+    } else {
+        // The tick of a young entry is the moment of its promotion, from which its proof is counted.
+        word
+    }
+}
+
+#[inline(always)]
+const fn close(word: Word, segment: &Segment, epoch: u32, now: Tick) -> Word {
+    let was_closing = word.is(State::Closing);
+    let word = forward_epoch(word, epoch);
+    // In a closing entry the hint's bit says by what it closed.
+    let word = if was_closing {
+        word
+    } else {
+        word.without(Word::HINT | Word::EXCEPTION)
+    };
+    let word = if segment.has(RST) {
+        word.with(Word::BY_RESET)
+    } else {
+        word
+    };
+    word.with_state(State::Closing).with_tick(now)
+}
+
+/// Which of the two entries of a contested key a segment belongs to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Owner {
+    /// The first that was given.
+    First,
+    /// The second that was given.
+    Second,
+}
+
+/// Decides between the two entries of one key.
+///
+/// A segment that follows a challenger's SYN is the challenger's. Between two live entries it belongs to the one whose epoch
+/// is nearer, so that a retransmission far back does not go astray; the newer wins a tie.
+#[inline(always)]
+pub const fn owner(first: Word, second: Word, segment: &Segment) -> Owner {
+    if first.is_nascent() {
+        return if follows(first, segment) {
+            Owner::First
+        } else {
+            Owner::Second
+        };
+    }
+    if second.is_nascent() {
+        return if follows(second, segment) {
+            Owner::Second
+        } else {
+            Owner::First
+        };
+    }
+    let epoch = epoch_of(segment.seq);
+    let (to_first, to_second) = (first.distance(epoch), second.distance(epoch));
+    if to_first < to_second || (to_first == to_second && first.has(Word::SECOND)) {
+        Owner::First
+    } else {
+        Owner::Second
+    }
+}

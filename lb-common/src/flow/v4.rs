@@ -1,0 +1,126 @@
+//! Keys and buckets of IPv4 flows: 16 bytes an entry, four entries to a bucket, a bucket to a cache line.
+
+use core::mem::{align_of, offset_of, size_of};
+
+use crate::hash::{Seed, mix, scale};
+
+/// Entries in a bucket.
+pub const WAYS: u32 = 4;
+
+/// The key of an IPv4 flow: client address (bits 32-63), client port (16-31), service id (0-15), all in host byte order. Exact.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(transparent)]
+pub struct Key(pub u64);
+
+impl Key {
+    /// The flow of a client at a service.
+    #[inline(always)]
+    pub const fn new(address: u32, port: u16, service: u16) -> Self {
+        Self(((address as u64) << 32) | ((port as u64) << 16) | service as u64)
+    }
+
+    /// The client's address.
+    #[inline(always)]
+    pub const fn address(self) -> u32 {
+        (self.0 >> 32) as u32
+    }
+
+    /// The client's port.
+    #[inline(always)]
+    pub const fn port(self) -> u16 {
+        (self.0 >> 16) as u16
+    }
+
+    /// The service id.
+    #[inline(always)]
+    pub const fn service(self) -> u16 {
+        self.0 as u16
+    }
+
+    /// The key's two buckets in a table of `buckets`: different ones if there are at least two.
+    #[inline(always)]
+    pub const fn homes(self, seed: &Seed, buckets: u32) -> [u32; 2] {
+        let mixed = mix(self.0, seed);
+        let first = scale((mixed >> 32) as u32, buckets);
+        let second = scale(mixed as u32, buckets);
+        if first != second {
+            [first, second]
+        } else if second + 1 < buckets {
+            [first, second + 1]
+        } else {
+            [first, 0]
+        }
+    }
+}
+
+/// One entry. The value word owns it: see [`super::table`].
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Entry {
+    /// A [`Key`].
+    pub key: u64,
+    /// A [`super::word::Word`].
+    pub value: u64,
+}
+
+/// One cache line of entries.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(64))]
+pub struct Bucket {
+    /// The entries.
+    pub entries: [Entry; WAYS as usize],
+}
+
+/// Facts for people, one bucket's: the tick of each entry's promotion.
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Facts {
+    /// First seen, in ticks since boot; 0 is not known.
+    pub first_seen: [u32; WAYS as usize],
+}
+
+const _: () = assert!(size_of::<Entry>() == 16 && offset_of!(Entry, value) == 8);
+const _: () = assert!(size_of::<Bucket>() == 64 && align_of::<Bucket>() == 64);
+const _: () = assert!(size_of::<Facts>() == 16);
+
+/// How full the table is sized to be, as a fraction: 0.6. There insertion practically never fails.
+pub const LOAD: (u64, u64) = (3, 5);
+
+/// Buckets for a table that holds `flows` flows at the design load: 27 bytes a flow.
+pub const fn buckets_for(flows: u32) -> u32 {
+    let entries = (flows as u64 * LOAD.1).div_ceil(LOAD.0);
+    let buckets = entries.div_ceil(WAYS as u64);
+    // Two homes need two buckets.
+    if buckets < 2 { 2 } else { buckets as u32 }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_key_keeps_what_it_is_given(address: u32, port: u16, service: u16) {
+            let key = Key::new(address, port, service);
+            prop_assert_eq!((key.address(), key.port(), key.service()), (address, port, service));
+        }
+
+        #[test]
+        fn homes_are_two_different_buckets(key: u64, seed: [u64; 3], buckets in 2u32..) {
+            let [first, second] = Key(key).homes(&Seed::new(seed), buckets);
+            prop_assert!(first != second && first < buckets && second < buckets);
+        }
+    }
+
+    #[test]
+    fn a_flow_takes_at_most_27_bytes_of_table() {
+        for flows in [1_000, 100_000, 1_000_000, 4_000_000] {
+            let bytes = u64::from(buckets_for(flows)) * size_of::<Bucket>() as u64;
+            assert!(
+                bytes <= u64::from(flows) * 27,
+                "{bytes} bytes for {flows} flows"
+            );
+        }
+    }
+}

@@ -1,0 +1,32 @@
+//! Sizes, offsets and numbers of the protocol headers that the data path reads and writes.
+
+/// Ethernet header, bytes.
+pub const ETH_LEN: usize = 14;
+/// One 802.1Q tag, bytes.
+pub const VLAN_LEN: usize = 4;
+/// IPv4 header without options, bytes.
+pub const IPV4_LEN: usize = 20;
+/// TCP header without options, bytes.
+pub const TCP_LEN: usize = 20;
+
+/// EtherType of IPv4.
+pub const ETHERTYPE_IPV4: u16 = 0x0800;
+/// EtherType of an 802.1Q tag.
+pub const ETHERTYPE_VLAN: u16 = 0x8100;
+/// EtherType of an 802.1ad service tag.
+pub const ETHERTYPE_QINQ: u16 = 0x88a8;
+
+/// Protocol number of IPv4 in IPv4 (RFC 2003).
+pub const PROTO_IPIP: u8 = 4;
+/// Protocol number of TCP.
+pub const PROTO_TCP: u8 = 6;
+
+/// IPv4's don't-fragment flag, in the flags-and-offset word.
+pub const IPV4_DF: u16 = 0x4000;
+/// IPv4's more-fragments flag, in the flags-and-offset word.
+pub const IPV4_MF: u16 = 0x2000;
+/// IPv4's fragment offset, in the flags-and-offset word, in units of 8 bytes.
+pub const IPV4_OFFSET: u16 = 0x1fff;
+
+/// The TTL of packets that start here.
+pub const TTL: u8 = 64;

@@ -1,0 +1,90 @@
+//! Names, versions and capacities of the maps: written nowhere else.
+
+/// Version of all layouts in this crate. It changes whenever any of them does; a daemon that meets maps of another version
+/// refuses, or migrates.
+pub const ABI_VERSION: u32 = 1;
+
+/// IPv4 flow table: array of [`crate::flow::v4::Bucket`].
+pub const FLOWS4: &str = "FLOWS4";
+/// Facts for people about IPv4 flows: array of [`crate::flow::v4::Facts`], parallel to [`FLOWS4`].
+pub const FACTS4: &str = "FACTS4";
+/// All Maglev tables: array of [`crate::maglev::Slot`].
+pub const TABLES: &str = "TABLES";
+/// Services by id: array of [`crate::service::Service`].
+pub const SERVICES: &str = "SERVICES";
+/// Backends by id: array of [`crate::backend::Backend`].
+pub const BACKENDS: &str = "BACKENDS";
+/// IPv4 VIPs: array of [`crate::vip::VipBucket`].
+pub const VIPS4: &str = "VIPS4";
+/// Counters: array of [`crate::counters::Counter`], shaped by [`crate::counters::Layout`].
+pub const COUNTERS: &str = "COUNTERS";
+/// What each CPU keeps for itself: array of [`crate::counters::CpuState`], by CPU number.
+pub const CPUS: &str = "CPUS";
+/// The instance's own facts: array of one [`Instance`].
+pub const INSTANCE: &str = "INSTANCE";
+
+/// Every map, in the order in which they are pinned.
+pub const ALL: [&str; 9] = [
+    INSTANCE, FLOWS4, FACTS4, TABLES, SERVICES, BACKENDS, VIPS4, COUNTERS, CPUS,
+];
+
+/// Name of the load balancer's XDP program.
+pub const PROGRAM: &str = "tether";
+/// Name of the decapsulating XDP program.
+pub const DECAP_PROGRAM: &str = "decap";
+
+/// What an instance is, beyond its maps' contents. Read by the daemon when it adopts pinned maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Instance {
+    /// [`ABI_VERSION`] of who created the maps; 0 is not yet initialised.
+    pub abi_version: u32,
+    /// Zero.
+    pub reserved: u32,
+    /// Secret that keys the flow table's buckets.
+    pub flow_seed: crate::hash::Seed,
+    /// Secret that keys the Maglev tables, unless the configuration gives one.
+    pub fleet_seed: [u64; 4],
+}
+
+/// Constants of the loaded program, set by the daemon before it loads it; the kernel takes them as immediate values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Constants {
+    /// Secret that keys the flow table's buckets: [`Instance::flow_seed`].
+    pub flow_seed: crate::hash::Seed,
+    /// Buckets in [`FLOWS4`].
+    pub flow_buckets: u32,
+    /// Buckets in [`VIPS4`].
+    pub vip_buckets: u32,
+    /// [`crate::counters::Layout::services`].
+    pub services: u32,
+    /// [`crate::counters::Layout::backends`].
+    pub backends: u32,
+    /// Nanoseconds an adoption costs a CPU, see [`crate::counters::spend`].
+    pub adoption_cost_ns: u64,
+    /// Nanoseconds a reset costs a CPU.
+    pub reset_cost_ns: u64,
+}
+
+/// Name of the global in the BPF object that holds [`Constants`].
+pub const CONSTANTS: &str = "CONSTANTS";
+
+/// How long adoptions and resets may be saved up, in nanoseconds: 100 ms.
+pub const BURST_NS: u64 = 100_000_000;
+
+/// Default capacities.
+pub mod default {
+    /// IPv4 flows.
+    pub const FLOWS: u32 = 1_000_000;
+    /// Services.
+    pub const SERVICES: u32 = 4_096;
+    /// Backends.
+    pub const BACKENDS: u32 = 32_768;
+    /// Slots in the arena.
+    pub const TABLE_SLOTS: u32 = 4_194_304;
+    /// Adoptions a second on each CPU.
+    pub const ADOPTIONS_PER_SECOND: u64 = 50_000;
+    /// Resets a second on each CPU.
+    pub const RESETS_PER_SECOND: u64 = 100_000;
+}

@@ -1,0 +1,27 @@
+//! The entry of a service.
+
+use core::mem::{offset_of, size_of};
+
+use crate::hash::Seed;
+
+/// One service, one cache line. Written before the directory of VIPs names it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct Service {
+    /// A [`crate::maglev::TableRef`]: the only word that changes while the service is in use.
+    pub table: u64,
+    /// Keys the choice of slots: derived from the fleet's seed and the service's name.
+    pub seed: Seed,
+    /// Hash of the service's full identity (name, VIP, port, mode); 0 is an entry that is not in use.
+    pub identity: u64,
+    /// VIP, host byte order.
+    pub vip: u32,
+    /// Port, host byte order.
+    pub port: u16,
+    /// Zero.
+    pub reserved: u16,
+    /// Zero.
+    pub reserved_end: [u64; 2],
+}
+
+const _: () = assert!(size_of::<Service>() == 64 && offset_of!(Service, identity) == 32);

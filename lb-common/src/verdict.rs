@@ -1,0 +1,138 @@
+//! Verdicts: what happened to one packet, and why. One enum for both worlds.
+
+/// What is done with a packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Verdict {
+    /// Left to the host, untouched.
+    Pass,
+    /// Sent to a backend.
+    Forward,
+    /// Answered with a RST.
+    Reset,
+    /// Dropped.
+    Drop,
+}
+
+/// What a reason says about the world.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Class {
+    /// Part of normal life.
+    Expected,
+    /// Somebody should look at the configuration or the network.
+    Configuration,
+    /// A defect of Tether's, or corrupt maps.
+    ShouldNeverHappen,
+}
+
+macro_rules! reasons {
+    ($($(#[doc = $doc:literal])+ $variant:ident = $code:literal, $name:literal, $verdict:ident, $class:ident;)+) => {
+        /// Why a packet was treated as it was. Every packet ends in exactly one.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+        #[repr(u8)]
+        pub enum Reason {
+            $($(#[doc = $doc])+ $variant = $code,)+
+        }
+
+        impl Reason {
+            /// Every reason, by code.
+            pub const ALL: &[Self] = &[$(Self::$variant,)+];
+
+            /// The name in metrics and listings.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// What is done with the packet.
+            #[inline(always)]
+            pub const fn verdict(self) -> Verdict {
+                match self { $(Self::$variant => Verdict::$verdict,)+ }
+            }
+
+            /// What it says about the world.
+            pub const fn class(self) -> Class {
+                match self { $(Self::$variant => Class::$class,)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Not IPv4: ARP, IPv6, anything else.
+    NotIpv4 = 0, "not_ipv4", Pass, Expected;
+    /// IPv4, but not for a service.
+    NotService = 1, "not_service", Pass, Expected;
+    /// Shorter than its own headers say, and so not known to be for a service.
+    Malformed = 2, "malformed", Pass, Expected;
+    /// Its flow's entry named the backend.
+    Established = 3, "established", Forward, Expected;
+    /// A SYN: a new flow was recorded.
+    Opened = 4, "opened", Forward, Expected;
+    /// A SYN of a flow that has not been answered yet: the same again, or another.
+    Reopened = 5, "reopened", Forward, Expected;
+    /// A SYN on a live flow: a challenger was recorded.
+    Challenged = 6, "challenged", Forward, Expected;
+    /// A SYN that found no place: forwarded without an entry.
+    Unpinned = 7, "unpinned", Forward, Configuration;
+    /// Mid-stream without an entry: the flow was adopted.
+    Adopted = 8, "adopted", Forward, Expected;
+    /// Mid-stream without an entry, and none was made (no place, or too many at once): forwarded by the table.
+    Unadopted = 9, "unadopted", Forward, Expected;
+    /// A FIN, a RST or a segment without ACK, of no known flow: forwarded by the table.
+    Stray = 10, "stray", Forward, Expected;
+    /// The flow's backend is dead: a RST went to the client.
+    BackendDead = 11, "backend_dead", Reset, Expected;
+    /// Mid-stream, and no backend can take it: a RST went to the client.
+    NoBackendForFlow = 12, "no_backend_for_flow", Reset, Configuration;
+    /// A RST was due, but too many were sent lately.
+    ResetLimited = 13, "reset_limited", Drop, Expected;
+    /// A RST of a client whose backend is dead.
+    ResetToDead = 14, "reset_to_dead", Drop, Expected;
+    /// No backend takes new flows.
+    NoBackend = 15, "no_backend", Drop, Configuration;
+    /// The backend's next hop is not resolved.
+    Unresolved = 16, "unresolved", Drop, Configuration;
+    /// A SYN on a flow that has two live entries, or whose entry changed at that very moment: the client tries again.
+    Contested = 17, "contested", Drop, Expected;
+    /// A SYN with ACK, FIN or RST.
+    BadFlags = 18, "bad_flags", Drop, Expected;
+    /// A fragment but the first, of TCP, for a VIP that the host does not own.
+    Fragment = 19, "fragment", Drop, Configuration;
+    /// Its TTL ended here.
+    TtlExpired = 20, "ttl_expired", Drop, Expected;
+    /// With the outer header it would exceed the path MTU.
+    TooBig = 21, "too_big", Drop, Configuration;
+    /// The directory of VIPs names a service that does not exist.
+    ServiceMissing = 22, "service_missing", Drop, ShouldNeverHappen;
+    /// An entry names a backend that is no more: its id has another generation.
+    StaleGeneration = 23, "stale_generation", Drop, ShouldNeverHappen;
+    /// The backend's mode is none that this program knows.
+    UnknownMode = 24, "unknown_mode", Drop, ShouldNeverHappen;
+    /// The driver left no room for the outer header.
+    NoHeadroom = 25, "no_headroom", Drop, ShouldNeverHappen;
+    /// The frame could not be cut to the size of a RST.
+    NoReset = 26, "no_reset", Drop, ShouldNeverHappen;
+}
+
+impl Reason {
+    /// The reason of a code, if there is one.
+    pub fn from_code(code: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(code)).copied()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn codes_are_dense_and_names_are_unique() {
+        for (code, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, code);
+            assert_eq!(Reason::from_code(code as u8), Some(*reason));
+        }
+        let mut names: Vec<_> = Reason::ALL.iter().map(|reason| reason.name()).collect();
+        names.sort_unstable();
+        names.dedup();
+        assert_eq!(names.len(), Reason::ALL.len());
+    }
+}

@@ -1,0 +1,117 @@
+//! The words of the control plane: admin state, health and what passes between its parts.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use lb_common::backend::NextHop;
+use serde::{Deserialize, Serialize};
+
+/// What the operator wants of a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Admin {
+    /// Takes flows as its health allows.
+    #[default]
+    Active,
+    /// Takes no new flows and keeps those it has.
+    Draining,
+    /// Takes no flows; those it has keep going, but it does not count as usable, not even in fail-open.
+    Disabled,
+}
+
+/// What the checks say of a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Health {
+    /// No verdict yet.
+    #[default]
+    Unknown,
+    /// It says yes.
+    Up,
+    /// Something answers, but not with a yes: its flows stay.
+    Refusing,
+    /// The host is gone.
+    Down,
+}
+
+/// A backend by name, unique on this instance.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct BackendName {
+    /// The service it serves.
+    pub service: String,
+    /// Its name in that service.
+    pub backend: String,
+}
+
+impl std::fmt::Display for BackendName {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.service, self.backend)
+    }
+}
+
+/// How a backend is asked for its health.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Check {
+    /// What is asked.
+    pub kind: CheckKind,
+    /// Time between two checks.
+    pub interval: Duration,
+    /// Time after which a check has failed.
+    pub timeout: Duration,
+    /// Failures in a row that change a verdict for the worse.
+    pub fall: u32,
+    /// Successes in a row that change it for the better.
+    pub rise: u32,
+}
+
+/// What a check asks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CheckKind {
+    /// A TCP handshake.
+    Tcp,
+    /// A GET over HTTP/1.1.
+    Http {
+        /// Path and query.
+        path: String,
+        /// Host header.
+        host: String,
+        /// Status codes that are a yes.
+        status: Vec<std::ops::RangeInclusive<u16>>,
+    },
+}
+
+/// One backend to be checked: what the health module watches for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Whose health it is.
+    pub name: BackendName,
+    /// Where the check goes.
+    pub address: SocketAddr,
+    /// How it is checked.
+    pub check: Check,
+}
+
+/// What the health module found out about a backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HealthReport {
+    /// Whose health it is.
+    pub name: BackendName,
+    /// The address that was checked, so that a report about a replaced backend is not believed.
+    pub address: SocketAddr,
+    /// The verdict.
+    pub health: Health,
+    /// Why the last check failed, if it did.
+    pub last_error: Option<String>,
+}
+
+/// What the neighbour module found out about the way to an address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NextHopReport {
+    /// The backend's address.
+    pub address: IpAddr,
+    /// How to reach it; none if there is no route or no neighbour answers. `outer_source` is this host's address on that route; `checksum_base` is left
+    /// to the resolver.
+    pub next_hop: Option<NextHop>,
+}
