@@ -86,6 +86,25 @@ impl Namespace {
         format!("/proc/{}/task/{}/ns/net", std::process::id(), self.tid).into()
     }
 
+    /// The arguments with which `nsenter` enters this host while it lives.
+    #[must_use]
+    pub fn nsenter_arguments(&self) -> String {
+        let task = format!("/proc/{}/task/{}/ns", std::process::id(), self.tid);
+        format!("--net={task}/net --mount={task}/mnt")
+    }
+
+    /// What identifies the host's network and mount namespaces in the links below `/proc/PID/ns`.
+    ///
+    /// # Errors
+    /// When they cannot be read.
+    pub fn identity(&self) -> Result<[String; 2]> {
+        let read = |file: &File, kind: &str| {
+            use std::os::unix::fs::MetadataExt as _;
+            anyhow::Ok(format!("{kind}:[{}]", file.metadata()?.ino()))
+        };
+        Ok([read(&self.net, "net")?, read(&self.mnt, "mnt")?])
+    }
+
     /// Runs `job` on the namespace's own thread and waits for it. A panic in the job is the caller's panic.
     ///
     /// # Panics

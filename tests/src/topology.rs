@@ -103,10 +103,10 @@ impl Topology {
             WIDE_MTU,
         )?;
         // What the balancer's XDP program transmits arrives at this end without having been through a stack, and is lost
-        // unless this end polls, which GRO makes it do.
+        // unless this end polls, which GRO makes it do. Merging is held off: captures are to show what was sent.
         router.sh("ethtool -K lb gro on")?;
         router.ip(&format!(
-            "link set lb master segment up\nroute add {}/24 via {BALANCER}",
+            "link set lb gro_max_size 1 master segment up\nroute add {}/24 via {BALANCER}",
             Ipv4Addr::new(10, 0, 0, 0)
         ))?;
         balancer.ip(&format!(

@@ -269,9 +269,8 @@ async fn echo(mut stream: TcpStream, key: &str, name: &str, counters: &Counters)
     let mut socket = WebSocketStream::from_raw_socket(stream, Role::Server, None).await;
     socket.send(Message::text(name)).await?;
     while let Some(message) = socket.next().await {
-        match message? {
-            echoed @ (Message::Text(_) | Message::Binary(_)) => socket.send(echoed).await?,
-            _ => {}
+        if let echoed @ (Message::Text(_) | Message::Binary(_)) = message? {
+            socket.send(echoed).await?;
         }
     }
     Ok(())
