@@ -5,6 +5,7 @@ pub mod config;
 pub mod frame;
 pub mod namespace;
 pub mod packet_socket;
+mod passing;
 pub mod peer;
 pub mod random;
 pub mod stage;

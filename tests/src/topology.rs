@@ -10,12 +10,14 @@
 //! have the VIP on their loopback and answer clients directly, through the router.
 
 use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
 
 use crate::frame::Mac;
 use crate::namespace::Namespace;
+use crate::passing;
 
 /// The address that clients connect to.
 pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
@@ -102,13 +104,11 @@ impl Topology {
             mac_of(BALANCER),
             WIDE_MTU,
         )?;
-        // What the balancer's XDP program transmits arrives at this end without having been through a stack, and is lost
-        // unless this end polls, which GRO makes it do. Merging is held off: captures are to show what was sent.
-        router.sh("ethtool -K lb gro on")?;
+        // Merging by GRO, which XDP turns on in some kernels, is held off: captures are to show what was sent.
         router.ip(&format!(
-            "link set lb gro_max_size 1 master segment up\nroute add {}/24 via {BALANCER}",
-            Ipv4Addr::new(10, 0, 0, 0)
+            "link set lb gro_max_size 1\nlink set lb master segment up\nroute add 10.0.0.0/24 via {BALANCER}"
         ))?;
+        let passing = passing::pass_all(&router, BALANCER_PORT)?;
         balancer.ip(&format!(
             "address add {BALANCER}/24 dev eth0\nroute add default via 10.0.2.1"
         ))?;
@@ -124,6 +124,7 @@ impl Topology {
             backends,
             sources,
             topology: *self,
+            _passing: passing,
         })
     }
 
@@ -191,6 +192,7 @@ pub struct Lab {
     backends: Vec<Arc<Namespace>>,
     sources: Vec<Ipv4Addr>,
     topology: Topology,
+    _passing: OwnedFd,
 }
 
 impl Lab {

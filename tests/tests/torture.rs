@@ -110,7 +110,10 @@ impl Storm {
         self.stage.tether.wait_ready()?;
         // A drain that was on its way may or may not have been heard.
         let status = self.stage.tether.status()?;
-        let mut backends = status.services.into_iter().flat_map(|service| service.backends);
+        let mut backends = status
+            .services
+            .into_iter()
+            .flat_map(|service| service.backends);
         self.draining = backends.find(|b| b.admin == "draining").map(|b| b.name);
         Ok(())
     }
