@@ -1,0 +1,239 @@
+//! ICMP echoes: one socket for all of them.
+
+use std::{
+    collections::HashMap,
+    io,
+    mem::MaybeUninit,
+    net::{Ipv4Addr, SocketAddrV4},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU16, Ordering},
+    },
+    time::Duration,
+};
+
+use lb_common::csum;
+use socket2::{Domain, Protocol, Socket, Type};
+use tokio::{io::unix::AsyncFd, sync::oneshot};
+
+const ECHO_REPLY: u8 = 0;
+const ECHO_REQUEST: u8 = 8;
+/// Type, code, checksum, identifier, sequence number, and a number that only who saw the request can repeat.
+const LENGTH: usize = 16;
+
+type Pending = Arc<Mutex<HashMap<u16, Waiting>>>;
+
+struct Waiting {
+    from: Ipv4Addr,
+    nonce: u64,
+    answered: oneshot::Sender<()>,
+}
+
+/// Sends echoes and tells which were answered.
+#[derive(Debug)]
+pub(super) struct Echo {
+    socket: Arc<AsyncFd<Socket>>,
+    pending: Pending,
+    identifier: u16,
+    sequence: AtomicU16,
+    reader: tokio::task::JoinHandle<()>,
+}
+
+impl std::fmt::Debug for Waiting {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Waiting")
+            .field("from", &self.from)
+            .finish_non_exhaustive()
+    }
+}
+
+impl Echo {
+    /// Opens the socket: one for echoes alone where `net.ipv4.ping_group_range` lets this process, else a raw one.
+    ///
+    /// # Errors
+    /// When this process may have neither (no `CAP_NET_RAW`).
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub(super) fn open() -> io::Result<Self> {
+        let (socket, raw) = match Socket::new(Domain::IPV4, Type::DGRAM, Some(Protocol::ICMPV4)) {
+            Ok(socket) => (socket, false),
+            Err(_) => {
+                let socket = Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::ICMPV4))?;
+                only_replies(&socket)?;
+                (socket, true)
+            }
+        };
+        socket.set_nonblocking(true)?;
+        let socket = Arc::new(AsyncFd::new(socket)?);
+        let pending = Pending::default();
+        let reader = tokio::spawn(read(socket.clone(), pending.clone(), raw));
+        Ok(Self {
+            socket,
+            pending,
+            identifier: fastrand::u16(..),
+            sequence: AtomicU16::new(fastrand::u16(..)),
+            reader,
+        })
+    }
+
+    /// Sends an echo and waits for its reply, `patience` at most. An echo that could not be sent is not answered.
+    pub(super) async fn ask(&self, address: Ipv4Addr, patience: Duration) -> bool {
+        let sequence = self.sequence.fetch_add(1, Ordering::Relaxed);
+        let nonce = fastrand::u64(..);
+        let (answered, answer) = oneshot::channel();
+        lock(&self.pending).insert(
+            sequence,
+            Waiting {
+                from: address,
+                nonce,
+                answered,
+            },
+        );
+        let request = request(self.identifier, sequence, nonce);
+        let target = SocketAddrV4::new(address, 0).into();
+        let sent = self
+            .socket
+            .async_io(tokio::io::Interest::WRITABLE, |socket| {
+                socket.send_to(&request, &target)
+            })
+            .await;
+        let heard =
+            sent.is_ok() && matches!(tokio::time::timeout(patience, answer).await, Ok(Ok(())));
+        lock(&self.pending).remove(&sequence);
+        heard
+    }
+}
+
+impl Drop for Echo {
+    fn drop(&mut self) {
+        self.reader.abort();
+    }
+}
+
+/// The map holds no invariant that a panic elsewhere could have broken.
+fn lock(pending: &Pending) -> std::sync::MutexGuard<'_, HashMap<u16, Waiting>> {
+    pending.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// A raw socket would get every ICMP message that this host receives; the kernel drops all but echo replies.
+fn only_replies(socket: &Socket) -> io::Result<()> {
+    const ICMP_FILTER: libc::c_int = 1;
+    let filter: u32 = !(1 << ECHO_REPLY);
+    // SAFETY: the option's value is one u32 that outlives the call, and its size is given.
+    let result = unsafe {
+        libc::setsockopt(
+            std::os::fd::AsRawFd::as_raw_fd(socket),
+            libc::SOL_RAW,
+            ICMP_FILTER,
+            std::ptr::from_ref(&filter).cast(),
+            size_of::<u32>() as libc::socklen_t,
+        )
+    };
+    if result == 0 {
+        Ok(())
+    } else {
+        Err(io::Error::last_os_error())
+    }
+}
+
+fn request(identifier: u16, sequence: u16, nonce: u64) -> [u8; LENGTH] {
+    let mut message = [0; LENGTH];
+    message[0] = ECHO_REQUEST;
+    message[4..6].copy_from_slice(&identifier.to_be_bytes());
+    message[6..8].copy_from_slice(&sequence.to_be_bytes());
+    message[8..].copy_from_slice(&nonce.to_be_bytes());
+    let checksum = csum::finish(csum::sum_bytes(&message));
+    message[2..4].copy_from_slice(&checksum.to_be_bytes());
+    message
+}
+
+/// Sequence number and nonce of an echo reply.
+fn parse(packet: &[u8], raw: bool) -> Option<(u16, u64)> {
+    let header = if raw {
+        usize::from(packet.first()? & 15) * 4
+    } else {
+        0
+    };
+    let message = packet.get(header..header + LENGTH)?;
+    if message[0] != ECHO_REPLY {
+        return None;
+    }
+    Some((
+        u16::from_be_bytes([message[6], message[7]]),
+        u64::from_be_bytes(message[8..].try_into().ok()?),
+    ))
+}
+
+async fn read(socket: Arc<AsyncFd<Socket>>, pending: Pending, raw: bool) {
+    loop {
+        let mut buffer = [MaybeUninit::<u8>::uninit(); 256];
+        let received = socket
+            .async_io(tokio::io::Interest::READABLE, |socket| {
+                socket.recv_from(&mut buffer)
+            })
+            .await;
+        let (length, from) = match received {
+            Ok(received) => received,
+            // An ICMP error that answers an echo: the echo stays unanswered.
+            Err(_) => continue,
+        };
+        let packet: Vec<u8> = buffer[..length]
+            .iter()
+            // SAFETY: the kernel wrote the first `length` bytes.
+            .map(|byte| unsafe { byte.assume_init() })
+            .collect();
+        let Some(from) = from.as_socket_ipv4() else {
+            continue;
+        };
+        if let Some((sequence, nonce)) = parse(&packet, raw) {
+            let mut pending = lock(&pending);
+            let ours = pending
+                .get(&sequence)
+                .is_some_and(|waiting| waiting.from == *from.ip() && waiting.nonce == nonce);
+            if ours && let Some(waiting) = pending.remove(&sequence) {
+                // Whoever asked may have given up.
+                let _ = waiting.answered.send(());
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testnet::{HERE, NOBODY, Pair, THERE, block_on};
+
+    #[test]
+    fn a_request_sums_to_all_ones() {
+        let message = request(0x1234, 0xfffe, 0xdead_beef_0102_0304);
+        assert_eq!(csum::fold(csum::sum_bytes(&message)), 0xffff);
+    }
+
+    #[test]
+    fn truncated_packets_are_no_replies() {
+        let mut packet = vec![0x45; 20];
+        packet.extend(request(1, 7, 9));
+        packet[20] = ECHO_REPLY;
+        assert_eq!(parse(&packet, true), Some((7, 9)));
+        for length in 0..packet.len() {
+            assert_eq!(parse(&packet[..length], true), None);
+        }
+    }
+
+    #[test]
+    fn hosts_that_are_there_answer_through_either_kind_of_socket() {
+        let pair = Pair::new();
+        for range in ["1 0", "0 0"] {
+            block_on(&pair.near, move || async move {
+                std::fs::write("/proc/sys/net/ipv4/ping_group_range", range).unwrap();
+                let echo = Echo::open().unwrap();
+                let patience = Duration::from_secs(5);
+                assert!(echo.ask(THERE, patience).await);
+                assert!(echo.ask(HERE, patience).await);
+                assert!(!echo.ask(NOBODY, Duration::from_millis(200)).await);
+                assert!(lock(&echo.pending).is_empty());
+            });
+        }
+    }
+}

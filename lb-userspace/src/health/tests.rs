@@ -1,0 +1,386 @@
+//! Checks against real sockets, hosts and neighbours.
+
+use std::net::{Ipv4Addr, SocketAddr};
+
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::{TcpListener, TcpSocket},
+};
+
+use super::*;
+use crate::{
+    model::CheckKind,
+    testnet::{BEHIND, HERE, NOBODY, PATIENCE, Pair, THERE, block_on},
+};
+
+const PORT: u16 = 80;
+
+fn tcp() -> Check {
+    Check {
+        kind: CheckKind::Tcp,
+        interval: Duration::from_millis(500),
+        timeout: Duration::from_millis(300),
+        fall: 3,
+        rise: 2,
+    }
+}
+
+fn http() -> Check {
+    Check {
+        kind: CheckKind::Http {
+            path: "/health?deep=1".into(),
+            host: "chat.example".into(),
+            status: vec![200..=299],
+        },
+        ..tcp()
+    }
+}
+
+fn target(address: Ipv4Addr, check: Check) -> Target {
+    Target {
+        name: BackendName {
+            service: "chat".into(),
+            backend: address.to_string(),
+        },
+        address: SocketAddr::new(address.into(), PORT),
+        check,
+    }
+}
+
+/// A server that sends `response` to whoever asks, and what it was asked.
+async fn server(response: &'static [u8]) -> (SocketAddr, mpsc::Receiver<String>) {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (sender, asked) = mpsc::channel(16);
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let sender = sender.clone();
+            tokio::spawn(async move {
+                let mut request = vec![0; 4_096];
+                let length = stream.read(&mut request).await.unwrap_or(0);
+                request.truncate(length);
+                let _ = sender.try_send(String::from_utf8(request).unwrap());
+                let _ = stream.write_all(response).await;
+            });
+        }
+    });
+    (address, asked)
+}
+
+fn replied(answer: &Answer) -> (Reply, &str) {
+    (answer.reply, answer.error.as_deref().unwrap_or(""))
+}
+
+#[test]
+fn http_answers_are_told_apart() {
+    let pair = Pair::new();
+    block_on(&pair.near, || async {
+        let (address, mut asked) = server(b"HTTP/1.1 204 No Content\r\nServer: x\r\n\r\n").await;
+        assert_eq!(
+            probe(address, &http()).await,
+            Answer {
+                reply: Reply::Yes,
+                error: None
+            }
+        );
+        let request = asked.recv().await.unwrap();
+        assert!(
+            request.starts_with("GET /health?deep=1 HTTP/1.1\r\n"),
+            "{request}"
+        );
+        assert!(request.contains("host: chat.example\r\n"), "{request}");
+
+        let (address, _asked) =
+            server(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n").await;
+        let answer = probe(address, &http()).await;
+        assert_eq!(replied(&answer), (Reply::No, "status 503"));
+
+        // The body is not waited for.
+        let (address, _asked) = server(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n").await;
+        assert_eq!(probe(address, &http()).await.reply, Reply::Yes);
+
+        let (address, _asked) = server(b"\x15\x03\x01\x00\x02\x02\x46").await;
+        let answer = probe(address, &http()).await;
+        assert_eq!(replied(&answer), (Reply::No, "the answer is no HTTP/1.1"));
+
+        let (address, _asked) = server(b"").await;
+        let answer = probe(address, &http()).await;
+        assert_eq!(
+            replied(&answer),
+            (Reply::No, "the connection was closed before a response")
+        );
+
+        // More head than any honest answer has.
+        static HUGE: [u8; 1 << 17] = [b'a'; 1 << 17];
+        let (address, _asked) = server(&HUGE).await;
+        assert_eq!(probe(address, &http()).await.reply, Reply::No);
+    });
+}
+
+#[test]
+fn refusals_and_hangs_are_replies_and_a_full_backlog_is_not() {
+    let pair = Pair::new();
+    block_on(&pair.near, || async {
+        let closed = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 1);
+        let answer = probe(closed, &tcp()).await;
+        assert_eq!(replied(&answer), (Reply::No, "the connection was refused"));
+
+        // Nobody accepts: the kernel shakes hands, which is all that a TCP check asks, and no HTTP answer comes.
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.bind((Ipv4Addr::LOCALHOST, 0).into()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let address = listener.local_addr().unwrap();
+        let answer = probe(address, &http()).await;
+        assert_eq!(
+            replied(&answer),
+            (Reply::No, "connected, but no HTTP response within 300 ms")
+        );
+        // A check that is over takes no place in the backlog. These do.
+        let mut held = vec![];
+        let answer = loop {
+            let answer = probe(address, &tcp()).await;
+            if answer.reply != Reply::Yes {
+                break answer;
+            }
+            assert!(held.len() < 16, "the backlog has no end");
+            let connect = tokio::net::TcpStream::connect(address);
+            held.push(tokio::time::timeout(Duration::from_millis(300), connect).await);
+        };
+        assert_eq!(
+            replied(&answer),
+            (Reply::Silent, "no answer to a SYN within 300 ms")
+        );
+    });
+}
+
+#[test]
+fn checks_leave_no_sockets_behind() {
+    let pair = Pair::new();
+    let (sockets, port) = block_on(&pair.near, || async {
+        let (address, _asked) = server(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n").await;
+        for _ in 0..20 {
+            assert_eq!(probe(address, &tcp()).await.reply, Reply::Yes);
+            assert_eq!(probe(address, &http()).await.reply, Reply::Yes);
+        }
+        let sockets = std::fs::read_to_string("/proc/thread-self/net/tcp").unwrap();
+        (sockets, address.port())
+    });
+    // Sockets of this side, whatever their state: the server's port is the remote one. What the server closed itself waits on its side.
+    let remote = format!(":{port:04X}");
+    let left = sockets
+        .lines()
+        .filter(|line| {
+            line.split_whitespace()
+                .nth(2)
+                .is_some_and(|end| end.ends_with(&remote))
+        })
+        .count();
+    assert_eq!(left, 0, "{sockets}");
+}
+
+/// The module at work, and what it says.
+struct Checks {
+    targets: watch::Sender<Vec<Target>>,
+    reports: mpsc::Receiver<HealthReport>,
+}
+
+impl Checks {
+    fn start(targets: Vec<Target>) -> Self {
+        let (targets, watched) = watch::channel(targets);
+        let (sender, reports) = mpsc::channel(64);
+        let (stop, shutdown) = watch::channel(false);
+        tokio::spawn(async move {
+            run(watched, sender, shutdown).await.unwrap();
+            drop(stop);
+        });
+        Self { targets, reports }
+    }
+
+    async fn next(&mut self) -> HealthReport {
+        tokio::time::timeout(PATIENCE, self.reports.recv())
+            .await
+            .expect("no report")
+            .expect("the module ended")
+    }
+
+    /// Waits for a verdict of one address, and gives the verdicts that its other reports told meanwhile.
+    async fn until(&mut self, address: Ipv4Addr, health: Health) -> Vec<Health> {
+        let mut before = vec![];
+        loop {
+            let report = self.next().await;
+            if report.address.ip() == address {
+                if report.health == health {
+                    return before;
+                }
+                before.push(report.health);
+            }
+        }
+    }
+}
+
+/// Serves on the far host for as long as the sender is kept.
+fn serve(pair: &Pair) -> std::sync::mpsc::Sender<()> {
+    let (stop, stopped) = std::sync::mpsc::channel();
+    let host = pair.far.twin();
+    let (ready, is_ready) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        host.run(move || {
+            // The kernel shakes hands; nobody needs to accept, and what is reset leaves the backlog.
+            let listener = std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).unwrap();
+            listener.set_nonblocking(true).unwrap();
+            ready.send(()).unwrap();
+            while stopped.recv_timeout(Duration::from_millis(5))
+                == Err(std::sync::mpsc::RecvTimeoutError::Timeout)
+            {
+                while listener.accept().is_ok() {}
+            }
+        });
+    });
+    is_ready.recv().unwrap();
+    stop
+}
+
+#[test]
+fn a_dark_host_on_the_link_is_down_within_three_seconds_and_comes_back() {
+    let pair = Arc::new(Pair::new());
+    let _server = serve(&pair);
+    let network = pair.clone();
+    block_on(&pair.near, move || async move {
+        let mut checks = Checks::start(vec![target(THERE, tcp())]);
+        assert_eq!(checks.until(THERE, Health::Up).await, []);
+        network.darken();
+        let dark = Instant::now();
+        let before = checks.until(THERE, Health::Down).await;
+        let found_after = dark.elapsed();
+        assert!(found_after < Duration::from_secs(3), "{found_after:?}");
+        assert!(
+            before
+                .iter()
+                .all(|health| matches!(health, Health::Up | Health::Refusing))
+        );
+        network.brighten();
+        checks.until(THERE, Health::Up).await;
+    });
+}
+
+#[test]
+fn a_live_host_without_an_answer_is_refusing_and_never_down() {
+    let pair = Arc::new(Pair::new());
+    let server = serve(&pair);
+    let network = pair.clone();
+    block_on(&pair.near, move || async move {
+        let mut checks = Checks::start(vec![target(THERE, tcp())]);
+        checks.until(THERE, Health::Up).await;
+        // A closed port is refused by the host's kernel.
+        drop(server);
+        assert!(
+            !checks
+                .until(THERE, Health::Refusing)
+                .await
+                .contains(&Health::Down)
+        );
+        let _server = serve(&network);
+        checks.until(THERE, Health::Up).await;
+        // A firewall that drops without a word: ARP still answers.
+        network.far.ip("route add blackhole 10.77.0.1/32");
+        assert!(
+            !checks
+                .until(THERE, Health::Refusing)
+                .await
+                .contains(&Health::Down)
+        );
+        let silent_for = tokio::time::timeout(Duration::from_secs(4), checks.reports.recv());
+        assert!(
+            silent_for.await.is_err(),
+            "another verdict about a live host"
+        );
+    });
+}
+
+#[test]
+fn a_routed_host_is_down_when_its_echoes_end_and_else_refusing() {
+    let pair = Arc::new(Pair::new());
+    let _server = serve(&pair);
+    let network = pair.clone();
+    block_on(&pair.near, move || async move {
+        let mut checks = Checks::start(vec![target(BEHIND, tcp())]);
+        checks.until(BEHIND, Health::Up).await;
+        network.far.ip(&format!("addr del {BEHIND}/32 dev lo"));
+        checks.until(BEHIND, Health::Down).await;
+        network.far.ip(&format!("addr add {BEHIND}/32 dev lo"));
+        checks.until(BEHIND, Health::Up).await;
+    });
+    // A host that does not answer echoes while it is up gives no sign by not answering them.
+    pair.far
+        .run(|| std::fs::write("/proc/sys/net/ipv4/icmp_echo_ignore_all", "1").unwrap());
+    let network = pair.clone();
+    block_on(&pair.near, move || async move {
+        let mut checks = Checks::start(vec![target(BEHIND, tcp())]);
+        checks.until(BEHIND, Health::Up).await;
+        network.far.ip(&format!("addr del {BEHIND}/32 dev lo"));
+        assert!(
+            !checks
+                .until(BEHIND, Health::Refusing)
+                .await
+                .contains(&Health::Down)
+        );
+        let silent_for = tokio::time::timeout(Duration::from_secs(4), checks.reports.recv());
+        assert!(
+            silent_for.await.is_err(),
+            "another verdict without evidence"
+        );
+    });
+}
+
+#[test]
+fn a_host_that_never_was_is_down_and_one_that_is_us_is_not() {
+    let pair = Pair::new();
+    block_on(&pair.near, || async {
+        let mut checks = Checks::start(vec![target(NOBODY, tcp()), target(HERE, tcp())]);
+        let (mut nobody, mut here) = (Health::Unknown, Health::Unknown);
+        while (nobody, here) != (Health::Down, Health::Refusing) {
+            let report = checks.next().await;
+            if report.address.ip() == NOBODY {
+                nobody = report.health;
+            } else {
+                here = report.health;
+            }
+        }
+    });
+}
+
+#[test]
+fn targets_that_stay_are_not_disturbed() {
+    let pair = Arc::new(Pair::new());
+    let _server = serve(&pair);
+    block_on(&pair.near, || async {
+        let mut checks = Checks::start(vec![target(THERE, tcp())]);
+        checks.until(THERE, Health::Up).await;
+        // Another one joins, and this one is checked in another way: it is up all along, and only the news is told.
+        let asked_otherwise = Check {
+            interval: Duration::from_millis(50),
+            ..tcp()
+        };
+        checks
+            .targets
+            .send(vec![target(BEHIND, tcp()), target(THERE, asked_otherwise)])
+            .unwrap();
+        let report = checks.next().await;
+        assert_eq!(
+            (report.address.ip(), report.health),
+            (BEHIND.into(), Health::Up)
+        );
+        // Another address under the same name is another backend: it starts anew.
+        let moved = Target {
+            name: target(BEHIND, tcp()).name,
+            ..target(THERE, tcp())
+        };
+        checks.targets.send(vec![moved]).unwrap();
+        let report = checks.next().await;
+        assert_eq!(
+            (report.address.ip(), report.health),
+            (THERE.into(), Health::Up)
+        );
+    });
+}

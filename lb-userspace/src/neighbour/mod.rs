@@ -1,0 +1,326 @@
+//! Next hops: for every backend's address the egress interface, the MACs, this host's address and the MTU, kept true while routes,
+//! links and neighbours change.
+//!
+//! The kernel decides: its route, its neighbour entry. This module asks, listens for changes and reports, and keeps the entries
+//! alive, since a load balancer whose backends answer clients directly sends through its own stack too little to do so. An entry
+//! is asked for by using it (`NTF_USE`), which leaves nothing behind that the kernel does not age out by itself.
+//!
+//! | what happens | what is reported |
+//! |---|---|
+//! | the neighbour's MAC, the route, the interface's MAC or an MTU changes | the new next hop, at once |
+//! | the neighbour stops answering ARP | nothing: the known MAC stays, since a hiccup must not cut flows. Health says whether a host is dead |
+//! | route or link are gone for less than [`way::CONFIRMATION`] | nothing |
+//! | they stay gone, or the neighbour never answered | no next hop: the backend is unresolved |
+//! | events were lost | what a full look at everything finds |
+
+pub mod netlink;
+pub mod way;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    io,
+    net::{IpAddr, Ipv4Addr},
+    time::{Duration, Instant},
+};
+
+use lb_common::{backend::NextHop, net::Mac};
+use tokio::sync::{mpsc, watch};
+
+use self::{
+    netlink::{Event, Events, Netlink},
+    way::{Entry, Link, Obstacle, Way, covers},
+};
+use crate::model::NextHopReport;
+
+/// Changes come in bursts: after the first one, this long is waited for the rest.
+const SETTLE: Duration = Duration::from_millis(20);
+/// How often ways that are not resolved are looked at.
+const OPEN_INTERVAL: Duration = Duration::from_millis(500);
+/// How often neighbours are used, so that the kernel keeps their entries fresh.
+const USE_INTERVAL: Duration = Duration::from_secs(10);
+/// How often everything is looked at, for what comes without an event: a path MTU, a change of next-hop objects.
+const FULL_INTERVAL: Duration = Duration::from_secs(30);
+/// Pause before the netlink socket is opened again after it failed.
+const REOPEN_PAUSE: Duration = Duration::from_secs(1);
+
+/// Resolves and watches the next hops of `addresses` until `shutdown` turns true or the receiver of `reports` is gone.
+///
+/// A report is sent for every address once it is known whether it has a next hop, and from then on whenever that changes.
+///
+/// # Errors
+/// When no netlink socket is to be had at the start; later failures are logged, and the socket is opened again.
+pub async fn run(
+    mut addresses: watch::Receiver<BTreeSet<IpAddr>>,
+    reports: mpsc::Sender<NextHopReport>,
+    mut shutdown: watch::Receiver<bool>,
+) -> io::Result<()> {
+    let (netlink, mut events) = Netlink::subscribe()?;
+    let mut watched = Watched::new(netlink, reports);
+    watched.set_addresses(&addresses.borrow_and_update());
+    let mut open = tokio::time::interval(OPEN_INTERVAL);
+    let mut uses = tokio::time::interval(USE_INTERVAL);
+    let mut full = tokio::time::interval(FULL_INTERVAL);
+    for interval in [&mut open, &mut uses, &mut full] {
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    }
+    loop {
+        let settled = watched.settled_at();
+        tokio::select! {
+            () = crate::shutdown::requested(&mut shutdown) => return Ok(()),
+            changed = addresses.changed() => {
+                if changed.is_err() {
+                    return Ok(());
+                }
+                watched.set_addresses(&addresses.borrow_and_update());
+            }
+            event = events.next() => match event {
+                Some(event) => {
+                    watched.absorb(&event);
+                    while let Some(event) = events.ready() {
+                        watched.absorb(&event);
+                    }
+                }
+                None => {
+                    (watched.netlink, events) = reopen().await;
+                    watched.absorb(&Event::Anything);
+                }
+            },
+            () = tokio::time::sleep_until(settled.unwrap_or_else(Instant::now).into()), if settled.is_some() => {
+                if watched.look().await.is_err() {
+                    return Ok(());
+                }
+            }
+            _ = open.tick() => watched.mark_open(),
+            _ = uses.tick() => watched.use_all().await,
+            _ = full.tick() => watched.absorb(&Event::Anything),
+        }
+    }
+}
+
+async fn reopen() -> (Netlink, Events) {
+    tracing::warn!("the netlink socket for next hops failed; opening another");
+    loop {
+        tokio::time::sleep(REOPEN_PAUSE).await;
+        match Netlink::subscribe() {
+            Ok(opened) => return opened,
+            Err(error) => {
+                tracing::error!(%error, "no netlink socket for next hops; they are not followed meanwhile, trying again");
+            }
+        }
+    }
+}
+
+/// All ways that are watched, and which of them must be looked at.
+struct Watched {
+    netlink: Netlink,
+    reports: mpsc::Sender<NextHopReport>,
+    ways: BTreeMap<Ipv4Addr, Way>,
+    /// Addresses that cannot be served, so that each is reported once.
+    refused: BTreeSet<IpAddr>,
+    newly_refused: Vec<IpAddr>,
+    marked: BTreeSet<Ipv4Addr>,
+    marked_at: Option<Instant>,
+}
+
+/// The receiver of reports is gone.
+struct Ended;
+
+impl Watched {
+    fn new(netlink: Netlink, reports: mpsc::Sender<NextHopReport>) -> Self {
+        Self {
+            netlink,
+            reports,
+            ways: BTreeMap::new(),
+            refused: BTreeSet::new(),
+            newly_refused: vec![],
+            marked: BTreeSet::new(),
+            marked_at: None,
+        }
+    }
+
+    fn set_addresses(&mut self, addresses: &BTreeSet<IpAddr>) {
+        self.ways
+            .retain(|address, _| addresses.contains(&IpAddr::V4(*address)));
+        self.refused.retain(|address| addresses.contains(address));
+        for address in addresses {
+            match address {
+                IpAddr::V4(address) => {
+                    if !self.ways.contains_key(address) {
+                        self.ways.insert(*address, Way::default());
+                        self.mark(*address);
+                    }
+                }
+                IpAddr::V6(_) => {
+                    if self.refused.insert(*address) {
+                        self.newly_refused.push(*address);
+                        self.marked_at.get_or_insert_with(Instant::now);
+                    }
+                }
+            }
+        }
+    }
+
+    fn mark(&mut self, address: Ipv4Addr) {
+        self.marked.insert(address);
+        self.marked_at.get_or_insert_with(Instant::now);
+    }
+
+    fn mark_where(&mut self, concerned: impl Fn(Ipv4Addr, &Way) -> bool) {
+        let marked: Vec<_> = self
+            .ways
+            .iter()
+            .filter(|(address, way)| concerned(**address, way))
+            .map(|(address, _)| *address)
+            .collect();
+        for address in marked {
+            self.mark(address);
+        }
+    }
+
+    fn mark_open(&mut self) {
+        self.mark_where(|_, way| way.is_open());
+    }
+
+    /// Marks what an event concerns.
+    fn absorb(&mut self, event: &Event) {
+        match *event {
+            Event::Anything => self.mark_where(|_, _| true),
+            // A route to the gateway matters only to what is routed over it, and that shows in the kernel's own choice; a
+            // gateway is always on a link, whose routes cover it.
+            Event::Route(prefix, length) => self.mark_where(|address, way| {
+                covers(prefix, length, address)
+                    || way.via().is_some_and(|via| covers(prefix, length, via.1))
+            }),
+            Event::Link(interface) => self.mark_where(|_, way| {
+                way.is_open() || way.via().is_some_and(|via| via.0 == interface)
+            }),
+            Event::Neighbour(interface, neighbour, mac) => self.mark_where(|_, way| {
+                way.via() == Some((interface, neighbour))
+                    && (way.is_open() || mac.is_none() || mac != way.mac())
+            }),
+        }
+    }
+
+    /// When what is marked should be looked at.
+    fn settled_at(&self) -> Option<Instant> {
+        self.marked_at.map(|at| at + SETTLE)
+    }
+
+    /// Looks at what is marked, and reports what changed.
+    async fn look(&mut self) -> Result<(), Ended> {
+        self.marked_at = None;
+        for address in std::mem::take(&mut self.newly_refused) {
+            log_obstacle(address, &Obstacle::NotIpv4);
+            self.report(address, None).await?;
+        }
+        let mut links = HashMap::new();
+        for address in std::mem::take(&mut self.marked) {
+            let Some(mut way) = self.ways.remove(&address) else {
+                continue;
+            };
+            let before = way.obstacle().cloned();
+            let found = self.find(address, &mut way, &mut links).await;
+            let report = way.judge(Instant::now(), found);
+            if let Some(obstacle) = way.obstacle()
+                && before.as_ref() != Some(obstacle)
+                && !matches!(obstacle, Obstacle::Asked(_))
+            {
+                log_obstacle(address.into(), obstacle);
+            }
+            self.ways.insert(address, way);
+            if let Some(next_hop) = report {
+                if let Some(hop) = next_hop {
+                    log_hop(address, &hop);
+                }
+                self.report(address.into(), next_hop).await?;
+            }
+        }
+        Ok(())
+    }
+
+    async fn report(&self, address: IpAddr, next_hop: Option<NextHop>) -> Result<(), Ended> {
+        self.reports
+            .send(NextHopReport { address, next_hop })
+            .await
+            .map_err(|_| Ended)
+    }
+
+    async fn find(
+        &self,
+        address: Ipv4Addr,
+        way: &mut Way,
+        links: &mut HashMap<u32, Result<Link, Obstacle>>,
+    ) -> Result<NextHop, Obstacle> {
+        let route = self
+            .netlink
+            .route(address)
+            .await
+            .map_err(|error| match error {
+                netlink::Error::Refused(error) => Obstacle::NoRoute(error.to_string()),
+                error => Obstacle::Unasked(error.to_string()),
+            })?;
+        if route.local {
+            return Err(Obstacle::Local);
+        }
+        if !route.unicast {
+            return Err(Obstacle::NotUnicast);
+        }
+        if route.foreign_gateway {
+            return Err(Obstacle::ForeignGateway);
+        }
+        let interface = route.interface;
+        if let std::collections::hash_map::Entry::Vacant(vacant) = links.entry(interface) {
+            vacant.insert(
+                self.netlink
+                    .link(interface)
+                    .await
+                    .map_err(|error| match error {
+                        netlink::Error::Refused(_) => Obstacle::LinkGone(interface),
+                        error => Obstacle::Unasked(error.to_string()),
+                    }),
+            );
+        }
+        let link = links[&interface].clone()?;
+        let neighbour = route.gateway.unwrap_or(address);
+        let entry = self
+            .netlink
+            .entry(interface, neighbour)
+            .await
+            .map_err(|error| Obstacle::Unasked(error.to_string()))?;
+        if link.up && entry.is_none_or(|entry: Entry| entry.mac.is_none()) {
+            // Resolving it may fail only in ways that the next look at it tells.
+            if let Err(error) = self.netlink.use_neighbour(interface, neighbour).await {
+                tracing::debug!(%error, %neighbour, interface = %link.name, "a neighbour could not be asked for");
+            }
+        }
+        way.resolve(address, &route, &link, entry.as_ref())
+    }
+
+    /// Uses every neighbour, so that the kernel confirms what is stale and asks for what failed.
+    async fn use_all(&self) {
+        let neighbours: BTreeSet<_> = self.ways.values().filter_map(Way::via).collect();
+        for (interface, neighbour) in neighbours {
+            if let Err(error) = self.netlink.use_neighbour(interface, neighbour).await {
+                tracing::debug!(%error, %neighbour, interface, "a neighbour could not be kept fresh");
+            }
+        }
+    }
+}
+
+fn log_obstacle(address: IpAddr, obstacle: &Obstacle) {
+    tracing::warn!(%address, reason = %obstacle, "something is in the way to a backend");
+}
+
+fn log_hop(address: Ipv4Addr, hop: &NextHop) {
+    tracing::info!(
+        %address,
+        mac = %Mac(hop.destination),
+        interface = hop.ifindex,
+        source = %Ipv4Addr::from_bits(hop.outer_source),
+        mtu = hop.mtu,
+        "next hop resolved"
+    );
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,384 @@
+//! Questions to the kernel about routes, links and neighbours, over rtnetlink: the only place that builds or reads its messages.
+
+use std::{io, net::Ipv4Addr, time::Duration};
+
+use futures::{StreamExt as _, channel::mpsc::UnboundedReceiver};
+use netlink_packet_route::{
+    AddressFamily, RouteNetlinkMessage,
+    link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage},
+    neighbour::{
+        NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
+    },
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType},
+};
+use rtnetlink::{
+    Handle, MulticastGroup,
+    packet_core::{
+        NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
+    },
+};
+
+use super::way::{Entry, EntryState, Link, Route};
+
+/// The kernel answers within microseconds; an answer that cannot be decoded never comes.
+const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Why a question went without a usable answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The kernel said no.
+    #[error("{0}")]
+    Refused(#[source] io::Error),
+    /// The netlink socket is closed.
+    #[error("the netlink socket is closed")]
+    Closed,
+    /// No answer, or none that could be understood.
+    #[error("the kernel gave no usable answer")]
+    NoAnswer,
+}
+
+impl Error {
+    /// The kernel's error number, if it gave one.
+    pub fn errno(&self) -> Option<i32> {
+        match self {
+            Self::Refused(error) => error.raw_os_error(),
+            Self::Closed | Self::NoAnswer => None,
+        }
+    }
+}
+
+/// What changed in the kernel, as far as next hops are concerned.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A route to this prefix came, changed or went.
+    Route(Ipv4Addr, u8),
+    /// A link came, changed or went.
+    Link(u32),
+    /// A neighbour's entry came, changed or went; its MAC if it has a valid one.
+    Neighbour(u32, Ipv4Addr, Option<[u8; 6]>),
+    /// Anything may have changed: events were lost, or the change concerns no single route.
+    Anything,
+}
+
+/// Messages of the multicast groups that next hops depend on.
+#[derive(Debug)]
+pub struct Events(
+    UnboundedReceiver<(
+        NetlinkMessage<RouteNetlinkMessage>,
+        rtnetlink::sys::SocketAddr,
+    )>,
+);
+
+impl Events {
+    /// The next event; none when the socket is closed.
+    pub async fn next(&mut self) -> Option<Event> {
+        loop {
+            let (message, _) = self.0.next().await?;
+            if let Some(event) = event(message.payload) {
+                return Some(event);
+            }
+        }
+    }
+
+    /// The next event that is already there.
+    pub fn ready(&mut self) -> Option<Event> {
+        loop {
+            let (message, _) = self.0.try_recv().ok()?;
+            if let Some(event) = event(message.payload) {
+                return Some(event);
+            }
+        }
+    }
+}
+
+fn event(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<Event> {
+    match payload {
+        NetlinkPayload::Overrun(_) => Some(Event::Anything),
+        NetlinkPayload::InnerMessage(message) => match message {
+            RouteNetlinkMessage::NewRoute(route) | RouteNetlinkMessage::DelRoute(route) => {
+                let prefix = route
+                    .attributes
+                    .iter()
+                    .find_map(|attribute| match attribute {
+                        RouteAttribute::Destination(RouteAddress::Inet(prefix)) => Some(*prefix),
+                        _ => None,
+                    });
+                (route.header.address_family == AddressFamily::Inet).then_some(Event::Route(
+                    prefix.unwrap_or(Ipv4Addr::UNSPECIFIED),
+                    route.header.destination_prefix_length,
+                ))
+            }
+            RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
+                Some(Event::Link(link.header.index))
+            }
+            RouteNetlinkMessage::NewNeighbour(neighbour) => {
+                let entry = read_entry(&neighbour);
+                neighbour_address(&neighbour)
+                    .map(|address| Event::Neighbour(neighbour.header.ifindex, address, entry.mac))
+            }
+            RouteNetlinkMessage::DelNeighbour(neighbour) => neighbour_address(&neighbour)
+                .map(|address| Event::Neighbour(neighbour.header.ifindex, address, None)),
+            RouteNetlinkMessage::NewAddress(_)
+            | RouteNetlinkMessage::DelAddress(_)
+            | RouteNetlinkMessage::NewRule(_)
+            | RouteNetlinkMessage::DelRule(_) => Some(Event::Anything),
+            _ => None,
+        },
+        _ => None,
+    }
+}
+
+/// A connection to the kernel's routing tables, of the network namespace of the thread that made it.
+#[derive(Clone, Debug)]
+pub struct Netlink {
+    handle: Handle,
+}
+
+impl Netlink {
+    /// Opens a connection for questions.
+    ///
+    /// # Errors
+    /// When the socket is not to be had.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn connect() -> io::Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        tokio::spawn(connection);
+        Ok(Self { handle })
+    }
+
+    /// Opens a connection for questions that tells of changes too.
+    ///
+    /// # Errors
+    /// When the socket is not to be had.
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime.
+    pub fn subscribe() -> io::Result<(Self, Events)> {
+        let (connection, handle, events) = rtnetlink::new_multicast_connection(&[
+            MulticastGroup::Link,
+            MulticastGroup::Neigh,
+            MulticastGroup::Ipv4Ifaddr,
+            MulticastGroup::Ipv4Route,
+            MulticastGroup::Ipv4Rule,
+        ])?;
+        tokio::spawn(connection);
+        Ok((Self { handle }, Events(events)))
+    }
+
+    /// The route to an address, as the kernel would choose it now.
+    ///
+    /// # Errors
+    /// `ENETUNREACH` and the like if there is none.
+    pub async fn route(&self, address: Ipv4Addr) -> Result<Route, Error> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = AddressFamily::Inet;
+        message.header.destination_prefix_length = 32;
+        message
+            .attributes
+            .push(RouteAttribute::Destination(RouteAddress::Inet(address)));
+        match self
+            .ask_one(RouteNetlinkMessage::GetRoute(message), 0)
+            .await?
+        {
+            Some(RouteNetlinkMessage::NewRoute(route)) => Ok(read_route(&route)),
+            _ => Err(Error::NoAnswer),
+        }
+    }
+
+    /// A link, by its index.
+    ///
+    /// # Errors
+    /// `ENODEV` if there is none.
+    pub async fn link(&self, interface: u32) -> Result<Link, Error> {
+        let mut message = LinkMessage::default();
+        message.header.index = interface;
+        match self
+            .ask_one(RouteNetlinkMessage::GetLink(message), 0)
+            .await?
+        {
+            Some(RouteNetlinkMessage::NewLink(link)) => Ok(read_link(&link)),
+            _ => Err(Error::NoAnswer),
+        }
+    }
+
+    /// A neighbour's entry, if there is one.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn entry(&self, interface: u32, address: Ipv4Addr) -> Result<Option<Entry>, Error> {
+        let message = neighbour(interface, address);
+        match self
+            .ask_one(RouteNetlinkMessage::GetNeighbour(message), 0)
+            .await
+        {
+            Ok(Some(RouteNetlinkMessage::NewNeighbour(entry))) => Ok(Some(read_entry(&entry))),
+            Ok(_) => Err(Error::NoAnswer),
+            Err(error) if error.errno() == Some(libc::ENOENT) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Uses a neighbour as if a packet were sent to it: resolves it if it is not, and has a stale entry confirmed in the
+    /// kernel's own time. Makes the entry if there is none.
+    ///
+    /// # Errors
+    /// When the kernel refuses, as for an interface that is down.
+    pub async fn use_neighbour(&self, interface: u32, address: Ipv4Addr) -> Result<(), Error> {
+        let mut message = neighbour(interface, address);
+        message.header.flags = NeighbourFlags::Use;
+        self.ask_one(
+            RouteNetlinkMessage::NewNeighbour(message),
+            NLM_F_ACK | NLM_F_CREATE | NLM_F_REPLACE,
+        )
+        .await
+        .map(drop)
+    }
+
+    /// Has an entry with a MAC confirmed at once: the kernel asks at intervals of a second (`retrans_time_ms`), three times
+    /// (`ucast_solicit`), and calls the entry failed a second after that. An entry merely used would first be trusted for five seconds
+    /// (`delay_first_probe_time`).
+    ///
+    /// # Errors
+    /// `EINVAL` if the entry has no MAC, `ENOENT` if there is no entry.
+    pub async fn probe_neighbour(&self, interface: u32, address: Ipv4Addr) -> Result<(), Error> {
+        let mut message = neighbour(interface, address);
+        message.header.state = NeighbourState::Probe;
+        self.ask_one(
+            RouteNetlinkMessage::NewNeighbour(message),
+            NLM_F_ACK | NLM_F_REPLACE,
+        )
+        .await
+        .map(drop)
+    }
+
+    async fn ask_one(
+        &self,
+        message: RouteNetlinkMessage,
+        flags: u16,
+    ) -> Result<Option<RouteNetlinkMessage>, Error> {
+        let mut request = NetlinkMessage::from(message);
+        request.header.flags = NLM_F_REQUEST | flags;
+        let mut answers = self
+            .handle
+            .clone()
+            .request(request)
+            .map_err(|_| Error::Closed)?;
+        match tokio::time::timeout(PATIENCE, answers.next()).await {
+            Err(_) => Err(Error::NoAnswer),
+            // The connection keeps an acknowledgement to itself, and ends the answers.
+            Ok(None) => Ok(None),
+            Ok(Some(answer)) => match answer.payload {
+                NetlinkPayload::InnerMessage(message) => Ok(Some(message)),
+                NetlinkPayload::Error(error) => Err(Error::Refused(error.to_io())),
+                _ => Err(Error::NoAnswer),
+            },
+        }
+    }
+}
+
+fn neighbour(interface: u32, address: Ipv4Addr) -> NeighbourMessage {
+    let mut message = NeighbourMessage::default();
+    message.header.family = AddressFamily::Inet;
+    message.header.ifindex = interface;
+    message
+        .attributes
+        .push(NeighbourAttribute::Destination(NeighbourAddress::Inet(
+            address,
+        )));
+    message
+}
+
+fn neighbour_address(message: &NeighbourMessage) -> Option<Ipv4Addr> {
+    message
+        .attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(*address),
+            _ => None,
+        })
+}
+
+fn read_route(message: &RouteMessage) -> Route {
+    let mut route = Route {
+        local: message.header.kind == RouteType::Local,
+        unicast: message.header.kind == RouteType::Unicast,
+        interface: 0,
+        gateway: None,
+        foreign_gateway: false,
+        source: None,
+        mtu: None,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            RouteAttribute::Oif(interface) => route.interface = *interface,
+            RouteAttribute::Gateway(RouteAddress::Inet(gateway)) => route.gateway = Some(*gateway),
+            RouteAttribute::Via(_) => route.foreign_gateway = true,
+            RouteAttribute::PrefSource(RouteAddress::Inet(source)) => route.source = Some(*source),
+            RouteAttribute::Metrics(metrics) => {
+                route.mtu = metrics.iter().find_map(|metric| match metric {
+                    RouteMetric::Mtu(mtu) => Some(*mtu),
+                    _ => None,
+                });
+            }
+            _ => (),
+        }
+    }
+    route
+}
+
+fn read_link(message: &LinkMessage) -> Link {
+    let mut link = Link {
+        name: String::new(),
+        mac: None,
+        mtu: 0,
+        up: message
+            .header
+            .flags
+            .contains(LinkFlags::Up | LinkFlags::LowerUp),
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::IfName(name) => link.name.clone_from(name),
+            LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
+            LinkAttribute::Address(address)
+                if message.header.link_layer_type == LinkLayerType::Ether =>
+            {
+                link.mac = address.as_slice().try_into().ok();
+            }
+            _ => (),
+        }
+    }
+    link
+}
+
+fn read_entry(message: &NeighbourMessage) -> Entry {
+    let state = match message.header.state {
+        NeighbourState::Reachable | NeighbourState::Stale | NeighbourState::Delay => {
+            EntryState::Valid
+        }
+        NeighbourState::Probe => EntryState::Probing,
+        NeighbourState::Permanent | NeighbourState::Noarp => EntryState::Fixed,
+        NeighbourState::Failed => EntryState::Failed,
+        _ => EntryState::Incomplete,
+    };
+    let mut entry = Entry {
+        state,
+        mac: None,
+        confirmed_ago: Duration::MAX,
+    };
+    for attribute in &message.attributes {
+        match attribute {
+            NeighbourAttribute::LinkLayerAddress(address) if state.has_mac() => {
+                entry.mac = address.as_slice().try_into().ok();
+            }
+            // In hundredths of a second, whatever the kernel's own clock ticks at (USER_HZ).
+            NeighbourAttribute::CacheInfo(info) => {
+                entry.confirmed_ago = Duration::from_millis(u64::from(info.confirmed) * 10);
+            }
+            _ => (),
+        }
+    }
+    entry
+}

@@ -1,0 +1,172 @@
+//! Next hops against the kernel's own routes, links and neighbours.
+
+use super::*;
+use crate::testnet::{BEHIND, HERE, Host, NOBODY, PATIENCE, Pair, THERE, block_on};
+
+/// The module at work on a host, for a set of addresses.
+struct Running {
+    addresses: watch::Sender<BTreeSet<IpAddr>>,
+    reports: mpsc::Receiver<NextHopReport>,
+}
+
+impl Running {
+    async fn next(&mut self) -> NextHopReport {
+        tokio::time::timeout(PATIENCE, self.reports.recv())
+            .await
+            .expect("no report")
+            .expect("the module ended")
+    }
+
+    /// The next two reports are that these are resolved, in either order: ARP decides.
+    async fn both_resolved(&mut self, first: Ipv4Addr, second: Ipv4Addr) -> (NextHop, NextHop) {
+        let mut hops = BTreeMap::new();
+        for _ in 0..2 {
+            let report = self.next().await;
+            hops.insert(report.address, report.next_hop.expect("unresolved"));
+        }
+        (hops[&first.into()], hops[&second.into()])
+    }
+
+    /// The next report is of this address and that it is resolved.
+    async fn resolved(&mut self, address: Ipv4Addr) -> NextHop {
+        let report = self.next().await;
+        assert_eq!(report.address, IpAddr::V4(address));
+        report.next_hop.expect("unresolved")
+    }
+}
+
+fn start(addresses: &[IpAddr]) -> Running {
+    let (addresses, watched) = watch::channel(addresses.iter().copied().collect());
+    let (sender, reports) = mpsc::channel(16);
+    let (stop, shutdown) = watch::channel(false);
+    tokio::spawn(async move {
+        run(watched, sender, shutdown).await.unwrap();
+        drop(stop);
+    });
+    Running { addresses, reports }
+}
+
+fn mac(text: &str) -> [u8; 6] {
+    let mut mac = [0; 6];
+    for (byte, hex) in mac.iter_mut().zip(text.split(':')) {
+        *byte = u8::from_str_radix(hex, 16).unwrap();
+    }
+    mac
+}
+
+fn far_mac(pair: &Pair, address: &'static str) {
+    // An address cannot be changed while the link is up on every kernel; a new one is announced by nobody here.
+    pair.far.ip(&format!("link set far address {address}"));
+}
+
+fn own_mac(host: &Host) -> [u8; 6] {
+    let text = host.ip("-o link show near");
+    let mut words = text
+        .split_whitespace()
+        .skip_while(|word| *word != "link/ether");
+    mac(words.nth(1).unwrap())
+}
+
+#[test]
+fn on_link_and_routed_backends_are_resolved_by_who_carries_their_packets() {
+    let pair = Pair::new();
+    let near_mac = own_mac(&pair.near);
+    block_on(&pair.near, move || async move {
+        let mut running = start(&[THERE.into(), BEHIND.into()]);
+        let (there, behind) = running.both_resolved(THERE, BEHIND).await;
+        assert_eq!(there.destination, [2, 0, 0, 0, 0, 2]);
+        assert_eq!((there.source, there.mtu), (near_mac, 1_500));
+        assert_eq!(Ipv4Addr::from_bits(there.outer_source), HERE);
+        assert_eq!(behind.destination, there.destination);
+        assert_ne!(behind.checksum_base, there.checksum_base);
+
+        // Another address joins; the ones that are known are not reported again.
+        running.addresses.send_modify(|addresses| {
+            addresses.insert(NOBODY.into());
+            addresses.insert(HERE.into());
+            addresses.insert("2001:db8::1".parse().unwrap());
+        });
+        let mut unresolved = BTreeSet::new();
+        for _ in 0..3 {
+            let report = running.next().await;
+            assert_eq!(report.next_hop, None, "{}", report.address);
+            unresolved.insert(report.address);
+        }
+        let expected: BTreeSet<IpAddr> =
+            [NOBODY.into(), HERE.into(), "2001:db8::1".parse().unwrap()].into();
+        assert_eq!(unresolved, expected);
+    });
+}
+
+#[test]
+fn changes_of_mac_mtu_and_route_are_followed() {
+    let pair = std::sync::Arc::new(Pair::new());
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let runner = pair.clone();
+    let worker = std::thread::spawn(move || {
+        block_on(&runner.near, move || async move {
+            let mut running = start(&[THERE.into(), BEHIND.into()]);
+            let (_, first) = running.both_resolved(THERE, BEHIND).await;
+            sender.send("resolved").unwrap();
+            // The other side got another card.
+            for _ in 0..2 {
+                let report = running.next().await;
+                assert_eq!(report.next_hop.unwrap().destination, [2, 0, 0, 0, 0, 9]);
+            }
+            sender.send("moved").unwrap();
+            let behind = running.resolved(BEHIND).await;
+            assert_eq!((behind.mtu, first.mtu), (1_300, 1_500));
+            sender.send("narrowed").unwrap();
+            // The route is gone for good: the routed backend is unresolved, the one on the link is not concerned.
+            let report = running.next().await;
+            assert_eq!((report.address, report.next_hop), (BEHIND.into(), None));
+            sender.send("lost").unwrap();
+            running.resolved(BEHIND).await;
+        });
+    });
+    // `near` is busy with the module; its network is changed from another thread in the same namespace.
+    let outside = pair.near.twin();
+    let reached = |stage: &str| assert_eq!(receiver.recv_timeout(PATIENCE).unwrap(), stage);
+    reached("resolved");
+    far_mac(&pair, "02:00:00:00:00:09");
+    outside.ip(&format!("neigh change {THERE} dev near nud probe"));
+    reached("moved");
+    outside.ip(&format!("route change {BEHIND}/32 via {THERE} mtu 1300"));
+    reached("narrowed");
+    outside.ip(&format!("route del {BEHIND}/32"));
+    reached("lost");
+    outside.ip(&format!("route add {BEHIND}/32 via {THERE}"));
+    worker.join().unwrap();
+}
+
+#[test]
+fn a_host_that_goes_dark_keeps_its_next_hop() {
+    let pair = std::sync::Arc::new(Pair::new());
+    let (sender, receiver) = std::sync::mpsc::channel();
+    let outside = pair.near.twin();
+    let runner = pair.clone();
+    let worker = std::thread::spawn(move || {
+        block_on(&runner.near, move || async move {
+            let mut running = start(&[THERE.into()]);
+            let known = running.resolved(THERE).await;
+            sender.send(()).unwrap();
+            let watcher = running.reports.recv();
+            // Nothing is to be reported until the entry has long failed and the host is back with another MAC.
+            let report = watcher.await.unwrap();
+            let now = report.next_hop.unwrap();
+            assert_eq!(
+                (now.destination, known.destination),
+                ([2, 0, 0, 0, 0, 9], [2, 0, 0, 0, 0, 2])
+            );
+        });
+    });
+    receiver.recv_timeout(PATIENCE).unwrap();
+    pair.darken();
+    outside.ip(&format!("neigh change {THERE} dev near nud probe"));
+    crate::testnet::wait_for("the entry fails", || {
+        outside.ip("neigh show").contains("FAILED")
+    });
+    far_mac(&pair, "02:00:00:00:00:09");
+    pair.brighten();
+    worker.join().unwrap();
+}

@@ -1,0 +1,424 @@
+//! From a route, a link and a neighbour's entry to a next hop, and when to report it: pure.
+
+use std::{
+    net::Ipv4Addr,
+    time::{Duration, Instant},
+};
+
+use lb_common::backend::{NextHop, outer_checksum_base};
+
+/// How long a way must be lost before that is reported: routes are often taken away and put back a moment later.
+pub const CONFIRMATION: Duration = Duration::from_secs(1);
+
+/// The kernel's choice of a route.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// It ends at this host.
+    pub local: bool,
+    /// It leads to one host.
+    pub unicast: bool,
+    /// Index of the egress interface.
+    pub interface: u32,
+    /// The router; none if the destination is on the link.
+    pub gateway: Option<Ipv4Addr>,
+    /// The router has an address of another family.
+    pub foreign_gateway: bool,
+    /// This host's address on that route.
+    pub source: Option<Ipv4Addr>,
+    /// The route's own MTU in bytes, where it has one.
+    pub mtu: Option<u32>,
+}
+
+/// A network interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Link {
+    /// Name.
+    pub name: String,
+    /// MAC, if it is an Ethernet interface.
+    pub mac: Option<[u8; 6]>,
+    /// MTU in bytes.
+    pub mtu: u32,
+    /// Up, with a carrier.
+    pub up: bool,
+}
+
+/// What a neighbour's entry says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EntryState {
+    /// The MAC is known and has not been doubted.
+    Valid,
+    /// The MAC is known and being confirmed.
+    Probing,
+    /// The operator set it, or the link knows no neighbours: it says nothing of the host's life.
+    Fixed,
+    /// The MAC is being asked for.
+    Incomplete,
+    /// Nobody answered.
+    Failed,
+}
+
+impl EntryState {
+    /// Whether the entry's MAC can be used.
+    pub fn has_mac(self) -> bool {
+        matches!(self, Self::Valid | Self::Probing | Self::Fixed)
+    }
+}
+
+/// A neighbour's entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// What it says.
+    pub state: EntryState,
+    /// MAC, if it has a valid one.
+    pub mac: Option<[u8; 6]>,
+    /// Time since the neighbour was last heard of, in steps of 10 ms.
+    pub confirmed_ago: Duration,
+}
+
+/// Why there is no next hop.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Obstacle {
+    /// No route.
+    #[error("there is no route to it ({0}); see `ip route get`")]
+    NoRoute(String),
+    /// The route is a blackhole, a broadcast, or the like.
+    #[error("its route leads to no host; see `ip route get`")]
+    NotUnicast,
+    /// The address is this host's.
+    #[error(
+        "it is an address of this host, and backends on this host are not served in this version; use another host's address"
+    )]
+    Local,
+    /// The route's interface went away.
+    #[error("its interface (index {0}) is gone")]
+    LinkGone(u32),
+    /// The route's interface is down.
+    #[error("its interface {0} is down or has no carrier")]
+    LinkDown(String),
+    /// The route's interface is no Ethernet.
+    #[error("its interface {0} has no Ethernet address; route it over an Ethernet interface")]
+    NotEthernet(String),
+    /// The router has an address of another family.
+    #[error("its router has no IPv4 address; give the route an IPv4 gateway")]
+    ForeignGateway,
+    /// This host has no address to send from.
+    #[error("this host has no address on interface {0} to send from; add one")]
+    NoSource(String),
+    /// The neighbour has been asked.
+    #[error("its next hop {0} has not answered ARP yet")]
+    Asked(Ipv4Addr),
+    /// The neighbour did not answer.
+    #[error("its next hop {0} does not answer ARP on interface {1}")]
+    Silent(Ipv4Addr, String),
+    /// Not in this version.
+    #[error("it is not an IPv4 address")]
+    NotIpv4,
+    /// The kernel could not be asked.
+    #[error("the kernel could not be asked for its route ({0})")]
+    Unasked(String),
+}
+
+/// Who is asked over ARP: the egress interface and the address on it.
+pub type Via = (u32, Ipv4Addr);
+
+/// The way to one address: what was last known and reported.
+#[derive(Clone, Debug, Default)]
+pub struct Way {
+    /// The neighbour that packets are handed to, and its MAC as far as known.
+    via: Option<Via>,
+    mac: Option<[u8; 6]>,
+    reported: Option<Option<NextHop>>,
+    lost_since: Option<Instant>,
+    /// What was last in the way.
+    obstacle: Option<Obstacle>,
+}
+
+impl Way {
+    /// The neighbour that packets are handed to.
+    pub fn via(&self) -> Option<Via> {
+        self.via
+    }
+
+    /// The MAC that is in use.
+    pub fn mac(&self) -> Option<[u8; 6]> {
+        self.mac
+    }
+
+    /// What is in the way, if anything is.
+    pub fn obstacle(&self) -> Option<&Obstacle> {
+        self.obstacle.as_ref()
+    }
+
+    /// Whether it has to be looked at again soon: lost and not reported yet, or never resolved.
+    pub fn is_open(&self) -> bool {
+        self.obstacle.is_some()
+    }
+
+    /// From the route, the interface and the neighbour's entry to the next hop.
+    ///
+    /// A neighbour that stopped answering keeps the MAC it had: a hiccup of ARP must not cut flows, and whether the host is dead is
+    /// for the health checks to say.
+    ///
+    /// # Errors
+    /// What is in the way.
+    pub fn resolve(
+        &mut self,
+        address: Ipv4Addr,
+        route: &Route,
+        link: &Link,
+        entry: Option<&Entry>,
+    ) -> Result<NextHop, Obstacle> {
+        let via = (route.interface, route.gateway.unwrap_or(address));
+        if self.via != Some(via) {
+            self.via = Some(via);
+            self.mac = None;
+        }
+        if let Some(mac) = entry.and_then(|entry| entry.mac) {
+            self.mac = Some(mac);
+        }
+        if !link.up {
+            return Err(Obstacle::LinkDown(link.name.clone()));
+        }
+        let source_mac = link
+            .mac
+            .ok_or_else(|| Obstacle::NotEthernet(link.name.clone()))?;
+        let source = route
+            .source
+            .ok_or_else(|| Obstacle::NoSource(link.name.clone()))?;
+        let Some(destination) = self.mac else {
+            return Err(match entry.map(|entry| entry.state) {
+                Some(EntryState::Failed) => Obstacle::Silent(via.1, link.name.clone()),
+                _ => Obstacle::Asked(via.1),
+            });
+        };
+        Ok(NextHop {
+            destination,
+            source: source_mac,
+            ifindex: route.interface,
+            outer_source: source.to_bits(),
+            checksum_base: outer_checksum_base(source.to_bits(), address.to_bits()),
+            mtu: route.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu)),
+            reserved: 0,
+        })
+    }
+
+    /// Takes in what was found, and says what to report, if anything.
+    pub fn judge(
+        &mut self,
+        now: Instant,
+        found: Result<NextHop, Obstacle>,
+    ) -> Option<Option<NextHop>> {
+        let report = match found {
+            Ok(hop) => {
+                self.lost_since = None;
+                self.obstacle = None;
+                Some(hop)
+            }
+            Err(obstacle) => {
+                let waits = matches!(obstacle, Obstacle::Asked(_) | Obstacle::Unasked(_));
+                self.obstacle = Some(obstacle);
+                match self.reported {
+                    // The first report of all: nothing is lost by waiting for the answer to come or not to come.
+                    None if waits => return None,
+                    Some(Some(_)) => {
+                        let since = *self.lost_since.get_or_insert(now);
+                        if now.duration_since(since) < CONFIRMATION {
+                            return None;
+                        }
+                        None
+                    }
+                    _ => None,
+                }
+            }
+        };
+        if self.reported == Some(report) {
+            return None;
+        }
+        self.reported = Some(report);
+        Some(report)
+    }
+}
+
+/// Whether a prefix covers an address.
+pub fn covers(prefix: Ipv4Addr, length: u8, address: Ipv4Addr) -> bool {
+    let mask = u32::MAX
+        .checked_shl(32 - u32::from(length.min(32)))
+        .unwrap_or(0);
+    (prefix.to_bits() ^ address.to_bits()) & mask == 0
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BACKEND: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 11);
+    const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 1);
+    const MAC: [u8; 6] = [2, 0, 10, 0, 2, 11];
+
+    fn route() -> Route {
+        Route {
+            local: false,
+            unicast: true,
+            interface: 7,
+            gateway: None,
+            foreign_gateway: false,
+            source: Some(Ipv4Addr::new(10, 0, 2, 2)),
+            mtu: None,
+        }
+    }
+
+    fn link() -> Link {
+        Link {
+            name: "eth0".into(),
+            mac: Some([2, 0, 0, 0, 0, 1]),
+            mtu: 1_500,
+            up: true,
+        }
+    }
+
+    fn entry(state: EntryState) -> Entry {
+        Entry {
+            state,
+            mac: state.has_mac().then_some(MAC),
+            confirmed_ago: Duration::ZERO,
+        }
+    }
+
+    fn resolved() -> (Way, NextHop) {
+        let mut way = Way::default();
+        let hop = way
+            .resolve(BACKEND, &route(), &link(), Some(&entry(EntryState::Valid)))
+            .unwrap();
+        assert_eq!(way.judge(Instant::now(), Ok(hop)), Some(Some(hop)));
+        (way, hop)
+    }
+
+    #[test]
+    fn a_neighbour_on_the_link_is_its_own_next_hop() {
+        let (way, hop) = resolved();
+        assert_eq!(way.via(), Some((7, BACKEND)));
+        assert_eq!(
+            (hop.destination, hop.source, hop.ifindex),
+            (MAC, [2, 0, 0, 0, 0, 1], 7)
+        );
+        assert_eq!((hop.mtu, hop.outer_source), (1_500, 0x0a00_0202));
+        assert_eq!(
+            hop.checksum_base,
+            outer_checksum_base(0x0a00_0202, 0x0a00_020b)
+        );
+    }
+
+    #[test]
+    fn a_routed_backend_is_reached_by_its_router_and_the_smaller_mtu_counts() {
+        let mut way = Way::default();
+        let route = Route {
+            gateway: Some(ROUTER),
+            mtu: Some(1_400),
+            ..route()
+        };
+        let hop = way
+            .resolve(BACKEND, &route, &link(), Some(&entry(EntryState::Probing)))
+            .unwrap();
+        assert_eq!((way.via(), hop.mtu), (Some((7, ROUTER)), 1_400));
+        // The checksum is of the packet to the backend, whoever carries it there.
+        assert_eq!(
+            hop.checksum_base,
+            outer_checksum_base(0x0a00_0202, 0x0a00_020b)
+        );
+    }
+
+    #[test]
+    fn a_known_mac_outlives_a_failed_entry_but_not_a_change_of_router() {
+        let (mut way, hop) = resolved();
+        for entry in [
+            None,
+            Some(&entry(EntryState::Failed)),
+            Some(&entry(EntryState::Incomplete)),
+        ] {
+            assert_eq!(way.resolve(BACKEND, &route(), &link(), entry), Ok(hop));
+        }
+        let moved = Route {
+            gateway: Some(ROUTER),
+            ..route()
+        };
+        assert_eq!(
+            way.resolve(BACKEND, &moved, &link(), None),
+            Err(Obstacle::Asked(ROUTER))
+        );
+    }
+
+    #[test]
+    fn a_way_is_reported_lost_only_when_it_stays_lost() {
+        let (mut way, hop) = resolved();
+        let start = Instant::now();
+        let lost = || Err(Obstacle::NoRoute("network is unreachable".into()));
+        assert_eq!(way.judge(start, lost()), None);
+        assert_eq!(way.judge(start + CONFIRMATION / 2, lost()), None);
+        assert_eq!(way.judge(start + CONFIRMATION / 2, Ok(hop)), None);
+        assert_eq!(way.judge(start + CONFIRMATION, lost()), None);
+        assert_eq!(way.judge(start + CONFIRMATION * 2, lost()), Some(None));
+        assert_eq!(way.judge(start + CONFIRMATION * 9, lost()), None);
+        assert_eq!(
+            way.judge(start + CONFIRMATION * 9, Ok(hop)),
+            Some(Some(hop))
+        );
+    }
+
+    #[test]
+    fn the_first_report_waits_for_arp_and_for_nothing_else() {
+        let now = Instant::now();
+        let mut way = Way::default();
+        assert_eq!(way.judge(now, Err(Obstacle::Asked(BACKEND))), None);
+        assert_eq!(
+            way.judge(now, Err(Obstacle::Silent(BACKEND, "eth0".into()))),
+            Some(None)
+        );
+        assert_eq!(way.judge(now, Err(Obstacle::Asked(BACKEND))), None);
+        assert_eq!(Way::default().judge(now, Err(Obstacle::Local)), Some(None));
+    }
+
+    #[test]
+    fn every_obstacle_of_the_link_is_told_apart() {
+        let found = |route: Route, link: Link| {
+            Way::default().resolve(BACKEND, &route, &link, Some(&entry(EntryState::Valid)))
+        };
+        assert_eq!(
+            found(
+                route(),
+                Link {
+                    up: false,
+                    ..link()
+                }
+            ),
+            Err(Obstacle::LinkDown("eth0".into()))
+        );
+        assert_eq!(
+            found(
+                route(),
+                Link {
+                    mac: None,
+                    ..link()
+                }
+            ),
+            Err(Obstacle::NotEthernet("eth0".into()))
+        );
+        assert_eq!(
+            found(
+                Route {
+                    source: None,
+                    ..route()
+                },
+                link()
+            ),
+            Err(Obstacle::NoSource("eth0".into()))
+        );
+    }
+
+    #[test]
+    fn prefixes_cover_what_they_should() {
+        let prefix = Ipv4Addr::new(10, 0, 2, 0);
+        assert!(covers(prefix, 24, BACKEND) && !covers(prefix, 24, Ipv4Addr::new(10, 0, 3, 11)));
+        assert!(covers(Ipv4Addr::UNSPECIFIED, 0, BACKEND));
+        assert!(covers(BACKEND, 32, BACKEND) && !covers(BACKEND, 32, ROUTER));
+    }
+}

@@ -1,0 +1,170 @@
+//! Network namespaces for tests of what talks to the kernel: two hosts and a cable between them.
+//!
+//! A namespace lives as long as its thread, so nothing is left behind when a test panics, and nothing of the machine's own
+//! network is touched.
+
+use std::{
+    future::Future,
+    net::Ipv4Addr,
+    os::fd::{AsRawFd as _, OwnedFd},
+    process::Command,
+    sync::mpsc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use nix::sched::{CloneFlags, setns, unshare};
+
+/// How long anything that will come is waited for.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+
+/// This side's address.
+pub(crate) const HERE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
+/// The other side's address.
+pub(crate) const THERE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
+/// The other side's MAC.
+pub(crate) const THERE_MAC: &str = "02:00:00:00:00:02";
+/// An address on the link that nobody has.
+pub(crate) const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 99);
+/// An address behind the other side, which has it on its loopback.
+pub(crate) const BEHIND: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 7);
+
+type Job = Box<dyn FnOnce() + Send>;
+
+/// A host of its own: a thread in a network namespace of its own.
+pub(crate) struct Host {
+    jobs: Option<mpsc::Sender<Job>>,
+    thread: Option<JoinHandle<()>>,
+    namespace: OwnedFd,
+}
+
+impl Host {
+    fn new() -> Self {
+        Self::start(|| unshare(CloneFlags::CLONE_NEWNET).expect("tests of the network need root"))
+    }
+
+    /// Another thread in the same namespace, to change the network while the first is busy.
+    pub(crate) fn twin(&self) -> Self {
+        let namespace = self.namespace.try_clone().unwrap();
+        Self::start(move || setns(namespace, CloneFlags::CLONE_NEWNET).unwrap())
+    }
+
+    fn start(enter: impl FnOnce() + Send + 'static) -> Self {
+        let (jobs, queue) = mpsc::channel::<Job>();
+        let (sender, receiver) = mpsc::channel();
+        let thread = std::thread::spawn(move || {
+            enter();
+            let namespace = std::fs::File::open("/proc/thread-self/ns/net").unwrap();
+            sender.send(OwnedFd::from(namespace)).unwrap();
+            for job in queue {
+                job();
+            }
+        });
+        let host = Self {
+            jobs: Some(jobs),
+            thread: Some(thread),
+            namespace: receiver.recv().unwrap(),
+        };
+        host.ip("link set lo up");
+        host
+    }
+
+    /// Runs something on the host, and waits for it.
+    pub(crate) fn run<T: Send + 'static>(&self, job: impl FnOnce() -> T + Send + 'static) -> T {
+        let (sender, receiver) = mpsc::channel();
+        self.jobs
+            .as_ref()
+            .unwrap()
+            .send(Box::new(move || drop(sender.send(job()))))
+            .unwrap();
+        receiver.recv().expect("the job panicked")
+    }
+
+    /// Runs `ip` with these arguments on the host.
+    pub(crate) fn ip(&self, arguments: &str) -> String {
+        let arguments = arguments.to_owned();
+        self.run(move || {
+            let output = Command::new("ip")
+                .args(arguments.split_whitespace())
+                .output()
+                .unwrap();
+            assert!(output.status.success(), "ip {arguments}: {output:?}");
+            String::from_utf8(output.stdout).unwrap()
+        })
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.jobs.take();
+        if let Some(thread) = self.thread.take() {
+            drop(thread.join());
+        }
+    }
+}
+
+/// Two hosts, a cable between them; `near` is where the code under test runs.
+pub(crate) struct Pair {
+    pub(crate) near: Host,
+    pub(crate) far: Host,
+}
+
+impl Pair {
+    pub(crate) fn new() -> Self {
+        let (near, far) = (Host::new(), Host::new());
+        let there = format!(
+            "/proc/{}/fd/{}",
+            std::process::id(),
+            far.namespace.as_raw_fd()
+        );
+        near.ip(&format!(
+            "link add near type veth peer name far address {THERE_MAC} netns {there}"
+        ));
+        near.ip(&format!("addr add {HERE}/24 dev near"));
+        near.ip("link set near up");
+        far.ip(&format!("addr add {THERE}/24 dev far"));
+        far.ip("link set far up");
+        far.ip(&format!("addr add {BEHIND}/32 dev lo"));
+        near.ip(&format!("route add {BEHIND}/32 via {THERE}"));
+        wait_for("carrier", || near.ip("link show near").contains("state UP"));
+        Self { near, far }
+    }
+
+    /// Lets the far host vanish without a word. The cable stays plugged in.
+    pub(crate) fn darken(&self) {
+        self.far.ip("addr flush dev far");
+    }
+
+    /// Brings it back.
+    pub(crate) fn brighten(&self) {
+        self.far.ip(&format!("addr add {THERE}/24 dev far"));
+    }
+}
+
+/// Runs a future on a host, in a runtime of its own.
+pub(crate) fn block_on<F, T>(host: &Host, future: impl FnOnce() -> F + Send + 'static) -> T
+where
+    F: Future<Output = T>,
+    T: Send + 'static,
+{
+    host.run(move || {
+        tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()
+            .unwrap()
+            .block_on(async move {
+                tokio::time::timeout(PATIENCE * 2, future())
+                    .await
+                    .expect("the test takes too long")
+            })
+    })
+}
+
+/// Waits until something is true.
+pub(crate) fn wait_for(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "not within {PATIENCE:?}: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
