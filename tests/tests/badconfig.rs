@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use lab::config::Config;
 use lab::namespace::Namespace;
-use lab::peer::client;
+use lab::peer::crowd;
 use lab::stage::Stage;
 use lab::tether::{self, CONFIG_PATH};
 use lab::topology::{Place, Topology};
@@ -240,14 +240,14 @@ fn a_running_daemon_keeps_its_state() -> Result<()> {
                 .is_some_and(|e| e.contains(CONFIG_PATH) && !e.contains(&place))
         })?;
     let newcomers = stage.clients.open(60, stage.plan(), |_| {})?;
-    assert!(client::spread(&newcomers).contains_key("b1"));
-    assert_eq!(client::echo_all(&connections), [""; 0]);
-    assert_eq!(client::breaks(&connections), [""; 0]);
+    assert!(crowd::spread(&newcomers).contains_key("b1"));
+    assert_eq!(crowd::echo_all(&connections), [""; 0]);
+    assert_eq!(crowd::breaks(&connections), [""; 0]);
 
     let status = stage.tether.reload(&stage.config.without("b1").text())?;
     assert_eq!(status.config.error, None);
-    assert_eq!(client::echo_all(&connections), [""; 0]);
-    assert_eq!(client::breaks(&connections), [""; 0]);
+    assert_eq!(crowd::echo_all(&connections), [""; 0]);
+    assert_eq!(crowd::breaks(&connections), [""; 0]);
     stage.close();
     Ok(())
 }

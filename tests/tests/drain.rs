@@ -5,6 +5,7 @@ use std::time::Duration;
 use anyhow::Result;
 use lab::config::SERVICE;
 use lab::peer::client::{self, Connection};
+use lab::peer::crowd;
 use lab::stage::Stage;
 use lab::topology::{Place, Topology};
 use lab::wait;
@@ -12,26 +13,10 @@ use lab::wait;
 const SOON: Duration = Duration::from_secs(15);
 const PACE: Duration = Duration::from_millis(250);
 
-fn on<'a>(connections: &'a [Connection], backend: &str) -> Vec<&'a Connection> {
-    connections
-        .iter()
-        .filter(|c| c.backend().as_deref() == Some(backend))
-        .collect()
-}
-
 /// Every connection echoes again and again, and none has broken.
 fn assert_talking(connections: &[Connection]) -> Result<()> {
-    let goals: Vec<u64> = connections
-        .iter()
-        .map(|c| c.history().lives[0].echoes + 3)
-        .collect();
-    wait::until("every connection echoes on", SOON, || {
-        let mut pairs = connections.iter().zip(&goals);
-        pairs
-            .all(|(c, goal)| c.history().lives[0].echoes >= *goal)
-            .then_some(())
-    })?;
-    assert_eq!(client::breaks(connections), [""; 0]);
+    crowd::wait_for_echoes(connections, 3, SOON, |_| {})?;
+    assert_eq!(crowd::breaks(connections), [""; 0]);
     Ok(())
 }
 
@@ -41,7 +26,7 @@ fn by_command() -> Result<()> {
     let connections = stage
         .clients
         .open(150, stage.plan().talking(PACE), |_| {})?;
-    let held = on(&connections, "b1").len();
+    let held = crowd::on(&connections, "b1").len();
     assert!(held > 20, "{held} on b1");
 
     stage.tether.succeed(&["drain", &format!("{SERVICE}/b1")])?;
@@ -54,9 +39,9 @@ fn by_command() -> Result<()> {
         ("draining", "up")
     );
     let newcomers = stage.clients.open(100, stage.plan(), |_| {})?;
-    assert_eq!(on(&newcomers, "b1").len(), 0);
+    assert_eq!(crowd::on(&newcomers, "b1").len(), 0);
     assert_talking(&connections)?;
-    assert_eq!(on(&connections, "b1").len(), held);
+    assert_eq!(crowd::on(&connections, "b1").len(), held);
 
     stage
         .tether
@@ -67,7 +52,7 @@ fn by_command() -> Result<()> {
             status.serving("b1") == "new"
         })?;
     let newcomers = stage.clients.open(100, stage.plan(), |_| {})?;
-    assert!(on(&newcomers, "b1").len() > 10);
+    assert!(crowd::on(&newcomers, "b1").len() > 10);
     assert_talking(&connections)?;
     stage.close();
     Ok(())
@@ -98,14 +83,14 @@ fn by_removal_from_the_file() -> Result<()> {
     let connections = stage
         .clients
         .open(150, stage.plan().talking(PACE), |_| {})?;
-    let held = on(&connections, "b1").len();
+    let held = crowd::on(&connections, "b1").len();
     assert!(held > 20, "{held} on b1");
 
     stage.tether.reload(&stage.config.without("b1").text())?;
     let newcomers = stage.clients.open(100, stage.plan(), |_| {})?;
-    assert_eq!(on(&newcomers, "b1").len(), 0);
+    assert_eq!(crowd::on(&newcomers, "b1").len(), 0);
     assert_talking(&connections)?;
-    assert_eq!(on(&connections, "b1").len(), held);
+    assert_eq!(crowd::on(&connections, "b1").len(), held);
     let status = stage.tether.status()?;
     let removed = status
         .backend("b1")
@@ -129,9 +114,9 @@ fn by_removal_from_the_file() -> Result<()> {
             .any(|b| b.name == "b1" && !b.removed && b.serving == "new")
     })?;
     let newcomers = stage.clients.open(100, stage.plan(), |_| {})?;
-    assert!(on(&newcomers, "b1").len() > 10);
+    assert!(crowd::on(&newcomers, "b1").len() > 10);
     assert_talking(&connections)?;
-    assert_eq!(on(&connections, "b1").len(), held);
+    assert_eq!(crowd::on(&connections, "b1").len(), held);
     stage.close();
     Ok(())
 }
@@ -142,13 +127,13 @@ fn a_removed_backend_whose_host_dies_still_resets_its_clients() -> Result<()> {
     let connections = stage
         .clients
         .open(60, stage.plan().reconnecting(), |_| {})?;
-    let theirs = on(&connections, "b1");
+    let theirs = crowd::on(&connections, "b1");
     stage.tether.reload(&stage.config.without("b1").text())?;
     stage.lab.darken(0)?;
     stage
         .tether
         .wait_status("b1 is down", SOON, |status| status.serving("b1") == "none")?;
-    client::set_pace(theirs.iter().copied(), Some(PACE));
+    crowd::set_pace(theirs.iter().copied(), Some(PACE));
     wait::until("its clients are elsewhere", SOON, || {
         theirs
             .iter()

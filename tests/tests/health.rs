@@ -7,20 +7,14 @@ use lab::config::Check;
 use lab::frame::{Segment, flags};
 use lab::packet_socket::Capture;
 use lab::peer::backend::Answer;
-use lab::peer::client::{self, Break, Connection};
+use lab::peer::client::Break;
+use lab::peer::crowd;
 use lab::stage::Stage;
 use lab::topology::{CLIENT_PORT, Place, Topology, VIP};
 use lab::wait;
 
 const SOON: Duration = Duration::from_secs(15);
 const PACE: Duration = Duration::from_millis(250);
-
-fn on<'a>(connections: &'a [Connection], backend: &str) -> Vec<&'a Connection> {
-    connections
-        .iter()
-        .filter(|c| c.backend().as_deref() == Some(backend))
-        .collect()
-}
 
 /// b1 is made to refuse and to come round again: its flows never notice, and nothing new reaches it in between.
 fn refuses(
@@ -32,7 +26,7 @@ fn refuses(
         config.check = check
     })?;
     let connections = stage.clients.open(90, stage.plan().talking(PACE), |_| {})?;
-    let held = on(&connections, "b1").len();
+    let held = crowd::on(&connections, "b1").len();
     assert!(held > 10, "{held} on b1");
 
     refuse(&stage)?;
@@ -44,22 +38,22 @@ fn refuses(
         ("existing-only", "up")
     );
     let newcomers = stage.clients.open(60, stage.plan(), |_| {})?;
-    assert_eq!(on(&newcomers, "b1").len(), 0);
+    assert_eq!(crowd::on(&newcomers, "b1").len(), 0);
     // Well beyond `fall` checks: something answers there, so it must not become `down`.
     wait::holds("b1 is refusing, not down", Duration::from_secs(4), || {
         Ok(stage.tether.status()?.health("b1") == "refusing")
     })?;
-    assert_eq!(client::echo_all(&connections), [""; 0]);
-    assert_eq!(on(&connections, "b1").len(), held);
+    assert_eq!(crowd::echo_all(&connections), [""; 0]);
+    assert_eq!(crowd::on(&connections, "b1").len(), held);
 
     relent(&stage)?;
     stage
         .tether
         .wait_status("b1 serves again", SOON, |s| s.serving("b1") == "new")?;
     let newcomers = stage.clients.open(60, stage.plan(), |_| {})?;
-    assert!(!on(&newcomers, "b1").is_empty());
-    assert_eq!(client::echo_all(&connections), [""; 0]);
-    assert_eq!(client::breaks(&connections), [""; 0]);
+    assert!(!crowd::on(&newcomers, "b1").is_empty());
+    assert_eq!(crowd::echo_all(&connections), [""; 0]);
+    assert_eq!(crowd::breaks(&connections), [""; 0]);
     stage.close();
     Ok(())
 }
@@ -110,14 +104,14 @@ fn goes_dark(place: Place) -> Result<()> {
     let connections = stage
         .clients
         .open(150, stage.plan().reconnecting(), |_| {})?;
-    let theirs = on(&connections, "b2");
+    let theirs = crowd::on(&connections, "b2");
     let (speaking, silent) = theirs.split_at(theirs.len() / 2);
     assert!(speaking.len() > 10, "{} on b2", theirs.len());
     let others: Vec<_> = connections
         .iter()
         .filter(|c| c.backend().as_deref() != Some("b2"))
         .collect();
-    client::set_pace(others.iter().copied(), Some(PACE));
+    crowd::set_pace(others.iter().copied(), Some(PACE));
 
     stage.lab.darken(1)?;
     let status = stage
@@ -129,7 +123,7 @@ fn goes_dark(place: Place) -> Result<()> {
         .wait_status("b2 serves none", SOON, |s| s.serving("b2") == "none")?;
 
     let capture = Capture::start(stage.lab.router(), CLIENT_PORT)?;
-    client::set_pace(speaking.iter().copied(), Some(PACE));
+    crowd::set_pace(speaking.iter().copied(), Some(PACE));
     wait::until("who spoke is elsewhere", SOON, || {
         speaking
             .iter()
@@ -176,12 +170,12 @@ fn goes_dark(place: Place) -> Result<()> {
     stage
         .tether
         .wait_status("b2 serves again", SOON, |s| s.serving("b2") == "new")?;
-    assert_eq!(client::echo_all(silent.iter().copied()), [""; 0]);
-    assert_eq!(client::breaks(silent.iter().copied()), [""; 0]);
+    assert_eq!(crowd::echo_all(silent.iter().copied()), [""; 0]);
+    assert_eq!(crowd::breaks(silent.iter().copied()), [""; 0]);
     let newcomers = stage.clients.open(60, stage.plan(), |_| {})?;
-    assert!(!on(&newcomers, "b2").is_empty());
-    assert_eq!(client::echo_all(&connections), [""; 0]);
-    assert_eq!(client::breaks(others.iter().copied()), [""; 0]);
+    assert!(!crowd::on(&newcomers, "b2").is_empty());
+    assert_eq!(crowd::echo_all(&connections), [""; 0]);
+    assert_eq!(crowd::breaks(others.iter().copied()), [""; 0]);
     stage.close();
     Ok(())
 }
@@ -210,7 +204,7 @@ fn when_all_go_dark_nobody_is_reset() -> Result<()> {
         .tether
         .wait_status("the service fails open", SOON, |s| s.services[0].fail_open)?;
     let capture = Capture::start(stage.lab.router(), CLIENT_PORT)?;
-    client::set_pace(&connections, Some(PACE));
+    crowd::set_pace(&connections, Some(PACE));
     let spoke = |s: &Segment| s.ip.destination == VIP && !s.tcp.payload.is_empty();
     let sources = || {
         let spoke = capture.segments().into_iter().filter(spoke);
@@ -230,7 +224,7 @@ fn when_all_go_dark_nobody_is_reset() -> Result<()> {
             .all(|c| c.history().lives[0].echoes > 0)
             .then_some(())
     })?;
-    assert_eq!(client::breaks(&connections), [""; 0]);
+    assert_eq!(crowd::breaks(&connections), [""; 0]);
     assert!(
         !capture
             .stop()

@@ -7,7 +7,8 @@ use std::time::Duration;
 use lab::frame::{Build, flags};
 use lab::packet_socket::{Capture, FloodPlan, SynFlood, inject};
 use lab::peer::backend::{Answer, Backend, HEALTH_PORT, PORT};
-use lab::peer::client::{self, Break, Clients, Close, Plan};
+use lab::peer::client::{Break, Clients, Close, Plan};
+use lab::peer::crowd;
 use lab::peer::raw;
 use lab::topology::{
     BALANCER, BALANCER_PORT, Lab, Place, SPOOFED, Topology, UPLINK, VIP, client_address, mac_of,
@@ -40,10 +41,10 @@ fn clients_talk_straight_to_a_backend_through_the_router() {
             .then_some(())
     })
     .unwrap();
-    assert_eq!(client::echo_all(&connections), [""; 0]);
-    assert_eq!(client::breaks(&connections), [""; 0]);
+    assert_eq!(crowd::echo_all(&connections), [""; 0]);
+    assert_eq!(crowd::breaks(&connections), [""; 0]);
     assert_eq!(
-        client::spread(&connections),
+        crowd::spread(&connections),
         BTreeMap::from([("b1".to_owned(), 100)])
     );
     assert_eq!(backend.open(), 100);

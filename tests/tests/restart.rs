@@ -7,11 +7,11 @@ use anyhow::Result;
 use lab::config::Config;
 use lab::namespace::Namespace;
 use lab::peer::backend::{Backend, PORT};
-use lab::peer::client::{self, Clients, Connection, Plan};
+use lab::peer::client::{Clients, Connection, Plan};
+use lab::peer::crowd;
 use lab::stage::Stage;
 use lab::tether::{CONFIG_PATH, PINS, Tether};
 use lab::topology::{Place, Topology, VIP};
-use lab::wait;
 use nix::sys::signal::Signal;
 
 const SOON: Duration = Duration::from_secs(15);
@@ -19,17 +19,8 @@ const PACE: Duration = Duration::from_millis(250);
 
 /// Every connection echoes again and again, and none has broken.
 fn assert_talking(connections: &[Connection]) -> Result<()> {
-    let goals: Vec<u64> = connections
-        .iter()
-        .map(|c| c.history().lives[0].echoes + 3)
-        .collect();
-    wait::until("every connection echoes on", SOON, || {
-        let mut pairs = connections.iter().zip(&goals);
-        pairs
-            .all(|(c, goal)| c.history().lives[0].echoes >= *goal)
-            .then_some(())
-    })?;
-    assert_eq!(client::breaks(connections), [""; 0]);
+    crowd::wait_for_echoes(connections, 3, SOON, |_| {})?;
+    assert_eq!(crowd::breaks(connections), [""; 0]);
     Ok(())
 }
 
@@ -52,7 +43,7 @@ fn ends(signal: Signal) -> Result<()> {
     // Without a daemon, flows go on and new ones are served.
     assert_talking(&connections)?;
     connections.extend(stage.clients.open(50, stage.plan().talking(PACE), |_| {})?);
-    assert_eq!(client::spread(&connections).len(), 3);
+    assert_eq!(crowd::spread(&connections).len(), 3);
     assert_talking(&connections)?;
 
     stage.tether.restart()?;
@@ -61,7 +52,7 @@ fn ends(signal: Signal) -> Result<()> {
     let status = stage.tether.status()?;
     assert_ne!(status.pid, before);
     // It knows every flow, those that began in its absence too.
-    for (name, share) in client::spread(&connections) {
+    for (name, share) in crowd::spread(&connections) {
         let flows = status.backend(&name).expect("a backend that serves").flows;
         assert_eq!(flows.young + flows.pin, share as u64, "{name}");
     }
@@ -95,9 +86,9 @@ fn a_change_made_while_the_daemon_was_dead_is_applied_without_a_break() -> Resul
     stage.tether.restart()?;
     stage.tether.wait_ready()?;
     let newcomers = stage.clients.open(60, stage.plan(), |_| {})?;
-    assert_eq!(client::spread(&newcomers).get("b2"), None);
+    assert_eq!(crowd::spread(&newcomers).get("b2"), None);
     assert_talking(&connections)?;
-    assert!(client::spread(&connections)["b2"] > 10);
+    assert!(crowd::spread(&connections)["b2"] > 10);
     stage.close();
     Ok(())
 }

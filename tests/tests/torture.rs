@@ -7,7 +7,8 @@ use anyhow::Result;
 use lab::config::SERVICE;
 use lab::packet_socket::{FloodPlan, SynFlood};
 use lab::peer::backend::PORT;
-use lab::peer::client::{self, Close, Connection};
+use lab::peer::client::{Close, Connection};
+use lab::peer::crowd;
 use lab::random::Random;
 use lab::stage::Stage;
 use lab::topology::{
@@ -82,7 +83,7 @@ impl Storm {
             Blow::Visitors => {
                 let visitors = self.stage.clients.open(10, self.stage.plan(), |_| {})?;
                 self.visitors += visitors.len();
-                assert_eq!(client::echo_all(&visitors), [""; 0]);
+                assert_eq!(crowd::echo_all(&visitors), [""; 0]);
                 visitors
                     .iter()
                     .try_for_each(|visitor| visitor.close(Close::Orderly))
@@ -188,8 +189,8 @@ fn no_connection_breaks_in_the_storm() -> Result<()> {
     );
 
     // The silent ones speak for the first time since they connected.
-    assert_eq!(client::echo_all(silent.iter().chain(&talking)), [""; 0]);
-    assert_eq!(client::breaks(silent.iter().chain(&talking)), [""; 0]);
+    assert_eq!(crowd::echo_all(silent.iter().chain(&talking)), [""; 0]);
+    assert_eq!(crowd::breaks(silent.iter().chain(&talking)), [""; 0]);
     assert_eq!(
         silent.iter().map(Connection::backend).collect::<Vec<_>>(),
         homes

@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use lab::frame::{Segment, flags};
 use lab::packet_socket::Capture;
 use lab::peer::client;
+use lab::peer::crowd;
 use lab::stage::Stage;
 use lab::status::Attachment;
 use lab::topology::{
@@ -29,10 +30,10 @@ fn steer(stage: &Stage) -> Result<Vec<Steered>> {
     let capture = Capture::start(stage.lab.router(), BALANCER_PORT)?;
     let answers = Capture::start(stage.lab.router(), CLIENT_PORT)?;
     let connections = stage.clients.open(CONNECTIONS, stage.plan(), |_| {})?;
-    assert_eq!(client::echo_all(&connections), [""; 0]);
-    assert_eq!(client::breaks(&connections), [""; 0]);
+    assert_eq!(crowd::echo_all(&connections), [""; 0]);
+    assert_eq!(crowd::breaks(&connections), [""; 0]);
 
-    let spread = client::spread(&connections);
+    let spread = crowd::spread(&connections);
     for backend in &stage.backends {
         let share = spread.get(backend.name()).copied().unwrap_or(0);
         assert!(share >= CONNECTIONS / 5, "an uneven spread: {spread:?}");

@@ -1,6 +1,5 @@
 //! Clients: many WebSocket connections from one host, each of which checks its own bytes and writes its own history.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::io::ErrorKind;
 use std::net::{Ipv4Addr, SocketAddrV4};
@@ -153,6 +152,12 @@ impl History {
         self.lives.last().filter(|life| life.end.is_none())
     }
 
+    /// Echoes that were right, on all its connections.
+    #[must_use]
+    pub fn echoes(&self) -> u64 {
+        self.lives.iter().map(|life| life.echoes).sum()
+    }
+
     /// Endings that the client did not ask for, oldest first.
     pub fn breaks(&self) -> impl Iterator<Item = (&Life, &Break)> {
         self.lives
@@ -214,14 +219,17 @@ impl Connection {
         self.receive(answer)
     }
 
-    fn ask<T>(&self, order: impl FnOnce(oneshot::Sender<T>) -> Order) -> oneshot::Receiver<T> {
+    pub(super) fn ask<T>(
+        &self,
+        order: impl FnOnce(oneshot::Sender<T>) -> Order,
+    ) -> oneshot::Receiver<T> {
         let (answer, receiver) = oneshot::channel();
         // A client that is gone drops the sender, which the receiver sees.
         let _ = self.orders.send(order(answer));
         receiver
     }
 
-    fn receive<T>(&self, answer: oneshot::Receiver<T>) -> Result<T> {
+    pub(super) fn receive<T>(&self, answer: oneshot::Receiver<T>) -> Result<T> {
         answer
             .blocking_recv()
             .map_err(|_| match self.history().breaks().last() {
@@ -314,69 +322,4 @@ impl Clients {
     pub fn open_one(&self, plan: Plan) -> Result<Connection> {
         self.open(1, plan, |_| {})?.pop().context("one connection")
     }
-}
-
-/// Changes the pace of connections, and waits until each that lives is between two messages and has obeyed.
-pub fn set_pace<'a>(connections: impl IntoIterator<Item = &'a Connection>, pace: Option<Duration>) {
-    let obeyed: Vec<_> = connections
-        .into_iter()
-        .map(|connection| connection.ask(|answer| Order::Pace(pace, answer)))
-        .collect();
-    for answer in obeyed {
-        // One that broke has no pace.
-        let _ = answer.blocking_recv();
-    }
-}
-
-/// Lets all connections echo once, together; returns a line for each that could not.
-pub fn echo_all<'a>(connections: impl IntoIterator<Item = &'a Connection>) -> Vec<String> {
-    let connections: Vec<_> = connections.into_iter().collect();
-    let answers: Vec<_> = connections
-        .iter()
-        .map(|connection| connection.ask(Order::Echo))
-        .collect();
-    let outcomes = connections.iter().zip(answers).map(|(connection, answer)| {
-        connection
-            .receive(answer)
-            .map_err(|error| error.to_string())
-            .and_then(|echo| {
-                let first = connection
-                    .history()
-                    .lives
-                    .first()
-                    .map(|life| life.local.to_string());
-                echo.map_err(|why| format!("{}: {why}", first.unwrap_or_default()))
-            })
-    });
-    outcomes.filter_map(Result::err).collect()
-}
-
-/// How many open connections each backend has.
-pub fn spread<'a>(
-    connections: impl IntoIterator<Item = &'a Connection>,
-) -> BTreeMap<String, usize> {
-    let mut spread = BTreeMap::new();
-    for backend in connections.into_iter().filter_map(Connection::backend) {
-        *spread.entry(backend).or_default() += 1;
-    }
-    spread
-}
-
-/// One line for each break, for people.
-pub fn breaks<'a>(connections: impl IntoIterator<Item = &'a Connection>) -> Vec<String> {
-    let mut lines = vec![];
-    for connection in connections {
-        for (life, why) in connection.history().breaks() {
-            lines.push(format!(
-                "{} on {} after {:?} and {} echoes: {why}",
-                life.local,
-                life.backend,
-                life.end
-                    .as_ref()
-                    .map_or(Duration::ZERO, |end| end.at - life.opened),
-                life.echoes,
-            ));
-        }
-    }
-    lines
 }

@@ -3,6 +3,7 @@
 pub mod backend;
 pub mod client;
 mod conversation;
+pub mod crowd;
 pub mod raw;
 
 use std::thread::JoinHandle;

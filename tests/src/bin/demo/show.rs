@@ -7,6 +7,7 @@ use anyhow::{Context as _, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use lab::config::SERVICE;
 use lab::peer::client::{self, Break, Connection};
+use lab::peer::crowd;
 use lab::stage::Stage;
 use lab::topology::Topology;
 use lab::wait;
@@ -43,7 +44,7 @@ pub(crate) fn run(topology: Topology, count: usize) -> Result<Report> {
     );
 
     let connections = open(&stage, count)?;
-    let per_backend = client::spread(&connections);
+    let per_backend = crowd::spread(&connections);
     say(
         started,
         &format!(
@@ -52,7 +53,7 @@ pub(crate) fn run(topology: Topology, count: usize) -> Result<Report> {
         ),
     );
 
-    let drained: Vec<&Connection> = on(&connections, DRAINED);
+    let drained: Vec<&Connection> = crowd::on(&connections, DRAINED);
     stage
         .tether
         .succeed(&["drain", &format!("{SERVICE}/{DRAINED}")])?;
@@ -73,16 +74,16 @@ pub(crate) fn run(topology: Topology, count: usize) -> Result<Report> {
         started,
         &format!(
             "{NEWCOMERS} newcomers: {}",
-            in_words(&client::spread(&newcomers))
+            in_words(&crowd::spread(&newcomers))
         ),
     );
-    let strays = on(&newcomers, DRAINED).len();
+    let strays = crowd::on(&newcomers, DRAINED).len();
     anyhow::ensure!(
         strays == 0,
         "{strays} new connections went to the draining {DRAINED}"
     );
     drop(newcomers);
-    wait_for_echoes("draining", &connections, 2);
+    let_them_talk("draining", &connections)?;
 
     let killed = go_dark(&stage, &connections, started)?;
     let killed_on_purpose = |life: &client::Life, why: &Break| {
@@ -98,17 +99,17 @@ pub(crate) fn run(topology: Topology, count: usize) -> Result<Report> {
         started,
         &format!("the daemon (process {pid}) was killed with SIGKILL; messages flow on"),
     );
-    wait_for_echoes("no daemon", &connections, 2);
+    let_them_talk("no daemon", &connections)?;
     stage.tether.restart()?;
     stage.tether.wait_ready()?;
     say(
         started,
         &format!("the daemon is back (process {})", stage.tether.pid()?),
     );
-    wait_for_echoes("daemon is back", &connections, 2);
+    let_them_talk("daemon is back", &connections)?;
 
     // The last word has every connection, not only those that had something to say in time.
-    let silent = client::echo_all(&connections);
+    let silent = crowd::echo_all(&connections);
     let mut complaints = vec![];
     let mut broken_since_kill = 0;
     for connection in &connections {
@@ -170,8 +171,8 @@ struct Darkness {
 
 /// Kills a backend's link while its clients are quiet, as most are most of the time; then lets each say something.
 fn go_dark(stage: &Stage, connections: &[Connection], started: Instant) -> Result<Darkness> {
-    let clients = on(connections, DARK);
-    client::set_pace(clients.iter().copied(), None);
+    let clients = crowd::on(connections, DARK);
+    crowd::set_pace(clients.iter().copied(), None);
     let (index, _) = stage.backend(DARK)?;
     let since = Instant::now();
     stage.lab.darken(index)?;
@@ -192,7 +193,7 @@ fn go_dark(stage: &Stage, connections: &[Connection], started: Instant) -> Resul
         &format!("{DARK} is found to be down after {:.1?}", since.elapsed()),
     );
 
-    client::set_pace(clients.iter().copied(), Some(PACE));
+    crowd::set_pace(clients.iter().copied(), Some(PACE));
     let bar = bar("reconnecting", clients.len())?;
     let elsewhere = || {
         let away = |c: &&&Connection| c.backend().is_some_and(|backend| backend != DARK);
@@ -230,38 +231,14 @@ fn go_dark(stage: &Stage, connections: &[Connection], started: Instant) -> Resul
     Ok(Darkness { since, fate })
 }
 
-/// Waits until each connection that lives has had `count` more echoes. One that breaks meanwhile is the report's to tell.
-fn wait_for_echoes(why: &str, connections: &[Connection], count: u64) {
-    let echoes = |c: &Connection| {
-        c.history()
-            .lives
-            .iter()
-            .map(|life| life.echoes)
-            .sum::<u64>()
-    };
-    let goals: Vec<(&Connection, u64)> =
-        connections.iter().map(|c| (c, echoes(c) + count)).collect();
-    let Ok(bar) = bar(why, connections.len()) else {
-        return;
-    };
-    let _ = wait::until("every connection echoes", PATIENCE, || {
-        let reached = goals
-            .iter()
-            .filter(|(connection, goal)| {
-                connection.history().current().is_none() || echoes(connection) >= *goal
-            })
-            .count();
-        bar.set_position(u64::try_from(reached).unwrap_or(0));
-        (reached == goals.len()).then_some(())
+/// Lets everyone say a few things more. One that breaks meanwhile is the report's to tell, and so is one that falls silent.
+fn let_them_talk(why: &str, connections: &[Connection]) -> Result<()> {
+    let bar = bar(why, connections.len())?;
+    let _ = crowd::wait_for_echoes(connections, 2, PATIENCE, |count| {
+        bar.set_position(u64::try_from(count).unwrap_or(0));
     });
     bar.finish_and_clear();
-}
-
-fn on<'a>(connections: &'a [Connection], backend: &str) -> Vec<&'a Connection> {
-    connections
-        .iter()
-        .filter(|c| c.backend().as_deref() == Some(backend))
-        .collect()
+    Ok(())
 }
 
 fn in_words(spread: &BTreeMap<String, usize>) -> String {
