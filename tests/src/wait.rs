@@ -25,7 +25,10 @@ pub fn until<T>(what: &str, deadline: Duration, mut probe: impl FnMut() -> Optio
     }
 }
 
-/// Looks at `probe` until its value satisfies `accept`, and returns that value.
+/// How often something is looked at that costs a process each time.
+const EVERY_COSTLY: Duration = Duration::from_millis(50);
+
+/// Looks at `probe`, which may be costly, until its value satisfies `accept`, and returns that value.
 ///
 /// # Errors
 /// When `deadline` passes first, or `probe` fails at the deadline; the message holds the last thing seen.
@@ -49,7 +52,7 @@ pub fn until_seen<T: Debug>(
                 Err(error) => return Err(error.context(format!("waited in vain: {what}"))),
             }
         }
-        std::thread::sleep(EVERY);
+        std::thread::sleep(EVERY_COSTLY);
     }
 }
 
@@ -63,7 +66,7 @@ pub fn holds(what: &str, span: Duration, mut probe: impl FnMut() -> Result<bool>
         if !probe()? {
             bail!("stopped being true after {:?}: {what}", started.elapsed());
         }
-        std::thread::sleep(EVERY);
+        std::thread::sleep(EVERY_COSTLY);
     }
     Ok(())
 }
