@@ -1,9 +1,12 @@
 //! What one packet of a service does to the flow table, and which backend it gets. The same code runs in the kernel, in tests
 //! and in the model checker.
+//!
+//! The way of an established flow is inlined; all other ways are functions of their own, which keeps the program small enough
+//! for the instruction cache and for the verifier.
 
 use super::{
     life::{self, Owner},
-    table::{self, Claim, Entry, Inserted, Memory},
+    table::{self, Claim, Entry, Inserted, Look, Memory, Place, Subject},
     word::{BackendRef, State, Word, epoch_of},
 };
 use crate::{
@@ -19,63 +22,30 @@ pub trait World: Memory {
     /// A backend's entry that has been found.
     type Backend: Copy;
 
-    /// The slot of this packet's flow in its service's table, at one of the [`PICK_ATTEMPTS`]. None if the service has no table.
-    fn slot(&self, attempt: u32) -> Option<Slot>;
+    /// The slot of a flow in its service's table, at one of the [`PICK_ATTEMPTS`]. None if the service has no table.
+    fn slot(&self, key: &Self::Key, attempt: u32) -> Option<Slot>;
     /// A backend's entry and its state, by id. None if there is no such id.
     fn backend(&self, id: u32) -> Option<(Self::Backend, BackendState)>;
     /// Takes one permission to adopt an unknown flow from a bounded rate.
     fn may_adopt(&self) -> bool;
     /// Notes, for people, that the entry at `place` was promoted or adopted now.
-    fn note_promotion(&self, place: table::Place<Self::Bucket>);
+    fn note_promotion(&self, place: Place);
 }
 
-/// The outcome for one packet: why, and the backend if it is to be forwarded.
+/// The outcome for one packet.
 #[derive(Clone, Copy, Debug)]
 pub struct Steered<B> {
-    /// The reason, which carries the verdict.
+    /// Why, which carries the verdict.
     pub reason: Reason,
-    /// Where to, with the backend's state: for verdicts that forward.
+    /// The backend that it concerns, its state and its id: always for verdicts that forward.
     pub backend: Option<(B, BackendState, u32)>,
 }
 
-impl<B> Steered<B> {
-    #[inline(always)]
-    const fn without_backend(reason: Reason) -> Self {
-        Self {
-            reason,
-            backend: None,
-        }
-    }
-}
-
-/// A backend that was chosen, with what is known of it.
-#[derive(Clone, Copy)]
-struct Choice<B> {
-    handle: B,
-    state: BackendState,
-    id: u32,
-}
-
-impl<B: Copy> Choice<B> {
-    #[inline(always)]
-    const fn reference(&self) -> BackendRef {
-        BackendRef::new(self.id, self.state.generation())
-    }
-
-    #[inline(always)]
-    fn forward(self, reason: Reason) -> Steered<B> {
-        if self.state.is_resolved() {
-            Steered {
-                reason,
-                backend: Some((self.handle, self.state, self.id)),
-            }
-        } else {
-            Steered {
-                reason: Reason::Unresolved,
-                backend: Some((self.handle, self.state, self.id)),
-            }
-        }
-    }
+/// One packet on its way through the flow stage.
+struct Visit<'a, W: World> {
+    world: &'a W,
+    subject: Subject<W::Key>,
+    segment: Segment,
 }
 
 /// Steers one TCP segment of flow `key`.
@@ -86,465 +56,588 @@ pub fn steer<W: World>(
     segment: &Segment,
     now: Tick,
 ) -> Steered<W::Backend> {
-    let homes = world.homes(key);
-    let found = table::find(world, homes, key);
-    if segment.has_any(SYN) {
-        if !segment.opens() {
-            // SYN with ACK, FIN or RST is no client's first segment, and nothing that a client in mid-stream sends.
-            return Steered::without_backend(Reason::BadFlags);
-        }
-        return match found {
-            None => open(world, homes, key, segment, now),
-            Some(entry) => open_again(world, homes, key, segment, now, entry),
-        };
-    }
-    match found {
-        None => unknown(world, homes, key, segment, now),
-        Some(entry) => known(world, homes, key, segment, now, entry),
-    }
-}
-
-/// The backend of an entry, if it is still the one that the entry was made for.
-#[inline(always)]
-fn backend_of<W: World>(world: &W, reference: BackendRef) -> Option<Choice<W::Backend>> {
-    let id = reference.id();
-    let (handle, state) = world.backend(id)?;
-    // A reused id never inherits flows.
-    if state.generation() == reference.generation() {
-        Some(Choice { handle, state, id })
-    } else {
-        None
-    }
-}
-
-/// A backend that takes a new flow: the pick, or while a table lags behind the backends' states, that of another slot.
-#[inline(always)]
-fn pick_new<W: World>(world: &W) -> Result<Choice<W::Backend>, Reason> {
-    let mut reason = Reason::NoBackend;
-    let mut attempt = 0;
-    while attempt < PICK_ATTEMPTS {
-        let Some(slot) = world.slot(attempt) else {
-            return Err(Reason::NoBackend);
-        };
-        let id = slot.current();
-        if id != 0
-            && let Some((handle, state)) = world.backend(id)
-            && state.serving() == Serving::New
-        {
-            if state.is_resolved() {
-                return Ok(Choice { handle, state, id });
-            }
-            reason = Reason::Unresolved;
-        }
-        attempt += 1;
-    }
-    Err(reason)
-}
-
-/// A SYN of a flow without an entry.
-#[inline(always)]
-fn open<W: World>(
-    world: &W,
-    homes: [u32; 2],
-    key: &W::Key,
-    segment: &Segment,
-    now: Tick,
-) -> Steered<W::Backend> {
-    let choice = match pick_new(world) {
-        Ok(choice) => choice,
-        Err(reason) => return Steered::without_backend(reason),
-    };
-    let embryo = Word::embryo(choice.reference(), segment.seq, now);
-    match table::insert(world, homes, key, embryo, Claim::Any, now) {
-        Inserted::At(_) => choice.forward(Reason::Opened),
-        Inserted::Full => choice.forward(Reason::Unpinned),
-        Inserted::Yielded => {
-            // Another CPU had the same SYN, or its twin: go where its entry goes.
-            let theirs = table::find(world, homes, key)
-                .and_then(|entry| backend_of(world, entry.word.backend()));
-            match theirs {
-                Some(theirs) if theirs.state.serving() == Serving::New => {
-                    theirs.forward(Reason::Reopened)
-                }
-                _ => choice.forward(Reason::Unpinned),
-            }
-        }
-    }
-}
-
-/// A SYN of a flow that has an entry: the same SYN again, a new connection on a port used before, or a forgery.
-#[inline(always)]
-fn open_again<W: World>(
-    world: &W,
-    homes: [u32; 2],
-    key: &W::Key,
-    segment: &Segment,
-    now: Tick,
-    entry: Entry<W::Bucket>,
-) -> Steered<W::Backend> {
-    if entry.word.is(State::Embryo) {
-        return renew(
-            world,
-            segment,
-            now,
-            entry,
-            entry.word.backend(),
-            State::Embryo,
-        );
-    }
-    if entry.word.is_vacant(now) {
-        return supersede(world, segment, now, entry, State::Embryo);
-    }
-    let other = if entry.word.is(State::Challenger) || entry.word.has(Word::CONTESTED) {
-        table::find_other(world, homes, key, entry.place)
-    } else {
-        None
-    };
-    match other {
-        Some(other) if other.word.is_nascent() => {
-            challenge_again(world, segment, now, entry, other)
-        }
-        Some(other) if entry.word.is_nascent() => {
-            challenge_again(world, segment, now, other, entry)
-        }
-        Some(other) => {
-            // Two live entries. One that is closing may go; of two, the one that has been quiet longer.
-            let entry_goes = entry.word.is(State::Closing)
-                && !(other.word.is(State::Closing) && other.word.age(now) > entry.word.age(now));
-            if entry_goes {
-                supersede_second(world, segment, now, other, entry)
-            } else if other.word.is(State::Closing) {
-                supersede_second(world, segment, now, entry, other)
-            } else {
-                Steered::without_backend(Reason::Contested)
-            }
-        }
-        // A challenger whose live entry is gone is an embryo by another name.
-        None if entry.word.is_nascent() => renew(
-            world,
-            segment,
-            now,
-            entry,
-            entry.word.backend(),
-            State::Challenger,
-        ),
-        None => challenge(world, homes, key, segment, now, entry),
-    }
-}
-
-/// A SYN again on a nascent entry. The same SYN keeps its backend, unless that now serves none; another one keeps it only if
-/// it takes new flows. `preferred` is that backend.
-#[inline(always)]
-fn renew<W: World>(
-    world: &W,
-    segment: &Segment,
-    now: Tick,
-    entry: Entry<W::Bucket>,
-    preferred: BackendRef,
-    state: State,
-) -> Steered<W::Backend> {
-    let same_syn = entry.word.isn() == segment.seq;
-    let kept = match backend_of(world, preferred) {
-        Some(kept) => match kept.state.serving() {
-            Serving::New => Some(kept),
-            Serving::ExistingOnly if same_syn => Some(kept),
-            _ => None,
-        },
-        None => None,
-    };
-    let choice = match kept {
-        Some(kept) if same_syn && kept.reference() == entry.word.backend() => {
-            return kept.forward(Reason::Reopened);
-        }
-        Some(kept) => kept,
-        None => match pick_new(world) {
-            Ok(choice) => choice,
-            Err(reason) => return Steered::without_backend(reason),
-        },
-    };
-    write_nascent(world, segment, now, entry, choice, state, Reason::Reopened)
-}
-
-/// Writes a nascent entry in the place of `entry`, whose key is the same.
-#[inline(always)]
-fn write_nascent<W: World>(
-    world: &W,
-    segment: &Segment,
-    now: Tick,
-    entry: Entry<W::Bucket>,
-    choice: Choice<W::Backend>,
-    state: State,
-    reason: Reason,
-) -> Steered<W::Backend> {
-    let word = match state {
-        State::Challenger => Word::challenger(choice.reference(), segment.seq, now),
-        _ => Word::embryo(choice.reference(), segment.seq, now),
-    };
-    if table::replace(world, entry.place, entry.word, word) {
-        choice.forward(reason)
-    } else {
-        choice.forward(Reason::Unpinned)
-    }
-}
-
-/// A SYN on an entry past its linger: a new flow in the same place.
-#[inline(always)]
-fn supersede<W: World>(
-    world: &W,
-    segment: &Segment,
-    now: Tick,
-    entry: Entry<W::Bucket>,
-    state: State,
-) -> Steered<W::Backend> {
-    match pick_new(world) {
-        Ok(choice) => write_nascent(world, segment, now, entry, choice, state, Reason::Opened),
-        Err(reason) => Steered::without_backend(reason),
-    }
-}
-
-/// A SYN on two live entries, of which `goes` is closing: it makes place for a challenger of `stays`.
-#[inline(always)]
-fn supersede_second<W: World>(
-    world: &W,
-    segment: &Segment,
-    now: Tick,
-    stays: Entry<W::Bucket>,
-    goes: Entry<W::Bucket>,
-) -> Steered<W::Backend> {
-    // The one that stays is the older from now on.
-    let marked = stays.word.with(Word::CONTESTED).without(Word::SECOND);
-    if marked != stays.word && !table::replace(world, stays.place, stays.word, marked) {
-        return Steered::without_backend(Reason::Contested);
-    }
-    match pick_for_challenger(world, stays.word) {
-        Ok(choice) => write_nascent(
-            world,
-            segment,
-            now,
-            goes,
-            choice,
-            State::Challenger,
-            Reason::Challenged,
-        ),
-        Err(reason) => Steered::without_backend(reason),
-    }
-}
-
-/// A challenger goes to the live entry's backend if that takes new flows, so that a forged SYN changes nothing.
-#[inline(always)]
-fn pick_for_challenger<W: World>(world: &W, live: Word) -> Result<Choice<W::Backend>, Reason> {
-    match backend_of(world, live.backend()) {
-        Some(kept) if kept.state.serving() == Serving::New && kept.state.is_resolved() => Ok(kept),
-        _ => pick_new(world),
-    }
-}
-
-/// A SYN on a live entry that has a challenger already.
-#[inline(always)]
-fn challenge_again<W: World>(
-    world: &W,
-    segment: &Segment,
-    now: Tick,
-    live: Entry<W::Bucket>,
-    challenger: Entry<W::Bucket>,
-) -> Steered<W::Backend> {
-    let preferred = if challenger.word.isn() == segment.seq {
-        challenger.word
-    } else {
-        live.word
-    };
-    renew(
-        world,
-        segment,
+    let subject = Subject {
+        key: *key,
+        homes: world.homes(key),
         now,
-        challenger,
-        preferred.backend(),
-        State::Challenger,
-    )
-}
-
-/// A SYN on a live entry: marks it contested, then inserts a challenger. Its backend stays what it is, or whoever guesses
-/// four numbers could steal a flow.
-#[inline(always)]
-fn challenge<W: World>(
-    world: &W,
-    homes: [u32; 2],
-    key: &W::Key,
-    segment: &Segment,
-    now: Tick,
-    live: Entry<W::Bucket>,
-) -> Steered<W::Backend> {
-    let choice = match pick_for_challenger(world, live.word) {
-        Ok(choice) => choice,
-        Err(reason) => return Steered::without_backend(reason),
     };
-    // Marked first: an unmarked entry would hide its challenger, and the new connection's next packets would go astray.
-    if !mark_contested(world, key, live) {
-        return Steered::without_backend(Reason::Contested);
-    }
-    let challenger = Word::challenger(choice.reference(), segment.seq, now);
-    match table::insert(world, homes, key, challenger, Claim::Any, now) {
-        Inserted::At(_) => choice.forward(Reason::Challenged),
-        Inserted::Full | Inserted::Yielded if choice.reference() == live.word.backend() => {
-            choice.forward(Reason::Unpinned)
-        }
-        // Without an entry its next packets would go to the live entry's backend, which is another: let the client try again.
-        Inserted::Full | Inserted::Yielded => Steered::without_backend(Reason::Contested),
-    }
-}
-
-#[inline(always)]
-fn mark_contested<W: World>(world: &W, key: &W::Key, live: Entry<W::Bucket>) -> bool {
-    let mark = |word: Word| word.with(Word::CONTESTED).without(Word::SECOND);
-    if mark(live.word) == live.word || table::replace(world, live.place, live.word, mark(live.word))
-    {
-        return true;
-    }
-    match table::reread(world, live.place, key) {
-        Some(word) if word.is_live() => table::replace(world, live.place, word, mark(word)),
-        _ => false,
-    }
-}
-
-/// A segment in mid-stream, or an end, of a flow that has an entry.
-#[inline(always)]
-fn known<W: World>(
-    world: &W,
-    homes: [u32; 2],
-    key: &W::Key,
-    segment: &Segment,
-    now: Tick,
-    found: Entry<W::Bucket>,
-) -> Steered<W::Backend> {
-    let mut entry = found;
-    if found.word.is(State::Challenger) || (found.word.is_live() && found.word.has(Word::CONTESTED))
-    {
-        if let Some(other) = table::find_other(world, homes, key, found.place)
-            && life::owner(found.word, other.word, segment) == Owner::Second
-        {
-            entry = other;
-        }
-    }
-    let Some(choice) = backend_of(world, entry.word.backend()) else {
-        // Ids are reused only when no entry names them: this one should not exist.
-        table::replace(world, entry.place, entry.word, Word::EMPTY);
-        return Steered::without_backend(Reason::StaleGeneration);
+    let visit = Visit {
+        world,
+        subject,
+        segment: *segment,
     };
-    live_through(world, key, segment, now, entry);
-    match choice.state.serving() {
-        Serving::New | Serving::ExistingOnly => choice.forward(Reason::Established),
-        // The client must learn of it, but nobody answers a RST with a RST.
-        Serving::None if segment.has(RST) => Steered {
-            reason: Reason::ResetToDead,
-            backend: Some((choice.handle, choice.state, choice.id)),
-        },
-        Serving::None => Steered {
-            reason: Reason::BackendDead,
-            backend: Some((choice.handle, choice.state, choice.id)),
-        },
+    if !segment.has_any(SYN)
+        && let Some(entry) = table::scan(world, subject.homes, key, Look::Any)
+        && !is_half_of_a_pair(entry.word)
+        && let Some((handle, state)) = world.backend(entry.word.backend().id())
+        && state.generation() == entry.word.backend().generation()
+    {
+        let reason = visit.established(entry, state);
+        return Steered {
+            reason,
+            backend: Some((handle, state, entry.word.backend().id())),
+        };
+    }
+    let outcome = visit.off_the_beaten_track();
+    let backend = match outcome.id() {
+        0 => None,
+        id => world.backend(id).map(|(handle, state)| (handle, state, id)),
+    };
+    Steered {
+        reason: outcome.reason(),
+        backend,
     }
 }
 
-/// Writes what a segment changes of its entry. A lost refresh is ignored; a lost change of state is tried once more.
-#[inline(always)]
-fn live_through<W: World>(
-    world: &W,
-    key: &W::Key,
-    segment: &Segment,
-    now: Tick,
-    entry: Entry<W::Bucket>,
-) {
-    let next = step(world, entry.word, segment, now);
-    if next == entry.word {
-        return;
+/// A reason (bits 0-7) and a backend id (8-31; 0 is none) in one word, the most that a BPF function can return by value.
+#[derive(Clone, Copy)]
+struct Outcome(u32);
+
+impl Outcome {
+    #[inline(always)]
+    const fn new(reason: Reason, id: u32) -> Self {
+        Self(reason as u32 | (id << 8))
     }
-    let promotes = entry.word.is_nascent();
-    if table::replace(world, entry.place, entry.word, next) {
-        if promotes {
-            world.note_promotion(entry.place);
-        }
-        return;
+
+    #[inline(always)]
+    const fn without_backend(reason: Reason) -> Self {
+        Self::new(reason, 0)
     }
-    if next.state() == entry.word.state() {
-        return;
+
+    #[inline(always)]
+    const fn reason(self) -> Reason {
+        // SAFETY: the low byte was a reason in `new`, and nothing changes it.
+        unsafe { core::mem::transmute::<u8, Reason>(self.0 as u8) }
     }
-    if let Some(word) = table::reread(world, entry.place, key) {
-        let next = step(world, word, segment, now);
-        if next != word {
-            table::replace(world, entry.place, word, next);
+
+    #[inline(always)]
+    const fn id(self) -> u32 {
+        self.0 >> 8
+    }
+}
+
+/// A backend that was chosen.
+#[derive(Clone, Copy)]
+struct Choice {
+    id: u32,
+    state: BackendState,
+}
+
+impl Choice {
+    #[inline(always)]
+    const fn reference(&self) -> BackendRef {
+        BackendRef::new(self.id, self.state.generation())
+    }
+
+    #[inline(always)]
+    const fn forward(&self, reason: Reason) -> Outcome {
+        Outcome::new(
+            if self.state.is_resolved() {
+                reason
+            } else {
+                Reason::Unresolved
+            },
+            self.id,
+        )
+    }
+}
+
+/// What a SYN is to become.
+struct Intent {
+    /// Embryo or challenger.
+    state: State,
+    /// The backend to keep, if it may be kept; id 0 is none.
+    preferred: BackendRef,
+    /// Whether it is the very SYN that made the entry.
+    same_syn: bool,
+    /// The entry of the same key that it replaces, if there is one.
+    in_place_of: Entry,
+    /// The live entry that it challenges, if there is one.
+    beside: Entry,
+    /// Why the packet will have been forwarded.
+    reason: Reason,
+}
+
+impl Intent {
+    /// A flow that has no entry.
+    const NEW_FLOW: Self = Self {
+        state: State::Embryo,
+        preferred: BackendRef::new(0, 0),
+        same_syn: false,
+        in_place_of: Entry::NONE,
+        beside: Entry::NONE,
+        reason: Reason::Opened,
+    };
+
+    /// A challenger of a live entry, to whose backend it goes if that takes new flows, so that a forged SYN changes nothing. The live
+    /// entry keeps its backend, or whoever guesses four numbers could steal a flow.
+    #[inline(always)]
+    const fn challenge(live: &Entry, in_place_of: &Entry) -> Self {
+        Self {
+            state: State::Challenger,
+            preferred: live.word.backend(),
+            same_syn: false,
+            in_place_of: *in_place_of,
+            beside: *live,
+            reason: Reason::Challenged,
         }
     }
 }
 
-/// [`life::advance`], and whether an entry that closes is an exception.
+/// A new entry, and the backend that it names.
+struct Plan {
+    choice: Choice,
+    word: Word,
+    /// The entry of the same key that it replaces; if there is none, it is inserted.
+    in_place_of: Entry,
+    /// The live entry that it challenges, if there is one: it is marked first.
+    beside: Entry,
+    /// Why the packet will have been forwarded, if all goes well.
+    reason: Reason,
+}
+
+/// Whether the key of an entry may have another one.
 #[inline(always)]
-fn step<W: World>(world: &W, word: Word, segment: &Segment, now: Tick) -> Word {
-    let next = life::advance(word, segment, now);
-    if next.is(State::Closing) && !word.is(State::Closing) {
-        let pick = match world.slot(0) {
+fn is_half_of_a_pair(word: Word) -> bool {
+    word.is(State::Challenger) || (word.is_live() && word.has(Word::CONTESTED))
+}
+
+impl<W: World> Visit<'_, W> {
+    /// A segment of an uncontested flow whose backend is the one that its entry was made for.
+    #[inline(always)]
+    fn established(&self, entry: Entry, state: BackendState) -> Reason {
+        let next = life::advance(entry.word, &self.segment, self.subject.now);
+        if next != entry.word {
+            self.write(entry, next);
+        }
+        match state.serving() {
+            Serving::New | Serving::ExistingOnly if state.is_resolved() => Reason::Established,
+            Serving::New | Serving::ExistingOnly => Reason::Unresolved,
+            // The client must learn of it, but nobody answers a RST with a RST.
+            Serving::None if self.segment.has(RST) => Reason::ResetToDead,
+            Serving::None => Reason::BackendDead,
+        }
+    }
+
+    /// Writes what a segment changes of its entry. A lost refresh is ignored; a lost change of state is tried once more.
+    #[inline(always)]
+    fn write(&self, entry: Entry, next: Word) {
+        if next.state() == entry.word.state() {
+            table::replace(self.world, entry.place, entry.word, next);
+        } else {
+            self.change_state(&entry);
+        }
+    }
+
+    #[inline(never)]
+    fn change_state(&self, entry: &Entry) {
+        let mut seen = entry.word;
+        let mut attempt = 0;
+        while attempt < 2 {
+            let next = self.advance(seen);
+            if next == seen {
+                return;
+            }
+            if table::replace(self.world, entry.place, seen, next) {
+                if seen.is_nascent() {
+                    self.world.note_promotion(entry.place);
+                }
+                return;
+            }
+            match table::reread(self.world, entry.place, &self.subject.key) {
+                Some(word) => seen = word,
+                None => return,
+            }
+            attempt += 1;
+        }
+    }
+
+    /// [`life::advance`], and whether an entry that closes is an exception.
+    #[inline(never)]
+    fn advance(&self, word: Word) -> Word {
+        let next = life::advance(word, &self.segment, self.subject.now);
+        let closes = next.is(State::Closing) && !word.is(State::Closing);
+        if closes && self.pick() != word.backend().id() {
+            next.with(Word::EXCEPTION)
+        } else {
+            next
+        }
+    }
+
+    /// The id of today's pick; 0 if there is none.
+    #[inline(never)]
+    fn pick(&self) -> u32 {
+        match self.world.slot(&self.subject.key, 0) {
             Some(slot) => slot.current(),
             None => 0,
+        }
+    }
+
+    /// Everything but an established, uncontested flow.
+    #[inline(never)]
+    fn off_the_beaten_track(&self) -> Outcome {
+        match self.consider() {
+            Ok(plan) => self.record(&plan),
+            Err(outcome) => outcome,
+        }
+    }
+
+    /// Decides what is to become of a packet: a new entry, or an outcome that needs none.
+    #[inline(always)]
+    fn consider(&self) -> Result<Plan, Outcome> {
+        let is_syn = self.segment.has_any(SYN);
+        if is_syn && !self.segment.opens() {
+            // SYN with ACK, FIN or RST is no client's first segment, and nothing that a client in mid-stream sends.
+            return Err(Outcome::without_backend(Reason::BadFlags));
+        }
+        // The second look: an entry may have moved between the homes during the first.
+        let found = self.look(None);
+        if !found.exists() {
+            return if is_syn {
+                self.open(&Intent::NEW_FLOW)
+            } else {
+                self.adopt()
+            };
+        }
+        let other = if is_half_of_a_pair(found.word) {
+            self.look(Some(&found.place))
+        } else {
+            Entry::NONE
         };
-        if pick != word.backend().id() {
-            return next.with(Word::EXCEPTION);
+        if is_syn {
+            self.open(&self.intent(&found, &other)?)
+        } else {
+            Err(self.known(&found, &other))
         }
     }
-    next
-}
 
-/// A segment of a flow without an entry that is no SYN: state was lost, or another load balancer had it.
-#[inline(always)]
-fn unknown<W: World>(
-    world: &W,
-    homes: [u32; 2],
-    key: &W::Key,
-    segment: &Segment,
-    now: Tick,
-) -> Steered<W::Backend> {
-    let Some(slot) = world.slot(0) else {
-        return Steered::without_backend(refusal(segment));
-    };
-    let serves = |id: u32| match world.backend(id) {
-        Some((handle, state)) if id != 0 && state.serving() != Serving::None => {
-            Some(Choice { handle, state, id })
+    /// Looks in both homes, or for the other entry of a key, beside one.
+    #[inline(never)]
+    fn look(&self, beside: Option<&Place>) -> Entry {
+        let look = match beside {
+            Some(place) => Look::Beside(place),
+            None => Look::Any,
+        };
+        match table::scan(self.world, self.subject.homes, &self.subject.key, look) {
+            Some(entry) => entry,
+            None => Entry::NONE,
         }
-        _ => None,
-    };
-    let choice = match serves(slot.handing_over(now)) {
-        Some(previous) => previous,
-        None => match serves(slot.current()) {
-            Some(current) => current,
-            None => return Steered::without_backend(refusal(segment)),
-        },
-    };
-    if !segment.continues() {
-        return choice.forward(Reason::Stray);
     }
-    if !choice.state.is_resolved() || !world.may_adopt() {
-        return choice.forward(Reason::Unadopted);
-    }
-    let young = Word::live(
-        State::Young,
-        choice.reference(),
-        epoch_of(segment.seq),
-        now,
-        Word::FOREIGN,
-    );
-    match table::insert(world, homes, key, young, Claim::VacantOnly, now) {
-        Inserted::At(place) => {
-            world.note_promotion(place);
-            choice.forward(Reason::Adopted)
-        }
-        Inserted::Yielded | Inserted::Full => choice.forward(Reason::Unadopted),
-    }
-}
 
-/// What becomes of a mid-stream segment that no backend can take: a RST, but never to a RST.
-#[inline(always)]
-const fn refusal(segment: &Segment) -> Reason {
-    if segment.continues() || (segment.ends() && !segment.has(RST)) {
-        Reason::NoBackendForFlow
-    } else {
-        Reason::NoBackend
+    /// A segment in mid-stream, or an end, of a flow whose key may have two entries, or whose entry is stale.
+    #[inline(always)]
+    fn known(&self, found: &Entry, other: &Entry) -> Outcome {
+        let is_other =
+            other.exists() && life::owner(found.word, other.word, &self.segment) == Owner::Second;
+        let entry = if is_other { other } else { found };
+        match self.backend_of(entry.word.backend()) {
+            Some(choice) => Outcome::new(self.established(*entry, choice.state), choice.id),
+            None => {
+                // Ids are reused only when no entry names them: this one should not exist.
+                table::replace(self.world, entry.place, entry.word, Word::EMPTY);
+                Outcome::without_backend(Reason::StaleGeneration)
+            }
+        }
+    }
+
+    /// What a SYN means for a key that has an entry, or two: the same SYN again, a new connection on a port used before, or a
+    /// forgery.
+    #[inline(always)]
+    fn intent(&self, found: &Entry, other: &Entry) -> Result<Intent, Outcome> {
+        if !other.exists() {
+            return Ok(if found.word.is_nascent() {
+                // A challenger stays one even if its live entry seems gone: that may only have been missed while it moved.
+                self.again(found, found.word)
+            } else if found.word.is_vacant(self.subject.now) {
+                // Past its linger, and alone: a new flow in the same place.
+                Intent {
+                    in_place_of: *found,
+                    ..Intent::NEW_FLOW
+                }
+            } else {
+                Intent::challenge(found, &Entry::NONE)
+            });
+        }
+        if other.word.is_nascent() {
+            return Ok(self.again(other, found.word));
+        }
+        if found.word.is_nascent() {
+            return Ok(self.again(found, other.word));
+        }
+        // Two live entries. One that is closing makes place for a challenger of the other; of two that are, the one that was
+        // quiet longer.
+        match (found.word.is(State::Closing), other.word.is(State::Closing)) {
+            (true, true) if other.word.age(self.subject.now) > found.word.age(self.subject.now) => {
+                Ok(Intent::challenge(found, other))
+            }
+            (true, _) => Ok(Intent::challenge(other, found)),
+            (false, true) => Ok(Intent::challenge(found, other)),
+            (false, false) => Err(self.share(found, other)),
+        }
+    }
+
+    /// A SYN again on a nascent entry. Another SYN than the entry's prefers the backend of `live`, the entry that it
+    /// challenges if it is a challenger, so that forgeries change nothing.
+    #[inline(always)]
+    fn again(&self, nascent: &Entry, live: Word) -> Intent {
+        let same_syn = nascent.word.isn() == self.segment.seq;
+        Intent {
+            state: nascent.word.state(),
+            preferred: if same_syn {
+                nascent.word.backend()
+            } else {
+                live.backend()
+            },
+            same_syn,
+            in_place_of: *nascent,
+            beside: Entry::NONE,
+            reason: Reason::Reopened,
+        }
+    }
+
+    /// A SYN on two live entries of which none is closing, as when a port is used a third time and nobody said goodbye: it goes
+    /// where the packets after it will go, which is to the entry nearer in sequence numbers, if that one takes new flows.
+    /// Nothing is written, so a forgery changes nothing.
+    #[inline(always)]
+    fn share(&self, one: &Entry, other: &Entry) -> Outcome {
+        let nearer = match life::owner(one.word, other.word, &self.segment) {
+            Owner::First => one.word,
+            Owner::Second => other.word,
+        };
+        match self.backend_of(nearer.backend()) {
+            Some(shared) if matches!(shared.state.serving(), Serving::New) => {
+                shared.forward(Reason::Unpinned)
+            }
+            _ => Outcome::without_backend(Reason::Contested),
+        }
+    }
+
+    /// Chooses the backend of a SYN.
+    #[inline(always)]
+    fn open(&self, intent: &Intent) -> Result<Plan, Outcome> {
+        if intent.preferred.id() != 0
+            && let Some(kept) = self.backend_of(intent.preferred)
+        {
+            match kept.state.serving() {
+                // The same SYN keeps its backend, unless that now serves none, and writes nothing.
+                Serving::New | Serving::ExistingOnly if intent.same_syn => {
+                    return Err(kept.forward(intent.reason));
+                }
+                // Another one keeps it only if it takes new flows.
+                Serving::New if kept.state.is_resolved() => return Ok(self.plan(intent, kept)),
+                _ => {}
+            }
+        }
+        match self.pick_new() {
+            Ok(choice) => Ok(self.plan(intent, choice)),
+            Err(reason) => Err(Outcome::without_backend(reason)),
+        }
+    }
+
+    #[inline(always)]
+    fn plan(&self, intent: &Intent, choice: Choice) -> Plan {
+        let word = if intent.state as u8 == State::Challenger as u8 {
+            Word::challenger(choice.reference(), self.segment.seq, self.subject.now)
+        } else {
+            Word::embryo(choice.reference(), self.segment.seq, self.subject.now)
+        };
+        Plan {
+            choice,
+            word,
+            in_place_of: intent.in_place_of,
+            beside: intent.beside,
+            reason: intent.reason,
+        }
+    }
+
+    /// Chooses the backend of a segment of a flow without an entry that is no SYN: state was lost, or another load balancer had
+    /// it. It is the slot's previous backend while the slot is handed over, else the current one.
+    #[inline(always)]
+    fn adopt(&self) -> Result<Plan, Outcome> {
+        let Some(slot) = self.world.slot(&self.subject.key, 0) else {
+            return Err(self.refuse());
+        };
+        let choice = match self.serving(slot.handing_over(self.subject.now)) {
+            Some(previous) => previous,
+            None => match self.serving(slot.current()) {
+                Some(current) => current,
+                None => return Err(self.refuse()),
+            },
+        };
+        if !self.segment.continues() {
+            return Err(choice.forward(Reason::Stray));
+        }
+        if !choice.state.is_resolved() || !self.world.may_adopt() {
+            return Err(choice.forward(Reason::Unadopted));
+        }
+        let epoch = epoch_of(self.segment.seq);
+        let word = Word::live(
+            State::Young,
+            choice.reference(),
+            epoch,
+            self.subject.now,
+            Word::FOREIGN,
+        );
+        Ok(Plan {
+            choice,
+            word,
+            in_place_of: Entry::NONE,
+            beside: Entry::NONE,
+            reason: Reason::Adopted,
+        })
+    }
+
+    /// Writes a new entry, and says where its packet goes: to the chosen backend if the entry stands, else where the packets after
+    /// it will go.
+    #[inline(always)]
+    fn record(&self, plan: &Plan) -> Outcome {
+        // Marked first: an unmarked entry would hide its challenger, and the new connection's next packets would go astray.
+        if plan.beside.exists() && !self.mark_contested(&plan.beside) {
+            return Outcome::without_backend(Reason::Contested);
+        }
+        if plan.in_place_of.exists() {
+            let entry = &plan.in_place_of;
+            let written = table::replace(self.world, entry.place, entry.word, plan.word);
+            return plan.choice.forward(if written {
+                plan.reason
+            } else {
+                Reason::Unpinned
+            });
+        }
+        let is_syn = plan.word.is_nascent();
+        let claim = if is_syn {
+            Claim::Any
+        } else {
+            Claim::VacantOnly
+        };
+        match table::insert(self.world, &self.subject, plan.word, claim) {
+            Inserted::At(place) => {
+                if !is_syn {
+                    self.world.note_promotion(place);
+                }
+                plan.choice.forward(plan.reason)
+            }
+            Inserted::Yielded(theirs) => match self.backend_of(theirs.backend()) {
+                Some(theirs) if is_syn && matches!(theirs.state.serving(), Serving::New) => {
+                    theirs.forward(Reason::Reopened)
+                }
+                Some(theirs) if !is_syn && !matches!(theirs.state.serving(), Serving::None) => {
+                    theirs.forward(Reason::Established)
+                }
+                _ => plan.choice.forward(if is_syn {
+                    Reason::Unpinned
+                } else {
+                    Reason::Unadopted
+                }),
+            },
+            Inserted::Full if !is_syn => plan.choice.forward(Reason::Unadopted),
+            Inserted::Full if !plan.beside.exists() => {
+                self.without_place(plan.choice).forward(Reason::Unpinned)
+            }
+            Inserted::Full if plan.choice.reference() == plan.beside.word.backend() => {
+                plan.choice.forward(Reason::Unpinned)
+            }
+            // Without an entry its next packets would go to the live entry's backend, which is another: let the client try
+            // again.
+            Inserted::Full => Outcome::without_backend(Reason::Contested),
+        }
+    }
+
+    /// Where a new flow goes that found no place: its next packets will be unknown ones, and while its slot is handed over
+    /// those go to the slot's previous backend. That one takes the SYN too, if it takes new flows.
+    #[inline(always)]
+    fn without_place(&self, choice: Choice) -> Choice {
+        let Some(slot) = self.world.slot(&self.subject.key, 0) else {
+            return choice;
+        };
+        match self.serving(slot.handing_over(self.subject.now)) {
+            Some(previous)
+                if matches!(previous.state.serving(), Serving::New)
+                    && previous.state.is_resolved() =>
+            {
+                previous
+            }
+            _ => choice,
+        }
+    }
+
+    #[inline(always)]
+    fn mark_contested(&self, live: &Entry) -> bool {
+        // The challenger will be the newer of the two.
+        let mark = |word: Word| word.with(Word::CONTESTED).without(Word::SECOND);
+        if mark(live.word) == live.word
+            || table::replace(self.world, live.place, live.word, mark(live.word))
+        {
+            return true;
+        }
+        match table::reread(self.world, live.place, &self.subject.key) {
+            Some(word) if word.is_live() => {
+                table::replace(self.world, live.place, word, mark(word))
+            }
+            _ => false,
+        }
+    }
+
+    /// The backend of an entry, if it is still the one that the entry was made for.
+    #[inline(always)]
+    fn backend_of(&self, reference: BackendRef) -> Option<Choice> {
+        let id = reference.id();
+        let (_, state) = self.world.backend(id)?;
+        // A reused id never inherits flows.
+        if state.generation() == reference.generation() {
+            Some(Choice { id, state })
+        } else {
+            None
+        }
+    }
+
+    /// A backend that takes a new flow: the pick, or while a table lags behind the backends' states, that of another slot.
+    #[inline(never)]
+    fn pick_new(&self) -> Result<Choice, Reason> {
+        let mut reason = Reason::NoBackend;
+        let mut attempt = 0;
+        while attempt < PICK_ATTEMPTS {
+            let Some(slot) = self.world.slot(&self.subject.key, attempt) else {
+                return Err(Reason::NoBackend);
+            };
+            let id = slot.current();
+            if id != 0
+                && let Some((_, state)) = self.world.backend(id)
+                && state.serving() == Serving::New
+            {
+                if state.is_resolved() {
+                    return Ok(Choice { id, state });
+                }
+                reason = Reason::Unresolved;
+            }
+            attempt += 1;
+        }
+        Err(reason)
+    }
+
+    /// A backend by id, if it serves anything.
+    #[inline(always)]
+    fn serving(&self, id: u32) -> Option<Choice> {
+        if id == 0 {
+            return None;
+        }
+        match self.world.backend(id) {
+            Some((_, state)) if !matches!(state.serving(), Serving::None) => {
+                Some(Choice { id, state })
+            }
+            _ => None,
+        }
+    }
+
+    /// What becomes of a mid-stream segment that no backend can take: a RST, but never to a RST.
+    #[inline(always)]
+    fn refuse(&self) -> Outcome {
+        let answerable =
+            !self.segment.has(RST) && (self.segment.continues() || self.segment.ends());
+        Outcome::without_backend(if answerable {
+            Reason::NoBackendForFlow
+        } else {
+            Reason::NoBackend
+        })
     }
 }

@@ -34,28 +34,27 @@ pub trait Memory {
     fn replace(&self, bucket: Self::Bucket, way: u32, seen: Word, new: Word) -> bool;
     /// Exchange of the value of a place that is busy by our hand, a full barrier.
     fn publish(&self, bucket: Self::Bucket, way: u32, new: Word);
+    /// A way, unchanged, but such that the kernel's verifier no longer knows which: it would follow every way on its own from
+    /// there on, and give up. Elsewhere the identity.
+    #[inline(always)]
+    fn blur(&self, way: u32) -> u32 {
+        way
+    }
     /// Facts for people that move along with an entry.
-    fn carry_facts(&self, from: Place<Self::Bucket>, to: Place<Self::Bucket>);
+    fn carry_facts(&self, from: Place, to: Place);
 }
 
-/// A place in the table.
+/// A place in the table. Numbers only: the verifier (all kernels to 7.2) refuses what the compiler makes of a map's pointer that
+/// shares storage with something else, as in an enum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Place<B> {
-    /// The bucket.
-    pub bucket: B,
+pub struct Place {
     /// The bucket's index.
     pub index: u32,
     /// The entry within the bucket.
     pub way: u32,
 }
 
-impl<B> Place<B> {
-    /// Total order of places, the same for every CPU.
-    #[inline(always)]
-    fn precedes(&self, other: &Self) -> bool {
-        (self.index, self.way) < (other.index, other.way)
-    }
-
+impl Place {
     #[inline(always)]
     fn is_at(&self, index: u32, way: u32) -> bool {
         self.index == index && self.way == way
@@ -64,11 +63,25 @@ impl<B> Place<B> {
 
 /// An entry that was read.
 #[derive(Clone, Copy, Debug)]
-pub struct Entry<B> {
+pub struct Entry {
     /// Where.
-    pub place: Place<B>,
+    pub place: Place,
     /// Its value, as it was.
     pub word: Word,
+}
+
+impl Entry {
+    /// No entry. Used instead of an option where the size of a BPF stack frame matters.
+    pub const NONE: Self = Self {
+        place: Place { index: 0, way: 0 },
+        word: Word::EMPTY,
+    };
+
+    /// Whether it is one.
+    #[inline(always)]
+    pub const fn exists(&self) -> bool {
+        self.word.0 != Word::EMPTY.0
+    }
 }
 
 /// What a new entry may take.
@@ -82,11 +95,11 @@ pub enum Claim {
 
 /// How an insertion ended.
 #[derive(Clone, Copy, Debug)]
-pub enum Inserted<B> {
+pub enum Inserted {
     /// The entry is in the table.
-    At(Place<B>),
-    /// Another CPU inserted the same key; its entry stands, and not ours.
-    Yielded,
+    At(Place),
+    /// The key had an entry already, inserted by another CPU or missed while it moved; that one stands, and not ours.
+    Yielded(Word),
     /// No place.
     Full,
 }
@@ -106,27 +119,40 @@ fn read<M: Memory>(memory: &M, bucket: M::Bucket, way: u32, key: &M::Key) -> Opt
     if before == after { Some(after) } else { None }
 }
 
-/// Looks in both homes once, passing over the place `except`.
+/// Which entries of a key a look is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Look<'a> {
+    /// The first of any kind.
+    Any,
+    /// The first of any kind but at this place.
+    Beside(&'a Place),
+    /// The first embryo or challenger but at this place.
+    NascentBeside(&'a Place),
+}
+
+/// Looks for an entry of `key` in both homes once.
+///
+/// A miss must be looked at once more: the entry may have moved between the homes during the look.
 #[inline(always)]
-fn scan<M: Memory>(
-    memory: &M,
-    homes: [u32; 2],
-    key: &M::Key,
-    except: Option<Place<M::Bucket>>,
-) -> Option<Entry<M::Bucket>> {
+pub fn scan<M: Memory>(memory: &M, homes: [u32; 2], key: &M::Key, look: Look<'_>) -> Option<Entry> {
     let mut home = 0;
     while home < 2 {
         let index = if home == 0 { homes[0] } else { homes[1] };
         if let Some(bucket) = memory.bucket(index) {
             let mut way = 0;
             while way < M::WAYS {
-                let skip = match &except {
-                    Some(place) => place.is_at(index, way),
-                    None => false,
-                };
-                if !skip && let Some(word) = read(memory, bucket, way, key) {
+                if let Some(word) = read(memory, bucket, way, key)
+                    && match look {
+                        Look::Any => true,
+                        Look::Beside(place) => !place.is_at(index, way),
+                        Look::NascentBeside(place) => !place.is_at(index, way) && word.is_nascent(),
+                    }
+                {
                     return Some(Entry {
-                        place: Place { bucket, index, way },
+                        place: Place {
+                            index,
+                            way: memory.blur(way),
+                        },
                         word,
                     });
                 }
@@ -138,160 +164,181 @@ fn scan<M: Memory>(
     None
 }
 
-/// Finds an entry of `key`. A miss is looked at once more, since an entry may have moved between the looks.
-#[inline(always)]
-pub fn find<M: Memory>(memory: &M, homes: [u32; 2], key: &M::Key) -> Option<Entry<M::Bucket>> {
-    match scan(memory, homes, key, None) {
-        None => scan(memory, homes, key, None),
-        found => found,
-    }
-}
-
-/// Finds the other entry of a contested key, given one of the two.
-#[inline(always)]
-pub fn find_other<M: Memory>(
-    memory: &M,
-    homes: [u32; 2],
-    key: &M::Key,
-    one: Place<M::Bucket>,
-) -> Option<Entry<M::Bucket>> {
-    scan(memory, homes, key, Some(one))
-}
-
 /// Changes a value from what was seen, one compare-and-exchange.
 #[inline(always)]
-pub fn replace<M: Memory>(memory: &M, place: Place<M::Bucket>, seen: Word, new: Word) -> bool {
-    memory.replace(place.bucket, place.way, seen, new)
+pub fn replace<M: Memory>(memory: &M, place: Place, seen: Word, new: Word) -> bool {
+    match memory.bucket(place.index) {
+        Some(bucket) => memory.replace(bucket, place.way, seen, new),
+        None => false,
+    }
 }
 
 /// Reads a place again, if it still holds `key`.
 #[inline(always)]
-pub fn reread<M: Memory>(memory: &M, place: Place<M::Bucket>, key: &M::Key) -> Option<Word> {
-    read(memory, place.bucket, place.way, key)
+pub fn reread<M: Memory>(memory: &M, place: Place, key: &M::Key) -> Option<Word> {
+    read(memory, memory.bucket(place.index)?, place.way, key)
 }
 
 /// Claims a place that held `seen`, and fills it.
 #[inline(always)]
-fn occupy<M: Memory>(
-    memory: &M,
-    place: Place<M::Bucket>,
-    seen: Word,
-    key: &M::Key,
-    word: Word,
-) -> bool {
-    if !memory.replace(place.bucket, place.way, seen, Word::BUSY) {
+fn occupy<M: Memory>(memory: &M, place: Place, seen: Word, key: &M::Key, word: Word) -> bool {
+    let Some(bucket) = memory.bucket(place.index) else {
+        return false;
+    };
+    if !memory.replace(bucket, place.way, seen, Word::BUSY) {
         return false;
     }
-    memory.set_key(place.bucket, place.way, key);
-    memory.publish(place.bucket, place.way, word);
+    memory.set_key(bucket, place.way, key);
+    memory.publish(bucket, place.way, word);
     true
+}
+
+/// A flow at a moment: what a look or an insertion is for.
+#[derive(Clone, Copy, Debug)]
+pub struct Subject<K> {
+    /// The key.
+    pub key: K,
+    /// Its homes.
+    pub homes: [u32; 2],
+    /// The present, which decides what is vacant.
+    pub now: Tick,
 }
 
 /// Inserts an entry that was not found: nascent with [`Claim::Any`], young with [`Claim::VacantOnly`].
 ///
-/// `now` decides what is vacant. Bounded: at most every place of both homes is tried once, then one embryo, then the other
-/// homes of all occupants.
+/// At most two places are tried, then one relocation.
 #[inline(always)]
 pub fn insert<M: Memory>(
     memory: &M,
-    homes: [u32; 2],
-    key: &M::Key,
+    subject: &Subject<M::Key>,
     word: Word,
     claim: Claim,
-    now: Tick,
-) -> Inserted<M::Bucket> {
-    let mut oldest: Option<Entry<M::Bucket>> = None;
-    let mut oldest_age = 0;
-    let mut home = 0;
-    while home < 2 {
-        let index = if home == 0 { homes[0] } else { homes[1] };
-        if let Some(bucket) = memory.bucket(index) {
+) -> Inserted {
+    let place = match take_place(memory, subject, word, claim) {
+        Taken::At(place) => place,
+        Taken::None if claim == Claim::Any => match relocate(memory, subject, word) {
+            Some(place) => place,
+            None => return Inserted::Full,
+        },
+        Taken::None | Taken::Lost => return Inserted::Full,
+    };
+    match settle(memory, subject, word, &place) {
+        Word::EMPTY => Inserted::At(place),
+        theirs => Inserted::Yielded(theirs),
+    }
+}
+
+/// How the search for a place ended.
+enum Taken {
+    At(Place),
+    /// There was one, but others were faster, twice.
+    Lost,
+    None,
+}
+
+/// Takes the first vacant place; else, with [`Claim::Any`], the oldest embryo's.
+#[inline(never)]
+fn take_place<M: Memory>(
+    memory: &M,
+    subject: &Subject<M::Key>,
+    newcomer: Word,
+    claim: Claim,
+) -> Taken {
+    let mut attempt = 0;
+    while attempt < 2 {
+        // 0 is none; then one more than the age of the oldest embryo; or that of a vacant place.
+        let mut rank = 0;
+        let mut best = 0;
+        let mut seen = Word::EMPTY;
+        let mut at = 0;
+        while at < 2 * M::WAYS && rank != VACANT {
+            let home = if at < M::WAYS {
+                subject.homes[0]
+            } else {
+                subject.homes[1]
+            };
+            let Some(bucket) = memory.bucket(home) else {
+                return Taken::Lost;
+            };
             let mut way = 0;
-            while way < M::WAYS {
-                let place = Place { bucket, index, way };
-                let seen = memory.value(bucket, way);
-                if seen.is_vacant(now) {
-                    if occupy(memory, place, seen, key, word) {
-                        return settle(memory, homes, key, Entry { place, word });
-                    }
-                } else if seen.is_nascent()
-                    && (oldest.is_none() || seen.nascent_age(now) > oldest_age)
-                {
-                    oldest = Some(Entry { place, word: seen });
-                    oldest_age = seen.nascent_age(now);
+            while way < M::WAYS && rank != VACANT {
+                let word = memory.value(bucket, way);
+                let its_rank = if word.is_vacant(subject.now) {
+                    VACANT
+                } else if claim == Claim::Any && word.is_nascent() {
+                    word.nascent_age(subject.now) + 1
+                } else {
+                    0
+                };
+                if its_rank > rank {
+                    rank = its_rank;
+                    best = at + way;
+                    seen = word;
                 }
                 way += 1;
             }
+            at += M::WAYS;
         }
-        home += 1;
+        if rank == 0 {
+            return Taken::None;
+        }
+        let place = place_at(memory, subject, best);
+        if occupy(memory, place, seen, &subject.key, newcomer) {
+            return Taken::At(place);
+        }
+        attempt += 1;
     }
-    if claim == Claim::VacantOnly {
-        return Inserted::Full;
-    }
-    if let Some(embryo) = oldest {
-        return if occupy(memory, embryo.place, embryo.word, key, word) {
-            settle(
-                memory,
-                homes,
-                key,
-                Entry {
-                    place: embryo.place,
-                    word,
-                },
-            )
-        } else {
-            Inserted::Full
-        };
-    }
-    match relocate(memory, homes, key, word, now) {
-        Some(place) => settle(memory, homes, key, Entry { place, word }),
-        None => Inserted::Full,
+    Taken::Lost
+}
+
+/// The rank of a vacant place, above that of any embryo.
+const VACANT: u32 = u32::MAX;
+
+/// The `at`-th place of a subject's two homes.
+#[inline(always)]
+fn place_at<M: Memory>(memory: &M, subject: &Subject<M::Key>, at: u32) -> Place {
+    if at < M::WAYS {
+        Place {
+            index: subject.homes[0],
+            way: memory.blur(at),
+        }
+    } else {
+        Place {
+            index: subject.homes[1],
+            way: memory.blur(at - M::WAYS),
+        }
     }
 }
 
 /// Frees a place by moving its entry to that entry's other home, and fills it.
-#[inline(always)]
-fn relocate<M: Memory>(
-    memory: &M,
-    homes: [u32; 2],
-    key: &M::Key,
-    word: Word,
-    now: Tick,
-) -> Option<Place<M::Bucket>> {
+#[inline(never)]
+fn relocate<M: Memory>(memory: &M, subject: &Subject<M::Key>, newcomer: Word) -> Option<Place> {
     let mut at = 0;
     while at < 2 * M::WAYS {
-        let (index, way) = if at < M::WAYS {
-            (homes[0], at)
-        } else {
-            (homes[1], at - M::WAYS)
-        };
+        let source = place_at(memory, subject, at);
         at += 1;
-        let Some(bucket) = memory.bucket(index) else {
-            continue;
-        };
-        let source = Place { bucket, index, way };
-        let seen = memory.value(bucket, way);
+        let bucket = memory.bucket(source.index)?;
+        let seen = memory.value(bucket, source.way);
         if !seen.is_live() {
             continue;
         }
-        let occupant = memory.key(bucket, way);
-        if memory.value(bucket, way) != seen {
+        let occupant = memory.key(bucket, source.way);
+        if memory.value(bucket, source.way) != seen {
             continue;
         }
-        let others = memory.homes(&occupant);
-        let other = if others[0] == index {
-            others[1]
-        } else {
-            others[0]
-        };
-        let Some(copy) = copy_to(memory, other, &occupant, seen, now) else {
+        let [first, second] = memory.homes(&occupant);
+        let other = first ^ second ^ source.index;
+        let Some(vacant) = vacancy(memory, other, subject.now) else {
             continue;
         };
-        // From here the flow has two equal entries; readers may find either.
-        if memory.replace(source.bucket, source.way, seen, Word::BUSY) {
+        let copy = vacant.place;
+        // Without the rescan, since the key is there already. From here until the source goes the flow has two equal entries;
+        // readers may find either.
+        if !occupy(memory, copy, vacant.word, &occupant, seen) {
+            continue;
+        }
+        if occupy(memory, source, seen, &subject.key, newcomer) {
             memory.carry_facts(source, copy);
-            memory.set_key(source.bucket, source.way, key);
-            memory.publish(source.bucket, source.way, word);
             return Some(source);
         }
         withdraw(memory, copy, &occupant, seen);
@@ -299,22 +346,21 @@ fn relocate<M: Memory>(
     None
 }
 
-/// Puts a copy of an entry into a vacant place of bucket `index`, without the rescan: its key is there already.
+/// The first vacant place of a bucket.
 #[inline(always)]
-fn copy_to<M: Memory>(
-    memory: &M,
-    index: u32,
-    key: &M::Key,
-    word: Word,
-    now: Tick,
-) -> Option<Place<M::Bucket>> {
+fn vacancy<M: Memory>(memory: &M, index: u32, now: Tick) -> Option<Entry> {
     let bucket = memory.bucket(index)?;
     let mut way = 0;
     while way < M::WAYS {
-        let place = Place { bucket, index, way };
-        let seen = memory.value(bucket, way);
-        if seen.is_vacant(now) && occupy(memory, place, seen, key, word) {
-            return Some(place);
+        let word = memory.value(bucket, way);
+        if word.is_vacant(now) {
+            return Some(Entry {
+                place: Place {
+                    index,
+                    way: memory.blur(way),
+                },
+                word,
+            });
         }
         way += 1;
     }
@@ -326,86 +372,68 @@ fn copy_to<M: Memory>(
 /// The copy may have changed too, if a packet of the flow found it: then what that packet wrote is lost with it, which is no
 /// more than a lost refresh, since the source still has the flow.
 #[inline(always)]
-fn withdraw<M: Memory>(memory: &M, copy: Place<M::Bucket>, key: &M::Key, word: Word) {
-    if memory.replace(copy.bucket, copy.way, word, Word::EMPTY) {
+fn withdraw<M: Memory>(memory: &M, copy: Place, key: &M::Key, word: Word) {
+    if replace(memory, copy, word, Word::EMPTY) {
         return;
     }
     if let Some(changed) = reread(memory, copy, key) {
-        memory.replace(copy.bucket, copy.way, changed, Word::EMPTY);
+        replace(memory, copy, changed, Word::EMPTY);
     }
 }
 
-/// After an insertion: looks whether another CPU inserted the same key meanwhile, and leaves one entry of the two.
+/// After an insertion: looks whether the key has another entry, and leaves one of the two. [`Word::EMPTY`] if ours stands, else
+/// the other's value.
 ///
-/// A challenger stands beside the live entry that it challenges; that pair is no duplicate.
-#[inline(always)]
-fn settle<M: Memory>(
-    memory: &M,
-    homes: [u32; 2],
-    key: &M::Key,
-    own: Entry<M::Bucket>,
-) -> Inserted<M::Bucket> {
-    let mut home = 0;
-    while home < 2 {
-        let index = if home == 0 { homes[0] } else { homes[1] };
-        if let Some(bucket) = memory.bucket(index) {
-            let mut way = 0;
-            while way < M::WAYS {
-                let place = Place { bucket, index, way };
-                if !own.place.is_at(index, way)
-                    && let Some(word) = read(memory, bucket, way, key)
-                    && yields(memory, key, own, Entry { place, word })
-                {
-                    return Inserted::Yielded;
-                }
-                way += 1;
+/// Every CPU looks in the same order, so of several entries each sees the first, and the first sees the second.
+#[inline(never)]
+fn settle<M: Memory>(memory: &M, subject: &Subject<M::Key>, newcomer: Word, place: &Place) -> Word {
+    let (homes, key) = (subject.homes, &subject.key);
+    let own = Entry {
+        place: *place,
+        word: newcomer,
+    };
+    // A challenger stands beside the live entry that it challenges: that pair is no duplicate.
+    let look = if own.word.is(State::Challenger) {
+        Look::NascentBeside(place)
+    } else {
+        Look::Beside(place)
+    };
+    let Some(other) = scan(memory, homes, key, look) else {
+        return Word::EMPTY;
+    };
+    if !other.word.is_nascent() {
+        // The other is live, and was here first, or is worth more than an embryo.
+        let gone = replace(memory, own.place, own.word, Word::EMPTY);
+        return if gone { other.word } else { Word::EMPTY };
+    }
+    if !own.word.is_nascent() {
+        // An adopted entry beside an embryo: a live entry outlasts an embryo, here as above.
+        replace(memory, other.place, other.word, Word::EMPTY);
+        return Word::EMPTY;
+    }
+    // The later of two embryos goes. If it cannot, because a packet promoted it meanwhile, then it is worth more than the
+    // earlier, and the earlier goes. (Were the later merely to yield, it could be promoted between look and leave.)
+    let own_home = own.place.index == homes[1];
+    let other_home = other.place.index == homes[1];
+    let own_is_later = if own_home == other_home {
+        own.place.way > other.place.way
+    } else {
+        own_home
+    };
+    let (earlier, later) = if own_is_later {
+        (other, own)
+    } else {
+        (own, other)
+    };
+    let gone = if replace(memory, later.place, later.word, Word::EMPTY) {
+        own_is_later
+    } else {
+        match reread(memory, later.place, key) {
+            Some(word) if word.is_live() => {
+                replace(memory, earlier.place, earlier.word, Word::EMPTY) && !own_is_later
             }
+            _ => false,
         }
-        home += 1;
-    }
-    Inserted::At(own.place)
-}
-
-/// Settles two entries of one key; true if our own is the one that went.
-#[inline(always)]
-fn yields<M: Memory>(
-    memory: &M,
-    key: &M::Key,
-    own: Entry<M::Bucket>,
-    other: Entry<M::Bucket>,
-) -> bool {
-    if other.word.is_nascent() {
-        if !own.word.is_nascent() {
-            // An adopted entry beside an embryo: a live entry outlasts an embryo, here as below.
-            memory.replace(other.place.bucket, other.place.way, other.word, Word::EMPTY);
-            return false;
-        }
-        // The higher of two embryos goes. If it cannot, because a packet promoted it meanwhile, then it is worth more than the
-        // lower, and the lower goes. (Were the higher merely to yield, it could be promoted between look and leave.)
-        let (lower, higher) = if own.place.precedes(&other.place) {
-            (own, other)
-        } else {
-            (other, own)
-        };
-        let own_is_higher = higher.place.is_at(own.place.index, own.place.way);
-        if memory.replace(
-            higher.place.bucket,
-            higher.place.way,
-            higher.word,
-            Word::EMPTY,
-        ) {
-            return own_is_higher;
-        }
-        if let Some(now) = reread(memory, higher.place, key)
-            && now.is_live()
-            && memory.replace(lower.place.bucket, lower.place.way, lower.word, Word::EMPTY)
-        {
-            return !own_is_higher;
-        }
-        return false;
-    }
-    if own.word.is(State::Challenger) {
-        return false;
-    }
-    memory.replace(own.place.bucket, own.place.way, own.word, Word::EMPTY)
+    };
+    if gone { other.word } else { Word::EMPTY }
 }

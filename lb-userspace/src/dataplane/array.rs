@@ -104,7 +104,7 @@ impl<T: Entry> Array<T> {
     }
 
     fn bytes(len: u32) -> NonZeroUsize {
-        const { assert!(size_of::<T>() % 8 == 0 && size_of::<T>() > 0) };
+        const { assert!(size_of::<T>().is_multiple_of(8) && size_of::<T>() > 0) };
         NonZeroUsize::new(size_of::<T>() * len as usize).unwrap_or(NonZeroUsize::MIN)
     }
 

@@ -173,10 +173,11 @@ impl Maps {
         let words: [u64; size_of::<Backend>() / 8] =
             // SAFETY: a backend's entry is integers without padding, of this size.
             unsafe { std::mem::transmute(entry) };
-        for word in FIRST_HOP_WORD + hop * WORDS..FIRST_HOP_WORD + (hop + 1) * WORDS {
+        let first = FIRST_HOP_WORD + hop * WORDS;
+        for (at, word) in words.iter().enumerate().skip(first).take(WORDS) {
             self.backends
-                .word(backend, word)
-                .store(words[word], Ordering::Release);
+                .word(backend, at)
+                .store(*word, Ordering::Release);
         }
     }
 

@@ -1,4 +1,8 @@
-//! The data path's maps, seen from userspace.
+//! The data path's maps and programs, seen from userspace.
+//!
+//! * [`array`], [`maps`]: map contents as mapped memory; storing cannot fail
+//! * [`kernel`]: what gets them into the kernel, keeps them there, and removes them again
 
 pub mod array;
+pub mod kernel;
 pub mod maps;

@@ -1,0 +1,147 @@
+//! The flow stage: [`lb_common::flow::steer`] on the maps.
+
+use core::intrinsics::{AtomicOrdering::SeqCst, atomic_cxchg, atomic_xchg};
+
+use lb_common::{
+    backend::{Backend, BackendState},
+    clock::Tick,
+    flow::{
+        steer::{self, Steered, World},
+        table::{Memory, Place},
+        v4::{Bucket, Entry, Key, WAYS},
+        word::Word,
+    },
+    maglev::{Slot, TableRef, client_word, slot_index},
+};
+
+use crate::{maps, parse::Segment};
+
+/// Finds, makes or changes the entry of a segment's flow, and so its backend.
+#[inline(always)]
+pub(crate) fn steer(service: u16, segment: &Segment) -> Steered<*const Backend> {
+    let now_ns = maps::now_ns();
+    let world = Maps { now_ns };
+    let key = Key::new(segment.source, segment.source_port, service);
+    steer::steer(&world, &key, &segment.tcp, Tick::from_ns(now_ns))
+}
+
+/// The maps as one packet sees them.
+struct Maps {
+    now_ns: u64,
+}
+
+#[inline(always)]
+fn entry(bucket: *mut Bucket, way: u32) -> *mut Entry {
+    // SAFETY: `way` is below WAYS in all of lb_common::flow::table, and the verifier proves it.
+    unsafe { core::ptr::addr_of_mut!((*bucket).entries).cast::<Entry>().add((way & (WAYS - 1)) as usize) }
+}
+
+#[inline(always)]
+fn value(bucket: *mut Bucket, way: u32) -> *mut u64 {
+    // SAFETY: as above.
+    unsafe { core::ptr::addr_of_mut!((*entry(bucket, way)).value) }
+}
+
+impl Memory for Maps {
+    type Key = Key;
+    type Bucket = *mut Bucket;
+
+    const WAYS: u32 = WAYS;
+
+    #[inline(always)]
+    fn homes(&self, key: &Key) -> [u32; 2] {
+        key.homes(&maps::flow_seed(), maps::flow_buckets())
+    }
+
+    #[inline(always)]
+    fn bucket(&self, index: u32) -> Option<*mut Bucket> {
+        maps::flows4(index)
+    }
+
+    #[inline(always)]
+    fn key(&self, bucket: *mut Bucket, way: u32) -> Key {
+        // SAFETY: an entry of the map. Volatile: others write it meanwhile.
+        Key(unsafe { core::ptr::addr_of!((*entry(bucket, way)).key).read_volatile() })
+    }
+
+    #[inline(always)]
+    fn value(&self, bucket: *mut Bucket, way: u32) -> Word {
+        // SAFETY: as above. On x86-64 every load has acquire ordering.
+        Word(unsafe { value(bucket, way).read_volatile() })
+    }
+
+    #[inline(always)]
+    fn set_key(&self, bucket: *mut Bucket, way: u32, key: &Key) {
+        // SAFETY: as above; the place is busy by our hand.
+        unsafe { core::ptr::addr_of_mut!((*entry(bucket, way)).key).write_volatile(key.0) }
+    }
+
+    #[inline(always)]
+    fn replace(&self, bucket: *mut Bucket, way: u32, seen: Word, new: Word) -> bool {
+        // SAFETY: an aligned word of the map.
+        let (_, replaced) = unsafe { atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(value(bucket, way), seen.0, new.0) };
+        replaced
+    }
+
+    #[inline(always)]
+    fn publish(&self, bucket: *mut Bucket, way: u32, new: Word) {
+        // SAFETY: an aligned word of the map. The old value was busy, by our hand.
+        let _busy = unsafe { atomic_xchg::<u64, { SeqCst }>(value(bucket, way), new.0) };
+    }
+
+    /// Mixes in a number that the verifier (all kernels to 7.2) takes for anything from 0 to 3, and that is 0 until the machine
+    /// has been up for 146 years.
+    #[inline(always)]
+    fn blur(&self, way: u32) -> u32 {
+        way ^ (self.now_ns >> 62) as u32
+    }
+
+    #[inline(always)]
+    fn carry_facts(&self, from: Place, to: Place) {
+        if let (Some(source), Some(copy)) = (first_seen(from), first_seen(to)) {
+            // SAFETY: entries of the map.
+            unsafe { copy.write_volatile(source.read_volatile()) };
+        }
+    }
+}
+
+#[inline(always)]
+fn first_seen(place: Place) -> Option<*mut u32> {
+    let facts = maps::facts4(place.index)?;
+    // SAFETY: as in `entry`.
+    Some(unsafe { core::ptr::addr_of_mut!((*facts).first_seen).cast::<u32>().add((place.way & (WAYS - 1)) as usize) })
+}
+
+impl World for Maps {
+    type Backend = *const Backend;
+
+    #[inline(always)]
+    fn slot(&self, key: &Key, attempt: u32) -> Option<Slot> {
+        let service = maps::service(key.service())?;
+        // SAFETY: an entry of the map; the table's word is volatile since the daemon swaps it, the seed does not change while the
+        // service is in use.
+        let (table, seed) = unsafe { (TableRef(core::ptr::addr_of!((*service).table).read_volatile()), (*service).seed) };
+        if table.size() == 0 {
+            return None;
+        }
+        maps::slot(table, slot_index(client_word(key.address(), key.port()), &seed, attempt, table.size()))
+    }
+
+    #[inline(always)]
+    fn backend(&self, id: u32) -> Option<(*const Backend, BackendState)> {
+        maps::backend(id)
+    }
+
+    #[inline(always)]
+    fn may_adopt(&self) -> bool {
+        maps::may_adopt(self.now_ns)
+    }
+
+    #[inline(always)]
+    fn note_promotion(&self, place: Place) {
+        if let Some(first_seen) = first_seen(place) {
+            // SAFETY: an entry of the map.
+            unsafe { first_seen.write_volatile(Tick::from_ns(self.now_ns).0) };
+        }
+    }
+}

@@ -1,0 +1,74 @@
+//! Sending a segment on, by its backend's mode.
+
+mod ipip;
+mod l2;
+pub(crate) mod reset;
+
+use aya_ebpf::{
+    bindings::xdp_action,
+    helpers::generated::bpf_redirect,
+    programs::XdpContext,
+};
+use lb_common::{
+    backend::{Backend, BackendState, Mode, NextHop},
+    csum,
+    verdict::Reason,
+};
+
+use crate::{packet::Bytes, parse::Segment};
+
+/// Rewrites the frame for its backend. Ends in the XDP action that sends it.
+#[inline(always)]
+pub(crate) fn forward(
+    ctx: &XdpContext,
+    segment: &Segment,
+    backend: *const Backend,
+    state: BackendState,
+) -> Result<u32, Reason> {
+    // SAFETY: an entry of the map; the hop that the state names does not change before a grace period has passed.
+    let hop = unsafe { &*core::ptr::addr_of!((*backend).hops).cast::<NextHop>().add(state.hop()) };
+    if state.mode_code() == Mode::Ipip as u8 {
+        // SAFETY: as above; the address never changes.
+        let address = unsafe { (*backend).address };
+        ipip::encapsulate(ctx, segment, hop, address)?;
+    } else if state.mode_code() == Mode::L2 as u8 {
+        l2::rewrite(ctx, segment, hop)?;
+    } else {
+        return Err(Reason::UnknownMode);
+    }
+    Ok(send(ctx, hop.ifindex))
+}
+
+/// Out of the interface it came in by, or of another.
+#[inline(always)]
+fn send(ctx: &XdpContext, ifindex: u32) -> u32 {
+    if ctx.ingress_ifindex() as u32 == ifindex {
+        xdp_action::XDP_TX
+    } else {
+        // SAFETY: a helper that takes numbers.
+        unsafe { bpf_redirect(ifindex, 0) as u32 }
+    }
+}
+
+/// Writes a next hop's addresses into an Ethernet header.
+#[inline(always)]
+fn address(ethernet: Bytes, hop: &NextHop) {
+    let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (hop.destination, hop.source);
+    ethernet.set_raw32(0, u32::from_ne_bytes([a, b, c, d]));
+    ethernet.set_raw32(4, u32::from_ne_bytes([e, f, g, h]));
+    ethernet.set_raw32(8, u32::from_ne_bytes([i, j, k, l]));
+}
+
+/// Takes one hop off an IPv4 packet's time to live.
+#[inline(always)]
+fn decrement_ttl(ip: Bytes) -> Result<(), Reason> {
+    let ttl = ip.u8(8);
+    if ttl <= 1 {
+        return Err(Reason::TtlExpired);
+    }
+    let old = ip.u16(8);
+    let new = old - 0x100;
+    ip.set_u8(8, ttl - 1);
+    ip.set_u16(10, csum::update(ip.u16(10), old, new));
+    Ok(())
+}

@@ -1,0 +1,109 @@
+//! Bounds-checked access to the frame: the only pointer arithmetic on packets.
+
+use aya_ebpf::programs::XdpContext;
+
+/// The linear part of a frame. Invalid after any change of its head or tail.
+#[derive(Clone, Copy)]
+pub(crate) struct Frame {
+    start: usize,
+    end: usize,
+}
+
+impl Frame {
+    /// The frame as it is now.
+    ///
+    /// The loads are volatile, so that the compiler does not merge two of them: it would then drop a check that follows from an
+    /// earlier one, which the verifier (all kernels to 7.2) cannot follow once an offset is variable. Take a new frame for a
+    /// check that is weaker than the one before.
+    #[inline(always)]
+    pub(crate) fn of(ctx: &XdpContext) -> Self {
+        // SAFETY: the context is valid as long as the program runs.
+        let (start, end) = unsafe {
+            (
+                core::ptr::addr_of!((*ctx.ctx).data).read_volatile(),
+                core::ptr::addr_of!((*ctx.ctx).data_end).read_volatile(),
+            )
+        };
+        Self { start: start as usize, end: end as usize }
+    }
+
+    /// `len` bytes from `offset` on, or none if the frame is shorter.
+    #[inline(always)]
+    pub(crate) fn at(&self, offset: usize, len: usize) -> Option<Bytes> {
+        let bytes = self.start + offset;
+        if bytes + len > self.end { None } else { Some(Bytes(bytes)) }
+    }
+}
+
+/// Bytes of a frame, checked to be there by [`Frame::at`]; offsets beyond what was asked for are refused by the verifier.
+///
+/// Numbers are loaded and stored whole, whatever their alignment: BPF has none on x86-64, and a byte-wise access would cost
+/// four times as many instructions.
+#[derive(Clone, Copy)]
+pub(crate) struct Bytes(usize);
+
+impl Bytes {
+    #[inline(always)]
+    pub(crate) fn u8(self, offset: usize) -> u8 {
+        // SAFETY: in bounds, which the verifier proves.
+        unsafe { ((self.0 + offset) as *const u8).read_volatile() }
+    }
+
+    /// In network byte order, as it is.
+    #[inline(always)]
+    pub(crate) fn raw16(self, offset: usize) -> u16 {
+        // SAFETY: in bounds, which the verifier proves; the target loads unaligned words.
+        unsafe { ((self.0 + offset) as *const u16).read_volatile() }
+    }
+
+    /// In network byte order, as it is.
+    #[inline(always)]
+    pub(crate) fn raw32(self, offset: usize) -> u32 {
+        // SAFETY: as above.
+        unsafe { ((self.0 + offset) as *const u32).read_volatile() }
+    }
+
+    /// From network to host byte order.
+    #[inline(always)]
+    pub(crate) fn u16(self, offset: usize) -> u16 {
+        u16::from_be(self.raw16(offset))
+    }
+
+    /// From network to host byte order.
+    #[inline(always)]
+    pub(crate) fn u32(self, offset: usize) -> u32 {
+        u32::from_be(self.raw32(offset))
+    }
+
+    #[inline(always)]
+    pub(crate) fn set_u8(self, offset: usize, value: u8) {
+        // SAFETY: as above.
+        unsafe { ((self.0 + offset) as *mut u8).write_volatile(value) }
+    }
+
+    /// In network byte order already.
+    #[inline(always)]
+    pub(crate) fn set_raw16(self, offset: usize, value: u16) {
+        // SAFETY: as above.
+        unsafe { ((self.0 + offset) as *mut u16).write_volatile(value) }
+    }
+
+    /// In network byte order already.
+    #[inline(always)]
+    pub(crate) fn set_raw32(self, offset: usize, value: u32) {
+        // SAFETY: as above.
+        unsafe { ((self.0 + offset) as *mut u32).write_volatile(value) }
+    }
+
+    /// From host to network byte order.
+    #[inline(always)]
+    pub(crate) fn set_u16(self, offset: usize, value: u16) {
+        self.set_raw16(offset, value.to_be());
+    }
+
+    /// From host to network byte order.
+    #[inline(always)]
+    pub(crate) fn set_u32(self, offset: usize, value: u32) {
+        self.set_raw32(offset, value.to_be());
+    }
+}

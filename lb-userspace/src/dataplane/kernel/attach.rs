@@ -1,0 +1,421 @@
+//! Links: a program on interfaces, so that it stays there, is replaced atomically, and is found again.
+//!
+//! A link that was created but is not yet pinned goes away with its process, and a pinned one stays: a kill at any moment leaves an
+//! interface either attached by a pinned link or not at all.
+
+use std::{fs, io, os::fd::BorrowedFd, path::PathBuf};
+
+use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+
+use super::{
+    bpf::{Link, LinkInfo, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE},
+    device::{self, XdpState},
+    error::Error,
+    load::possible_cpus,
+    pins::Pins,
+};
+
+/// How a program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XdpMode {
+    /// By the driver, before anything else.
+    Native,
+    /// By the network stack, on packets that it has made copies of: several times slower.
+    Generic,
+}
+
+/// An interface with the program on it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attached {
+    /// Its name.
+    pub interface: String,
+    /// How.
+    pub mode: XdpMode,
+    /// Why it is generic, or what else an operator should know; it was logged too.
+    pub warning: Option<String>,
+    /// The link's id: the same after a replacement.
+    pub link: u32,
+}
+
+/// A link that is pinned.
+struct Pinned {
+    interface: String,
+    path: PathBuf,
+    link: Link,
+    info: LinkInfo,
+    place: Place,
+}
+
+/// Where a pinned link is attached.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Place {
+    /// To the interface with its index, in this network namespace.
+    Here,
+    /// To an interface in another network namespace.
+    Elsewhere,
+    /// Nowhere: its interface is gone, or somebody detached it.
+    Nowhere,
+}
+
+/// What is to be done with one interface.
+enum Step {
+    /// Replace the program of the pinned link at this position.
+    Replace(usize, XdpState),
+    /// Attach anew to this index.
+    Fresh(u32),
+}
+
+/// Attaches `program` to `interfaces` and detaches the other links of this pin directory.
+///
+/// # Errors
+/// When one interface cannot be attached. What this call made is undone.
+pub(super) fn attach_all(
+    pins: &Pins,
+    program: BorrowedFd<'_>,
+    interfaces: &[String],
+) -> Result<Vec<Attached>, Error> {
+    let attached = attach(pins, program, interfaces)?;
+    for pinned in pinned_links(pins)? {
+        if interfaces.contains(&pinned.interface) {
+            continue;
+        }
+        if pinned.place == Place::Elsewhere {
+            tracing::warn!(
+                interface = pinned.interface, pin = %pinned.path.display(),
+                "this pinned link is attached in another network namespace and is left alone"
+            );
+            continue;
+        }
+        discard(&pinned.link, &pinned.path)?;
+        tracing::info!(
+            interface = pinned.interface,
+            "detached: no longer configured"
+        );
+    }
+    Ok(attached)
+}
+
+/// Attaches `program` to `interfaces`; other links stay.
+///
+/// # Errors
+/// As [`attach_all`].
+pub(super) fn attach(
+    pins: &Pins,
+    program: BorrowedFd<'_>,
+    interfaces: &[String],
+) -> Result<Vec<Attached>, Error> {
+    let mut pinned = pinned_links(pins)?;
+    // All interfaces are looked at before the first is touched: an error found here has changed nothing.
+    let steps = interfaces
+        .iter()
+        .map(|interface| Ok((interface, step(interface, &pinned)?)))
+        .collect::<Result<Vec<_>, Error>>()?;
+
+    let mut attached = Vec::new();
+    let mut fresh = Vec::new();
+    for (interface, step) in &steps {
+        if let Step::Replace(at, state) = step {
+            attached.push(replace(pins, program, interface, &mut pinned, *at, *state)?);
+        }
+    }
+    for (interface, step) in &steps {
+        if let Step::Fresh(index) = step {
+            match attach_fresh(pins, program, interface, *index, &pinned) {
+                Ok((link, one)) => {
+                    attached.push(one);
+                    fresh.push((link, pins.link(interface)));
+                }
+                Err(error) => {
+                    for (link, path) in &fresh {
+                        if let Err(error) = discard(link, path) {
+                            tracing::error!(%error, "undoing an attachment failed");
+                        }
+                    }
+                    return Err(error);
+                }
+            }
+        }
+    }
+    attached.sort_by_key(|one| interfaces.iter().position(|name| *name == one.interface));
+    Ok(attached)
+}
+
+/// Detaches a link and removes its pin.
+pub(super) fn discard(link: &Link, path: &PathBuf) -> Result<(), Error> {
+    link.detach()
+        .map_err(Error::file(path, "detaching the link"))?;
+    fs::remove_file(path).map_err(Error::file(path, "unpinning the link"))
+}
+
+fn pinned_links(pins: &Pins) -> Result<Vec<Pinned>, Error> {
+    pins.links()?
+        .into_iter()
+        .map(|(interface, path)| {
+            let (link, info) = Link::from_pin(&path)
+                .and_then(|link| link.info().map(|info| (link, info)))
+                .map_err(|source| match source.raw_os_error() {
+                    Some(libc::EINVAL) => Error::Damaged {
+                        path: path.clone(),
+                        what: "it is no XDP link".into(),
+                    },
+                    _ => Error::file(&path, "opening the pinned link")(source),
+                })?;
+            let place = if info.ifindex == 0 {
+                Place::Nowhere
+            } else if device::xdp(info.ifindex)
+                .map_err(device_error(&interface, "asking for its XDP program"))?
+                .is_some_and(|state| state.program() == Some(info.program))
+            {
+                Place::Here
+            } else {
+                Place::Elsewhere
+            };
+            Ok(Pinned {
+                interface,
+                path,
+                link,
+                info,
+                place,
+            })
+        })
+        .collect()
+}
+
+fn device_error(interface: &str, doing: &'static str) -> impl FnOnce(io::Error) -> Error {
+    let interface = interface.to_owned();
+    move |source| Error::Device {
+        interface,
+        doing,
+        source,
+    }
+}
+
+fn step(interface: &str, pinned: &[Pinned]) -> Result<Step, Error> {
+    let missing = || Error::NoInterface {
+        interface: interface.to_owned(),
+    };
+    let index = device::index(interface).ok_or_else(missing)?;
+    let state = device::xdp(index)
+        .map_err(device_error(interface, "asking for its XDP program"))?
+        .ok_or_else(missing)?;
+    // By index and not by name: an interface may have been renamed since.
+    let ours = pinned
+        .iter()
+        .position(|pinned| pinned.place == Place::Here && pinned.info.ifindex == index);
+    if let Some(at) = ours {
+        return Ok(Step::Replace(at, state));
+    }
+    if let Some(program) = state.program() {
+        return Err(foreign(interface, program));
+    }
+    match pinned
+        .iter()
+        .find(|pinned| pinned.interface == interface && pinned.place == Place::Elsewhere)
+    {
+        Some(pinned) => Err(Error::Elsewhere {
+            interface: interface.to_owned(),
+            path: pinned.path.clone(),
+        }),
+        None => Ok(Step::Fresh(index)),
+    }
+}
+
+fn foreign(interface: &str, program: u32) -> Error {
+    let name = aya::programs::loaded_programs()
+        .filter_map(Result::ok)
+        .find(|info| info.id() == program)
+        .and_then(|info| info.name_as_str().map(str::to_owned));
+    Error::Foreign {
+        interface: interface.to_owned(),
+        program,
+        name,
+    }
+}
+
+fn replace(
+    pins: &Pins,
+    program: BorrowedFd<'_>,
+    interface: &str,
+    pinned: &mut [Pinned],
+    at: usize,
+    state: XdpState,
+) -> Result<Attached, Error> {
+    pinned[at].link.update(program).map_err(|source| {
+        if source.raw_os_error() == Some(libc::ENOLINK) {
+            Error::NoInterface {
+                interface: interface.to_owned(),
+            }
+        } else {
+            Error::Attach {
+                interface: interface.to_owned(),
+                source,
+            }
+        }
+    })?;
+    settle_name(pins, interface, pinned, at)?;
+    let (mode, warning) = match state {
+        XdpState::Generic(_) => {
+            let reason = "it was attached in generic mode before; `tether cleanup` and a new start try native mode again";
+            let merging = device::merging(interface)
+                .map_err(device_error(interface, "reading its offloads"))?;
+            let warning = match merging {
+                Some(merging) => format!(
+                    "{reason}; {merging} is on and merges packets before tether sees them: turn it off (`ethtool -K {interface} gro off lro off`)"
+                ),
+                None => reason.to_owned(),
+            };
+            (XdpMode::Generic, Some(warning))
+        }
+        _ => (XdpMode::Native, None),
+    };
+    if let Some(warning) = &warning {
+        tracing::warn!(interface, "generic mode: {warning}");
+    }
+    Ok(Attached {
+        interface: interface.to_owned(),
+        mode,
+        warning,
+        link: pinned[at].info.id,
+    })
+}
+
+/// Gives a pinned link the name of its interface, should that have been renamed since.
+fn settle_name(
+    pins: &Pins,
+    interface: &str,
+    pinned: &mut [Pinned],
+    at: usize,
+) -> Result<(), Error> {
+    let wanted = pins.link(interface);
+    if pinned[at].path == wanted {
+        return Ok(());
+    }
+    let holder = pinned.iter().position(|pinned| pinned.path == wanted);
+    // Exchanged, and not replaced: the other pin may be that of an interface which now bears another name itself.
+    let flags = match holder {
+        Some(_) => RenameFlags::RENAME_EXCHANGE,
+        None => RenameFlags::RENAME_NOREPLACE,
+    };
+    renameat2(AT_FDCWD, &pinned[at].path, AT_FDCWD, &wanted, flags).map_err(|errno| {
+        Error::file(&pinned[at].path, "giving the pin its interface's new name")(errno.into())
+    })?;
+    let old_path = std::mem::replace(&mut pinned[at].path, wanted);
+    let old_name = std::mem::replace(&mut pinned[at].interface, interface.to_owned());
+    if let Some(holder) = holder {
+        pinned[holder].path = old_path;
+        pinned[holder].interface = old_name;
+    }
+    Ok(())
+}
+
+fn attach_fresh(
+    pins: &Pins,
+    program: BorrowedFd<'_>,
+    interface: &str,
+    index: u32,
+    pinned: &[Pinned],
+) -> Result<(Link, Attached), Error> {
+    let (link, mode, warning) = create_link(program, interface, index)?;
+    let failed = |source| Error::Attach {
+        interface: interface.to_owned(),
+        source,
+    };
+    let info = link.info().map_err(failed)?;
+    let path = pins.link(interface);
+    if let Some(stale) = pinned.iter().find(|pinned| pinned.path == path) {
+        discard(&stale.link, &stale.path)?;
+    }
+    link.pin(&path)
+        .map_err(Error::file(&path, "pinning the link"))?;
+    if let Some(warning) = &warning {
+        tracing::warn!(interface, "generic mode: {warning}");
+    }
+    Ok((
+        link,
+        Attached {
+            interface: interface.to_owned(),
+            mode,
+            warning,
+            link: info.id,
+        },
+    ))
+}
+
+fn create_link(
+    program: BorrowedFd<'_>,
+    interface: &str,
+    index: u32,
+) -> Result<(Link, XdpMode, Option<String>), Error> {
+    let refused = |source: io::Error| match source.raw_os_error() {
+        // Somebody attached a program since this interface was looked at.
+        Some(libc::EBUSY | libc::EEXIST) => {
+            let program = device::xdp(index)
+                .ok()
+                .flatten()
+                .and_then(XdpState::program)
+                .unwrap_or(0);
+            foreign(interface, program)
+        }
+        Some(libc::ENODEV) => Error::NoInterface {
+            interface: interface.to_owned(),
+        },
+        _ => Error::Attach {
+            interface: interface.to_owned(),
+            source,
+        },
+    };
+    let queues = device::virtio_queues(interface)
+        .map_err(device_error(interface, "asking for its driver and queues"))?;
+    let cpus = possible_cpus()?;
+    if let Some(queues) = queues
+        && queues.crash_virtio(cpus)
+    {
+        return Err(Error::VirtioQueues {
+            interface: interface.to_owned(),
+            combined: queues.combined,
+            maximum: queues.maximum,
+            cpus,
+        });
+    }
+    let native_error = match Link::create(program, index, XDP_FLAGS_DRV_MODE) {
+        Ok(link) => return Ok((link, XdpMode::Native, None)),
+        Err(error)
+            if matches!(
+                error.raw_os_error(),
+                Some(libc::EBUSY | libc::EEXIST | libc::ENODEV | libc::EPERM)
+            ) =>
+        {
+            return Err(refused(error));
+        }
+        Err(error) => error,
+    };
+    let reason = why_not_native(&native_error);
+    let merging =
+        device::merging(interface).map_err(device_error(interface, "reading its offloads"))?;
+    if let Some(merging) = merging {
+        return Err(Error::Merging {
+            interface: interface.to_owned(),
+            reason,
+            merging,
+        });
+    }
+    Link::create(program, index, XDP_FLAGS_SKB_MODE)
+        .map(|link| {
+            let warning = format!("{reason}; expect a fraction of the packet rate");
+            (link, XdpMode::Generic, Some(warning))
+        })
+        .map_err(refused)
+}
+
+fn why_not_native(error: &io::Error) -> String {
+    match error.raw_os_error() {
+        Some(libc::EOPNOTSUPP) => "its driver has no native XDP".into(),
+        Some(libc::EINVAL | libc::ERANGE | libc::E2BIG) => format!(
+            "its driver refuses native XDP as the interface is set up, most often for its MTU or an offload ({error}; the kernel log may say more)"
+        ),
+        Some(libc::ENOMEM | libc::ENOSPC) => format!(
+            "its driver has too few queues or too little memory for native XDP ({error}; fewer queues may help: `ethtool -L`)"
+        ),
+        _ => format!("its driver refuses native XDP ({error})"),
+    }
+}

@@ -1,0 +1,282 @@
+//! The calls of bpf(2) that aya leaves out, or makes with a fallback that cannot be pinned: XDP links and the map of maps by
+//! which a grace period is waited for.
+//!
+//! (aya's `Xdp::attach` turns to netlink when the kernel refuses a link with EINVAL; what is attached that way ends with nobody's
+//! file descriptor, survives no `kill -9` cleanly, and cannot be replaced atomically.)
+
+use std::{
+    ffi::CString,
+    io,
+    os::{
+        fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd},
+        unix::ffi::OsStrExt,
+    },
+    path::Path,
+};
+
+// Commands, types and flags of the kernel's include/uapi/linux/bpf.h.
+const BPF_MAP_CREATE: libc::c_long = 0;
+const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+const BPF_OBJ_PIN: libc::c_long = 6;
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_LINK_CREATE: libc::c_long = 28;
+const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_LINK_DETACH: libc::c_long = 34;
+const BPF_MAP_TYPE_ARRAY: u32 = 2;
+const BPF_MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
+const BPF_LINK_TYPE_XDP: u32 = 6;
+const BPF_XDP: u32 = 37;
+/// Generic mode.
+pub const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
+/// Native mode.
+pub const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
+
+/// Calls bpf(2) with one of the attribute structures below.
+///
+/// # Safety
+/// `attributes` is what `command` takes, and its pointers are valid for what the command does with them.
+unsafe fn bpf<T>(command: libc::c_long, attributes: &mut T) -> io::Result<RawFd> {
+    // SAFETY: the size is the structure's own; the rest is the caller's promise. The kernel takes what is not given as zero.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            command,
+            std::ptr::from_mut(attributes),
+            size_of::<T>(),
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(result as RawFd)
+    }
+}
+
+/// As [`bpf`], for commands that give a file descriptor.
+///
+/// # Safety
+/// As [`bpf`].
+unsafe fn bpf_fd<T>(command: libc::c_long, attributes: &mut T) -> io::Result<OwnedFd> {
+    // SAFETY: the caller's promise; the descriptor is new (and close-on-exec, as all of bpf(2)'s), so nobody else owns it.
+    unsafe { bpf(command, attributes).map(|fd| OwnedFd::from_raw_fd(fd)) }
+}
+
+#[repr(C)]
+struct ObjectAttributes {
+    path: u64,
+    fd: u32,
+    flags: u32,
+}
+
+fn c_path(path: &Path) -> io::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other)
+}
+
+/// What the kernel says about a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LinkInfo {
+    /// Its id, which it keeps for life.
+    pub id: u32,
+    /// Id of the program that it runs now.
+    pub program: u32,
+    /// Index of its interface; 0 if that is gone.
+    pub ifindex: u32,
+}
+
+/// An XDP link. Closing the last descriptor of one that is not pinned detaches it.
+#[derive(Debug)]
+pub struct Link(OwnedFd);
+
+impl Link {
+    /// Attaches a program to an interface. `mode` is one of the `XDP_FLAGS`.
+    ///
+    /// # Errors
+    /// The kernel's: EOPNOTSUPP without that mode, EBUSY and EEXIST when another program is there, EPERM, ENODEV, what a driver says.
+    pub fn create(program: BorrowedFd<'_>, ifindex: u32, mode: u32) -> io::Result<Self> {
+        #[repr(C)]
+        struct Attributes {
+            program: u32,
+            ifindex: u32,
+            attach_type: u32,
+            flags: u32,
+        }
+        let mut attributes = Attributes {
+            program: program.as_raw_fd() as u32,
+            ifindex,
+            attach_type: BPF_XDP,
+            flags: mode,
+        };
+        // SAFETY: what BPF_LINK_CREATE takes; no pointers.
+        unsafe { bpf_fd(BPF_LINK_CREATE, &mut attributes) }.map(Self)
+    }
+
+    /// Opens a pinned link.
+    ///
+    /// # Errors
+    /// When there is no such pin, or it is something else than an XDP link (EINVAL).
+    pub fn from_pin(path: &Path) -> io::Result<Self> {
+        let path = c_path(path)?;
+        let mut attributes = ObjectAttributes {
+            path: path.as_ptr() as u64,
+            fd: 0,
+            flags: 0,
+        };
+        // SAFETY: what BPF_OBJ_GET takes; the path outlives the call.
+        let link = Self(unsafe { bpf_fd(BPF_OBJ_GET, &mut attributes)? });
+        link.info().map(|_| link)
+    }
+
+    /// Pins the link, so that it outlives its descriptors.
+    ///
+    /// # Errors
+    /// When the path is taken or on no bpffs.
+    pub fn pin(&self, path: &Path) -> io::Result<()> {
+        let path = c_path(path)?;
+        let mut attributes = ObjectAttributes {
+            path: path.as_ptr() as u64,
+            fd: self.0.as_raw_fd() as u32,
+            flags: 0,
+        };
+        // SAFETY: what BPF_OBJ_PIN takes; the path outlives the call.
+        unsafe { bpf(BPF_OBJ_PIN, &mut attributes) }.map(drop)
+    }
+
+    /// What the kernel says about it.
+    ///
+    /// # Errors
+    /// EINVAL if it is no XDP link.
+    pub fn info(&self) -> io::Result<LinkInfo> {
+        #[derive(Default)]
+        #[repr(C)]
+        struct Info {
+            link_type: u32,
+            id: u32,
+            program: u32,
+            padding: u32,
+            ifindex: u32,
+            rest: u32,
+        }
+        #[repr(C)]
+        struct Attributes {
+            fd: u32,
+            length: u32,
+            info: u64,
+        }
+        let mut info = Info::default();
+        let mut attributes = Attributes {
+            fd: self.0.as_raw_fd() as u32,
+            length: size_of::<Info>() as u32,
+            info: std::ptr::from_mut(&mut info) as u64,
+        };
+        // SAFETY: what BPF_OBJ_GET_INFO_BY_FD takes; `info` is writable for the length given, and any bytes are an `Info`.
+        unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)? };
+        if info.link_type != BPF_LINK_TYPE_XDP {
+            return Err(io::Error::from_raw_os_error(libc::EINVAL));
+        }
+        Ok(LinkInfo {
+            id: info.id,
+            program: info.program,
+            ifindex: info.ifindex,
+        })
+    }
+
+    /// Replaces the program, atomically: each packet meets the one or the other.
+    ///
+    /// # Errors
+    /// ENOLINK when the interface is gone.
+    pub fn update(&self, program: BorrowedFd<'_>) -> io::Result<()> {
+        #[repr(C)]
+        struct Attributes {
+            link: u32,
+            program: u32,
+            flags: u32,
+            old_program: u32,
+        }
+        let mut attributes = Attributes {
+            link: self.0.as_raw_fd() as u32,
+            program: program.as_raw_fd() as u32,
+            flags: 0,
+            old_program: 0,
+        };
+        // SAFETY: what BPF_LINK_UPDATE takes; no pointers.
+        unsafe { bpf(BPF_LINK_UPDATE, &mut attributes) }.map(drop)
+    }
+
+    /// Detaches, whoever else holds the link.
+    ///
+    /// # Errors
+    /// None that are known; a link whose interface is gone is detached already.
+    pub fn detach(&self) -> io::Result<()> {
+        let mut link = self.0.as_raw_fd() as u32;
+        // SAFETY: what BPF_LINK_DETACH takes; no pointers.
+        unsafe { bpf(BPF_LINK_DETACH, &mut link) }.map(drop)
+    }
+}
+
+#[repr(C)]
+struct MapAttributes {
+    map_type: u32,
+    key_size: u32,
+    value_size: u32,
+    max_entries: u32,
+    flags: u32,
+    inner_map: u32,
+}
+
+fn create_map(map_type: u32, inner: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
+    let mut attributes = MapAttributes {
+        map_type,
+        key_size: 4,
+        value_size: 4,
+        max_entries: 1,
+        flags: 0,
+        inner_map: inner.map_or(0, |inner| inner.as_raw_fd() as u32),
+    };
+    // SAFETY: what BPF_MAP_CREATE takes; no pointers.
+    unsafe { bpf_fd(BPF_MAP_CREATE, &mut attributes) }
+}
+
+/// An array of one map, and that map.
+#[derive(Debug)]
+pub struct MapInMap {
+    outer: OwnedFd,
+    inner: OwnedFd,
+}
+
+impl MapInMap {
+    /// Creates both.
+    ///
+    /// # Errors
+    /// When the kernel refuses: EPERM, ENOMEM.
+    pub fn create() -> io::Result<Self> {
+        let inner = create_map(BPF_MAP_TYPE_ARRAY, None)?;
+        let outer = create_map(BPF_MAP_TYPE_ARRAY_OF_MAPS, Some(inner.as_fd()))?;
+        Ok(Self { outer, inner })
+    }
+
+    /// Puts the inner map into the outer one, again.
+    ///
+    /// # Errors
+    /// ENOMEM for the call's own few bytes.
+    pub fn update(&self) -> io::Result<()> {
+        #[repr(C)]
+        struct Attributes {
+            map: u32,
+            padding: u32,
+            key: u64,
+            value: u64,
+            flags: u64,
+        }
+        let (key, value) = (0u32, self.inner.as_raw_fd() as u32);
+        let mut attributes = Attributes {
+            map: self.outer.as_raw_fd() as u32,
+            padding: 0,
+            key: std::ptr::from_ref(&key) as u64,
+            value: std::ptr::from_ref(&value) as u64,
+            flags: 0,
+        };
+        // SAFETY: what BPF_MAP_UPDATE_ELEM takes; key and value have the map's sizes and outlive the call.
+        unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attributes) }.map(drop)
+    }
+}

@@ -1,0 +1,270 @@
+//! What the kernel says about an interface: index, XDP program, offloads, queues. It changes nothing.
+
+use std::{
+    ffi::CStr,
+    io,
+    os::fd::{AsRawFd, OwnedFd},
+};
+
+use netlink_packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
+use netlink_packet_route::{
+    RouteNetlinkMessage,
+    link::{LinkAttribute, LinkMessage, LinkXdp, XdpAttached},
+};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
+};
+
+/// The XDP program of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum XdpState {
+    /// None.
+    None,
+    /// One in native mode, by its id.
+    Native(u32),
+    /// One in generic mode, by its id.
+    Generic(u32),
+    /// Offloaded to hardware, or several at once; the id of one.
+    Other(u32),
+}
+
+impl XdpState {
+    /// Id of the program.
+    pub fn program(self) -> Option<u32> {
+        match self {
+            Self::None => None,
+            Self::Native(id) | Self::Generic(id) | Self::Other(id) => Some(id),
+        }
+    }
+}
+
+/// The index of an interface; none if there is none of that name in this network namespace.
+pub fn index(interface: &str) -> Option<u32> {
+    nix::net::if_::if_nametoindex(interface).ok()
+}
+
+/// The XDP program of the interface with this index; none if there is no such interface.
+///
+/// # Errors
+/// When the kernel cannot be asked over netlink.
+pub fn xdp(ifindex: u32) -> io::Result<Option<XdpState>> {
+    let link = match get_link(ifindex) {
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => return Ok(None),
+        link => link?,
+    };
+    let attributes = link
+        .attributes
+        .into_iter()
+        .find_map(|attribute| match attribute {
+            LinkAttribute::Xdp(attributes) => Some(attributes),
+            _ => None,
+        })
+        .unwrap_or_default();
+    Ok(Some(state_of(&attributes)))
+}
+
+fn state_of(attributes: &[LinkXdp]) -> XdpState {
+    let attached = attributes.iter().find_map(|attribute| match attribute {
+        LinkXdp::Attached(attached) => Some(*attached),
+        _ => None,
+    });
+    let program = attributes
+        .iter()
+        .find_map(|attribute| match attribute {
+            LinkXdp::ProgId(id)
+            | LinkXdp::DrvProgId(id)
+            | LinkXdp::SkbProgId(id)
+            | LinkXdp::HwProgId(id) => Some(*id),
+            _ => None,
+        })
+        .unwrap_or(0);
+    match attached {
+        None | Some(XdpAttached::None) => XdpState::None,
+        Some(XdpAttached::Driver) => XdpState::Native(program),
+        Some(XdpAttached::SocketBuffer) => XdpState::Generic(program),
+        Some(_) => XdpState::Other(program),
+    }
+}
+
+fn get_link(ifindex: u32) -> io::Result<LinkMessage> {
+    let socket = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkRoute,
+    )?;
+    let mut message = LinkMessage::default();
+    message.header.index = ifindex;
+    let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetLink(message));
+    request.header.flags = NLM_F_REQUEST;
+    request.finalize();
+    let mut buffer = vec![0; request.buffer_len()];
+    request.serialize(&mut buffer);
+    sendto(
+        socket.as_raw_fd(),
+        &buffer,
+        &NetlinkAddr::new(0, 0),
+        MsgFlags::empty(),
+    )?;
+    // An interface with many virtual functions has a long description; the kernel sends it in one piece.
+    let mut reply = vec![0; 1 << 18];
+    let length = recv(socket.as_raw_fd(), &mut reply, MsgFlags::empty())?;
+    let reply = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&reply[..length])
+        .map_err(io::Error::other)?;
+    match reply.payload {
+        NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => Ok(link),
+        NetlinkPayload::Error(error) => Err(error.to_io()),
+        other => Err(io::Error::other(format!(
+            "unexpected answer of type {} to RTM_GETLINK",
+            other.message_type()
+        ))),
+    }
+}
+
+/// Which of the offloads that merge packets are on: "GRO", "LRO", both; none if none is.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn merging(interface: &str) -> io::Result<Option<&'static str>> {
+    const ETHTOOL_GFLAGS: u32 = 0x25;
+    const ETHTOOL_GGRO: u32 = 0x2b;
+    const ETH_FLAG_LRO: u32 = 1 << 15;
+    let value = |command| {
+        let mut value = [command, 0];
+        ethtool(interface, &mut value).map(|()| value[1])
+    };
+    let gro = value(ETHTOOL_GGRO)? != 0;
+    let lro = value(ETHTOOL_GFLAGS)? & ETH_FLAG_LRO != 0;
+    Ok(match (gro, lro) {
+        (true, true) => Some("GRO and LRO"),
+        (true, false) => Some("GRO"),
+        (false, true) => Some("LRO"),
+        (false, false) => None,
+    })
+}
+
+/// Queue pairs of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Queues {
+    /// In use.
+    pub combined: u32,
+    /// That the device has.
+    pub maximum: u32,
+}
+
+impl Queues {
+    /// Whether virtio_net, on `cpus` CPUs, would dereference a null pointer on XDP_TX: more queue pairs in use than CPUs and too few
+    /// left for one XDP queue for each CPU. Seen on Linux 6.1, 6.12, 6.18 and 7.2.
+    pub fn crash_virtio(self, cpus: u32) -> bool {
+        self.combined > cpus && self.combined.saturating_add(cpus) > self.maximum
+    }
+}
+
+/// Queue pairs of an interface that is driven by virtio_net; none of any other.
+///
+/// # Errors
+/// When the kernel cannot be asked, other than that the driver has nothing to tell.
+pub fn virtio_queues(interface: &str) -> io::Result<Option<Queues>> {
+    const ETHTOOL_GDRVINFO: u32 = 0x3;
+    const ETHTOOL_GCHANNELS: u32 = 0x3c;
+    // struct ethtool_drvinfo: the command, then the driver's name in 32 bytes.
+    let mut info = [0u32; 49];
+    info[0] = ETHTOOL_GDRVINFO;
+    let unsupported =
+        |error: &io::Error| matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENODEV));
+    match ethtool(interface, &mut info) {
+        Err(error) if unsupported(&error) => return Ok(None),
+        other => other?,
+    }
+    let name: Vec<u8> = info[1..9]
+        .iter()
+        .flat_map(|word| word.to_ne_bytes())
+        .collect();
+    if CStr::from_bytes_until_nul(&name).is_ok_and(|name| name == c"virtio_net") {
+        // struct ethtool_channels: command; maxima of rx, tx, other, combined; counts of the same.
+        let mut channels = [0u32; 9];
+        channels[0] = ETHTOOL_GCHANNELS;
+        match ethtool(interface, &mut channels) {
+            Err(error) if unsupported(&error) => Ok(None),
+            other => other.map(|()| {
+                Some(Queues {
+                    combined: channels[8],
+                    maximum: channels[4],
+                })
+            }),
+        }
+    } else {
+        Ok(None)
+    }
+}
+
+/// One call of the ethtool ioctl, on a structure of 32-bit words that begins with its command.
+fn ethtool(interface: &str, data: &mut [u32]) -> io::Result<()> {
+    const SIOCETHTOOL: libc::c_ulong = 0x8946;
+    let socket: OwnedFd = socket(
+        AddressFamily::Inet,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    let mut name = [0 as libc::c_char; libc::IFNAMSIZ];
+    if interface.len() >= name.len() {
+        return Err(io::Error::from_raw_os_error(libc::ENODEV));
+    }
+    for (to, from) in name.iter_mut().zip(interface.bytes()) {
+        *to = from as libc::c_char;
+    }
+    let mut request = libc::ifreq {
+        ifr_name: name,
+        ifr_ifru: libc::__c_anonymous_ifr_ifru {
+            ifru_data: data.as_mut_ptr().cast(),
+        },
+    };
+    // SAFETY: the request names an interface and points to a structure that is as large as its command, in its first word, demands:
+    // so all callers in this file have it.
+    let result = unsafe { libc::ioctl(socket.as_raw_fd(), SIOCETHTOOL, &mut request) };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_loopback_has_an_index_and_can_be_asked() {
+        let index = index("lo").unwrap();
+        assert!(xdp(index).unwrap().is_some());
+        merging("lo").unwrap();
+        assert_eq!(virtio_queues("lo").unwrap(), None);
+    }
+
+    #[test]
+    fn an_absent_interface_is_none() {
+        assert_eq!(index("no-such-if"), None);
+        assert_eq!(xdp(u32::MAX >> 1).unwrap(), None);
+    }
+
+    #[test]
+    fn virtio_crashes_only_with_more_queues_than_cpus_and_none_to_spare() {
+        let queues = |combined, maximum| Queues { combined, maximum };
+        assert!(queues(4, 4).crash_virtio(2));
+        assert!(queues(3, 4).crash_virtio(2));
+        assert!(!queues(4, 6).crash_virtio(2));
+        assert!(!queues(2, 4).crash_virtio(2));
+        assert!(!queues(2, 2).crash_virtio(2));
+    }
+
+    #[test]
+    fn a_program_is_told_with_its_mode() {
+        let state = |attached, id| state_of(&[LinkXdp::Attached(attached), LinkXdp::ProgId(id)]);
+        assert_eq!(state(XdpAttached::Driver, 7), XdpState::Native(7));
+        assert_eq!(state(XdpAttached::SocketBuffer, 7), XdpState::Generic(7));
+        assert_eq!(state(XdpAttached::Multiple, 7), XdpState::Other(7));
+        assert_eq!(state(XdpAttached::None, 0), XdpState::None);
+        assert_eq!(state_of(&[]), XdpState::None);
+    }
+}

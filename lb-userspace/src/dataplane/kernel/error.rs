@@ -1,0 +1,218 @@
+//! What can go wrong with an instance in the kernel, said to an operator.
+
+use std::{io, path::PathBuf};
+
+/// Why an instance could not be opened, attached or removed.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The pin directory's parent is on no bpffs.
+    #[error(
+        "{}: not on a bpffs, and pins live nowhere else; mount one (`mount -t bpf bpf /sys/fs/bpf`) or set `bpffs` to a directory on one",
+        path.display()
+    )]
+    NoBpffs {
+        /// The directory that would have to be.
+        path: PathBuf,
+    },
+    /// A file operation in bpffs failed.
+    #[error("{}: {doing}: {source}{}", path.display(), remedy(source))]
+    File {
+        /// What it was about.
+        path: PathBuf,
+        /// What was tried.
+        doing: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// Another process has this instance.
+    #[error(
+        "{}: another tether process is using this instance; stop it first, or give this one a `bpffs` directory of its own",
+        path.display()
+    )]
+    Busy {
+        /// The pin directory.
+        path: PathBuf,
+    },
+    /// Maps of another version.
+    #[error(
+        "{}: the pinned maps have layout version {found}, this tether has version {expected}; run the tether that made them, or stop it and run \
+         `tether cleanup` (which forgets all flows) and start again", path.display()
+    )]
+    Version {
+        /// The pin directory.
+        path: PathBuf,
+        /// What is pinned.
+        found: u32,
+        /// What this program can use.
+        expected: u32,
+    },
+    /// Pinned maps that are not what any tether makes.
+    #[error(
+        "{}: {what}; these are not maps that tether made, or they were tampered with: run `tether cleanup` (which forgets all \
+         flows) and start again", path.display()
+    )]
+    Damaged {
+        /// The pin.
+        path: PathBuf,
+        /// What is wrong with it.
+        what: String,
+    },
+    /// The kernel refused a map or the program.
+    #[error(
+        "loading {what} into the kernel: {}{}",
+        chain(source),
+        remedy_in(source)
+    )]
+    Load {
+        /// What was loaded.
+        what: &'static str,
+        /// What aya says.
+        source: Box<aya::EbpfError>,
+    },
+    /// Another operation of bpf(2) failed.
+    #[error("{doing}: {source}{}", remedy(source))]
+    Bpf {
+        /// What was tried.
+        doing: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// No interface of that name.
+    #[error(
+        "interface {interface}: there is none of that name (in this network namespace); `ip link` lists those there are, and `interfaces` in \
+         the configuration names those to use"
+    )]
+    NoInterface {
+        /// Its name.
+        interface: String,
+    },
+    /// Another XDP program is on the interface.
+    #[error(
+        "interface {interface}: another XDP program is attached (id {program}{}), and an interface runs one only; remove that (`ip link set dev \
+         {interface} xdp off`, or stop what attached it: `bpftool link` tells), or take {interface} out of `interfaces`",
+        name.as_deref().map(|name| format!(", {name}")).unwrap_or_default()
+    )]
+    Foreign {
+        /// The interface.
+        interface: String,
+        /// Id of its program.
+        program: u32,
+        /// Name of its program.
+        name: Option<String>,
+    },
+    /// A pin of this name belongs to an interface of another network namespace.
+    #[error(
+        "interface {interface}: {} holds the link of an interface in another network namespace; give each namespace a `bpffs` directory of its own",
+        path.display()
+    )]
+    Elsewhere {
+        /// The interface.
+        interface: String,
+        /// The pin.
+        path: PathBuf,
+    },
+    /// Generic mode would see merged packets.
+    #[error(
+        "interface {interface}: {reason}, which leaves generic mode, and there {merging} would merge packets before tether sees them; turn that off: \
+         `ethtool -K {interface} gro off lro off`"
+    )]
+    Merging {
+        /// The interface.
+        interface: String,
+        /// Why native mode is not to be had.
+        reason: String,
+        /// What is on.
+        merging: &'static str,
+    },
+    /// A driver that would take the kernel down.
+    #[error(
+        "interface {interface}: virtio_net has {combined} queue pairs in use of {maximum}, and with {cpus} CPUs this kernel dereferences a null \
+         pointer on XDP_TX; use fewer: `ethtool -L {interface} combined {cpus}`"
+    )]
+    VirtioQueues {
+        /// The interface.
+        interface: String,
+        /// Queue pairs in use.
+        combined: u32,
+        /// Queue pairs that the device has.
+        maximum: u32,
+        /// Possible CPUs.
+        cpus: u32,
+    },
+    /// Attaching failed in both modes.
+    #[error(
+        "interface {interface}: attaching the XDP program: {source}{}",
+        remedy(source)
+    )]
+    Attach {
+        /// The interface.
+        interface: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+    /// The kernel could not be asked about an interface.
+    #[error("interface {interface}: {doing}: {source}{}", remedy(source))]
+    Device {
+        /// The interface.
+        interface: String,
+        /// What was tried.
+        doing: &'static str,
+        /// The kernel's answer.
+        source: io::Error,
+    },
+}
+
+impl Error {
+    pub(super) fn file(
+        path: impl Into<PathBuf>,
+        doing: &'static str,
+    ) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File {
+            path,
+            doing,
+            source,
+        }
+    }
+}
+
+/// What to do about an error of the kernel's that has one usual cause.
+fn remedy(error: &io::Error) -> &'static str {
+    match error.raw_os_error() {
+        Some(libc::EPERM | libc::EACCES) => {
+            "; tether needs root, or the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
+        }
+        Some(libc::ENOMEM) => {
+            "; there is not enough memory: lower `flows` or `table_slots` in [limits]"
+        }
+        Some(libc::E2BIG) => "; a map would be too large: lower the capacities in [limits]",
+        Some(libc::ENOSYS) => "; this kernel is too old: tether needs Linux 6.1",
+        _ => "",
+    }
+}
+
+/// The remedy for the system error at the root of another one.
+fn remedy_in(error: &(dyn std::error::Error + 'static)) -> &'static str {
+    let mut next = Some(error);
+    while let Some(error) = next {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return remedy(error);
+        }
+        next = error.source();
+    }
+    ""
+}
+
+/// An error with all its causes, each once.
+fn chain(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(cause) = next {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        next = cause.source();
+    }
+    text
+}

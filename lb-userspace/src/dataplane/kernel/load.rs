@@ -1,0 +1,421 @@
+//! Maps and program: loaded for an instance, pinned; or for a test run, private.
+
+use std::{
+    io,
+    os::fd::{AsFd, BorrowedFd},
+    path::Path,
+    sync::Arc,
+};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{Map, MapData, MapInfo, MapType},
+    programs::Xdp,
+};
+use lb_common::{
+    backend::Backend,
+    counters::{Counter, CpuState},
+    flow::v4,
+    hash::Seed,
+    maglev::Slot,
+    maps::{self as names, Constants, Instance, default},
+    service::Service,
+    vip::VipBucket,
+};
+
+use super::{error::Error, pins::Pins};
+use crate::{
+    dataplane::{
+        array::Array,
+        maps::{Capacity, Maps},
+    },
+    objects,
+};
+
+const BPF_F_MMAPABLE: u32 = 1 << 10;
+
+/// The program, loaded, and its maps.
+#[derive(Debug)]
+pub struct Loaded {
+    ebpf: Ebpf,
+    maps: Arc<Maps>,
+    instance: Instance,
+}
+
+/// Lets aya put [`Constants`] into the object.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+struct ConstantsData(Constants);
+// SAFETY: integers only, without padding: see the layout's definition.
+unsafe impl aya::Pod for ConstantsData {}
+
+impl Loaded {
+    /// Loads program and maps without pinning anything: they live as long as this value. For test runs.
+    ///
+    /// # Errors
+    /// When the kernel refuses a map or the program.
+    pub fn private(capacity: Capacity, instance: Instance) -> Result<Self, Error> {
+        let loaded = Self::load(capacity, instance, None)?;
+        loaded.maps.instance.set(0, &loaded.instance);
+        Ok(loaded)
+    }
+
+    /// The maps, as memory.
+    pub fn maps(&self) -> Arc<Maps> {
+        Arc::clone(&self.maps)
+    }
+
+    /// Seeds and version.
+    pub fn instance(&self) -> Instance {
+        self.instance
+    }
+
+    /// The program.
+    ///
+    /// # Panics
+    /// Never: loading has found it.
+    pub fn program(&self) -> &Xdp {
+        self.ebpf
+            .program(names::PROGRAM)
+            .and_then(|program| program.try_into().ok())
+            .expect("the program was loaded under this name")
+    }
+
+    /// The program's file descriptor.
+    ///
+    /// # Panics
+    /// Never: the program is loaded.
+    pub fn program_fd(&self) -> BorrowedFd<'_> {
+        self.program().fd().expect("the program is loaded").as_fd()
+    }
+
+    /// A map's file descriptor, by its name in [`lb_common::maps`].
+    pub fn map_fd(&self, name: &str) -> Option<BorrowedFd<'_>> {
+        map_fd(&self.ebpf, name)
+    }
+
+    /// Loads the object with maps of this capacity: those pinned in `pin_directory`, or pinned there as they are created, or private
+    /// ones.
+    fn load(
+        capacity: Capacity,
+        instance: Instance,
+        pin_directory: Option<&Path>,
+    ) -> Result<Self, Error> {
+        let constants = ConstantsData(constants(capacity, &instance));
+        let mut loader = EbpfLoader::new();
+        loader.override_global(names::CONSTANTS, &constants, true);
+        for shape in shapes(&capacity) {
+            loader.map_max_entries(shape.name, shape.entries);
+            if let Some(directory) = pin_directory {
+                loader.map_pin_path(shape.name, directory.join(shape.name));
+            }
+        }
+        let refused = |what| {
+            move |source| Error::Load {
+                what,
+                source: Box::new(source),
+            }
+        };
+        let mut ebpf = loader.load(objects::TETHER).map_err(refused("the maps"))?;
+        let program: &mut Xdp = ebpf
+            .program_mut(names::PROGRAM)
+            .ok_or_else(|| missing("the object has no XDP program of that name"))?
+            .try_into()
+            .map_err(|error| refused("the XDP program")(EbpfError::ProgramError(error)))?;
+        program
+            .load()
+            .map_err(|error| refused("the XDP program")(EbpfError::ProgramError(error)))?;
+        if let Some(name) = names::ALL
+            .into_iter()
+            .find(|name| map_fd(&ebpf, name).is_none())
+        {
+            return Err(missing(name));
+        }
+        let maps = Maps::of_kernel(capacity, |name| {
+            map_fd(&ebpf, name).expect("all maps were found just above")
+        })
+        .map_err(|errno| Error::Bpf {
+            doing: "mapping the maps' memory",
+            source: errno.into(),
+        })?;
+        Ok(Self {
+            ebpf,
+            maps: Arc::new(maps),
+            instance,
+        })
+    }
+}
+
+/// The built object lacks something: a fault of the build.
+fn missing(what: &'static str) -> Error {
+    Error::Bpf {
+        doing: "loading tether's BPF object, which is not the one that belongs to this build",
+        source: io::Error::new(io::ErrorKind::NotFound, what),
+    }
+}
+
+fn map_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Option<BorrowedFd<'a>> {
+    match ebpf.map(name)? {
+        Map::Array(data) => Some(data.fd().as_fd()),
+        _ => None,
+    }
+}
+
+/// What the program is told about its maps.
+fn constants(capacity: Capacity, instance: &Instance) -> Constants {
+    let layout = capacity.counters();
+    Constants {
+        flow_seed: instance.flow_seed,
+        flow_buckets: capacity.flow_buckets,
+        vip_buckets: capacity.vip_buckets(),
+        services: layout.services,
+        backends: layout.backends,
+        adoption_cost_ns: 1_000_000_000 / default::ADOPTIONS_PER_SECOND,
+        reset_cost_ns: 1_000_000_000 / default::RESETS_PER_SECOND,
+    }
+}
+
+/// Creates the instance's maps, pinned, and loads the program.
+///
+/// # Errors
+/// When the kernel refuses; then nothing stays behind.
+pub(super) fn create(pins: &Pins, capacity: Capacity) -> Result<Loaded, Error> {
+    let instance = new_instance()?;
+    let staging = pins.stage_maps()?;
+    let created = Loaded::load(capacity, instance, Some(&staging)).and_then(|loaded| {
+        // Word by word from the last, so the version, which vouches for the seeds, is written after them.
+        loaded.maps.instance.set(0, &instance);
+        pins.publish_maps()?;
+        Ok(loaded)
+    });
+    if created.is_err() {
+        pins.discard_staged()?;
+    }
+    created
+}
+
+/// Adopts the instance's pinned maps and loads the program for them.
+///
+/// # Errors
+/// When they are of another version, incomplete, or not what this version makes.
+pub(super) fn adopt(pins: &Pins) -> Result<Loaded, Error> {
+    let directory = pins.maps();
+    check_version(&directory)?;
+    let capacity = pinned_capacity(&directory)?;
+    for shape in shapes(&capacity) {
+        shape.check(&directory)?;
+    }
+    let instance = {
+        let pinned = open(&directory, names::INSTANCE)?;
+        map_memory::<Instance>(&pinned)?.get(0)
+    };
+    Loaded::load(capacity, instance, Some(&directory))
+}
+
+/// Looks at the version alone, which stays the first word whatever the rest of the layouts becomes.
+fn check_version(directory: &Path) -> Result<(), Error> {
+    let pinned = open(directory, names::INSTANCE)?;
+    let first = map_memory::<u64>(&pinned)
+        .map_err(|_| {
+            damaged(
+                directory,
+                names::INSTANCE,
+                "its memory cannot be mapped".into(),
+            )
+        })?
+        .get(0);
+    let found = first as u32;
+    if found == names::ABI_VERSION {
+        Ok(())
+    } else {
+        Err(Error::Version {
+            path: directory.to_owned(),
+            found,
+            expected: names::ABI_VERSION,
+        })
+    }
+}
+
+fn map_memory<T: crate::dataplane::array::Entry>(map: &MapData) -> Result<Array<T>, Error> {
+    Array::of_map(map.fd().as_fd(), 1).map_err(|errno| Error::Bpf {
+        doing: "mapping a pinned map's memory",
+        source: errno.into(),
+    })
+}
+
+/// The capacities of pinned maps, told by those maps that the others follow.
+fn pinned_capacity(directory: &Path) -> Result<Capacity, Error> {
+    let entries = |name| Ok::<_, Error>(info(directory, name)?.max_entries());
+    let capacity = Capacity {
+        flow_buckets: entries(names::FLOWS4)?,
+        services: entries(names::SERVICES)?,
+        backends: entries(names::BACKENDS)?,
+        table_slots: entries(names::TABLES)?,
+        cpus: entries(names::CPUS)?,
+    };
+    let possible = possible_cpus()?;
+    if capacity.cpus < possible {
+        return Err(damaged(
+            directory,
+            names::CPUS,
+            format!(
+                "it has {} entries for {possible} possible CPUs",
+                capacity.cpus
+            ),
+        ));
+    }
+    Ok(capacity)
+}
+
+fn open(directory: &Path, name: &str) -> Result<MapData, Error> {
+    let path = directory.join(name);
+    MapData::from_pin(&path).map_err(|source| {
+        if path.exists() {
+            Error::Load {
+                what: "a pinned map",
+                source: Box::new(EbpfError::MapError(source)),
+            }
+        } else {
+            damaged(
+                directory,
+                name,
+                "it is missing while others are there".into(),
+            )
+        }
+    })
+}
+
+fn info(directory: &Path, name: &str) -> Result<MapInfo, Error> {
+    open(directory, name)?.info().map_err(|source| Error::Load {
+        what: "a pinned map",
+        source: Box::new(EbpfError::MapError(source)),
+    })
+}
+
+fn damaged(directory: &Path, name: &str, what: String) -> Error {
+    Error::Damaged {
+        path: directory.join(name),
+        what,
+    }
+}
+
+/// What a map has to be.
+struct Shape {
+    name: &'static str,
+    value_size: usize,
+    entries: u32,
+}
+
+/// All maps of an instance of this capacity.
+fn shapes(capacity: &Capacity) -> [Shape; names::ALL.len()] {
+    fn shape<T>(name: &'static str, entries: u32) -> Shape {
+        Shape {
+            name,
+            value_size: size_of::<T>(),
+            entries,
+        }
+    }
+    [
+        shape::<Instance>(names::INSTANCE, 1),
+        shape::<v4::Bucket>(names::FLOWS4, capacity.flow_buckets),
+        shape::<v4::Facts>(names::FACTS4, capacity.flow_buckets),
+        shape::<Slot>(names::TABLES, capacity.table_slots),
+        shape::<Service>(names::SERVICES, capacity.services),
+        shape::<Backend>(names::BACKENDS, capacity.backends),
+        shape::<VipBucket>(names::VIPS4, capacity.vip_buckets()),
+        shape::<Counter>(names::COUNTERS, capacity.counter_entries()),
+        shape::<CpuState>(names::CPUS, capacity.cpus),
+    ]
+}
+
+impl Shape {
+    /// Compares a pinned map with this shape.
+    fn check(&self, directory: &Path) -> Result<(), Error> {
+        let info = info(directory, self.name)?;
+        let found = (
+            info.map_type().ok(),
+            info.key_size(),
+            info.value_size() as usize,
+            info.max_entries(),
+            info.map_flags() & BPF_F_MMAPABLE,
+        );
+        let expected = (
+            Some(MapType::Array),
+            4,
+            self.value_size,
+            self.entries,
+            BPF_F_MMAPABLE,
+        );
+        if found == expected {
+            Ok(())
+        } else {
+            Err(damaged(
+                directory,
+                self.name,
+                format!(
+                    "its (type, key size, value size, entries, flags) are {found:?} and should be {expected:?}"
+                ),
+            ))
+        }
+    }
+}
+
+/// A new instance with seeds that nobody knows.
+fn new_instance() -> Result<Instance, Error> {
+    let random: [u64; 7] = random()?;
+    Ok(Instance {
+        abi_version: names::ABI_VERSION,
+        reserved: 0,
+        flow_seed: Seed::new([random[0], random[1], random[2]]),
+        fleet_seed: [random[3], random[4], random[5], random[6]],
+    })
+}
+
+/// Words from the kernel's generator.
+fn random<const N: usize>() -> Result<[u64; N], Error> {
+    let mut words = [0u64; N];
+    // SAFETY: the buffer is ours, of this size. Up to 256 bytes are given whole once the generator is initialised, for which the
+    // call waits.
+    let got = unsafe { libc::getrandom(words.as_mut_ptr().cast(), size_of_val(&words), 0) };
+    if got == size_of_val(&words) as isize {
+        Ok(words)
+    } else {
+        Err(Error::Bpf {
+            doing: "drawing random seeds",
+            source: io::Error::last_os_error(),
+        })
+    }
+}
+
+/// CPUs that this machine may ever have online: the number of regions in per-CPU arrays.
+///
+/// # Errors
+/// When sysfs does not tell.
+pub fn possible_cpus() -> Result<u32, Error> {
+    aya::util::nr_cpus()
+        .map(|cpus| cpus as u32)
+        .map_err(|(path, source)| Error::File {
+            path: path.into(),
+            doing: "reading the number of CPUs",
+            source,
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_map_has_a_shape() {
+        let capacity = Capacity::for_flows(1_000, 8, 16, 1_024, 2);
+        let shaped: Vec<_> = shapes(&capacity).iter().map(|shape| shape.name).collect();
+        assert_eq!(shaped, names::ALL);
+    }
+
+    #[test]
+    fn two_instances_share_no_seed() {
+        let (one, other) = (new_instance().unwrap(), new_instance().unwrap());
+        assert_ne!(one.flow_seed, other.flow_seed);
+        assert_ne!(one.fleet_seed, other.fleet_seed);
+    }
+}

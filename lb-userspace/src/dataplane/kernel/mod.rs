@@ -1,0 +1,155 @@
+//! An instance in the kernel: its maps and links, pinned in bpffs, and the program that uses them.
+//!
+//! Everything that matters is pinned, so dropping a [`Kernel`], or killing the process that holds it at any moment, stops
+//! nothing: packets go on being steered by what the maps say, and the next [`Kernel::open`] adopts them.
+//!
+//! ```text
+//! /sys/fs/bpf/tether/           mode 0700, locked by its daemon
+//!     maps/FLOWS4 …             all maps; the directory appears complete, by one rename
+//!     link-eth0 …               one XDP link for each interface
+//! ```
+//!
+//! * [`bpf`][]: the calls of bpf(2) that aya leaves out
+//! * [`pins`][]: the pin directory
+//! * [`load`][]: maps and program, private or pinned
+//! * [`device`][]: what the kernel says about an interface
+//! * [`attach`][]: links
+//! * [`decap`][]: the decapsulator, a program without maps
+//! * [`grace`][]: waiting until no program run still uses what it saw before
+//! * [`cleanup`][]: removing every trace
+
+pub mod attach;
+pub mod bpf;
+pub mod cleanup;
+pub mod decap;
+pub mod device;
+mod error;
+pub mod grace;
+pub mod load;
+pub mod pins;
+
+use std::{path::PathBuf, sync::Arc};
+
+use lb_common::maps::Instance;
+
+pub use self::{
+    attach::{Attached, XdpMode},
+    cleanup::{Removed, cleanup},
+    decap::{attach_decap, detach_decap},
+    error::Error,
+    load::{Loaded, possible_cpus},
+};
+use self::{grace::GracePeriod, pins::Pins};
+use super::maps::{Capacity, Maps};
+
+/// What an instance is to be.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Names of the interfaces to attach to.
+    pub interfaces: Vec<String>,
+    /// The pin directory. Its parent exists and is on a bpffs.
+    pub bpffs: PathBuf,
+    /// Capacities of the maps, should they have to be created.
+    pub capacity: Capacity,
+    /// Seed of the Maglev tables, shared by a fleet; none: the instance's own.
+    pub fleet_seed: Option<[u64; 4]>,
+}
+
+/// An opened instance. Dropping it detaches nothing.
+#[derive(Debug)]
+pub struct Kernel {
+    loaded: Loaded,
+    pins: Pins,
+    interfaces: Vec<String>,
+    fleet_seed: [u64; 4],
+    adopted: bool,
+    grace: Arc<GracePeriod>,
+}
+
+impl Kernel {
+    /// Opens the instance of a pin directory: adopts the maps that are pinned there, or creates them, and loads the program.
+    /// Attaches nothing yet.
+    ///
+    /// Capacities are those of pinned maps if there are any; a configuration that differs is warned of.
+    ///
+    /// # Errors
+    /// When there is no bpffs, another daemon has the directory, pinned maps are not what this version can use, or the kernel
+    /// refuses maps or program. Each says what to do.
+    pub fn open(options: &Options) -> Result<Self, Error> {
+        let pins = Pins::open(&options.bpffs)?;
+        let (loaded, adopted) = if pins.has_maps() {
+            let loaded = load::adopt(&pins)?;
+            warn_of_other_capacity(loaded.maps().capacity, options.capacity, &options.bpffs);
+            (loaded, true)
+        } else {
+            (load::create(&pins, options.capacity)?, false)
+        };
+        let fleet_seed = options.fleet_seed.unwrap_or(loaded.instance().fleet_seed);
+        Ok(Self {
+            loaded,
+            pins,
+            interfaces: options.interfaces.clone(),
+            fleet_seed,
+            adopted,
+            grace: Arc::new(GracePeriod::new()?),
+        })
+    }
+
+    /// The maps, as memory.
+    pub fn maps(&self) -> Arc<Maps> {
+        self.loaded.maps()
+    }
+
+    /// The loaded program and its maps.
+    pub fn loaded(&self) -> &Loaded {
+        &self.loaded
+    }
+
+    /// The instance's own facts, as they were when it was created.
+    pub fn instance(&self) -> Instance {
+        self.loaded.instance()
+    }
+
+    /// Seed of the Maglev tables: the configured one, else the instance's own.
+    pub fn fleet_seed(&self) -> [u64; 4] {
+        self.fleet_seed
+    }
+
+    /// Whether the maps were there before.
+    pub fn adopted(&self) -> bool {
+        self.adopted
+    }
+
+    /// What blocks until no program run that began before is still going.
+    pub fn grace(&self) -> Arc<dyn Fn() + Send + Sync> {
+        let grace = Arc::clone(&self.grace);
+        Arc::new(move || grace.wait())
+    }
+
+    /// Attaches the program to the configured interfaces, or atomically replaces the program of links that are there; then
+    /// detaches from interfaces that are not configured any more.
+    ///
+    /// # Errors
+    /// When an interface is missing, runs another XDP program, or cannot take this one. Links that this call made are undone;
+    /// links of before stay.
+    pub fn attach(&mut self) -> Result<Vec<Attached>, Error> {
+        attach::attach_all(&self.pins, self.loaded.program_fd(), &self.interfaces)
+    }
+}
+
+fn warn_of_other_capacity(pinned: Capacity, configured: Capacity, bpffs: &std::path::Path) {
+    for (name, pinned, configured) in [
+        ("flow buckets", pinned.flow_buckets, configured.flow_buckets),
+        ("services", pinned.services, configured.services),
+        ("backends", pinned.backends, configured.backends),
+        ("table slots", pinned.table_slots, configured.table_slots),
+    ] {
+        if pinned != configured {
+            tracing::warn!(
+                bpffs = %bpffs.display(),
+                "the pinned maps hold {pinned} {name}, the configuration's limits ask for {configured}: {pinned} stay in force; \
+                 to change that, stop the daemon, run `tether cleanup` (which forgets all flows) and start it again"
+            );
+        }
+    }
+}

@@ -1,0 +1,241 @@
+//! The pin directory: who may use it, what is in it, and how it comes and goes without a half-way state.
+//!
+//! Maps are pinned in a staging directory, which one rename makes the real one; removal renames it back first. So a process
+//! that is killed at any moment leaves either a complete set of maps or a staging directory, which the next one removes.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+
+use super::error::Error;
+
+const MAPS: &str = "maps";
+const STAGING: &str = "maps-new";
+const LINK_PREFIX: &str = "link-";
+
+/// A pin directory that this process has to itself.
+#[derive(Debug)]
+pub struct Pins {
+    directory: PathBuf,
+    /// Held for as long as the instance is open; the kernel lets go of it with the process.
+    _lock: Flock<File>,
+}
+
+impl Pins {
+    /// Creates the directory if it is not there, and locks it.
+    ///
+    /// # Errors
+    /// When its parent is on no bpffs, or another process has it.
+    pub fn open(directory: &Path) -> Result<Self, Error> {
+        let parent = directory.parent().unwrap_or(directory);
+        check_bpffs(parent)?;
+        match DirBuilder::new().mode(0o700).create(directory) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(Error::file(directory, "creating the pin directory")(error));
+            }
+            _ => {}
+        }
+        Self::lock(directory)
+    }
+
+    /// Locks the directory if it exists.
+    ///
+    /// # Errors
+    /// When another process has it, or it is on no bpffs: what would be removed from elsewhere is nothing of ours.
+    pub fn open_existing(directory: &Path) -> Result<Option<Self>, Error> {
+        if !directory
+            .try_exists()
+            .map_err(Error::file(directory, "looking for the pin directory"))?
+        {
+            return Ok(None);
+        }
+        check_bpffs(directory)?;
+        Self::lock(directory).map(Some)
+    }
+
+    fn lock(directory: &Path) -> Result<Self, Error> {
+        let file =
+            File::open(directory).map_err(Error::file(directory, "opening the pin directory"))?;
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(lock) => Ok(Self {
+                directory: directory.to_owned(),
+                _lock: lock,
+            }),
+            Err((_, Errno::EWOULDBLOCK)) => Err(Error::Busy {
+                path: directory.to_owned(),
+            }),
+            Err((_, errno)) => Err(Error::file(directory, "locking the pin directory")(
+                errno.into(),
+            )),
+        }
+    }
+
+    /// The directory.
+    pub fn directory(&self) -> &Path {
+        &self.directory
+    }
+
+    /// Whether there is a set of maps.
+    pub fn has_maps(&self) -> bool {
+        self.maps().is_dir()
+    }
+
+    /// Where the maps are.
+    pub fn maps(&self) -> PathBuf {
+        self.directory.join(MAPS)
+    }
+
+    /// A new, empty directory to pin maps in before they are complete. What a killed process left in one goes.
+    ///
+    /// # Errors
+    /// When bpffs refuses.
+    pub fn stage_maps(&self) -> Result<PathBuf, Error> {
+        self.discard_staged()?;
+        let staging = self.directory.join(STAGING);
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&staging)
+            .map_err(Error::file(&staging, "creating"))?;
+        Ok(staging)
+    }
+
+    /// Makes the staged maps the instance's maps, in one step.
+    ///
+    /// # Errors
+    /// When bpffs refuses.
+    pub fn publish_maps(&self) -> Result<(), Error> {
+        let staging = self.directory.join(STAGING);
+        fs::rename(&staging, self.maps()).map_err(Error::file(&staging, "renaming to `maps`"))
+    }
+
+    /// Unpins staged maps. Returns their paths.
+    ///
+    /// # Errors
+    /// When bpffs refuses.
+    pub fn discard_staged(&self) -> Result<Vec<PathBuf>, Error> {
+        let staging = self.directory.join(STAGING);
+        let mut removed = Vec::new();
+        if !staging.is_dir() {
+            return Ok(removed);
+        }
+        for path in entries(&staging)? {
+            fs::remove_file(&path).map_err(Error::file(&path, "unpinning"))?;
+            removed.push(path);
+        }
+        fs::remove_dir(&staging).map_err(Error::file(&staging, "removing"))?;
+        Ok(removed)
+    }
+
+    /// Unpins the instance's maps. Returns the paths that they had.
+    ///
+    /// # Errors
+    /// When bpffs refuses.
+    pub fn discard_maps(&self) -> Result<Vec<PathBuf>, Error> {
+        let mut removed = self.discard_staged()?;
+        if self.has_maps() {
+            // No longer an instance, from this moment on, even if this process dies before it has unpinned them all.
+            let (maps, staging) = (self.maps(), self.directory.join(STAGING));
+            fs::rename(&maps, &staging).map_err(Error::file(&maps, "renaming to `maps-new`"))?;
+            removed.extend(self.discard_staged()?.into_iter().map(|path| {
+                path.file_name()
+                    .map_or_else(|| maps.clone(), |name| maps.join(name))
+            }));
+        }
+        Ok(removed)
+    }
+
+    /// Where the link of an interface is pinned.
+    pub fn link(&self, interface: &str) -> PathBuf {
+        self.directory
+            .join(format!("{LINK_PREFIX}{}", escape(interface)))
+    }
+
+    /// All pinned links: interface name and path, sorted.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn links(&self) -> Result<Vec<(String, PathBuf)>, Error> {
+        let mut links: Vec<_> = entries(&self.directory)?
+            .into_iter()
+            .filter_map(|path| {
+                let name = path.file_name()?.to_str()?.strip_prefix(LINK_PREFIX)?;
+                Some((unescape(name), path))
+            })
+            .collect();
+        links.sort();
+        Ok(links)
+    }
+
+    /// Removes the directory, which has to be empty.
+    ///
+    /// # Errors
+    /// When it is not.
+    pub fn remove(self) -> Result<(), Error> {
+        fs::remove_dir(&self.directory).map_err(Error::file(
+            &self.directory,
+            "removing the pin directory (anything left in it is not tether's)",
+        ))
+    }
+}
+
+fn check_bpffs(path: &Path) -> Result<(), Error> {
+    match statfs(path) {
+        Ok(found) if found.filesystem_type() == BPF_FS_MAGIC => Ok(()),
+        Ok(_) | Err(Errno::ENOENT | Errno::ENOTDIR) => Err(Error::NoBpffs {
+            path: path.to_owned(),
+        }),
+        Err(errno) => Err(Error::file(path, "looking for a bpffs")(errno.into())),
+    }
+}
+
+fn entries(directory: &Path) -> Result<Vec<PathBuf>, Error> {
+    fs::read_dir(directory)
+        .and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect())
+        .map_err(Error::file(directory, "listing"))
+}
+
+/// An interface's name as a file name: bpffs reserves dots (`eth0.100` is a VLAN's usual name).
+fn escape(interface: &str) -> String {
+    interface.replace('%', "%25").replace('.', "%2e")
+}
+
+fn unescape(name: &str) -> String {
+    name.replace("%2e", ".").replace("%25", "%")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn names_of_interfaces_survive_as_names_of_files(name in "[a-z0-9.%_@-]{1,15}") {
+            let escaped = escape(&name);
+            prop_assert!(!escaped.contains('.'), "{}", escaped);
+            prop_assert_eq!(unescape(&escaped), name);
+        }
+    }
+
+    #[test]
+    fn a_directory_outside_a_bpffs_is_refused_with_the_remedy() {
+        let error = Pins::open(Path::new("/proc/self/tether")).unwrap_err();
+        assert!(matches!(error, Error::NoBpffs { .. }), "{error}");
+        assert!(error.to_string().contains("mount -t bpf bpf /sys/fs/bpf"));
+    }
+
+    #[test]
+    fn a_directory_whose_parent_is_missing_is_refused_with_the_remedy() {
+        let error = Pins::open(Path::new("/proc/no-such-directory/tether")).unwrap_err();
+        assert!(matches!(error, Error::NoBpffs { .. }), "{error}");
+    }
+}

@@ -1,0 +1,207 @@
+//! Attaching: native, generic, replaced, refused, detached.
+
+use std::path::Path;
+
+use lb_userspace::dataplane::kernel::{Error, XdpMode, attach_decap, cleanup, device::XdpState};
+
+use crate::sandbox::{command, ip, names, run, state};
+
+#[test]
+fn a_program_is_attached_natively_and_stays_when_the_daemon_goes() {
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        let mut kernel = sandbox.open(&["va"]);
+        let attached = kernel.attach().unwrap();
+        assert_eq!(attached.len(), 1);
+        assert_eq!(
+            (attached[0].interface.as_str(), attached[0].mode),
+            ("va", XdpMode::Native)
+        );
+        assert_eq!(attached[0].warning, None);
+        drop(kernel);
+        assert!(matches!(state("va"), XdpState::Native(_)));
+        assert_eq!(names(&sandbox.pins()), ["link-va", "maps"]);
+    });
+}
+
+#[test]
+fn a_restart_replaces_the_program_of_the_same_link() {
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        let mut first = sandbox.open(&["va", "vb"]);
+        let before = first.attach().unwrap();
+        let program = state("va").program();
+        drop(first);
+
+        let mut second = sandbox.open(&["va", "vb"]);
+        assert_eq!(state("va").program(), program, "opening attaches nothing");
+        let after = second.attach().unwrap();
+        assert_eq!(before, after, "interfaces, modes and link ids");
+        assert_ne!(state("va").program(), program);
+
+        // And once more by the same daemon.
+        assert_eq!(second.attach().unwrap(), after);
+    });
+}
+
+#[test]
+fn an_interface_that_is_not_configured_any_more_is_detached() {
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        sandbox.open(&["va", "vb"]).attach().unwrap();
+        sandbox.open(&["vb"]).attach().unwrap();
+        assert_eq!(state("va"), XdpState::None);
+        assert!(matches!(state("vb"), XdpState::Native(_)));
+        assert_eq!(names(&sandbox.pins()), ["link-vb", "maps"]);
+    });
+}
+
+#[test]
+fn an_interface_made_anew_gets_a_new_link() {
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        let before = sandbox.open(&["va"]).attach().unwrap();
+        ip(&["link", "del", "va"]);
+        sandbox.veth("va", "vb");
+        let after = sandbox.open(&["va"]).attach().unwrap();
+        assert_ne!(before[0].link, after[0].link);
+        assert!(matches!(state("va"), XdpState::Native(_)));
+        assert_eq!(names(&sandbox.pins()), ["link-va", "maps"]);
+    });
+}
+
+#[test]
+fn links_follow_interfaces_that_swap_names() {
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        let before = sandbox.open(&["va", "vb"]).attach().unwrap();
+        for name in ["va", "vb"] {
+            ip(&["link", "set", "dev", name, "down"]);
+        }
+        ip(&["link", "set", "dev", "va", "name", "swap"]);
+        ip(&["link", "set", "dev", "vb", "name", "va"]);
+        ip(&["link", "set", "dev", "swap", "name", "vb"]);
+        let mut kernel = sandbox.open(&["va", "vb"]);
+        let after = kernel.attach().unwrap();
+        assert_eq!(
+            (after[0].link, after[1].link),
+            (before[1].link, before[0].link)
+        );
+        assert_eq!(kernel.attach().unwrap(), after);
+        assert_eq!(names(&sandbox.pins()), ["link-va", "link-vb", "maps"]);
+    });
+}
+
+#[test]
+fn a_renamed_interface_keeps_its_link() {
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        let before = sandbox.open(&["va"]).attach().unwrap();
+        ip(&["link", "set", "dev", "va", "down"]);
+        ip(&["link", "set", "dev", "va", "name", "uplink.7"]);
+        let after = sandbox.open(&["uplink.7"]).attach().unwrap();
+        assert_eq!(after[0].link, before[0].link);
+        assert_eq!(names(&sandbox.pins()), ["link-uplink%2e7", "maps"]);
+    });
+}
+
+#[test]
+fn a_missing_interface_is_named_and_nothing_is_attached() {
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        let error = sandbox.open(&["va", "vz"]).attach().unwrap_err();
+        assert!(
+            matches!(&error, Error::NoInterface { interface } if interface == "vz"),
+            "{error}"
+        );
+        assert_eq!(state("va"), XdpState::None);
+    });
+}
+
+#[test]
+fn another_program_is_left_alone_and_the_choices_are_told() {
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        // To this instance, a program that anybody else attached: here another pin directory's.
+        attach_decap("vb", Path::new("/sys/fs/bpf/others")).unwrap();
+        let foreign = state("vb");
+        let error = sandbox.open(&["va", "vb"]).attach().unwrap_err();
+        let message = error.to_string();
+        assert!(matches!(error, Error::Foreign { .. }), "{message}");
+        for part in [
+            "interface vb",
+            "decap",
+            "ip link set dev vb xdp off",
+            "`interfaces`",
+        ] {
+            assert!(message.contains(part), "{part} is not in: {message}");
+        }
+        assert_eq!(state("vb"), foreign);
+        assert_eq!(state("va"), XdpState::None);
+    });
+}
+
+#[test]
+fn what_a_failed_attachment_made_is_undone() {
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        ip(&["link", "set", "dev", "lo", "up"]);
+        // The loopback has no native mode, and in generic mode its GRO is in the way: found only once it is tried.
+        command("ethtool", &["-K", "lo", "gro", "on"]);
+        let error = sandbox.open(&["va", "lo"]).attach().unwrap_err();
+        assert!(matches!(error, Error::Merging { .. }), "{error}");
+        assert_eq!(state("va"), XdpState::None);
+        assert_eq!(names(&sandbox.pins()), ["maps"]);
+    });
+}
+
+#[test]
+fn generic_mode_is_refused_while_packets_would_be_merged() {
+    run(|sandbox| {
+        command("ethtool", &["-K", "lo", "gro", "on"]);
+        let message = sandbox.open(&["lo"]).attach().unwrap_err().to_string();
+        assert!(
+            message.contains("ethtool -K lo gro off lro off"),
+            "{message}"
+        );
+        assert_eq!(state("lo"), XdpState::None);
+    });
+}
+
+#[test]
+fn generic_mode_comes_with_a_warning_that_says_why() {
+    run(|sandbox| {
+        command("ethtool", &["-K", "lo", "gro", "off"]);
+        let attached = sandbox.open(&["lo"]).attach().unwrap();
+        assert_eq!(attached[0].mode, XdpMode::Generic);
+        let warning = attached[0].warning.as_deref().unwrap();
+        assert!(warning.contains("no native XDP"), "{warning}");
+        assert!(matches!(state("lo"), XdpState::Generic(_)));
+
+        let again = sandbox.open(&["lo"]).attach().unwrap();
+        assert_eq!(
+            (again[0].mode, again[0].link),
+            (XdpMode::Generic, attached[0].link)
+        );
+        assert!(again[0].warning.is_some());
+    });
+}
+
+#[test]
+fn cleanup_leaves_nothing_and_tells_what_it_removed() {
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        sandbox.open(&["va"]).attach().unwrap();
+        let removed = cleanup(&sandbox.pins()).unwrap();
+        assert_eq!(removed.interfaces, ["va"]);
+        assert_eq!(removed.maps.len(), lb_common::maps::ALL.len());
+        assert!(removed.maps.contains(&sandbox.pins().join("maps/FLOWS4")));
+        assert_eq!(removed.directory, Some(sandbox.pins()));
+        assert_eq!(state("va"), XdpState::None);
+        assert!(!sandbox.pins().exists());
+
+        let again = cleanup(&sandbox.pins()).unwrap();
+        assert_eq!(again, Default::default());
+        assert_eq!(again.to_string(), "nothing to remove\n");
+    });
+}

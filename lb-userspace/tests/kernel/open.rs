@@ -1,0 +1,318 @@
+//! Opening: maps created, adopted, refused.
+
+use std::{
+    fs,
+    os::unix::fs::PermissionsExt,
+    path::Path,
+    process::Command,
+    sync::atomic::Ordering,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use aya::maps::MapData;
+use lb_common::{maps, vip::VipEntry};
+use lb_userspace::dataplane::kernel::{Error, Kernel, Loaded, cleanup};
+use nix::mount::umount;
+
+use crate::sandbox::{names, run};
+
+fn map_ids(directory: &Path) -> Vec<u32> {
+    maps::ALL
+        .iter()
+        .map(|name| {
+            MapData::from_pin(directory.join("maps").join(name))
+                .unwrap()
+                .info()
+                .unwrap()
+                .id()
+        })
+        .collect()
+}
+
+#[test]
+fn an_instance_is_created_complete_and_for_root_only() {
+    run(|sandbox| {
+        let kernel = sandbox.open(&[]);
+        let mut all = maps::ALL.map(str::to_owned).to_vec();
+        all.sort();
+        assert_eq!(names(&sandbox.pins().join("maps")), all);
+        assert_eq!(names(&sandbox.pins()), ["maps"]);
+        let mode = fs::metadata(sandbox.pins()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o700);
+
+        assert!(!kernel.adopted());
+        assert_eq!(
+            kernel.maps().instance.get(0),
+            kernel.instance(),
+            "what the map says is what the program was given"
+        );
+        assert_eq!(kernel.instance().abi_version, maps::ABI_VERSION);
+        assert_eq!(kernel.fleet_seed(), kernel.instance().fleet_seed);
+        assert_eq!(kernel.maps().capacity, sandbox.options(&[]).capacity);
+    });
+}
+
+#[test]
+fn a_second_start_adopts_maps_seeds_and_contents() {
+    run(|sandbox| {
+        let first = sandbox.open(&[]);
+        let (ids, instance) = (map_ids(&sandbox.pins()), first.instance());
+        first.maps().set_vip(1, 2, VipEntry(77));
+        drop(first);
+
+        let second = sandbox.open(&[]);
+        assert!(second.adopted());
+        assert_eq!(map_ids(&sandbox.pins()), ids);
+        assert_eq!(second.instance(), instance);
+        assert_eq!(second.maps().vip(1, 2), VipEntry(77));
+    });
+}
+
+#[test]
+fn a_configured_fleet_seed_is_in_force_and_not_kept() {
+    run(|sandbox| {
+        let mut options = sandbox.options(&[]);
+        options.fleet_seed = Some([1, 2, 3, 4]);
+        let kernel = Kernel::open(&options).unwrap();
+        assert_eq!(kernel.fleet_seed(), [1, 2, 3, 4]);
+        let own = kernel.instance().fleet_seed;
+        drop(kernel);
+        assert_eq!(sandbox.open(&[]).fleet_seed(), own);
+    });
+}
+
+#[test]
+fn pinned_capacities_outlast_a_changed_configuration() {
+    run(|sandbox| {
+        let capacity = sandbox.open(&[]).maps().capacity;
+        let mut options = sandbox.options(&[]);
+        options.capacity.flow_buckets *= 2;
+        options.capacity.services *= 2;
+        let kernel = Kernel::open(&options).unwrap();
+        assert_eq!(kernel.maps().capacity, capacity);
+    });
+}
+
+#[test]
+fn a_second_daemon_is_refused() {
+    run(|sandbox| {
+        let first = sandbox.open(&[]);
+        let error = Kernel::open(&sandbox.options(&[])).unwrap_err();
+        assert!(matches!(error, Error::Busy { .. }), "{error}");
+        let error = cleanup(&sandbox.pins()).unwrap_err();
+        assert!(matches!(error, Error::Busy { .. }), "{error}");
+        drop(first);
+        sandbox.open(&[]);
+    });
+}
+
+#[test]
+fn a_half_made_set_of_maps_is_made_anew() {
+    run(|sandbox| {
+        drop(sandbox.open(&[]));
+        // What a daemon leaves that is killed while it creates or removes: some maps in the staging directory.
+        let (maps, staging) = (sandbox.pins().join("maps"), sandbox.pins().join("maps-new"));
+        fs::rename(&maps, &staging).unwrap();
+        fs::remove_file(staging.join(maps::TABLES)).unwrap();
+
+        let kernel = sandbox.open(&[]);
+        assert!(!kernel.adopted());
+        assert_eq!(names(&sandbox.pins()), ["maps"]);
+        assert_eq!(names(&maps).len(), maps::ALL.len());
+    });
+}
+
+/// This test's own executable, run again, is the daemon that is killed: at moments all over its start.
+#[test]
+fn a_start_killed_at_any_moment_leaves_something_to_start_from() {
+    const TEST: &str = "open::a_start_killed_at_any_moment_leaves_something_to_start_from";
+    const KILLS: u32 = 40;
+    const VICTIM: &str = "TETHER_TEST_VICTIM";
+    run(|sandbox| {
+        if std::env::var_os(VICTIM).is_some() {
+            // In the sandbox of the process that started this one, whose bpffs lies under the one just mounted.
+            umount("/sys/fs/bpf").unwrap();
+            loop {
+                drop(sandbox.open(&[]));
+                drop(sandbox.open(&[]));
+                cleanup(&sandbox.pins()).unwrap();
+            }
+        }
+        let round = {
+            let start = Instant::now();
+            drop(sandbox.open(&[]));
+            drop(sandbox.open(&[]));
+            cleanup(&sandbox.pins()).unwrap();
+            start.elapsed()
+        };
+        let (mut adopted, mut created) = (0, 0);
+        for step in 0..KILLS {
+            let mut victim = Command::new(std::env::current_exe().unwrap())
+                .args(["--exact", TEST])
+                .env(VICTIM, "1")
+                .stdout(std::process::Stdio::null())
+                .spawn()
+                .unwrap();
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while !sandbox.pins().exists() {
+                assert!(Instant::now() < deadline, "the victim creates nothing");
+                sleep(Duration::from_millis(1));
+            }
+            // It has begun. Not a wait for something: the moment of the kill is to be anywhere in its round of creating, adopting
+            // and removing.
+            sleep(round * step / KILLS);
+            victim.kill().unwrap();
+            victim.wait().unwrap();
+
+            let kernel = sandbox.open(&[]);
+            if kernel.adopted() {
+                adopted += 1;
+            } else {
+                created += 1;
+            }
+            assert_eq!(names(&sandbox.pins()), ["maps"]);
+            assert_eq!(kernel.maps().instance.get(0), kernel.instance());
+            drop(kernel);
+            cleanup(&sandbox.pins()).unwrap();
+            assert!(!sandbox.pins().exists());
+        }
+        println!(
+            "{round:?} a round: {adopted} starts adopted what a killed one left, {created} created anew"
+        );
+    });
+}
+
+#[test]
+fn maps_of_another_version_are_refused_with_the_remedy() {
+    run(|sandbox| {
+        let kernel = sandbox.open(&[]);
+        let mut instance = kernel.instance();
+        instance.abi_version = 99;
+        kernel.maps().instance.set(0, &instance);
+        drop(kernel);
+
+        let error = Kernel::open(&sandbox.options(&[])).unwrap_err();
+        assert!(
+            matches!(
+                error,
+                Error::Version {
+                    found: 99,
+                    expected: maps::ABI_VERSION,
+                    ..
+                }
+            ),
+            "{error}"
+        );
+        assert!(error.to_string().contains("tether cleanup"), "{error}");
+    });
+}
+
+#[test]
+fn a_missing_map_among_pinned_ones_is_refused_and_named() {
+    run(|sandbox| {
+        drop(sandbox.open(&[]));
+        fs::remove_file(sandbox.pins().join("maps").join(maps::COUNTERS)).unwrap();
+        let error = Kernel::open(&sandbox.options(&[])).unwrap_err();
+        assert!(matches!(error, Error::Damaged { .. }), "{error}");
+        assert!(
+            error.to_string().contains("maps/COUNTERS: it is missing"),
+            "{error}"
+        );
+    });
+}
+
+#[test]
+fn a_map_of_another_shape_is_refused_and_named() {
+    run(|sandbox| {
+        drop(sandbox.open(&[]));
+        let maps = sandbox.pins().join("maps");
+        // Facts that are shorter than the table they are parallel to.
+        let mut capacity = sandbox.options(&[]).capacity;
+        capacity.flow_buckets /= 2;
+        let instance = lb_common::maps::Instance {
+            abi_version: maps::ABI_VERSION,
+            reserved: 0,
+            flow_seed: lb_common::hash::Seed::new([1, 2, 3]),
+            fleet_seed: [0; 4],
+        };
+        let other = Loaded::private(capacity, instance).unwrap();
+        let short = other
+            .map_fd(maps::FACTS4)
+            .unwrap()
+            .try_clone_to_owned()
+            .unwrap();
+        fs::remove_file(maps.join(maps::FACTS4)).unwrap();
+        MapData::from_fd(short)
+            .unwrap()
+            .pin(maps.join(maps::FACTS4))
+            .unwrap();
+
+        let error = Kernel::open(&sandbox.options(&[])).unwrap_err();
+        assert!(matches!(error, Error::Damaged { .. }), "{error}");
+        assert!(error.to_string().contains("FACTS4"), "{error}");
+    });
+}
+
+#[test]
+fn without_a_bpffs_the_remedy_is_told() {
+    run(|sandbox| {
+        umount("/sys/fs/bpf").unwrap();
+        // What is below may be the host's bpffs: go where certainly none is.
+        let mut options = sandbox.options(&[]);
+        options.bpffs = "/sys/fs/tether".into();
+        let error = Kernel::open(&options).unwrap_err();
+        assert!(matches!(error, Error::NoBpffs { .. }), "{error}");
+        assert!(
+            error.to_string().contains("mount -t bpf bpf /sys/fs/bpf"),
+            "{error}"
+        );
+    });
+}
+
+#[test]
+fn without_capabilities_they_are_named() {
+    run(|sandbox| {
+        // A directory that this user may use, so that the first refusal is that of bpf(2).
+        let (nobody, nogroup) = (
+            nix::unistd::Uid::from_raw(65_534),
+            nix::unistd::Gid::from_raw(65_534),
+        );
+        nix::unistd::chown("/sys/fs/bpf", Some(nobody), Some(nogroup)).unwrap();
+        let options = sandbox.options(&[]);
+        let error = {
+            // The raw calls change this thread alone; glibc's would change the whole process.
+            // SAFETY: no pointers are passed.
+            let status = unsafe {
+                libc::syscall(libc::SYS_setresgid, 65_534, 65_534, 65_534)
+                    | libc::syscall(libc::SYS_setresuid, 65_534, 65_534, 65_534)
+            };
+            assert_eq!(status, 0);
+            Kernel::open(&options).unwrap_err()
+        };
+        assert!(error.to_string().contains("CAP_BPF"), "{error}");
+    });
+}
+
+#[test]
+fn maps_are_the_kernels_own_memory() {
+    run(|sandbox| {
+        let kernel = sandbox.open(&[]);
+        let maps = kernel.maps();
+        maps.flows4.word(3, 1).store(0x1234, Ordering::SeqCst);
+        // Read back by the system call, as anybody else sees it.
+        let pinned = MapData::from_pin(sandbox.pins().join("maps").join(maps::FLOWS4)).unwrap();
+        let array =
+            aya::maps::Array::<_, [u64; 8]>::try_from(aya::maps::Map::Array(pinned)).unwrap();
+        assert_eq!(array.get(&3, 0).unwrap()[1], 0x1234);
+    });
+}
+
+#[test]
+fn a_grace_period_ends() {
+    run(|sandbox| {
+        let grace = sandbox.open(&[]).grace();
+        grace();
+        grace();
+    });
+}
