@@ -6,6 +6,7 @@
 #![cfg_attr(not(any(test, loom, feature = "user")), no_std)]
 
 pub mod backend;
+pub mod bench;
 pub mod clock;
 pub mod counters;
 pub mod csum;

@@ -1,16 +1,128 @@
-//! placeholder
+//! What only the bench loads: floors to compare with, and the harness that makes packets in the kernel.
+//!
+//! A repeated test run hands each round the packet that the round before left behind. The harness therefore writes every byte of the headers
+//! anew, and takes off what an encapsulation put on, before it calls the program under test.
 #![no_std]
 #![no_main]
-use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
-/// p
-#[xdp]
-pub fn probe(_ctx: XdpContext) -> u32 {
-    xdp_action::XDP_PASS
+
+mod runtime;
+
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, xdp_action},
+    helpers::generated::bpf_xdp_adjust_head,
+    macros::{map, xdp},
+    maps::{Array, ProgramArray},
+    programs::XdpContext,
+};
+use lb_common::{
+    bench::{FRAME_LEN, Kind, Orders, client, next},
+    csum,
+    hash::scale,
+    headers::{ETH_LEN, ETHERTYPE_IPV4, IPV4_DF, IPV4_LEN, PROTO_IPIP, PROTO_TCP, TTL},
+    tcp,
+};
+
+use lb_ebpf::packet::Frame;
+
+#[map]
+static ORDERS: Array<Orders> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+#[map]
+static UNDER_TEST: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
+/// Makes a packet, then calls the program under test.
+#[xdp(frags)]
+fn harness(ctx: XdpContext) -> u32 {
+    match make(&ctx) {
+        // SAFETY: a helper on the context. It returns only if it fails.
+        Some(()) => unsafe { UNDER_TEST.tail_call(&ctx, 0) },
+        None => {}
+    }
+    xdp_action::XDP_ABORTED
 }
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo) -> ! {
-    loop {}
+
+#[inline(always)]
+fn make(ctx: &XdpContext) -> Option<()> {
+    let orders = ORDERS.get_ptr_mut(0)?;
+    // SAFETY: an entry of the map; a test run has one CPU.
+    let orders = unsafe { &mut *orders };
+    let state = orders.state;
+    let number = if orders.kind == Kind::Opening as u32 {
+        orders.state = state.wrapping_add(1);
+        state
+    } else {
+        orders.state = next(state);
+        scale(state, orders.flows)
+    };
+    let (source, source_port) = client(number);
+    let flags = if orders.kind == Kind::Opening as u32 { tcp::SYN } else { tcp::ACK };
+
+    if Frame::of(ctx).at(0, FRAME_LEN + IPV4_LEN).is_some() {
+        // SAFETY: a helper on the context.
+        if unsafe { bpf_xdp_adjust_head(ctx.ctx, IPV4_LEN as i32) } != 0 {
+            return None;
+        }
+    }
+    let length = (FRAME_LEN - ETH_LEN) as u16;
+    let bytes = Frame::of(ctx).at(0, FRAME_LEN)?;
+    bytes.set_u32(0, 0x0200_0000);
+    bytes.set_u32(4, 0x0001_0200);
+    bytes.set_u32(8, 0x0000_0002);
+    bytes.set_u16(12, ETHERTYPE_IPV4);
+    bytes.set_u32(14, 0x4500_0000 | length as u32);
+    bytes.set_u32(18, IPV4_DF as u32);
+    let constant = 0x4500 + length as u64 + IPV4_DF as u64 + (((TTL as u64) << 8) | PROTO_TCP as u64);
+    let checksum = csum::finish(constant + csum::halves(source) + csum::halves(orders.destination));
+    bytes.set_u32(22, ((TTL as u32) << 24) | ((PROTO_TCP as u32) << 16) | checksum as u32);
+    bytes.set_u32(26, source);
+    bytes.set_u32(30, orders.destination);
+    bytes.set_u32(34, ((source_port as u32) << 16) | orders.port);
+    bytes.set_u32(38, orders.seq);
+    bytes.set_u32(42, 1);
+    bytes.set_u32(46, 0x5000_ffff | ((flags as u32) << 16));
+    bytes.set_u32(50, 0);
+    Some(())
 }
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+/// Returns at once.
+#[xdp(frags)]
+fn floor_return(_: XdpContext) -> u32 {
+    xdp_action::XDP_DROP
+}
+
+/// Parses IPv4 and TCP, swaps the MAC addresses and transmits.
+#[xdp(frags)]
+fn floor_swap(ctx: XdpContext) -> u32 {
+    let Some(bytes) = Frame::of(&ctx).at(0, ETH_LEN + 2 * IPV4_LEN) else { return xdp_action::XDP_PASS };
+    if bytes.u16(12) != ETHERTYPE_IPV4 || bytes.u8(ETH_LEN + 9) != PROTO_TCP {
+        return xdp_action::XDP_PASS;
+    }
+    let (a, b, c) = (bytes.raw32(0), bytes.raw32(4), bytes.raw32(8));
+    bytes.set_raw32(0, (b >> 16) | (c << 16));
+    bytes.set_raw32(4, (c >> 16) | (a << 16));
+    bytes.set_raw32(8, (a >> 16) | (b << 16));
+    xdp_action::XDP_TX
+}
+
+/// Adds a constant IPIP header and transmits. Looks nothing up.
+#[xdp(frags)]
+fn floor_encap(ctx: XdpContext) -> u32 {
+    // SAFETY: a helper on the context.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(IPV4_LEN as i32)) } != 0 {
+        return xdp_action::XDP_DROP;
+    }
+    let Some(bytes) = Frame::of(&ctx).at(0, ETH_LEN + IPV4_LEN) else { return xdp_action::XDP_DROP };
+    let length = (FRAME_LEN - ETH_LEN + IPV4_LEN) as u32;
+    bytes.set_u32(0, 0x0200_0000);
+    bytes.set_u32(4, 0x0003_0200);
+    bytes.set_u32(8, 0x0000_0001);
+    bytes.set_u16(12, ETHERTYPE_IPV4);
+    bytes.set_u32(14, 0x4500_0000 | length);
+    bytes.set_u32(18, IPV4_DF as u32);
+    let (source, destination) = (0x0a00_0001, 0x0a00_0002);
+    let constant = 0x4500 + length as u64 + IPV4_DF as u64 + (((TTL as u64) << 8) | PROTO_IPIP as u64);
+    let checksum = csum::finish(constant + csum::halves(source) + csum::halves(destination));
+    bytes.set_u32(22, ((TTL as u32) << 24) | ((PROTO_IPIP as u32) << 16) | checksum as u32);
+    bytes.set_u32(26, source);
+    bytes.set_u32(30, destination);
+    xdp_action::XDP_TX
+}

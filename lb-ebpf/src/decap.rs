@@ -1,16 +1,126 @@
-//! placeholder
+//! The receiver of mode `ipip` for backends without a tunnel device: takes the outer header off and passes the rest to the host.
 #![no_std]
 #![no_main]
-use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
-/// p
-#[xdp]
-pub fn probe(_ctx: XdpContext) -> u32 {
-    xdp_action::XDP_PASS
+
+mod runtime;
+
+use aya_ebpf::{
+    bindings::xdp_action, helpers::generated::bpf_xdp_adjust_head, macros::xdp, programs::XdpContext,
+};
+use lb_common::{
+    csum,
+    headers::{
+        ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_QINQ, ETHERTYPE_VLAN, IPV4_LEN, IPV4_MF, IPV4_OFFSET, PROTO_IPIP, VLAN_LEN,
+    },
+};
+
+use lb_ebpf::packet::{Bytes, Frame};
+
+/// Congestion experienced, in the lower two bits of the type of service (RFC 3168).
+const CE: u8 = 0b11;
+
+/// Decapsulates IPv4 in IPv4; everything else passes untouched.
+#[xdp(frags)]
+fn decap(ctx: XdpContext) -> u32 {
+    match decapsulate(&ctx) {
+        Outcome::NotOurs | Outcome::Decapsulated => xdp_action::XDP_PASS,
+        Outcome::Dropped => xdp_action::XDP_DROP,
+    }
 }
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo) -> ! {
-    loop {}
+
+enum Outcome {
+    NotOurs,
+    Decapsulated,
+    Dropped,
 }
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[inline(always)]
+fn decapsulate(ctx: &XdpContext) -> Outcome {
+    let Some((network, outer, inner)) = headers(ctx) else { return Outcome::NotOurs };
+    if !carry_congestion(outer.u8(1), inner) {
+        return Outcome::Dropped;
+    }
+    // The Ethernet header, tags included, moves up against the inner packet.
+    let frame = Frame::of(ctx);
+    let Some(ethernet) = frame.at(0, ETH_LEN) else { return Outcome::NotOurs };
+    let header = [ethernet.raw32(0), ethernet.raw32(4), ethernet.raw32(8)];
+    let ethertype = ethernet.raw16(12);
+    let mut tags = [0; 2];
+    if network > ETH_LEN {
+        let Some(tag) = frame.at(ETH_LEN, VLAN_LEN) else { return Outcome::NotOurs };
+        tags[0] = tag.raw32(0);
+    }
+    if network > ETH_LEN + VLAN_LEN {
+        let Some(tag) = Frame::of(ctx).at(ETH_LEN + VLAN_LEN, VLAN_LEN) else { return Outcome::NotOurs };
+        tags[1] = tag.raw32(0);
+    }
+    // SAFETY: a helper on the context.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, IPV4_LEN as i32) } != 0 {
+        return Outcome::Dropped;
+    }
+    let frame = Frame::of(ctx);
+    let Some(ethernet) = frame.at(0, ETH_LEN) else { return Outcome::Dropped };
+    ethernet.set_raw32(0, header[0]);
+    ethernet.set_raw32(4, header[1]);
+    ethernet.set_raw32(8, header[2]);
+    ethernet.set_raw16(12, ethertype);
+    if network > ETH_LEN {
+        let Some(tag) = frame.at(ETH_LEN, VLAN_LEN) else { return Outcome::Dropped };
+        tag.set_raw32(0, tags[0]);
+    }
+    if network > ETH_LEN + VLAN_LEN {
+        let Some(tag) = Frame::of(ctx).at(ETH_LEN + VLAN_LEN, VLAN_LEN) else { return Outcome::Dropped };
+        tag.set_raw32(0, tags[1]);
+    }
+    Outcome::Decapsulated
+}
+
+/// Offset of the outer header, the outer and the inner header, if this is a whole IPv4 packet in an IPv4 packet without options.
+#[inline(always)]
+fn headers(ctx: &XdpContext) -> Option<(usize, Bytes, Bytes)> {
+    let frame = Frame::of(ctx);
+    let mut network = ETH_LEN;
+    let mut ethertype = frame.at(0, ETH_LEN)?.raw16(12);
+    if is_vlan(ethertype) {
+        ethertype = frame.at(network, VLAN_LEN)?.raw16(2);
+        network += VLAN_LEN;
+        if is_vlan(ethertype) {
+            ethertype = frame.at(network, VLAN_LEN)?.raw16(2);
+            network += VLAN_LEN;
+        }
+    }
+    if ethertype != ETHERTYPE_IPV4.to_be() {
+        return None;
+    }
+    let outer = frame.at(network, 2 * IPV4_LEN)?;
+    let inner = frame.at(network + IPV4_LEN, IPV4_LEN)?;
+    let is_fragment = outer.raw16(6) & (IPV4_MF | IPV4_OFFSET).to_be() != 0;
+    let is_whole = outer.u8(0) == 0x45 && outer.u8(9) == PROTO_IPIP && !is_fragment;
+    if is_whole && inner.u8(0) >> 4 == 4 && inner.u16(2) + IPV4_LEN as u16 <= outer.u16(2) {
+        Some((network, outer, inner))
+    } else {
+        None
+    }
+}
+
+/// Carries a congestion mark of the outer header into the inner one (RFC 6040, section 4.2). False if the packet is to be dropped,
+/// since its transport would not understand.
+#[inline(always)]
+fn carry_congestion(outer: u8, inner: Bytes) -> bool {
+    let old = inner.u8(1);
+    if outer & CE != CE || old & CE == CE {
+        return true;
+    }
+    if old & CE == 0 {
+        return false;
+    }
+    let before = inner.u16(0);
+    inner.set_u8(1, old | CE);
+    inner.set_u16(10, csum::update(inner.u16(10), before, before | CE as u16));
+    true
+}
+
+#[inline(always)]
+fn is_vlan(raw_ethertype: u16) -> bool {
+    raw_ethertype == ETHERTYPE_VLAN.to_be() || raw_ethertype == ETHERTYPE_QINQ.to_be()
+}

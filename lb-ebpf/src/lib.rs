@@ -1,2 +1,4 @@
-//! Empty on purpose: a library target lets other crates build-depend on this package, so that cargo rebuilds them when it changes.
+//! What Tether's BPF programs share.
 #![no_std]
+
+pub mod packet;

@@ -9,7 +9,6 @@ mod count;
 mod flow;
 mod forward;
 mod maps;
-mod packet;
 mod parse;
 mod runtime;
 mod service;

@@ -4,7 +4,7 @@ use aya_ebpf::programs::XdpContext;
 
 /// The linear part of a frame. Invalid after any change of its head or tail.
 #[derive(Clone, Copy)]
-pub(crate) struct Frame {
+pub struct Frame {
     start: usize,
     end: usize,
 }
@@ -16,7 +16,7 @@ impl Frame {
     /// earlier one, which the verifier (all kernels to 7.2) cannot follow once an offset is variable. Take a new frame for a
     /// check that is weaker than the one before.
     #[inline(always)]
-    pub(crate) fn of(ctx: &XdpContext) -> Self {
+    pub fn of(ctx: &XdpContext) -> Self {
         // SAFETY: the context is valid as long as the program runs.
         let (start, end) = unsafe {
             (
@@ -29,7 +29,7 @@ impl Frame {
 
     /// `len` bytes from `offset` on, or none if the frame is shorter.
     #[inline(always)]
-    pub(crate) fn at(&self, offset: usize, len: usize) -> Option<Bytes> {
+    pub fn at(&self, offset: usize, len: usize) -> Option<Bytes> {
         let bytes = self.start + offset;
         if bytes + len > self.end { None } else { Some(Bytes(bytes)) }
     }
@@ -40,70 +40,72 @@ impl Frame {
 /// Numbers are loaded and stored whole, whatever their alignment: BPF has none on x86-64, and a byte-wise access would cost
 /// four times as many instructions.
 #[derive(Clone, Copy)]
-pub(crate) struct Bytes(usize);
+pub struct Bytes(usize);
 
 impl Bytes {
+    /// One byte.
     #[inline(always)]
-    pub(crate) fn u8(self, offset: usize) -> u8 {
+    pub fn u8(self, offset: usize) -> u8 {
         // SAFETY: in bounds, which the verifier proves.
         unsafe { ((self.0 + offset) as *const u8).read_volatile() }
     }
 
     /// In network byte order, as it is.
     #[inline(always)]
-    pub(crate) fn raw16(self, offset: usize) -> u16 {
+    pub fn raw16(self, offset: usize) -> u16 {
         // SAFETY: in bounds, which the verifier proves; the target loads unaligned words.
         unsafe { ((self.0 + offset) as *const u16).read_volatile() }
     }
 
     /// In network byte order, as it is.
     #[inline(always)]
-    pub(crate) fn raw32(self, offset: usize) -> u32 {
+    pub fn raw32(self, offset: usize) -> u32 {
         // SAFETY: as above.
         unsafe { ((self.0 + offset) as *const u32).read_volatile() }
     }
 
     /// From network to host byte order.
     #[inline(always)]
-    pub(crate) fn u16(self, offset: usize) -> u16 {
+    pub fn u16(self, offset: usize) -> u16 {
         u16::from_be(self.raw16(offset))
     }
 
     /// From network to host byte order.
     #[inline(always)]
-    pub(crate) fn u32(self, offset: usize) -> u32 {
+    pub fn u32(self, offset: usize) -> u32 {
         u32::from_be(self.raw32(offset))
     }
 
+    /// One byte.
     #[inline(always)]
-    pub(crate) fn set_u8(self, offset: usize, value: u8) {
+    pub fn set_u8(self, offset: usize, value: u8) {
         // SAFETY: as above.
         unsafe { ((self.0 + offset) as *mut u8).write_volatile(value) }
     }
 
     /// In network byte order already.
     #[inline(always)]
-    pub(crate) fn set_raw16(self, offset: usize, value: u16) {
+    pub fn set_raw16(self, offset: usize, value: u16) {
         // SAFETY: as above.
         unsafe { ((self.0 + offset) as *mut u16).write_volatile(value) }
     }
 
     /// In network byte order already.
     #[inline(always)]
-    pub(crate) fn set_raw32(self, offset: usize, value: u32) {
+    pub fn set_raw32(self, offset: usize, value: u32) {
         // SAFETY: as above.
         unsafe { ((self.0 + offset) as *mut u32).write_volatile(value) }
     }
 
     /// From host to network byte order.
     #[inline(always)]
-    pub(crate) fn set_u16(self, offset: usize, value: u16) {
+    pub fn set_u16(self, offset: usize, value: u16) {
         self.set_raw16(offset, value.to_be());
     }
 
     /// From host to network byte order.
     #[inline(always)]
-    pub(crate) fn set_u32(self, offset: usize, value: u32) {
+    pub fn set_u32(self, offset: usize, value: u32) {
         self.set_raw32(offset, value.to_be());
     }
 }

@@ -10,7 +10,7 @@ use lb_common::{
     verdict::Reason,
 };
 
-use crate::packet::Frame;
+use lb_ebpf::packet::Frame;
 
 /// What a frame turned out to be, if it may concern a service.
 pub(crate) enum Parsed {

@@ -1,2 +1,105 @@
-//! x
-fn main() {}
+//! Tether's development commands, run as `cargo xtask COMMAND`.
+//!
+//! Each command is a module. What they say about their own work goes to stderr: stdout belongs to the programs they run, so
+//! that `cargo xtask demo --json` can be piped.
+
+mod bench;
+mod build_ebpf;
+mod cargo;
+mod ci;
+mod demo;
+mod exec;
+mod lab;
+mod root;
+mod setup;
+mod test;
+mod verifier;
+
+use std::{ffi::OsString, process::ExitCode};
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(
+    name = "xtask",
+    bin_name = "cargo xtask",
+    about = "Tether's development commands"
+)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what building and testing need and this machine lacks
+    Setup {
+        /// Change nothing: report what is missing and exit with status 1 if anything is
+        #[arg(long)]
+        check: bool,
+    },
+    /// Build the BPF objects and print the size of their programs
+    BuildEbpf,
+    /// Load every BPF program and hold what the verifier says of it against the budget
+    Verifier,
+    /// Run every test: verifier budget, model check, unit, property, packet and lab tests (needs root)
+    Test,
+    /// Show WebSocket connections surviving drains, a dead backend and a killed daemon (needs root)
+    #[command(disable_help_flag = true)]
+    Demo {
+        /// Passed on to the demo; `--help` lists them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Measure what a packet costs (needs root)
+    #[command(disable_help_flag = true)]
+    Bench {
+        /// Passed on to the bench; `--help` lists them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Work in a lab by hand (needs root)
+    Lab {
+        #[command(subcommand)]
+        command: LabCommand,
+    },
+    /// Check format and lints, as CI does before the tests
+    Ci,
+}
+
+#[derive(Subcommand)]
+enum LabCommand {
+    /// Open a shell inside a running lab
+    Shell {
+        /// Passed on to the lab; `--help` lists them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+}
+
+fn main() -> ExitCode {
+    match run(Cli::parse().command) {
+        Ok(code) => code,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command) -> Result<ExitCode> {
+    match command {
+        Command::Setup { check } => return setup::run(check),
+        Command::BuildEbpf => build_ebpf::run()?,
+        Command::Verifier => verifier::run()?,
+        Command::Test => test::run()?,
+        Command::Demo { args } => demo::run(&args)?,
+        Command::Bench { args } => bench::run(&args)?,
+        Command::Lab {
+            command: LabCommand::Shell { args },
+        } => lab::shell(&args)?,
+        Command::Ci => ci::run()?,
+    }
+    Ok(ExitCode::SUCCESS)
+}

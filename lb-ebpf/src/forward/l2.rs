@@ -8,7 +8,9 @@ use lb_common::{
 };
 
 use super::{address, decrement_ttl};
-use crate::{packet::Frame, parse::Segment};
+use lb_ebpf::packet::Frame;
+
+use crate::parse::Segment;
 
 #[inline(always)]
 pub(crate) fn rewrite(ctx: &XdpContext, segment: &Segment, hop: &NextHop) -> Result<(), Reason> {

@@ -15,7 +15,9 @@ use lb_common::{
     verdict::Reason,
 };
 
-use crate::{packet::Bytes, parse::Segment};
+use lb_ebpf::packet::Bytes;
+
+use crate::parse::Segment;
 
 /// Rewrites the frame for its backend. Ends in the XDP action that sends it.
 #[inline(always)]

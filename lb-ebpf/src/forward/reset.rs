@@ -8,7 +8,9 @@ use lb_common::{
     verdict::Reason,
 };
 
-use crate::{maps, packet::Frame, parse::Segment};
+use lb_ebpf::packet::Frame;
+
+use crate::{maps, parse::Segment};
 
 /// Length of the answer from its IPv4 header on.
 const LENGTH: usize = IPV4_LEN + TCP_LEN;

@@ -1,0 +1,66 @@
+//! What the bench and its harness program share.
+
+use core::mem::size_of;
+
+/// Name of the harness program, which makes a packet and tail-calls the program under test.
+pub const HARNESS: &str = "harness";
+/// Name of the program that returns at once.
+pub const FLOOR_RETURN: &str = "floor_return";
+/// Name of the program that parses, swaps the MAC addresses and transmits.
+pub const FLOOR_SWAP: &str = "floor_swap";
+/// Name of the program that adds a constant IPIP header and transmits.
+pub const FLOOR_ENCAP: &str = "floor_encap";
+/// Map with the harness's orders: array of one [`Orders`].
+pub const ORDERS: &str = "ORDERS";
+/// Map with the program under test: program array of one.
+pub const UNDER_TEST: &str = "UNDER_TEST";
+
+/// Length of the packets that the harness makes, in bytes of frame: the least that Ethernet has.
+pub const FRAME_LEN: usize = 60;
+
+/// Which packets the harness makes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Kind {
+    /// Mid-stream segments of [`Orders::flows`] flows in random order.
+    Established = 0,
+    /// SYNs, each of a flow of its own, numbered upwards.
+    Opening = 1,
+}
+
+/// The harness's orders and state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
+pub struct Orders {
+    /// A [`Kind`].
+    pub kind: u32,
+    /// How many flows there are.
+    pub flows: u32,
+    /// State: of the random generator (never 0), or the number of the next flow.
+    pub state: u32,
+    /// Destination address, host byte order.
+    pub destination: u32,
+    /// Destination port, host byte order.
+    pub port: u32,
+    /// Sequence number of all segments.
+    pub seq: u32,
+}
+
+const _: () = assert!(size_of::<Orders>() == 24);
+
+/// The client of flow `number`: its address and port, host byte order. 2^14 ports an address.
+#[inline(always)]
+pub const fn client(number: u32) -> (u32, u16) {
+    (
+        0x0a80_0000 + (number >> 14),
+        1_024 + (number & 0x3fff) as u16,
+    )
+}
+
+/// The next state of the generator (xorshift32; Marsaglia, "Xorshift RNGs", 2003).
+#[inline(always)]
+pub const fn next(state: u32) -> u32 {
+    let x = state ^ (state << 13);
+    let x = x ^ (x >> 17);
+    x ^ (x << 5)
+}

@@ -1,0 +1,96 @@
+//! Loads every BPF program as the daemon does and prints, as JSON, what the kernel's verifier says of each.
+//!
+//! `cargo xtask verifier` runs this and holds the figures against the budget.
+
+mod statistics;
+
+use std::{collections::BTreeMap, os::fd::BorrowedFd};
+
+use anyhow::{Context, Result, ensure};
+use aya::{
+    Ebpf,
+    programs::{Program, ProgramInfo, Xdp},
+};
+use lb_userspace::objects;
+use serde::Serialize;
+
+/// What one program costs.
+#[derive(Serialize)]
+struct Cost {
+    object: &'static str,
+    program: String,
+    /// Instructions in the program and the functions that it calls.
+    instructions: usize,
+    /// Instructions that the verifier walked through, on all paths together.
+    verified_instructions: u32,
+    /// Stack of the program and of every function that it calls, in bytes.
+    stack_bytes: u32,
+    /// Bytes of machine code.
+    jited_bytes: u32,
+}
+
+fn main() -> Result<()> {
+    let objects = [
+        ("tether", objects::TETHER),
+        ("decap", objects::DECAP),
+        ("bench", objects::BENCH),
+    ];
+    let mut costs = Vec::new();
+    for (object, bytes) in objects {
+        let mut loaded = Ebpf::load(bytes).with_context(|| format!("maps of {object}"))?;
+        let programs = load_programs(&mut loaded).with_context(|| format!("object {object}"))?;
+        let maps = |name: &str| statistics::map_fd(loaded.map(name)?);
+        costs.extend(costs_of(object, bytes, programs, maps)?);
+    }
+    println!("{}", serde_json::to_string_pretty(&costs)?);
+    Ok(())
+}
+
+/// Loads all programs, and returns what the kernel says of each.
+fn load_programs(ebpf: &mut Ebpf) -> Result<BTreeMap<String, ProgramInfo>> {
+    let load = |program: &mut Program| {
+        let program: &mut Xdp = program.try_into()?;
+        program.load()?;
+        program.info()
+    };
+    let load = |(name, program): (&str, _)| {
+        let info = load(program).with_context(|| format!("program {name}"))?;
+        Ok((name.to_owned(), info))
+    };
+    ebpf.programs_mut().map(load).collect()
+}
+
+/// What the programs of an object cost, which have been loaded and use the maps that `maps` finds by name.
+fn costs_of<'a>(
+    object: &'static str,
+    bytes: &[u8],
+    programs: BTreeMap<String, ProgramInfo>,
+    maps: impl Fn(&str) -> Option<BorrowedFd<'a>>,
+) -> Result<Vec<Cost>> {
+    let linked = statistics::link(bytes, maps).with_context(|| format!("object {object}"))?;
+    let cost = |(program, info): (String, ProgramInfo)| {
+        let verified = info
+            .verified_instruction_count()
+            .context("this kernel does not count verified instructions: that takes Linux 5.16")?;
+        // The loader keeps no log of what succeeds, and stack depth is in the log alone. So the same instructions are loaded
+        // once more for it; that they are the same shows in the verifier's count.
+        let statistics = linked
+            .load(&program)
+            .with_context(|| format!("{object}/{program}"))?;
+        ensure!(
+            statistics.verified_instructions == verified,
+            "{object}/{program}: the verifier walked through {verified} instructions when the loader loaded it, and {} \
+             when it was loaded for its statistics; they should be the same program",
+            statistics.verified_instructions,
+        );
+        Ok(Cost {
+            object,
+            program,
+            instructions: statistics.instructions,
+            verified_instructions: verified,
+            stack_bytes: statistics.stack_bytes,
+            jited_bytes: info.size_jitted(),
+        })
+    };
+    programs.into_iter().map(cost).collect()
+}

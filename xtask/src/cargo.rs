@@ -1,0 +1,164 @@
+//! What cargo reports about a build: where it put executables and build scripts' output.
+
+use std::{ffi::OsString, path::PathBuf, process::Command};
+
+use anyhow::{Context, Result};
+use serde::Deserialize;
+
+use crate::exec;
+
+/// The parts of cargo's JSON messages that are used here.
+#[derive(Deserialize)]
+#[serde(tag = "reason", rename_all = "kebab-case")]
+enum Message {
+    BuildScriptExecuted {
+        package_id: String,
+        out_dir: PathBuf,
+    },
+    CompilerArtifact {
+        target: Target,
+        executable: Option<PathBuf>,
+    },
+    #[serde(other)]
+    Other,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+}
+
+/// What a build left behind.
+pub(crate) struct Built {
+    messages: Vec<Message>,
+}
+
+impl Built {
+    /// Runs a `cargo build` command and keeps its messages. Diagnostics go to stderr, as without this.
+    ///
+    /// # Errors
+    /// If the build fails, or cargo prints what cannot be understood.
+    pub(crate) fn by(command: &mut Command) -> Result<Self> {
+        let text = exec::output(command.arg("--message-format=json-render-diagnostics"))?;
+        Self::parse(&text).with_context(|| format!("messages of: {}", exec::show(command)))
+    }
+
+    fn parse(text: &str) -> Result<Self> {
+        let messages = text
+            .lines()
+            .map(|line| serde_json::from_str(line).with_context(|| format!("message: {line}")))
+            .collect::<Result<_>>()?;
+        Ok(Self { messages })
+    }
+
+    /// The executable of the binary target `name`.
+    pub(crate) fn executable(&self, name: &str) -> Result<PathBuf> {
+        let found = self.messages.iter().find_map(|message| match message {
+            Message::CompilerArtifact {
+                target,
+                executable: Some(path),
+            } if target.name == name => Some(path.clone()),
+            _ => None,
+        });
+        found.with_context(|| format!("cargo reported no executable named {name}"))
+    }
+
+    /// The `OUT_DIR` of the build script of workspace member `package`.
+    pub(crate) fn out_dir(&self, package: &str) -> Result<PathBuf> {
+        let found = self.messages.iter().find_map(|message| match message {
+            Message::BuildScriptExecuted {
+                package_id,
+                out_dir,
+            } if is_member(package_id, package) => Some(out_dir.clone()),
+            _ => None,
+        });
+        found.with_context(|| format!("cargo reported no build script of {package}"))
+    }
+}
+
+/// Whether a package ID (`path+file:///src/tether/lb-userspace#0.1.0`, or `…#name@0.1.0` where the directory is named otherwise) is that of
+/// workspace member `package`.
+fn is_member(package_id: &str, package: &str) -> bool {
+    let Some((path, fragment)) = package_id
+        .strip_prefix("path+")
+        .and_then(|rest| rest.split_once('#'))
+    else {
+        return false;
+    };
+    match fragment.split_once('@') {
+        Some((name, _version)) => name == package,
+        None => path.rsplit('/').next() == Some(package),
+    }
+}
+
+/// The workspace's target directory.
+///
+/// # Errors
+/// If cargo does not tell.
+pub(crate) fn target_directory() -> Result<PathBuf> {
+    #[derive(Deserialize)]
+    struct Metadata {
+        target_directory: PathBuf,
+    }
+    let text = exec::output(exec::cargo().args(["metadata", "--no-deps", "--format-version=1"]))?;
+    let metadata: Metadata = serde_json::from_str(&text).context("cargo metadata's output")?;
+    Ok(metadata.target_directory)
+}
+
+/// Builds package `lab` for the release profile, and becomes its program `name`. All programs are built, since some run others.
+///
+/// # Errors
+/// If the build fails or the program cannot be started; else this does not return.
+pub(crate) fn become_lab_program(name: &str, args: &[OsString]) -> Result<()> {
+    let mut build = exec::cargo();
+    build.args(["build", "--release", "--package", "lab", "--bins"]);
+    let program = Built::by(&mut build)?.executable(name)?;
+    Err(exec::become_command(exec::command(program).args(args)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MESSAGES: &str = r#"{"reason":"build-script-executed","package_id":"registry+https://example.org/index#libc@0.2.1","linked_libs":[],"out_dir":"/t/libc/out"}
+{"reason":"compiler-artifact","package_id":"path+file:///src/tests#lab@0.1.0","target":{"kind":["lib"],"name":"lab"},"executable":null,"fresh":true}
+{"reason":"build-script-executed","package_id":"path+file:///src/lb-userspace#0.1.0","linked_libs":[],"out_dir":"/t/lb/out"}
+{"reason":"compiler-artifact","package_id":"path+file:///src/tests#lab@0.1.0","target":{"kind":["bin"],"name":"verifier"},"executable":"/t/debug/verifier","fresh":true}
+{"reason":"build-finished","success":true}"#;
+
+    #[test]
+    fn finds_the_build_scripts_output_of_the_member_asked_for() -> Result<()> {
+        let built = Built::parse(MESSAGES)?;
+        assert_eq!(built.out_dir("lb-userspace")?, PathBuf::from("/t/lb/out"));
+        assert!(
+            built.out_dir("libc").is_err(),
+            "a registry's package is no member"
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn finds_executables_and_not_libraries() -> Result<()> {
+        let built = Built::parse(MESSAGES)?;
+        assert_eq!(
+            built.executable("verifier")?,
+            PathBuf::from("/t/debug/verifier")
+        );
+        assert!(built.executable("lab").is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn members_are_told_by_name_or_by_directory() {
+        assert!(is_member(
+            "path+file:///src/lb-userspace#0.1.0",
+            "lb-userspace"
+        ));
+        assert!(is_member("path+file:///src/tests#lab@0.1.0", "lab"));
+        assert!(!is_member("path+file:///src/tests#lab@0.1.0", "tests"));
+        assert!(!is_member(
+            "registry+https://example.org/index#lab@0.1.0",
+            "lab"
+        ));
+    }
+}

@@ -1,0 +1,46 @@
+//! `cargo xtask test`: every test there is.
+
+use anyhow::Result;
+
+use crate::{cargo, exec, root, setup, verifier};
+
+/// Runs everything, the quickest to fail first.
+///
+/// # Errors
+/// If this is not root, setup fails, or any test does.
+pub(crate) fn run() -> Result<()> {
+    root::require("test")?;
+    setup::ensure()?;
+    verifier::run()?;
+    model_check()?;
+
+    let workspace = || {
+        let mut command = exec::cargo();
+        command.args(["test", "--workspace", "--exclude", "lb-ebpf"]);
+        command
+    };
+    exec::run(workspace().args(["--lib", "--bins"]))?;
+    // Labs measure time and flood their networks, so they run one after the other; and they come last, being the slowest.
+    exec::run(workspace().arg("--doc"))?;
+    exec::run(workspace().args(["--test", "*", "--", "--test-threads=1"]))
+}
+
+/// Lets loom try the interleavings of the flow table's protocol. It compiles with a flag of its own, and so into a directory of its
+/// own.
+fn model_check() -> Result<()> {
+    exec::run(
+        exec::cargo()
+            .args([
+                "test",
+                "--package",
+                "lb-common",
+                "--release",
+                "--test",
+                "loom",
+            ])
+            .arg("--target-dir")
+            .arg(cargo::target_directory()?.join("loom"))
+            .env("RUSTFLAGS", "--cfg loom")
+            .env_remove("CARGO_ENCODED_RUSTFLAGS"),
+    )
+}
