@@ -1,7 +1,9 @@
 //! Tether's daemon and command line.
 
 pub mod admin;
+pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod dataplane;
 pub mod flows;
 pub mod health;
@@ -15,6 +17,7 @@ pub mod objects;
 pub mod reconcile;
 pub mod shutdown;
 pub mod status;
+pub mod web;
 
 #[cfg(test)]
 mod testnet;
