@@ -1,0 +1,118 @@
+//! The configuration: text to validated, typed data, with every error at its place.
+//!
+//! * [`load`] and [`parse`] give a [`Config`] or all that is wrong with it
+//! * [`problem`]: what is wrong, where, and what to do
+//!
+//! A [`Config`] that exists is valid as a whole; nothing after this module asks again.
+
+pub mod problem;
+mod read;
+mod spec;
+
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    path::{Path, PathBuf},
+};
+
+use lb_common::backend::Mode;
+
+pub use self::problem::{Problem, Problems};
+use crate::model::{Admin, Check};
+
+/// A configuration, valid as a whole.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// The file it came from.
+    pub path: PathBuf,
+    /// Where the XDP program is attached; at least one, no two alike.
+    pub interfaces: Vec<String>,
+    /// Holds the lock, the admin socket and what survives a restart.
+    pub state_dir: PathBuf,
+    /// The pin directory.
+    pub bpffs: PathBuf,
+    /// The secret of the fleet, if the configuration gives one.
+    pub fleet_seed: Option<[u64; 4]>,
+    /// Where metrics are served; none is nowhere.
+    pub metrics: Option<SocketAddr>,
+    /// Capacities of the maps.
+    pub limits: Limits,
+    /// The services; names, and pairs of VIP and port, are unique.
+    pub services: Vec<Service>,
+}
+
+/// Capacities of the maps, fixed while the maps live.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// IPv4 flows at the design load.
+    pub flows: u32,
+    /// Entries of the services map; id 0 is not used.
+    pub services: u32,
+    /// Entries of the backends map; id 0 is not used.
+    pub backends: u32,
+    /// Slots of the arena.
+    pub table_slots: u32,
+}
+
+/// A service as configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Service {
+    /// Its name.
+    pub name: String,
+    /// Its VIP.
+    pub vip: Ipv4Addr,
+    /// Its port, not 0.
+    pub port: u16,
+    /// Its mode.
+    pub mode: Mode,
+    /// Slots of its table: a prime, at least 64 for each backend.
+    pub table_size: u32,
+    /// With fewer usable backends than this it fails open.
+    pub min_healthy: u32,
+    /// Its backends; names, and pairs of address and port, are unique in the service.
+    pub backends: Vec<Backend>,
+}
+
+/// A backend as configured.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Backend {
+    /// Its name in the service.
+    pub name: String,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Its port, not 0.
+    pub port: u16,
+    /// Its share of new flows in relation to the others', 0 to 1000.
+    pub weight: u16,
+    /// What the operator wants of it.
+    pub admin: Admin,
+    /// How it is checked.
+    pub check: Check,
+    /// Where the check goes.
+    pub check_address: SocketAddr,
+}
+
+/// A valid configuration, with what deserves a second look.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    /// The configuration.
+    pub config: Config,
+    /// What is legal but probably not meant.
+    pub warnings: Vec<Problem>,
+}
+
+/// Reads and validates a file.
+///
+/// # Errors
+/// Everything that is wrong with it, in the order of the file; or that it cannot be read.
+pub fn load(path: &Path) -> Result<Loaded, Problems> {
+    let text = std::fs::read_to_string(path).map_err(|error| Problems::unreadable(path, &error))?;
+    parse(path, &text)
+}
+
+/// Validates a configuration's text; `path` is for messages.
+///
+/// # Errors
+/// Everything that is wrong with it, in the order of the file.
+pub fn parse(path: &Path, text: &str) -> Result<Loaded, Problems> {
+    spec::parse(path, text)
+}

@@ -1,0 +1,149 @@
+//! What is wrong with a configuration: where, what, and what to do about it.
+
+use std::{
+    fmt,
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+/// One thing that is wrong, or deserves a second look.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Problem {
+    /// The file.
+    pub file: PathBuf,
+    /// Line, from 1.
+    pub line: usize,
+    /// Column, in characters, from 1.
+    pub column: usize,
+    /// What of the configuration it concerns, for example `service "chat"`.
+    pub object: String,
+    /// What is wrong with that.
+    pub wrong: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            line,
+            column,
+            object,
+            wrong,
+            remedy,
+            ..
+        } = self;
+        let file = self.file.display();
+        write!(f, "{file}:{line}:{column}: {object}: {wrong}; {remedy}")
+    }
+}
+
+/// Everything that is wrong, in the order of the file; one line each.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Problems(Vec<Problem>);
+
+impl Problems {
+    /// The one problem of a file that cannot be read.
+    pub fn unreadable(file: &Path, error: &std::io::Error) -> Self {
+        Self(vec![Problem {
+            file: file.to_owned(),
+            line: 1,
+            column: 1,
+            object: "configuration".to_owned(),
+            wrong: format!("cannot be read: {error}"),
+            remedy: "name a readable file of UTF-8 text with --config".to_owned(),
+        }])
+    }
+
+    /// The problems, at least one.
+    pub fn iter(&self) -> impl Iterator<Item = &Problem> {
+        self.0.iter()
+    }
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (n, problem) in self.0.iter().enumerate() {
+            if n > 0 {
+                writeln!(f)?;
+            }
+            write!(f, "{problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Problems {}
+
+/// Collects problems while a text is read.
+pub(super) struct Findings<'a> {
+    file: &'a Path,
+    text: &'a str,
+    line_starts: Vec<usize>,
+    errors: Vec<Problem>,
+    warnings: Vec<Problem>,
+}
+
+impl<'a> Findings<'a> {
+    pub(super) fn new(file: &'a Path, text: &'a str) -> Self {
+        let newlines = text.match_indices('\n').map(|(at, _)| at + 1);
+        Self {
+            file,
+            text,
+            line_starts: std::iter::once(0).chain(newlines).collect(),
+            errors: Vec::new(),
+            warnings: Vec::new(),
+        }
+    }
+
+    /// Notes an error at a place of the text, given in bytes.
+    pub(super) fn error(
+        &mut self,
+        span: &Range<usize>,
+        object: &str,
+        wrong: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
+        let problem = self.problem(span, object, wrong.into(), remedy.into());
+        self.errors.push(problem);
+    }
+
+    /// Notes a warning at a place of the text, given in bytes.
+    pub(super) fn warning(
+        &mut self,
+        span: &Range<usize>,
+        object: &str,
+        wrong: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
+        let problem = self.problem(span, object, wrong.into(), remedy.into());
+        self.warnings.push(problem);
+    }
+
+    fn problem(&self, span: &Range<usize>, object: &str, wrong: String, remedy: String) -> Problem {
+        let offset = span.start.min(self.text.len());
+        let line = self.line_starts.partition_point(|&start| start <= offset);
+        let start = self.line_starts[line - 1];
+        let before = self.text.get(start..offset).unwrap_or_default();
+        Problem {
+            file: self.file.to_owned(),
+            line,
+            column: before.chars().count() + 1,
+            object: object.to_owned(),
+            wrong,
+            remedy,
+        }
+    }
+
+    /// The warnings if there was no error, else the errors; both in the order of the file.
+    pub(super) fn conclude(mut self) -> Result<Vec<Problem>, Problems> {
+        let place = |problem: &Problem| (problem.line, problem.column);
+        if self.errors.is_empty() {
+            self.warnings.sort_by_key(place);
+            Ok(self.warnings)
+        } else {
+            self.errors.sort_by_key(place);
+            Err(Problems(self.errors))
+        }
+    }
+}

@@ -1,0 +1,351 @@
+//! From a parsed document to a valid [`Config`]: what each key means and what must hold of all of them together.
+
+mod service;
+
+use std::{
+    collections::HashMap,
+    net::SocketAddr,
+    ops::Range,
+    path::{Path, PathBuf},
+};
+
+use lb_common::{maglev::TableRef, maps::default};
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+use self::service::PlacedService;
+use super::{
+    Config, Limits, Loaded, Problems,
+    problem::Findings,
+    read::{Reader, kind},
+};
+use crate::ids;
+
+/// Where runtime state is kept if the configuration does not say.
+const STATE_DIR: &str = "/run/tether";
+/// Where maps are pinned if the configuration does not say.
+const BPFFS: &str = "/sys/fs/bpf/tether";
+/// Where metrics are served if the configuration does not say.
+const METRICS: &str = "127.0.0.1:9477";
+/// A fleet seed of fewer characters than this is easy to guess.
+const SEED_CHARACTERS: usize = 16;
+/// The longest name of an interface, in bytes (IFNAMSIZ without the final zero).
+const INTERFACE_BYTES: usize = 15;
+
+pub(super) fn parse(path: &Path, text: &str) -> Result<Loaded, Problems> {
+    let mut findings = Findings::new(path, text);
+    let (document, errors) = DeTable::parse_recoverable(text);
+    for error in &errors {
+        findings.error(
+            &error.span().unwrap_or(0..0),
+            "configuration",
+            format!("this is not TOML: {}", error.message().replace('\n', ", ")),
+            "correct the syntax (https://toml.io)",
+        );
+    }
+    let config = read(path, &document, &mut findings);
+    let warnings = findings.conclude()?;
+    Ok(Loaded { config, warnings })
+}
+
+/// Reads everything, with defaults in the place of what is wrong: the result counts only if nothing was found.
+fn read(path: &Path, document: &Spanned<DeTable<'_>>, findings: &mut Findings<'_>) -> Config {
+    let start = 0..0;
+    let mut root = Reader::new(document.get_ref(), start, "configuration".to_owned());
+    let interfaces = interfaces(&mut root, findings);
+    let state_dir = directory(&mut root, "state_dir", STATE_DIR, findings);
+    let bpffs = directory(&mut root, "bpffs", BPFFS, findings);
+    let fleet_seed = fleet_seed(&mut root, findings);
+    let metrics = metrics(&mut root, findings);
+    let (limits, limits_span) = limits(&mut root, findings);
+    let services: Vec<PlacedService> = root
+        .tables("service", findings)
+        .into_iter()
+        .enumerate()
+        .filter_map(|(n, (span, table))| service::read(n + 1, table, span, findings))
+        .collect();
+    if services.is_empty() && !document.get_ref().contains_key("service") {
+        findings.warning(
+            &root.span,
+            "configuration",
+            "there is no service, so every packet passes to the host",
+            "add a [[service]]",
+        );
+    }
+    root.finish(findings);
+    unique_services(&services, findings);
+    within_limits(&services, &limits, &limits_span, findings);
+    Config {
+        path: path.to_owned(),
+        interfaces,
+        state_dir,
+        bpffs,
+        fleet_seed,
+        metrics,
+        limits,
+        services: services.into_iter().map(|placed| placed.service).collect(),
+    }
+}
+
+fn interfaces(root: &mut Reader<'_>, findings: &mut Findings<'_>) -> Vec<String> {
+    const EXAMPLE: &str = "[\"eth0\"]";
+    let Some((span, elements)) = root.array("interfaces", EXAMPLE, findings) else {
+        if root.value("interfaces").is_none() {
+            root.missing("interfaces", EXAMPLE, findings);
+        }
+        return Vec::new();
+    };
+    if elements.is_empty() {
+        findings.error(
+            &span,
+            &root.object,
+            "interfaces is empty, so there is nothing to attach to",
+            "name at least one interface",
+        );
+    }
+    let mut names: Vec<String> = Vec::new();
+    for element in elements {
+        let DeValue::String(name) = element.get_ref() else {
+            findings.error(
+                &element.span(),
+                &root.object,
+                format!("interfaces contains {}", kind(element.get_ref())),
+                format!("write names only, like interfaces = {EXAMPLE}"),
+            );
+            continue;
+        };
+        let valid = !name.is_empty()
+            && name.len() <= INTERFACE_BYTES
+            && !name.contains(|c: char| c == '/' || c.is_whitespace() || c.is_control());
+        if !valid {
+            findings.error(
+                &element.span(),
+                &root.object,
+                format!("{name:?} is no name of an interface"),
+                "give a name as `ip link` shows it, at most 15 characters",
+            );
+        } else if names.iter().any(|other| other == name) {
+            findings.error(
+                &element.span(),
+                &root.object,
+                format!("interface {name:?} is named twice"),
+                "remove one of them",
+            );
+        } else {
+            names.push(name.to_string());
+        }
+    }
+    names
+}
+
+fn directory(
+    root: &mut Reader<'_>,
+    key: &'static str,
+    default: &str,
+    findings: &mut Findings<'_>,
+) -> PathBuf {
+    let Some(text) = root.string(key, &format!("{default:?}"), findings) else {
+        return PathBuf::from(default);
+    };
+    let path = PathBuf::from(text.get_ref());
+    if !path.is_absolute() {
+        findings.error(
+            &text.span(),
+            &root.object,
+            format!("{key} is {:?}, which is no absolute path", text.get_ref()),
+            "begin it with /",
+        );
+    }
+    path
+}
+
+fn fleet_seed(root: &mut Reader<'_>, findings: &mut Findings<'_>) -> Option<[u64; 4]> {
+    let text = root.string("fleet_seed", "\"any secret text\"", findings)?;
+    let characters = text.get_ref().chars().count();
+    if characters == 0 {
+        findings.error(
+            &text.span(),
+            &root.object,
+            "fleet_seed is empty",
+            "give a secret text, the same on every load balancer of the fleet, or remove the key to have one made up",
+        );
+    } else if characters < SEED_CHARACTERS {
+        findings.warning(
+            &text.span(),
+            &root.object,
+            "fleet_seed is short, and who guesses it can aim flows at one backend",
+            format!("give at least {SEED_CHARACTERS} characters, for example from `openssl rand -hex 16`"),
+        );
+    }
+    Some(ids::fleet_seed_of(text.get_ref()))
+}
+
+fn metrics(root: &mut Reader<'_>, findings: &mut Findings<'_>) -> Option<SocketAddr> {
+    let default = || METRICS.parse().ok();
+    let Some(mut table) = root.table("metrics", "metrics".to_owned(), findings) else {
+        return default();
+    };
+    let listen = table.string("listen", "\"127.0.0.1:9477\"", findings);
+    let address = match listen {
+        None => default(),
+        Some(text) if *text.get_ref() == "off" => None,
+        Some(text) => {
+            let address = text.get_ref().parse::<SocketAddr>().ok();
+            if address.is_none() {
+                findings.error(
+                    &text.span(),
+                    &table.object,
+                    format!(
+                        "listen is {:?}, which is no address and port",
+                        text.get_ref()
+                    ),
+                    format!("write it like {METRICS:?} or \"[::1]:9477\", or \"off\""),
+                );
+            }
+            address
+        }
+    };
+    table.finish(findings);
+    address
+}
+
+/// The limits, and where a service that exceeds them should send the reader.
+fn limits(root: &mut Reader<'_>, findings: &mut Findings<'_>) -> (Limits, LimitSpans) {
+    let mut limits = Limits {
+        flows: default::FLOWS,
+        services: default::SERVICES,
+        backends: default::BACKENDS,
+        table_slots: default::TABLE_SLOTS,
+    };
+    let mut spans = LimitSpans::default();
+    let Some(mut table) = root.table("limits", "limits".to_owned(), findings) else {
+        return (limits, spans);
+    };
+    let mut take = |key, bounds, value: &mut u32, span: &mut Option<Range<usize>>| {
+        if let Some(number) = table.integer(key, bounds, findings) {
+            *span = Some(number.span());
+            *value = number.into_inner();
+        }
+    };
+    // A flow takes 27 bytes of table, so the upper bound is 27 GB.
+    take("flows", 1..=1_000_000_000, &mut limits.flows, &mut None);
+    // Ids have 16 bits, backends' 18; id 0 is not used.
+    take(
+        "services",
+        2..=1 << 16,
+        &mut limits.services,
+        &mut spans.services,
+    );
+    take(
+        "backends",
+        2..=1 << 18,
+        &mut limits.backends,
+        &mut spans.backends,
+    );
+    take(
+        "table_slots",
+        128..=1 << 30,
+        &mut limits.table_slots,
+        &mut spans.table_slots,
+    );
+    table.finish(findings);
+    (limits, spans)
+}
+
+/// Where each limit is written, if it is.
+#[derive(Default)]
+struct LimitSpans {
+    services: Option<Range<usize>>,
+    backends: Option<Range<usize>>,
+    table_slots: Option<Range<usize>>,
+}
+
+fn unique_services(services: &[PlacedService], findings: &mut Findings<'_>) {
+    let mut names = HashMap::new();
+    let mut endpoints = HashMap::new();
+    for placed in services {
+        let service = &placed.service;
+        if let Some(span) = &placed.name_span
+            && names.insert(service.name.as_str(), ()).is_some()
+        {
+            findings.error(
+                span,
+                &placed.object,
+                "this name is taken by a service above",
+                "give each service a name of its own",
+            );
+        }
+        let Some(span) = &placed.endpoint_span else {
+            continue;
+        };
+        let endpoint = (service.vip, service.port);
+        if let Some(other) = endpoints.insert(endpoint, &placed.object) {
+            findings.error(
+                span,
+                &placed.object,
+                format!("{}:{} is {other}'s already", service.vip, service.port),
+                "give each service a VIP and port of its own",
+            );
+        }
+    }
+}
+
+fn within_limits(
+    services: &[PlacedService],
+    limits: &Limits,
+    spans: &LimitSpans,
+    findings: &mut Findings<'_>,
+) {
+    let mut exceeded = |span: &Option<Range<usize>>,
+                        key: &str,
+                        needed: u64,
+                        limit: u32,
+                        what: &str| {
+        if needed > u64::from(limit) {
+            findings.error(
+                span.as_ref().unwrap_or(&(0..0)),
+                "limits",
+                format!("{key} is {limit}, {} too few for {what}", needed - u64::from(limit)),
+                format!("set {key} = {needed} or more in [limits], then run `tether cleanup` so that the maps are made anew"),
+            );
+        }
+    };
+    let backends: u64 = services
+        .iter()
+        .map(|placed| placed.service.backends.len() as u64)
+        .sum();
+    let sizes = || {
+        services
+            .iter()
+            .map(|placed| u64::from(placed.service.table_size))
+    };
+    // Id 0 is not used.
+    exceeded(
+        &spans.services,
+        "services",
+        services.len() as u64 + 1,
+        limits.services,
+        &format!("{} services, for number 0 is not used", services.len()),
+    );
+    exceeded(
+        &spans.backends,
+        "backends",
+        backends + 1,
+        limits.backends,
+        &format!("{backends} backends, for number 0 is not used"),
+    );
+    let (sum, largest) = (sizes().sum::<u64>(), sizes().max().unwrap_or(0));
+    exceeded(
+        &spans.table_slots,
+        "table_slots",
+        sum + largest,
+        limits.table_slots,
+        &format!("tables of {sum} slots in all and room to write the largest anew beside them"),
+    );
+}
+
+/// The largest prime that fits a [`TableRef`]'s size.
+const LARGEST_TABLE: u32 = 16_777_213;
+const _: () = assert!(LARGEST_TABLE <= TableRef::MAX_SIZE);

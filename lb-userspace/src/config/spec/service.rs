@@ -1,0 +1,601 @@
+//! Services, their backends and how these are checked.
+
+use std::{
+    collections::HashMap,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::{Range, RangeInclusive},
+    time::Duration,
+};
+
+use lb_common::backend::Mode;
+use toml::{
+    Spanned,
+    de::{DeTable, DeValue},
+};
+
+use super::{
+    super::{
+        Backend, Service,
+        problem::Findings,
+        read::{Reader, as_integer, kind, nearest},
+    },
+    LARGEST_TABLE,
+};
+use crate::{
+    maglev,
+    model::{Admin, Check, CheckKind},
+};
+
+/// Slots of a table if the service does not say.
+const TABLE_SIZE: u32 = 65_537;
+/// Fewer slots than this for each backend are refused: shares would be coarse.
+const SLOTS_PER_BACKEND: u64 = 64;
+/// Fewer slots than this for each backend deserve a warning.
+const ADVISED_SLOTS_PER_BACKEND: u64 = 100;
+const WEIGHT: u32 = 100;
+const MAX_WEIGHT: u32 = 1_000;
+const NAME_BYTES: usize = 63;
+
+/// A service with the places of what is compared across services.
+pub(super) struct PlacedService {
+    pub(super) service: Service,
+    pub(super) object: String,
+    /// None if the name is wrong in itself.
+    pub(super) name_span: Option<Range<usize>>,
+    /// None if VIP or port are wrong in themselves.
+    pub(super) endpoint_span: Option<Range<usize>>,
+}
+
+/// Reads the `number`-th service. None only if nothing about it could be compared with others.
+pub(super) fn read(
+    number: usize,
+    table: &DeTable<'_>,
+    span: Range<usize>,
+    findings: &mut Findings<'_>,
+) -> Option<PlacedService> {
+    let object = match table.get("name").map(Spanned::get_ref) {
+        Some(DeValue::String(name)) if !name.is_empty() => format!("service {:?}", name.as_ref()),
+        _ => format!("service number {number}"),
+    };
+    let mut reader = Reader::new(table, span, object.clone());
+    let name = name(&mut reader, "\"chat\"", findings);
+    let vip = address(&mut reader, "vip", findings, |text| {
+        (
+            format!("vip {text} is an IPv6 address, which this version does not serve"),
+            "give an IPv4 address".to_owned(),
+        )
+    });
+    let port = port(&mut reader, "port", findings);
+    if table.get("port").is_none() {
+        reader.missing("port", "80", findings);
+    }
+    let mode = mode(&mut reader, findings);
+    let table_size = reader.integer("table_size", 1..=LARGEST_TABLE, findings);
+    let min_healthy = reader.integer("min_healthy", 0..=1 << 18, findings);
+    let health = health(&mut reader, &object, findings);
+    let parent = Parent {
+        name: name.as_ref().map(|name| *name.get_ref()),
+        vip: vip.as_ref().map(|vip| *vip.get_ref()),
+        port: port.as_ref().map(|port| *port.get_ref()),
+        mode,
+        health: &health,
+    };
+    let backends: Vec<PlacedBackend> = reader
+        .tables("backend", findings)
+        .into_iter()
+        .enumerate()
+        .map(|(n, (span, table))| backend(n + 1, table, span, &parent, findings))
+        .collect();
+    unique_backends(&backends, findings);
+    let size_span = table_size
+        .as_ref()
+        .map_or(reader.span.clone(), Spanned::span);
+    let size = maglev::next_prime(table_size.map_or(TABLE_SIZE, Spanned::into_inner));
+    check_table_size(size, backends.len(), &size_span, &object, findings);
+    check_min_healthy(&min_healthy, backends.len(), &object, findings);
+    if backends.is_empty() {
+        findings.warning(
+            &reader.span,
+            &object,
+            "it has no backend, so every connection to it is refused or dropped",
+            "add a [[service.backend]]",
+        );
+    }
+    reader.finish(findings);
+    let endpoint_span = match (&vip, &port) {
+        (Some(vip), Some(_)) => Some(vip.span()),
+        _ => None,
+    };
+    Some(PlacedService {
+        object,
+        name_span: name.as_ref().map(Spanned::span),
+        endpoint_span,
+        service: Service {
+            name: name.map_or_else(String::new, |name| (*name.get_ref()).to_owned()),
+            vip: vip.map_or(Ipv4Addr::UNSPECIFIED, Spanned::into_inner),
+            port: port.map_or(0, Spanned::into_inner),
+            mode: mode.unwrap_or(Mode::L2),
+            table_size: size,
+            min_healthy: min_healthy.map_or(1, Spanned::into_inner),
+            backends: backends.into_iter().map(|placed| placed.backend).collect(),
+        },
+    })
+}
+
+fn check_table_size(
+    size: u32,
+    backends: usize,
+    span: &Range<usize>,
+    object: &str,
+    findings: &mut Findings<'_>,
+) {
+    let backends = backends as u64;
+    let (needed, advised) = (
+        backends * SLOTS_PER_BACKEND,
+        backends * ADVISED_SLOTS_PER_BACKEND,
+    );
+    if u64::from(size) < needed {
+        findings.error(
+            span,
+            object,
+            format!(
+                "table_size {size} is {} too few for {backends} backends, which need {SLOTS_PER_BACKEND} slots each",
+                needed - u64::from(size)
+            ),
+            format!("set table_size = {advised}"),
+        );
+    } else if u64::from(size) < advised {
+        findings.warning(
+            span,
+            object,
+            format!("table_size {size} gives {backends} backends fewer than {ADVISED_SLOTS_PER_BACKEND} slots each, so their shares are coarse"),
+            format!("set table_size = {advised}"),
+        );
+    }
+}
+
+fn check_min_healthy(
+    min_healthy: &Option<Spanned<u32>>,
+    backends: usize,
+    object: &str,
+    findings: &mut Findings<'_>,
+) {
+    if let Some(min) = min_healthy
+        && u64::from(*min.get_ref()) > backends as u64
+        && backends > 0
+    {
+        findings.warning(
+            &min.span(),
+            object,
+            format!(
+                "min_healthy is {}, but there are only {backends} backends, so it is always in fail-open",
+                min.get_ref()
+            ),
+            "lower it",
+        );
+    }
+}
+
+/// A name of a service or backend: also part of a path in the admin API and of `tether drain SERVICE/BACKEND`.
+fn name<'t>(
+    reader: &mut Reader<'t>,
+    example: &str,
+    findings: &mut Findings<'_>,
+) -> Option<Spanned<&'t str>> {
+    let name = reader.required_string("name", example, findings)?;
+    let text = *name.get_ref();
+    let valid = !text.is_empty()
+        && text.len() <= NAME_BYTES
+        && text
+            .bytes()
+            .all(|b| b.is_ascii_alphanumeric() || b"._:-".contains(&b))
+        // As a segment of a path these two would mean another place.
+        && text != "." && text != "..";
+    if !valid {
+        findings.error(
+            &name.span(),
+            &reader.object,
+            format!("{text:?} is no name"),
+            format!("use 1 to {NAME_BYTES} letters, digits, dots, colons, hyphens or underscores"),
+        );
+        return None;
+    }
+    Some(name)
+}
+
+/// An IPv4 address that packets can be sent to; `ipv6` says what is wrong with an IPv6 address here, and the remedy.
+fn address(
+    reader: &mut Reader<'_>,
+    key: &'static str,
+    findings: &mut Findings<'_>,
+    ipv6: impl Fn(&str) -> (String, String),
+) -> Option<Spanned<Ipv4Addr>> {
+    let text = reader.required_string(key, "\"10.0.0.1\"", findings)?;
+    let span = text.span();
+    let text = *text.get_ref();
+    match text.parse::<IpAddr>() {
+        Ok(IpAddr::V4(address)) => {
+            let unusable = if address.octets()[0] == 0 {
+                "is of no host"
+            } else if address.is_loopback() {
+                "is a loopback address, which never leaves a host"
+            } else if address.is_multicast() {
+                "is a multicast address"
+            } else if address.octets()[0] >= 240 {
+                "is reserved or broadcast"
+            } else {
+                return Some(Spanned::new(span, address));
+            };
+            findings.error(
+                &span,
+                &reader.object,
+                format!("{key} {text} {unusable}"),
+                "give a unicast address",
+            );
+        }
+        Ok(IpAddr::V6(_)) => {
+            let (wrong, remedy) = ipv6(text);
+            findings.error(&span, &reader.object, wrong, remedy);
+        }
+        Err(_) => findings.error(
+            &span,
+            &reader.object,
+            format!("{key} is {text:?}, which is no IP address"),
+            format!("write it like {key} = \"10.0.0.1\""),
+        ),
+    }
+    None
+}
+
+fn port(
+    reader: &mut Reader<'_>,
+    key: &'static str,
+    findings: &mut Findings<'_>,
+) -> Option<Spanned<u16>> {
+    let port = reader.integer(key, 1..=u32::from(u16::MAX), findings)?;
+    u16::try_from(*port.get_ref())
+        .ok()
+        .map(|number| Spanned::new(port.span(), number))
+}
+
+fn mode(reader: &mut Reader<'_>, findings: &mut Findings<'_>) -> Option<Mode> {
+    const WORDS: [&str; 4] = ["l2", "ipip", "nat", "dnat"];
+    let text = reader.required_string("mode", "\"l2\"", findings)?;
+    let (wrong, remedy) = match *text.get_ref() {
+        "l2" => return Some(Mode::L2),
+        "ipip" => return Some(Mode::Ipip),
+        mode @ ("nat" | "dnat") => (
+            format!("mode {mode:?} is not in this version"),
+            "use \"l2\" (same layer-2 segment) or \"ipip\"".to_owned(),
+        ),
+        mode => (
+            format!("unknown mode {mode:?}"),
+            match nearest(mode, &WORDS[..2]) {
+                Some(meant) => format!("did you mean {meant:?}?"),
+                None => "use \"l2\" (same layer-2 segment) or \"ipip\"".to_owned(),
+            },
+        ),
+    };
+    findings.error(&text.span(), &reader.object, wrong, remedy);
+    None
+}
+
+/// How backends of a service are checked, but for what each decides itself.
+struct Health {
+    port: Option<u16>,
+    http: Option<Http>,
+    interval: Duration,
+    timeout: Duration,
+    fall: u32,
+    rise: u32,
+}
+
+struct Http {
+    path: String,
+    host: Option<String>,
+    status: Vec<RangeInclusive<u16>>,
+}
+
+impl Health {
+    const INTERVAL: Duration = Duration::from_secs(2);
+    const TIMEOUT: Duration = Duration::from_secs(1);
+    const FALL: u32 = 3;
+    const RISE: u32 = 2;
+
+    fn check(&self, address: Ipv4Addr) -> Check {
+        let kind = match &self.http {
+            None => CheckKind::Tcp,
+            Some(http) => CheckKind::Http {
+                path: http.path.clone(),
+                host: http.host.clone().unwrap_or_else(|| address.to_string()),
+                status: http.status.clone(),
+            },
+        };
+        Check {
+            kind,
+            interval: self.interval,
+            timeout: self.timeout,
+            fall: self.fall,
+            rise: self.rise,
+        }
+    }
+}
+
+fn health(parent: &mut Reader<'_>, object: &str, findings: &mut Findings<'_>) -> Health {
+    let mut health = Health {
+        port: None,
+        http: None,
+        interval: Health::INTERVAL,
+        timeout: Health::TIMEOUT,
+        fall: Health::FALL,
+        rise: Health::RISE,
+    };
+    let Some(mut reader) = parent.table("health", format!("health of {object}"), findings) else {
+        return health;
+    };
+    let kind = reader.string("type", "\"tcp\"", findings);
+    let is_http = match kind.as_ref().map(|kind| *kind.get_ref()) {
+        None | Some("tcp") => false,
+        Some("http") => true,
+        Some(other) => {
+            let span = kind.as_ref().map_or(reader.span.clone(), Spanned::span);
+            findings.error(
+                &span,
+                &reader.object,
+                format!("unknown type {other:?}"),
+                "use \"tcp\" or \"http\"",
+            );
+            // So that the keys of either type are not reported as well.
+            true
+        }
+    };
+    health.port = port(&mut reader, "port", findings).map(Spanned::into_inner);
+    let http = http(&mut reader, is_http, findings);
+    health.http = is_http.then_some(http);
+    let bounds = Duration::from_millis(10)..=Duration::from_secs(3_600);
+    let interval = reader.duration("interval", bounds.clone(), findings);
+    health.interval = interval.map_or(Health::INTERVAL, Spanned::into_inner);
+    let timeout = reader.duration("timeout", bounds, findings);
+    if let Some(timeout) = &timeout
+        && *timeout.get_ref() > health.interval
+    {
+        findings.error(
+            &timeout.span(),
+            &reader.object,
+            "timeout is longer than interval, so checks would overlap",
+            "lower timeout or raise interval",
+        );
+    }
+    health.timeout = timeout.map_or(Health::TIMEOUT.min(health.interval), Spanned::into_inner);
+    let mut count = |key, default| {
+        reader
+            .integer(key, 1..=100, findings)
+            .map_or(default, Spanned::into_inner)
+    };
+    health.fall = count("fall", Health::FALL);
+    health.rise = count("rise", Health::RISE);
+    reader.finish(findings);
+    health
+}
+
+fn http(reader: &mut Reader<'_>, is_http: bool, findings: &mut Findings<'_>) -> Http {
+    if !is_http {
+        for key in ["path", "host", "status"] {
+            if let Some(value) = reader.value(key) {
+                findings.error(
+                    &value.span(),
+                    &reader.object,
+                    format!("{key} belongs to checks of type \"http\""),
+                    format!("set type = \"http\", or remove {key}"),
+                );
+            }
+        }
+    }
+    let printable = |text: &str| !text.contains(|c: char| c.is_whitespace() || c.is_control());
+    let path = reader.string("path", "\"/health\"", findings);
+    if let Some(path) = &path
+        && !(path.get_ref().starts_with('/') && printable(path.get_ref()))
+    {
+        findings.error(
+            &path.span(),
+            &reader.object,
+            format!("path is {:?}", path.get_ref()),
+            "begin it with / and encode blanks (%20)",
+        );
+    }
+    let host = reader.string("host", "\"chat.example\"", findings);
+    if let Some(host) = &host
+        && (host.get_ref().is_empty() || !printable(host.get_ref()))
+    {
+        findings.error(
+            &host.span(),
+            &reader.object,
+            format!("host is {:?}", host.get_ref()),
+            "give a host name, or remove the key to use the backend's address",
+        );
+    }
+    Http {
+        path: path.map_or_else(|| "/".to_owned(), |path| (*path.get_ref()).to_owned()),
+        host: host.map(|host| (*host.get_ref()).to_owned()),
+        status: status(reader, findings),
+    }
+}
+
+/// The status codes that are a yes: numbers, or ranges like "200-299".
+fn status(reader: &mut Reader<'_>, findings: &mut Findings<'_>) -> Vec<RangeInclusive<u16>> {
+    const REMEDY: &str = "list codes from 100 to 599, or ranges like \"200-299\"";
+    let Some((span, elements)) = reader.array("status", "[200]", findings) else {
+        return vec![200..=399];
+    };
+    if elements.is_empty() {
+        findings.error(
+            &span,
+            &reader.object,
+            "status is empty, so no answer would be a yes",
+            REMEDY,
+        );
+    }
+    let valid = |code: &u16| (100..=599).contains(code);
+    let mut ranges = Vec::new();
+    for element in elements {
+        let range = match element.get_ref() {
+            DeValue::String(text) => text
+                .split_once('-')
+                .and_then(|(from, to)| Some(from.parse().ok()?..=to.parse().ok()?)),
+            other => as_integer(other)
+                .and_then(|code| u16::try_from(code).ok())
+                .map(|code| code..=code),
+        };
+        match range {
+            Some(range) if valid(range.start()) && valid(range.end()) && !range.is_empty() => {
+                ranges.push(range);
+            }
+            _ => findings.error(
+                &element.span(),
+                &reader.object,
+                match element.get_ref() {
+                    DeValue::String(text) => format!("status {:?} is no range", text.as_ref()),
+                    DeValue::Integer(code) => format!("status {code} does not exist"),
+                    other => format!("status contains {}", kind(other)),
+                },
+                REMEDY,
+            ),
+        }
+    }
+    ranges
+}
+
+/// What a backend takes over from its service; none where that is wrong.
+struct Parent<'a> {
+    name: Option<&'a str>,
+    vip: Option<Ipv4Addr>,
+    port: Option<u16>,
+    mode: Option<Mode>,
+    health: &'a Health,
+}
+
+struct PlacedBackend {
+    backend: Backend,
+    object: String,
+    name_span: Option<Range<usize>>,
+    endpoint_span: Option<Range<usize>>,
+}
+
+fn backend(
+    number: usize,
+    table: &DeTable<'_>,
+    span: Range<usize>,
+    parent: &Parent<'_>,
+    findings: &mut Findings<'_>,
+) -> PlacedBackend {
+    let service = parent.name.unwrap_or("?");
+    let object = match table.get("name").map(Spanned::get_ref) {
+        Some(DeValue::String(name)) if !name.is_empty() => format!("backend \"{service}/{name}\""),
+        _ => format!("backend number {number} of service \"{service}\""),
+    };
+    let mut reader = Reader::new(table, span, object.clone());
+    let name = name(&mut reader, "\"b1\"", findings);
+    let address = address(&mut reader, "address", findings, |text| {
+        (
+            format!("address {text} is IPv6, but the VIP is IPv4"),
+            "give an address of the VIP's family".to_owned(),
+        )
+    });
+    if let (Some(address), Some(vip)) = (&address, parent.vip)
+        && *address.get_ref() == vip
+    {
+        findings.error(
+            &address.span(),
+            &object,
+            "its address is the VIP itself, so packets would come back here",
+            "give the address of the backend's own host",
+        );
+    }
+    let port = port(&mut reader, "port", findings);
+    if let (Some(port), Some(expected), Some(mode)) = (&port, parent.port, parent.mode)
+        && *port.get_ref() != expected
+    {
+        let mode = match mode {
+            Mode::L2 => "l2",
+            Mode::Ipip => "ipip",
+        };
+        findings.error(
+            &port.span(),
+            &object,
+            format!(
+                "port {} differs from the service's {expected}, and mode {mode} cannot translate ports",
+                port.get_ref()
+            ),
+            format!("remove it, or set port = {expected}"),
+        );
+    }
+    let weight = reader.integer("weight", 0..=MAX_WEIGHT, findings);
+    let admin = admin(&mut reader, findings);
+    reader.finish(findings);
+    let endpoint_span = address.as_ref().map(Spanned::span);
+    let address = address.map_or(Ipv4Addr::UNSPECIFIED, Spanned::into_inner);
+    let port = port.map_or(parent.port.unwrap_or(0), Spanned::into_inner);
+    let check_port = parent.health.port.unwrap_or(port);
+    PlacedBackend {
+        object,
+        name_span: name.as_ref().map(Spanned::span),
+        endpoint_span,
+        backend: Backend {
+            name: name.map_or_else(String::new, |name| (*name.get_ref()).to_owned()),
+            address,
+            port,
+            weight: weight.map_or(WEIGHT, Spanned::into_inner) as u16,
+            admin,
+            check: parent.health.check(address),
+            check_address: SocketAddr::from((address, check_port)),
+        },
+    }
+}
+
+fn admin(reader: &mut Reader<'_>, findings: &mut Findings<'_>) -> Admin {
+    let Some(text) = reader.string("admin", "\"active\"", findings) else {
+        return Admin::Active;
+    };
+    match *text.get_ref() {
+        "active" => Admin::Active,
+        "draining" => Admin::Draining,
+        "disabled" => Admin::Disabled,
+        other => {
+            findings.error(
+                &text.span(),
+                &reader.object,
+                format!("unknown admin state {other:?}"),
+                "use \"active\", \"draining\" or \"disabled\"",
+            );
+            Admin::Active
+        }
+    }
+}
+
+fn unique_backends(backends: &[PlacedBackend], findings: &mut Findings<'_>) {
+    let mut names = HashMap::new();
+    let mut endpoints = HashMap::new();
+    for placed in backends {
+        let backend = &placed.backend;
+        if let Some(span) = &placed.name_span
+            && names.insert(backend.name.as_str(), ()).is_some()
+        {
+            findings.error(
+                span,
+                &placed.object,
+                "this name is taken by a backend of the service above",
+                "give each backend of a service a name of its own",
+            );
+        }
+        if let Some(span) = &placed.endpoint_span
+            && let Some(other) = endpoints.insert((backend.address, backend.port), &placed.object)
+        {
+            findings.error(
+                span,
+                &placed.object,
+                format!("{}:{} is {other}'s already", backend.address, backend.port),
+                "name each backend once; for a larger share raise its weight",
+            );
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! The loop that keeps the maps true: the only writer of services, tables, backends and the directory of VIPs.
+
+mod listing;
+mod memory;
+mod registry;
+mod state;
+
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use tokio::sync::{mpsc, oneshot, watch};
+
+pub use self::state::State;
+
+use crate::{
+    config::Config,
+    dataplane::maps::{Maps, now},
+    flows::Census,
+    model::{BackendName, HealthReport, NextHopReport, Target},
+    status::{Attachment, Status},
+};
+
+/// What people ask for.
+#[derive(Debug)]
+pub enum Command {
+    /// A new configuration, valid.
+    Reload {
+        /// The configuration.
+        config: Box<Config>,
+        /// Told the generation that it became, or why it cannot be applied to this instance.
+        reply: oneshot::Sender<Result<u64, String>>,
+    },
+    /// A reload was refused: said in the status until the next good one.
+    RejectedConfig {
+        /// Why.
+        error: String,
+    },
+    /// A backend is to take no new flows, until undrained; survives restarts.
+    Drain {
+        /// Which.
+        name: BackendName,
+        /// Told when it is remembered, or that there is no such backend.
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    /// The end of a drain.
+    Undrain {
+        /// Which.
+        name: BackendName,
+        /// Told when it is remembered, or that there is no such backend.
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+}
+
+/// What the reconciler listens to.
+#[derive(Debug)]
+pub struct Inputs {
+    /// What people ask for.
+    pub commands: mpsc::Receiver<Command>,
+    /// Verdicts of the health checks.
+    pub health: mpsc::Receiver<HealthReport>,
+    /// Ways to addresses.
+    pub next_hops: mpsc::Receiver<NextHopReport>,
+    /// What the flow table holds.
+    pub census: watch::Receiver<Arc<Census>>,
+    /// Where the program is attached: only passed on to the status.
+    pub attachments: watch::Receiver<Vec<Attachment>>,
+    /// True, or closed: stop, and leave the data path as it is.
+    pub shutdown: watch::Receiver<bool>,
+}
+
+/// What the reconciler says.
+#[derive(Debug)]
+pub struct Outputs {
+    /// Whose health it wants to know. Names are not unique: the old object of a backend whose address changed is watched too, while it has flows.
+    pub targets: watch::Sender<Vec<Target>>,
+    /// The addresses whose next hops it wants to know.
+    pub addresses: watch::Sender<BTreeSet<IpAddr>>,
+    /// The state of things. Its `generation.applied` is not 0 from the first application on.
+    pub status: watch::Sender<Arc<Status>>,
+}
+
+/// Waits until no run of the program that began before the call is still going.
+pub type Grace = Arc<dyn Fn() + Send + Sync>;
+
+/// Why the reconciler cannot begin.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The configuration is not for maps of this size.
+    #[error("{0}")]
+    Capacity(String),
+    /// What the last run remembered cannot be read.
+    #[error("{path}: {source}; mend the file, or remove it: drains made at runtime are then forgotten", path = .path.display())]
+    Memory {
+        /// The file.
+        path: std::path::PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+}
+
+/// How long the first application waits, at most, for first verdicts and next hops.
+const FIRST_WORD: Duration = Duration::from_secs(5);
+/// How often all maps are read and compared, whatever else happens.
+const COMPARISON: Duration = Duration::from_secs(10);
+
+/// Keeps `maps` true until told to stop. Nothing is taken away before the first verdicts and next hops, or five seconds.
+///
+/// # Errors
+/// Only before anything is applied; afterwards nothing ends it but `inputs.shutdown`.
+pub async fn run(
+    maps: Arc<Maps>,
+    fleet_seed: [u64; 4],
+    first: Config,
+    grace: Grace,
+    mut inputs: Inputs,
+    outputs: Outputs,
+) -> Result<(), Error> {
+    let begun = Instant::now();
+    // A daemon that was killed may have replaced a table a moment ago: what it freed is free after this.
+    blocking({
+        let grace = Arc::clone(&grace);
+        move || grace()
+    })
+    .await;
+    let census = Arc::clone(&inputs.census.borrow_and_update());
+    let mut worker = Worker {
+        state: State::adopt(maps, fleet_seed, first, census, now())?,
+        grace,
+        begun,
+        outputs,
+    };
+    worker.publish(&inputs);
+    let first_word = begun + FIRST_WORD;
+    while !worker.state.is_informed() && Instant::now() < first_word {
+        match inputs.next(first_word).await {
+            Next::Event(event) => worker.take_in(event),
+            Next::Deadline => break,
+            Next::Stop => return Ok(()),
+        }
+        worker.publish(&inputs);
+    }
+    let mut comparison = Instant::now() + COMPARISON;
+    loop {
+        if Instant::now() >= comparison {
+            worker.state.observe(now());
+            comparison = Instant::now() + COMPARISON;
+        }
+        worker.converge(&mut inputs).await;
+        worker.publish(&inputs);
+        match inputs.next(comparison).await {
+            Next::Event(event) => worker.take_in(event),
+            Next::Deadline => {}
+            Next::Stop => return Ok(()),
+        }
+        // Whatever else has come meanwhile is part of the same change.
+        for event in inputs.waiting() {
+            worker.take_in(event);
+        }
+    }
+}
+
+/// Something that happened.
+enum Event {
+    Command(Command),
+    Health(HealthReport),
+    NextHop(NextHopReport),
+    Census(Arc<Census>),
+    Attachments,
+}
+
+/// What ends a wait.
+enum Next {
+    Event(Event),
+    Deadline,
+    Stop,
+}
+
+/// The most events that are taken in together, so that a flood of them does not keep a change from being applied.
+const BATCH: usize = 4_096;
+
+impl Inputs {
+    async fn next(&mut self, deadline: Instant) -> Next {
+        // A branch whose sender is gone is not chosen: then only the others and the deadline go on.
+        tokio::select! {
+            biased;
+            _ = self.shutdown.wait_for(|stop| *stop) => Next::Stop,
+            Some(command) = self.commands.recv() => Next::Event(Event::Command(command)),
+            Some(report) = self.health.recv() => Next::Event(Event::Health(report)),
+            Some(report) = self.next_hops.recv() => Next::Event(Event::NextHop(report)),
+            Ok(()) = self.census.changed() => {
+                Next::Event(Event::Census(Arc::clone(&self.census.borrow_and_update())))
+            }
+            Ok(()) = self.attachments.changed() => Next::Event(Event::Attachments),
+            () = tokio::time::sleep_until(deadline.into()) => Next::Deadline,
+        }
+    }
+
+    /// What is there already.
+    fn waiting(&mut self) -> Vec<Event> {
+        let commands = std::iter::from_fn(|| self.commands.try_recv().ok()).map(Event::Command);
+        let health = std::iter::from_fn(|| self.health.try_recv().ok()).map(Event::Health);
+        let next_hops = std::iter::from_fn(|| self.next_hops.try_recv().ok()).map(Event::NextHop);
+        commands
+            .take(BATCH)
+            .chain(health.take(BATCH))
+            .chain(next_hops.take(BATCH))
+            .collect()
+    }
+}
+
+/// The state with what surrounds it.
+struct Worker {
+    state: State,
+    grace: Grace,
+    begun: Instant,
+    outputs: Outputs,
+}
+
+impl Worker {
+    fn take_in(&mut self, event: Event) {
+        let state = &mut self.state;
+        // Whoever asked may have gone meanwhile: what was asked is done all the same.
+        match event {
+            Event::Command(Command::Reload { config, reply }) => {
+                let result = state.reload(*config);
+                match &result {
+                    Ok(generation) => tracing::info!(generation, "configuration accepted"),
+                    Err(error) => tracing::error!(%error, "configuration refused"),
+                }
+                let _ = reply.send(result);
+            }
+            Event::Command(Command::RejectedConfig { error }) => state.rejected(error),
+            Event::Command(Command::Drain { name, reply }) => {
+                let result = state.drain(&name);
+                tracing::info!(backend = %name, ?result, "drain");
+                let _ = reply.send(result);
+            }
+            Event::Command(Command::Undrain { name, reply }) => {
+                let result = state.undrain(&name);
+                tracing::info!(backend = %name, ?result, "undrain");
+                let _ = reply.send(result);
+            }
+            Event::Health(report) => {
+                let since = self.begun.elapsed().as_millis();
+                state.heard(report, u64::try_from(since).unwrap_or(u64::MAX));
+            }
+            Event::NextHop(report) => state.next_hop(report),
+            Event::Census(census) => state.counted(census),
+            Event::Attachments => {}
+        }
+    }
+
+    /// Plans and applies; then, if a proof that ids are free waits for it, lets a grace period pass.
+    async fn converge(&mut self, inputs: &mut Inputs) {
+        let plan = self.state.plan(now());
+        let plan = if plan.operations.is_empty() {
+            plan
+        } else {
+            let (maps, grace) = (Arc::clone(&self.state.maps), Arc::clone(&self.grace));
+            blocking(move || {
+                for operation in &plan.operations {
+                    tracing::debug!(%operation, "applying");
+                    operation.apply(&maps, &*grace);
+                }
+                plan
+            })
+            .await
+        };
+        self.state.applied(&plan, now());
+        if self.state.is_settling() {
+            let grace = Arc::clone(&self.grace);
+            blocking(move || grace()).await;
+            // The latest there is: a scan that ended before the grace period did must not count as one that began after.
+            let census = Arc::clone(&inputs.census.borrow_and_update());
+            self.state.settled(census.scans);
+            self.state.counted(census);
+        }
+    }
+
+    fn publish(&self, inputs: &Inputs) {
+        let (state, outputs) = (&self.state, &self.outputs);
+        set(&outputs.targets, state.targets());
+        set(&outputs.addresses, state.addresses());
+        let attachments = inputs.attachments.borrow().clone();
+        let status = state.status(attachments, self.begun.elapsed());
+        outputs.status.send_replace(Arc::new(status));
+    }
+}
+
+/// Says something if it is news.
+fn set<T: PartialEq>(sender: &watch::Sender<T>, value: T) {
+    sender.send_if_modified(|held| {
+        let news = *held != value;
+        if news {
+            *held = value;
+        }
+        news
+    });
+}
+
+/// Runs what blocks where that hinders nobody.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        // It is not cancelled by anyone, so it has panicked.
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}

@@ -1,0 +1,192 @@
+//! What `tether status --json` says: the state of an instance at one moment, for people and scripts.
+//!
+//! Built by the reconciler, served by the admin socket, read by the command line; hence both directions of serde.
+
+use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf};
+
+use lb_common::backend::{Mode, Serving};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    flows::Counts,
+    model::{Admin, Health},
+};
+
+/// An instance at one moment.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Version of the daemon.
+    pub version: String,
+    /// Process id of the daemon.
+    pub pid: u32,
+    /// Seconds since the daemon started.
+    pub uptime_s: u64,
+    /// How far the latest change has come.
+    pub generation: Generation,
+    /// The configuration in force.
+    pub config: ConfigStatus,
+    /// Where the program is attached.
+    pub attachments: Vec<Attachment>,
+    /// The flow table as a whole.
+    pub flows: FlowTable,
+    /// Services, by name; removed ones that still have flows among them.
+    pub services: Vec<ServiceStatus>,
+    /// Packets and bytes of every reason, by its name.
+    pub reasons: BTreeMap<String, Packets>,
+}
+
+/// Numbers that grow with every accepted change of intent, side by side.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Generation {
+    /// Accepted: valid and remembered.
+    pub accepted: u64,
+    /// Resolved: joined with health and next hops.
+    pub resolved: u64,
+    /// Applied: in force in the data path, whole.
+    pub applied: u64,
+}
+
+/// The configuration in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigStatus {
+    /// The file.
+    pub path: PathBuf,
+    /// Why the latest reload was refused, if it was.
+    pub error: Option<String>,
+}
+
+/// The program on one interface.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// Name of the interface.
+    pub interface: String,
+    /// How it is attached.
+    pub mode: AttachMode,
+}
+
+/// How an XDP program is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum AttachMode {
+    /// In the driver.
+    Native,
+    /// In the stack, after the kernel has made a buffer of the frame.
+    Generic,
+}
+
+/// The flow table as a whole.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FlowTable {
+    /// Entries that it has room for.
+    pub capacity: u64,
+    /// Entries whose SYN was seen.
+    pub embryo: u64,
+    /// Entries not yet proven by time.
+    pub young: u64,
+    /// Proven entries.
+    pub pin: u64,
+    /// Entries whose end was seen.
+    pub closing: u64,
+    /// Entries in use, as a fraction of the capacity.
+    #[serde(rename = "use")]
+    pub used: f64,
+}
+
+/// A service.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServiceStatus {
+    /// Its name.
+    pub name: String,
+    /// Its VIP.
+    pub vip: Ipv4Addr,
+    /// Its port.
+    pub port: u16,
+    /// Its mode.
+    pub mode: Mode,
+    /// Whether it is no longer configured and is only there for the flows it has.
+    pub removed: bool,
+    /// Whether too few backends are usable, so that all active ones take new flows.
+    pub fail_open: bool,
+    /// Whether dead backends' clients are not told, because this machine's own eyes are in doubt.
+    pub resets_suspended: bool,
+    /// Why it is not served as configured, if it is not.
+    pub error: Option<String>,
+    /// Its backends; removed ones last.
+    pub backends: Vec<BackendStatus>,
+}
+
+/// A backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendStatus {
+    /// Its name in the service.
+    pub name: String,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Its port.
+    pub port: u16,
+    /// Its weight.
+    pub weight: u16,
+    /// What the operator wants.
+    pub admin: Admin,
+    /// Whether it is no longer configured and is only there for the flows it has.
+    pub removed: bool,
+    /// What the checks say.
+    pub health: Health,
+    /// What it is given.
+    pub serving: Serving,
+    /// Whether its next hop is known.
+    pub neighbour: Neighbour,
+    /// Why the last check failed, if it did.
+    pub last_error: Option<String>,
+    /// Its flows.
+    pub flows: BackendFlows,
+}
+
+/// Whether a next hop is known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Neighbour {
+    /// Packets can be sent.
+    Resolved,
+    /// No route, or nobody answers: packets are dropped, and counted as such.
+    Unresolved,
+}
+
+/// Flows of a backend, by state.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BackendFlows {
+    /// A SYN was seen.
+    pub embryo: u64,
+    /// Not yet proven by time.
+    pub young: u64,
+    /// Proven.
+    pub pin: u64,
+    /// A FIN or RST was seen.
+    pub closing: u64,
+    /// Seen within ten minutes.
+    pub active: u64,
+    /// Not seen for ten minutes.
+    pub idle: u64,
+}
+
+impl From<Counts> for BackendFlows {
+    fn from(counts: Counts) -> Self {
+        Self {
+            embryo: counts.embryo,
+            young: counts.young,
+            pin: counts.pin,
+            closing: counts.closing,
+            active: counts.active,
+            idle: counts.idle,
+        }
+    }
+}
+
+/// Packets and bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Packets {
+    /// Packets.
+    pub packets: u64,
+    /// Bytes, from the Ethernet header on.
+    pub bytes: u64,
+}
