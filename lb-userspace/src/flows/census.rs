@@ -22,6 +22,14 @@ pub(super) struct Tally {
     stray_services: HashMap<u16, Counts>,
 }
 
+/// What a pass has counted.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Counted {
+    pub(super) total: Counts,
+    pub(super) by_backend: HashMap<(u32, u8), Counts>,
+    pub(super) by_service: HashMap<u16, Counts>,
+}
+
 impl Counts {
     fn add(&mut self, word: Word, active: bool) {
         match word.state() {
@@ -73,8 +81,8 @@ impl Tally {
         .add(word, active);
     }
 
-    /// Everything counted, and empty again.
-    pub(super) fn take(&mut self) -> (Counts, HashMap<(u32, u8), Counts>, HashMap<u16, Counts>) {
+    /// Everything counted; what is left is empty.
+    pub(super) fn take(&mut self) -> Counted {
         let mut by_backend = std::mem::take(&mut self.strays);
         for (id, (generation, counts)) in self.backends.iter_mut().enumerate() {
             if *counts != Counts::default() {
@@ -87,7 +95,11 @@ impl Tally {
                 by_service.insert(id as u16, std::mem::take(counts));
             }
         }
-        (std::mem::take(&mut self.total), by_backend, by_service)
+        Counted {
+            total: std::mem::take(&mut self.total),
+            by_backend,
+            by_service,
+        }
     }
 }
 
@@ -104,7 +116,11 @@ mod tests {
         for (id, generation, service) in [(3, 1, 0), (3, 1, 0), (3, 2, 1), (9, 0, 7)] {
             tally.add(pin(id, generation), service, Tick(100));
         }
-        let (total, by_backend, by_service) = tally.take();
+        let Counted {
+            total,
+            by_backend,
+            by_service,
+        } = tally.take();
         assert_eq!((total.pin, total.active, total.idle), (4, 4, 0));
         let pins = |key| by_backend[&key].pin;
         assert_eq!((pins((3, 1)), pins((3, 2)), pins((9, 0))), (2, 1, 1));
@@ -112,10 +128,7 @@ mod tests {
             (by_service[&0].pin, by_service[&1].pin, by_service[&7].pin),
             (2, 1, 1)
         );
-        assert_eq!(
-            tally.take(),
-            (Counts::default(), HashMap::new(), HashMap::new())
-        );
+        assert_eq!(tally.take(), Counted::default());
     }
 
     #[test]
@@ -128,7 +141,7 @@ mod tests {
         tally.add(Word::live(State::Young, backend, 0, now, 0), 0, now);
         tally.add(Word::live(State::Pin, backend, 0, old, 0), 0, now);
         tally.add(Word::live(State::Closing, backend, 0, now, 0), 0, now);
-        let (total, ..) = tally.take();
+        let total = tally.take().total;
         let expected = Counts {
             embryo: 1,
             young: 1,

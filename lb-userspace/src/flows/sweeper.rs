@@ -13,7 +13,7 @@ use lb_common::{
 
 use super::{
     Census, Swept,
-    census::Tally,
+    census::{Counted, Tally},
     judge::{
         self, Action, Gone, RECLAIM_PIN_TICKS, RECLAIM_YOUNG_TICKS, first_goes, may_be_duplicate,
     },
@@ -97,7 +97,11 @@ impl Sweeper {
         self.next = 0;
         self.scans += 1;
         let capacity = u64::from(self.maps.flows4.len()) * u64::from(WAYS);
-        let (total, by_backend, by_service) = self.tally.take();
+        let Counted {
+            total,
+            by_backend,
+            by_service,
+        } = self.tally.take();
         self.reclaim
             .decide(total.young + total.pin + total.closing, capacity);
         Census {
