@@ -1,17 +1,26 @@
 //! Tether's daemon and command line.
 
+pub mod admin;
+pub mod cli;
 pub mod config;
+pub mod daemon;
 pub mod dataplane;
-pub mod health;
+pub mod desired;
 pub mod flows;
+pub mod health;
+mod http;
 pub mod ids;
+pub mod logging;
 pub mod maglev;
 pub mod model;
 pub mod neighbour;
 pub mod objects;
+pub mod plan;
+pub mod reconcile;
+pub mod resolve;
 pub mod shutdown;
+pub mod status;
+pub mod web;
 
 #[cfg(test)]
 mod testnet;
-pub mod reconcile;
-pub mod status;

@@ -1,5 +1,7 @@
 //! The `tether` binary.
 
-fn main() {
-    println!("{} bytes", lb_userspace::objects::TETHER.len());
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    lb_userspace::cli::main()
 }

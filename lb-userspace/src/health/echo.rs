@@ -65,7 +65,8 @@ impl Echo {
             }
         };
         socket.set_nonblocking(true)?;
-        let socket = Arc::new(AsyncFd::new(socket)?);
+        // SAFETY: the socket owns its file descriptor, always names the same one, and is moved in: it stays open as long as this.
+        let socket = Arc::new(unsafe { AsyncFd::register(socket) }?);
         let pending = Pending::default();
         let reader = tokio::spawn(read(socket.clone(), pending.clone(), raw));
         Ok(Self {

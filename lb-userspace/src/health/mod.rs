@@ -11,6 +11,7 @@ pub mod track;
 use std::{
     collections::HashMap,
     io,
+    net::SocketAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -32,7 +33,7 @@ const AT_ONCE: usize = 256;
 
 /// Checks `targets` until `shutdown` turns true or the receiver of `reports` is gone.
 ///
-/// A target that stays in the list keeps its verdict, also when how it is checked changes; one with another address starts anew. A
+/// A target is a name and an address: one that stays in the list keeps its verdict, also when how it is checked changes. A
 /// report is sent whenever a target's verdict or the reason of its last failure changes.
 ///
 /// # Errors
@@ -81,14 +82,15 @@ impl Drop for Running {
 }
 
 /// Ends what is no longer wanted, starts what is new, and tells the others what changed.
-fn adjust(running: &mut HashMap<BackendName, Running>, shared: &Arc<Shared>, wanted: Vec<Target>) {
+fn adjust(
+    running: &mut HashMap<(BackendName, SocketAddr), Running>,
+    shared: &Arc<Shared>,
+    wanted: Vec<Target>,
+) {
     let mut before = std::mem::take(running);
     for target in wanted {
-        let kept = before
-            .remove(&target.name)
-            .filter(|one| one.target.borrow().address == target.address);
-        let name = target.name.clone();
-        let one = match kept {
+        let key = (target.name.clone(), target.address);
+        let one = match before.remove(&key) {
             Some(one) => {
                 one.target.send_if_modified(|current| {
                     let changed = *current != target;
@@ -99,7 +101,7 @@ fn adjust(running: &mut HashMap<BackendName, Running>, shared: &Arc<Shared>, wan
             }
             None => start(shared.clone(), target),
         };
-        running.insert(name, one);
+        running.insert(key, one);
     }
 }
 

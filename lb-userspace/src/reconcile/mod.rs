@@ -1,12 +1,24 @@
 //! The loop that keeps the maps true: the only writer of services, tables, backends and the directory of VIPs.
 
-use std::{collections::BTreeSet, net::IpAddr, sync::Arc};
+mod listing;
+mod memory;
+mod registry;
+mod state;
+
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use self::state::State;
+
 use crate::{
     config::Config,
-    dataplane::maps::Maps,
+    dataplane::maps::{Maps, now},
     flows::Census,
     model::{BackendName, HealthReport, NextHopReport, Target},
     status::{Attachment, Status},
@@ -90,6 +102,11 @@ pub enum Error {
     },
 }
 
+/// How long the first application waits, at most, for first verdicts and next hops.
+const FIRST_WORD: Duration = Duration::from_secs(5);
+/// How often all maps are read and compared, whatever else happens.
+const COMPARISON: Duration = Duration::from_secs(10);
+
 /// Keeps `maps` true until told to stop. Nothing is taken away before the first verdicts and next hops, or five seconds.
 ///
 /// # Errors
@@ -102,7 +119,194 @@ pub async fn run(
     mut inputs: Inputs,
     outputs: Outputs,
 ) -> Result<(), Error> {
-    let _ = (maps, fleet_seed, first, grace, outputs);
-    let _ = inputs.shutdown.wait_for(|stop| *stop).await;
-    Ok(())
+    let begun = Instant::now();
+    // A daemon that was killed may have replaced a table a moment ago: what it freed is free after this.
+    blocking({
+        let grace = Arc::clone(&grace);
+        move || grace()
+    })
+    .await;
+    let census = Arc::clone(&inputs.census.borrow_and_update());
+    let mut worker = Worker {
+        state: State::adopt(maps, fleet_seed, first, census, now())?,
+        grace,
+        begun,
+        outputs,
+    };
+    worker.publish(&inputs);
+    let first_word = begun + FIRST_WORD;
+    while !worker.state.is_informed() && Instant::now() < first_word {
+        match inputs.next(first_word).await {
+            Next::Event(event) => worker.take_in(event),
+            Next::Deadline => break,
+            Next::Stop => return Ok(()),
+        }
+        worker.publish(&inputs);
+    }
+    let mut comparison = Instant::now() + COMPARISON;
+    loop {
+        if Instant::now() >= comparison {
+            worker.state.observe(now());
+            comparison = Instant::now() + COMPARISON;
+        }
+        worker.converge(&mut inputs).await;
+        worker.publish(&inputs);
+        match inputs.next(comparison).await {
+            Next::Event(event) => worker.take_in(event),
+            Next::Deadline => {}
+            Next::Stop => return Ok(()),
+        }
+        // Whatever else has come meanwhile is part of the same change.
+        for event in inputs.waiting() {
+            worker.take_in(event);
+        }
+    }
+}
+
+/// Something that happened.
+enum Event {
+    Command(Command),
+    Health(HealthReport),
+    NextHop(NextHopReport),
+    Census(Arc<Census>),
+    Attachments,
+}
+
+/// What ends a wait.
+enum Next {
+    Event(Event),
+    Deadline,
+    Stop,
+}
+
+/// The most events that are taken in together, so that a flood of them does not keep a change from being applied.
+const BATCH: usize = 4_096;
+
+impl Inputs {
+    async fn next(&mut self, deadline: Instant) -> Next {
+        // A branch whose sender is gone is not chosen: then only the others and the deadline go on.
+        tokio::select! {
+            biased;
+            _ = self.shutdown.wait_for(|stop| *stop) => Next::Stop,
+            Some(command) = self.commands.recv() => Next::Event(Event::Command(command)),
+            Some(report) = self.health.recv() => Next::Event(Event::Health(report)),
+            Some(report) = self.next_hops.recv() => Next::Event(Event::NextHop(report)),
+            Ok(()) = self.census.changed() => {
+                Next::Event(Event::Census(Arc::clone(&self.census.borrow_and_update())))
+            }
+            Ok(()) = self.attachments.changed() => Next::Event(Event::Attachments),
+            () = tokio::time::sleep_until(deadline.into()) => Next::Deadline,
+        }
+    }
+
+    /// What is there already.
+    fn waiting(&mut self) -> Vec<Event> {
+        let commands = std::iter::from_fn(|| self.commands.try_recv().ok()).map(Event::Command);
+        let health = std::iter::from_fn(|| self.health.try_recv().ok()).map(Event::Health);
+        let next_hops = std::iter::from_fn(|| self.next_hops.try_recv().ok()).map(Event::NextHop);
+        commands
+            .take(BATCH)
+            .chain(health.take(BATCH))
+            .chain(next_hops.take(BATCH))
+            .collect()
+    }
+}
+
+/// The state with what surrounds it.
+struct Worker {
+    state: State,
+    grace: Grace,
+    begun: Instant,
+    outputs: Outputs,
+}
+
+impl Worker {
+    fn take_in(&mut self, event: Event) {
+        let state = &mut self.state;
+        // Whoever asked may have gone meanwhile: what was asked is done all the same.
+        match event {
+            Event::Command(Command::Reload { config, reply }) => {
+                let result = state.reload(*config);
+                match &result {
+                    Ok(generation) => tracing::info!(generation, "configuration accepted"),
+                    Err(error) => tracing::error!(%error, "configuration refused"),
+                }
+                let _ = reply.send(result);
+            }
+            Event::Command(Command::RejectedConfig { error }) => state.rejected(error),
+            Event::Command(Command::Drain { name, reply }) => {
+                let result = state.drain(&name);
+                tracing::info!(backend = %name, ?result, "drain");
+                let _ = reply.send(result);
+            }
+            Event::Command(Command::Undrain { name, reply }) => {
+                let result = state.undrain(&name);
+                tracing::info!(backend = %name, ?result, "undrain");
+                let _ = reply.send(result);
+            }
+            Event::Health(report) => {
+                let since = self.begun.elapsed().as_millis();
+                state.heard(report, u64::try_from(since).unwrap_or(u64::MAX));
+            }
+            Event::NextHop(report) => state.next_hop(report),
+            Event::Census(census) => state.counted(census),
+            Event::Attachments => {}
+        }
+    }
+
+    /// Plans and applies; then, if a proof that ids are free waits for it, lets a grace period pass.
+    async fn converge(&mut self, inputs: &mut Inputs) {
+        let plan = self.state.plan(now());
+        let plan = if plan.operations.is_empty() {
+            plan
+        } else {
+            let (maps, grace) = (Arc::clone(&self.state.maps), Arc::clone(&self.grace));
+            blocking(move || {
+                for operation in &plan.operations {
+                    tracing::debug!(%operation, "applying");
+                    operation.apply(&maps, &*grace);
+                }
+                plan
+            })
+            .await
+        };
+        self.state.applied(&plan, now());
+        if self.state.is_settling() {
+            let grace = Arc::clone(&self.grace);
+            blocking(move || grace()).await;
+            // The latest there is: a scan that ended before the grace period did must not count as one that began after.
+            let census = Arc::clone(&inputs.census.borrow_and_update());
+            self.state.settled(census.scans);
+            self.state.counted(census);
+        }
+    }
+
+    fn publish(&self, inputs: &Inputs) {
+        let (state, outputs) = (&self.state, &self.outputs);
+        set(&outputs.targets, state.targets());
+        set(&outputs.addresses, state.addresses());
+        let attachments = inputs.attachments.borrow().clone();
+        let status = state.status(attachments, self.begun.elapsed());
+        outputs.status.send_replace(Arc::new(status));
+    }
+}
+
+/// Says something if it is news.
+fn set<T: PartialEq>(sender: &watch::Sender<T>, value: T) {
+    sender.send_if_modified(|held| {
+        let news = *held != value;
+        if news {
+            *held = value;
+        }
+        news
+    });
+}
+
+/// Runs what blocks where that hinders nobody.
+async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        // It is not cancelled by anyone, so it has panicked.
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
 }

@@ -1,0 +1,185 @@
+//! The API over a real socket, with a reconciler that only remembers what it was told.
+
+use std::os::unix::fs::MetadataExt as _;
+
+use super::{client::Client, *};
+use crate::{config, status::ConfigStatus};
+
+const CONFIG: &str = r#"
+interfaces = ["eth0"]
+[[service]]
+name = "chat"
+vip = "10.0.0.1"
+port = 80
+mode = "ipip"
+[[service.backend]]
+name = "b1"
+address = "10.0.1.11"
+"#;
+
+fn some_status() -> Status {
+    Status {
+        version: "0.1.0".into(),
+        pid: 7,
+        uptime_s: 9,
+        generation: Default::default(),
+        config: ConfigStatus {
+            path: "tether.toml".into(),
+            error: None,
+        },
+        attachments: vec![],
+        flows: Default::default(),
+        services: vec![],
+        reasons: Default::default(),
+    }
+}
+
+/// A daemon's API in a directory of its own.
+struct Daemon {
+    directory: std::path::PathBuf,
+    client: Client,
+    stop: watch::Sender<bool>,
+    _status: watch::Sender<Arc<Status>>,
+    heard: mpsc::Receiver<String>,
+}
+
+impl Daemon {
+    fn socket(&self) -> std::path::PathBuf {
+        self.directory.join("admin.sock")
+    }
+
+    fn file(&self) -> std::path::PathBuf {
+        self.directory.join("tether.toml")
+    }
+
+    async fn start(test: &str) -> Self {
+        let directory =
+            std::env::temp_dir().join(format!("tether-admin-{}-{test}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        let file = directory.join("tether.toml");
+        std::fs::write(&file, CONFIG).unwrap();
+        let first = config::load(&file).unwrap().config;
+        let socket = directory.join("admin.sock");
+        let listener = listen(&socket).unwrap();
+        let (status, watched) = watch::channel(Arc::new(some_status()));
+        let (commands, mut received) = mpsc::channel(4);
+        let (stop, shutdown) = watch::channel(false);
+        let (told, heard) = mpsc::channel(16);
+        let admin = Admin {
+            status: watched,
+            commands: commands.clone(),
+            reloader: Arc::new(Reloader::new(first, commands)),
+        };
+        tokio::spawn(serve(listener, admin, shutdown));
+        tokio::spawn(async move {
+            let answer = |name: &BackendName| {
+                if name.backend == "b1" {
+                    Ok(())
+                } else {
+                    Err(format!("there is no backend {name}"))
+                }
+            };
+            while let Some(command) = received.recv().await {
+                let text = match command {
+                    Command::Drain { name, reply } => {
+                        reply.send(answer(&name)).unwrap();
+                        format!("drain {name}")
+                    }
+                    Command::Undrain { name, reply } => {
+                        reply.send(answer(&name)).unwrap();
+                        format!("undrain {name}")
+                    }
+                    Command::Reload { config, reply } => {
+                        reply.send(Ok(42)).unwrap();
+                        format!("reload {}", config.services[0].name)
+                    }
+                    Command::RejectedConfig { error } => format!("rejected {error}"),
+                };
+                told.send(text).await.unwrap();
+            }
+        });
+        Self {
+            client: Client::new(&socket),
+            directory,
+            stop,
+            _status: status,
+            heard,
+        }
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        drop(std::fs::remove_dir_all(&self.directory));
+    }
+}
+
+#[tokio::test]
+async fn the_status_comes_as_it_is() {
+    let daemon = Daemon::start("status").await;
+    assert_eq!(daemon.client.status().await.unwrap(), some_status());
+    let mode = std::fs::metadata(daemon.socket()).unwrap().mode();
+    assert_eq!(mode & 0o777, 0o600);
+}
+
+#[tokio::test]
+async fn backends_are_drained_by_name() {
+    let mut daemon = Daemon::start("drain").await;
+    let name = |service: &str, backend: &str| BackendName {
+        service: service.into(),
+        backend: backend.into(),
+    };
+    daemon.client.drain(&name("chat", "b1")).await.unwrap();
+    assert_eq!(daemon.heard.recv().await.unwrap(), "drain chat/b1");
+    // Names are text, not paths.
+    daemon
+        .client
+        .undrain(&name("a b/../c%41", "b1"))
+        .await
+        .unwrap();
+    assert_eq!(daemon.heard.recv().await.unwrap(), "undrain a b/../c%41/b1");
+    let error = daemon.client.drain(&name("chat", "b9")).await.unwrap_err();
+    assert_eq!(error.to_string(), "there is no backend chat/b9");
+}
+
+#[tokio::test]
+async fn a_reload_takes_a_good_file_and_reports_all_of_a_bad_one() {
+    let mut daemon = Daemon::start("reload").await;
+    let file = daemon.file();
+    let write = |text: String| std::fs::write(&file, text).unwrap();
+    write(CONFIG.replace("chat", "talk"));
+    assert_eq!(daemon.client.reload().await.unwrap(), 42);
+    assert_eq!(daemon.heard.recv().await.unwrap(), "reload talk");
+
+    write(CONFIG.replace("port = 80", "port = 0\ncolour = \"red\""));
+    let error = daemon.client.reload().await.unwrap_err().to_string();
+    assert!(
+        error.lines().count() == 2 && error.contains("colour"),
+        "{error}"
+    );
+    let rejected = daemon.heard.recv().await.unwrap();
+    assert_eq!(rejected, format!("rejected {error}"));
+
+    // What holds until the daemon ends.
+    write(CONFIG.replace("eth0", "eth1"));
+    let error = daemon.client.reload().await.unwrap_err().to_string();
+    assert!(error.contains("`interfaces` cannot change"), "{error}");
+    assert!(daemon.heard.recv().await.unwrap().starts_with("rejected "));
+}
+
+#[tokio::test]
+async fn what_does_not_exist_is_said_so() {
+    let daemon = Daemon::start("absent").await;
+    let socket = daemon.directory.join("other.sock");
+    let error = Client::new(&socket).status().await.unwrap_err().to_string();
+    assert!(
+        error.contains("no daemon answers") && error.contains("--socket"),
+        "{error}"
+    );
+    // A socket whose daemon is gone is replaced; anything else in its place is not touched.
+    daemon.stop.send(true).unwrap();
+    std::fs::write(&socket, "precious").unwrap();
+    assert!(listen(&socket).is_err());
+    assert_eq!(std::fs::read_to_string(&socket).unwrap(), "precious");
+    drop(listen(&daemon.socket()).unwrap());
+}

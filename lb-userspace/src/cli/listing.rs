@@ -1,0 +1,265 @@
+//! Listings for people.
+
+use std::fmt::Write as _;
+
+use serde::Serialize;
+
+use crate::{
+    config::Config,
+    status::{BackendStatus, ServiceStatus, Status},
+};
+
+/// What a valid configuration holds, in a line.
+pub(super) fn checked(config: &Config) -> String {
+    let backends: usize = config
+        .services
+        .iter()
+        .map(|service| service.backends.len())
+        .sum();
+    format!(
+        "{}: valid: {}, {}",
+        config.path.display(),
+        counted(config.services.len(), "service"),
+        counted(backends, "backend")
+    )
+}
+
+fn counted(number: usize, what: &str) -> String {
+    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+}
+
+/// The status, for a terminal.
+pub(super) fn status(status: &Status) -> String {
+    let mut text = String::new();
+    let generation = status.generation;
+    let attached: Vec<_> = status
+        .attachments
+        .iter()
+        .map(|attachment| format!("{} ({})", attachment.interface, word(&attachment.mode)))
+        .collect();
+    let flows = &status.flows;
+    let lines = [
+        format!(
+            "tether {}, pid {}, up {}",
+            status.version,
+            status.pid,
+            duration(status.uptime_s)
+        ),
+        format!(
+            "configuration {}, generation {} applied{}",
+            status.config.path.display(),
+            generation.applied,
+            if generation.applied == generation.accepted {
+                String::new()
+            } else {
+                format!(
+                    " ({} accepted, {} resolved)",
+                    generation.accepted, generation.resolved
+                )
+            }
+        ),
+        if attached.is_empty() {
+            "attached to nothing".to_owned()
+        } else {
+            format!("attached to {}", attached.join(", "))
+        },
+        format!(
+            "flows: {} pinned, {} young, {} embryos, {} closing; {:.1}% of {} entries in use",
+            flows.pin,
+            flows.young,
+            flows.embryo,
+            flows.closing,
+            flows.used * 100.0,
+            flows.capacity
+        ),
+    ];
+    for line in lines {
+        text += &line;
+        text.push('\n');
+    }
+    if let Some(error) = &status.config.error {
+        text += "the latest reload was refused, an older configuration is in force:\n";
+        for line in error.lines() {
+            // Writing to a String cannot fail.
+            let _ = writeln!(text, "  {line}");
+        }
+    }
+    for service in &status.services {
+        text.push('\n');
+        text += &service_lines(service);
+    }
+    text.push('\n');
+    text += &reasons(status);
+    text
+}
+
+fn service_lines(service: &ServiceStatus) -> String {
+    let mut text = format!(
+        "{}  {}:{}  {}",
+        service.name,
+        service.vip,
+        service.port,
+        word(&service.mode)
+    );
+    for (is_so, what) in [
+        (service.removed, "removed, its flows go on"),
+        (
+            service.fail_open,
+            "FAIL-OPEN: too few backends are usable, all active ones take flows",
+        ),
+        (
+            service.resets_suspended,
+            "resets suspended: many backends fell at once",
+        ),
+    ] {
+        if is_so {
+            text += "  ";
+            text += what;
+        }
+    }
+    text.push('\n');
+    if let Some(error) = &service.error {
+        text += &format!("  error: {error}\n");
+    }
+    let mut rows = vec![
+        [
+            "BACKEND",
+            "ADDRESS",
+            "WEIGHT",
+            "ADMIN",
+            "HEALTH",
+            "SERVING",
+            "NEIGHBOUR",
+            "ACTIVE",
+            "IDLE",
+            "LAST ERROR",
+        ]
+        .map(str::to_owned),
+    ];
+    rows.extend(service.backends.iter().map(backend_row));
+    text + &table(&rows)
+}
+
+fn backend_row(backend: &BackendStatus) -> [String; 10] {
+    [
+        backend.name.clone(),
+        format!("{}:{}", backend.address, backend.port),
+        backend.weight.to_string(),
+        if backend.removed {
+            "removed".to_owned()
+        } else {
+            word(&backend.admin)
+        },
+        word(&backend.health),
+        word(&backend.serving),
+        word(&backend.neighbour),
+        backend.flows.active.to_string(),
+        backend.flows.idle.to_string(),
+        backend.last_error.clone().unwrap_or_default(),
+    ]
+}
+
+fn reasons(status: &Status) -> String {
+    let mut rows = vec![["PACKETS", "COUNT", "BYTES"].map(str::to_owned)];
+    for (reason, count) in &status.reasons {
+        if count.packets > 0 {
+            rows.push([
+                reason.clone(),
+                count.packets.to_string(),
+                count.bytes.to_string(),
+            ]);
+        }
+    }
+    if rows.len() == 1 {
+        return "no packets yet\n".to_owned();
+    }
+    table(&rows)
+}
+
+/// Columns of even width, two spaces apart, indented by two.
+fn table<const N: usize>(rows: &[[String; N]]) -> String {
+    let width =
+        std::array::from_fn::<_, N, _>(|at| rows.iter().map(|row| row[at].chars().count()).max());
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(width) {
+            let width = width.unwrap_or(0);
+            // Writing to a String cannot fail.
+            let _ = write!(line, "  {cell:width$}");
+        }
+        text += line.trim_end();
+        text.push('\n');
+    }
+    text
+}
+
+/// A word of the vocabulary as the JSON spells it.
+fn word(value: &impl Serialize) -> String {
+    serde_json::to_value(value)
+        .ok()
+        .and_then(|value| value.as_str().map(str::to_owned))
+        .unwrap_or_default()
+}
+
+fn duration(seconds: u64) -> String {
+    let (days, hours) = (seconds / 86_400, seconds / 3_600 % 24);
+    let (minutes, rest) = (seconds / 60 % 60, seconds % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{rest} s"),
+        (0, 0, _) => format!("{minutes} min {rest} s"),
+        (0, _, _) => format!("{hours} h {minutes} min"),
+        _ => format!("{days} d {hours} h"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const JSON: &str = r#"{"version":"0.1.0","pid":1,"uptime_s":3700,
+        "generation":{"accepted":4,"resolved":4,"applied":3},
+        "config":{"path":"/etc/tether/tether.toml","error":"a.toml:1:1: x: bad; mend it"},
+        "attachments":[{"interface":"eth0","mode":"native"}],
+        "flows":{"capacity":1000,"embryo":0,"young":1,"pin":12,"closing":0,"use":0.013},
+        "services":[{"name":"chat","vip":"10.0.0.1","port":80,"mode":"ipip","removed":false,
+          "fail_open":true,"resets_suspended":false,"error":null,
+          "backends":[{"name":"b1","address":"10.0.1.11","port":80,"weight":100,"admin":"draining",
+            "removed":false,"health":"refusing","serving":"existing-only","neighbour":"resolved",
+            "last_error":"status 503",
+            "flows":{"embryo":0,"young":0,"pin":12,"closing":0,"active":11,"idle":1}}]}],
+        "reasons":{"established":{"packets":5,"bytes":300},"opened":{"packets":0,"bytes":0}}}"#;
+
+    #[test]
+    fn a_status_reads_like_this() {
+        let text = status(&serde_json::from_str(JSON).unwrap());
+        let expected = "\
+tether 0.1.0, pid 1, up 1 h 1 min
+configuration /etc/tether/tether.toml, generation 3 applied (4 accepted, 4 resolved)
+attached to eth0 (native)
+flows: 12 pinned, 1 young, 0 embryos, 0 closing; 1.3% of 1000 entries in use
+the latest reload was refused, an older configuration is in force:
+  a.toml:1:1: x: bad; mend it
+
+chat  10.0.0.1:80  ipip  FAIL-OPEN: too few backends are usable, all active ones take flows
+  BACKEND  ADDRESS       WEIGHT  ADMIN     HEALTH    SERVING        NEIGHBOUR  ACTIVE  IDLE  LAST ERROR
+  b1       10.0.1.11:80  100     draining  refusing  existing-only  resolved   11      1     status 503
+
+  PACKETS      COUNT  BYTES
+  established  5      300
+";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn durations_have_two_units_at_most() {
+        for (seconds, text) in [
+            (0, "0 s"),
+            (61, "1 min 1 s"),
+            (3_600, "1 h 0 min"),
+            (90_000, "1 d 1 h"),
+        ] {
+            assert_eq!(duration(seconds), text);
+        }
+    }
+}

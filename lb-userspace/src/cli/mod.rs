@@ -1,0 +1,316 @@
+//! The command line.
+//!
+//! Exit status: 0 is success, 1 that something failed, 2 that the command line or the configuration is wrong.
+
+mod listing;
+
+use std::{
+    path::{Path, PathBuf},
+    process::ExitCode,
+    str::FromStr,
+};
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::{
+    admin::client::{self, Client},
+    config::{self, Config, Problems},
+    daemon::{
+        self,
+        lock::{SOCKET, StateDir},
+    },
+    dataplane::kernel::{self, XdpMode},
+    logging,
+    model::BackendName,
+};
+
+/// Default state directory, as in the configuration.
+const STATE_DIR: &str = "/run/tether";
+/// Default pin directory, as in the configuration.
+const BPFFS: &str = "/sys/fs/bpf/tether";
+/// Default pin directory of the decapsulator.
+const DECAP_BPFFS: &str = "/sys/fs/bpf/tether-decap";
+
+/// What the reconciler keeps in the state directory, the half-written one too.
+const MEMORY: [&str; 2] = ["runtime.json", "runtime.json.new"];
+
+const EXIT_STATUS: &str =
+    "Exit status: 0 success; 1 something failed; 2 the command line or the configuration is wrong.";
+
+/// A layer-4 TCP load balancer for connections that must not drop.
+#[derive(Debug, Parser)]
+#[command(name = "tether", version, after_help = EXIT_STATUS)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, PartialEq, Eq, Subcommand)]
+enum Command {
+    /// Run the daemon
+    ///
+    /// It logs to stderr, and says `ready` when the configuration is in force. SIGHUP reads the configuration again; a bad
+    /// one is refused and the one in force stays. SIGTERM and SIGINT end the daemon; the data path goes on forwarding
+    /// until `tether cleanup`. The variable TETHER_LOG filters the log, for example `debug`.
+    #[command(after_help = EXIT_STATUS)]
+    Run {
+        #[command(flatten)]
+        config: ConfigFile,
+        /// How log lines look.
+        #[arg(long, value_enum, default_value_t)]
+        log_format: logging::Format,
+    },
+    /// Validate a configuration
+    #[command(after_help = EXIT_STATUS)]
+    Check {
+        #[command(flatten)]
+        config: ConfigFile,
+    },
+    /// Show services, backends, health and flows
+    #[command(after_help = EXIT_STATUS)]
+    Status {
+        #[command(flatten)]
+        daemon: Daemon,
+        /// As one line of JSON.
+        #[arg(long)]
+        json: bool,
+    },
+    /// Give a backend no new flows; it keeps those it has
+    #[command(after_help = EXIT_STATUS)]
+    Drain {
+        /// The backend, as SERVICE/BACKEND.
+        backend: Named,
+        #[command(flatten)]
+        daemon: Daemon,
+    },
+    /// End a drain
+    #[command(after_help = EXIT_STATUS)]
+    Undrain {
+        /// The backend, as SERVICE/BACKEND.
+        backend: Named,
+        #[command(flatten)]
+        daemon: Daemon,
+    },
+    /// Detach the XDP program, and remove maps and state
+    ///
+    /// Every flow is forgotten, and what is in flight for a VIP reaches this host. Refused while the daemon runs.
+    #[command(after_help = EXIT_STATUS)]
+    Cleanup {
+        /// The configuration that names the directories.
+        #[arg(long, value_name = "FILE", conflicts_with_all = ["bpffs", "state_dir"])]
+        config: Option<PathBuf>,
+        /// The pin directory.
+        #[arg(long, value_name = "DIR", default_value = BPFFS)]
+        bpffs: PathBuf,
+        /// The state directory.
+        #[arg(long, value_name = "DIR", default_value = STATE_DIR)]
+        state_dir: PathBuf,
+    },
+    /// Unwrap IP in IP on a backend, by XDP
+    ///
+    /// For backends of services with mode `ipip` that have no tunnel device. Returns at once; the program stays on the
+    /// interface until `--detach`.
+    #[command(after_help = EXIT_STATUS)]
+    Decap {
+        /// The interface that encapsulated packets come in by.
+        #[arg(long)]
+        interface: String,
+        /// Take it off again.
+        #[arg(long)]
+        detach: bool,
+        /// The pin directory.
+        #[arg(long, value_name = "DIR", default_value = DECAP_BPFFS)]
+        bpffs: PathBuf,
+    },
+}
+
+#[derive(Args, Debug, PartialEq, Eq)]
+struct ConfigFile {
+    /// The configuration file.
+    #[arg(long = "config", value_name = "FILE")]
+    path: PathBuf,
+}
+
+#[derive(Args, Debug, PartialEq, Eq)]
+struct Daemon {
+    /// The daemon's admin socket.
+    #[arg(long, value_name = "PATH", default_value_os_t = Path::new(STATE_DIR).join(SOCKET))]
+    socket: PathBuf,
+}
+
+/// A backend's name on the command line.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Named(BackendName);
+
+impl FromStr for Named {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        match text.split_once('/') {
+            Some((service, backend)) if !service.is_empty() && !backend.is_empty() => {
+                Ok(Self(BackendName {
+                    service: service.into(),
+                    backend: backend.into(),
+                }))
+            }
+            _ => Err("write it as SERVICE/BACKEND, as `tether status` names them"),
+        }
+    }
+}
+
+/// Why a command failed.
+#[derive(Debug, thiserror::Error)]
+enum Failure {
+    /// All errors of a configuration.
+    #[error("{0}")]
+    Config(Problems),
+    #[error("tether: {0}")]
+    Client(#[from] client::Error),
+    #[error("tether: {0}")]
+    Kernel(#[from] kernel::Error),
+    #[error("tether: {0}")]
+    Lock(#[from] daemon::lock::Error),
+    #[error("tether: {0:#}")]
+    Other(#[from] anyhow::Error),
+}
+
+impl Failure {
+    fn exit_code(&self) -> ExitCode {
+        match self {
+            Self::Config(_) => ExitCode::from(2),
+            _ => ExitCode::FAILURE,
+        }
+    }
+}
+
+/// Does what the process's arguments ask for.
+pub fn main() -> ExitCode {
+    // A reader that has seen enough (`tether status | head`) ends this process, as it does any other tool.
+    // SAFETY: no handler of ours is replaced, and nothing else runs yet.
+    if let Err(error) = unsafe {
+        nix::sys::signal::signal(
+            nix::sys::signal::Signal::SIGPIPE,
+            nix::sys::signal::SigHandler::SigDfl,
+        )
+    } {
+        eprintln!("tether: the default of SIGPIPE could not be restored: {error}");
+    }
+    match run(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("{failure}");
+            failure.exit_code()
+        }
+    }
+}
+
+fn run(command: Command) -> Result<(), Failure> {
+    match command {
+        Command::Run { config, log_format } => {
+            logging::start(log_format);
+            let config = load(&config.path, |warning| tracing::warn!("{warning}"))?;
+            Ok(daemon::run(config)?)
+        }
+        Command::Check { config } => {
+            let config = load(&config.path, |warning| eprintln!("warning: {warning}"))?;
+            println!("{}", listing::checked(&config));
+            Ok(())
+        }
+        Command::Status { daemon, json } => {
+            let status = ask(&daemon, async |client| client.status().await)?;
+            if json {
+                println!(
+                    "{}",
+                    serde_json::to_string(&status).map_err(anyhow::Error::from)?
+                );
+            } else {
+                print!("{}", listing::status(&status));
+            }
+            Ok(())
+        }
+        Command::Drain { backend, daemon } => {
+            ask(&daemon, async |client| client.drain(&backend.0).await)?;
+            println!(
+                "{} takes no new flows; `tether status` shows those it has",
+                backend.0
+            );
+            Ok(())
+        }
+        Command::Undrain { backend, daemon } => {
+            ask(&daemon, async |client| client.undrain(&backend.0).await)?;
+            println!("{} takes new flows again, as its health allows", backend.0);
+            Ok(())
+        }
+        Command::Cleanup {
+            config,
+            bpffs,
+            state_dir,
+        } => match config {
+            Some(path) => {
+                let config = load(&path, |_| ())?;
+                cleanup(&config.bpffs, &config.state_dir)
+            }
+            None => cleanup(&bpffs, &state_dir),
+        },
+        Command::Decap {
+            interface,
+            detach,
+            bpffs,
+        } => decap(&interface, detach, &bpffs),
+    }
+}
+
+fn load(path: &Path, warn: impl Fn(&config::Problem)) -> Result<Config, Failure> {
+    let loaded = config::load(path).map_err(Failure::Config)?;
+    loaded.warnings.iter().for_each(warn);
+    Ok(loaded.config)
+}
+
+fn ask<T>(
+    daemon: &Daemon,
+    question: impl AsyncFnOnce(Client) -> Result<T, client::Error>,
+) -> Result<T, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(anyhow::Error::from)?;
+    Ok(runtime.block_on(question(Client::new(&daemon.socket)))?)
+}
+
+fn cleanup(bpffs: &Path, state_dir: &Path) -> Result<(), Failure> {
+    // Held while maps go, so that no daemon starts on what is half removed.
+    let state = match state_dir.try_exists() {
+        Ok(false) => None,
+        _ => Some(StateDir::take(state_dir)?),
+    };
+    print!("{}", kernel::cleanup(bpffs)?);
+    if let Some(state) = state {
+        state.remove(&MEMORY)?;
+        println!("removed the state in {}", state_dir.display());
+    }
+    Ok(())
+}
+
+fn decap(interface: &str, detach: bool, bpffs: &Path) -> Result<(), Failure> {
+    if detach {
+        if kernel::detach_decap(interface, bpffs)? {
+            println!("no longer decapsulating on {interface}");
+        } else {
+            println!("was not decapsulating on {interface}");
+        }
+        return Ok(());
+    }
+    let attached = kernel::attach_decap(interface, bpffs)?;
+    let mode = match attached.mode {
+        XdpMode::Native => "native",
+        XdpMode::Generic => "generic",
+    };
+    if let Some(warning) = attached.warning {
+        eprintln!("warning: {warning}");
+    }
+    println!("decapsulating on {interface} ({mode})");
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

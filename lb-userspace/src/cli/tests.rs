@@ -1,0 +1,72 @@
+//! What the command line accepts, and what it makes of it.
+
+use clap::CommandFactory as _;
+
+use super::*;
+
+fn parse(line: &str) -> Result<Command, clap::Error> {
+    Cli::try_parse_from(line.split(' ')).map(|cli| cli.command)
+}
+
+#[test]
+fn the_commands_are_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn defaults_are_those_of_the_configuration() {
+    let Command::Status { daemon, json } = parse("tether status").unwrap() else {
+        panic!("another command");
+    };
+    assert_eq!(daemon.socket, Path::new("/run/tether/admin.sock"));
+    assert!(!json);
+    assert_eq!(
+        parse("tether cleanup").unwrap(),
+        Command::Cleanup {
+            config: None,
+            bpffs: "/sys/fs/bpf/tether".into(),
+            state_dir: "/run/tether".into(),
+        }
+    );
+    let minimal = "interfaces = [\"eth0\"]\n";
+    let config = config::parse(Path::new("x.toml"), minimal).unwrap().config;
+    assert_eq!(config.state_dir, Path::new(STATE_DIR));
+    assert_eq!(config.bpffs, Path::new(BPFFS));
+}
+
+#[test]
+fn backends_are_named_with_their_service() {
+    let Command::Drain { backend, .. } = parse("tether drain chat/b1").unwrap() else {
+        panic!("another command");
+    };
+    assert_eq!(backend.0.to_string(), "chat/b1");
+    for wrong in ["chat", "chat/", "/b1", ""] {
+        assert!(Named::from_str(wrong).is_err(), "{wrong}");
+    }
+    assert_eq!(parse("tether drain chat").unwrap_err().exit_code(), 2);
+}
+
+#[test]
+fn the_daemon_needs_a_configuration() {
+    assert_eq!(parse("tether run").unwrap_err().exit_code(), 2);
+    assert_eq!(
+        parse("tether run --config a.toml --log-format json").unwrap(),
+        Command::Run {
+            config: ConfigFile {
+                path: "a.toml".into()
+            },
+            log_format: logging::Format::Json,
+        }
+    );
+    assert!(parse("tether cleanup --config a.toml --bpffs /x").is_err());
+}
+
+#[test]
+fn a_bad_configuration_is_another_exit_status_than_a_failure() {
+    let error = load(Path::new("/nonexistent/tether.toml"), |_| ()).unwrap_err();
+    assert!(matches!(error, Failure::Config(_)));
+    assert_eq!(error.exit_code(), ExitCode::from(2));
+    assert!(error.to_string().contains("/nonexistent/tether.toml"));
+    let other = Failure::Other(anyhow::anyhow!("x"));
+    assert_eq!(other.exit_code(), ExitCode::FAILURE);
+}

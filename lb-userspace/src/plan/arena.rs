@@ -1,0 +1,102 @@
+//! Which stretches of the arena are free.
+
+use std::collections::BTreeMap;
+
+use lb_common::maglev::TableRef;
+
+/// Free stretches, by their first slot.
+pub(super) struct Arena {
+    gaps: BTreeMap<u32, u32>,
+}
+
+impl Arena {
+    /// What of `slots` slots is left by the tables that are there.
+    pub(super) fn without<'t>(slots: u32, tables: impl Iterator<Item = &'t TableRef>) -> Self {
+        let mut taken: Vec<(u32, u32)> = tables
+            .filter(|table| table.size() > 0)
+            .map(|table| (table.offset(), table.offset().saturating_add(table.size())))
+            .collect();
+        taken.sort_unstable();
+        let mut gaps = BTreeMap::new();
+        let mut from = 0;
+        for (start, end) in taken.into_iter().chain([(slots, slots)]) {
+            if start > from {
+                gaps.insert(from, start.min(slots) - from);
+            }
+            from = from.max(end);
+            if from >= slots {
+                break;
+            }
+        }
+        Self { gaps }
+    }
+
+    /// Takes `size` slots from the smallest stretch that has them: gives the first.
+    pub(super) fn take(&mut self, size: u32) -> Option<u32> {
+        let (&offset, &length) = self
+            .gaps
+            .iter()
+            .filter(|&(_, &length)| length >= size)
+            .min_by_key(|&(_, &length)| length)?;
+        self.gaps.remove(&offset);
+        if length > size {
+            self.gaps.insert(offset + size, length - size);
+        }
+        Some(offset)
+    }
+
+    /// Slots of the largest stretch.
+    pub(super) fn largest(&self) -> u32 {
+        self.gaps.values().copied().max().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    #[test]
+    fn the_smallest_stretch_that_fits_is_taken() {
+        let tables = [TableRef::new(10, 10, 0), TableRef::new(25, 5, 0)];
+        let mut arena = Arena::without(40, tables.iter());
+        assert_eq!(arena.largest(), 10);
+        assert_eq!(arena.take(5), Some(20));
+        assert_eq!(arena.take(6), Some(0));
+        assert_eq!(arena.take(4), Some(6));
+        assert_eq!(arena.take(11), None);
+        assert_eq!(arena.take(10), Some(30));
+        assert_eq!(arena.take(1), None);
+    }
+
+    #[test]
+    fn tables_beyond_the_end_or_over_one_another_take_nothing_twice() {
+        let tables = [
+            TableRef::new(0, 10, 0),
+            TableRef::new(5, 10, 0),
+            TableRef::new(35, 10, 0),
+            TableRef::new(u32::MAX, 10, 0),
+        ];
+        let mut arena = Arena::without(40, tables.iter());
+        assert_eq!(arena.take(20), Some(15));
+        assert_eq!(arena.largest(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn what_is_taken_never_overlaps(sizes in prop::collection::vec(1u32..50, 0..30)) {
+            let mut arena = Arena::without(500, std::iter::empty());
+            let mut taken: Vec<TableRef> = Vec::new();
+            for size in sizes {
+                if let Some(offset) = arena.take(size) {
+                    prop_assert!(offset + size <= 500);
+                    for other in &taken {
+                        prop_assert!(offset >= other.offset() + other.size() || other.offset() >= offset + size);
+                    }
+                    taken.push(TableRef::new(offset, size, 0));
+                }
+                prop_assert_eq!(arena.largest(), Arena::without(500, taken.iter()).largest());
+            }
+        }
+    }
+}

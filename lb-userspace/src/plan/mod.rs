@@ -1,0 +1,539 @@
+//! From what is resolved and what the maps hold to the operations that make the second the first. Pure.
+//!
+//! Make before break: backends' states and entries first, then tables, then services, then the directory of VIPs that names
+//! them; removal in reverse. After every single operation no service names a backend that is not there. A second plan right after is
+//! empty.
+
+mod arena;
+mod directory;
+mod observed;
+mod operation;
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    net::Ipv4Addr,
+    sync::Arc,
+};
+
+use lb_common::{
+    backend::{Backend, BackendState, NextHop},
+    clock::Tick,
+    maglev::{HANDOVER_TICKS, TableRef},
+    service::Service,
+};
+
+use self::{arena::Arena, observed::digest};
+pub use self::{
+    observed::{Observed, ObservedService, Unsettled},
+    operation::Operation,
+};
+use crate::{
+    ids::{self, KeyedHash},
+    maglev::{self, Member},
+    resolve::{self, Hop},
+};
+
+/// What the maps are to hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted<'a> {
+    /// Keys the tables.
+    pub fleet_seed: &'a [u64; 4],
+    /// All services and backends: what is in the maps and not here is taken out.
+    pub services: &'a [resolve::Service<'a>],
+    /// Services that packets no longer find, though their entries are still there.
+    pub unlisted: &'a BTreeSet<u16>,
+    /// VIPs that the host has as addresses of its own.
+    pub host_owned: &'a BTreeSet<Ipv4Addr>,
+}
+
+/// What to do, in this order.
+#[derive(Clone, Debug, Default)]
+pub struct Plan {
+    /// The operations.
+    pub operations: Vec<Operation>,
+    /// What cannot be done now, by service id, and why. Tried again with every plan.
+    pub deferred: BTreeMap<u16, Deferred>,
+    /// What no longer is in use but may still be read, once all operations are done.
+    pub unsettled: Unsettled,
+}
+
+/// Why a service cannot be given what it needs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Deferred {
+    /// The arena has no free stretch for its table.
+    #[error(
+        "there is no room for its table of {slots} slots, the largest free stretch has {largest}; it waits for removed services' flows to end: raise limits.table_slots, run `tether cleanup` and start anew if it cannot wait"
+    )]
+    Arena {
+        /// Slots needed.
+        slots: u32,
+        /// Slots of the largest free stretch.
+        largest: u32,
+    },
+    /// The directory of VIPs has no place.
+    #[error(
+        "the directory of VIPs has no place for it; raise limits.services, run `tether cleanup` and start anew"
+    )]
+    Directory,
+}
+
+/// Remembers which tables were built already, so that an unchanged one is not built again to be compared.
+#[derive(Clone, Debug, Default)]
+pub struct Tables {
+    /// By service id: the hash of what the table is made of, and the digest of its owners.
+    built: HashMap<u16, (u64, u64)>,
+}
+
+impl Tables {
+    /// The owners of a service's slots, if they differ from what `observed` holds.
+    fn owners_if_changed(
+        &mut self,
+        fleet_seed: &[u64; 4],
+        service: &resolve::Service<'_>,
+        table: &resolve::Table<'_>,
+        observed: Option<&ObservedService>,
+    ) -> Option<Arc<[u32]>> {
+        let made_of = made_of(fleet_seed, service, table);
+        let held = observed
+            .map(|held| held.table)
+            .filter(|held| held.size() == table.size)
+            .and(observed)
+            .map(|service| service.digest);
+        if let Some(&(known, digest)) = self.built.get(&service.id)
+            && known == made_of
+            && held == Some(digest)
+        {
+            return None;
+        }
+        let owners = owners(fleet_seed, service.name, table);
+        let digest = digest(owners.iter().copied());
+        self.built.insert(service.id, (made_of, digest));
+        (held != Some(digest)).then(|| owners.into())
+    }
+}
+
+/// A hash of all that decides the owners of a table's slots.
+fn made_of(
+    fleet_seed: &[u64; 4],
+    service: &resolve::Service<'_>,
+    table: &resolve::Table<'_>,
+) -> u64 {
+    let start = KeyedHash::of_fleet(fleet_seed, "table")
+        .text(service.name)
+        .number(u64::from(table.size));
+    table
+        .members
+        .iter()
+        .fold(start, |hash, member| {
+            let numbers = (u64::from(member.id) << 32) | u64::from(member.weight);
+            hash.text(member.name).number(numbers)
+        })
+        .finish()
+}
+
+/// The owners of a table's slots, by id.
+pub fn owners(fleet_seed: &[u64; 4], service: &str, table: &resolve::Table<'_>) -> Vec<u32> {
+    let members: Vec<Member<'_>> = table
+        .members
+        .iter()
+        .map(|share| Member {
+            name: share.name,
+            weight: share.weight,
+        })
+        .collect();
+    let mut owners = maglev::build(fleet_seed, service, &members, table.size);
+    for owner in &mut owners {
+        *owner = table.members[*owner as usize].id;
+    }
+    // Without members no slot has an owner. (And an empty list would be no table, which forgets previous owners at once.)
+    owners.resize(table.size as usize, 0);
+    owners
+}
+
+/// Plans how to get from `observed` to `wanted`.
+pub fn plan(wanted: &Wanted<'_>, observed: &Observed, tables: &mut Tables, now: Tick) -> Plan {
+    let mut planner = Planner {
+        observed,
+        now,
+        plan: Plan {
+            unsettled: observed.unsettled.clone(),
+            ..Plan::default()
+        },
+        named: observed
+            .services
+            .iter()
+            .map(|(&id, service)| (id, service.table))
+            .collect(),
+        arena: None,
+    };
+    planner.backends(wanted);
+    for service in wanted.services {
+        planner.service(wanted, service, tables);
+    }
+    planner.directory_and_removal(wanted);
+    planner.handovers();
+    planner.plan
+}
+
+struct Planner<'a> {
+    observed: &'a Observed,
+    now: Tick,
+    plan: Plan,
+    /// The tables as they will be named once the operations so far are done.
+    named: BTreeMap<u16, TableRef>,
+    /// Free stretches of the arena; made when first asked for.
+    arena: Option<Arena>,
+}
+
+impl Planner<'_> {
+    fn push(&mut self, operation: Operation) {
+        self.plan.operations.push(operation);
+    }
+
+    fn grace(&mut self) {
+        self.push(Operation::Grace);
+        self.plan.unsettled = Unsettled::default();
+        self.arena = None;
+    }
+
+    /// States of backends that are there, then their next hops, then new backends.
+    fn backends(&mut self, wanted: &Wanted<'_>) {
+        let mut moving = Vec::new();
+        let mut new = Vec::new();
+        let pairs = wanted
+            .services
+            .iter()
+            .flat_map(|service| service.backends.iter().map(|backend| (service.id, backend)));
+        for (service, backend) in pairs {
+            let id = backend.numbered.id;
+            let held = self
+                .observed
+                .backends
+                .get(&id)
+                .filter(|held| is_entry_of(held, service, backend));
+            let Some(held) = held else {
+                new.push(Operation::WriteBackend {
+                    id,
+                    entry: Box::new(new_entry(service, backend)),
+                });
+                continue;
+            };
+            let change = change_of(held, backend);
+            match change.write {
+                Some(next) => moving.push((id, next, change.state)),
+                None if change.state.0 != held.state => self.push(Operation::SetState {
+                    backend: id,
+                    state: change.state,
+                }),
+                None => {}
+            }
+        }
+        let still_read = |(id, ..): &(u32, _, _)| self.plan.unsettled.hops.contains(id);
+        if moving.iter().any(still_read) {
+            self.grace();
+        }
+        for (backend, next, state) in moving {
+            self.push(Operation::SetHop {
+                backend,
+                hop: state.hop(),
+                next,
+            });
+            self.push(Operation::SetState { backend, state });
+            self.plan.unsettled.hops.insert(backend);
+        }
+        self.plan.operations.append(&mut new);
+    }
+
+    /// A service's table, then its entry.
+    fn service(
+        &mut self,
+        wanted: &Wanted<'_>,
+        service: &resolve::Service<'_>,
+        tables: &mut Tables,
+    ) {
+        let identity = ids::service_identity(service.endpoint.vip, service.endpoint.port);
+        let mut held = self.observed.services.get(&service.id);
+        if held.is_some_and(|held| held.entry.identity != identity) {
+            // The id's last holder, which nothing names any more. Its table must not become the history of this one's.
+            self.clear_service(service.id);
+            held = None;
+        }
+        let table = held.map_or(TableRef::default(), |held| held.table);
+        let mut named = table;
+        if let Some(spec) = &service.table {
+            let spec = resolve::Table {
+                // Without members any size does: that of today keeps today's owners as the previous ones.
+                size: if spec.members.is_empty() {
+                    table.size()
+                } else {
+                    spec.size
+                },
+                members: spec.members.clone(),
+            };
+            if spec.size > 0
+                && let Some(owners) =
+                    tables.owners_if_changed(wanted.fleet_seed, service, &spec, held)
+            {
+                match self.place(service.id, table, owners) {
+                    Ok(placed) => named = placed,
+                    Err(deferred) => {
+                        self.plan.deferred.insert(service.id, deferred);
+                        if held.is_none() {
+                            return;
+                        }
+                    }
+                }
+            }
+        }
+        let entry = Service {
+            table: named.0,
+            seed: service.seed,
+            identity,
+            vip: service.endpoint.vip.to_bits(),
+            port: service.endpoint.port,
+            reserved: 0,
+            reserved_end: [0; 2],
+        };
+        let unchanged = held.map(|held| Service {
+            table: named.0,
+            ..held.entry
+        });
+        if unchanged != Some(entry) {
+            self.push(Operation::WriteService {
+                id: service.id,
+                entry: Box::new(entry),
+            });
+        } else if held.is_some_and(|held| held.entry.table != named.0) {
+            self.push(Operation::NameTable {
+                service: service.id,
+                table: named,
+            });
+        }
+        if named != table && table.size() > 0 {
+            self.plan.unsettled.regions.push(table);
+        }
+        self.named.insert(service.id, named);
+    }
+
+    /// Writes a table aside, or where the arena is full and the size is the same, slot by slot in its place, which is as safe: every slot is one word.
+    fn place(
+        &mut self,
+        service: u16,
+        old: TableRef,
+        owners: Arc<[u32]>,
+    ) -> Result<TableRef, Deferred> {
+        let size = owners.len() as u32;
+        let generation = old.generation().wrapping_add(1);
+        let mut offset = self.arena().take(size);
+        if offset.is_none() && !self.plan.unsettled.regions.is_empty() {
+            self.grace();
+            offset = self.arena().take(size);
+        }
+        match offset {
+            Some(offset) => {
+                let to = TableRef::new(offset, size, generation);
+                self.push(Operation::WriteTable {
+                    service,
+                    from: old,
+                    to,
+                    owners,
+                    now: self.now,
+                });
+                Ok(to)
+            }
+            None if old.size() == size => {
+                self.push(Operation::WriteTable {
+                    service,
+                    from: old,
+                    to: old,
+                    owners,
+                    now: self.now,
+                });
+                Ok(old)
+            }
+            None => Err(Deferred::Arena {
+                slots: size,
+                largest: self.arena().largest(),
+            }),
+        }
+    }
+
+    fn arena(&mut self) -> &mut Arena {
+        self.arena.get_or_insert_with(|| {
+            let unsettled = self.plan.unsettled.regions.iter();
+            Arena::without(
+                self.observed.capacity.table_slots,
+                self.named.values().chain(unsettled),
+            )
+        })
+    }
+
+    /// New words of the directory; then what is no longer wanted: words, services, backends.
+    fn directory_and_removal(&mut self, wanted: &Wanted<'_>) {
+        let listed: Vec<_> = wanted
+            .services
+            .iter()
+            .filter(|service| {
+                !wanted.unlisted.contains(&service.id) && self.named.contains_key(&service.id)
+            })
+            .map(|service| (service.endpoint, service.id))
+            .collect();
+        let changes = directory::arrange(&self.observed.vips, &listed, wanted.host_owned);
+        for operation in changes.additions {
+            if matches!(operation, Operation::Grace) {
+                self.grace();
+            } else {
+                self.push(operation);
+            }
+        }
+        for service in changes.unplaced {
+            self.plan.deferred.insert(service, Deferred::Directory);
+        }
+        let unnamed = !changes.removals.is_empty();
+        self.plan.operations.extend(changes.removals);
+
+        let services: HashSet<u16> = wanted.services.iter().map(|service| service.id).collect();
+        let gone: Vec<u16> = self
+            .observed
+            .services
+            .keys()
+            .copied()
+            .filter(|id| !services.contains(id))
+            .collect();
+        if unnamed && !gone.is_empty() {
+            self.grace();
+        }
+        for id in gone {
+            self.clear_service(id);
+        }
+        self.clear_backends(wanted);
+    }
+
+    fn clear_service(&mut self, id: u16) {
+        self.push(Operation::ClearService { id });
+        if let Some(table) = self.named.remove(&id)
+            && table.size() > 0
+        {
+            self.plan.unsettled.regions.push(table);
+        }
+    }
+
+    /// Backends that are not wanted and that no table names, nor did when this plan began.
+    fn clear_backends(&mut self, wanted: &Wanted<'_>) {
+        let kept: HashSet<u32> = wanted
+            .services
+            .iter()
+            .flat_map(|service| &service.backends)
+            .map(|backend| backend.numbered.id)
+            .collect();
+        let gone: Vec<u32> = self
+            .observed
+            .backends
+            .keys()
+            .copied()
+            .filter(|id| !kept.contains(id))
+            .collect();
+        if gone.is_empty() {
+            return;
+        }
+        let named: HashSet<u32> = self
+            .named
+            .keys()
+            .filter_map(|service| self.observed.services.get(service))
+            .flat_map(|service| service.named.iter().copied())
+            .collect();
+        for id in gone.into_iter().filter(|id| !named.contains(id)) {
+            self.push(Operation::ClearBackend { id });
+        }
+    }
+
+    /// Previous owners whose handover is over.
+    fn handovers(&mut self) {
+        for (&id, service) in &self.observed.services {
+            let table = service.table;
+            let over = service
+                .oldest_handover
+                .is_some_and(|changed| self.now.age(changed.0, 28) >= HANDOVER_TICKS);
+            // A table that is about to be replaced takes its slots' history along: it is for the next plan.
+            if over && self.named.get(&id) == Some(&table) {
+                self.push(Operation::ForgetHandovers {
+                    service: id,
+                    table,
+                    now: self.now,
+                });
+            }
+        }
+    }
+}
+
+/// Whether an entry is the backend's: all that never changes of it.
+fn is_entry_of(held: &Backend, service: u16, backend: &resolve::Backend) -> bool {
+    let state = BackendState(held.state);
+    held.identity == backend.identity
+        && held.address == backend.address.to_bits()
+        && held.port == backend.port
+        && held.service == service
+        && state.generation() == backend.numbered.generation
+        && state.mode() == Some(backend.mode)
+}
+
+fn new_entry(service: u16, backend: &resolve::Backend) -> Backend {
+    let hop = match backend.hop {
+        Hop::Resolved(hop) => Some(hop),
+        Hop::Unheard | Hop::Unresolved => None,
+    };
+    let state = BackendState::new(
+        backend.numbered.generation,
+        backend.serving,
+        backend.mode,
+        0,
+        hop.is_some(),
+    );
+    Backend {
+        state: state.0,
+        identity: backend.identity,
+        address: backend.address.to_bits(),
+        port: backend.port,
+        service,
+        hops: [hop.unwrap_or_default(), NextHop::default()],
+        ..Backend::default()
+    }
+}
+
+/// What changes of a backend that is there.
+struct Change {
+    /// A next hop to be written to the copy that `state` names.
+    write: Option<NextHop>,
+    state: BackendState,
+}
+
+fn change_of(held: &Backend, backend: &resolve::Backend) -> Change {
+    let old = BackendState(held.state);
+    let state = |hop: usize, resolved| {
+        BackendState::new(
+            backend.numbered.generation,
+            backend.serving,
+            backend.mode,
+            hop as u8,
+            resolved,
+        )
+    };
+    match backend.hop {
+        Hop::Unheard => Change {
+            write: None,
+            state: state(old.hop(), old.is_resolved()),
+        },
+        Hop::Unresolved => Change {
+            write: None,
+            state: state(old.hop(), false),
+        },
+        Hop::Resolved(next) if held.hops[old.hop()] == next => Change {
+            write: None,
+            state: state(old.hop(), true),
+        },
+        Hop::Resolved(next) => Change {
+            write: Some(next),
+            state: state(1 - old.hop(), true),
+        },
+    }
+}

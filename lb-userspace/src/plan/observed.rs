@@ -1,0 +1,192 @@
+//! What the maps hold, as far as planning needs it. Slots stay where they are; of a table only a digest is kept.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::atomic::Ordering,
+};
+
+use lb_common::{
+    backend::Backend,
+    clock::Tick,
+    maglev::{Slot, TableRef},
+    service::Service,
+    vip::VipBucket,
+};
+
+use super::Operation;
+use crate::dataplane::maps::{Capacity, Maps};
+
+/// What the maps hold.
+#[derive(Clone, Debug)]
+pub struct Observed {
+    /// Sizes.
+    pub capacity: Capacity,
+    /// Services in use, by id.
+    pub services: BTreeMap<u16, ObservedService>,
+    /// Backends in use, by id.
+    pub backends: BTreeMap<u32, Backend>,
+    /// The directory of VIPs.
+    pub vips: Vec<VipBucket>,
+    /// What no longer is in use but may still be read.
+    pub unsettled: Unsettled,
+}
+
+/// A service in use.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ObservedService {
+    /// Its entry.
+    pub entry: Service,
+    /// Its table; empty if the entry names one beyond the arena's end.
+    pub table: TableRef,
+    /// A digest of its slots' current owners.
+    pub digest: u64,
+    /// Backends that its slots name, current or previous; in order, without duplicates, without 0.
+    pub named: Vec<u32>,
+    /// When the oldest handover began that some slot still remembers.
+    pub oldest_handover: Option<Tick>,
+}
+
+impl ObservedService {
+    /// Whether a slot names a backend, as current or previous.
+    pub fn names(&self, backend: u32) -> bool {
+        self.named.binary_search(&backend).is_ok()
+    }
+}
+
+/// What no longer is in use but may still be read, until a grace period has passed.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Unsettled {
+    /// Tables that were replaced.
+    pub regions: Vec<TableRef>,
+    /// Backends whose state named another next hop before.
+    pub hops: BTreeSet<u32>,
+}
+
+impl Observed {
+    /// Reads everything. `unsettled` is what was so before, nothing after a grace period.
+    pub fn read(maps: &Maps, unsettled: Unsettled, now: Tick) -> Self {
+        let mut observed = Self {
+            capacity: maps.capacity,
+            services: BTreeMap::new(),
+            backends: BTreeMap::new(),
+            vips: (0..maps.vips4.len()).map(|n| maps.vips4.get(n)).collect(),
+            unsettled,
+        };
+        for id in 0..u16::try_from(maps.services.len()).unwrap_or(u16::MAX) {
+            observed.read_service(maps, id, now);
+        }
+        for id in 0..maps.backends.len() {
+            observed.read_backend(maps, id);
+        }
+        observed
+    }
+
+    /// Reads anew what an operation has touched.
+    pub fn follow(&mut self, maps: &Maps, operation: &Operation, now: Tick) {
+        match *operation {
+            Operation::SetState { backend: id, .. }
+            | Operation::SetHop { backend: id, .. }
+            | Operation::WriteBackend { id, .. }
+            | Operation::ClearBackend { id } => self.read_backend(maps, id),
+            Operation::WriteTable {
+                service, from, to, ..
+            } => {
+                // Until it is named, a table written aside concerns nobody.
+                if from == to {
+                    self.read_service(maps, service, now);
+                }
+            }
+            Operation::NameTable { service: id, .. }
+            | Operation::WriteService { id, .. }
+            | Operation::ClearService { id }
+            | Operation::ForgetHandovers { service: id, .. } => self.read_service(maps, id, now),
+            Operation::SetVip { bucket, .. } => {
+                self.vips[bucket as usize] = maps.vips4.get(bucket);
+            }
+            Operation::Grace => {}
+        }
+    }
+
+    fn read_backend(&mut self, maps: &Maps, id: u32) {
+        let entry = maps.backends.get(id);
+        if entry.identity == 0 {
+            self.backends.remove(&id);
+        } else {
+            self.backends.insert(id, entry);
+        }
+    }
+
+    fn read_service(&mut self, maps: &Maps, id: u16, now: Tick) {
+        let entry = maps.services.get(u32::from(id));
+        if entry.identity == 0 {
+            self.services.remove(&id);
+            return;
+        }
+        let mut table = TableRef(entry.table);
+        if u64::from(table.offset()) + u64::from(table.size()) > u64::from(maps.tables.len()) {
+            table = TableRef::new(0, 0, table.generation());
+        }
+        let slots = Slots::of(maps, table, now);
+        self.services.insert(
+            id,
+            ObservedService {
+                entry,
+                table,
+                digest: slots.digest,
+                named: slots.named,
+                oldest_handover: slots.oldest_handover,
+            },
+        );
+    }
+}
+
+/// What a pass over a table's slots finds.
+struct Slots {
+    digest: u64,
+    named: Vec<u32>,
+    oldest_handover: Option<Tick>,
+}
+
+impl Slots {
+    fn of(maps: &Maps, table: TableRef, now: Tick) -> Self {
+        // A bit for each id that fits a slot.
+        let mut named = vec![0u64; 1 << (18 - 6)];
+        let mut note = |id: u32| named[(id / 64) as usize] |= 1 << (id % 64);
+        let mut oldest: Option<u32> = None;
+        let slots = (table.offset()..table.offset() + table.size())
+            .map(|index| Slot(maps.tables.word(index, 0).load(Ordering::Acquire)));
+        let digest = digest(slots.map(|slot| {
+            note(slot.current());
+            if slot.previous() != 0 {
+                note(slot.previous());
+                oldest = oldest.max(Some(slot.age(now)));
+            }
+            slot.current()
+        }));
+        let named = named
+            .iter()
+            .zip((0..).step_by(64))
+            .flat_map(|(&word, first)| {
+                let bits = (0..64).filter(move |bit| word & (1 << bit) != 0);
+                bits.map(move |bit| first + bit)
+            })
+            .filter(|&id| id != 0)
+            .collect();
+        Self {
+            digest,
+            named,
+            oldest_handover: oldest.map(|age| Tick(now.0.wrapping_sub(age))),
+        }
+    }
+}
+
+/// A digest of a table's owners in their order: only ever compared with others of this process.
+pub(super) fn digest(owners: impl Iterator<Item = u32>) -> u64 {
+    // Golden ratio, 64 bits; odd, so no owner is lost by the multiplication.
+    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+    owners.fold(FACTOR, |digest, owner| {
+        (digest ^ u64::from(owner))
+            .wrapping_mul(FACTOR)
+            .rotate_left(23)
+    })
+}

@@ -1,0 +1,266 @@
+//! One step of a plan: a handful of stores that cannot fail.
+
+use std::{fmt, sync::Arc, sync::atomic::Ordering};
+
+use lb_common::{
+    backend::{Backend, BackendState, NextHop, Serving},
+    clock::Tick,
+    hash::Seed,
+    maglev::{Slot, TableRef},
+    service::Service,
+    vip::VipEntry,
+};
+
+use crate::dataplane::maps::Maps;
+
+/// One step.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Operation {
+    /// Swaps a backend's state word.
+    SetState {
+        /// Its id.
+        backend: u32,
+        /// The state.
+        state: BackendState,
+    },
+    /// Writes the next hop that a backend's state does not name.
+    SetHop {
+        /// Its id.
+        backend: u32,
+        /// Which of the two.
+        hop: usize,
+        /// The next hop.
+        next: NextHop,
+    },
+    /// Writes a backend's whole entry.
+    WriteBackend {
+        /// Its id.
+        id: u32,
+        /// The entry.
+        entry: Box<Backend>,
+    },
+    /// Writes a table: aside, or where `to` is `from`, in its place.
+    WriteTable {
+        /// Whose table.
+        service: u16,
+        /// The table of today, whose slots these succeed if it has as many.
+        from: TableRef,
+        /// Where it goes.
+        to: TableRef,
+        /// The owner of each slot.
+        owners: Arc<[u32]>,
+        /// Now.
+        now: Tick,
+    },
+    /// Names a service's table.
+    NameTable {
+        /// Whose.
+        service: u16,
+        /// The table.
+        table: TableRef,
+    },
+    /// Writes a service's whole entry, its table's name last.
+    WriteService {
+        /// Its id.
+        id: u16,
+        /// The entry.
+        entry: Box<Service>,
+    },
+    /// Writes one word of the directory of VIPs.
+    SetVip {
+        /// The bucket.
+        bucket: u32,
+        /// The place in it.
+        way: usize,
+        /// The word; 0 clears it.
+        entry: VipEntry,
+    },
+    /// Waits until no run of the program that began before is still going.
+    Grace,
+    /// Forgets the previous owners of slots whose handover is over.
+    ForgetHandovers {
+        /// Whose table.
+        service: u16,
+        /// The table.
+        table: TableRef,
+        /// Now.
+        now: Tick,
+    },
+    /// Takes a service's entry out of use.
+    ClearService {
+        /// Its id.
+        id: u16,
+    },
+    /// Takes a backend's entry out of use; its generation stays.
+    ClearBackend {
+        /// Its id.
+        id: u32,
+    },
+}
+
+impl Operation {
+    /// Does it. `grace` blocks until no run of the program that began before is still going.
+    pub fn apply(&self, maps: &Maps, grace: &dyn Fn()) {
+        match self {
+            Self::SetState { backend, state } => maps.set_state(*backend, *state),
+            Self::SetHop { backend, hop, next } => maps.set_hop(*backend, *hop, next),
+            Self::WriteBackend { id, entry } => maps.backends.set(*id, entry),
+            Self::WriteTable {
+                from,
+                to,
+                owners,
+                now,
+                ..
+            } => {
+                write_table(maps, *from, *to, owners, *now);
+            }
+            Self::NameTable { service, table } => maps.set_table(*service, *table),
+            Self::WriteService { id, entry } => maps.services.set(u32::from(*id), entry),
+            Self::SetVip { bucket, way, entry } => maps.set_vip(*bucket, *way, *entry),
+            Self::Grace => grace(),
+            Self::ForgetHandovers { table, now, .. } => forget_handovers(maps, *table, *now),
+            Self::ClearService { id } => {
+                maps.set_table(*id, TableRef::default());
+                maps.services.set(u32::from(*id), &UNUSED_SERVICE);
+            }
+            Self::ClearBackend { id } => {
+                let state = maps.state(*id);
+                let kept = match state.mode() {
+                    Some(mode) => {
+                        BackendState::new(state.generation(), Serving::None, mode, 0, false)
+                    }
+                    None => BackendState(u64::from(state.generation())),
+                };
+                maps.set_state(*id, kept);
+                let unused = Backend {
+                    state: kept.0,
+                    ..Backend::default()
+                };
+                maps.backends.set(*id, &unused);
+            }
+        }
+    }
+}
+
+const UNUSED_SERVICE: Service = Service {
+    table: 0,
+    seed: Seed {
+        whiten: 0,
+        first: 0,
+        second: 0,
+    },
+    identity: 0,
+    vip: 0,
+    port: 0,
+    reserved: 0,
+    reserved_end: [0; 2],
+};
+
+fn write_table(maps: &Maps, from: TableRef, to: TableRef, owners: &[u32], now: Tick) {
+    let succeeds = from.size() == to.size();
+    for (n, &owner) in (0..).zip(owners) {
+        let old = |n| {
+            maps.tables
+                .word(from.offset() + n, 0)
+                .load(Ordering::Acquire)
+        };
+        let slot = if succeeds {
+            Slot(old(n)).succeeded_by(owner, now)
+        } else {
+            Slot::new(owner, 0, now)
+        };
+        maps.tables
+            .word(to.offset() + n, 0)
+            .store(slot.0, Ordering::Release);
+    }
+}
+
+fn forget_handovers(maps: &Maps, table: TableRef, now: Tick) {
+    for index in table.offset()..table.offset() + table.size() {
+        let word = maps.tables.word(index, 0);
+        let held = word.load(Ordering::Acquire);
+        let next = Slot(held).without_expired(now).0;
+        if next != held {
+            // Whoever else changes a slot is right: the next comparison sees it.
+            let _ = word.compare_exchange(held, next, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
+}
+
+impl fmt::Display for Operation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::SetState { backend, state } => {
+                let serving = match state.serving() {
+                    Serving::None => "none",
+                    Serving::ExistingOnly => "existing-only",
+                    Serving::New => "new",
+                };
+                let (hop, resolved) = (state.hop(), state.is_resolved());
+                let resolved = if resolved { "resolved" } else { "unresolved" };
+                write!(
+                    f,
+                    "backend {backend}: serving {serving}, next hop {hop} {resolved}"
+                )
+            }
+            Self::SetHop { backend, hop, next } => {
+                let mac = lb_common::net::Mac(next.destination);
+                let interface = next.ifindex;
+                write!(
+                    f,
+                    "backend {backend}: write next hop {hop}: {mac} on interface {interface}"
+                )
+            }
+            Self::WriteBackend { id, entry } => {
+                let address = std::net::Ipv4Addr::from_bits(entry.address);
+                let generation = BackendState(entry.state).generation();
+                let (port, service) = (entry.port, entry.service);
+                write!(
+                    f,
+                    "backend {id}, generation {generation}: write {address}:{port} of service {service}"
+                )
+            }
+            Self::WriteTable {
+                service, from, to, ..
+            } => {
+                let (size, offset) = (to.size(), to.offset());
+                let place = if from == to { "in place" } else { "aside" };
+                write!(
+                    f,
+                    "service {service}: write table of {size} slots at {offset}, {place}"
+                )
+            }
+            Self::NameTable { service, table } => {
+                let (size, offset) = (table.size(), table.offset());
+                write!(
+                    f,
+                    "service {service}: name table of {size} slots at {offset}"
+                )
+            }
+            Self::WriteService { id, entry } => {
+                let vip = std::net::Ipv4Addr::from_bits(entry.vip);
+                write!(f, "service {id}: write {vip}:{}", entry.port)
+            }
+            Self::SetVip { bucket, way, entry } if entry.0 == 0 => {
+                write!(f, "directory: clear {bucket}.{way}")
+            }
+            Self::SetVip { bucket, way, entry } => {
+                let address = std::net::Ipv4Addr::from_bits(entry.address());
+                let (port, value) = (entry.port(), entry.value());
+                write!(
+                    f,
+                    "directory: write {bucket}.{way}: {address}:{port} is {value}"
+                )
+            }
+            Self::Grace => write!(f, "wait for a grace period"),
+            Self::ForgetHandovers { service, .. } => {
+                write!(
+                    f,
+                    "service {service}: forget previous owners whose handover is over"
+                )
+            }
+            Self::ClearService { id } => write!(f, "service {id}: clear"),
+            Self::ClearBackend { id } => write!(f, "backend {id}: clear"),
+        }
+    }
+}

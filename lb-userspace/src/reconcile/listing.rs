@@ -1,0 +1,169 @@
+//! The status, as people and scripts see it.
+
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+
+use lb_common::verdict::Reason;
+
+use super::{
+    registry::{BackendRecord, ServiceRecord},
+    state::State,
+};
+use crate::{
+    desired,
+    model::Admin,
+    resolve::Hop,
+    status::{
+        Attachment, BackendStatus, ConfigStatus, FlowTable, Neighbour, Packets, ServiceStatus,
+        Status,
+    },
+};
+
+impl State {
+    /// The state of things.
+    pub fn status(&self, attachments: Vec<Attachment>, uptime: Duration) -> Status {
+        let total = &self.census.total;
+        let used = total.embryo + total.young + total.pin + total.closing;
+        let layout = self.maps.capacity.counters();
+        let mut services: Vec<ServiceStatus> = self
+            .registry
+            .services()
+            .flat_map(|service| self.service(service))
+            .chain(self.homeless())
+            .collect();
+        services.sort_by(|a, b| (&a.name, a.vip, a.port).cmp(&(&b.name, b.vip, b.port)));
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            pid: std::process::id(),
+            uptime_s: uptime.as_secs(),
+            generation: self.generation,
+            config: ConfigStatus {
+                path: self.config.path.clone(),
+                error: self.config_error.clone(),
+            },
+            attachments,
+            flows: FlowTable {
+                capacity: self.census.capacity,
+                embryo: total.embryo,
+                young: total.young,
+                pin: total.pin,
+                closing: total.closing,
+                used: used as f64 / self.census.capacity.max(1) as f64,
+            },
+            services,
+            reasons: Reason::ALL
+                .iter()
+                .map(|&reason| {
+                    let counter = self.maps.counter(layout.reason(reason));
+                    let packets = Packets {
+                        packets: counter.packets,
+                        bytes: counter.bytes,
+                    };
+                    (reason.name().to_owned(), packets)
+                })
+                .collect(),
+        }
+    }
+
+    /// A service; and if it was renamed while old backends have flows, these apart under the old name.
+    fn service(&self, service: &ServiceRecord) -> Vec<ServiceStatus> {
+        let mut by_name: BTreeMap<&str, Vec<&BackendRecord>> = BTreeMap::new();
+        by_name.insert(&service.name, Vec::new());
+        for backend in &service.backends {
+            by_name
+                .entry(&backend.name.service)
+                .or_default()
+                .push(backend);
+        }
+        by_name
+            .into_iter()
+            .map(|(name, backends)| {
+                let current = name == service.name;
+                let mode = if current {
+                    None
+                } else {
+                    backends.first().map(|backend| backend.mode)
+                };
+                let deferred = self.deferred.get(&service.id).map(ToString::to_string);
+                ServiceStatus {
+                    name: name.to_owned(),
+                    vip: service.endpoint.vip,
+                    port: service.endpoint.port,
+                    mode: mode.unwrap_or(service.mode),
+                    removed: service.wanted.is_none() || !current,
+                    fail_open: current && service.fail_open,
+                    resets_suspended: service.resets_suspended,
+                    error: deferred
+                        .or_else(|| service.error.clone())
+                        .filter(|_| current),
+                    backends: backends
+                        .into_iter()
+                        .map(|backend| self.backend(backend))
+                        .collect(),
+                }
+            })
+            .collect()
+    }
+
+    fn backend(&self, backend: &BackendRecord) -> BackendStatus {
+        let key = (backend.numbered.id, backend.numbered.generation);
+        let counts = self
+            .census
+            .by_backend
+            .get(&key)
+            .copied()
+            .unwrap_or_default();
+        let hop = self
+            .hops
+            .get(&IpAddr::V4(backend.address))
+            .copied()
+            .unwrap_or_default();
+        let resolved = match hop {
+            Hop::Resolved(_) => true,
+            Hop::Unresolved => false,
+            Hop::Unheard => self.maps.state(backend.numbered.id).is_resolved(),
+        };
+        BackendStatus {
+            name: backend.name.backend.clone(),
+            address: backend.address,
+            port: backend.port,
+            weight: backend.weight,
+            admin: backend
+                .wanted
+                .map_or(Admin::Draining, |wanted| wanted.admin),
+            removed: backend.wanted.is_none(),
+            health: backend.health,
+            serving: backend.serving,
+            neighbour: if resolved {
+                Neighbour::Resolved
+            } else {
+                Neighbour::Unresolved
+            },
+            last_error: backend.last_error.clone(),
+            flows: counts.into(),
+        }
+    }
+
+    /// Services without an id: not served at all.
+    fn homeless(&self) -> impl Iterator<Item = ServiceStatus> {
+        let served = |service: &desired::Service| {
+            self.registry
+                .services()
+                .any(|known| known.endpoint == service.endpoint)
+        };
+        self.registry
+            .homeless
+            .iter()
+            .filter(move |(service, _)| !served(service))
+            .map(|(service, error)| ServiceStatus {
+                name: service.name.clone(),
+                vip: service.endpoint.vip,
+                port: service.endpoint.port,
+                mode: service.mode,
+                removed: false,
+                fail_open: false,
+                resets_suspended: false,
+                error: Some(error.clone()),
+                backends: Vec::new(),
+            })
+    }
+}

@@ -1,0 +1,105 @@
+//! What a restart must not forget and the maps do not hold: drains that were asked for at runtime, and names.
+
+use std::{
+    collections::BTreeSet,
+    fs, io,
+    io::Write,
+    net::Ipv4Addr,
+    path::{Path, PathBuf},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{desired::Endpoint, model::BackendName};
+
+/// The file's name in the state directory.
+const FILE: &str = "runtime.json";
+/// Version of the file's form.
+const VERSION: u32 = 1;
+
+/// What is remembered.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Memory {
+    version: u32,
+    /// Backends that are drained.
+    pub(super) drained: BTreeSet<BackendName>,
+    services: Vec<ServiceName>,
+    /// By identity.
+    backends: std::collections::BTreeMap<u64, BackendName>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct ServiceName {
+    vip: Ipv4Addr,
+    port: u16,
+    name: String,
+}
+
+impl Memory {
+    /// With these drains and names.
+    pub(super) fn new(
+        drained: BTreeSet<BackendName>,
+        services: impl Iterator<Item = (Endpoint, String)>,
+        backends: impl Iterator<Item = (u64, BackendName)>,
+    ) -> Self {
+        Self {
+            version: VERSION,
+            drained,
+            services: services
+                .map(|(Endpoint { vip, port }, name)| ServiceName { vip, port, name })
+                .collect(),
+            backends: backends.collect(),
+        }
+    }
+
+    /// The name that a service had.
+    pub(super) fn service(&self, endpoint: Endpoint) -> Option<String> {
+        self.services
+            .iter()
+            .find(|service| (service.vip, service.port) == (endpoint.vip, endpoint.port))
+            .map(|service| service.name.clone())
+    }
+
+    /// The name that a backend had.
+    pub(super) fn backend(&self, identity: u64) -> Option<BackendName> {
+        self.backends.get(&identity).cloned()
+    }
+
+    /// What was saved in a state directory; nothing if nothing was.
+    ///
+    /// # Errors
+    /// When the file is there but cannot be read or understood.
+    pub(super) fn load(directory: &Path) -> io::Result<Self> {
+        let text = match fs::read(path(directory)) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
+            other => other?,
+        };
+        let memory: Self = serde_json::from_slice(&text)?;
+        if memory.version != VERSION {
+            let wrong = format!(
+                "it has form {}, and this version knows {VERSION}",
+                memory.version
+            );
+            return Err(io::Error::new(io::ErrorKind::InvalidData, wrong));
+        }
+        Ok(memory)
+    }
+
+    /// Saves it, whole or not at all: under another name first, then renamed.
+    ///
+    /// # Errors
+    /// When it cannot be written; the file is then as it was.
+    pub(super) fn save(&self, directory: &Path) -> io::Result<()> {
+        fs::create_dir_all(directory)?;
+        let aside = directory.join(format!("{FILE}.new"));
+        let mut file = fs::File::create(&aside)?;
+        file.write_all(&serde_json::to_vec(self)?)?;
+        file.sync_all()?;
+        fs::rename(&aside, path(directory))
+    }
+}
+
+/// The file in a state directory.
+pub(super) fn path(directory: &Path) -> PathBuf {
+    directory.join(FILE)
+}

@@ -1,0 +1,571 @@
+//! Every service and backend that is known: wanted, or removed and still in the maps. Gives them their ids.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+};
+
+use lb_common::{
+    backend::{BackendState, Mode, Serving},
+    flow::word::BackendRef,
+};
+
+use super::memory::Memory;
+use crate::{
+    dataplane::maps::Maps,
+    desired::{self, Endpoint},
+    flows::{Census, Counts},
+    ids::{Numbered, Pool, Quiet},
+    model::{BackendName, Check, CheckKind, Health, HealthReport, Target},
+    plan::Observed,
+    resolve::{BackendFacts, Hop, ServiceFacts, WantedBackend, WantedService},
+};
+
+/// A service that is known.
+#[derive(Clone, Debug)]
+pub(super) struct ServiceRecord {
+    pub(super) id: u16,
+    pub(super) name: String,
+    pub(super) endpoint: Endpoint,
+    pub(super) mode: Mode,
+    /// None if it is removed.
+    pub(super) wanted: Option<WantedService>,
+    /// Wanted ones in the order of the configuration, then removed ones.
+    pub(super) backends: Vec<BackendRecord>,
+    /// Removed and without flows: packets no longer find it.
+    pub(super) unlisted: bool,
+    quiet: Quiet,
+    /// Why some of its backends have no id.
+    pub(super) error: Option<String>,
+    /// As last resolved.
+    pub(super) fail_open: bool,
+    /// As last resolved.
+    pub(super) resets_suspended: bool,
+}
+
+/// A backend that is known.
+#[derive(Clone, Debug)]
+pub(super) struct BackendRecord {
+    pub(super) numbered: Numbered,
+    pub(super) identity: u64,
+    pub(super) name: BackendName,
+    pub(super) address: Ipv4Addr,
+    pub(super) port: u16,
+    pub(super) mode: Mode,
+    pub(super) weight: u16,
+    /// None if it is removed.
+    pub(super) wanted: Option<WantedBackend>,
+    check: Check,
+    check_address: SocketAddr,
+    pub(super) health: Health,
+    pub(super) last_error: Option<String>,
+    fell_at_ms: Option<u64>,
+    held: Option<Serving>,
+    quiet: Quiet,
+    /// As last resolved.
+    pub(super) serving: Serving,
+}
+
+impl BackendRecord {
+    /// Takes in a verdict.
+    fn heard(&mut self, report: &HealthReport, now_ms: u64) {
+        self.last_error.clone_from(&report.last_error);
+        if report.health == Health::Unknown || report.health == self.health {
+            return;
+        }
+        let lived = match self.health {
+            Health::Up | Health::Refusing => true,
+            // Found in the maps: dead already, or thought alive by the daemon before.
+            Health::Unknown => self.held.is_some_and(|held| held != Serving::None),
+            Health::Down => false,
+        };
+        self.fell_at_ms = (report.health == Health::Down && lived).then_some(now_ms);
+        tracing::info!(
+            backend = %self.name, address = %self.check_address, health = ?report.health,
+            was = ?self.health, error = report.last_error.as_deref(), "health changed"
+        );
+        self.health = report.health;
+    }
+
+    fn facts(&self, hops: &HashMap<IpAddr, Hop>) -> BackendFacts<'_> {
+        BackendFacts {
+            numbered: self.numbered,
+            identity: self.identity,
+            name: &self.name.backend,
+            address: self.address,
+            port: self.port,
+            mode: self.mode,
+            wanted: self.wanted,
+            health: self.health,
+            fell_at_ms: self.fell_at_ms,
+            held: self.held,
+            hop: hops
+                .get(&IpAddr::V4(self.address))
+                .copied()
+                .unwrap_or_default(),
+        }
+    }
+}
+
+/// All that is known.
+#[derive(Clone, Debug)]
+pub(super) struct Registry {
+    services: BTreeMap<u16, ServiceRecord>,
+    by_endpoint: HashMap<Endpoint, u16>,
+    service_ids: Pool,
+    backend_ids: Pool,
+    /// Services that could not be given an id, and why.
+    pub(super) homeless: Vec<(desired::Service, String)>,
+    /// Where the records of a checked backend are: service, and index of the backend.
+    watched: HashMap<(BackendName, SocketAddr), Vec<(u16, usize)>>,
+}
+
+impl Registry {
+    /// Takes over what the maps hold, as removed until [`Registry::want`] says otherwise. Names are those that the last run
+    /// remembered, or made of addresses.
+    pub(super) fn adopt(maps: &Maps, observed: &Observed, memory: &Memory) -> Self {
+        let services = observed
+            .services
+            .iter()
+            .map(|(&id, held)| {
+                let endpoint = Endpoint {
+                    vip: Ipv4Addr::from_bits(held.entry.vip),
+                    port: held.entry.port,
+                };
+                let name = memory.service(endpoint);
+                let record = ServiceRecord {
+                    id,
+                    name: name.unwrap_or_else(|| endpoint.to_string()),
+                    endpoint,
+                    mode: Mode::L2,
+                    wanted: None,
+                    backends: Vec::new(),
+                    unlisted: false,
+                    quiet: Quiet::default(),
+                    error: None,
+                    fail_open: false,
+                    resets_suspended: false,
+                };
+                (id, record)
+            })
+            .collect();
+        let mut registry = Self {
+            services,
+            by_endpoint: HashMap::new(),
+            service_ids: Pool::restore((1..maps.services.len()).map(|id| {
+                let in_use = observed.services.contains_key(&(id as u16));
+                in_use.then_some((0, true))
+            })),
+            backend_ids: Pool::restore((1..maps.backends.len()).map(|id| {
+                let state = maps.state(id);
+                let in_use = observed.backends.contains_key(&id);
+                (in_use || state.0 != 0).then_some((state.generation(), in_use))
+            })),
+            homeless: Vec::new(),
+            watched: HashMap::new(),
+        };
+        for (&id, held) in &observed.backends {
+            let state = BackendState(held.state);
+            let numbered = Numbered {
+                id,
+                generation: state.generation(),
+            };
+            let (Some(service), Some(mode)) =
+                (registry.services.get_mut(&held.service), state.mode())
+            else {
+                // Its service went first, as removal has it, and it had no flows then. The first plan takes it out.
+                registry.backend_ids.give_back(numbered);
+                continue;
+            };
+            let address = Ipv4Addr::from_bits(held.address);
+            let endpoint = SocketAddr::from((address, held.port));
+            let name = memory
+                .backend(held.identity)
+                .unwrap_or_else(|| BackendName {
+                    service: service.name.clone(),
+                    backend: endpoint.to_string(),
+                });
+            service.mode = mode;
+            service.backends.push(BackendRecord {
+                numbered,
+                identity: held.identity,
+                name,
+                address,
+                port: held.port,
+                mode,
+                weight: 0,
+                wanted: None,
+                check: DEFAULT_CHECK,
+                check_address: endpoint,
+                health: Health::Unknown,
+                last_error: None,
+                fell_at_ms: None,
+                held: Some(state.serving()),
+                quiet: Quiet::default(),
+                serving: state.serving(),
+            });
+        }
+        registry.index();
+        registry
+    }
+
+    /// Makes `services` the wanted ones, and all others removed.
+    pub(super) fn want(&mut self, services: Vec<desired::Service>) {
+        for record in self.services.values_mut() {
+            record.wanted = None;
+            record.error = None;
+            for backend in &mut record.backends {
+                backend.wanted = None;
+            }
+        }
+        self.homeless.clear();
+        for service in services {
+            self.want_service(service);
+        }
+        self.index();
+    }
+
+    /// Tries again to give ids to what found none.
+    pub(super) fn house(&mut self) {
+        for (service, _) in std::mem::take(&mut self.homeless) {
+            self.want_service(service);
+            self.index();
+        }
+    }
+
+    fn want_service(&mut self, service: desired::Service) {
+        let id = match self.by_endpoint.get(&service.endpoint) {
+            Some(&id) => id,
+            None => match self.service_ids.take() {
+                Some(numbered) => numbered.id as u16,
+                None => {
+                    let error = "every service id is taken until removed services' flows have ended; raise limits.services, run `tether cleanup` and start anew if it cannot wait";
+                    self.homeless.push((service, error.to_owned()));
+                    return;
+                }
+            },
+        };
+        let record = self.services.entry(id).or_insert_with(|| ServiceRecord {
+            id,
+            name: String::new(),
+            endpoint: service.endpoint,
+            mode: service.mode,
+            wanted: None,
+            backends: Vec::new(),
+            unlisted: false,
+            quiet: Quiet::default(),
+            error: None,
+            fail_open: false,
+            resets_suspended: false,
+        });
+        self.by_endpoint.insert(service.endpoint, id);
+        record.name.clone_from(&service.name);
+        record.mode = service.mode;
+        record.unlisted = false;
+        record.quiet = Quiet::default();
+        record.wanted = Some(WantedService {
+            table_size: service.table_size,
+            min_healthy: service.min_healthy,
+        });
+        let mut held: HashMap<u64, BackendRecord> = std::mem::take(&mut record.backends)
+            .into_iter()
+            .map(|backend| (backend.identity, backend))
+            .collect();
+        let mut without = 0;
+        for backend in &service.backends {
+            match held.remove(&backend.identity) {
+                Some(known) => record.backends.push(BackendRecord {
+                    quiet: Quiet::default(),
+                    ..renewed(known, backend)
+                }),
+                None => match self.backend_ids.take() {
+                    Some(numbered) => {
+                        record
+                            .backends
+                            .push(new_record(numbered, service.mode, backend))
+                    }
+                    None => without += 1,
+                },
+            }
+        }
+        let mut removed: Vec<BackendRecord> = held.into_values().collect();
+        removed.sort_unstable_by_key(|backend| backend.numbered.id);
+        record.backends.append(&mut removed);
+        if without > 0 {
+            let error = format!(
+                "{without} of its backends have no id, for every one is taken until removed backends' flows have ended; raise limits.backends, run `tether cleanup` and start anew if it cannot wait"
+            );
+            record.error = Some(error.clone());
+            self.homeless.push((service, error));
+        }
+    }
+
+    fn index(&mut self) {
+        self.by_endpoint.clear();
+        self.watched.clear();
+        for (&id, service) in &self.services {
+            self.by_endpoint.insert(service.endpoint, id);
+            for (n, backend) in service.backends.iter().enumerate() {
+                let key = (backend.name.clone(), backend.check_address);
+                self.watched.entry(key).or_default().push((id, n));
+            }
+        }
+    }
+
+    /// Takes in a verdict; one about nobody that is known is ignored.
+    pub(super) fn heard(&mut self, report: HealthReport, now_ms: u64) {
+        let key = (report.name.clone(), report.address);
+        for &(service, n) in self.watched.get(&key).into_iter().flatten() {
+            let backend = self
+                .services
+                .get_mut(&service)
+                .and_then(|service| service.backends.get_mut(n));
+            if let Some(backend) = backend {
+                backend.heard(&report, now_ms);
+            }
+        }
+    }
+
+    /// Lets go of what is removed and named by nothing. True if anything went.
+    pub(super) fn retire(&mut self, observed: &Observed, census: &Census) -> bool {
+        let mut went = false;
+        let mut gone = Vec::new();
+        for (&id, service) in &mut self.services {
+            let held = observed.services.get(&id);
+            if service.wanted.is_none() {
+                let entries = census.by_service.get(&id).map_or(0, entries);
+                service.quiet = service.quiet.seen(false, entries, census.scans);
+                if entries > 0 {
+                    service.unlisted = false;
+                } else if service.quiet.is_proven() && service.unlisted {
+                    gone.push(id);
+                    continue;
+                } else if service.quiet.is_proven() {
+                    // From here on no packet finds it, and then the proof counts.
+                    service.unlisted = true;
+                    service.quiet = Quiet::default();
+                }
+            }
+            let ids = &mut self.backend_ids;
+            service.backends.retain_mut(|backend| {
+                if backend.wanted.is_some() {
+                    return true;
+                }
+                let Numbered { id, generation } = backend.numbered;
+                let entries = census.by_backend.get(&(id, generation)).map_or(0, entries);
+                let named = held.is_some_and(|held| held.names(id));
+                backend.quiet = backend.quiet.seen(named, entries, census.scans);
+                if !backend.quiet.is_proven() {
+                    return true;
+                }
+                tracing::info!(backend = %backend.name, id, "removed backend has no flows left: gone");
+                ids.give_back(backend.numbered);
+                went = true;
+                false
+            });
+        }
+        for id in gone {
+            if let Some(service) = self.services.remove(&id) {
+                tracing::info!(
+                    service = service.name,
+                    id,
+                    "removed service has no flows left: gone"
+                );
+                // Backends' flows are flows of their service: these have none either.
+                for backend in &service.backends {
+                    self.backend_ids.give_back(backend.numbered);
+                }
+                self.service_ids.give_back(Numbered {
+                    id: u32::from(id),
+                    generation: 0,
+                });
+                went = true;
+            }
+        }
+        if went {
+            self.index();
+        }
+        went
+    }
+
+    /// Whether a proof waits for a grace period.
+    pub(super) fn is_settling(&self) -> bool {
+        self.services.values().any(|service| {
+            (service.wanted.is_none() && service.quiet.is_settling())
+                || service
+                    .backends
+                    .iter()
+                    .any(|backend| backend.wanted.is_none() && backend.quiet.is_settling())
+        })
+    }
+
+    /// A grace period has passed since the last [`Registry::retire`] and the plan after it.
+    pub(super) fn settled(&mut self, scans: u64) {
+        for service in self.services.values_mut() {
+            service.quiet = service.quiet.settled(scans);
+            for backend in &mut service.backends {
+                backend.quiet = backend.quiet.settled(scans);
+            }
+        }
+    }
+
+    /// What resolving needs.
+    pub(super) fn facts(&self, hops: &HashMap<IpAddr, Hop>) -> Vec<ServiceFacts<'_>> {
+        self.services
+            .values()
+            .map(|service| ServiceFacts {
+                id: service.id,
+                name: &service.name,
+                endpoint: service.endpoint,
+                wanted: service.wanted,
+                backends: service
+                    .backends
+                    .iter()
+                    .map(|backend| backend.facts(hops))
+                    .collect(),
+            })
+            .collect()
+    }
+
+    /// Remembers what was resolved, for listings; says what changed.
+    pub(super) fn resolved(&mut self, outcomes: Vec<Outcome>) {
+        for outcome in outcomes {
+            let Some(service) = self.services.get_mut(&outcome.service) else {
+                continue;
+            };
+            if service.fail_open != outcome.fail_open {
+                let (name, fail_open) = (&service.name, outcome.fail_open);
+                if fail_open {
+                    tracing::warn!(
+                        service = name,
+                        "too few backends are usable: all active ones take new flows"
+                    );
+                } else {
+                    tracing::info!(service = name, "enough backends are usable again");
+                }
+            }
+            if service.resets_suspended != outcome.resets_suspended {
+                let (name, suspended) = (&service.name, outcome.resets_suspended);
+                tracing::info!(service = name, suspended, "resets for dead backends");
+            }
+            service.fail_open = outcome.fail_open;
+            service.resets_suspended = outcome.resets_suspended;
+            for (backend, serving) in service.backends.iter_mut().zip(outcome.serving) {
+                if backend.serving != serving {
+                    tracing::info!(backend = %backend.name, ?serving, was = ?backend.serving, "serving changed");
+                    backend.serving = serving;
+                }
+            }
+        }
+    }
+
+    /// Removed services that packets no longer find.
+    pub(super) fn unlisted(&self) -> BTreeSet<u16> {
+        let unlisted = self.services.values().filter(|service| service.unlisted);
+        unlisted.map(|service| service.id).collect()
+    }
+
+    /// Whose health is to be known. Where an old and a new object have name and address in common, once, as the new one has it.
+    pub(super) fn targets(&self) -> Vec<Target> {
+        let mut targets = BTreeMap::new();
+        let wanted_last = |wanted: bool| {
+            self.backends()
+                .filter(move |backend| backend.wanted.is_some() == wanted)
+        };
+        for backend in wanted_last(false).chain(wanted_last(true)) {
+            let target = Target {
+                name: backend.name.clone(),
+                address: backend.check_address,
+                check: backend.check.clone(),
+            };
+            targets.insert((backend.name.clone(), backend.check_address), target);
+        }
+        targets.into_values().collect()
+    }
+
+    /// Addresses to which the way is to be known.
+    pub(super) fn addresses(&self) -> BTreeSet<IpAddr> {
+        self.backends()
+            .map(|backend| backend.address.into())
+            .collect()
+    }
+
+    /// Whether every wanted backend has a verdict and is known to be reachable or not.
+    pub(super) fn is_informed(&self, hops: &HashMap<IpAddr, Hop>) -> bool {
+        self.backends()
+            .filter(|backend| backend.wanted.is_some())
+            .all(|backend| {
+                backend.health != Health::Unknown && hops.contains_key(&IpAddr::V4(backend.address))
+            })
+    }
+
+    /// All services, by id.
+    pub(super) fn services(&self) -> impl Iterator<Item = &ServiceRecord> {
+        self.services.values()
+    }
+
+    fn backends(&self) -> impl Iterator<Item = &BackendRecord> {
+        self.services.values().flat_map(|service| &service.backends)
+    }
+}
+
+/// What a service was resolved to.
+pub(super) struct Outcome {
+    pub(super) service: u16,
+    pub(super) fail_open: bool,
+    pub(super) resets_suspended: bool,
+    pub(super) serving: Vec<Serving>,
+}
+
+/// For a removed backend whose own check nobody remembers.
+const DEFAULT_CHECK: Check = Check {
+    kind: CheckKind::Tcp,
+    interval: std::time::Duration::from_secs(2),
+    timeout: std::time::Duration::from_secs(1),
+    fall: 3,
+    rise: 2,
+};
+
+fn new_record(numbered: Numbered, mode: Mode, backend: &desired::Backend) -> BackendRecord {
+    let record = BackendRecord {
+        numbered,
+        identity: backend.identity,
+        name: backend.name.clone(),
+        address: backend.address,
+        port: backend.port,
+        mode,
+        weight: backend.weight,
+        wanted: None,
+        check: backend.check.clone(),
+        check_address: backend.check_address,
+        health: Health::Unknown,
+        last_error: None,
+        fell_at_ms: None,
+        held: None,
+        quiet: Quiet::default(),
+        serving: Serving::ExistingOnly,
+    };
+    renewed(record, backend)
+}
+
+/// A record with what may change of a wanted backend. Its health stays until its check, which may be another now, says otherwise.
+fn renewed(record: BackendRecord, backend: &desired::Backend) -> BackendRecord {
+    BackendRecord {
+        name: backend.name.clone(),
+        weight: backend.weight,
+        wanted: Some(WantedBackend {
+            admin: backend.admin,
+            weight: backend.weight,
+        }),
+        check: backend.check.clone(),
+        check_address: backend.check_address,
+        ..record
+    }
+}
+
+/// Entries of the flow table that a count stands for.
+fn entries(counts: &Counts) -> u64 {
+    counts.embryo + counts.young + counts.pin + counts.closing
+}
+
+const _: () = assert!(BackendRef::GENERATIONS == 32);

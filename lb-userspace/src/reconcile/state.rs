@@ -1,0 +1,369 @@
+//! What the reconciler knows and decides, without waiting for anything: the loop around it feeds it events and applies its plans.
+
+use std::{
+    collections::{BTreeMap, BTreeSet, HashMap},
+    net::{IpAddr, Ipv4Addr},
+    sync::Arc,
+};
+
+use lb_common::clock::Tick;
+
+use super::{
+    Error,
+    memory::{self, Memory},
+    registry::{Outcome, Registry},
+};
+use crate::{
+    config::Config,
+    dataplane::maps::{Capacity, Maps},
+    desired,
+    flows::Census,
+    model::{Admin, BackendName, HealthReport, NextHopReport, Target},
+    plan::{self, Deferred, Observed, Plan, Tables, Unsettled, Wanted},
+    resolve::{self, Hop},
+    status::Generation,
+};
+
+/// What the reconciler knows.
+pub struct State {
+    pub(super) maps: Arc<Maps>,
+    fleet_seed: [u64; 4],
+    pub(super) config: Config,
+    /// Why the latest reload was refused.
+    pub(super) config_error: Option<String>,
+    drained: BTreeSet<BackendName>,
+    pub(super) registry: Registry,
+    pub(super) hops: HashMap<IpAddr, Hop>,
+    pub(super) census: Arc<Census>,
+    observed: Observed,
+    tables: Tables,
+    host_owned: BTreeSet<Ipv4Addr>,
+    pub(super) deferred: BTreeMap<u16, Deferred>,
+    pub(super) generation: Generation,
+    saved: Memory,
+    /// Whether names came or went since they were saved.
+    names_changed: bool,
+}
+
+impl State {
+    /// Adopts what the maps hold and what the last run remembered, and wants `config`. No packet that was read before a grace period may
+    /// still be under way.
+    ///
+    /// # Errors
+    /// When the configuration's limits are not the maps' sizes, or what was remembered cannot be read.
+    pub fn adopt(
+        maps: Arc<Maps>,
+        fleet_seed: [u64; 4],
+        config: Config,
+        census: Arc<Census>,
+        now: Tick,
+    ) -> Result<Self, Error> {
+        fits(&config, &maps.capacity).map_err(Error::Capacity)?;
+        let saved = Memory::load(&config.state_dir).map_err(|source| Error::Memory {
+            path: memory::path(&config.state_dir),
+            source,
+        })?;
+        let observed = Observed::read(&maps, Unsettled::default(), now);
+        let mut state = Self {
+            registry: Registry::adopt(&maps, &observed, &saved),
+            maps,
+            fleet_seed,
+            config_error: None,
+            drained: saved.drained.clone(),
+            hops: HashMap::new(),
+            census,
+            observed,
+            tables: Tables::default(),
+            host_owned: BTreeSet::new(),
+            deferred: BTreeMap::new(),
+            generation: Generation {
+                accepted: 1,
+                ..Generation::default()
+            },
+            saved,
+            names_changed: true,
+            config,
+        };
+        state.forget_drains();
+        state.want();
+        Ok(state)
+    }
+
+    /// Makes a valid configuration the wanted one. Gives the generation that it became.
+    ///
+    /// # Errors
+    /// When it changes what is fixed while the daemon or the maps live; all stays as it was.
+    pub fn reload(&mut self, config: Config) -> Result<u64, String> {
+        let result = fits(&config, &self.maps.capacity)
+            .and_then(|()| needs_no_restart(&self.config, &config));
+        if let Err(error) = result {
+            self.config_error = Some(error.clone());
+            return Err(error);
+        }
+        self.config = config;
+        self.config_error = None;
+        self.forget_drains();
+        self.want();
+        self.accepted();
+        Ok(self.generation.accepted)
+    }
+
+    /// Notes that a reload was refused before it came here.
+    pub fn rejected(&mut self, error: String) {
+        self.config_error = Some(error);
+    }
+
+    /// Drains a backend until [`State::undrain`], over restarts.
+    ///
+    /// # Errors
+    /// When there is no such backend, or the drain cannot be remembered.
+    pub fn drain(&mut self, name: &BackendName) -> Result<(), String> {
+        self.configured(name)?;
+        let mut drained = self.drained.clone();
+        if drained.insert(name.clone()) {
+            self.set_drained(drained)?;
+        }
+        Ok(())
+    }
+
+    /// Ends a drain.
+    ///
+    /// # Errors
+    /// When there is no such backend, the configuration itself wants it drained or disabled, or the end cannot be remembered.
+    pub fn undrain(&mut self, name: &BackendName) -> Result<(), String> {
+        let admin = self.configured(name)?;
+        let mut drained = self.drained.clone();
+        if drained.remove(name) {
+            self.set_drained(drained)?;
+        }
+        match admin {
+            Admin::Active => Ok(()),
+            Admin::Draining | Admin::Disabled => Err(format!(
+                "{name} is not active in {}; set admin = \"active\" there and reload",
+                self.config.path.display()
+            )),
+        }
+    }
+
+    /// Takes in a verdict; `now_ms` is of any steady clock.
+    pub fn heard(&mut self, report: HealthReport, now_ms: u64) {
+        self.registry.heard(report, now_ms);
+    }
+
+    /// Takes in what was found out about the way to an address.
+    pub fn next_hop(&mut self, report: NextHopReport) {
+        let hop = report.next_hop.map_or(Hop::Unresolved, Hop::Resolved);
+        let old = self.hops.insert(report.address, hop);
+        let resolved = matches!(hop, Hop::Resolved(_));
+        if old.is_some_and(|old| matches!(old, Hop::Resolved(_)) != resolved) {
+            tracing::info!(address = %report.address, resolved, "next hop changed");
+        }
+    }
+
+    /// Takes in the latest census.
+    pub fn counted(&mut self, census: Arc<Census>) {
+        self.census = census;
+    }
+
+    /// Reads all maps anew, so that the next plan mends what somebody else has changed.
+    pub fn observe(&mut self, now: Tick) {
+        let unsettled = std::mem::take(&mut self.observed.unsettled);
+        let fresh = Observed::read(&self.maps, unsettled, now);
+        if fresh.services != self.observed.services
+            || fresh.backends != self.observed.backends
+            || fresh.vips != self.observed.vips
+        {
+            tracing::warn!("the maps are not as they were left: mending them");
+        }
+        self.observed = fresh;
+    }
+
+    /// What to do now. Its operations must be applied, in order, and [`State::applied`] be told.
+    pub fn plan(&mut self, now: Tick) -> Plan {
+        self.names_changed |= self.registry.retire(&self.observed, &self.census);
+        self.registry.house();
+        let unlisted = self.registry.unlisted();
+        let facts = self.registry.facts(&self.hops);
+        let services = resolve::resolve(&self.fleet_seed, &facts);
+        let wanted = Wanted {
+            fleet_seed: &self.fleet_seed,
+            services: &services,
+            unlisted: &unlisted,
+            host_owned: &self.host_owned,
+        };
+        let plan = plan::plan(&wanted, &self.observed, &mut self.tables, now);
+        let outcomes = services
+            .iter()
+            .map(|service| Outcome {
+                service: service.id,
+                fail_open: service.fail_open,
+                resets_suspended: service.resets_suspended,
+                serving: service
+                    .backends
+                    .iter()
+                    .map(|backend| backend.serving)
+                    .collect(),
+            })
+            .collect();
+        self.registry.resolved(outcomes);
+        self.generation.resolved = self.generation.accepted;
+        plan
+    }
+
+    /// The operations of the latest plan are done.
+    pub fn applied(&mut self, plan: &Plan, now: Tick) {
+        for operation in &plan.operations {
+            self.observed.follow(&self.maps, operation, now);
+        }
+        self.observed.unsettled.clone_from(&plan.unsettled);
+        for (service, reason) in &plan.deferred {
+            if self.deferred.get(service) != Some(reason) {
+                tracing::error!(service, %reason, "a service cannot be served as configured");
+            }
+        }
+        self.deferred.clone_from(&plan.deferred);
+        if self.deferred.is_empty() && self.registry.homeless.is_empty() {
+            self.generation.applied = self.generation.resolved;
+        }
+        if std::mem::take(&mut self.names_changed)
+            && let Err(error) = self.save(self.drained.clone())
+        {
+            tracing::warn!(%error, "names of removed backends would not survive a restart");
+        }
+    }
+
+    /// Whether a grace period is due before [`State::settled`].
+    pub fn is_settling(&self) -> bool {
+        self.registry.is_settling()
+    }
+
+    /// A grace period has passed since the latest plan was applied; `scans` of the flow table were complete when it ended.
+    pub fn settled(&mut self, scans: u64) {
+        self.observed.unsettled = Unsettled::default();
+        self.registry.settled(scans);
+    }
+
+    /// Whose health is to be known.
+    pub fn targets(&self) -> Vec<Target> {
+        self.registry.targets()
+    }
+
+    /// Addresses to which the way is to be known.
+    pub fn addresses(&self) -> BTreeSet<IpAddr> {
+        self.registry.addresses()
+    }
+
+    /// Whether all that is wanted has a first verdict and a first word about the way to it.
+    pub fn is_informed(&self) -> bool {
+        self.registry.is_informed(&self.hops)
+    }
+
+    fn accepted(&mut self) {
+        self.generation.accepted += 1;
+    }
+
+    fn want(&mut self) {
+        self.registry
+            .want(desired::services(&self.config, &self.drained));
+        self.names_changed = true;
+        let addresses = self.registry.addresses();
+        // Who comes back is asked about anew.
+        self.hops.retain(|address, _| addresses.contains(address));
+    }
+
+    /// What the configuration itself wants of a backend.
+    fn configured(&self, name: &BackendName) -> Result<Admin, String> {
+        self.config
+            .services
+            .iter()
+            .filter(|service| service.name == name.service)
+            .flat_map(|service| &service.backends)
+            .find(|backend| backend.name == name.backend)
+            .map(|backend| backend.admin)
+            .ok_or_else(|| {
+                format!(
+                    "there is no backend {name} in {}; `tether status` lists them",
+                    self.config.path.display()
+                )
+            })
+    }
+
+    fn set_drained(&mut self, drained: BTreeSet<BackendName>) -> Result<(), String> {
+        self.save(drained.clone()).map_err(|error| {
+            let file = memory::path(&self.config.state_dir);
+            format!("it cannot be remembered in {}: {error}; make room or mend the directory, then try again", file.display())
+        })?;
+        self.drained = drained;
+        self.want();
+        self.accepted();
+        Ok(())
+    }
+
+    /// A drain ends with its backend: one that is configured again later is as the configuration says.
+    fn forget_drains(&mut self) {
+        let mut drained = std::mem::take(&mut self.drained);
+        drained.retain(|name| self.configured(name).is_ok());
+        self.drained = drained;
+    }
+
+    fn save(&mut self, drained: BTreeSet<BackendName>) -> std::io::Result<()> {
+        let names = self
+            .registry
+            .services()
+            .map(|service| (service.endpoint, service.name.clone()));
+        let backends = self
+            .registry
+            .services()
+            .flat_map(|service| &service.backends)
+            .map(|backend| (backend.identity, backend.name.clone()));
+        let memory = Memory::new(drained, names, backends);
+        if memory != self.saved {
+            memory.save(&self.config.state_dir)?;
+            self.saved = memory;
+        }
+        Ok(())
+    }
+}
+
+/// Whether a configuration's limits are the sizes of the maps.
+fn fits(config: &Config, capacity: &Capacity) -> Result<(), String> {
+    let limits = &config.limits;
+    let meant = Capacity::for_flows(
+        limits.flows,
+        limits.services,
+        limits.backends,
+        limits.table_slots,
+        capacity.cpus,
+    );
+    let sizes = [
+        ("flows", meant.flow_buckets, capacity.flow_buckets),
+        ("services", meant.services, capacity.services),
+        ("backends", meant.backends, capacity.backends),
+        ("table_slots", meant.table_slots, capacity.table_slots),
+    ];
+    match sizes.into_iter().find(|(_, meant, held)| meant != held) {
+        None => Ok(()),
+        Some((limit, ..)) => Err(format!(
+            "{}: limits: {limit} differs from what the maps were made for, and they hold flows; set it back, or end all flows with `tether cleanup` and start anew",
+            config.path.display()
+        )),
+    }
+}
+
+/// Whether a running daemon can take on a configuration.
+fn needs_no_restart(old: &Config, new: &Config) -> Result<(), String> {
+    let changes = [
+        ("interfaces", old.interfaces != new.interfaces),
+        ("state_dir", old.state_dir != new.state_dir),
+        ("bpffs", old.bpffs != new.bpffs),
+        ("fleet_seed", old.fleet_seed != new.fleet_seed),
+        ("metrics", old.metrics != new.metrics),
+    ];
+    match changes.into_iter().find(|&(_, changed)| changed) {
+        None => Ok(()),
+        Some((key, _)) => Err(format!(
+            "{}: configuration: {key} takes effect only when the daemon starts; set it back, or restart the daemon (flows go on)",
+            new.path.display()
+        )),
+    }
+}

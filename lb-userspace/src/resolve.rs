@@ -1,0 +1,289 @@
+//! What each service and backend is given, from what is wanted and what is found out. Pure.
+
+use std::net::Ipv4Addr;
+
+use lb_common::{
+    backend::{Mode, NextHop, Serving, outer_checksum_base},
+    hash::Seed,
+};
+
+use crate::{
+    desired::Endpoint,
+    ids::{self, Numbered},
+    model::{Admin, Health},
+};
+
+/// A fall of many backends within this time is suspect, in milliseconds.
+pub const MASS_FALL_MS: u64 = 10_000;
+/// Of fewer backends than this no fall is suspect.
+pub const MASS_FALL_MINIMUM: usize = 4;
+
+/// What is known of a service.
+#[derive(Clone, Debug)]
+pub struct ServiceFacts<'a> {
+    /// Its id.
+    pub id: u16,
+    /// Its name.
+    pub name: &'a str,
+    /// Where it is reached.
+    pub endpoint: Endpoint,
+    /// What is wanted of it; none if it is removed and only there for the flows it has.
+    pub wanted: Option<WantedService>,
+    /// Its backends, removed ones among them.
+    pub backends: Vec<BackendFacts<'a>>,
+}
+
+/// What is wanted of a service.
+#[derive(Clone, Copy, Debug)]
+pub struct WantedService {
+    /// Slots of its table.
+    pub table_size: u32,
+    /// With fewer usable backends than this it fails open.
+    pub min_healthy: u32,
+}
+
+/// What is known of a backend.
+#[derive(Clone, Debug)]
+pub struct BackendFacts<'a> {
+    /// Its id.
+    pub numbered: Numbered,
+    /// Its identity.
+    pub identity: u64,
+    /// Its name in the service.
+    pub name: &'a str,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Its port.
+    pub port: u16,
+    /// Its mode.
+    pub mode: Mode,
+    /// What is wanted of it; none if it is removed.
+    pub wanted: Option<WantedBackend>,
+    /// What the checks say.
+    pub health: Health,
+    /// When it fell, if it is down and was not so before, in milliseconds of any steady clock.
+    pub fell_at_ms: Option<u64>,
+    /// What it served when it was found in the maps, to hold until the first verdict.
+    pub held: Option<Serving>,
+    /// The way to its address.
+    pub hop: Hop,
+}
+
+/// What is wanted of a backend.
+#[derive(Clone, Copy, Debug)]
+pub struct WantedBackend {
+    /// Admin state.
+    pub admin: Admin,
+    /// Share of new flows.
+    pub weight: u16,
+}
+
+/// What is known of the way to an address.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Hop {
+    /// Nothing yet: what the maps hold stays.
+    #[default]
+    Unheard,
+    /// There is no way.
+    Unresolved,
+    /// The way.
+    Resolved(NextHop),
+}
+
+/// A service with what it is given.
+#[derive(Clone, Debug)]
+pub struct Service<'a> {
+    /// Its id.
+    pub id: u16,
+    /// Its name.
+    pub name: &'a str,
+    /// Where it is reached.
+    pub endpoint: Endpoint,
+    /// Keys its choice of slots.
+    pub seed: Seed,
+    /// Its table; none if it is removed, and keeps the table that it has.
+    pub table: Option<Table<'a>>,
+    /// Whether too few backends are usable, so that all active ones take new flows.
+    pub fail_open: bool,
+    /// Whether clients of dead backends are not told.
+    pub resets_suspended: bool,
+    /// Its backends, in the order of the facts.
+    pub backends: Vec<Backend>,
+}
+
+/// What a table is made of. The owners of its slots depend on this, the service's name and the fleet's seed only.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table<'a> {
+    /// Slots.
+    pub size: u32,
+    /// Who shares them; nobody is legal.
+    pub members: Vec<Share<'a>>,
+}
+
+/// One backend's share of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its weight, at least 1.
+    pub weight: u16,
+    /// Its id.
+    pub id: u32,
+}
+
+/// A backend with what it is given.
+#[derive(Clone, Copy, Debug)]
+pub struct Backend {
+    /// Its id.
+    pub numbered: Numbered,
+    /// Its identity.
+    pub identity: u64,
+    /// Its address.
+    pub address: Ipv4Addr,
+    /// Its port.
+    pub port: u16,
+    /// Its mode.
+    pub mode: Mode,
+    /// What it is given.
+    pub serving: Serving,
+    /// The way to it, complete.
+    pub hop: Hop,
+}
+
+/// Resolves all services of an instance.
+///
+/// With the same configuration, health and seed, all load balancers of a fleet come to the same tables.
+pub fn resolve<'a>(fleet_seed: &[u64; 4], services: &[ServiceFacts<'a>]) -> Vec<Service<'a>> {
+    let everywhere = services.iter().flat_map(|service| &service.backends);
+    // When most of what this machine sees has died at once, then perhaps its own sight has.
+    let blind = fell_together(everywhere);
+    services
+        .iter()
+        .map(|service| resolve_service(fleet_seed, service, blind))
+        .collect()
+}
+
+fn resolve_service<'a>(
+    fleet_seed: &[u64; 4],
+    facts: &ServiceFacts<'a>,
+    blind: bool,
+) -> Service<'a> {
+    let may_take_new = |backend: &&BackendFacts<'_>| {
+        facts.wanted.is_some()
+            && backend
+                .wanted
+                .is_some_and(|wanted| wanted.admin == Admin::Active && wanted.weight > 0)
+    };
+    let candidates = || facts.backends.iter().filter(may_take_new);
+    let usable = candidates()
+        .filter(|backend| serving(backend) == Serving::New)
+        .count();
+    let enough = facts
+        .wanted
+        .is_none_or(|wanted| usable >= wanted.min_healthy as usize);
+    let fail_open = !enough && candidates().next().is_some();
+    let resets_suspended = blind || !enough || fell_together(facts.backends.iter());
+    let given = |backend: &BackendFacts<'_>| match serving(backend) {
+        _ if fail_open && may_take_new(&backend) => Serving::New,
+        // Weight 0, or the service itself is removed.
+        Serving::New if !may_take_new(&backend) => Serving::ExistingOnly,
+        Serving::None if resets_suspended => Serving::ExistingOnly,
+        serving => serving,
+    };
+    let backends: Vec<Backend> = facts
+        .backends
+        .iter()
+        .map(|backend| Backend {
+            numbered: backend.numbered,
+            identity: backend.identity,
+            address: backend.address,
+            port: backend.port,
+            mode: backend.mode,
+            serving: given(backend),
+            hop: complete(backend),
+        })
+        .collect();
+    let members = || {
+        facts
+            .backends
+            .iter()
+            .zip(&backends)
+            .filter(|(_, given)| given.serving == Serving::New)
+            .map(|(backend, _)| Share {
+                name: backend.name,
+                weight: backend.wanted.map_or(0, |wanted| wanted.weight),
+                id: backend.numbered.id,
+            })
+            .collect()
+    };
+    let Endpoint { vip, port } = facts.endpoint;
+    Service {
+        id: facts.id,
+        name: facts.name,
+        endpoint: facts.endpoint,
+        seed: ids::service_seed(fleet_seed, vip, port),
+        table: facts.wanted.map(|wanted| Table {
+            size: wanted.table_size,
+            members: members(),
+        }),
+        fail_open,
+        resets_suspended,
+        backends,
+    }
+}
+
+/// What a backend is given by its own admin state and health, whatever becomes of the others.
+fn serving(backend: &BackendFacts<'_>) -> Serving {
+    let active = backend
+        .wanted
+        .is_some_and(|wanted| wanted.admin == Admin::Active);
+    match backend.health {
+        Health::Down => Serving::None,
+        Health::Unknown => match backend.held {
+            // Held while nothing is known; but what the operator took back is not given again.
+            Some(Serving::New) if !active => Serving::ExistingOnly,
+            Some(held) => held,
+            None => Serving::ExistingOnly,
+        },
+        Health::Up if active => Serving::New,
+        Health::Up | Health::Refusing => Serving::ExistingOnly,
+    }
+}
+
+/// Whether over half of at least four backends fell within ten seconds of one another and are down still.
+fn fell_together<'f>(backends: impl Iterator<Item = &'f BackendFacts<'f>>) -> bool {
+    let mut all = 0;
+    let mut falls: Vec<u64> = Vec::new();
+    for backend in backends.filter(|backend| backend.wanted.is_some()) {
+        all += 1;
+        if backend.health == Health::Down {
+            falls.extend(backend.fell_at_ms);
+        }
+    }
+    if all < MASS_FALL_MINIMUM {
+        return false;
+    }
+    falls.sort_unstable();
+    let suspect = all / 2 + 1;
+    falls
+        .windows(suspect)
+        .any(|window| window[suspect - 1] - window[0] <= MASS_FALL_MS)
+}
+
+/// The way to a backend with what its mode needs on top.
+fn complete(backend: &BackendFacts<'_>) -> Hop {
+    match backend.hop {
+        Hop::Resolved(hop) => Hop::Resolved(match backend.mode {
+            Mode::Ipip => NextHop {
+                checksum_base: outer_checksum_base(hop.outer_source, backend.address.to_bits()),
+                ..hop
+            },
+            Mode::L2 => NextHop {
+                outer_source: 0,
+                checksum_base: 0,
+                ..hop
+            },
+        }),
+        other => other,
+    }
+}

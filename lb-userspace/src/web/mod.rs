@@ -1,0 +1,116 @@
+//! The listener for machines that watch: metrics, liveness, readiness. Read-only.
+//!
+//! | path | answer |
+//! |---|---|
+//! | `/metrics` | everything, in the OpenMetrics text format |
+//! | `/healthz` | 200 while the daemon answers at all |
+//! | `/readyz` | 200 while the configuration is applied and the program attached, else 503 and what is missing |
+
+mod metrics;
+
+use std::{net::SocketAddr, sync::Arc};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse as _, Response},
+    routing::get,
+};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+};
+
+use self::metrics::Metrics;
+use crate::{dataplane::maps::Maps, http, status::Status};
+
+/// What is shown.
+#[derive(Clone, Debug)]
+pub struct Web {
+    maps: Arc<Maps>,
+    status: watch::Receiver<Arc<Status>>,
+}
+
+impl Web {
+    /// Shows the counters in `maps` under the names in `status`.
+    pub fn new(maps: Arc<Maps>, status: watch::Receiver<Arc<Status>>) -> Self {
+        Self { maps, status }
+    }
+}
+
+/// Opens the listener.
+///
+/// # Errors
+/// When the address is taken, or not this host's.
+pub async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
+    TcpListener::bind(address).await
+}
+
+/// Serves until `shutdown` turns true.
+pub async fn serve(listener: TcpListener, web: Web, mut shutdown: watch::Receiver<bool>) {
+    let router = Router::new()
+        .route("/metrics", get(metrics))
+        .route("/healthz", get(async || "ok\n"))
+        .route("/readyz", get(ready))
+        .fallback(http::not_found)
+        .with_state(web);
+    let places = Arc::new(Semaphore::new(http::CONNECTIONS));
+    loop {
+        let place = places.clone().acquire_owned().await;
+        let stream = tokio::select! {
+            () = crate::shutdown::requested(&mut shutdown) => return,
+            accepted = listener.accept() => match accepted {
+                Ok((stream, _)) => stream,
+                Err(error) => {
+                    http::accept_failed(error).await;
+                    continue;
+                }
+            }
+        };
+        let router = router.clone();
+        tokio::spawn(async move {
+            http::serve(stream, router).await;
+            drop(place);
+        });
+    }
+}
+
+async fn metrics(State(web): State<Web>) -> Response {
+    let metrics = Metrics::new(web.maps, web.status.borrow().clone());
+    // Tens of thousands of counters may have to be summed over all CPUs.
+    let text = tokio::task::spawn_blocking(move || metrics.text()).await;
+    match text {
+        Ok(Ok(text)) => (
+            [(
+                header::CONTENT_TYPE,
+                "application/openmetrics-text; version=1.0.0; charset=utf-8",
+            )],
+            text,
+        )
+            .into_response(),
+        Ok(Err(error)) => http::error(StatusCode::INTERNAL_SERVER_ERROR, error),
+        Err(error) => http::error(StatusCode::INTERNAL_SERVER_ERROR, error),
+    }
+}
+
+async fn ready(State(web): State<Web>) -> Response {
+    let status = web.status.borrow().clone();
+    match missing(&status) {
+        None => "ready\n".into_response(),
+        Some(what) => (StatusCode::SERVICE_UNAVAILABLE, format!("{what}\n")).into_response(),
+    }
+}
+
+fn missing(status: &Status) -> Option<&'static str> {
+    if status.generation.applied == 0 {
+        Some("the configuration is not applied yet")
+    } else if status.attachments.is_empty() {
+        Some("the XDP program is not attached yet")
+    } else {
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests;

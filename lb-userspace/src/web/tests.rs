@@ -1,0 +1,175 @@
+//! The listener over a real socket, with counters and a status made for the purpose.
+
+use std::net::Ipv4Addr;
+
+use lb_common::{
+    backend::{Backend, Mode, Serving},
+    counters::Counter,
+    service::Service,
+    verdict::Reason,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    net::TcpStream,
+};
+
+use super::*;
+use crate::{
+    dataplane::maps::Capacity,
+    ids::{backend_identity, service_identity},
+    model::{Admin, Health},
+    status::{
+        AttachMode, Attachment, BackendStatus, ConfigStatus, FlowTable, Generation, Neighbour,
+        ServiceStatus,
+    },
+};
+
+const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 11);
+
+fn a_status() -> Status {
+    Status {
+        version: "0.1.0".into(),
+        pid: 7,
+        uptime_s: 9,
+        generation: Generation {
+            accepted: 3,
+            resolved: 3,
+            applied: 3,
+        },
+        config: ConfigStatus {
+            path: "tether.toml".into(),
+            error: None,
+        },
+        attachments: vec![Attachment {
+            interface: "eth0".into(),
+            mode: AttachMode::Native,
+        }],
+        flows: FlowTable {
+            capacity: 100,
+            pin: 25,
+            used: 0.25,
+            ..Default::default()
+        },
+        services: vec![ServiceStatus {
+            name: "chat".into(),
+            vip: VIP,
+            port: 80,
+            mode: Mode::Ipip,
+            removed: false,
+            fail_open: true,
+            resets_suspended: false,
+            error: None,
+            backends: vec![BackendStatus {
+                name: "b1".into(),
+                address: ADDRESS,
+                port: 80,
+                weight: 100,
+                admin: Admin::Active,
+                removed: false,
+                health: Health::Up,
+                serving: Serving::New,
+                neighbour: Neighbour::Resolved,
+                last_error: None,
+                flows: Default::default(),
+            }],
+        }],
+        reasons: Default::default(),
+    }
+}
+
+fn counted_maps() -> Arc<Maps> {
+    let capacity = Capacity::for_flows(100, 8, 8, 1_024, 2);
+    let maps = Maps::in_memory(capacity).unwrap();
+    let layout = capacity.counters();
+    // The service has id 2, the backend id 5; the counters of two CPUs add up.
+    let mut service: Service = maps.services.get(2);
+    service.identity = service_identity(VIP, 80);
+    maps.services.set(2, &service);
+    let backend = Backend {
+        identity: backend_identity(("chat", VIP, 80), "b1", ADDRESS, 80, Mode::Ipip),
+        ..Default::default()
+    };
+    maps.backends.set(5, &backend);
+    let count = |cpu: u32, offset: u32, packets: u64| {
+        let counter = Counter {
+            packets,
+            bytes: packets * 60,
+        };
+        maps.counters.set(cpu * layout.per_cpu() + offset, &counter);
+    };
+    count(0, layout.reason(Reason::Established), 10);
+    count(1, layout.reason(Reason::Established), 7);
+    count(1, layout.service(2), 30);
+    count(0, layout.backend(5), 40);
+    Arc::new(maps)
+}
+
+async fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    let (head, body) = text.split_once("\r\n\r\n").unwrap();
+    let status = head.split(' ').nth(1).unwrap().parse().unwrap();
+    (status, body.to_owned())
+}
+
+async fn start(status: Status) -> (SocketAddr, watch::Sender<Arc<Status>>, watch::Sender<bool>) {
+    let listener = listen((Ipv4Addr::LOCALHOST, 0).into()).await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let (status, watched) = watch::channel(Arc::new(status));
+    let (stop, shutdown) = watch::channel(false);
+    tokio::spawn(serve(listener, Web::new(counted_maps(), watched), shutdown));
+    (address, status, stop)
+}
+
+#[tokio::test]
+async fn every_kind_of_metric_has_its_names_and_numbers() {
+    let (address, _status, _stop) = start(a_status()).await;
+    let (code, text) = get(address, "/metrics").await;
+    assert_eq!(code, 200);
+    let service = r#"service="chat",vip="10.0.0.1:80""#;
+    let backend = format!(r#"{service},backend="b1",address="10.0.1.11:80""#);
+    for line in [
+        r#"tether_reason_packets_total{reason="established",verdict="forward"} 17"#.to_owned(),
+        r#"tether_reason_bytes_total{reason="established",verdict="forward"} 1020"#.to_owned(),
+        r#"tether_reason_packets_total{reason="no_backend",verdict="drop"} 0"#.to_owned(),
+        format!("tether_service_packets_total{{{service}}} 30"),
+        format!("tether_service_fail_open{{{service}}} 1"),
+        format!("tether_backend_packets_total{{{backend}}} 40"),
+        format!(r#"tether_backend_health{{{backend},health="up"}} 1"#),
+        format!(r#"tether_backend_health{{{backend},health="down"}} 0"#),
+        format!(r#"tether_backend_serving{{{backend},serving="existing-only"}} 0"#),
+        format!("tether_backend_resolved{{{backend}}} 1"),
+        r#"tether_flows{state="pin"} 25"#.to_owned(),
+        "tether_flow_use_ratio 0.25".to_owned(),
+        r#"tether_generation{stage="applied"} 3"#.to_owned(),
+        r#"tether_attached{interface="eth0",mode="native"} 1"#.to_owned(),
+        "# EOF".to_owned(),
+    ] {
+        assert!(
+            text.lines().any(|found| found == line),
+            "no line {line} in\n{text}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn readiness_says_what_is_missing() {
+    let mut not_applied = a_status();
+    not_applied.generation.applied = 0;
+    let (address, status, _stop) = start(not_applied).await;
+    assert_eq!(get(address, "/healthz").await, (200, "ok\n".into()));
+    let (code, text) = get(address, "/readyz").await;
+    assert!(code == 503 && text.contains("not applied"), "{text}");
+    let mut not_attached = a_status();
+    not_attached.attachments.clear();
+    status.send(Arc::new(not_attached)).unwrap();
+    let (code, text) = get(address, "/readyz").await;
+    assert!(code == 503 && text.contains("not attached"), "{text}");
+    status.send(Arc::new(a_status())).unwrap();
+    assert_eq!(get(address, "/readyz").await, (200, "ready\n".into()));
+    assert_eq!(get(address, "/else").await.0, 404);
+}

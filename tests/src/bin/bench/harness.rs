@@ -1,0 +1,324 @@
+//! Programs, maps and test runs.
+
+use std::{
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, ensure};
+use aya::{
+    Ebpf,
+    maps::{Map, ProgramArray},
+    programs::Xdp,
+};
+use lb_common::{
+    backend::{Backend, BackendState, Mode, NextHop, Serving, outer_checksum_base},
+    bench::{self, FRAME_LEN, Kind, Orders},
+    clock::Tick,
+    flow::{
+        v4::Key,
+        word::{State, Word, epoch_of},
+    },
+    hash::Seed,
+    maglev::{Slot, TableRef},
+    maps::{ABI_VERSION, Instance, default},
+    service::Service,
+    verdict::Reason,
+    vip::{self, VipEntry},
+};
+use lb_userspace::{
+    dataplane::{
+        array::Array,
+        kernel::{Loaded, possible_cpus},
+        maps::{Capacity, Maps, now},
+    },
+    maglev::{self, Member},
+    objects,
+};
+
+/// The service that all packets but those of `non-vip` are for.
+const VIP: u32 = 0x0ac8_0001;
+/// Its port.
+const PORT: u16 = 80;
+/// Its id.
+const SERVICE: u16 = 1;
+/// Its table's size, slots.
+pub(crate) const TABLE_SIZE: u32 = 65_537;
+/// Its backends.
+const BACKENDS: u32 = 100;
+/// Sequence number of all SYNs; that of all segments in mid-stream is one more.
+const ISN: u32 = 0x1000_0000;
+
+/// What a row runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Program {
+    /// The shipped program.
+    Tether,
+    /// Returns at once.
+    FloorReturn,
+    /// Parses, swaps MAC addresses, transmits.
+    FloorSwap,
+    /// Adds a constant IPIP header, transmits.
+    FloorEncap,
+}
+
+/// Time of one test run.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Timing {
+    /// The call's wall clock, divided by the packets.
+    pub(crate) wall_ns: f64,
+    /// What the kernel says, in whole nanoseconds.
+    pub(crate) kernel_ns: u32,
+}
+
+/// Everything loaded.
+pub(crate) struct Harness {
+    tether: Loaded,
+    maps: std::sync::Arc<Maps>,
+    bench: Ebpf,
+    orders: Array<u64>,
+}
+
+impl Harness {
+    /// Loads the shipped program with maps of default size, and one service.
+    pub(crate) fn load() -> Result<Self> {
+        let capacity = Capacity::for_flows(
+            default::FLOWS,
+            default::SERVICES,
+            default::BACKENDS,
+            default::TABLE_SLOTS,
+            possible_cpus()?,
+        );
+        let instance = Instance {
+            abi_version: ABI_VERSION,
+            reserved: 0,
+            flow_seed: Seed::new([0x9e37_79b9_7f4a_7c15, 0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb]),
+            fleet_seed: [1, 2, 3, 4],
+        };
+        let tether = Loaded::private(capacity, instance)?;
+        let maps = tether.maps();
+        serve(&maps);
+
+        let mut bench = Ebpf::load(objects::BENCH).context("loading the bench's programs")?;
+        for name in [bench::HARNESS, bench::FLOOR_RETURN, bench::FLOOR_SWAP, bench::FLOOR_ENCAP] {
+            xdp(&mut bench, name)?.load().with_context(|| format!("loading {name}"))?;
+        }
+        let orders = match bench.map(bench::ORDERS) {
+            Some(Map::Array(map)) => Array::of_map(map.fd().as_fd(), size_of::<Orders>() as u32 / 8)?,
+            _ => anyhow::bail!("the bench's object has no array {}", bench::ORDERS),
+        };
+        Ok(Self { tether, maps, bench, orders })
+    }
+
+    /// Chooses the program under test.
+    pub(crate) fn select(&mut self, program: Program) -> Result<()> {
+        let name = match program {
+            Program::Tether => None,
+            Program::FloorReturn => Some(bench::FLOOR_RETURN),
+            Program::FloorSwap => Some(bench::FLOOR_SWAP),
+            Program::FloorEncap => Some(bench::FLOOR_ENCAP),
+        };
+        let fd = match name {
+            None => self.tether.program().fd()?.try_clone()?,
+            Some(name) => xdp(&mut self.bench, name)?.fd()?.try_clone()?,
+        };
+        let map = self.bench.map_mut(bench::UNDER_TEST).context("the bench's object has no program array")?;
+        ProgramArray::try_from(map)?.set(0, &fd, 0).context("putting the program under test into the harness")
+    }
+
+    /// Runs `packets` packets of established flows, or none of a service's if `is_vip` is false.
+    pub(crate) fn run_established(&mut self, flows: u32, packets: u32, is_vip: bool) -> Result<Timing> {
+        let destination = if is_vip { VIP } else { VIP + 1 };
+        self.order(Orders {
+            kind: Kind::Established as u32,
+            flows,
+            state: 0x2545_f491,
+            destination,
+            port: u32::from(PORT),
+            seq: ISN + 1,
+        });
+        self.run(packets)
+    }
+
+    /// Runs `packets` SYNs of the flows from number `first` on.
+    pub(crate) fn run_opening(&mut self, first: u32, packets: u32) -> Result<Timing> {
+        self.order(Orders {
+            kind: Kind::Opening as u32,
+            flows: 0,
+            state: first,
+            destination: VIP,
+            port: u32::from(PORT),
+            seq: ISN,
+        });
+        self.run(packets)
+    }
+
+    /// Packets counted for a reason so far.
+    pub(crate) fn packets(&self, reason: Reason) -> u64 {
+        self.maps.counter(self.maps.capacity.counters().reason(reason)).packets
+    }
+
+    /// Empties the flow table, then fills it with pins of flows 0 to `flows`.
+    pub(crate) fn pin(&mut self, flows: u32) -> Result<()> {
+        for bucket in 0..self.maps.flows4.len() {
+            for way in 0..lb_common::flow::v4::WAYS as usize {
+                self.value(bucket, way).store(0, std::sync::atomic::Ordering::Relaxed);
+            }
+        }
+        self.select(Program::Tether)?;
+        let opened = self.packets(Reason::Opened);
+        self.run_opening(0, flows)?;
+        let found = self.packets(Reason::Opened) - opened;
+        ensure!(found == u64::from(flows), "{found} of {flows} flows found a place");
+        let tick = now();
+        for number in 0..flows {
+            self.each_entry(number, |word| {
+                Word::live(State::Pin, word.backend(), epoch_of(ISN + 1), tick, 0)
+            });
+        }
+        Ok(())
+    }
+
+    /// Removes the embryos of the flows `first` to `first + count`.
+    pub(crate) fn forget(&self, first: u32, count: u32) {
+        for number in first..first + count {
+            self.each_entry(number, |_| Word::EMPTY);
+        }
+    }
+
+    /// Reads the whole flow table once, so that the lines that were used last are no longer the nearest.
+    pub(crate) fn sweep(&self) -> u64 {
+        (0..self.maps.flows4.len())
+            .map(|bucket| self.value(bucket, 0).load(std::sync::atomic::Ordering::Relaxed))
+            .fold(0, u64::wrapping_add)
+    }
+
+    fn each_entry(&self, number: u32, change: impl Fn(Word) -> Word) {
+        let (address, port) = bench::client(number);
+        let key = Key::new(address, port, SERVICE);
+        let seed = self.tether.instance().flow_seed;
+        for bucket in key.homes(&seed, self.maps.capacity.flow_buckets) {
+            for way in 0..lb_common::flow::v4::WAYS as usize {
+                let is_ours = self.maps.flows4.word(bucket, 2 * way).load(std::sync::atomic::Ordering::Relaxed) == key.0;
+                let value = self.value(bucket, way);
+                let word = Word(value.load(std::sync::atomic::Ordering::Relaxed));
+                if is_ours && word.is_entry() {
+                    value.store(change(word).0, std::sync::atomic::Ordering::Relaxed);
+                }
+            }
+        }
+    }
+
+    fn value(&self, bucket: u32, way: usize) -> &std::sync::atomic::AtomicU64 {
+        self.maps.flows4.word(bucket, 2 * way + 1)
+    }
+
+    fn order(&self, orders: Orders) {
+        // SAFETY: `Orders` is `repr(C)`, six 32-bit integers, hence three words without padding.
+        let words: [u64; 3] = unsafe { std::mem::transmute(orders) };
+        for (index, word) in words.iter().enumerate() {
+            self.orders.set(index as u32, word);
+        }
+    }
+
+    fn run(&self, packets: u32) -> Result<Timing> {
+        let harness: &Xdp =
+            self.bench.program(bench::HARNESS).context("the bench's object has no harness")?.try_into()?;
+        test_run(harness.fd()?.as_fd(), packets)
+    }
+}
+
+fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    let program = ebpf.program_mut(name).with_context(|| format!("the bench's object has no program {name}"))?;
+    Ok(program.try_into()?)
+}
+
+/// Writes a service with `BACKENDS` backends, tunnelled to over the loopback device, where test runs take place.
+fn serve(maps: &Maps) {
+    for id in 1..=BACKENDS {
+        let address = 0x0a01_0000 + id;
+        let outer_source = 0x0a00_0001;
+        let hop = NextHop {
+            destination: [2, 0, 0, 0, 1, id as u8],
+            source: [2, 0, 0, 0, 0, 1],
+            ifindex: 1,
+            outer_source,
+            checksum_base: outer_checksum_base(outer_source, address),
+            mtu: 1_500,
+            reserved: 0,
+        };
+        maps.backends.set(
+            id,
+            &Backend {
+                state: BackendState::new(0, Serving::New, Mode::Ipip, 0, true).0,
+                identity: u64::from(id),
+                address,
+                port: PORT,
+                service: SERVICE,
+                hops: [hop, NextHop::default()],
+                ..Backend::default()
+            },
+        );
+    }
+    let names: Vec<String> = (1..=BACKENDS).map(|id| format!("b{id}")).collect();
+    let members: Vec<Member<'_>> = names.iter().map(|name| Member { name, weight: 100 }).collect();
+    let owners = maglev::build(&[1, 2, 3, 4], "bench", &members, TABLE_SIZE);
+    for (index, owner) in owners.into_iter().enumerate() {
+        maps.tables.set(index as u32, &Slot::new(owner + 1, 0, Tick(0)));
+    }
+    maps.services.set(
+        u32::from(SERVICE),
+        &Service {
+            table: TableRef::new(0, TABLE_SIZE, 1).0,
+            seed: Seed::new([5, 6, 7]),
+            identity: 1,
+            vip: VIP,
+            port: PORT,
+            reserved: 0,
+            reserved_end: [0; 2],
+        },
+    );
+    let [home, _] = vip::homes(VipEntry::key(VIP, PORT), maps.capacity.vip_buckets());
+    maps.set_vip(home, 0, VipEntry::new(VIP, PORT, SERVICE));
+}
+
+/// `BPF_PROG_TEST_RUN` with a frame of [`FRAME_LEN`] bytes, `repeat` times.
+fn test_run(program: BorrowedFd<'_>, repeat: u32) -> Result<Timing> {
+    const BPF_PROG_TEST_RUN: libc::c_long = 10;
+    /// The part of `union bpf_attr` that this command takes (include/uapi/linux/bpf.h).
+    #[repr(C)]
+    #[derive(Default)]
+    struct Attributes {
+        program: u32,
+        retval: u32,
+        data_size_in: u32,
+        data_size_out: u32,
+        data_in: u64,
+        data_out: u64,
+        repeat: u32,
+        duration: u32,
+    }
+    let frame = [0u8; FRAME_LEN];
+    let mut attributes = Attributes {
+        program: program.as_raw_fd() as u32,
+        data_size_in: frame.len() as u32,
+        data_in: frame.as_ptr() as u64,
+        repeat,
+        ..Attributes::default()
+    };
+    let begin = Instant::now();
+    // SAFETY: the attributes are of the size given, and their one pointer is to a frame that lives until the call returns.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            BPF_PROG_TEST_RUN,
+            std::ptr::from_mut(&mut attributes),
+            size_of::<Attributes>(),
+        )
+    };
+    let wall = begin.elapsed();
+    if result < 0 {
+        return Err(std::io::Error::last_os_error()).context("BPF_PROG_TEST_RUN");
+    }
+    Ok(Timing { wall_ns: wall.as_nanos() as f64 / f64::from(repeat), kernel_ns: attributes.duration })
+}

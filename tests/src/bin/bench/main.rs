@@ -1,0 +1,38 @@
+//! The bench: nanoseconds per packet of the shipped program, beside a floor measured at the same moments.
+//!
+//! Packets are made inside the kernel by a harness program (see `lb-ebpf/src/bench.rs`), which then tail-calls the program under test, so what
+//! is measured is harness and program; the floors are measured in the same harness.
+
+mod harness;
+mod rows;
+mod table;
+
+use std::{fs, path::PathBuf};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+
+/// Measures Tether's data path and its tables.
+#[derive(Parser)]
+struct Arguments {
+    /// Writes the rows to this file as JSON.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Measures only the rows whose name begins so.
+    #[arg(long, default_value = "")]
+    only: String,
+    /// Rounds of each row; the figures are medians over them.
+    #[arg(long, default_value_t = 15, value_parser = clap::value_parser!(u32).range(9..))]
+    rounds: u32,
+}
+
+fn main() -> Result<()> {
+    let arguments = Arguments::parse();
+    let rows = rows::measure(&arguments.only, arguments.rounds)?;
+    print!("{}", table::render(&rows));
+    if let Some(path) = arguments.json {
+        let json = serde_json::to_string_pretty(&serde_json::json!({ "rows": rows }))?;
+        fs::write(&path, json).with_context(|| format!("writing {}", path.display()))?;
+    }
+    Ok(())
+}

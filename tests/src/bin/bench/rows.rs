@@ -1,0 +1,180 @@
+//! The rows: what is measured, beside which floor, against which mark of the design.
+
+use std::time::Instant;
+
+use anyhow::{Result, ensure};
+use lb_common::verdict::Reason;
+use lb_userspace::maglev::{self, Member};
+use serde::Serialize;
+
+use crate::harness::{Harness, Program, TABLE_SIZE, Timing};
+
+/// Packets in a run of established flows.
+const PACKETS: u32 = 500_000;
+/// SYNs in a run of new flows.
+const SYNS: u32 = 10_000;
+/// Above this many flows the lines of a flow's buckets come from memory, and the bench sees to it that they do for new flows too.
+const CACHED_FLOWS: u32 = 10_000;
+
+/// One row's figures.
+#[derive(Debug, Serialize)]
+pub(crate) struct Row {
+    /// What was measured.
+    pub(crate) name: String,
+    /// Median over the rounds, of the wall clock divided by the packets.
+    pub(crate) median_ns: f64,
+    /// Least of them.
+    pub(crate) min_ns: f64,
+    /// Greatest of them.
+    pub(crate) max_ns: f64,
+    /// Median of the kernel's own figure.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) kernel_ns: Option<u32>,
+    /// The floor that was measured in turn with it.
+    pub(crate) floor: Option<&'static str>,
+    /// Median over the rounds, of its time divided by the floor's of the same round.
+    pub(crate) ratio: Option<f64>,
+    /// What the ratio is to be at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub(crate) mark: Option<f64>,
+}
+
+impl Row {
+    /// Whether the mark is reached, if there is one.
+    pub(crate) fn reached(&self) -> Option<bool> {
+        Some(self.ratio? <= self.mark?)
+    }
+}
+
+/// Measures all rows whose name begins with `only`.
+pub(crate) fn measure(only: &str, rounds: u32) -> Result<Vec<Row>> {
+    let mut harness = Harness::load()?;
+    let mut rows = Vec::new();
+    let wanted = |name: &str| name.starts_with(only);
+    for (name, program) in [
+        ("floor/return", Program::FloorReturn),
+        ("floor/swap", Program::FloorSwap),
+        ("floor/encap", Program::FloorEncap),
+    ] {
+        if wanted(name) {
+            rows.push(floor(&mut harness, name, program, rounds)?);
+        }
+    }
+    let sizes = [1, 10_000, 100_000, 1_000_000];
+    for (flows, mark) in sizes.into_iter().zip([Some(2.0), None, None, Some(5.5)]) {
+        let name = format!("established/ipip/v4/{flows}");
+        if wanted(&name) {
+            rows.push(established(&mut harness, name, flows, mark, rounds)?);
+        }
+    }
+    for (flows, mark) in sizes.into_iter().zip([None, Some(5.0), None, Some(10.0)]) {
+        let name = format!("syn/new/v4/{flows}");
+        if wanted(&name) {
+            rows.push(opening(&mut harness, name, flows, mark, rounds)?);
+        }
+    }
+    if wanted("non-vip/v4") {
+        rows.push(non_vip(&mut harness, rounds)?);
+    }
+    if wanted("maglev/65537/1000") {
+        rows.push(maglev_build(rounds));
+    }
+    Ok(rows)
+}
+
+fn floor(harness: &mut Harness, name: &str, program: Program, rounds: u32) -> Result<Row> {
+    harness.select(program)?;
+    let timings =
+        (0..rounds).map(|_| harness.run_established(1, PACKETS, true)).collect::<Result<Vec<_>>>()?;
+    Ok(row(name.to_owned(), &timings, None, None))
+}
+
+fn established(harness: &mut Harness, name: String, flows: u32, mark: Option<f64>, rounds: u32) -> Result<Row> {
+    harness.pin(flows)?;
+    let mut timings = Vec::new();
+    let mut floors = Vec::new();
+    for _ in 0..rounds {
+        harness.select(Program::FloorEncap)?;
+        floors.push(harness.run_established(flows, PACKETS, true)?);
+        harness.select(Program::Tether)?;
+        let before = harness.packets(Reason::Established);
+        timings.push(harness.run_established(flows, PACKETS, true)?);
+        let counted = harness.packets(Reason::Established) - before;
+        ensure!(counted == u64::from(PACKETS), "{name}: {counted} of {PACKETS} packets were of an established flow");
+    }
+    Ok(row(name, &timings, Some(("encap", &floors)), mark))
+}
+
+fn opening(harness: &mut Harness, name: String, flows: u32, mark: Option<f64>, rounds: u32) -> Result<Row> {
+    harness.pin(flows)?;
+    let mut timings = Vec::new();
+    let mut floors = Vec::new();
+    for round in 0..rounds {
+        harness.select(Program::FloorEncap)?;
+        floors.push(harness.run_established(1, PACKETS, true)?);
+        harness.select(Program::Tether)?;
+        // Small tables are asked for the same flows again and again, large ones for others each time.
+        let first = if flows > CACHED_FLOWS { flows + round * SYNS } else { flows };
+        if flows > CACHED_FLOWS {
+            std::hint::black_box(harness.sweep());
+        }
+        let before = harness.packets(Reason::Opened);
+        timings.push(harness.run_opening(first, SYNS)?);
+        let counted = harness.packets(Reason::Opened) - before;
+        ensure!(counted == u64::from(SYNS), "{name}: {counted} of {SYNS} SYNs were recorded");
+        harness.forget(first, SYNS);
+    }
+    Ok(row(name, &timings, Some(("encap", &floors)), mark))
+}
+
+fn non_vip(harness: &mut Harness, rounds: u32) -> Result<Row> {
+    let mut timings = Vec::new();
+    let mut floors = Vec::new();
+    for _ in 0..rounds {
+        harness.select(Program::FloorReturn)?;
+        floors.push(harness.run_established(1, PACKETS, false)?);
+        harness.select(Program::Tether)?;
+        let before = harness.packets(Reason::NotService);
+        timings.push(harness.run_established(1, PACKETS, false)?);
+        let counted = harness.packets(Reason::NotService) - before;
+        ensure!(counted == u64::from(PACKETS), "non-vip/v4: {counted} of {PACKETS} packets were for no service");
+    }
+    Ok(row("non-vip/v4".to_owned(), &timings, Some(("return", &floors)), Some(3.0)))
+}
+
+fn maglev_build(rounds: u32) -> Row {
+    let names: Vec<String> = (0..1_000).map(|number| format!("backend-{number}")).collect();
+    let members: Vec<Member<'_>> = names.iter().map(|name| Member { name, weight: 100 }).collect();
+    let timings: Vec<Timing> = (0..rounds)
+        .map(|round| {
+            let seed = [u64::from(round), 2, 3, 4];
+            let begin = Instant::now();
+            std::hint::black_box(maglev::build(&seed, "bench", &members, TABLE_SIZE));
+            Timing { wall_ns: begin.elapsed().as_nanos() as f64, kernel_ns: 0 }
+        })
+        .collect();
+    Row { kernel_ns: None, ..row("maglev/65537/1000".to_owned(), &timings, None, None) }
+}
+
+fn row(name: String, timings: &[Timing], floor: Option<(&'static str, &[Timing])>, mark: Option<f64>) -> Row {
+    let walls: Vec<f64> = timings.iter().map(|timing| timing.wall_ns).collect();
+    let ratio = floor.map(|(_, floors)| {
+        median(timings.iter().zip(floors).map(|(timing, floor)| timing.wall_ns / floor.wall_ns).collect())
+    });
+    let kernel = median(timings.iter().map(|timing| f64::from(timing.kernel_ns)).collect());
+    Row {
+        name,
+        median_ns: median(walls.clone()),
+        min_ns: walls.iter().copied().fold(f64::INFINITY, f64::min),
+        max_ns: walls.iter().copied().fold(0.0, f64::max),
+        kernel_ns: Some(kernel as u32),
+        floor: floor.map(|(name, _)| name),
+        ratio,
+        mark,
+    }
+}
+
+fn median(mut values: Vec<f64>) -> f64 {
+    values.sort_by(f64::total_cmp);
+    values[values.len() / 2]
+}
