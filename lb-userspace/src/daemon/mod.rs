@@ -136,7 +136,7 @@ async fn run_parts(config: Config, state: &StateDir, mut kernel: Kernel) -> Resu
         None => None,
     };
 
-    let reloader = Arc::new(Reloader::new(config.clone(), commands.clone()));
+    let reloader = Arc::new(Reloader::new(config.path.clone(), commands.clone()));
     let admin = Admin {
         status: watched_status.clone(),
         commands,
@@ -279,9 +279,11 @@ fn starting(config: &Config) -> Status {
     }
 }
 
+/// Waits for the first application. One service that cannot be served must not keep the others from it, so it need not be whole:
+/// the status tells what is missing, and the metrics that the applied generation lags.
 async fn applied(status: &mut watch::Receiver<Arc<Status>>) -> Result<()> {
     status
-        .wait_for(|status| status.generation.applied > 0)
+        .wait_for(|status| status.generation.resolved > 0)
         .await
         .map(drop)
         .map_err(|_| anyhow!("the reconciler ended before it applied anything"))
