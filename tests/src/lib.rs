@@ -1,1 +1,15 @@
-//! Lab.
+//! Tether's lab: a network of clients, router, load balancer and backends in namespaces, the peers that talk across it, and
+//! the daemon under test, all as values that clean up after themselves.
+
+pub mod config;
+pub mod frame;
+pub mod namespace;
+pub mod packet_socket;
+mod passing;
+pub mod peer;
+pub mod random;
+pub mod stage;
+pub mod status;
+pub mod tether;
+pub mod topology;
+pub mod wait;

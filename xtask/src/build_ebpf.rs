@@ -4,6 +4,7 @@ use std::{fs, path::Path};
 
 use anyhow::{Context, Result, bail};
 use object::{File, Object, ObjectSection, ObjectSymbol, SectionKind, SymbolKind};
+use rustc_demangle::demangle;
 
 use crate::{cargo::Built, exec, setup};
 
@@ -18,6 +19,7 @@ const INSTRUCTION_BYTES: u64 = 8;
 struct Function {
     /// The section: a program type's name for a program, `.text` for a function that programs call.
     section: String,
+    /// Demangled.
     name: String,
     bytes: u64,
 }
@@ -31,17 +33,19 @@ pub(crate) fn run() -> Result<()> {
     let built = Built::by(exec::cargo().args(["build", "--package", "lb-userspace"]))?;
     let directory = built.out_dir("lb-userspace")?;
     println!(
-        "{:<10}{:<12}{:<36}{:>14}{:>10}",
-        "object", "section", "function", "instructions", "bytes"
+        "{:<8}{:<12}{:>12}{:>9}  function",
+        "object", "section", "instructions", "bytes"
     );
-    for name in OBJECTS {
-        let path = directory.join(name);
+    for object in OBJECTS {
+        let path = directory.join(object);
         for function in read(&path).with_context(|| format!("object {}", path.display()))? {
-            let instructions = function.bytes / INSTRUCTION_BYTES;
-            println!(
-                "{name:<10}{:<12}{:<36}{instructions:>14}{:>10}",
-                function.section, function.name, function.bytes
-            );
+            let Function {
+                section,
+                name,
+                bytes,
+            } = &function;
+            let instructions = bytes / INSTRUCTION_BYTES;
+            println!("{object:<8}{section:<12}{instructions:>12}{bytes:>9}  {name}");
         }
     }
     Ok(())
@@ -70,7 +74,7 @@ fn functions(object: &[u8]) -> Result<Vec<Function>> {
         if section.kind() == SectionKind::Text && symbol.size() > 0 {
             functions.push(Function {
                 section: section.name()?.to_owned(),
-                name: symbol.name()?.to_owned(),
+                name: format!("{:#}", demangle(symbol.name()?)),
                 bytes: symbol.size(),
             });
         }

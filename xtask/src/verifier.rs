@@ -19,7 +19,7 @@ const BUDGET: &str = "xtask/verifier-budget.toml";
 struct Limits {
     /// Instructions that the verifier walks through, on all paths together.
     verified_instructions: u64,
-    /// Stack of the program and of every function that it calls, in bytes.
+    /// Stack of the deepest chain of calls, in bytes: each frame in units of 32, as the kernel counts.
     stack_bytes: u64,
 }
 

@@ -2,6 +2,7 @@
 //!
 //! `cargo xtask verifier` runs this and holds the figures against the budget.
 
+mod stack;
 mod statistics;
 
 use std::{collections::BTreeMap, os::fd::BorrowedFd};
@@ -11,7 +12,17 @@ use aya::{
     Ebpf,
     programs::{Program, ProgramInfo, Xdp},
 };
-use lb_userspace::objects;
+use lb_common::{
+    hash::Seed,
+    maps::{ABI_VERSION, Instance, PROGRAM, default},
+};
+use lb_userspace::{
+    dataplane::{
+        kernel::{Loaded, possible_cpus},
+        maps::Capacity,
+    },
+    objects,
+};
 use serde::Serialize;
 
 /// What one program costs.
@@ -23,20 +34,15 @@ struct Cost {
     instructions: usize,
     /// Instructions that the verifier walked through, on all paths together.
     verified_instructions: u32,
-    /// Stack of the program and of every function that it calls, in bytes.
+    /// Stack of the deepest chain of calls, in bytes.
     stack_bytes: u32,
     /// Bytes of machine code.
     jited_bytes: u32,
 }
 
 fn main() -> Result<()> {
-    let objects = [
-        ("tether", objects::TETHER),
-        ("decap", objects::DECAP),
-        ("bench", objects::BENCH),
-    ];
-    let mut costs = Vec::new();
-    for (object, bytes) in objects {
+    let mut costs = cost_of_tether()?;
+    for (object, bytes) in [("decap", objects::DECAP), ("bench", objects::BENCH)] {
         let mut loaded = Ebpf::load(bytes).with_context(|| format!("maps of {object}"))?;
         let programs = load_programs(&mut loaded).with_context(|| format!("object {object}"))?;
         let maps = |name: &str| statistics::map_fd(loaded.map(name)?);
@@ -44,6 +50,30 @@ fn main() -> Result<()> {
     }
     println!("{}", serde_json::to_string_pretty(&costs)?);
     Ok(())
+}
+
+/// Loads the data path as the daemon does, for the capacities that it has by default: the verifier takes them as constants, so that
+/// another program would be measured without them.
+fn cost_of_tether() -> Result<Vec<Cost>> {
+    let capacity = Capacity::for_flows(
+        default::FLOWS,
+        default::SERVICES,
+        default::BACKENDS,
+        default::TABLE_SLOTS,
+        possible_cpus()?,
+    );
+    // Seeds are constants too, and the same in every run, so that so are the figures.
+    let instance = Instance {
+        abi_version: ABI_VERSION,
+        reserved: 0,
+        flow_seed: Seed::new([1, 2, 3]),
+        fleet_seed: [1, 2, 3, 4],
+    };
+    let loaded = Loaded::private(capacity, instance)?;
+    let programs = BTreeMap::from([(PROGRAM.to_owned(), loaded.program().info()?)]);
+    costs_of("tether", objects::TETHER, programs, |name| {
+        loaded.map_fd(name)
+    })
 }
 
 /// Loads all programs, and returns what the kernel says of each.

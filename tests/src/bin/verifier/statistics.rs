@@ -16,6 +16,8 @@ use aya_obj::{
     generated::{BPF_F_XDP_HAS_FRAGS, bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_type},
 };
 
+use crate::stack;
+
 /// Bytes for the verifier's log. Statistics alone are a few lines.
 const LOG_BYTES: usize = 64 * 1024;
 
@@ -26,13 +28,12 @@ pub(crate) struct Linked {
 }
 
 /// What the verifier said.
-#[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Statistics {
     /// Instructions that were handed over.
     pub(crate) instructions: usize,
     /// Instructions that the verifier walked through, on all paths together.
     pub(crate) verified_instructions: u32,
-    /// Stack of the program and of every function that it calls, in bytes: no chain of calls takes more.
+    /// Stack of the deepest chain of calls, in bytes.
     pub(crate) stack_bytes: u32,
 }
 
@@ -118,28 +119,36 @@ impl Linked {
             .map(CStr::to_string_lossy)
             .unwrap_or_default();
         loaded.with_context(|| format!("the kernel refused it:\n{log}"))?;
-        parse(&log, function.instructions.len())
-            .with_context(|| format!("the verifier's log:\n{log}"))
+        let instructions = &function.instructions;
+        let statistics = || {
+            let (depths, verified_instructions) = parse(&log)?;
+            anyhow::Ok(Statistics {
+                instructions: instructions.len(),
+                verified_instructions,
+                stack_bytes: stack::deepest_chain(instructions, &depths)?,
+            })
+        };
+        statistics().with_context(|| format!("the verifier's log:\n{log}"))
     }
 }
 
-/// Reads `stack depth 48+16` and `processed 1234 insns (limit 1000000) …`.
-fn parse(log: &str, instructions: usize) -> Result<Statistics> {
+/// Reads `stack depth 48+16`, each function's own, and `processed 1234 insns (limit 1000000) …`.
+fn parse(log: &str) -> Result<(Vec<u32>, u32)> {
     let after = |prefix: &str| {
         log.lines()
             .find_map(|line| line.strip_prefix(prefix)?.split_whitespace().next())
             .with_context(|| format!("no line `{prefix}…`"))
     };
     let depths = after("stack depth ")?;
-    let frames = depths
-        .split('+')
-        .map(|frame| frame.parse::<u32>().with_context(|| depths.to_owned()));
     let processed = after("processed ")?;
-    Ok(Statistics {
-        instructions,
-        verified_instructions: processed.parse().with_context(|| processed.to_owned())?,
-        stack_bytes: frames.sum::<Result<u32>>()?,
-    })
+    Ok((
+        depths
+            .split('+')
+            .map(str::parse)
+            .collect::<Result<_, _>>()
+            .with_context(|| depths.to_owned())?,
+        processed.parse().with_context(|| processed.to_owned())?,
+    ))
 }
 
 fn load_btf(btf: &[u8]) -> Result<OwnedFd> {
@@ -218,22 +227,17 @@ mod tests {
     use super::*;
 
     #[test]
-    fn stack_of_all_functions_is_added_up() {
+    fn figures_are_found_among_the_other_lines() {
         let log = "verification time 55 usec\nstack depth 48+16+0\nprocessed 1234 insns (limit 1000000) max_states_per_insn 4\n";
-        let statistics = parse(log, 99).expect("the kernel's format");
         assert_eq!(
-            statistics,
-            Statistics {
-                instructions: 99,
-                verified_instructions: 1234,
-                stack_bytes: 64
-            }
+            parse(log).expect("the kernel's format"),
+            (vec![48, 16, 0], 1234)
         );
     }
 
     #[test]
     fn a_log_without_statistics_is_refused() {
-        let error = parse("processed 3 insns\n", 3).expect_err("no stack depth");
+        let error = parse("processed 3 insns\n").expect_err("no stack depth");
         assert_eq!(error.to_string(), "no line `stack depth …`");
     }
 }

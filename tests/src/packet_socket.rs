@@ -1,0 +1,357 @@
+//! AF_PACKET sockets: looking at the frames of a leg, and putting frames of any origin on it.
+
+use std::io;
+use std::net::Ipv4Addr;
+use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::frame::{self, Build, Mac, Segment, flags};
+use crate::namespace::Namespace;
+use crate::random::Random;
+use crate::wait;
+
+/// The kernel's buffer for a capture, in bytes: a demo's worth of frames while the reader waits for a processor.
+const RECEIVE_BUFFER: libc::c_int = 16 << 20;
+
+/// A raw socket bound to one interface of the calling thread's network namespace.
+#[derive(Debug)]
+struct PacketSocket(OwnedFd);
+
+impl PacketSocket {
+    /// `protocol` in host byte order; 0 receives nothing, which suits a sender.
+    fn open(interface: &str, protocol: u16) -> io::Result<Self> {
+        // SAFETY: `socket` takes no pointers.
+        let fd = unsafe {
+            libc::socket(
+                libc::AF_PACKET,
+                libc::SOCK_RAW | libc::SOCK_CLOEXEC,
+                i32::from(protocol.to_be()),
+            )
+        };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the descriptor was just made and nobody else owns it.
+        let socket = Self(unsafe { OwnedFd::from_raw_fd(fd) });
+        let index = nix::net::if_::if_nametoindex(interface)?;
+        // SAFETY: all-zero bytes are a valid `sockaddr_ll`.
+        let mut address: libc::sockaddr_ll = unsafe { std::mem::zeroed() };
+        address.sll_family = libc::AF_PACKET as u16;
+        address.sll_protocol = protocol.to_be();
+        address.sll_ifindex = i32::try_from(index).map_err(io::Error::other)?;
+        // SAFETY: the pointer and the length describe `address`, which outlives the call.
+        let bound = unsafe {
+            libc::bind(
+                socket.0.as_raw_fd(),
+                (&raw const address).cast(),
+                size_of_val(&address) as libc::socklen_t,
+            )
+        };
+        if bound < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(socket)
+    }
+
+    fn set<T>(&self, option: libc::c_int, value: T) -> io::Result<()> {
+        // SAFETY: the pointer and the length describe `value`, which outlives the call.
+        let set = unsafe {
+            libc::setsockopt(
+                self.0.as_raw_fd(),
+                libc::SOL_SOCKET,
+                option,
+                (&raw const value).cast(),
+                size_of::<T>() as libc::socklen_t,
+            )
+        };
+        if set < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
+    }
+
+    /// Lets no further frame in; those that are waiting stay.
+    fn deafen(&self) -> io::Result<()> {
+        let mut nothing = libc::sock_filter {
+            code: (libc::BPF_RET | libc::BPF_K) as u16,
+            jt: 0,
+            jf: 0,
+            k: 0,
+        };
+        let filter = libc::sock_fprog {
+            len: 1,
+            filter: &raw mut nothing,
+        };
+        // The kernel copies the instructions during the call.
+        self.set(libc::SO_ATTACH_FILTER, filter)
+    }
+
+    fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
+        // SAFETY: the pointer and the length describe `buffer`, which outlives the call.
+        let got = unsafe {
+            libc::recv(
+                self.0.as_raw_fd(),
+                buffer.as_mut_ptr().cast(),
+                buffer.len(),
+                0,
+            )
+        };
+        usize::try_from(got).map_err(|_| io::Error::last_os_error())
+    }
+
+    fn send(&self, frame: &[u8]) -> io::Result<()> {
+        // SAFETY: the pointer and the length describe `frame`, which outlives the call.
+        let sent = unsafe { libc::send(self.0.as_raw_fd(), frame.as_ptr().cast(), frame.len(), 0) };
+        if sent < 0 {
+            Err(io::Error::last_os_error())
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// A running capture: every frame that passes an interface, in either direction, from [`Capture::start`] on.
+#[derive(Debug)]
+pub struct Capture {
+    socket: Arc<PacketSocket>,
+    frames: Arc<Mutex<Vec<Vec<u8>>>>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Capture {
+    /// Starts to capture on `interface` of `namespace`. Frames that pass after the return are seen.
+    ///
+    /// An XDP program sees a frame before a capture on the same interface does: look at the other end of the link.
+    ///
+    /// # Errors
+    /// When there is no such interface.
+    pub fn start(namespace: &Namespace, interface: &str) -> Result<Self> {
+        let name = interface.to_owned();
+        let socket = namespace
+            .run(move || {
+                let socket = PacketSocket::open(&name, libc::ETH_P_ALL as u16)?;
+                socket.set(libc::SO_RCVBUFFORCE, RECEIVE_BUFFER)?;
+                // So that the reader looks at `stop` when nothing passes.
+                let patience = libc::timeval {
+                    tv_sec: 0,
+                    tv_usec: 20_000,
+                };
+                socket.set(libc::SO_RCVTIMEO, patience)?;
+                io::Result::Ok(socket)
+            })
+            .with_context(|| format!("capture on {interface} of {}", namespace.name()))?;
+        let socket = Arc::new(socket);
+        let frames = Arc::new(Mutex::new(vec![]));
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::Builder::new()
+            .name("lab-capture".into())
+            .spawn({
+                let (socket, frames, stop) = (socket.clone(), frames.clone(), stop.clone());
+                move || {
+                    let mut buffer = vec![0; 1 << 16];
+                    loop {
+                        match socket.receive(&mut buffer) {
+                            Ok(length) => frames
+                                .lock()
+                                .unwrap_or_else(PoisonError::into_inner)
+                                .push(buffer[..length].to_vec()),
+                            // Nothing is waiting: only now may a stop be obeyed, so that what had passed by then is kept.
+                            Err(_) if stop.load(Ordering::Acquire) => return,
+                            Err(_) => {}
+                        }
+                    }
+                }
+            })?;
+        Ok(Self {
+            socket,
+            frames,
+            stop,
+            thread: Some(thread),
+        })
+    }
+
+    /// The IPv4 TCP segments seen so far, bare or encapsulated, in order.
+    #[must_use]
+    pub fn segments(&self) -> Vec<Segment> {
+        let frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
+        frames
+            .iter()
+            .filter_map(|bytes| frame::parse(bytes))
+            .collect()
+    }
+
+    /// Waits until a segment that satisfies `wanted` has been seen, and returns the first.
+    ///
+    /// # Errors
+    /// When `deadline` passes first.
+    pub fn wait_for(
+        &self,
+        what: &str,
+        deadline: Duration,
+        wanted: impl Fn(&Segment) -> bool,
+    ) -> Result<Segment> {
+        wait::until(what, deadline, || self.segments().into_iter().find(&wanted))
+    }
+
+    /// Ends the capture and returns what it saw.
+    #[must_use]
+    pub fn stop(mut self) -> Vec<Segment> {
+        self.end();
+        self.segments()
+    }
+
+    fn end(&mut self) {
+        // On a busy leg the reader would never find the queue empty otherwise.
+        self.socket
+            .deafen()
+            .expect("a filter of one instruction is accepted");
+        self.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Capture {
+    fn drop(&mut self) {
+        self.end();
+    }
+}
+
+/// Puts frames, as they are, onto `interface` of `namespace`.
+///
+/// # Errors
+/// When there is no such interface or the kernel refuses a frame.
+pub fn inject(namespace: &Namespace, interface: &str, frames: Vec<Vec<u8>>) -> Result<()> {
+    let name = interface.to_owned();
+    namespace
+        .run(move || {
+            let socket = PacketSocket::open(&name, 0)?;
+            frames.iter().try_for_each(|frame| socket.send(frame))
+        })
+        .with_context(|| format!("inject on {interface} of {}", namespace.name()))
+}
+
+/// A flood of SYNs from made-up sources, at a steady pace until it is stopped or dropped.
+#[derive(Debug)]
+pub struct SynFlood {
+    sent: Arc<AtomicU64>,
+    stop: Arc<AtomicBool>,
+    thread: Option<JoinHandle<io::Result<()>>>,
+}
+
+/// Where a flood comes from and goes to.
+#[derive(Debug, Clone, Copy)]
+pub struct FloodPlan {
+    /// The sources' prefix: its address and length in bits. Keep it apart from real clients.
+    pub prefix: (Ipv4Addr, u8),
+    /// Where the SYNs go.
+    pub target: (Ipv4Addr, u16),
+    /// Source and destination MAC on the leg that is flooded.
+    pub macs: (Mac, Mac),
+    /// SYNs a second.
+    pub rate: u32,
+    /// Seeds the choice of sources, ports and sequence numbers.
+    pub seed: u64,
+}
+
+impl SynFlood {
+    /// Starts to flood from `interface` of `namespace`.
+    ///
+    /// # Errors
+    /// When there is no such interface.
+    pub fn start(namespace: &Namespace, interface: &str, plan: FloodPlan) -> Result<Self> {
+        let name = interface.to_owned();
+        let socket = namespace
+            .run(move || PacketSocket::open(&name, 0))
+            .with_context(|| format!("flood on {interface} of {}", namespace.name()))?;
+        let sent = Arc::new(AtomicU64::new(0));
+        let stop = Arc::new(AtomicBool::new(false));
+        let thread = std::thread::Builder::new()
+            .name("lab-flood".into())
+            .spawn({
+                let (sent, stop) = (sent.clone(), stop.clone());
+                move || flood(&socket, plan, &sent, &stop)
+            })?;
+        Ok(Self {
+            sent,
+            stop,
+            thread: Some(thread),
+        })
+    }
+
+    /// SYNs sent so far.
+    #[must_use]
+    pub fn sent(&self) -> u64 {
+        self.sent.load(Ordering::Relaxed)
+    }
+
+    /// Ends the flood and returns how many SYNs it sent.
+    ///
+    /// # Errors
+    /// When sending failed on the way, so that there was no flood.
+    pub fn stop(mut self) -> Result<u64> {
+        self.stop.store(true, Ordering::Release);
+        match self.thread.take().map(JoinHandle::join) {
+            Some(Ok(outcome)) => outcome.context("the flood dried up")?,
+            _ => bail!("the flood's thread panicked"),
+        }
+        Ok(self.sent())
+    }
+}
+
+impl Drop for SynFlood {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Release);
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn flood(
+    socket: &PacketSocket,
+    plan: FloodPlan,
+    sent: &AtomicU64,
+    stop: &AtomicBool,
+) -> io::Result<()> {
+    const BEAT: Duration = Duration::from_millis(5);
+    let mut random = Random::new(plan.seed);
+    let hosts = u32::MAX.checked_shr(plan.prefix.1.into()).unwrap_or(0);
+    let started = Instant::now();
+    while !stop.load(Ordering::Acquire) {
+        let due = (started.elapsed().as_secs_f64() * f64::from(plan.rate)) as u64;
+        while sent.load(Ordering::Relaxed) < due {
+            let dice = random.bits();
+            let host = (u32::from(plan.prefix.0) & !hosts) | (dice as u32 & hosts);
+            let build = Build {
+                mac_source: plan.macs.0,
+                mac_destination: plan.macs.1,
+                source: (host.into(), 1024 + ((dice >> 32) % 60_000) as u16),
+                destination: plan.target,
+                seq: random.bits() as u32,
+                ack: 0,
+                flags: flags::SYN,
+            };
+            match socket.send(&build.frame(&[])) {
+                // A full queue drops, as a real link would.
+                Ok(()) => {}
+                Err(error) if error.raw_os_error() == Some(libc::ENOBUFS) => {}
+                Err(error) => return Err(error),
+            }
+            sent.fetch_add(1, Ordering::Relaxed);
+            if stop.load(Ordering::Acquire) {
+                return Ok(());
+            }
+        }
+        std::thread::sleep(BEAT);
+    }
+    Ok(())
+}

@@ -1,0 +1,277 @@
+//! A backend: one process's worth of WebSocket echo and health answers, on a host of the lab.
+
+use std::net::Ipv4Addr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use futures::{SinkExt as _, StreamExt as _};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
+use tokio::sync::watch;
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
+use tokio_tungstenite::tungstenite::protocol::Role;
+
+use super::Host;
+use crate::namespace::Namespace;
+use crate::wait;
+
+/// The port of the service, for WebSockets and plain requests alike.
+pub const PORT: u16 = 80;
+/// A second port with the same behaviour, for checks that have a port of their own.
+pub const HEALTH_PORT: u16 = 8080;
+
+const BACKLOG: u32 = 4096;
+const LONGEST_HEAD: usize = 8192;
+
+/// What a backend answers to plain HTTP requests.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Answer {
+    /// This status.
+    Status(u16),
+    /// Nothing: the request is read and the connection kept.
+    Hang,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Orders {
+    listen: bool,
+    answer: Answer,
+}
+
+#[derive(Debug, Default)]
+struct Counters {
+    listeners: AtomicU64,
+    accepted: AtomicU64,
+    websockets: AtomicU64,
+    open: AtomicU64,
+}
+
+/// A running backend. Dropping it closes its sockets.
+#[derive(Debug)]
+pub struct Backend {
+    name: String,
+    orders: watch::Sender<Orders>,
+    counters: Arc<Counters>,
+    _host: Host,
+}
+
+impl Backend {
+    /// Starts a backend on `namespace`, listening on every address of it, at [`PORT`] and [`HEALTH_PORT`]. Its name is the
+    /// namespace's, and the first message on every WebSocket.
+    ///
+    /// # Errors
+    /// When a port is taken.
+    pub fn start(namespace: &Namespace) -> Result<Self> {
+        let name = namespace.name().to_owned();
+        let host = Host::start(namespace, &format!("backend-{name}"))?;
+        let (orders, followed) = watch::channel(Orders {
+            listen: true,
+            answer: Answer::Status(200),
+        });
+        let counters = Arc::new(Counters::default());
+        for port in [PORT, HEALTH_PORT] {
+            host.handle.spawn(serve(
+                port,
+                name.clone(),
+                followed.clone(),
+                counters.clone(),
+            ));
+        }
+        let backend = Self {
+            name,
+            orders,
+            counters,
+            _host: host,
+        };
+        backend.await_listeners(2)?;
+        Ok(backend)
+    }
+
+    /// Its name.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// WebSockets open now.
+    #[must_use]
+    pub fn open(&self) -> u64 {
+        self.counters.open.load(Ordering::Relaxed)
+    }
+
+    /// WebSockets ever opened.
+    #[must_use]
+    pub fn websockets(&self) -> u64 {
+        self.counters.websockets.load(Ordering::Relaxed)
+    }
+
+    /// TCP connections ever accepted, health checks included.
+    #[must_use]
+    pub fn accepted(&self) -> u64 {
+        self.counters.accepted.load(Ordering::Relaxed)
+    }
+
+    /// Changes what plain requests get. WebSockets are not affected.
+    pub fn answer(&self, answer: Answer) {
+        self.orders.send_modify(|orders| orders.answer = answer);
+    }
+
+    /// Closes the listeners and keeps every connection, as a server does that shuts down gently. Returns when both are closed.
+    ///
+    /// # Errors
+    /// When they do not close.
+    pub fn close_listeners(&self) -> Result<()> {
+        self.orders.send_modify(|orders| orders.listen = false);
+        self.await_listeners(0)
+    }
+
+    /// Listens again. Returns when both ports do.
+    ///
+    /// # Errors
+    /// When a port has been taken in between.
+    pub fn open_listeners(&self) -> Result<()> {
+        self.orders.send_modify(|orders| orders.listen = true);
+        self.await_listeners(2)
+    }
+
+    fn await_listeners(&self, count: u64) -> Result<()> {
+        wait::until(
+            &format!("{} has {count} open listeners", self.name),
+            Duration::from_secs(5),
+            || (self.counters.listeners.load(Ordering::Acquire) == count).then_some(()),
+        )
+    }
+}
+
+/// Counts something up for as long as it lives.
+struct Counted<'a>(&'a AtomicU64);
+
+impl<'a> Counted<'a> {
+    fn new(counter: &'a AtomicU64) -> Self {
+        counter.fetch_add(1, Ordering::AcqRel);
+        Self(counter)
+    }
+}
+
+impl Drop for Counted<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::AcqRel);
+    }
+}
+
+async fn serve(
+    port: u16,
+    name: String,
+    mut orders: watch::Receiver<Orders>,
+    counters: Arc<Counters>,
+) {
+    let followed = orders.clone();
+    while orders.wait_for(|orders| orders.listen).await.is_ok() {
+        let listener = match listen(port) {
+            Ok(listener) => listener,
+            Err(error) => {
+                eprintln!("{name} cannot listen on port {port}: {error}");
+                return;
+            }
+        };
+        let listening = Counted::new(&counters.listeners);
+        loop {
+            tokio::select! {
+                accepted = listener.accept() => {
+                    let Ok((stream, _)) = accepted else { continue };
+                    counters.accepted.fetch_add(1, Ordering::Relaxed);
+                    tokio::spawn(answer(stream, name.clone(), followed.clone(), counters.clone()));
+                }
+                closing = orders.wait_for(|orders| !orders.listen) => match closing {
+                    Ok(_) => break,
+                    Err(_) => return,
+                },
+            }
+        }
+        drop(listener);
+        drop(listening);
+    }
+}
+
+fn listen(port: u16) -> std::io::Result<TcpListener> {
+    let socket = TcpSocket::new_v4()?;
+    socket.set_reuseaddr(true)?;
+    socket.bind((Ipv4Addr::UNSPECIFIED, port).into())?;
+    socket.listen(BACKLOG)
+}
+
+/// Serves one connection. How it ends is the client's to judge, so errors end it and are not reported here.
+async fn answer(
+    mut stream: TcpStream,
+    name: String,
+    orders: watch::Receiver<Orders>,
+    counters: Arc<Counters>,
+) {
+    let Ok(head) = read_head(&mut stream).await else {
+        return;
+    };
+    let _ = stream.set_nodelay(true);
+    if let Some(key) = header(&head, "sec-websocket-key") {
+        let _ = echo(stream, key, &name, &counters).await;
+        return;
+    }
+    let answer = orders.borrow().answer;
+    match answer {
+        Answer::Status(status) => {
+            let text = format!(
+                "HTTP/1.1 {status} Lab\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{name}",
+                name.len()
+            );
+            let _ = stream.write_all(text.as_bytes()).await;
+            let _ = stream.shutdown().await;
+        }
+        Answer::Hang => {
+            let mut rest = [0; 512];
+            while stream.read(&mut rest).await.is_ok_and(|length| length > 0) {}
+        }
+    }
+}
+
+async fn read_head(stream: &mut TcpStream) -> Result<String> {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        anyhow::ensure!(head.len() < LONGEST_HEAD, "a head without end");
+        anyhow::ensure!(
+            stream.read_buf(&mut head).await? > 0,
+            "closed within the head"
+        );
+    }
+    String::from_utf8(head).context("a head that is not text")
+}
+
+fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
+    head.lines().find_map(|line| {
+        let (key, value) = line.split_once(':')?;
+        key.trim()
+            .eq_ignore_ascii_case(name)
+            .then_some(value.trim())
+    })
+}
+
+async fn echo(mut stream: TcpStream, key: &str, name: &str, counters: &Counters) -> Result<()> {
+    let accept = derive_accept_key(key.as_bytes());
+    let response = format!(
+        "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
+         Sec-WebSocket-Accept: {accept}\r\n\r\n"
+    );
+    stream.write_all(response.as_bytes()).await?;
+    counters.websockets.fetch_add(1, Ordering::Relaxed);
+    let _open = Counted::new(&counters.open);
+    let mut socket = WebSocketStream::from_raw_socket(stream, Role::Server, None).await;
+    socket.send(Message::text(name)).await?;
+    while let Some(message) = socket.next().await {
+        if let echoed @ (Message::Text(_) | Message::Binary(_)) = message? {
+            socket.send(echoed).await?;
+        }
+    }
+    Ok(())
+}

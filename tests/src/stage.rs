@@ -1,0 +1,128 @@
+//! Everything at once: a lab, Tether on its balancer, WebSocket backends, and clients ready to connect.
+
+use std::net::SocketAddrV4;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+
+use crate::config::Config;
+use crate::peer::backend::{Backend, PORT};
+use crate::peer::client::{Clients, Plan};
+use crate::tether::{self, Tether};
+use crate::topology::{Lab, Topology, UPLINK, VIP};
+
+/// A stage. One that is dropped without [`Stage::close`] is taken for a failure and describes itself on standard error first.
+#[derive(Debug)]
+pub struct Stage {
+    /// The daemon.
+    pub tether: Tether,
+    /// The configuration that it was started with.
+    pub config: Config,
+    /// The backends, in the lab's order.
+    pub backends: Vec<Backend>,
+    /// The clients' host.
+    pub clients: Clients,
+    /// The network.
+    pub lab: Lab,
+    closed: bool,
+}
+
+impl Stage {
+    /// Builds `topology` with backends and Tether, whose configuration `change` may alter, and waits until every configured
+    /// backend takes new flows.
+    ///
+    /// # Errors
+    /// When any of it fails.
+    pub fn set(topology: Topology, seed: u64, change: impl FnOnce(&mut Config)) -> Result<Self> {
+        let lab = topology.build()?;
+        let mut config = Config::new(topology);
+        change(&mut config);
+        let mut backends = vec![];
+        for host in lab.backends() {
+            backends.push(Backend::start(host)?);
+            if config.mode == "ipip" {
+                tether::succeed(host, &["decap", "--interface", UPLINK])?;
+            }
+        }
+        let clients = Clients::start(lab.client(), lab.sources(), seed)?;
+        let tether = Tether::start(lab.balancer(), &config.text())?;
+        let mut stage = Self {
+            tether,
+            config,
+            backends,
+            clients,
+            lab,
+            closed: false,
+        };
+        stage.wait_serving()?;
+        Ok(stage)
+    }
+
+    /// Waits until the daemon is ready and every configured backend takes new flows.
+    ///
+    /// # Errors
+    /// When they do not get there.
+    pub fn wait_serving(&mut self) -> Result<()> {
+        self.tether.wait_ready()?;
+        let names: Vec<_> = self
+            .config
+            .backends
+            .iter()
+            .map(|b| b.name.clone())
+            .collect();
+        self.tether
+            .wait_status(
+                "all backends take new flows",
+                Duration::from_secs(15),
+                |status| {
+                    names.iter().all(|name| status.serving(name) == "new")
+                        && names.iter().all(|name| status.health(name) == "up")
+                },
+            )
+            .map(drop)
+    }
+
+    /// A plan for connections to the VIP.
+    #[must_use]
+    pub fn plan(&self) -> Plan {
+        Plan::new(SocketAddrV4::new(VIP, PORT))
+    }
+
+    /// The backend of a name.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn backend(&self, name: &str) -> Result<(u8, &Backend)> {
+        let index = self
+            .backends
+            .iter()
+            .position(|backend| backend.name() == name);
+        let index = index.with_context(|| format!("no backend is called {name}"))?;
+        Ok((u8::try_from(index)?, &self.backends[index]))
+    }
+
+    /// What a person would look at after a failure.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let status = self.tether.succeed(&["status", "--json"]);
+        let status = status.unwrap_or_else(|error| format!("{error:#}"));
+        let log = self.tether.log();
+        format!(
+            "{}--- tether status\n{status}\n--- tether log\n{log}\n",
+            self.lab.describe()
+        )
+    }
+
+    /// Ends a stage that did what it should.
+    pub fn close(mut self) {
+        self.closed = true;
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        if !self.closed {
+            eprintln!("{}", self.describe());
+        }
+    }
+}

@@ -1,0 +1,127 @@
+//! What `tether status --json` says, as far as tests look at it.
+
+use serde::Deserialize;
+
+/// The whole answer.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Status {
+    /// The daemon's process id.
+    pub pid: u32,
+    /// How far changes have come.
+    pub generation: Generation,
+    /// The configuration in force, and what is wrong with the one that was refused.
+    pub config: ConfigStatus,
+    /// Where the XDP program is attached.
+    pub attachments: Vec<Attachment>,
+    /// The flow table.
+    pub flows: Flows,
+    /// The services.
+    pub services: Vec<Service>,
+}
+
+/// See `Status::generation`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Generation {
+    /// Valid and to be put in force.
+    pub accepted: u64,
+    /// Everything known that it needs.
+    pub resolved: u64,
+    /// In force.
+    pub applied: u64,
+}
+
+/// See `Status::config`.
+#[derive(Debug, Clone, Deserialize)]
+pub struct ConfigStatus {
+    /// The file.
+    pub path: String,
+    /// Why its latest content was refused.
+    pub error: Option<String>,
+}
+
+/// See `Status::attachments`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Attachment {
+    /// The interface.
+    pub interface: String,
+    /// `native` or `generic`.
+    pub mode: String,
+}
+
+/// See `Status::flows`.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct Flows {
+    /// Entries that fit.
+    pub capacity: u64,
+    /// SYNs seen.
+    pub embryo: u64,
+    /// Flows that have not yet lived for 30 s.
+    pub young: u64,
+    /// Flows that have.
+    pub pin: u64,
+    /// Flows that ended and linger.
+    pub closing: u64,
+}
+
+/// One service.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Service {
+    /// Its name.
+    pub name: String,
+    /// Whether no backend is usable and all are used.
+    pub fail_open: bool,
+    /// Its backends, removed ones included while they have flows.
+    pub backends: Vec<Backend>,
+}
+
+/// One backend.
+#[derive(Debug, Clone, Deserialize)]
+pub struct Backend {
+    /// Its name.
+    pub name: String,
+    /// `active`, `draining` or `disabled`.
+    pub admin: String,
+    /// Whether it left the configuration.
+    pub removed: bool,
+    /// `unknown`, `up`, `refusing` or `down`.
+    pub health: String,
+    /// `new`, `existing-only` or `none`.
+    pub serving: String,
+    /// `resolved` or `unresolved`.
+    pub neighbour: String,
+    /// Its flows.
+    pub flows: BackendFlows,
+}
+
+/// See `Backend::flows`.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct BackendFlows {
+    /// Not yet 30 s old.
+    pub young: u64,
+    /// Older.
+    pub pin: u64,
+}
+
+impl Status {
+    /// A backend of the lab's service.
+    #[must_use]
+    pub fn backend(&self, name: &str) -> Option<&Backend> {
+        let service = self
+            .services
+            .iter()
+            .find(|s| s.name == crate::config::SERVICE)?;
+        service.backends.iter().find(|backend| backend.name == name)
+    }
+
+    /// A backend's health, or nothing for one that is not known.
+    #[must_use]
+    pub fn health(&self, name: &str) -> &str {
+        self.backend(name).map_or("", |backend| &backend.health)
+    }
+
+    /// A backend's serving, or nothing for one that is not known.
+    #[must_use]
+    pub fn serving(&self, name: &str) -> &str {
+        self.backend(name).map_or("", |backend| &backend.serving)
+    }
+}

@@ -1,0 +1,282 @@
+//! The daemon under test: a child process on the balancer's host, and the command line beside it.
+
+use std::io::{BufRead as _, BufReader, Read};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitStatus, Output, Stdio};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
+use crate::namespace::Namespace;
+use crate::status::Status;
+use crate::wait;
+
+/// Where the configuration is, in the balancer's own `/run`.
+pub const CONFIG_PATH: &str = "/run/tether.toml";
+/// The daemon's default pin directory, in the balancer's own bpffs.
+pub const PINS: &str = "/sys/fs/bpf/tether";
+
+/// Loading, verifying and the first health results, on a busy machine.
+const READY_WITHIN: Duration = Duration::from_secs(20);
+
+/// The `tether` that tests run: a program of this package beside the running one, so that Cargo builds it with them.
+///
+/// # Errors
+/// When it has not been built; the message says how to.
+pub fn program() -> Result<PathBuf> {
+    const NAME: &str = "tether-under-test";
+    let mut folder = std::env::current_exe().context("find the running program")?;
+    folder.pop();
+    if folder.ends_with("deps") {
+        folder.pop();
+    }
+    let program = folder.join(NAME);
+    ensure!(
+        program.exists(),
+        "{} is missing; build it: cargo build --package lab --bin {NAME}",
+        program.display()
+    );
+    Ok(program)
+}
+
+/// A `tether` command line for any host of a lab.
+///
+/// # Errors
+/// See [`program`].
+pub fn command(arguments: &[&str]) -> Result<Command> {
+    let mut command = Command::new(program()?);
+    command.args(arguments);
+    Ok(command)
+}
+
+/// Runs a `tether` command line on `host` and returns its standard output.
+///
+/// # Errors
+/// When it fails; the message holds what it said.
+pub fn succeed(host: &Namespace, arguments: &[&str]) -> Result<String> {
+    let output = host.output(command(arguments)?)?;
+    let words = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    if !output.status.success() {
+        bail!(
+            "`tether {}` on {} failed ({}): {}{}",
+            arguments.join(" "),
+            host.name(),
+            output.status,
+            words(&output.stdout),
+            words(&output.stderr),
+        );
+    }
+    Ok(words(&output.stdout))
+}
+
+/// The daemon. Dropping it kills it.
+#[derive(Debug)]
+pub struct Tether {
+    host: Arc<Namespace>,
+    child: Option<Child>,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+impl Tether {
+    /// Writes `config` on `host` and starts the daemon with it. It may not be ready yet: see [`Tether::wait_ready`].
+    ///
+    /// # Errors
+    /// When the program is missing.
+    pub fn start(host: &Arc<Namespace>, config: &str) -> Result<Self> {
+        host.write(CONFIG_PATH, config)?;
+        let mut tether = Self {
+            host: host.clone(),
+            child: None,
+            log: Arc::new(Mutex::new(vec![])),
+        };
+        tether.restart()?;
+        Ok(tether)
+    }
+
+    /// Starts the daemon again after its end.
+    ///
+    /// # Errors
+    /// When it still runs or cannot be started.
+    pub fn restart(&mut self) -> Result<()> {
+        ensure!(self.child.is_none(), "the daemon still runs");
+        self.lock_log().clear();
+        let mut command = command(&["run", "--config", CONFIG_PATH, "--log-format", "json"])?;
+        command
+            .stdin(Stdio::null())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped());
+        let mut child = self.host.spawn(command)?;
+        self.collect(
+            child
+                .stdout
+                .take()
+                .context("the daemon's standard output")?,
+        )?;
+        self.collect(child.stderr.take().context("the daemon's standard error")?)?;
+        self.child = Some(child);
+        Ok(())
+    }
+
+    fn collect(&self, stream: impl Read + Send + 'static) -> Result<()> {
+        let log = self.log.clone();
+        std::thread::Builder::new()
+            .name("lab-log".into())
+            .spawn(move || {
+                for line in BufReader::new(stream).lines().map_while(Result::ok) {
+                    log.lock()
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .push(line);
+                }
+            })?;
+        Ok(())
+    }
+
+    fn lock_log(&self) -> std::sync::MutexGuard<'_, Vec<String>> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// What the daemon has logged since its last start.
+    #[must_use]
+    pub fn log(&self) -> String {
+        self.lock_log().join("\n")
+    }
+
+    /// Waits until the daemon says that its first application is complete.
+    ///
+    /// # Errors
+    /// When it ends, or does not get there; the message holds its log.
+    pub fn wait_ready(&mut self) -> Result<()> {
+        let ready = wait::until("the daemon is ready", READY_WITHIN, || {
+            let ended = match self.child.as_mut().map(Child::try_wait) {
+                Some(Ok(None)) => None,
+                other => Some(format!("{other:?}")),
+            };
+            let ready = self.lock_log().iter().any(|line| is_ready(line));
+            if ready { Some(Ok(())) } else { ended.map(Err) }
+        });
+        match ready {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(ended)) => bail!(
+                "the daemon ended ({ended}) before it was ready:\n{}",
+                self.log()
+            ),
+            Err(late) => Err(late.context(self.log())),
+        }
+    }
+
+    /// The daemon's process id.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn pid(&self) -> Result<u32> {
+        Ok(self.child.as_ref().context("the daemon does not run")?.id())
+    }
+
+    /// Sends the daemon a signal.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn signal(&self, signal: Signal) -> Result<()> {
+        kill(Pid::from_raw(i32::try_from(self.pid()?)?), signal).context("signal the daemon")
+    }
+
+    /// Kills the daemon as `kill -9` does, and waits for its end.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn kill(&mut self) -> Result<()> {
+        self.end(Signal::SIGKILL).map(drop)
+    }
+
+    /// Asks the daemon to stop, as a service manager does, and waits for its end.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn terminate(&mut self) -> Result<ExitStatus> {
+        self.end(Signal::SIGTERM)
+    }
+
+    fn end(&mut self, signal: Signal) -> Result<ExitStatus> {
+        self.signal(signal)?;
+        let child = self.child.as_mut().context("the daemon does not run")?;
+        let status = wait::until("the daemon ends", Duration::from_secs(10), || {
+            child.try_wait().transpose()
+        })??;
+        self.child = None;
+        Ok(status)
+    }
+
+    /// Puts another configuration into the file and has the daemon read it; returns when it is in force.
+    ///
+    /// # Errors
+    /// When it is refused or does not come into force.
+    pub fn reload(&self, config: &str) -> Result<Status> {
+        let before = self.status()?.generation;
+        self.host.write(CONFIG_PATH, config)?;
+        self.signal(Signal::SIGHUP)?;
+        wait::until_seen(
+            "the new configuration is in force",
+            Duration::from_secs(10),
+            || self.status(),
+            |now| {
+                now.generation.accepted > before.accepted
+                    && now.generation.applied == now.generation.accepted
+            },
+        )
+    }
+
+    /// Runs another `tether` command on the daemon's host and returns its standard output.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub fn succeed(&self, arguments: &[&str]) -> Result<String> {
+        succeed(&self.host, arguments)
+    }
+
+    /// Runs another `tether` command on the daemon's host and returns whatever came of it.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn output(&self, arguments: &[&str]) -> Result<Output> {
+        self.host.output(command(arguments)?)
+    }
+
+    /// `tether status --json`.
+    ///
+    /// # Errors
+    /// When the daemon does not answer, or not in the agreed form.
+    pub fn status(&self) -> Result<Status> {
+        let text = self.succeed(&["status", "--json"])?;
+        serde_json::from_str(&text).with_context(|| format!("not a status: {text}"))
+    }
+
+    /// Waits until the status satisfies `wanted`, and returns it.
+    ///
+    /// # Errors
+    /// When `deadline` passes first; the message holds the last status.
+    pub fn wait_status(
+        &self,
+        what: &str,
+        deadline: Duration,
+        wanted: impl Fn(&Status) -> bool,
+    ) -> Result<Status> {
+        wait::until_seen(what, deadline, || self.status(), wanted)
+    }
+}
+
+impl Drop for Tether {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+fn is_ready(line: &str) -> bool {
+    let event: Option<serde_json::Value> = serde_json::from_str(line).ok();
+    event.is_some_and(|event| event["fields"]["message"] == "ready")
+}

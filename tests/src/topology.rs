@@ -1,0 +1,321 @@
+//! The lab's network as a value: clients, a router, the load balancer and backends, each a host of its own.
+//!
+//! ```text
+//!   client ── router ──(segment 10.0.2.0/24)── balancer
+//!               │                   └ b1 b2 b3   Place::Segment, for `l2`
+//!               └──(farm 10.0.3.0/24)─ b1 b2 b3  Place::Farm, for `ipip`
+//! ```
+//!
+//! Segment and farm are bridges inside the router's namespace. The router sends the VIP's packets to the balancer; backends
+//! have the VIP on their loopback and answer clients directly, through the router.
+
+use std::net::Ipv4Addr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use anyhow::{Context as _, Result};
+
+use crate::frame::Mac;
+use crate::namespace::Namespace;
+use crate::passing;
+
+/// The address that clients connect to.
+pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
+/// The balancer's own address.
+pub const BALANCER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
+/// The prefix that floods are sent from: RFC 2544's. The router drops what is sent there.
+pub const SPOOFED: (Ipv4Addr, u8) = (Ipv4Addr::new(198, 18, 0, 0), 15);
+/// The name that every host but the router knows its only link by.
+pub const UPLINK: &str = "eth0";
+/// The router's interface on the clients' side.
+pub const CLIENT_PORT: &str = "client";
+/// The router's interface on the balancer's side.
+pub const BALANCER_PORT: &str = "lb";
+
+/// Where encapsulated packets pass, they are longer than the clients' by a header.
+const WIDE_MTU: u16 = 1600;
+const MTU: u16 = 1500;
+
+/// Where the backends live.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place {
+    /// On the balancer's own layer-2 segment, as mode `l2` needs.
+    Segment,
+    /// Behind the router, where mode `ipip` reaches.
+    Farm,
+}
+
+/// What to build.
+#[derive(Debug, Clone, Copy)]
+pub struct Topology {
+    /// How many source addresses the clients' host has, at most 200.
+    pub client_addresses: u8,
+    /// How many backends there are, at most 200.
+    pub backends: u8,
+    /// Where they live.
+    pub place: Place,
+}
+
+impl Topology {
+    /// Three backends at `place`, clients with eight addresses.
+    #[must_use]
+    pub fn new(place: Place) -> Self {
+        Self {
+            client_addresses: 8,
+            backends: 3,
+            place,
+        }
+    }
+
+    /// Builds it.
+    ///
+    /// # Errors
+    /// Without root, iproute2 or ethtool, or when the kernel lacks veth or bridges. What was built by then is gone.
+    pub fn build(&self) -> Result<Lab> {
+        let router = Namespace::new("router")?;
+        router.sysctl("net/ipv4/ip_forward", "1")?;
+        // A backend that went dark is to be found out by Tether, not announced by the router.
+        router.ip(
+            "link add segment mtu 1600 type bridge stp_state 0 forward_delay 0 mcast_snooping 0
+             link add farm mtu 1600 type bridge stp_state 0 forward_delay 0 mcast_snooping 0
+             address add 10.0.2.1/24 dev segment
+             address add 10.0.3.1/24 dev farm
+             link set segment up
+             link set farm up
+             route add blackhole 198.18.0.0/15",
+        )?;
+
+        let sources: Vec<Ipv4Addr> = (0..self.client_addresses).map(client_address).collect();
+        let client = Namespace::new("client")?;
+        connect(&client, &router, CLIENT_PORT, mac_of(sources[0]), MTU)?;
+        router.ip("address add 10.0.1.1/24 dev client\nlink set client up")?;
+        let addresses = sources
+            .iter()
+            .map(|a| format!("address add {a}/24 dev eth0\n"));
+        client.ip(&(addresses.collect::<String>() + "route add default via 10.0.1.1"))?;
+        // 1,000 connections from few addresses, all to one address and port.
+        client.sysctl("net/ipv4/ip_local_port_range", "10240 65000")?;
+
+        let balancer = Namespace::new("balancer")?;
+        connect(
+            &balancer,
+            &router,
+            BALANCER_PORT,
+            mac_of(BALANCER),
+            WIDE_MTU,
+        )?;
+        // Merging by GRO, which XDP turns on in some kernels, is held off: captures are to show what was sent.
+        router.ip(&format!(
+            "link set lb gro_max_size 1\nlink set lb master segment up\nroute add 10.0.0.0/24 via {BALANCER}"
+        ))?;
+        let passing = passing::pass_all(&router, BALANCER_PORT)?;
+        balancer.ip(&format!(
+            "address add {BALANCER}/24 dev eth0\nroute add default via 10.0.2.1"
+        ))?;
+
+        let mut backends = vec![];
+        for index in 0..self.backends {
+            backends.push(Arc::new(self.backend(&router, index)?));
+        }
+        Ok(Lab {
+            client: Arc::new(client),
+            router: Arc::new(router),
+            balancer: Arc::new(balancer),
+            backends,
+            sources,
+            topology: *self,
+            _passing: passing,
+        })
+    }
+
+    fn backend(&self, router: &Namespace, index: u8) -> Result<Namespace> {
+        let name = backend_name(index);
+        let address = self.backend_address(index);
+        let (bridge, gateway) = match self.place {
+            Place::Segment => ("segment", "10.0.2.1"),
+            Place::Farm => ("farm", "10.0.3.1"),
+        };
+        let host = Namespace::new(&name)?;
+        connect(&host, router, &name, mac_of(address), WIDE_MTU)?;
+        router.ip(&format!("link set {name} master {bridge} up"))?;
+        // The VIP is the balancer's on the wire: a backend must neither answer ARP for it nor ask with it.
+        for (key, value) in [("arp_ignore", "1"), ("arp_announce", "2")] {
+            host.sysctl(&format!("net/ipv4/conf/all/{key}"), value)?;
+        }
+        host.ip(&format!(
+            "address add {VIP}/32 dev lo\naddress add {address}/24 dev eth0\nroute add default via {gateway}"
+        ))?;
+        Ok(host)
+    }
+
+    /// The address of a backend, counted from 0.
+    #[must_use]
+    pub fn backend_address(&self, index: u8) -> Ipv4Addr {
+        match self.place {
+            Place::Segment => Ipv4Addr::new(10, 0, 2, 11 + index),
+            Place::Farm => Ipv4Addr::new(10, 0, 3, 11 + index),
+        }
+    }
+}
+
+/// The name of a backend, counted from 0: `b1`, `b2`, ...
+#[must_use]
+pub fn backend_name(index: u8) -> String {
+    format!("b{}", index + 1)
+}
+
+/// An address of the clients' host, counted from 0.
+#[must_use]
+pub fn client_address(index: u8) -> Ipv4Addr {
+    Ipv4Addr::new(10, 0, 1, 10 + index)
+}
+
+/// The MAC that the lab gives to the host of an address: readable in a capture.
+#[must_use]
+pub fn mac_of(address: Ipv4Addr) -> Mac {
+    let [a, b, c, d] = address.octets();
+    [2, 0, a, b, c, d]
+}
+
+/// A MAC as iproute2 writes it.
+#[must_use]
+pub fn mac_text(mac: Mac) -> String {
+    mac.map(|byte| format!("{byte:02x}")).join(":")
+}
+
+/// A built network. Dropping it takes all of it away.
+#[derive(Debug)]
+pub struct Lab {
+    client: Arc<Namespace>,
+    router: Arc<Namespace>,
+    balancer: Arc<Namespace>,
+    backends: Vec<Arc<Namespace>>,
+    sources: Vec<Ipv4Addr>,
+    topology: Topology,
+    _passing: OwnedFd,
+}
+
+impl Lab {
+    /// The host that clients run on.
+    #[must_use]
+    pub fn client(&self) -> &Arc<Namespace> {
+        &self.client
+    }
+
+    /// The host between all others.
+    #[must_use]
+    pub fn router(&self) -> &Arc<Namespace> {
+        &self.router
+    }
+
+    /// The host that Tether runs on.
+    #[must_use]
+    pub fn balancer(&self) -> &Arc<Namespace> {
+        &self.balancer
+    }
+
+    /// The backends' hosts.
+    #[must_use]
+    pub fn backends(&self) -> &[Arc<Namespace>] {
+        &self.backends
+    }
+
+    /// Every host.
+    pub fn hosts(&self) -> impl Iterator<Item = &Arc<Namespace>> {
+        [&self.client, &self.router, &self.balancer]
+            .into_iter()
+            .chain(&self.backends)
+    }
+
+    /// The clients' source addresses.
+    #[must_use]
+    pub fn sources(&self) -> &[Ipv4Addr] {
+        &self.sources
+    }
+
+    /// What this was built from.
+    #[must_use]
+    pub fn topology(&self) -> Topology {
+        self.topology
+    }
+
+    /// The MAC of the router's side of a link, or of one of its bridges: `client`, `lb`, `segment`, `farm`, `b1`, ...
+    ///
+    /// # Errors
+    /// When the router has no such interface.
+    pub fn router_mac(&self, interface: &str) -> Result<Mac> {
+        let path = format!("/sys/class/net/{interface}/address");
+        let text = self
+            .router
+            .run(move || std::fs::read_to_string(path))
+            .with_context(|| format!("read the MAC of the router's {interface}"))?;
+        let mut mac = [0; 6];
+        for (byte, hex) in mac.iter_mut().zip(text.trim().split(':')) {
+            *byte = u8::from_str_radix(hex, 16)?;
+        }
+        Ok(mac)
+    }
+
+    /// Lets a backend's host go dark: its link dies at the switch, and nobody says a word.
+    ///
+    /// # Errors
+    /// When there is no such backend.
+    pub fn darken(&self, index: u8) -> Result<()> {
+        self.router
+            .ip(&format!("link set {} down", backend_name(index)))
+    }
+
+    /// Brings a dark backend's link back.
+    ///
+    /// # Errors
+    /// When there is no such backend.
+    pub fn brighten(&self, index: u8) -> Result<()> {
+        self.router
+            .ip(&format!("link set {} up", backend_name(index)))
+    }
+
+    /// What a person would look at first after a failure: links with counters, addresses, neighbours, routes, and what BPF
+    /// the machine holds. Whatever cannot be had is replaced by the reason.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        let mut text = String::new();
+        for host in self.hosts() {
+            for line in [
+                "ip -statistics link",
+                "ip neigh",
+                "ip route",
+                "ss --tcp --summary",
+            ] {
+                let said = host.sh(line).unwrap_or_else(|error| format!("{error:#}"));
+                text += &format!("--- {}: {line}\n{said}\n", host.name());
+            }
+        }
+        for line in [
+            "bpftool net show",
+            "bpftool link show",
+            "bpftool prog show",
+            "bpftool map show",
+        ] {
+            let said = self
+                .balancer
+                .sh(line)
+                .unwrap_or_else(|error| format!("{error:#}"));
+            text += &format!("--- balancer: {line}\n{said}\n");
+        }
+        text
+    }
+}
+
+/// Links `host`'s [`UPLINK`] with the router's `port`, and makes both behave as hardware does: segments and checksums are
+/// finished by the sender, so that an XDP program sees what would be on a wire.
+fn connect(host: &Namespace, router: &Namespace, port: &str, mac: Mac, mtu: u16) -> Result<()> {
+    router.ip(&format!(
+        "link add {port} mtu {mtu} type veth peer name {UPLINK} mtu {mtu} address {} netns {}",
+        mac_text(mac),
+        host.net_path().display(),
+    ))?;
+    for (namespace, interface) in [(host, UPLINK), (router, port)] {
+        namespace.sh(&format!("ethtool -K {interface} tx off tso off gso off"))?;
+    }
+    host.ip(&format!("link set {UPLINK} up"))
+}

@@ -1,0 +1,236 @@
+//! A backend that refuses new work keeps its flows; clients of one whose host is gone are told by a RST.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use lab::config::Check;
+use lab::frame::{Segment, flags};
+use lab::packet_socket::Capture;
+use lab::peer::backend::Answer;
+use lab::peer::client::Break;
+use lab::peer::crowd;
+use lab::stage::Stage;
+use lab::topology::{CLIENT_PORT, Place, Topology, VIP};
+use lab::wait;
+
+const SOON: Duration = Duration::from_secs(15);
+const PACE: Duration = Duration::from_millis(250);
+
+/// b1 is made to refuse and to come round again: its flows never notice, and nothing new reaches it in between.
+fn refuses(
+    check: Check,
+    refuse: impl Fn(&Stage) -> Result<()>,
+    relent: impl Fn(&Stage) -> Result<()>,
+) -> Result<()> {
+    let stage = Stage::set(Topology::new(Place::Farm), 31, |config| {
+        config.check = check
+    })?;
+    let connections = stage.clients.open(90, stage.plan().talking(PACE), |_| {})?;
+    let held = crowd::on(&connections, "b1").len();
+    assert!(held > 10, "{held} on b1");
+
+    refuse(&stage)?;
+    let status = stage
+        .tether
+        .wait_status("b1 is refusing", SOON, |s| s.health("b1") == "refusing")?;
+    assert_eq!(
+        (status.serving("b1"), status.health("b2")),
+        ("existing-only", "up")
+    );
+    let newcomers = stage.clients.open(60, stage.plan(), |_| {})?;
+    assert_eq!(crowd::on(&newcomers, "b1").len(), 0);
+    // Well beyond `fall` checks: something answers there, so it must not become `down`.
+    wait::holds("b1 is refusing, not down", Duration::from_secs(4), || {
+        Ok(stage.tether.status()?.health("b1") == "refusing")
+    })?;
+    assert_eq!(crowd::echo_all(&connections), [""; 0]);
+    assert_eq!(crowd::on(&connections, "b1").len(), held);
+
+    relent(&stage)?;
+    stage
+        .tether
+        .wait_status("b1 serves again", SOON, |s| s.serving("b1") == "new")?;
+    let newcomers = stage.clients.open(60, stage.plan(), |_| {})?;
+    assert!(!crowd::on(&newcomers, "b1").is_empty());
+    assert_eq!(crowd::echo_all(&connections), [""; 0]);
+    assert_eq!(crowd::breaks(&connections), [""; 0]);
+    stage.close();
+    Ok(())
+}
+
+#[test]
+fn a_closed_listener_is_refusing() -> Result<()> {
+    refuses(
+        Check::Tcp,
+        |s| s.backends[0].close_listeners(),
+        |s| s.backends[0].open_listeners(),
+    )
+}
+
+#[test]
+fn a_wrong_status_is_refusing() -> Result<()> {
+    refuses(
+        Check::Http,
+        |s| {
+            s.backends[0].answer(Answer::Status(503));
+            Ok(())
+        },
+        |s| {
+            s.backends[0].answer(Answer::Status(200));
+            Ok(())
+        },
+    )
+}
+
+#[test]
+fn a_check_without_an_answer_is_refusing() -> Result<()> {
+    refuses(
+        Check::Http,
+        |s| {
+            s.backends[0].answer(Answer::Hang);
+            Ok(())
+        },
+        |s| {
+            s.backends[0].answer(Answer::Status(200));
+            Ok(())
+        },
+    )
+}
+
+/// b2's link dies. Those of its clients that speak get one valid RST and are elsewhere at once; those that are silent until it
+/// is back never notice; everyone else talks on.
+fn goes_dark(place: Place) -> Result<()> {
+    let stage = Stage::set(Topology::new(place), 32, |_| {})?;
+    let connections = stage
+        .clients
+        .open(150, stage.plan().reconnecting(), |_| {})?;
+    let theirs = crowd::on(&connections, "b2");
+    let (speaking, silent) = theirs.split_at(theirs.len() / 2);
+    assert!(speaking.len() > 10, "{} on b2", theirs.len());
+    let others: Vec<_> = connections
+        .iter()
+        .filter(|c| c.backend().as_deref() != Some("b2"))
+        .collect();
+    crowd::set_pace(others.iter().copied(), Some(PACE));
+
+    stage.lab.darken(1)?;
+    let status = stage
+        .tether
+        .wait_status("b2 is down", SOON, |s| s.health("b2") == "down")?;
+    assert_eq!((status.health("b1"), status.health("b3")), ("up", "up"));
+    stage
+        .tether
+        .wait_status("b2 serves none", SOON, |s| s.serving("b2") == "none")?;
+
+    let capture = Capture::start(stage.lab.router(), CLIENT_PORT)?;
+    crowd::set_pace(speaking.iter().copied(), Some(PACE));
+    wait::until("who spoke is elsewhere", SOON, || {
+        speaking
+            .iter()
+            .all(|c| c.backend().is_some_and(|b| b != "b2"))
+            .then_some(())
+    })?;
+    let segments = capture.stop();
+    for connection in speaking {
+        let history = connection.history();
+        let [first, second] = history.lives.as_slice() else {
+            anyhow::bail!("not two lives: {history:?}");
+        };
+        let end = first.end.as_ref().context("the first life ended")?;
+        assert_eq!(end.why, Some(Break::Reset));
+        let sent = end.unanswered.context("a message drew the reset")?;
+        assert!(
+            second.opened - sent < Duration::from_secs(1),
+            "{:?}",
+            second.opened - sent
+        );
+
+        let mine =
+            |s: &&Segment| s.ip.source == *first.local.ip() && s.tcp.source == first.local.port();
+        let asked = segments
+            .iter()
+            .find(mine)
+            .context("the message is on the wire")?;
+        let resets: Vec<_> = segments
+            .iter()
+            .filter(|s| {
+                s.ip.destination == *first.local.ip() && s.tcp.destination == first.local.port()
+            })
+            .collect();
+        // Each in answer to one packet: no ACK flag, the number that the client expects, from the VIP's port.
+        let reset = resets.first().context("no RST on the wire")?;
+        assert_eq!(reset.tcp.flags, flags::RST, "{reset:?}");
+        assert_eq!((reset.ip.source, reset.tcp.source), (VIP, 80));
+        assert_eq!(reset.tcp.seq, asked.tcp.ack);
+        assert!(reset.ip.checksum_ok);
+    }
+    assert!(silent.iter().all(|c| c.backend().as_deref() == Some("b2")));
+
+    stage.lab.brighten(1)?;
+    stage
+        .tether
+        .wait_status("b2 serves again", SOON, |s| s.serving("b2") == "new")?;
+    assert_eq!(crowd::echo_all(silent.iter().copied()), [""; 0]);
+    assert_eq!(crowd::breaks(silent.iter().copied()), [""; 0]);
+    let newcomers = stage.clients.open(60, stage.plan(), |_| {})?;
+    assert!(!crowd::on(&newcomers, "b2").is_empty());
+    assert_eq!(crowd::echo_all(&connections), [""; 0]);
+    assert_eq!(crowd::breaks(others.iter().copied()), [""; 0]);
+    stage.close();
+    Ok(())
+}
+
+#[test]
+fn a_dark_routed_backend_is_down_and_its_clients_are_reset() -> Result<()> {
+    goes_dark(Place::Farm)
+}
+
+#[test]
+fn a_dark_backend_on_the_link_is_down_and_its_clients_are_reset() -> Result<()> {
+    goes_dark(Place::Segment)
+}
+
+/// When every backend seems gone, it may well be this machine: nobody is reset, and who waits is served when they are back.
+#[test]
+fn when_all_go_dark_nobody_is_reset() -> Result<()> {
+    let stage = Stage::set(Topology::new(Place::Farm), 33, |_| {})?;
+    let mut plan = stage.plan();
+    plan.patience = Duration::from_secs(60);
+    let connections = stage.clients.open(60, plan, |_| {})?;
+    for index in 0..3 {
+        stage.lab.darken(index)?;
+    }
+    stage
+        .tether
+        .wait_status("the service fails open", SOON, |s| s.services[0].fail_open)?;
+    let capture = Capture::start(stage.lab.router(), CLIENT_PORT)?;
+    crowd::set_pace(&connections, Some(PACE));
+    let spoke = |s: &Segment| s.ip.destination == VIP && !s.tcp.payload.is_empty();
+    let sources = || {
+        let spoke = capture.segments().into_iter().filter(spoke);
+        spoke
+            .map(|s| (s.ip.source, s.tcp.source))
+            .collect::<std::collections::BTreeSet<_>>()
+    };
+    wait::until("everyone has spoken", SOON, || {
+        (sources().len() == 60).then_some(())
+    })?;
+    for index in 0..3 {
+        stage.lab.brighten(index)?;
+    }
+    wait::until("everyone is answered", Duration::from_secs(60), || {
+        connections
+            .iter()
+            .all(|c| c.history().lives[0].echoes > 0)
+            .then_some(())
+    })?;
+    assert_eq!(crowd::breaks(&connections), [""; 0]);
+    assert!(
+        !capture
+            .stop()
+            .iter()
+            .any(|s| s.ip.source == VIP && s.tcp.has(flags::RST))
+    );
+    stage.close();
+    Ok(())
+}

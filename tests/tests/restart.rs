@@ -1,0 +1,171 @@
+//! Flows outlive the daemon, however it ends; only `tether cleanup` ends the forwarding, and leaves no trace.
+
+use std::net::SocketAddrV4;
+use std::time::Duration;
+
+use anyhow::Result;
+use lab::config::Config;
+use lab::namespace::Namespace;
+use lab::peer::backend::{Backend, PORT};
+use lab::peer::client::{Clients, Connection, Plan};
+use lab::peer::crowd;
+use lab::stage::Stage;
+use lab::tether::{CONFIG_PATH, PINS, Tether};
+use lab::topology::{Place, Topology, VIP};
+use nix::sys::signal::Signal;
+
+const SOON: Duration = Duration::from_secs(15);
+const PACE: Duration = Duration::from_millis(250);
+
+/// Every connection echoes again and again, and none has broken.
+fn assert_talking(connections: &[Connection]) -> Result<()> {
+    crowd::wait_for_echoes(connections, 3, SOON, |_| {})?;
+    assert_eq!(crowd::breaks(connections), [""; 0]);
+    Ok(())
+}
+
+fn ends(signal: Signal) -> Result<()> {
+    let mut stage = Stage::set(Topology::new(Place::Farm), 41, |_| {})?;
+    let mut connections = stage
+        .clients
+        .open(100, stage.plan().talking(PACE), |_| {})?;
+    let before = stage.tether.pid()?;
+
+    match signal {
+        Signal::SIGKILL => stage.tether.kill()?,
+        _ => assert_eq!(
+            stage.tether.terminate()?.code(),
+            Some(0),
+            "{}",
+            stage.tether.log()
+        ),
+    }
+    // Without a daemon, flows go on and new ones are served.
+    assert_talking(&connections)?;
+    connections.extend(stage.clients.open(50, stage.plan().talking(PACE), |_| {})?);
+    assert_eq!(crowd::spread(&connections).len(), 3);
+    assert_talking(&connections)?;
+
+    stage.tether.restart()?;
+    stage.wait_serving()?;
+    assert_talking(&connections)?;
+    let status = stage.tether.status()?;
+    assert_ne!(status.pid, before);
+    // It knows every flow, those that began in its absence too.
+    for (name, share) in crowd::spread(&connections) {
+        let flows = status.backend(&name).expect("a backend that serves").flows;
+        assert_eq!(flows.young + flows.pin, share as u64, "{name}");
+    }
+    connections.extend(stage.clients.open(50, stage.plan().talking(PACE), |_| {})?);
+    assert_talking(&connections)?;
+    stage.close();
+    Ok(())
+}
+
+#[test]
+fn flows_outlive_a_killed_daemon() -> Result<()> {
+    ends(Signal::SIGKILL)
+}
+
+#[test]
+fn flows_outlive_a_stopped_daemon() -> Result<()> {
+    ends(Signal::SIGTERM)
+}
+
+#[test]
+fn a_change_made_while_the_daemon_was_dead_is_applied_without_a_break() -> Result<()> {
+    let mut stage = Stage::set(Topology::new(Place::Segment), 42, |_| {})?;
+    let connections = stage
+        .clients
+        .open(100, stage.plan().talking(PACE), |_| {})?;
+    stage.tether.kill()?;
+    stage
+        .lab
+        .balancer()
+        .write(CONFIG_PATH, &stage.config.without("b2").text())?;
+    stage.tether.restart()?;
+    stage.tether.wait_ready()?;
+    let newcomers = stage.clients.open(60, stage.plan(), |_| {})?;
+    assert_eq!(crowd::spread(&newcomers).get("b2"), None);
+    assert_talking(&connections)?;
+    assert!(crowd::spread(&connections)["b2"] > 10);
+    stage.close();
+    Ok(())
+}
+
+#[test]
+fn a_second_daemon_is_refused() -> Result<()> {
+    let stage = Stage::set(Topology::new(Place::Farm), 43, |_| {})?;
+    let connections = stage.clients.open(30, stage.plan().talking(PACE), |_| {})?;
+    let second = stage.tether.output(&["run", "--config", CONFIG_PATH])?;
+    assert!(!second.status.success());
+    let said = String::from_utf8_lossy(&second.stderr).into_owned()
+        + &String::from_utf8_lossy(&second.stdout);
+    assert!(said.contains("/run/tether"), "names what is held: {said}");
+    assert_talking(&connections)?;
+    stage.close();
+    Ok(())
+}
+
+/// What of a host Tether could have left behind: the link and its features, listening sockets, files, pins.
+fn traces(host: &Namespace) -> Result<String> {
+    let mut traces = String::new();
+    for line in [
+        "ip -details link show dev eth0",
+        "ip address show dev eth0",
+        "ip route",
+        "ethtool --show-features eth0",
+        "ss --no-header --listening --tcp --unix",
+    ] {
+        traces += &format!("{line}\n{}", host.sh(line)?);
+    }
+    for folder in ["/run", "/sys/fs/bpf"] {
+        traces += &format!("{folder}: {:?}\n", host.list(folder)?);
+    }
+    Ok(traces)
+}
+
+#[test]
+fn cleanup_removes_every_trace() -> Result<()> {
+    let lab = Topology::new(Place::Segment).build()?;
+    let host = lab.balancer();
+    let config = Config::new(lab.topology());
+    let pristine = traces(host)?;
+    let _backends: Vec<_> = lab
+        .backends()
+        .iter()
+        .map(|b| Backend::start(b))
+        .collect::<Result<_>>()?;
+    let clients = Clients::start(lab.client(), lab.sources(), 44)?;
+    let plan = Plan::new(SocketAddrV4::new(VIP, PORT));
+
+    let mut tether = Tether::start(host, &config.text())?;
+    tether.wait_ready()?;
+    let connections = clients.open(30, plan.talking(PACE), |_| {})?;
+    assert!(host.sh("ip link show dev eth0")?.contains("xdp"));
+    assert!(!host.list(PINS)?.is_empty());
+
+    let refused = tether.output(&["cleanup", "--config", CONFIG_PATH])?;
+    assert!(!refused.status.success(), "a daemon runs");
+    assert_talking(&connections)?;
+
+    tether.terminate()?;
+    assert_talking(&connections)?;
+    tether.succeed(&["cleanup", "--config", CONFIG_PATH])?;
+    host.sh(&format!("rm {CONFIG_PATH}"))?;
+    assert_eq!(traces(host)?, pristine);
+    // Nothing is steered any more.
+    let hasty = Plan {
+        patience: Duration::from_millis(500),
+        ..plan
+    };
+    assert!(clients.open_one(hasty).is_err());
+
+    // A second cleanup has nothing to do, which is no failure; and a daemon can start afresh.
+    tether.succeed(&["cleanup", "--bpffs", PINS, "--state-dir", "/run/tether"])?;
+    assert_eq!(traces(host)?, pristine);
+    let mut fresh = Tether::start(host, &config.text())?;
+    fresh.wait_ready()?;
+    clients.open_one(plan)?.echo()?;
+    Ok(())
+}
