@@ -1,6 +1,6 @@
 //! A RST to a client whose backend is dead (RFC 9293, section 3.10.7.1): sequence number from the segment's acknowledgement, no ACK.
 
-use aya_ebpf::{bindings::xdp_action, helpers::generated::bpf_xdp_adjust_tail, programs::XdpContext};
+use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_xdp_adjust_tail, programs::XdpContext};
 use lb_common::{
     csum,
     headers::{ETH_LEN, IPV4_DF, IPV4_LEN, PROTO_TCP, TCP_LEN, TTL},
@@ -10,14 +10,35 @@ use lb_common::{
 
 use lb_ebpf::packet::Frame;
 
-use crate::{maps, parse::Segment};
+use crate::{
+    maps,
+    parse::{self, Parsed, Segment},
+};
 
 /// Length of the answer from its IPv4 header on.
 const LENGTH: usize = IPV4_LEN + TCP_LEN;
 
 /// Turns the frame into the answer and sends it back where it came from.
+///
+/// A function of its own that parses the frame again: the segment would otherwise have to lie in the caller's stack frame, which is
+/// scarce.
 #[inline(never)]
-pub(crate) fn answer(ctx: &XdpContext, segment: &Segment) -> Result<u32, Reason> {
+pub(crate) fn answer(ctx: *mut xdp_md) -> u32 {
+    let ctx = XdpContext::new(ctx);
+    match parse::parse(&ctx) {
+        Ok(Parsed::Segment(segment)) => match write(&ctx, &segment) {
+            Ok(()) => SENT,
+            Err(reason) => reason as u32,
+        },
+        _ => Reason::NoReset as u32,
+    }
+}
+
+/// What [`answer`] returns when the answer is ready to be sent; else it is the code of a reason. (BPF functions return numbers.)
+pub(crate) const SENT: u32 = u32::MAX;
+
+#[inline(always)]
+fn write(ctx: &XdpContext, segment: &Segment) -> Result<(), Reason> {
     if !maps::may_reset(maps::now_ns()) {
         return Err(Reason::ResetLimited);
     }
@@ -65,8 +86,7 @@ pub(crate) fn answer(ctx: &XdpContext, segment: &Segment) -> Result<u32, Reason>
     let sum = pseudo + ports + csum::halves(seq) + csum::halves(ack) + offset_and_flags as u64;
     ip.set_u16(IPV4_LEN + 16, csum::finish(sum));
 
-    cut(ctx, segment.network() + LENGTH)?;
-    Ok(xdp_action::XDP_TX)
+    cut(ctx, segment.network() + LENGTH)
 }
 
 /// Cuts the frame to `length` bytes, all buffers of it.
