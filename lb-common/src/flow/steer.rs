@@ -192,9 +192,7 @@ fn open_again<W: World>(
             State::Embryo,
         );
     }
-    if entry.word.is_vacant(now) {
-        return supersede(world, segment, now, entry, State::Embryo);
-    }
+    // Even an entry past its linger may have a live twin, which an embryo found before it would hide.
     let other = if entry.word.is(State::Challenger) || entry.word.has(Word::CONTESTED) {
         table::find_other(world, homes, key, entry.place)
     } else {
@@ -228,6 +226,7 @@ fn open_again<W: World>(
             entry.word.backend(),
             State::Challenger,
         ),
+        None if entry.word.is_vacant(now) => supersede(world, segment, now, entry, State::Embryo),
         None => challenge(world, homes, key, segment, now, entry),
     }
 }

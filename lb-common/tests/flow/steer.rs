@@ -1,0 +1,80 @@
+//! What sequences of packets do: challengers, forgeries, port reuse, draining and dead backends, adoption.
+
+use lb_common::{
+    backend::Serving,
+    clock::Tick,
+    flow::{
+        table::Memory,
+        v4::Key,
+        word::{
+            EMBRYO_TICKS, LINGER_EXCEPTION_TICKS, LINGER_FIN_TICKS, LINGER_RST_TICKS, State, Word,
+            YOUNG_TICKS,
+        },
+    },
+    maglev::{HANDOVER_TICKS, Slot},
+    tcp::{ACK, FIN, RST, SYN},
+    verdict::Reason,
+};
+
+use crate::rig::{Rig, ack, data, fin, rst, segment, syn};
+
+const FLOW: Key = Key::new(0x0a00_0001, 40_000, 1);
+const ISN: u32 = 0x1234_5678;
+/// A sequence number many epochs from [`ISN`].
+const ELSEWHERE: u32 = 0x9000_0000;
+const START: Tick = Tick(1_000_000);
+
+/// Opens [`FLOW`] and proves it: a pin at the returned time.
+fn pinned(rig: &Rig) -> Tick {
+    let (opened, backend) = rig.send(FLOW, syn(ISN), START);
+    assert_eq!(opened, Reason::Opened);
+    assert_eq!(
+        rig.send(FLOW, ack(ISN + 1), START),
+        (Reason::Established, backend)
+    );
+    let proven = START.later(YOUNG_TICKS);
+    assert_eq!(
+        rig.send(FLOW, data(ISN + 1), proven),
+        (Reason::Established, backend)
+    );
+    assert!(rig.entry(FLOW).is(State::Pin));
+    proven
+}
+
+/// Moves the table's only slot from backend 1 to backend 2, so that flows of 1 become exceptions.
+fn hand_slot_over(rig: &mut Rig, now: Tick) {
+    rig.set_slot(Slot::new(2, 1, now));
+}
+
+#[test]
+fn a_syn_after_a_forged_twin_has_closed_steals_nothing() {
+    // The forger owns the second entry whole: it opens it, closes it, and waits for its linger to end. Whichever of the two
+    // entries comes first in the bucket, the victim's packets have to stay where they are.
+    for forged_comes_first in [false, true] {
+        let mut rig = Rig::small(2);
+        // The dummy takes the place before the victim's, and leaves it for the challenger.
+        let dummy = (1..)
+            .map(|port| Key::new(0x0a00_0009, port, 1))
+            .find(|key| rig.homes(key) == rig.homes(&FLOW))
+            .unwrap();
+        if forged_comes_first {
+            rig.send(dummy, syn(7), START);
+        }
+        let mut now = pinned(&rig);
+        rig.sweep(|key, _| key == dummy);
+        hand_slot_over(&mut rig, now);
+
+        assert_eq!(rig.send(FLOW, syn(ELSEWHERE), now).0, Reason::Challenged);
+        rig.send(FLOW, ack(ELSEWHERE + 1), now);
+        rig.send(FLOW, rst(ELSEWHERE + 1), now);
+        now = now.later(LINGER_RST_TICKS);
+        rig.send(FLOW, syn(ELSEWHERE), now);
+
+        assert_eq!(
+            rig.send(FLOW, data(ISN + 1), now),
+            (Reason::Established, Some(1)),
+            "forged entry first: {forged_comes_first}; {:?}",
+            rig.entries(FLOW)
+        );
+    }
+}
