@@ -214,7 +214,7 @@ fn open_again<W: World>(
             } else if other.word.is(State::Closing) {
                 supersede_second(world, segment, now, entry, other)
             } else {
-                Steered::without_backend(Reason::Contested)
+                share(world, segment, entry, other)
             }
         }
         // A challenger whose live entry is gone is an embryo by another name.
@@ -326,6 +326,26 @@ fn supersede_second<W: World>(
             Reason::Challenged,
         ),
         Err(reason) => Steered::without_backend(reason),
+    }
+}
+
+/// A SYN on two live entries of which none is closing, as when a port is used a third time and nobody said goodbye: it goes
+/// where the packets after it will go, which is to the entry nearer in sequence numbers, if that one takes new flows. Nothing
+/// is written, so a forgery changes nothing.
+#[inline(always)]
+fn share<W: World>(
+    world: &W,
+    segment: &Segment,
+    one: Entry<W::Bucket>,
+    other: Entry<W::Bucket>,
+) -> Steered<W::Backend> {
+    let nearer = match life::owner(one.word, other.word, segment) {
+        Owner::First => one.word,
+        Owner::Second => other.word,
+    };
+    match backend_of(world, nearer.backend()) {
+        Some(shared) if shared.state.serving() == Serving::New => shared.forward(Reason::Unpinned),
+        _ => Steered::without_backend(Reason::Contested),
     }
 }
 

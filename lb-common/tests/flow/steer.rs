@@ -78,3 +78,34 @@ fn a_syn_after_a_forged_twin_has_closed_steals_nothing() {
         );
     }
 }
+
+#[test]
+fn a_port_used_a_third_time_is_served_though_both_clients_before_vanished() {
+    let mut rig = Rig::small(2);
+    let mut now = pinned(&rig);
+    let mut isn = ELSEWHERE;
+    // The second client's connection lives too, and vanishes without a FIN like the first.
+    rig.send(FLOW, syn(isn), now);
+    rig.send(FLOW, ack(isn + 1), now);
+    now = now.later(YOUNG_TICKS);
+    rig.send(FLOW, data(isn + 1), now);
+    assert_eq!(rig.entries(FLOW).len(), 2);
+
+    now = now.later(10_000);
+    isn = 0x4000_0000;
+    let (reason, backend) = rig.send(FLOW, syn(isn), now);
+    assert_eq!(reason, Reason::Unpinned);
+    assert_eq!(backend, Some(1));
+    for seq in [isn + 1, isn + 100, isn + 5_000_000] {
+        assert_eq!(
+            rig.send(FLOW, data(seq), now),
+            (Reason::Established, backend)
+        );
+    }
+    // Nobody new goes to a backend that takes nobody new.
+    rig.set_backend(1, Serving::ExistingOnly);
+    assert_eq!(
+        rig.send(FLOW, syn(0x6000_0000), now),
+        (Reason::Contested, None)
+    );
+}
