@@ -157,18 +157,32 @@ fn open<W: World>(
     let embryo = Word::embryo(choice.reference(), segment.seq, now);
     match table::insert(world, homes, key, embryo, Claim::Any, now) {
         Inserted::At(_) => choice.forward(Reason::Opened),
-        Inserted::Full => choice.forward(Reason::Unpinned),
-        Inserted::Yielded => {
-            // Another CPU had the same SYN, or its twin: go where its entry goes.
-            let theirs = table::find(world, homes, key)
-                .and_then(|entry| backend_of(world, entry.word.backend()));
-            match theirs {
-                Some(theirs) if theirs.state.serving() == Serving::New => {
-                    theirs.forward(Reason::Reopened)
-                }
-                _ => choice.forward(Reason::Unpinned),
+        Inserted::Full => without_place(world, choice, now).forward(Reason::Unpinned),
+        // Another CPU had the same SYN, or its twin: go where its entry goes.
+        Inserted::Yielded(theirs) => match backend_of(world, theirs.backend()) {
+            Some(theirs) if theirs.state.serving() == Serving::New => {
+                theirs.forward(Reason::Reopened)
             }
+            _ => choice.forward(Reason::Unpinned),
+        },
+    }
+}
+
+/// Where a new flow goes that found no place: its next packets will be unknown ones, and while its slot is handed over those go to
+/// the slot's previous backend. That one takes the SYN too, if it takes new flows.
+#[inline(always)]
+fn without_place<W: World>(world: &W, choice: Choice<W::Backend>, now: Tick) -> Choice<W::Backend> {
+    let Some(slot) = world.slot(0) else {
+        return choice;
+    };
+    let id = slot.handing_over(now);
+    match world.backend(id) {
+        Some((handle, state))
+            if id != 0 && state.serving() == Serving::New && state.is_resolved() =>
+        {
+            Choice { handle, state, id }
         }
+        _ => choice,
     }
 }
 
@@ -404,11 +418,11 @@ fn challenge<W: World>(
     let challenger = Word::challenger(choice.reference(), segment.seq, now);
     match table::insert(world, homes, key, challenger, Claim::Any, now) {
         Inserted::At(_) => choice.forward(Reason::Challenged),
-        Inserted::Full | Inserted::Yielded if choice.reference() == live.word.backend() => {
+        Inserted::Full | Inserted::Yielded(_) if choice.reference() == live.word.backend() => {
             choice.forward(Reason::Unpinned)
         }
         // Without an entry its next packets would go to the live entry's backend, which is another: let the client try again.
-        Inserted::Full | Inserted::Yielded => Steered::without_backend(Reason::Contested),
+        Inserted::Full | Inserted::Yielded(_) => Steered::without_backend(Reason::Contested),
     }
 }
 
@@ -554,7 +568,14 @@ fn unknown<W: World>(
             world.note_promotion(place);
             choice.forward(Reason::Adopted)
         }
-        Inserted::Yielded | Inserted::Full => choice.forward(Reason::Unadopted),
+        Inserted::Full => choice.forward(Reason::Unadopted),
+        // It is known after all: by another CPU, or for long, and was moving when it was looked for.
+        Inserted::Yielded(theirs) => match backend_of(world, theirs.backend()) {
+            Some(theirs) if theirs.state.serving() != Serving::None => {
+                theirs.forward(Reason::Established)
+            }
+            _ => choice.forward(Reason::Unadopted),
+        },
     }
 }
 

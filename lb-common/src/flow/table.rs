@@ -85,8 +85,8 @@ pub enum Claim {
 pub enum Inserted<B> {
     /// The entry is in the table.
     At(Place<B>),
-    /// Another CPU inserted the same key; its entry stands, and not ours.
-    Yielded,
+    /// The key had an entry already, inserted by another CPU or missed while it moved; that one stands, and not ours.
+    Yielded(Word),
     /// No place.
     Full,
 }
@@ -356,7 +356,7 @@ fn settle<M: Memory>(
                     && let Some(word) = read(memory, bucket, way, key)
                     && yields(memory, key, own, Entry { place, word })
                 {
-                    return Inserted::Yielded;
+                    return Inserted::Yielded(word);
                 }
                 way += 1;
             }

@@ -109,3 +109,44 @@ fn a_port_used_a_third_time_is_served_though_both_clients_before_vanished() {
         (Reason::Contested, None)
     );
 }
+
+#[test]
+fn a_flow_whose_entry_was_missed_while_it_moved_goes_where_its_entry_says() {
+    let mut rig = Rig::small(2);
+    let now = pinned(&rig);
+    rig.set_slot(Slot::new(2, 0, now));
+    // Two looks of eight places see nothing; the look after the insertion sees the entry.
+    rig.blind(16);
+    assert_eq!(
+        rig.send(FLOW, data(ISN + 1), now),
+        (Reason::Established, Some(1))
+    );
+    assert!(rig.entry(FLOW).is(State::Pin));
+    rig.blind(16);
+    assert_eq!(
+        rig.send(FLOW, syn(ELSEWHERE), now),
+        (Reason::Reopened, Some(1))
+    );
+    assert!(rig.entry(FLOW).is(State::Pin));
+}
+
+#[test]
+fn a_new_flow_without_a_place_goes_where_its_next_packets_will() {
+    // While a slot is handed over, unknown packets go to its previous owner, and so has to go the SYN that left no entry.
+    let mut rig = Rig::small(2);
+    for port in 1..=8 {
+        let key = Key::new(0x0a00_0002, port, 1);
+        rig.send(key, syn(ISN), START);
+        rig.send(key, ack(ISN + 1), START);
+    }
+    assert_eq!(rig.all().count(), 8);
+    hand_slot_over(&mut rig, START);
+    assert_eq!(rig.send(FLOW, syn(ISN), START), (Reason::Unpinned, Some(1)));
+    assert_eq!(
+        rig.send(FLOW, ack(ISN + 1), START),
+        (Reason::Unadopted, Some(1))
+    );
+    // A previous owner that takes no new flows does not get one by this.
+    rig.set_backend(1, Serving::ExistingOnly);
+    assert_eq!(rig.send(FLOW, syn(ISN), START), (Reason::Unpinned, Some(2)));
+}
