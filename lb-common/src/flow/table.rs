@@ -92,18 +92,27 @@ pub enum Inserted<B> {
 }
 
 /// Reads one place: value, key, value again, so that key and value are known to belong together.
+///
+/// A value that changes meanwhile is read once more: a refresh or promotion by another CPU must not make the entry look gone.
 #[inline(always)]
 fn read<M: Memory>(memory: &M, bucket: M::Bucket, way: u32, key: &M::Key) -> Option<Word> {
     // Most places hold other keys: look at the key first, and let the loads below decide.
     if memory.key(bucket, way) != *key {
         return None;
     }
-    let before = memory.value(bucket, way);
-    if !before.is_entry() || memory.key(bucket, way) != *key {
+    let first = memory.value(bucket, way);
+    if !first.is_entry() || memory.key(bucket, way) != *key {
         return None;
     }
-    let after = memory.value(bucket, way);
-    if before == after { Some(after) } else { None }
+    let second = memory.value(bucket, way);
+    if first == second {
+        return Some(second);
+    }
+    if !second.is_entry() || memory.key(bucket, way) != *key {
+        return None;
+    }
+    let third = memory.value(bucket, way);
+    if second == third { Some(third) } else { None }
 }
 
 /// Looks in both homes once, passing over the place `except`.
