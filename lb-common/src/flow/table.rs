@@ -383,38 +383,57 @@ fn yields<M: Memory>(
     own: Entry<M::Bucket>,
     other: Entry<M::Bucket>,
 ) -> bool {
-    if other.word.is_nascent() {
-        if !own.word.is_nascent() {
-            // An adopted entry beside an embryo: a live entry outlasts an embryo, here as below.
-            memory.replace(other.place.bucket, other.place.way, other.word, Word::EMPTY);
+    if !other.word.is_nascent() {
+        if own.word.is(State::Challenger) {
             return false;
         }
-        // The higher of two embryos goes. If it cannot, because a packet promoted it meanwhile, then it is worth more than the
-        // lower, and the lower goes. (Were the higher merely to yield, it could be promoted between look and leave.)
-        let (lower, higher) = if own.place.precedes(&other.place) {
-            (own, other)
-        } else {
-            (other, own)
-        };
-        let own_is_higher = higher.place.is_at(own.place.index, own.place.way);
-        if memory.replace(
-            higher.place.bucket,
-            higher.place.way,
-            higher.word,
-            Word::EMPTY,
-        ) {
-            return own_is_higher;
+        if memory.replace(own.place.bucket, own.place.way, own.word, Word::EMPTY) {
+            return true;
         }
-        if let Some(now) = reread(memory, higher.place, key)
+        // A packet promoted our embryo meanwhile. It has seen its SYN, an adopted entry has not, and goes.
+        if own.word.is_nascent()
+            && other.word.is(State::Young)
+            && other.word.has(Word::FOREIGN)
+            && let Some(now) = reread(memory, own.place, key)
             && now.is_live()
-            && memory.replace(lower.place.bucket, lower.place.way, lower.word, Word::EMPTY)
         {
-            return !own_is_higher;
+            memory.replace(other.place.bucket, other.place.way, other.word, Word::EMPTY);
         }
         return false;
     }
-    if own.word.is(State::Challenger) {
-        return false;
+    if !own.word.is_nascent() {
+        // An adopted entry outlasts an embryo, unless a packet promotes that meanwhile.
+        if memory.replace(other.place.bucket, other.place.way, other.word, Word::EMPTY) {
+            return false;
+        }
+        return match reread(memory, other.place, key) {
+            Some(now) if now.is_live() => {
+                memory.replace(own.place.bucket, own.place.way, own.word, Word::EMPTY)
+            }
+            _ => false,
+        };
     }
-    memory.replace(own.place.bucket, own.place.way, own.word, Word::EMPTY)
+    // The higher of two embryos goes. If it cannot, because a packet promoted it meanwhile, then it is worth more than the
+    // lower, and the lower goes. (Were the higher merely to yield, it could be promoted between look and leave.)
+    let (lower, higher) = if own.place.precedes(&other.place) {
+        (own, other)
+    } else {
+        (other, own)
+    };
+    let own_is_higher = higher.place.is_at(own.place.index, own.place.way);
+    if memory.replace(
+        higher.place.bucket,
+        higher.place.way,
+        higher.word,
+        Word::EMPTY,
+    ) {
+        return own_is_higher;
+    }
+    if let Some(now) = reread(memory, higher.place, key)
+        && now.is_live()
+        && memory.replace(lower.place.bucket, lower.place.way, lower.word, Word::EMPTY)
+    {
+        return !own_is_higher;
+    }
+    false
 }
