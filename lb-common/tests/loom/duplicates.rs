@@ -31,8 +31,8 @@ fn promote<const N: u32>(buckets: &Arc<Buckets<N>>, key: u64) -> bool {
 
 #[test]
 fn two_cpus_open_the_same_flow() {
-    explore("two SYNs", Depth::Exhaustive, || {
-        let buckets = Buckets::<1>::new(2, SAME, &[]);
+    explore("two SYNs", Depth::Exhaustive, |order| {
+        let buckets = Buckets::<1>::new(order, 2, SAME, &[]);
         let (one, two) = (buckets.clone(), buckets.clone());
         let first = on_cpu(move || open(&one, KEY, embryo(1), Claim::Any));
         open(&two, KEY, embryo(2), Claim::Any);
@@ -43,8 +43,8 @@ fn two_cpus_open_the_same_flow() {
 
 #[test]
 fn three_cpus_open_the_same_flow() {
-    explore("three SYNs", Depth::Preemptions(3), || {
-        let buckets = Buckets::<2>::new(2, SAME, &[]);
+    explore("three SYNs", Depth::Preemptions(3), |order| {
+        let buckets = Buckets::<2>::new(order, 2, SAME, &[]);
         let (one, two, three) = (buckets.clone(), buckets.clone(), buckets.clone());
         let first = on_cpu(move || open(&one, KEY, embryo(1), Claim::Any));
         let second = on_cpu(move || open(&two, KEY, embryo(2), Claim::Any));
@@ -57,8 +57,8 @@ fn three_cpus_open_the_same_flow() {
 
 #[test]
 fn a_flow_opened_twice_is_promoted_meanwhile() {
-    explore("two SYNs and an ACK", Depth::Preemptions(3), || {
-        let buckets = Buckets::<1>::new(2, SAME, &[]);
+    explore("two SYNs and an ACK", Depth::Preemptions(5), |order| {
+        let buckets = Buckets::<1>::new(order, 2, SAME, &[]);
         let (one, two, three) = (buckets.clone(), buckets.clone(), buckets.clone());
         let first = on_cpu(move || open(&one, KEY, embryo(1), Claim::Any));
         let second = on_cpu(move || open(&two, KEY, embryo(2), Claim::Any));
@@ -73,41 +73,49 @@ fn a_flow_opened_twice_is_promoted_meanwhile() {
 
 #[test]
 fn a_flow_is_opened_while_it_is_adopted() {
-    explore("SYN and adoption", Depth::Exhaustive, || {
-        let buckets = Buckets::<1>::new(2, SAME, &[]);
+    explore("SYN and adoption", Depth::Exhaustive, |order| {
+        let buckets = Buckets::<1>::new(order, 2, SAME, &[]);
         let (one, two) = (buckets.clone(), buckets.clone());
         let young = Word::live(State::Young, BackendRef::new(2, 0), 0, NOW, Word::FOREIGN);
         let first = on_cpu(move || open(&one, KEY, embryo(1), Claim::Any));
         open(&two, KEY, young, Claim::VacantOnly);
         first.join().unwrap();
-        assert_eq!(buckets.entries_of(KEY), [young]);
+        let left = buckets.entries_of(KEY);
+        assert_eq!(left.len(), 1, "{left:?}");
+        assert!(left == [young] || left == [embryo(1)], "{left:?}");
     });
 }
 
 #[test]
 fn a_flow_is_opened_while_it_is_adopted_and_promoted() {
-    explore("SYN, adoption and ACK", Depth::Preemptions(3), || {
-        let buckets = Buckets::<1>::new(2, SAME, &[]);
+    explore("SYN, adoption and ACK", Depth::Preemptions(3), |order| {
+        let buckets = Buckets::<1>::new(order, 2, SAME, &[]);
         let (one, two, three) = (buckets.clone(), buckets.clone(), buckets.clone());
         let young = Word::live(State::Young, BackendRef::new(2, 0), 0, NOW, Word::FOREIGN);
         let first = on_cpu(move || open(&one, KEY, embryo(1), Claim::Any));
         let second = on_cpu(move || open(&two, KEY, young, Claim::VacantOnly));
-        promote(&three, KEY);
+        let promoted = promote(&three, KEY);
         first.join().unwrap();
         second.join().unwrap();
         let left = buckets.entries_of(KEY);
         assert_eq!(left.len(), 1, "{left:?}");
-        assert!(left[0].is(State::Young), "{left:?}");
+        assert!(!promoted || left[0].is(State::Young), "{left:?}");
     });
 }
 
 #[test]
 fn a_flow_is_adopted_twice() {
-    explore("two adoptions", Depth::Exhaustive, || {
-        let buckets = Buckets::<1>::new(2, SAME, &[]);
+    explore("two adoptions", Depth::Exhaustive, |order| {
+        let buckets = Buckets::<1>::new(order, 2, SAME, &[]);
         let (one, two) = (buckets.clone(), buckets.clone());
         let young = |backend| {
-            Word::live(State::Young, BackendRef::new(backend, 0), 0, NOW, Word::FOREIGN)
+            Word::live(
+                State::Young,
+                BackendRef::new(backend, 0),
+                0,
+                NOW,
+                Word::FOREIGN,
+            )
         };
         let first = on_cpu(move || open(&one, KEY, young(1), Claim::VacantOnly));
         open(&two, KEY, young(1), Claim::VacantOnly);
@@ -119,8 +127,8 @@ fn a_flow_is_adopted_twice() {
 
 #[test]
 fn an_insertion_says_truly_whether_its_entry_stands() {
-    explore("two SYNs, outcomes", Depth::Exhaustive, || {
-        let buckets = Buckets::<1>::new(2, SAME, &[]);
+    explore("two SYNs, outcomes", Depth::Exhaustive, |order| {
+        let buckets = Buckets::<1>::new(order, 2, SAME, &[]);
         let insert = |buckets: Arc<Buckets<1>>, backend: u32| {
             move || table::insert(&*buckets, [0, 1], &KEY, embryo(backend), Claim::Any, NOW)
         };
@@ -145,9 +153,9 @@ fn an_insertion_says_truly_whether_its_entry_stands() {
 
 #[test]
 fn different_flows_want_the_last_place() {
-    explore("two SYNs, one place", Depth::Exhaustive, || {
+    explore("two SYNs, one place", Depth::Exhaustive, |order| {
         let pinned = pin(3, 0);
-        let buckets = Buckets::<1>::new(2, SAME, &[(1, 0, 3, pinned)]);
+        let buckets = Buckets::<1>::new(order, 2, SAME, &[(1, 0, 3, pinned)]);
         let (one, two) = (buckets.clone(), buckets.clone());
         let first = on_cpu(move || open(&one, KEY, embryo(1), Claim::Any));
         open(&two, 2, embryo(2), Claim::Any);
@@ -182,8 +190,8 @@ fn insert_by_the_simpler_rule(buckets: &Buckets<1>, key: u64, word: Word) {
 #[test]
 #[should_panic(expected = "two entries")]
 fn the_simpler_rule_leaves_duplicates() {
-    explore("the simpler rule", Depth::Preemptions(3), || {
-        let buckets = Buckets::<1>::new(2, SAME, &[]);
+    explore("the simpler rule", Depth::Preemptions(3), |order| {
+        let buckets = Buckets::<1>::new(order, 2, SAME, &[]);
         let (one, two, three) = (buckets.clone(), buckets.clone(), buckets.clone());
         let first = on_cpu(move || insert_by_the_simpler_rule(&one, KEY, embryo(1)));
         let second = on_cpu(move || insert_by_the_simpler_rule(&two, KEY, embryo(2)));
@@ -196,8 +204,8 @@ fn the_simpler_rule_leaves_duplicates() {
 
 #[test]
 fn the_same_syn_comes_to_two_cpus_with_different_tables() {
-    explore("two SYNs, steered", Depth::Preemptions(4), || {
-        let buckets = Buckets::<1>::new(2, SAME, &[]);
+    explore("two SYNs, steered", Depth::Preemptions(4), |order| {
+        let buckets = Buckets::<1>::new(order, 2, SAME, &[]);
         let (one, two) = (Cpu::new(&buckets, 1), Cpu::new(&buckets, 2));
         let first = on_cpu(move || one.steer(KEY, syn(ISN), NOW));
         let second = two.steer(KEY, syn(ISN), NOW);

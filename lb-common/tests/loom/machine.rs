@@ -1,6 +1,9 @@
 //! A machine of a few CPUs for the model checker: buckets made of its atomics, and a world of four backends around them.
 
-use std::sync::atomic::{AtomicU64 as Count, Ordering::Relaxed};
+use std::{
+    sync::atomic::{AtomicU64 as Count, Ordering::Relaxed},
+    time::Instant,
+};
 
 use lb_common::{
     backend::{BackendState, Mode, Serving},
@@ -31,15 +34,93 @@ pub(crate) const NOW: Tick = Tick(500_000);
 /// The sequence number of every SYN, unless a scenario has two.
 pub(crate) const ISN: u32 = 0x1000;
 
+/// How the machine's memory behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// One access after the other, in every order. This is all that x86-64 can do here: its stores may be delayed, but the only plain one, of
+    /// a key, is followed by the exchange that publishes it.
+    Interleaved,
+    /// Loads acquire, stores release, compare-and-exchange and exchange between full fences: loads may also be stale.
+    Stale,
+}
+
+/// One word of memory.
+struct Cell {
+    /// Taken before every access when accesses are interleaved. The checker remembers only the last access of a location when it looks
+    /// for races, so that a load hides the load of another CPU before it from the store after it; a read-modify-write hides nothing.
+    turn: AtomicU64,
+    interleaved: Count,
+    stale: AtomicU64,
+    order: Order,
+}
+
+impl Cell {
+    fn new(order: Order, value: u64) -> Self {
+        Self {
+            turn: AtomicU64::new(0),
+            interleaved: Count::new(value),
+            stale: AtomicU64::new(value),
+            order,
+        }
+    }
+
+    /// The checker runs one CPU at a time and switches only at accesses of its own atomics, so what follows a turn is one step.
+    fn take_turn(&self) {
+        self.turn.fetch_add(1, SeqCst);
+    }
+
+    fn load(&self) -> u64 {
+        if self.order == Order::Stale {
+            return self.stale.load(Acquire);
+        }
+        self.take_turn();
+        self.interleaved.load(Relaxed)
+    }
+
+    fn store(&self, value: u64) {
+        if self.order == Order::Stale {
+            return self.stale.store(value, Release);
+        }
+        self.take_turn();
+        self.interleaved.store(value, Relaxed);
+    }
+
+    /// A BPF compare-and-exchange is a full barrier on either outcome.
+    fn compare_exchange(&self, seen: u64, new: u64) -> bool {
+        if self.order == Order::Stale {
+            fence(SeqCst);
+            let done = self.stale.compare_exchange(seen, new, AcqRel, Acquire);
+            fence(SeqCst);
+            return done.is_ok();
+        }
+        self.take_turn();
+        self.interleaved
+            .compare_exchange(seen, new, Relaxed, Relaxed)
+            .is_ok()
+    }
+
+    fn exchange(&self, new: u64) -> u64 {
+        if self.order == Order::Stale {
+            fence(SeqCst);
+            let before = self.stale.swap(new, AcqRel);
+            fence(SeqCst);
+            return before;
+        }
+        self.take_turn();
+        self.interleaved.swap(new, Relaxed)
+    }
+}
+
 /// The buckets. A key is an index into the list of homes, which each scenario chooses.
 pub(crate) struct Buckets<const N: u32> {
-    places: Vec<[AtomicU64; 2]>,
+    places: Vec<[Cell; 2]>,
     homes: &'static [[u32; 2]],
 }
 
 impl<const N: u32> Buckets<N> {
     /// Buckets with these entries in them: bucket, way, key, word.
     pub(crate) fn new(
+        order: Order,
         buckets: u32,
         homes: &'static [[u32; 2]],
         entries: &[(u32, u32, u64, Word)],
@@ -49,14 +130,15 @@ impl<const N: u32> Buckets<N> {
                 let entry = entries
                     .iter()
                     .find(|(bucket, way, ..)| bucket * N + way == index);
-                let (key, value) = entry.map_or((0, Word::EMPTY.0), |(.., key, word)| (*key, word.0));
-                [AtomicU64::new(key), AtomicU64::new(value)]
+                let (key, value) =
+                    entry.map_or((0, Word::EMPTY.0), |(.., key, word)| (*key, word.0));
+                [Cell::new(order, key), Cell::new(order, value)]
             })
             .collect();
         Arc::new(Self { places, homes })
     }
 
-    fn cells(&self, bucket: u32, way: u32) -> &[AtomicU64; 2] {
+    fn cells(&self, bucket: u32, way: u32) -> &[Cell; 2] {
         &self.places[(bucket * N + way) as usize]
     }
 
@@ -65,7 +147,7 @@ impl<const N: u32> Buckets<N> {
         let all: Vec<_> = self
             .places
             .iter()
-            .map(|[key, value]| (key.load(Acquire), Word(value.load(Acquire))))
+            .map(|[key, value]| (key.load(), Word(value.load())))
             .filter(|(_, word)| !word.is(State::Empty))
             .collect();
         assert!(all.iter().all(|(_, word)| word.is_entry()), "{all:?}");
@@ -97,29 +179,23 @@ impl<const N: u32> Memory for Buckets<N> {
     }
 
     fn key(&self, bucket: u32, way: u32) -> u64 {
-        self.cells(bucket, way)[0].load(Acquire)
+        self.cells(bucket, way)[0].load()
     }
 
     fn value(&self, bucket: u32, way: u32) -> Word {
-        Word(self.cells(bucket, way)[1].load(Acquire))
+        Word(self.cells(bucket, way)[1].load())
     }
 
     fn set_key(&self, bucket: u32, way: u32, key: &u64) {
-        self.cells(bucket, way)[0].store(*key, Release);
+        self.cells(bucket, way)[0].store(*key);
     }
 
     fn replace(&self, bucket: u32, way: u32, seen: Word, new: Word) -> bool {
-        // A BPF compare-and-exchange is a full barrier on either outcome.
-        fence(SeqCst);
-        let done = self.cells(bucket, way)[1].compare_exchange(seen.0, new.0, AcqRel, Acquire);
-        fence(SeqCst);
-        done.is_ok()
+        self.cells(bucket, way)[1].compare_exchange(seen.0, new.0)
     }
 
     fn publish(&self, bucket: u32, way: u32, new: Word) {
-        fence(SeqCst);
-        let before = self.cells(bucket, way)[1].swap(new.0, AcqRel);
-        fence(SeqCst);
+        let before = self.cells(bucket, way)[1].exchange(new.0);
         assert_eq!(before, Word::BUSY.0, "a busy place was changed by another");
     }
 
@@ -227,7 +303,13 @@ pub(crate) fn embryo(backend: u32) -> Word {
 
 /// A proven flow's word, last seen a tick ago, in the epoch of [`ISN`].
 pub(crate) fn pin(backend: u32, flags: u64) -> Word {
-    Word::live(State::Pin, BackendRef::new(backend, 0), 0, Tick(NOW.0 - 1), flags)
+    Word::live(
+        State::Pin,
+        BackendRef::new(backend, 0),
+        0,
+        Tick(NOW.0 - 1),
+        flags,
+    )
 }
 
 /// A SYN.
@@ -275,25 +357,32 @@ pub(crate) enum Depth {
     Preemptions(usize),
 }
 
-/// Runs a scenario in every execution, and says how many there were.
-pub(crate) fn explore(name: &str, depth: Depth, scenario: impl Fn() + Sync + Send + 'static) {
-    static EXECUTIONS: Count = Count::new(0);
-    let started = std::time::Instant::now();
-    let counted = std::sync::Arc::new(Count::new(0));
-    let mut builder = loom::model::Builder::new();
-    builder.max_branches = 20_000;
-    builder.preemption_bound = match depth {
-        Depth::Exhaustive => None,
-        Depth::Preemptions(bound) => Some(bound),
-    };
-    let count = counted.clone();
-    builder.check(move || {
-        count.fetch_add(1, Relaxed);
-        scenario();
-    });
-    let executions = counted.load(Relaxed);
-    let total = EXECUTIONS.fetch_add(executions, Relaxed) + executions;
-    println!("{name}: {executions} executions in {:.1?} ({total} in all)", started.elapsed());
+/// Runs a scenario in every execution, in both orders of memory, and says how many there were.
+pub(crate) fn explore(
+    name: &str,
+    depth: Depth,
+    scenario: impl Fn(Order) + Copy + Send + Sync + 'static,
+) {
+    for order in [Order::Interleaved, Order::Stale] {
+        let started = Instant::now();
+        let counted = std::sync::Arc::new(Count::new(0));
+        let mut builder = loom::model::Builder::new();
+        builder.max_branches = 20_000;
+        builder.preemption_bound = match depth {
+            Depth::Exhaustive => None,
+            Depth::Preemptions(bound) => Some(bound),
+        };
+        let count = counted.clone();
+        builder.check(move || {
+            count.fetch_add(1, Relaxed);
+            scenario(order);
+        });
+        let executions = counted.load(Relaxed);
+        println!(
+            "{name}, {order:?}: {executions} executions in {:.1?}",
+            started.elapsed()
+        );
+    }
 }
 
 /// Starts something on a CPU of its own.
