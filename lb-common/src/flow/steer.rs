@@ -208,7 +208,7 @@ fn open_again<W: World>(
     }
     // Even an entry past its linger may have a live twin, which an embryo found before it would hide.
     let other = if entry.word.is(State::Challenger) || entry.word.has(Word::CONTESTED) {
-        table::find_other(world, homes, key, entry.place)
+        table::find_other(world, homes, key, entry)
     } else {
         None
     };
@@ -452,7 +452,7 @@ fn known<W: World>(
     let mut entry = found;
     if found.word.is(State::Challenger) || (found.word.is_live() && found.word.has(Word::CONTESTED))
     {
-        if let Some(other) = table::find_other(world, homes, key, found.place)
+        if let Some(other) = table::find_other(world, homes, key, found)
             && life::owner(found.word, other.word, segment) == Owner::Second
         {
             entry = other;

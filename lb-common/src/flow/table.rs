@@ -115,13 +115,20 @@ fn read<M: Memory>(memory: &M, bucket: M::Bucket, way: u32, key: &M::Key) -> Opt
     if second == third { Some(third) } else { None }
 }
 
-/// Looks in both homes once, passing over the place `except`.
+/// Whether of two words of one key one can be a copy of the other, made to move it: of a contested pair, just one is
+/// [`Word::SECOND`] or still nascent.
+#[inline(always)]
+const fn may_be_copies(one: Word, other: Word) -> bool {
+    one.is_live() && other.is_live() && one.has(Word::SECOND) == other.has(Word::SECOND)
+}
+
+/// Looks in both homes once, passing over the entry `except` and copies of it.
 #[inline(always)]
 fn scan<M: Memory>(
     memory: &M,
     homes: [u32; 2],
     key: &M::Key,
-    except: Option<Place<M::Bucket>>,
+    except: Option<Entry<M::Bucket>>,
 ) -> Option<Entry<M::Bucket>> {
     let mut home = 0;
     while home < 2 {
@@ -130,10 +137,16 @@ fn scan<M: Memory>(
             let mut way = 0;
             while way < M::WAYS {
                 let skip = match &except {
-                    Some(place) => place.is_at(index, way),
+                    Some(one) => one.place.is_at(index, way),
                     None => false,
                 };
-                if !skip && let Some(word) = read(memory, bucket, way, key) {
+                if !skip
+                    && let Some(word) = read(memory, bucket, way, key)
+                    && match &except {
+                        Some(one) => !may_be_copies(one.word, word),
+                        None => true,
+                    }
+                {
                     return Some(Entry {
                         place: Place { bucket, index, way },
                         word,
@@ -156,15 +169,18 @@ pub fn find<M: Memory>(memory: &M, homes: [u32; 2], key: &M::Key) -> Option<Entr
     }
 }
 
-/// Finds the other entry of a contested key, given one of the two.
+/// Finds the other entry of a contested key, given one of the two. A miss is looked at once more here too.
 #[inline(always)]
 pub fn find_other<M: Memory>(
     memory: &M,
     homes: [u32; 2],
     key: &M::Key,
-    one: Place<M::Bucket>,
+    one: Entry<M::Bucket>,
 ) -> Option<Entry<M::Bucket>> {
-    scan(memory, homes, key, Some(one))
+    match scan(memory, homes, key, Some(one)) {
+        None => scan(memory, homes, key, Some(one)),
+        found => found,
+    }
 }
 
 /// Changes a value from what was seen, one compare-and-exchange.
