@@ -324,23 +324,25 @@ fn supersede_second<W: World>(
     stays: Entry<W::Bucket>,
     goes: Entry<W::Bucket>,
 ) -> Steered<W::Backend> {
+    let choice = match pick_for_challenger(world, stays.word) {
+        Ok(choice) => choice,
+        Err(reason) => return Steered::without_backend(reason),
+    };
     // The one that stays is the older from now on.
     let marked = stays.word.with(Word::CONTESTED).without(Word::SECOND);
     if marked != stays.word && !table::replace(world, stays.place, stays.word, marked) {
         return Steered::without_backend(Reason::Contested);
     }
-    match pick_for_challenger(world, stays.word) {
-        Ok(choice) => write_nascent(
-            world,
-            segment,
-            now,
-            goes,
-            choice,
-            State::Challenger,
-            Reason::Challenged,
-        ),
-        Err(reason) => Steered::without_backend(reason),
-    }
+    let challenged = Reason::Challenged;
+    write_nascent(
+        world,
+        segment,
+        now,
+        goes,
+        choice,
+        State::Challenger,
+        challenged,
+    )
 }
 
 /// A SYN on two live entries of which none is closing, as when a port is used a third time and nobody said goodbye: it goes
