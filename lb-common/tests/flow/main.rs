@@ -4,6 +4,7 @@
 mod crowded;
 mod life;
 mod load;
+mod random;
 mod reference;
 mod rig;
 mod steer;
