@@ -150,3 +150,348 @@ fn a_new_flow_without_a_place_goes_where_its_next_packets_will() {
     rig.set_backend(1, Serving::ExistingOnly);
     assert_eq!(rig.send(FLOW, syn(ISN), START), (Reason::Unpinned, Some(2)));
 }
+
+/// Forgeries against a live pin, each alone and all together: its packets go where they went.
+#[test]
+fn forged_packets_never_change_where_a_pin_goes() {
+    let forgeries = [
+        syn(ISN),
+        syn(ISN + 1),
+        syn(ELSEWHERE),
+        fin(ISN),
+        fin(ELSEWHERE),
+        rst(ISN),
+        rst(ELSEWHERE),
+        ack(ELSEWHERE),
+        segment(ISN, SYN | ACK, false),
+        segment(ISN, SYN | RST, false),
+        segment(ISN, SYN | FIN, true),
+        segment(ISN, 0, true),
+    ];
+    for serving in [Serving::New, Serving::ExistingOnly] {
+        for slot_moves in [false, true] {
+            for subset in 0..=forgeries.len() {
+                let mut rig = Rig::small(3);
+                let mut now = pinned(&rig);
+                if slot_moves {
+                    hand_slot_over(&mut rig, now);
+                }
+                rig.set_backend(1, serving);
+                let forged = match forgeries.get(subset) {
+                    Some(one) => std::slice::from_ref(one),
+                    None => &forgeries[..],
+                };
+                for segment in forged {
+                    rig.send(FLOW, *segment, now);
+                    // The victim's own position does not follow a forged SYN, except by a chance of 2^-15.
+                    if segment.seq.wrapping_sub(ISN) > 1 || !segment.has(SYN) {
+                        assert_eq!(
+                            rig.send(FLOW, data(ISN + 200_000), now),
+                            (Reason::Established, Some(1)),
+                            "{segment:?} of {forged:?}, {serving:?}"
+                        );
+                    }
+                    now = now.later(1);
+                }
+                assert_eq!(
+                    rig.send(FLOW, data(ISN + 200_000), now),
+                    (Reason::Established, Some(1)),
+                    "{forged:?}, {serving:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_spoofed_handshake_beside_a_pin_leaves_it_its_backend() {
+    for serving in [Serving::New, Serving::ExistingOnly] {
+        let mut rig = Rig::small(2);
+        let now = pinned(&rig);
+        hand_slot_over(&mut rig, now);
+        rig.set_backend(1, serving);
+        rig.send(FLOW, syn(ELSEWHERE), now);
+        rig.send(FLOW, ack(ELSEWHERE + 1), now);
+        let later = now.later(YOUNG_TICKS);
+        rig.send(FLOW, data(ELSEWHERE + 1), later);
+        assert_eq!(rig.entries(FLOW).len(), 2);
+        for seq in [ISN + 1, ISN + 2_000_000, ISN + 500] {
+            assert_eq!(
+                rig.send(FLOW, data(seq), later),
+                (Reason::Established, Some(1))
+            );
+        }
+    }
+}
+
+#[test]
+fn the_same_syn_again_keeps_its_backend_while_that_serves() {
+    for (serving, backend) in [
+        (Serving::New, 1),
+        (Serving::ExistingOnly, 1),
+        (Serving::None, 2),
+    ] {
+        let mut rig = Rig::small(2);
+        rig.send(FLOW, syn(ISN), START);
+        rig.set_slot(Slot::new(2, 0, START));
+        rig.set_backend(1, serving);
+        assert_eq!(
+            rig.send(FLOW, syn(ISN), START),
+            (Reason::Reopened, Some(backend)),
+            "{serving:?}"
+        );
+        assert_eq!(
+            rig.send(FLOW, ack(ISN + 1), START),
+            (Reason::Established, Some(backend))
+        );
+    }
+}
+
+#[test]
+fn another_syn_on_an_embryo_goes_only_to_a_backend_that_takes_new_flows() {
+    for (serving, backend) in [
+        (Serving::New, 1),
+        (Serving::ExistingOnly, 2),
+        (Serving::None, 2),
+    ] {
+        let mut rig = Rig::small(2);
+        rig.send(FLOW, syn(ISN), START);
+        rig.set_slot(Slot::new(2, 0, START));
+        rig.set_backend(1, serving);
+        assert_eq!(
+            rig.send(FLOW, syn(ELSEWHERE), START),
+            (Reason::Reopened, Some(backend)),
+            "{serving:?}"
+        );
+        assert_eq!(rig.entry(FLOW).isn(), ELSEWHERE);
+    }
+}
+
+#[test]
+fn a_port_reused_after_its_flow_has_closed_is_a_new_flow() {
+    // Within the linger, beside the closing entry; after it, in its place.
+    let mut rig = Rig::small(2);
+    let now = pinned(&rig);
+    rig.send(FLOW, fin(ISN + 10), now);
+    assert!(rig.entry(FLOW).is(State::Closing));
+    rig.set_backend(1, Serving::ExistingOnly);
+    hand_slot_over(&mut rig, now);
+    assert_eq!(
+        rig.send(FLOW, syn(ELSEWHERE), now),
+        (Reason::Challenged, Some(2))
+    );
+    assert_eq!(
+        rig.send(FLOW, data(ELSEWHERE + 1), now),
+        (Reason::Established, Some(2))
+    );
+    // The old connection's last packets still reach it.
+    assert_eq!(
+        rig.send(FLOW, ack(ISN + 11), now),
+        (Reason::Established, Some(1))
+    );
+
+    let rig = Rig::small(1);
+    let now = pinned(&rig);
+    rig.send(FLOW, fin(ISN + 10), now);
+    let after = now.later(LINGER_FIN_TICKS);
+    assert_eq!(
+        rig.send(FLOW, syn(ELSEWHERE), after.later(0)),
+        (Reason::Opened, Some(1))
+    );
+    assert!(rig.entry(FLOW).is(State::Embryo));
+}
+
+#[test]
+fn a_port_reused_after_its_client_vanished_is_a_new_flow() {
+    let mut rig = Rig::small(2);
+    let now = pinned(&rig).later(50_000);
+    rig.set_backend(1, Serving::None);
+    rig.set_slot(Slot::new(2, 1, now));
+    assert_eq!(
+        rig.send(FLOW, syn(ELSEWHERE), now),
+        (Reason::Challenged, Some(2))
+    );
+    // The same SYN, retransmitted, makes no third entry and changes nothing.
+    assert_eq!(
+        rig.send(FLOW, syn(ELSEWHERE), now),
+        (Reason::Reopened, Some(2))
+    );
+    assert_eq!(
+        rig.send(FLOW, ack(ELSEWHERE + 1), now),
+        (Reason::Established, Some(2))
+    );
+    assert_eq!(rig.promotions(), 2);
+    assert_eq!(
+        rig.send(FLOW, data(ISN + 1), now),
+        (Reason::BackendDead, Some(1))
+    );
+}
+
+#[test]
+fn a_closing_flow_lingers_by_how_it_ended() {
+    for (end, exception, linger) in [
+        (fin(ISN + 9), false, LINGER_FIN_TICKS),
+        (fin(ISN + 9), true, LINGER_EXCEPTION_TICKS),
+        (rst(ISN + 9), false, LINGER_RST_TICKS),
+        (rst(ISN + 9), true, LINGER_RST_TICKS),
+    ] {
+        let mut rig = Rig::small(2);
+        let now = pinned(&rig);
+        if exception {
+            hand_slot_over(&mut rig, now);
+        }
+        rig.send(FLOW, end, now);
+        let word = rig.entry(FLOW);
+        assert_eq!(word.has(Word::EXCEPTION), exception);
+        assert!(!word.is_vacant(now.later(linger - 1)) && word.is_vacant(now.later(linger)));
+        // It still forwards.
+        assert_eq!(
+            rig.send(FLOW, ack(ISN + 10), now.later(linger)),
+            (Reason::Established, Some(1))
+        );
+    }
+}
+
+#[test]
+fn what_each_serving_means_for_a_flow_that_has_an_entry() {
+    for (serving, segment, reason) in [
+        (Serving::New, data(ISN + 1), Reason::Established),
+        (Serving::ExistingOnly, data(ISN + 1), Reason::Established),
+        (Serving::None, data(ISN + 1), Reason::BackendDead),
+        (Serving::None, fin(ISN + 1), Reason::BackendDead),
+        (Serving::None, rst(ISN + 1), Reason::ResetToDead),
+        (
+            Serving::None,
+            segment(ISN + 1, RST | ACK, false),
+            Reason::ResetToDead,
+        ),
+    ] {
+        let mut rig = Rig::small(1);
+        let now = pinned(&rig);
+        rig.set_backend(1, serving);
+        assert_eq!(rig.send(FLOW, segment, now), (reason, Some(1)));
+        assert_eq!(rig.entries(FLOW).len(), 1, "the entry stays");
+    }
+}
+
+#[test]
+fn a_reused_id_inherits_no_flow() {
+    let mut rig = Rig::small(2);
+    let now = pinned(&rig);
+    rig.set_backend_whole(1, 1, Serving::New, true);
+    assert_eq!(
+        rig.send(FLOW, data(ISN + 1), now),
+        (Reason::StaleGeneration, None)
+    );
+    assert!(rig.entries(FLOW).is_empty());
+    // A new flow takes the id as it is now.
+    assert_eq!(
+        rig.send(FLOW, syn(ELSEWHERE), now),
+        (Reason::Opened, Some(1))
+    );
+    assert_eq!(rig.entry(FLOW).backend().generation(), 1);
+}
+
+#[test]
+fn an_unknown_flow_goes_to_the_previous_backend_while_the_slot_is_handed_over() {
+    for (age, previous_serves, backend) in [
+        (0, Serving::New, 1),
+        (0, Serving::ExistingOnly, 1),
+        (0, Serving::None, 2),
+        (HANDOVER_TICKS - 1, Serving::ExistingOnly, 1),
+        (HANDOVER_TICKS, Serving::New, 2),
+    ] {
+        let mut rig = Rig::small(2);
+        hand_slot_over(&mut rig, START);
+        rig.set_backend(1, previous_serves);
+        let now = START.later(age);
+        assert_eq!(
+            rig.send(FLOW, data(ISN), now),
+            (Reason::Adopted, Some(backend))
+        );
+        let word = rig.entry(FLOW);
+        assert!(word.is(State::Young) && word.has(Word::FOREIGN));
+        assert_eq!(rig.promotions(), 1);
+    }
+}
+
+#[test]
+fn adoption_has_its_limits() {
+    // Not beyond the rate.
+    let mut rig = Rig::small(1);
+    rig.set_may_adopt(false);
+    assert_eq!(
+        rig.send(FLOW, data(ISN), START),
+        (Reason::Unadopted, Some(1))
+    );
+    // Not by a segment that ends, or has no ACK.
+    rig.set_may_adopt(true);
+    for stray in [fin(ISN), rst(ISN), segment(ISN, 0, true)] {
+        assert_eq!(rig.send(FLOW, stray, START), (Reason::Stray, Some(1)));
+    }
+    assert_eq!(rig.all().count(), 0);
+    // Not in the place of an embryo, which a SYN would take.
+    for port in 1..=8 {
+        rig.send(Key::new(0x0a00_0002, port, 1), syn(ISN), START);
+    }
+    let late = START.later(EMBRYO_TICKS);
+    assert_eq!(
+        rig.send(FLOW, data(ISN), late),
+        (Reason::Unadopted, Some(1))
+    );
+    assert_eq!(rig.send(FLOW, syn(ISN), late), (Reason::Opened, Some(1)));
+    // Where no backend serves, the client learns of it; but nobody answers a RST.
+    rig.set_backend(1, Serving::None);
+    let other = Key::new(0x0a00_0003, 1, 1);
+    for (segment, reason) in [
+        (data(ISN), Reason::NoBackendForFlow),
+        (fin(ISN), Reason::NoBackendForFlow),
+        (rst(ISN), Reason::NoBackend),
+        (syn(ISN), Reason::NoBackend),
+    ] {
+        assert_eq!(
+            rig.send(other, segment, late),
+            (reason, None),
+            "{segment:?}"
+        );
+    }
+}
+
+#[test]
+fn the_oldest_embryo_makes_place_and_a_pin_never() {
+    let rig = Rig::small(1);
+    let now = pinned(&rig);
+    for port in 1..=8 {
+        let key = Key::new(0x0a00_0002, port, 1);
+        assert_eq!(
+            rig.send(key, syn(ISN), now.later(u32::from(port))).0,
+            Reason::Opened
+        );
+    }
+    // Seven places were left; the eighth SYN took that of the first.
+    assert!(rig.entries(Key::new(0x0a00_0002, 1, 1)).is_empty());
+    for port in 100..2_000 {
+        rig.send(Key::new(0x0a00_0002, port, 1), syn(ISN), now.later(20));
+    }
+    assert!(rig.entry(FLOW).is(State::Pin));
+}
+
+#[test]
+fn new_flows_avoid_backends_that_take_none() {
+    for serving in [Serving::ExistingOnly, Serving::None] {
+        let mut rig = Rig::small(2);
+        // Every slot but a few names backend 1; an attempt or two more finds the others.
+        rig.set_slots((0..64).map(|n| Slot::new(1 + n % 2, 0, Tick(0))).collect());
+        rig.set_backend(1, serving);
+        let (mut opened, mut refused) = (0, 0);
+        for port in 0..4_096 {
+            match rig.send(Key::new(0x0a00_0009, port, 1), syn(ISN), START) {
+                (Reason::Opened | Reason::Unpinned, Some(2)) => opened += 1,
+                (Reason::NoBackend, None) => refused += 1,
+                other => panic!("{other:?}"),
+            }
+        }
+        // Four attempts at one half: one in sixteen finds none.
+        assert!((128..384).contains(&refused), "{refused} of {opened}");
+    }
+}
