@@ -452,13 +452,12 @@ fn known<W: World>(
     found: Entry<W::Bucket>,
 ) -> Steered<W::Backend> {
     let mut entry = found;
-    if found.word.is(State::Challenger) || (found.word.is_live() && found.word.has(Word::CONTESTED))
+    if (found.word.is(State::Challenger)
+        || (found.word.is_live() && found.word.has(Word::CONTESTED)))
+        && let Some(other) = table::find_other(world, homes, key, found)
+        && life::owner(found.word, other.word, segment) == Owner::Second
     {
-        if let Some(other) = table::find_other(world, homes, key, found)
-            && life::owner(found.word, other.word, segment) == Owner::Second
-        {
-            entry = other;
-        }
+        entry = other;
     }
     let Some(choice) = backend_of(world, entry.word.backend()) else {
         // Ids are reused only when no entry names them: this one should not exist.

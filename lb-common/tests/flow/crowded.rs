@@ -5,7 +5,7 @@ use lb_common::flow::{
     word::{State, Word},
 };
 
-use crate::reference::{Op, Outside, key_of, story};
+use crate::story::{Op, Outside, key_of, story};
 
 /// Flows that want one of the table's places, which are half as many.
 const FLOWS: u32 = 64;

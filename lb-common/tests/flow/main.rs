@@ -4,7 +4,9 @@
 mod crowded;
 mod life;
 mod load;
+mod model;
 mod random;
 mod reference;
 mod rig;
 mod steer;
+mod story;
