@@ -109,7 +109,7 @@ fn move_a_contested_flow(
     let outcome = user.steer(KEY, data(ISN), NOW);
     assert_eq!(outcome, (Reason::Established, Some(1)), "went astray");
     // A refresh can keep the entry where it is, and then there is no place.
-    assert_eq!(mover.join().unwrap().1, Some(3));
+    assert_eq!(mover.join().expect("no CPU panics").1, Some(3));
     let left = buckets.entries_of(KEY);
     assert_eq!(left.len(), 2, "{left:?}");
     assert!(left.iter().any(|word| word.backend().id() == 1), "{left:?}");
