@@ -90,13 +90,20 @@ fn the_same_syn_keeps_its_backend_when_the_table_has_changed() {
 }
 
 #[test]
-fn another_syn_of_an_embryo_is_a_new_flow_in_its_place() {
-    let world = World::new();
-    let now = world.now();
-    world.insert(CLIENT.key(), Word::embryo(backend(2), 1, ago(now, 3)));
-    assert_to(&world, &CLIENT.syn(), Reason::Reopened, 1);
-    let embryo = Word::embryo(backend(1), CLIENT.syn().as_tcp().seq, now);
-    assert_eq!(world.entry(CLIENT.key()), embryo);
+fn another_syn_of_an_embryo_takes_its_place_and_its_backend_if_that_takes_new_flows() {
+    for (serving, taker) in [
+        (Serving::New, 2),
+        (Serving::ExistingOnly, 1),
+        (Serving::None, 1),
+    ] {
+        let world = World::new();
+        world.backend(&BackendSpec::l2(2).serving(serving));
+        let now = world.now();
+        world.insert(CLIENT.key(), Word::embryo(backend(2), 1, ago(now, 3)));
+        assert_to(&world, &CLIENT.syn(), Reason::Reopened, taker);
+        let embryo = Word::embryo(backend(taker), CLIENT.syn().as_tcp().seq, now);
+        assert_eq!(world.entry(CLIENT.key()), embryo);
+    }
 }
 
 #[test]
@@ -159,7 +166,11 @@ fn a_young_flow_becomes_a_pin_with_the_first_packet_after_30_seconds_and_not_bef
     let before = live(State::Young, ago(now, YOUNG_TICKS - 1));
     let place = world.insert(CLIENT.key(), before);
     assert_to(&world, &CLIENT.ack(), Reason::Established, 1);
-    assert_eq!(world.entry(CLIENT.key()), before, "its tick is its promotion's");
+    assert_eq!(
+        world.entry(CLIENT.key()),
+        before,
+        "its tick is its promotion's"
+    );
     world.set_value(place, live(State::Young, ago(now, YOUNG_TICKS)));
     assert_to(&world, &CLIENT.ack(), Reason::Established, 1);
     assert_eq!(world.entry(CLIENT.key()), live(State::Pin, now));
@@ -179,10 +190,20 @@ fn a_pin_is_refreshed_by_every_packet_however_long_it_was_idle() {
 #[test]
 fn a_flow_keeps_its_backend_when_the_table_changes() {
     let (world, pin) = pinned();
-    assert_to(&world, &CLIENT.ack().payload(b"data"), Reason::Established, 2);
+    assert_to(
+        &world,
+        &CLIENT.ack().payload(b"data"),
+        Reason::Established,
+        2,
+    );
     assert_eq!(world.entry(CLIENT.key()), pin);
     world.backend(&BackendSpec::l2(2).serving(Serving::ExistingOnly));
-    assert_to(&world, &CLIENT.ack().payload(b"data"), Reason::Established, 2);
+    assert_to(
+        &world,
+        &CLIENT.ack().payload(b"data"),
+        Reason::Established,
+        2,
+    );
     assert_eq!(world.entry(CLIENT.key()), pin);
 }
 
@@ -192,9 +213,22 @@ fn the_epoch_moves_ahead_with_the_stream_and_not_back() {
     let now = world.now();
     let place = world.insert(CLIENT.key(), live(State::Pin, now));
     let epoch = epoch_of(seq());
-    for (ahead, expected) in [(MIB, epoch + 1), (0, epoch + 1), (2 * MIB, epoch + 2), (MIB, epoch + 2)] {
-        assert_to(&world, &CLIENT.ack().seq(seq() + ahead), Reason::Established, 1);
-        assert_eq!(world.at(place).1, live(State::Pin, now).with_epoch(expected));
+    for (ahead, expected) in [
+        (MIB, epoch + 1),
+        (0, epoch + 1),
+        (2 * MIB, epoch + 2),
+        (MIB, epoch + 2),
+    ] {
+        assert_to(
+            &world,
+            &CLIENT.ack().seq(seq() + ahead),
+            Reason::Established,
+            1,
+        );
+        assert_eq!(
+            world.at(place).1,
+            live(State::Pin, now).with_epoch(expected)
+        );
     }
 }
 
@@ -257,7 +291,12 @@ fn data_after_a_fin_revives_the_flow_which_must_prove_itself_again() {
     let world = World::new();
     let now = world.now();
     world.insert(CLIENT.key(), live(State::Closing, ago(now, 9)));
-    assert_to(&world, &CLIENT.ack().payload(b"more"), Reason::Established, 1);
+    assert_to(
+        &world,
+        &CLIENT.ack().payload(b"more"),
+        Reason::Established,
+        1,
+    );
     assert_eq!(world.entry(CLIENT.key()), live(State::Young, now));
 }
 
@@ -285,6 +324,7 @@ fn a_closing_entry_past_its_linger_makes_place_for_the_next_flow_of_its_port() {
         assert_to(&world, &CLIENT.syn(), Reason::Opened, 1);
         assert!(world.at(place).1.is(State::Embryo));
         assert_eq!(world.values().len(), 1);
+        drop(world);
 
         let world = World::new();
         world.insert(CLIENT.key(), closing(linger - 1));
@@ -296,10 +336,19 @@ fn a_closing_entry_past_its_linger_makes_place_for_the_next_flow_of_its_port() {
 #[test]
 fn a_spoofed_syn_against_a_pin_never_moves_it() {
     let (world, pin) = pinned();
-    for (isn, reason) in [(1, Reason::Challenged), (2, Reason::Reopened), (3, Reason::Reopened)] {
+    for (isn, reason) in [
+        (1, Reason::Challenged),
+        (2, Reason::Reopened),
+        (3, Reason::Reopened),
+    ] {
         // The forger learns nothing either: its SYN goes where the flow is.
         assert_to(&world, &CLIENT.syn().seq(isn), reason, 2);
-        assert_to(&world, &CLIENT.ack().payload(b"data"), Reason::Established, 2);
+        assert_to(
+            &world,
+            &CLIENT.ack().payload(b"data"),
+            Reason::Established,
+            2,
+        );
         let (_, word) = world.entry_in(CLIENT.key(), State::Pin);
         assert_eq!(word, pin.with(Word::CONTESTED));
     }
@@ -313,7 +362,12 @@ fn a_spoofed_syn_against_a_pin_of_a_draining_backend_never_moves_it() {
     // It may be a new connection: that must not go to a backend that takes none.
     assert_to(&world, &CLIENT.syn().seq(1), Reason::Challenged, 1);
     assert_to(&world, &CLIENT.ack(), Reason::Established, 2);
-    assert_to(&world, &CLIENT.ack().payload(b"data"), Reason::Established, 2);
+    assert_to(
+        &world,
+        &CLIENT.ack().payload(b"data"),
+        Reason::Established,
+        2,
+    );
     let (_, word) = world.entry_in(CLIENT.key(), State::Pin);
     assert_eq!(word, pin.with(Word::CONTESTED));
 }
@@ -324,13 +378,33 @@ fn a_whole_spoofed_handshake_against_a_pin_never_moves_it() {
     world.backend(&BackendSpec::l2(2).serving(Serving::ExistingOnly));
     let forged = seq() ^ 0x4000_0000;
     assert_to(&world, &CLIENT.syn().seq(forged), Reason::Challenged, 1);
-    assert_to(&world, &CLIENT.ack().seq(forged + 1), Reason::Established, 1);
+    assert_to(
+        &world,
+        &CLIENT.ack().seq(forged + 1),
+        Reason::Established,
+        1,
+    );
     // The forger is young now, and comes back after 31 s to be a pin.
     world.age(YOUNG_TICKS);
-    assert_to(&world, &CLIENT.ack().seq(forged + 1), Reason::Established, 1);
+    assert_to(
+        &world,
+        &CLIENT.ack().seq(forged + 1),
+        Reason::Established,
+        1,
+    );
     for _ in 0..3 {
-        assert_to(&world, &CLIENT.ack().payload(b"data"), Reason::Established, 2);
-        assert_to(&world, &CLIENT.ack().seq(forged + 9), Reason::Established, 1);
+        assert_to(
+            &world,
+            &CLIENT.ack().payload(b"data"),
+            Reason::Established,
+            2,
+        );
+        assert_to(
+            &world,
+            &CLIENT.ack().seq(forged + 9),
+            Reason::Established,
+            1,
+        );
     }
     let both = world.entries(CLIENT.key());
     assert_eq!(both.len(), 2);
@@ -350,7 +424,12 @@ fn a_spoofed_fin_or_rst_outside_the_window_leaves_a_hint_that_data_clears() {
                 .with_tcp(|tcp| tcp.flags = flags);
             assert_to(&world, &forged, Reason::Established, 2);
             assert_eq!(world.entry(CLIENT.key()), pin.with(Word::HINT));
-            assert_to(&world, &CLIENT.ack().payload(b"data"), Reason::Established, 2);
+            assert_to(
+                &world,
+                &CLIENT.ack().payload(b"data"),
+                Reason::Established,
+                2,
+            );
             assert_eq!(world.entry(CLIENT.key()), pin);
         }
     }
@@ -363,11 +442,24 @@ fn a_spoofed_fin_or_rst_within_the_window_does_not_move_a_pin_either() {
         let (world, pin) = pinned();
         assert_to(&world, &forged, Reason::Established, 2);
         assert!(world.entry(CLIENT.key()).is(State::Closing));
-        assert_to(&world, &CLIENT.ack().payload(b"data"), Reason::Established, 2);
+        assert_to(
+            &world,
+            &CLIENT.ack().payload(b"data"),
+            Reason::Established,
+            2,
+        );
         let revived = world.entry(CLIENT.key());
-        assert_eq!((revived.state(), revived.backend()), (State::Young, pin.backend()));
+        assert_eq!(
+            (revived.state(), revived.backend()),
+            (State::Young, pin.backend())
+        );
         world.age(YOUNG_TICKS);
-        assert_to(&world, &CLIENT.ack().payload(b"data"), Reason::Established, 2);
+        assert_to(
+            &world,
+            &CLIENT.ack().payload(b"data"),
+            Reason::Established,
+            2,
+        );
         assert!(world.entry(CLIENT.key()).is(State::Pin));
     }
 }
@@ -380,9 +472,17 @@ fn a_port_used_again_belongs_to_its_challenger_from_its_first_acknowledgement_on
     let next = Client(CLIENT.0, CLIENT.1);
     assert_to(&world, &next.syn().seq(isn), Reason::Challenged, 1);
     assert_to(&world, &next.syn().seq(isn), Reason::Reopened, 1);
-    assert_to(&world, &next.ack().seq(isn + 1).payload(b"hello"), Reason::Established, 1);
+    assert_to(
+        &world,
+        &next.ack().seq(isn + 1).payload(b"hello"),
+        Reason::Established,
+        1,
+    );
     let (place, young) = world.entry_in(CLIENT.key(), State::Young);
-    assert!(young.has(Word::CONTESTED) && young.has(Word::SECOND), "{young:?}");
+    assert!(
+        young.has(Word::CONTESTED) && young.has(Word::SECOND),
+        "{young:?}"
+    );
     assert_eq!(world.first_seen(place), tick().0);
     // The new connection's packets are its own, whatever the order; the old entry keeps what is near it.
     assert_to(&world, &next.ack().seq(isn + 6), Reason::Established, 1);
@@ -400,7 +500,9 @@ fn a_third_use_of_a_port_takes_the_place_of_the_entry_that_is_closing() {
     let now = world.now();
     let near = Word::CONTESTED;
     let pin = live(State::Pin, now).with(near);
-    let closing = live(State::Closing, now).with(near | Word::SECOND).with_epoch(99);
+    let closing = live(State::Closing, now)
+        .with(near | Word::SECOND)
+        .with_epoch(99);
     let kept = world.insert(CLIENT.key(), pin);
     let freed = world.insert(CLIENT.key(), closing);
     assert_to(&world, &CLIENT.syn().seq(5), Reason::Challenged, 1);
@@ -413,13 +515,24 @@ fn a_third_use_of_a_port_with_two_living_entries_goes_where_its_packets_will_and
     let world = World::new();
     let now = world.now();
     let one = live(State::Pin, now).with(Word::CONTESTED);
-    let other = Word::live(State::Pin, backend(2), 99, now, Word::CONTESTED | Word::SECOND);
+    let other = Word::live(
+        State::Pin,
+        backend(2),
+        99,
+        now,
+        Word::CONTESTED | Word::SECOND,
+    );
     world.insert(CLIENT.key(), one);
     world.insert(CLIENT.key(), other);
     let before = world.values();
     for (isn, nearer) in [(seq(), 1), (99 * MIB, 2)] {
         assert_to(&world, &CLIENT.syn().seq(isn), Reason::Unpinned, nearer);
-        assert_to(&world, &CLIENT.ack().seq(isn + 1), Reason::Established, nearer);
+        assert_to(
+            &world,
+            &CLIENT.ack().seq(isn + 1),
+            Reason::Established,
+            nearer,
+        );
     }
     assert_eq!(world.values().len(), 2);
     for ((_, _, before), (_, _, after)) in before.iter().zip(world.values()) {
@@ -437,11 +550,23 @@ fn a_reused_backend_id_never_inherits_flows() {
     world.backend(&BackendSpec::l2(1).generation(3));
     let now = world.now();
     let of = |generation| {
-        Word::live(State::Pin, BackendRef::new(1, generation), epoch_of(seq()), now, 0)
+        Word::live(
+            State::Pin,
+            BackendRef::new(1, generation),
+            epoch_of(seq()),
+            now,
+            0,
+        )
     };
     let place = world.insert(CLIENT.key(), of(2));
-    world.send(&CLIENT.ack()).expect(&dropped(Reason::StaleGeneration));
-    assert_eq!(world.at(place).1, Word::EMPTY, "it is gone, and the flow is unknown");
+    world
+        .send(&CLIENT.ack())
+        .expect(&dropped(Reason::StaleGeneration));
+    assert_eq!(
+        world.at(place).1,
+        Word::EMPTY,
+        "it is gone, and the flow is unknown"
+    );
     assert_to(&world, &CLIENT.ack(), Reason::Adopted, 1);
     assert_eq!(world.entry(CLIENT.key()).backend(), BackendRef::new(1, 3));
 }

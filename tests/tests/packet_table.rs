@@ -112,7 +112,13 @@ fn nothing_living_is_taken_however_idle_and_the_flow_is_served_unpinned() {
     fill(&world, |number| match number % 3 {
         0 => Word::live(State::Young, backend(2), 7, ago(now, 1 << 18), 0),
         1 => Word::live(State::Pin, backend(2), 7, ago(now, 1 << 18), 0),
-        _ => Word::live(State::Closing, backend(2), 7, ago(now, LINGER_FIN_TICKS - 1), 0),
+        _ => Word::live(
+            State::Closing,
+            backend(2),
+            7,
+            ago(now, LINGER_FIN_TICKS - 1),
+            0,
+        ),
     });
     let before = format!("{:?}", world.values());
     assert_to(&world, &CLIENT.syn(), Reason::Unpinned, 1);
@@ -198,7 +204,10 @@ fn an_unknown_flow_is_adopted_as_young_and_foreign() {
     assert_to(&world, &data, Reason::Adopted, 1);
     let (place, word) = world.entry_in(CLIENT.key(), State::Young);
     let epoch = epoch_of(data.as_tcp().seq);
-    assert_eq!(word, Word::live(State::Young, backend(1), epoch, now, Word::FOREIGN));
+    assert_eq!(
+        word,
+        Word::live(State::Young, backend(1), epoch, now, Word::FOREIGN)
+    );
     assert_eq!(world.first_seen(place), now.0);
     assert_to(&world, &data, Reason::Established, 1);
 }
@@ -249,8 +258,14 @@ fn adoptions_beyond_their_rate_are_forwarded_without_an_entry() {
     assert_eq!(adopted + unadopted, u64::from(flows));
     let elapsed_ns = started.elapsed().as_nanos() as u64 + 10_000_000;
     let rate = lb_common::maps::default::ADOPTIONS_PER_SECOND;
-    assert!(adopted <= elapsed_ns * rate / 1_000_000_000 + 1, "{adopted} in {elapsed_ns} ns");
-    assert!(unadopted > 0, "{flows} in {elapsed_ns} ns is below the rate: no test");
+    assert!(
+        adopted <= elapsed_ns * rate / 1_000_000_000 + 1,
+        "{adopted} in {elapsed_ns} ns"
+    );
+    assert!(
+        unadopted > 0,
+        "{flows} in {elapsed_ns} ns is below the rate: no test"
+    );
     assert_eq!(world.values().len() as u64, adopted);
 }
 
@@ -268,6 +283,7 @@ fn an_unknown_flow_goes_to_the_slots_previous_backend_for_ten_minutes() {
     assert_to(&world, &CLIENT.ack(), Reason::Adopted, 2);
     assert_eq!(world.entry(CLIENT.key()).backend(), backend(2));
     assert_to(&world, &Client(CLIENT.0, 9).sends(RST), Reason::Stray, 2);
+    drop(world);
 
     let world = handed_over(HANDOVER_TICKS);
     assert_to(&world, &CLIENT.ack(), Reason::Adopted, 1);
@@ -329,7 +345,9 @@ fn a_new_flow_tries_four_slots_for_a_backend_that_takes_it() {
 fn a_flow_of_a_table_of_several_backends_goes_to_its_slots_owner() {
     const SIZE: u32 = 61;
     let mut world = World::new();
-    let table: Vec<Slot> = (0..SIZE).map(|slot| Slot::new(1 + slot % 2, 0, Tick(0))).collect();
+    let table: Vec<Slot> = (0..SIZE)
+        .map(|slot| Slot::new(1 + slot % 2, 0, Tick(0)))
+        .collect();
     world.table(1, &table);
     for port in 1_000..1_064 {
         let client = Client(CLIENT.0, port);

@@ -73,10 +73,7 @@ impl Tether {
     /// The instance whose flow table has the default size, to be had by one test at a time.
     pub fn full_size() -> MutexGuard<'static, Self> {
         static FULL_SIZE: OnceLock<Result<Mutex<Tether>, String>> = OnceLock::new();
-        Self::lock(
-            &FULL_SIZE,
-            lb_common::flow::v4::buckets_for(default::FLOWS),
-        )
+        Self::lock(&FULL_SIZE, lb_common::flow::v4::buckets_for(default::FLOWS))
     }
 
     fn lock(
@@ -185,7 +182,9 @@ impl Prepared {
         let map = ebpf.take_map(UNDER_TEST).expect("the bench object has it");
         let mut under_test = ProgramArray::try_from(map).expect("it is a program array");
         let fd = program.fd().expect("the program is loaded");
-        under_test.set(0, fd, 0).expect("naming the program under test");
+        under_test
+            .set(0, fd, 0)
+            .expect("naming the program under test");
         Self {
             ebpf,
             _under_test: under_test,
