@@ -16,8 +16,12 @@ use lb_common::{
 
 use lb_ebpf::packet::{Bytes, Frame};
 
-/// Congestion experienced, in the lower two bits of the type of service (RFC 3168).
+/// The lower two bits of the type of service (RFC 3168): congestion experienced, and also their mask.
 const CE: u8 = 0b11;
+/// One of the two marks of a transport that understands congestion marks.
+const ECT_0: u8 = 0b10;
+/// The other.
+const ECT_1: u8 = 0b01;
 
 /// Decapsulates IPv4 in IPv4; everything else passes untouched.
 #[xdp(frags)]
@@ -96,7 +100,7 @@ fn headers(ctx: &XdpContext) -> Option<(usize, Bytes, Bytes)> {
     let inner = frame.at(network + IPV4_LEN, IPV4_LEN)?;
     let is_fragment = outer.raw16(6) & (IPV4_MF | IPV4_OFFSET).to_be() != 0;
     let is_whole = outer.u8(0) == 0x45 && outer.u8(9) == PROTO_IPIP && !is_fragment;
-    if is_whole && inner.u8(0) >> 4 == 4 && inner.u16(2) + IPV4_LEN as u16 <= outer.u16(2) {
+    if is_whole && inner.u8(0) >> 4 == 4 && inner.u16(2) as usize + IPV4_LEN <= outer.u16(2) as usize {
         Some((network, outer, inner))
     } else {
         None
@@ -107,16 +111,18 @@ fn headers(ctx: &XdpContext) -> Option<(usize, Bytes, Bytes)> {
 /// since its transport would not understand.
 #[inline(always)]
 fn carry_congestion(outer: u8, inner: Bytes) -> bool {
-    let old = inner.u8(1);
-    if outer & CE != CE || old & CE == CE {
-        return true;
-    }
-    if old & CE == 0 {
+    let (old, mark) = (inner.u8(1), outer & CE);
+    if mark == CE && old & CE == 0 {
         return false;
     }
+    let is_heavier = (mark == CE && old & CE != CE) || (mark == ECT_1 && old & CE == ECT_0);
+    if !is_heavier {
+        return true;
+    }
+    let new = (old & !CE) | mark;
     let before = inner.u16(0);
-    inner.set_u8(1, old | CE);
-    inner.set_u16(10, csum::update(inner.u16(10), before, before | CE as u16));
+    inner.set_u8(1, new);
+    inner.set_u16(10, csum::update(inner.u16(10), before, (before & 0xff00) | new as u16));
     true
 }
 
