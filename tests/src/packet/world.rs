@@ -13,6 +13,7 @@ use lb_common::{
     counters::{Counter, CpuState},
     hash::Seed,
     maglev::{Slot, TableRef, client_word, slot_index},
+    maps::default,
     service::Service,
     tcp,
     verdict::Reason,
@@ -391,20 +392,22 @@ impl World {
         }
     }
 
-    /// Makes the bucket of resets of this CPU as if one had just been paid for and nothing saved.
-    pub fn exhaust_resets(&self) {
-        self.tokens(|cpu, paid| cpu.reset_paid_ns = paid);
+    /// Makes the buckets of resets as if just so many had been saved up.
+    pub fn save_resets(&self, saved: u64) {
+        let cost_ns = 1_000_000_000 / default::RESETS_PER_SECOND;
+        self.tokens(|cpu, now_ns| cpu.reset_paid_ns = now_ns - saved * cost_ns);
     }
 
     /// The same for adoptions.
-    pub fn exhaust_adoptions(&self) {
-        self.tokens(|cpu, paid| cpu.adoption_paid_ns = paid);
+    pub fn save_adoptions(&self, saved: u64) {
+        let cost_ns = 1_000_000_000 / default::ADOPTIONS_PER_SECOND;
+        self.tokens(|cpu, now_ns| cpu.adoption_paid_ns = now_ns - saved * cost_ns);
     }
 
-    fn tokens(&self, spend: impl Fn(&mut CpuState, u64)) {
+    fn tokens(&self, save: impl Fn(&mut CpuState, u64)) {
         for cpu in 0..self.maps.cpus.len() {
             let mut state = self.maps.cpus.get(cpu);
-            spend(&mut state, coarse_ns());
+            save(&mut state, coarse_ns());
             self.maps.cpus.set(cpu, &state);
         }
     }
@@ -430,6 +433,20 @@ impl World {
     /// Sends a frame and tells the action only: the quick way, for floods.
     pub fn hit(&self, frame: &[u8]) -> u32 {
         self.tether.hit(frame)
+    }
+
+    /// Sends a packet with no resets saved up, until one such falls into the same step of the coarse clock, which brings more.
+    ///
+    /// # Panics
+    /// If the clock outruns every try.
+    pub fn send_without_resets(&self, packet: &Packet) -> Run {
+        (0..1_000)
+            .map(|_| {
+                self.save_resets(0);
+                self.send(packet)
+            })
+            .find(|run| run.reason() == Reason::ResetLimited)
+            .expect("no try within one step of the coarse clock")
     }
 
     fn observe(

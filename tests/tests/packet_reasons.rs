@@ -1,0 +1,146 @@
+//! Every reason that there is happens to some packet, and with the verdict that it promises.
+
+use lab::packet::{
+    BackendSpec, CLIENT, Client, Packet, Run, VIP, VIP_PORT, World, entries::backend,
+    kernel::action,
+};
+use lb_common::{
+    backend::Serving,
+    flow::word::{BackendRef, State, Word},
+    tcp::{ACK, RST, SYN},
+    verdict::{Reason, Verdict},
+    vip::VipEntry,
+};
+
+/// Sends a packet that ends in `reason`; none if no packet can, and why.
+fn reach(reason: Reason) -> Result<Run, &'static str> {
+    let world = World::new();
+    let now = world.now();
+    let dead = BackendSpec::l2(1).serving(Serving::None);
+    let live = |generation| {
+        let holder = BackendRef::new(1, generation);
+        Word::live(State::Pin, holder, CLIENT.ack().as_tcp().seq >> 20, now, 0)
+    };
+    let syn = CLIENT.syn();
+    Ok(match reason {
+        Reason::NotIpv4 => {
+            let mut frame = syn.bytes();
+            frame[12..14].copy_from_slice(&[0x86, 0xdd]);
+            world.send_bytes(&frame, 0)
+        }
+        Reason::NotService => world.send(&Packet::tcp((CLIENT.0, 1), (VIP, VIP_PORT + 1), SYN)),
+        Reason::Malformed => world.send_bytes(&syn.bytes()[..40], 0),
+        Reason::Established => {
+            world.insert(CLIENT.key(), live(0));
+            world.send(&CLIENT.ack())
+        }
+        Reason::Opened => world.send(&syn),
+        Reason::Reopened => {
+            world.send(&syn);
+            world.send(&syn)
+        }
+        Reason::Challenged => {
+            world.insert(CLIENT.key(), live(0));
+            world.send(&syn)
+        }
+        Reason::Unpinned | Reason::Unadopted => {
+            let others: Vec<Client> = world.neighbours(CLIENT).take(8).collect();
+            for (place, other) in world.places_of(CLIENT.key()).zip(others) {
+                world.put(place, other.key(), live(0));
+            }
+            let ack = CLIENT.ack();
+            world.send(if reason == Reason::Unpinned {
+                &syn
+            } else {
+                &ack
+            })
+        }
+        Reason::Adopted => world.send(&CLIENT.ack()),
+        Reason::Stray => world.send(&CLIENT.sends(RST)),
+        Reason::BackendDead => {
+            world.insert(CLIENT.key(), live(0));
+            world.backend(&dead);
+            world.send(&CLIENT.ack())
+        }
+        Reason::NoBackendForFlow => {
+            world.backend(&dead);
+            world.send(&CLIENT.ack())
+        }
+        Reason::ResetLimited => {
+            world.backend(&dead);
+            world.send_without_resets(&CLIENT.ack())
+        }
+        Reason::ResetToDead => {
+            world.insert(CLIENT.key(), live(0));
+            world.backend(&dead);
+            world.send(&CLIENT.ack().with_tcp(|tcp| tcp.flags = RST))
+        }
+        Reason::NoBackend => {
+            world.backend(&dead);
+            world.send(&syn)
+        }
+        Reason::Unresolved => {
+            world.backend(&BackendSpec::l2(1).unresolved());
+            world.send(&syn)
+        }
+        Reason::Contested => {
+            let one = live(0).with(Word::CONTESTED);
+            world.insert(CLIENT.key(), one);
+            world.insert(
+                CLIENT.key(),
+                one.with(Word::SECOND).with_backend(backend(2)),
+            );
+            world.backend(&BackendSpec::l2(1).serving(Serving::ExistingOnly));
+            world.backend(&BackendSpec::l2(2).serving(Serving::ExistingOnly));
+            world.send(&syn)
+        }
+        Reason::BadFlags => world.send(&CLIENT.sends(SYN | ACK)),
+        Reason::Fragment => {
+            world.vip(VIP, 0);
+            world.send(&syn.fragment(1))
+        }
+        Reason::TtlExpired => world.send(&syn.ttl(1)),
+        Reason::TooBig => {
+            world.backend(&BackendSpec::ipip(1).mtu(59));
+            world.send(&syn)
+        }
+        Reason::ServiceMissing => {
+            world.direct(VipEntry::new(VIP.into(), 80, u16::MAX));
+            world.send(&Packet::tcp((CLIENT.0, 1), (VIP, 80), SYN))
+        }
+        Reason::StaleGeneration => {
+            world.insert(CLIENT.key(), live(9));
+            world.send(&CLIENT.ack())
+        }
+        Reason::UnknownMode => {
+            world.backend(&BackendSpec::l2(1).mode_code(0));
+            world.send(&syn)
+        }
+        Reason::NoHeadroom => {
+            world.backend(&BackendSpec::ipip(1));
+            world.send_without_headroom(&syn.payload(&[0; 74]))
+        }
+        // bpf_xdp_adjust_tail refuses to shrink only what would be shorter than an Ethernet header.
+        Reason::NoReset => return Err("no kernel refuses to cut a frame to the length of a RST"),
+    })
+}
+
+#[test]
+fn every_reason_is_reached_by_some_packet() {
+    for reason in Reason::ALL {
+        let run = match reach(*reason) {
+            Ok(run) => run,
+            Err(why) => {
+                assert_eq!(*reason, Reason::NoReset, "{why}");
+                continue;
+            }
+        };
+        assert_eq!(run.reason(), *reason);
+        let is_as_promised = match reason.verdict() {
+            Verdict::Pass => run.outcome.action == action::PASS,
+            Verdict::Forward | Verdict::Reset => run.outcome.action == action::TX,
+            Verdict::Drop => run.outcome.action == action::DROP,
+        };
+        assert!(is_as_promised, "{reason:?}: action {}", run.outcome.action);
+    }
+}
