@@ -16,7 +16,7 @@ use lb_common::{
     backend::{BackendState, Mode, NextHop, Serving},
     clock::Tick,
     maglev::{PICK_ATTEMPTS, TableRef, client_word, slot_index},
-    vip::{VipEntry, WAYS, homes},
+    vip::{self, VipEntry, WAYS, homes},
 };
 use lb_userspace::{
     config::{Backend, Config, Limits, Service},
@@ -32,7 +32,7 @@ const SEED: [u64; 4] = [11, 22, 33, 44];
 /// Few, so that ids and room run out now and then.
 const LIMITS: Limits = Limits {
     flows: 100,
-    services: 5,
+    services: 4,
     backends: 20,
     table_slots: 1_500,
 };
@@ -87,7 +87,8 @@ fn event() -> impl Strategy<Value = Event> {
     let serving = prop::sample::select(vec![Serving::None, Serving::ExistingOnly, Serving::New]);
     let drift = prop_oneof![
         (1..LIMITS.backends, serving).prop_map(|(id, serving)| Drift::State(id, serving)),
-        (0u32..8, 0..WAYS).prop_map(|(bucket, way)| Drift::Vip(bucket, way)),
+        (0..vip::buckets_for(LIMITS.services), 0..WAYS)
+            .prop_map(|(bucket, way)| Drift::Vip(bucket, way)),
         (0..LIMITS.table_slots).prop_map(Drift::Slot),
     ];
     prop_oneof![

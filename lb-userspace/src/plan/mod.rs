@@ -164,6 +164,7 @@ pub fn plan(wanted: &Wanted<'_>, observed: &Observed, tables: &mut Tables, now: 
             .iter()
             .map(|(&id, service)| (id, service.table))
             .collect(),
+        cleared: BTreeSet::new(),
         arena: None,
     };
     planner.backends(wanted);
@@ -181,6 +182,8 @@ struct Planner<'a> {
     plan: Plan,
     /// The tables as they will be named once the operations so far are done.
     named: BTreeMap<u16, TableRef>,
+    /// Services whose entry of today is cleared; their ids may have other holders since.
+    cleared: BTreeSet<u16>,
     /// Free stretches of the arena; made when first asked for.
     arena: Option<Arena>,
 }
@@ -411,6 +414,7 @@ impl Planner<'_> {
 
     fn clear_service(&mut self, id: u16) {
         self.push(Operation::ClearService { id });
+        self.cleared.insert(id);
         if let Some(table) = self.named.remove(&id)
             && table.size() > 0
         {
@@ -439,6 +443,7 @@ impl Planner<'_> {
         let named: HashSet<u32> = self
             .named
             .keys()
+            .filter(|service| !self.cleared.contains(service))
             .filter_map(|service| self.observed.services.get(service))
             .flat_map(|service| service.named.iter().copied())
             .collect();
@@ -537,3 +542,6 @@ fn change_of(held: &Backend, backend: &resolve::Backend) -> Change {
         },
     }
 }
+
+#[cfg(test)]
+mod tests;
