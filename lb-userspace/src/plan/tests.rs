@@ -277,6 +277,31 @@ fn slots_succeed_those_of_a_table_of_the_same_size_only() {
 }
 
 #[test]
+fn the_next_holder_of_a_services_id_inherits_nothing() {
+    let mut bench = Bench::new(1_000);
+    bench.converge(&[service(1, 13, &[1], &[])]);
+    bench.now = bench.now.later(TENURE_TICKS);
+    let mut next = service(1, 13, &[2], &[]);
+    next.endpoint.vip = Ipv4Addr::new(10, 0, 0, 99);
+    let operations = bench.converge(&[next.clone()]);
+    assert!(
+        operations.contains(&"service 1: clear".to_owned()),
+        "{operations:#?}"
+    );
+    assert_eq!(
+        operations.last().map(String::as_str),
+        Some("backend 1: clear")
+    );
+    assert!(
+        bench
+            .slots(1)
+            .iter()
+            .all(|slot| *slot == Slot::new(2, 0, bench.now))
+    );
+    assert_eq!(bench.converge(&[next]), [] as [&str; 0]);
+}
+
+#[test]
 fn a_backend_stays_as_long_as_a_slot_names_it() {
     let mut bench = Bench::new(1_000);
     bench.converge(&[service(1, 13, &[1], &[2])]);
