@@ -1,4 +1,5 @@
 //! The loop itself: events in, maps and status out.
+#![expect(clippy::unwrap_used, reason = "a test ends where it fails")]
 
 use std::{
     collections::{BTreeSet, HashMap},

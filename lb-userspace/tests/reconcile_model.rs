@@ -1,5 +1,6 @@
 //! Random lives of an instance against maps in memory: configurations, verdicts, next hops, flows that begin and end, time, drift,
 //! restarts, and deaths in the middle of a plan. What the data path relies on is checked after every single operation.
+#![expect(clippy::unwrap_used, reason = "a test ends where it fails")]
 
 use std::{
     collections::{BTreeSet, HashMap},

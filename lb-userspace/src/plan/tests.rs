@@ -1,5 +1,5 @@
 use lb_common::{
-    backend::{Mode, Serving},
+    backend::{BackendState, Mode, NextHop, Serving},
     maglev::{Slot, TENURE_TICKS},
     vip::{VipEntry, WAYS, homes},
 };
@@ -9,7 +9,7 @@ use crate::{
     dataplane::maps::{Capacity, Maps},
     desired::Endpoint,
     ids::Numbered,
-    resolve::Share,
+    resolve::{Hop, Share},
 };
 
 const SEED: [u64; 4] = [1, 2, 3, 4];

@@ -2,6 +2,7 @@
 
 mod listing;
 mod memory;
+mod record;
 mod registry;
 mod state;
 
