@@ -37,3 +37,17 @@ pub struct Census {
     /// By service id; absent is none.
     pub by_service: HashMap<u16, Counts>,
 }
+
+impl Default for Census {
+    /// Before the first pass.
+    fn default() -> Self {
+        Self {
+            scans: 0,
+            at: Tick(0),
+            capacity: 0,
+            total: Counts::default(),
+            by_backend: HashMap::new(),
+            by_service: HashMap::new(),
+        }
+    }
+}

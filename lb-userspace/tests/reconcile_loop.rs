@@ -12,10 +12,7 @@ use std::{
     time::Duration,
 };
 
-use lb_common::{
-    backend::{NextHop, Serving},
-    clock::Tick,
-};
+use lb_common::backend::{BackendState, NextHop, Serving};
 use lb_userspace::{
     config::{self, Config},
     dataplane::maps::{Capacity, Maps},
@@ -199,7 +196,6 @@ fn counted(scans: u64, flows: &[((u32, u8), u64)]) -> Census {
     };
     Census {
         scans,
-        at: Tick(0),
         capacity: 1_000,
         total: counts(all),
         by_backend: flows
@@ -207,6 +203,7 @@ fn counted(scans: u64, flows: &[((u32, u8), u64)]) -> Census {
             .map(|&(backend, flows)| (backend, counts(flows)))
             .collect(),
         by_service,
+        ..Census::default()
     }
 }
 
@@ -447,9 +444,7 @@ async fn drift_heals_under_steady_change() {
     let machine = Machine::new("drift");
     let daemon = running(&machine).await;
     let healthy = machine.maps.state(1);
-    machine
-        .maps
-        .set_state(1, lb_common::backend::BackendState::default());
+    machine.maps.set_state(1, BackendState::default());
     // Something happens all the time; that must not put the comparison off.
     let begun = std::time::Instant::now();
     let mut scans = 1;

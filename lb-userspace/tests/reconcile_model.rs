@@ -669,10 +669,9 @@ fn census(flows: &[Flow], scans: u64, at: Tick) -> Census {
     Census {
         scans,
         at,
-        capacity: 100,
-        total: Counts::default(),
         by_backend,
         by_service,
+        ..Census::default()
     }
 }
 

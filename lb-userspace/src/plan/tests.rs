@@ -386,7 +386,8 @@ fn a_next_hop_is_written_beside_the_one_in_force_and_then_named() {
 #[test]
 fn what_somebody_else_broke_is_mended() {
     let wanted = [service(1, 13, &[1, 2], &[])];
-    let breaks: [(&str, fn(&Maps)); 6] = [
+    type Break = fn(&Maps);
+    let breaks: [(&str, Break); 6] = [
         ("a slot", |maps| {
             maps.tables
                 .word(5, 0)
