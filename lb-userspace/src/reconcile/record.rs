@@ -60,11 +60,12 @@ pub(super) struct BackendRecord {
 }
 
 impl BackendRecord {
-    /// Takes in a verdict.
-    pub(super) fn heard(&mut self, report: &HealthReport, now_ms: u64) {
+    /// Takes in a verdict. False if it is no news.
+    pub(super) fn heard(&mut self, report: &HealthReport, now_ms: u64) -> bool {
+        let error_is_news = self.last_error != report.last_error;
         self.last_error.clone_from(&report.last_error);
         if report.health == Health::Unknown || report.health == self.health {
-            return;
+            return error_is_news;
         }
         let lived = match self.health {
             Health::Up | Health::Refusing => true,
@@ -78,6 +79,7 @@ impl BackendRecord {
             was = ?self.health, error = report.last_error.as_deref(), "health changed"
         );
         self.health = report.health;
+        true
     }
 
     pub(super) fn facts(&self, hops: &HashMap<IpAddr, Hop>) -> BackendFacts<'_> {

@@ -226,18 +226,20 @@ impl Registry {
         }
     }
 
-    /// Takes in a verdict; one about nobody that is known is ignored.
-    pub(super) fn heard(&mut self, report: HealthReport, now_ms: u64) {
+    /// Takes in a verdict; one about nobody that is known is ignored. False if it is no news.
+    pub(super) fn heard(&mut self, report: HealthReport, now_ms: u64) -> bool {
         let key = (report.name.clone(), report.address);
+        let mut news = false;
         for &(service, n) in self.watched.get(&key).into_iter().flatten() {
             let backend = self
                 .services
                 .get_mut(&service)
                 .and_then(|service| service.backends.get_mut(n));
             if let Some(backend) = backend {
-                backend.heard(&report, now_ms);
+                news |= backend.heard(&report, now_ms);
             }
         }
+        news
     }
 
     /// Lets go of what is removed and named by nothing. True if anything went.
