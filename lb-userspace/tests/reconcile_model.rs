@@ -309,7 +309,11 @@ impl World {
                         ..NextHop::default()
                     });
                     let address: IpAddr = address.ip();
-                    self.state.next_hop(NextHopReport { address, next_hop });
+                    self.state.next_hop(NextHopReport {
+                        address,
+                        next_hop,
+                        on_link: true,
+                    });
                 }
             }
             Event::Drain(service, backend) => {
@@ -671,6 +675,7 @@ fn census(flows: &[Flow], scans: u64, at: Tick) -> Census {
         total: Counts::default(),
         by_backend,
         by_service,
+        ..Census::default()
     }
 }
 

@@ -398,7 +398,12 @@ fn a_thousand_backends_cost_less_than_a_twentieth_of_a_core() {
         ..tcp()
     };
     let targets: Vec<_> = (0..1_000u16)
-        .map(|n| target(Ipv4Addr::from_bits(0x0a4f_0000 + u32::from(n) + 1), check.clone()))
+        .map(|n| {
+            target(
+                Ipv4Addr::from_bits(0x0a4f_0000 + u32::from(n) + 1),
+                check.clone(),
+            )
+        })
         .collect();
     let used = block_on(&pair.near, move || async move {
         let count = targets.len();

@@ -18,7 +18,7 @@ use crate::{
     ids::{Numbered, Pool, Quiet},
     model::{BackendName, Check, CheckKind, Health, HealthReport, Target},
     plan::Observed,
-    resolve::{BackendFacts, Hop, ServiceFacts, WantedBackend, WantedService},
+    resolve::{BackendFacts, Found, Hop, ServiceFacts, WantedBackend, WantedService},
 };
 
 /// A service that is known.
@@ -87,7 +87,7 @@ impl BackendRecord {
         self.health = report.health;
     }
 
-    fn facts(&self, hops: &HashMap<IpAddr, Hop>) -> BackendFacts<'_> {
+    fn facts(&self, hops: &HashMap<IpAddr, Found>) -> BackendFacts<'_> {
         BackendFacts {
             numbered: self.numbered,
             identity: self.identity,
@@ -101,8 +101,7 @@ impl BackendRecord {
             held: self.held,
             hop: hops
                 .get(&IpAddr::V4(self.address))
-                .copied()
-                .unwrap_or_default(),
+                .map_or(Hop::Unheard, |found| found.for_mode(self.mode)),
         }
     }
 }
@@ -410,7 +409,7 @@ impl Registry {
     }
 
     /// What resolving needs.
-    pub(super) fn facts(&self, hops: &HashMap<IpAddr, Hop>) -> Vec<ServiceFacts<'_>> {
+    pub(super) fn facts(&self, hops: &HashMap<IpAddr, Found>) -> Vec<ServiceFacts<'_>> {
         self.services
             .values()
             .map(|service| ServiceFacts {
@@ -491,7 +490,7 @@ impl Registry {
     }
 
     /// Whether every wanted backend has a verdict and is known to be reachable or not.
-    pub(super) fn is_informed(&self, hops: &HashMap<IpAddr, Hop>) -> bool {
+    pub(super) fn is_informed(&self, hops: &HashMap<IpAddr, Found>) -> bool {
         self.backends()
             .filter(|backend| backend.wanted.is_some())
             .all(|backend| {
