@@ -24,7 +24,10 @@ impl Frame {
                 core::ptr::addr_of!((*ctx.ctx).data_end).read_volatile(),
             )
         };
-        Self { start: start as usize, end: end as usize }
+        Self {
+            start: start as usize,
+            end: end as usize,
+        }
     }
 
     /// Length of the linear part in bytes; a frame may go on in further buffers.
@@ -37,7 +40,11 @@ impl Frame {
     #[inline(always)]
     pub fn at(&self, offset: usize, len: usize) -> Option<Bytes> {
         let bytes = self.start + offset;
-        if bytes + len > self.end { None } else { Some(Bytes(bytes)) }
+        if bytes + len > self.end {
+            None
+        } else {
+            Some(Bytes(bytes))
+        }
     }
 }
 

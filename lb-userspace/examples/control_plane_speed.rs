@@ -149,7 +149,7 @@ impl World {
                 mtu: 1_500,
                 ..NextHop::default()
             });
-            state.next_hop(NextHopReport { address, next_hop });
+            state.next_hop(NextHopReport { address, next_hop, on_link: true });
         }
         let mut world = Self {
             maps,

@@ -311,7 +311,11 @@ impl World {
                         ..NextHop::default()
                     });
                     let address: IpAddr = address.ip();
-                    self.state.next_hop(NextHopReport { address, next_hop });
+                    self.state.next_hop(NextHopReport {
+                        address,
+                        next_hop,
+                        on_link: true,
+                    });
                 }
             }
             Event::Drain(service, backend) => {

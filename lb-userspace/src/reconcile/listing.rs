@@ -115,8 +115,7 @@ impl State {
         let hop = self
             .hops
             .get(&IpAddr::V4(backend.address))
-            .copied()
-            .unwrap_or_default();
+            .map_or(Hop::Unheard, |found| found.for_mode(backend.mode));
         let resolved = match hop {
             Hop::Resolved(_) => true,
             Hop::Unresolved => false,

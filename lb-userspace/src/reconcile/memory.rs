@@ -14,6 +14,10 @@ use crate::{desired::Endpoint, model::BackendName};
 
 /// The file's name in the state directory.
 const FILE: &str = "runtime.json";
+/// Its name while it is being written.
+const ASIDE: &str = "runtime.json.new";
+/// What may be left in a state directory: for who removes it.
+pub const FILES: [&str; 2] = [FILE, ASIDE];
 /// Version of the file's form.
 const VERSION: u32 = 1;
 
@@ -91,7 +95,7 @@ impl Memory {
     /// When it cannot be written; the file is then as it was.
     pub(super) fn save(&self, directory: &Path) -> io::Result<()> {
         fs::create_dir_all(directory)?;
-        let aside = directory.join(format!("{FILE}.new"));
+        let aside = directory.join(ASIDE);
         let mut file = fs::File::create(&aside)?;
         file.write_all(&serde_json::to_vec(self)?)?;
         file.sync_all()?;

@@ -15,7 +15,7 @@ use std::{
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use self::state::State;
+pub use self::{memory::FILES as MEMORY_FILES, state::State};
 
 use crate::{
     config::Config,

@@ -11,7 +11,7 @@ use crate::{
     desired::{self, Endpoint},
     ids::{Numbered, Quiet},
     model::{BackendName, Check, CheckKind, Health, HealthReport},
-    resolve::{BackendFacts, Hop, WantedBackend, WantedService},
+    resolve::{BackendFacts, Found, Hop, WantedBackend, WantedService},
 };
 
 /// A service that is known.
@@ -82,7 +82,7 @@ impl BackendRecord {
         true
     }
 
-    pub(super) fn facts(&self, hops: &HashMap<IpAddr, Hop>) -> BackendFacts<'_> {
+    pub(super) fn facts(&self, hops: &HashMap<IpAddr, Found>) -> BackendFacts<'_> {
         BackendFacts {
             numbered: self.numbered,
             identity: self.identity,
@@ -96,8 +96,7 @@ impl BackendRecord {
             held: self.held,
             hop: hops
                 .get(&IpAddr::V4(self.address))
-                .copied()
-                .unwrap_or_default(),
+                .map_or(Hop::Unheard, |found| found.for_mode(self.mode)),
         }
     }
 }

@@ -18,7 +18,7 @@ use crate::{
     ids::{Numbered, Pool, Quiet},
     model::{BackendName, Health, HealthReport, Target},
     plan::Observed,
-    resolve::{Hop, ServiceFacts, WantedService},
+    resolve::{Found, ServiceFacts, WantedService},
 };
 
 /// All that is known.
@@ -326,7 +326,7 @@ impl Registry {
     }
 
     /// What resolving needs.
-    pub(super) fn facts(&self, hops: &HashMap<IpAddr, Hop>) -> Vec<ServiceFacts<'_>> {
+    pub(super) fn facts(&self, hops: &HashMap<IpAddr, Found>) -> Vec<ServiceFacts<'_>> {
         self.services
             .values()
             .map(|service| ServiceFacts {
@@ -407,7 +407,7 @@ impl Registry {
     }
 
     /// Whether every wanted backend has a verdict and is known to be reachable or not.
-    pub(super) fn is_informed(&self, hops: &HashMap<IpAddr, Hop>) -> bool {
+    pub(super) fn is_informed(&self, hops: &HashMap<IpAddr, Found>) -> bool {
         self.backends()
             .filter(|backend| backend.wanted.is_some())
             .all(|backend| {

@@ -338,3 +338,16 @@ fn the_outer_checksum_is_made_for_each_backend() {
         })
     );
 }
+
+#[test]
+fn only_l2_minds_a_router_in_between() {
+    let hop = Hop::Resolved(NextHop::default());
+    let found = |hop, on_link| Found { hop, on_link };
+    assert_eq!(found(hop, false).for_mode(Mode::L2), Hop::Unresolved);
+    assert_eq!(found(hop, true).for_mode(Mode::L2), hop);
+    assert_eq!(found(hop, false).for_mode(Mode::Ipip), hop);
+    assert_eq!(
+        found(Hop::Unresolved, true).for_mode(Mode::L2),
+        Hop::Unresolved
+    );
+}
