@@ -129,10 +129,14 @@ fn read<M: Memory>(memory: &M, bucket: M::Bucket, way: u32, key: &M::Key) -> Opt
 }
 
 /// Whether of two words of one key one can be a copy of the other, made to move it: of a contested pair, just one is
-/// [`Word::SECOND`] or still nascent.
+/// [`Word::SECOND`] or still nascent. Where races have blurred that, the backend tells them apart; with one backend it does not
+/// matter.
 #[inline(always)]
 const fn may_be_copies(one: Word, other: Word) -> bool {
-    one.is_live() && other.is_live() && one.has(Word::SECOND) == other.has(Word::SECOND)
+    one.is_live()
+        && other.is_live()
+        && one.has(Word::SECOND) == other.has(Word::SECOND)
+        && one.backend().id() == other.backend().id()
 }
 
 /// Looks for an entry of `key` in both homes once: the way of most packets, inlined.

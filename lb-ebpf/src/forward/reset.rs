@@ -44,6 +44,7 @@ fn write(ctx: &XdpContext, segment: &Segment) -> Result<(), Reason> {
     }
     let tcp = Frame::of(ctx).at(segment.transport(), TCP_LEN).ok_or(Reason::Malformed)?;
     let acknowledgement = tcp.u32(8);
+    let header_len = (tcp.u8(12) >> 4) as u32 * 4;
     let has_ack = segment.tcp.has(tcp::ACK);
 
     let frame = Frame::of(ctx);
@@ -66,12 +67,13 @@ fn write(ctx: &XdpContext, segment: &Segment) -> Result<(), Reason> {
     ip.set_u32(12, segment.destination);
     ip.set_u32(16, segment.source);
 
-    // A segment without ACK is answered with sequence number 0 and an acknowledgement of all it had.
+    // A segment without ACK is answered with sequence number 0 and an acknowledgement of all it had, its FIN included.
     let (seq, ack, flags) = if has_ack {
         (acknowledgement, 0, tcp::RST)
     } else {
-        let length = segment.length as u32 - segment.transport as u32 - TCP_LEN as u32;
-        (0, segment.tcp.seq.wrapping_add(length), tcp::RST | tcp::ACK)
+        let payload = (segment.length as u32).wrapping_sub(segment.transport as u32).wrapping_sub(header_len);
+        let taken = payload.wrapping_add(segment.tcp.has(tcp::FIN) as u32);
+        (0, segment.tcp.seq.wrapping_add(taken), tcp::RST | tcp::ACK)
     };
     let offset_and_flags = 0x5000 | flags as u16;
     ip.set_u16(IPV4_LEN, segment.destination_port);

@@ -13,7 +13,7 @@
 pub mod lock;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     future::Future,
     sync::Arc,
     time::Duration,
@@ -32,7 +32,7 @@ use crate::{
     config::Config,
     dataplane::{
         kernel::{Attached, Kernel, Options, XdpMode, possible_cpus},
-        maps::{Capacity, now},
+        maps::Capacity,
     },
     flows, health, neighbour,
     reconcile::{self, Inputs, Outputs},
@@ -118,7 +118,7 @@ async fn run_parts(config: Config, state: &StateDir, mut kernel: Kernel) -> Resu
     let (hop_reports, hop_queue) = mpsc::channel(QUEUE);
     let (targets, watched_targets) = watch::channel(vec![]);
     let (addresses, watched_addresses) = watch::channel(BTreeSet::new());
-    let (census, watched_census) = watch::channel(Arc::new(nothing_counted()));
+    let (census, watched_census) = watch::channel(Arc::new(flows::Census::default()));
     let (attachments, watched_attachments) = watch::channel(vec![]);
     let (status, watched_status) = watch::channel(Arc::new(starting(&config)));
     let (stop, stopping) = watch::channel(false);
@@ -136,7 +136,7 @@ async fn run_parts(config: Config, state: &StateDir, mut kernel: Kernel) -> Resu
         None => None,
     };
 
-    let reloader = Arc::new(Reloader::new(config.clone(), commands.clone()));
+    let reloader = Arc::new(Reloader::new(config.path.clone(), commands.clone()));
     let admin = Admin {
         status: watched_status.clone(),
         commands,
@@ -146,7 +146,7 @@ async fn run_parts(config: Config, state: &StateDir, mut kernel: Kernel) -> Resu
         commands: command_queue,
         health: health_queue,
         next_hops: hop_queue,
-        census: watched_census,
+        census: watched_census.clone(),
         attachments: watched_attachments,
         shutdown: stopping.clone(),
     };
@@ -175,6 +175,13 @@ async fn run_parts(config: Config, state: &StateDir, mut kernel: Kernel) -> Resu
         let running = neighbour::run(watched_addresses, hop_reports, stopping.clone());
         async { running.await.context("no netlink socket") }
     });
+    parts.start("the sweep of the flow table", {
+        let running = flows::sweep(maps.clone(), census, stopping.clone());
+        async {
+            running.await;
+            Ok(())
+        }
+    });
     parts.start("the admin socket", {
         let running = admin::serve(admin_listener, admin, stopping.clone());
         async {
@@ -183,7 +190,7 @@ async fn run_parts(config: Config, state: &StateDir, mut kernel: Kernel) -> Resu
         }
     });
     if let Some(listener) = web_listener {
-        let web = Web::new(maps, watched_status.clone());
+        let web = Web::new(maps, watched_status.clone(), watched_census);
         let running = web::serve(listener, web, stopping.clone());
         parts.start("the metrics listener", async {
             running.await;
@@ -249,18 +256,6 @@ async fn serve(
     }
 }
 
-/// The census before the first pass over the table.
-fn nothing_counted() -> flows::Census {
-    flows::Census {
-        scans: 0,
-        at: now(),
-        capacity: 0,
-        total: flows::Counts::default(),
-        by_backend: HashMap::new(),
-        by_service: HashMap::new(),
-    }
-}
-
 /// The status before the reconciler's first.
 fn starting(config: &Config) -> Status {
     Status {
@@ -279,9 +274,11 @@ fn starting(config: &Config) -> Status {
     }
 }
 
+/// Waits for the first application. One service that cannot be served must not keep the others from it, so it need not be whole:
+/// the status tells what is missing, and the metrics that the applied generation lags.
 async fn applied(status: &mut watch::Receiver<Arc<Status>>) -> Result<()> {
     status
-        .wait_for(|status| status.generation.applied > 0)
+        .wait_for(|status| status.generation.resolved > 0)
         .await
         .map(drop)
         .map_err(|_| anyhow!("the reconciler ended before it applied anything"))

@@ -136,6 +136,23 @@ impl<T: Entry> Array<T> {
         }
     }
 
+    /// All words of an entry, for loops that look at many: one check of bounds for all of them.
+    ///
+    /// # Panics
+    /// If out of bounds.
+    #[inline]
+    pub fn words(&self, index: u32) -> &[AtomicU64] {
+        assert!(index < self.len, "entry {index} of {} entries", self.len);
+        // SAFETY: the entry is in bounds of the mapping, by the assertion, and aligned, as mappings are page-aligned; the memory is only
+        // accessed through atomics.
+        unsafe {
+            std::slice::from_raw_parts(
+                self.memory.add(index as usize * Self::WORDS).as_ptr(),
+                Self::WORDS,
+            )
+        }
+    }
+
     /// An entry, word by word: each word is whole, the entry as such is not read at one moment.
     ///
     /// # Panics

@@ -127,7 +127,7 @@ fn a_half_made_set_of_maps_is_made_anew() {
 #[test]
 fn a_start_killed_at_any_moment_leaves_something_to_start_from() {
     const TEST: &str = "open::a_start_killed_at_any_moment_leaves_something_to_start_from";
-    const KILLS: u32 = 40;
+    const KILLS: u32 = 12;
     const VICTIM: &str = "TETHER_TEST_VICTIM";
     run(|sandbox| {
         if std::env::var_os(VICTIM).is_some() {

@@ -1,0 +1,62 @@
+//! What today's tables say about a flow: computed as the data path does, from the same memory.
+
+use std::sync::atomic::Ordering;
+
+use lb_common::{
+    backend::Serving,
+    clock::Tick,
+    flow::v4::Key,
+    hash::Seed,
+    maglev::{Slot, TableRef, client_word, slot_index},
+    service::Service,
+};
+
+use super::judge::Today;
+use crate::dataplane::maps::Maps;
+
+/// The pick of a flow: the backend that its service's table names today. None without a service, a table or an owner of the slot.
+pub fn pick_of(maps: &Maps, key: Key) -> Option<u32> {
+    slot_of(maps, key).map(Slot::current).filter(|&id| id != 0)
+}
+
+/// The slot of a flow in its service's table, at the first attempt.
+pub fn slot_of(maps: &Maps, key: Key) -> Option<Slot> {
+    const SEED: usize = std::mem::offset_of!(Service, seed) / 8;
+    const _: () = assert!(std::mem::offset_of!(Service, table) == 0);
+    let service = u32::from(key.service());
+    if service >= maps.services.len() {
+        return None;
+    }
+    let words = maps.services.words(service);
+    let table = TableRef(words[0].load(Ordering::Acquire));
+    if table.size() == 0 {
+        return None;
+    }
+    let seed = Seed {
+        whiten: words[SEED].load(Ordering::Relaxed),
+        first: words[SEED + 1].load(Ordering::Relaxed),
+        second: words[SEED + 2].load(Ordering::Relaxed),
+    };
+    let client = client_word(key.address(), key.port());
+    let at = slot_index(client, &seed, 0, table.size());
+    let index = table.offset().checked_add(at)?;
+    (index < maps.tables.len()).then(|| Slot(maps.tables.word(index, 0).load(Ordering::Acquire)))
+}
+
+/// Pick, and where an unknown mid-stream packet would go (as [`lb_common::flow::steer`] has it: the previous backend during the
+/// handover, else the current one, if it serves anything).
+pub fn today(maps: &Maps, key: Key, now: Tick) -> Today {
+    let Some(slot) = slot_of(maps, key) else {
+        return Today::default();
+    };
+    let serves =
+        |id: u32| id != 0 && id < maps.backends.len() && maps.state(id).serving() != Serving::None;
+    let recomputed = [slot.handing_over(now), slot.current()]
+        .into_iter()
+        .find(|&id| serves(id))
+        .unwrap_or(0);
+    Today {
+        pick: slot.current(),
+        recomputed,
+    }
+}
