@@ -4,6 +4,7 @@
 pub mod config;
 pub mod frame;
 pub mod namespace;
+pub mod packet;
 pub mod packet_socket;
 mod passing;
 pub mod peer;
@@ -13,5 +14,3 @@ pub mod status;
 pub mod tether;
 pub mod topology;
 pub mod wait;
-//! Lab.
-pub mod packet;
