@@ -342,9 +342,9 @@ fn take_place<M: Memory>(
             let second = oldest_embryo(memory, subject.homes[1], subject.now);
             if first > 0 && first >= second {
                 index = subject.homes[0];
-                way = first & (M::WAYS - 1);
+                way = first % M::WAYS;
             } else if second > 0 {
-                way = second & (M::WAYS - 1);
+                way = second % M::WAYS;
             }
         }
         if way == M::WAYS {

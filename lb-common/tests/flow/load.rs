@@ -3,7 +3,7 @@
 use lb_common::{
     clock::Tick,
     flow::{
-        table::{self, Claim, Inserted, Memory},
+        table::{self, Claim, Inserted, Memory, Subject},
         v4::{Key, WAYS},
         word::{BackendRef, State, Word},
     },
@@ -22,7 +22,16 @@ fn fill(buckets: u32, load: f64, seed: u64) -> (u32, u32) {
     let mut failed = 0;
     for _ in 0..tried {
         let key = Key(random.long());
-        match table::insert(&rig, rig.homes(&key), &key, pin, Claim::Any, NOW) {
+        match table::insert(
+            &rig,
+            &Subject {
+                key,
+                homes: rig.homes(&key),
+                now: NOW,
+            },
+            pin,
+            Claim::Any,
+        ) {
             Inserted::At(_) => {}
             Inserted::Full => failed += 1,
             Inserted::Yielded(_) => panic!("{key:?} was there before"),

@@ -346,7 +346,12 @@ impl Reference {
                 held[1 - asked]
             };
             let kept = Self::still(outside, &preferred).filter(|kept| {
-                kept.1.serving == Serving::New || (same && kept.1.serving == Serving::ExistingOnly)
+                // The same SYN stays where it is; another one may as well go where there is a way.
+                match kept.1.serving {
+                    Serving::New => same || kept.1.resolved,
+                    Serving::ExistingOnly => same,
+                    Serving::None => false,
+                }
             });
             if same && let Some(kept) = kept {
                 return Ok(sent(kept, Reason::Reopened));

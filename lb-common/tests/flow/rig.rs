@@ -225,14 +225,14 @@ impl Memory for Rig {
         self.cells(bucket, way).value.set(new.0);
     }
 
-    fn carry_facts(&self, _: Place<u32>, _: Place<u32>) {}
+    fn carry_facts(&self, _: Place, _: Place) {}
 }
 
 impl World for Rig {
     type Backend = ();
 
-    fn slot(&self, attempt: u32) -> Option<Slot> {
-        (!self.slots.is_empty()).then(|| self.slot_of(self.flow.get(), attempt))
+    fn slot(&self, key: &Key, attempt: u32) -> Option<Slot> {
+        (!self.slots.is_empty()).then(|| self.slot_of(*key, attempt))
     }
 
     fn backend(&self, id: u32) -> Option<((), BackendState)> {
@@ -243,7 +243,7 @@ impl World for Rig {
         self.may_adopt
     }
 
-    fn note_promotion(&self, _: Place<u32>) {
+    fn note_promotion(&self, _: Place) {
         self.promotions.set(self.promotions.get() + 1);
     }
 }

@@ -10,7 +10,7 @@ use lb_common::{
     clock::Tick,
     flow::{
         steer::{Steered, World, steer},
-        table::{Memory, Place},
+        table::{self, Claim, Entry, Inserted, Look, Memory, Place, Subject},
         word::{BackendRef, State, Word},
     },
     maglev::Slot,
@@ -199,7 +199,7 @@ impl<const N: u32> Memory for Buckets<N> {
         assert_eq!(before, Word::BUSY.0, "a busy place was changed by another");
     }
 
-    fn carry_facts(&self, _: Place<u32>, _: Place<u32>) {}
+    fn carry_facts(&self, _: Place, _: Place) {}
 }
 
 /// One CPU, and what it sees of tables and backends.
@@ -268,13 +268,13 @@ impl<const N: u32> Memory for Cpu<N> {
         self.buckets.publish(bucket, way, new);
     }
 
-    fn carry_facts(&self, _: Place<u32>, _: Place<u32>) {}
+    fn carry_facts(&self, _: Place, _: Place) {}
 }
 
 impl<const N: u32> World for Cpu<N> {
     type Backend = ();
 
-    fn slot(&self, _: u32) -> Option<Slot> {
+    fn slot(&self, _: &u64, _: u32) -> Option<Slot> {
         Some(Slot::new(self.pick, 0, Tick(0)))
     }
 
@@ -293,7 +293,7 @@ impl<const N: u32> World for Cpu<N> {
         true
     }
 
-    fn note_promotion(&self, _: Place<u32>) {}
+    fn note_promotion(&self, _: Place) {}
 }
 
 /// A new flow's word.
@@ -388,4 +388,35 @@ pub(crate) fn explore(
 /// Starts something on a CPU of its own.
 pub(crate) fn on_cpu<T: 'static>(work: impl FnOnce() -> T + 'static) -> thread::JoinHandle<T> {
     thread::spawn(work)
+}
+
+/// Looks for a key's entry as a packet does: once, and once more if it is missed.
+pub(crate) fn find<M: Memory<Key = u64>>(memory: &M, homes: [u32; 2], key: &u64) -> Option<Entry> {
+    let subject = Subject {
+        key: *key,
+        homes,
+        now: NOW,
+    };
+    table::scan(memory, homes, key).or_else(|| table::look(memory, &subject, &Look::ANY))
+}
+
+/// Inserts an entry.
+pub(crate) fn insert<M: Memory<Key = u64>>(
+    memory: &M,
+    homes: [u32; 2],
+    key: &u64,
+    word: Word,
+    claim: Claim,
+    now: Tick,
+) -> Inserted {
+    table::insert(
+        memory,
+        &Subject {
+            key: *key,
+            homes,
+            now,
+        },
+        word,
+        claim,
+    )
 }

@@ -7,7 +7,9 @@ use lb_common::flow::{
 };
 use loom::sync::Arc;
 
-use crate::machine::{Buckets, Depth, ISN, NOW, Order, data, embryo, explore, fin, on_cpu, pin};
+use crate::machine::{
+    Buckets, Depth, ISN, NOW, Order, data, embryo, explore, fin, find, insert, on_cpu, pin,
+};
 
 /// The flow that is moved, or whatever else happens to it.
 const LIVE: u64 = 1;
@@ -36,7 +38,7 @@ fn crowded(order: Order, homes: &'static [[u32; 2]]) -> Arc<Buckets<1>> {
 
 /// Inserts a new flow, which moves another if it must.
 fn insert(buckets: &Buckets<1>, key: u64) -> Inserted<u32> {
-    table::insert(
+    insert(
         buckets,
         buckets.homes(&key),
         &key,
@@ -48,7 +50,7 @@ fn insert(buckets: &Buckets<1>, key: u64) -> Inserted<u32> {
 
 /// One packet of a live flow, as steering treats it. Returns whether the entry was found.
 fn packet(buckets: &Buckets<1>, key: u64, segment: &lb_common::tcp::Segment) -> bool {
-    let Some(entry) = table::find(buckets, buckets.homes(&key), &key) else {
+    let Some(entry) = find(buckets, buckets.homes(&key), &key) else {
         return false;
     };
     assert_eq!(
@@ -85,7 +87,7 @@ fn a_flow_is_moved_while_it_is_read() {
             let buckets = crowded(order, homes);
             let mover = buckets.clone();
             let mover = on_cpu(move || insert(&mover, NEW));
-            let found = table::find(&*buckets, buckets.homes(&LIVE), &LIVE);
+            let found = find(&*buckets, buckets.homes(&LIVE), &LIVE);
             assert!(matches!(mover.join().unwrap(), Inserted::At(_)));
             assert_eq!(found.map(|entry| entry.word), Some(pin(1, 0)));
             assert_still_there(&buckets, LIVE);
@@ -126,7 +128,7 @@ fn a_flow_is_moved_while_another_cpu_refreshes_it_and_a_third_reads() {
             let (mover, refresher) = (buckets.clone(), buckets.clone());
             let mover = on_cpu(move || insert(&mover, NEW));
             let refresher = on_cpu(move || packet(&refresher, LIVE, &data(ISN)));
-            let found = table::find(&*buckets, buckets.homes(&LIVE), &LIVE);
+            let found = find(&*buckets, buckets.homes(&LIVE), &LIVE);
             assert!(found.is_some(), "missed");
             mover.join().unwrap();
             assert!(refresher.join().unwrap(), "missed by the refresher");
@@ -227,7 +229,7 @@ fn the_daemon_deletes_while_a_packet_refreshes_and_another_flow_comes() {
         let (daemon, refresher) = (buckets.clone(), buckets.clone());
         let daemon = on_cpu(move || delete(&daemon, 0));
         let refresher = on_cpu(move || packet(&refresher, 3, &data(ISN)));
-        let inserted = table::insert(&*buckets, [0, 1], &ANOTHER, embryo(4), Claim::Any, NOW);
+        let inserted = insert(&*buckets, [0, 1], &ANOTHER, embryo(4), Claim::Any, NOW);
         let deleted = daemon.join().unwrap();
         refresher.join().unwrap();
         assert_eq!(buckets.entries_of(3).len(), usize::from(!deleted));
@@ -256,11 +258,11 @@ fn a_closing_flow_revives_while_its_place_is_claimed() {
         );
         let reviver = buckets.clone();
         let reviver = on_cpu(move || {
-            let entry = table::find(&*reviver, [0, 1], &LIVE)?;
+            let entry = find(&*reviver, [0, 1], &LIVE)?;
             let next = life::advance(entry.word, &data(ISN), NOW);
             Some(table::replace(&*reviver, entry.place, entry.word, next))
         });
-        let inserted = table::insert(&*buckets, [0, 1], &NEW, embryo(3), Claim::Any, NOW);
+        let inserted = insert(&*buckets, [0, 1], &NEW, embryo(3), Claim::Any, NOW);
         let revived = reviver.join().unwrap() == Some(true);
         assert_ne!(revived, matches!(inserted, Inserted::At(_)));
         assert_eq!(buckets.entries_of(LIVE).len(), usize::from(revived));
