@@ -13,7 +13,7 @@
 pub mod lock;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet},
     future::Future,
     sync::Arc,
     time::Duration,
@@ -32,7 +32,7 @@ use crate::{
     config::Config,
     dataplane::{
         kernel::{Attached, Kernel, Options, XdpMode, possible_cpus},
-        maps::{Capacity, now},
+        maps::Capacity,
     },
     flows, health, neighbour,
     reconcile::{self, Inputs, Outputs},
@@ -118,7 +118,7 @@ async fn run_parts(config: Config, state: &StateDir, mut kernel: Kernel) -> Resu
     let (hop_reports, hop_queue) = mpsc::channel(QUEUE);
     let (targets, watched_targets) = watch::channel(vec![]);
     let (addresses, watched_addresses) = watch::channel(BTreeSet::new());
-    let (census, watched_census) = watch::channel(Arc::new(nothing_counted()));
+    let (census, watched_census) = watch::channel(Arc::new(flows::Census::default()));
     let (attachments, watched_attachments) = watch::channel(vec![]);
     let (status, watched_status) = watch::channel(Arc::new(starting(&config)));
     let (stop, stopping) = watch::channel(false);
@@ -174,6 +174,13 @@ async fn run_parts(config: Config, state: &StateDir, mut kernel: Kernel) -> Resu
     parts.start("the watch over next hops", {
         let running = neighbour::run(watched_addresses, hop_reports, stopping.clone());
         async { running.await.context("no netlink socket") }
+    });
+    parts.start("the sweep of the flow table", {
+        let running = flows::sweep(maps.clone(), census, stopping.clone());
+        async {
+            running.await;
+            Ok(())
+        }
     });
     parts.start("the admin socket", {
         let running = admin::serve(admin_listener, admin, stopping.clone());
@@ -246,18 +253,6 @@ async fn serve(
                 );
             }
         }
-    }
-}
-
-/// The census before the first pass over the table.
-fn nothing_counted() -> flows::Census {
-    flows::Census {
-        scans: 0,
-        at: now(),
-        capacity: 0,
-        total: flows::Counts::default(),
-        by_backend: HashMap::new(),
-        by_service: HashMap::new(),
     }
 }
 
