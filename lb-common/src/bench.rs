@@ -10,6 +10,12 @@ pub const FLOOR_RETURN: &str = "floor_return";
 pub const FLOOR_SWAP: &str = "floor_swap";
 /// Name of the program that adds a constant IPIP header and transmits.
 pub const FLOOR_ENCAP: &str = "floor_encap";
+/// Name of the program that fills the first [`POISON_LEN`] bytes of a frame with ones, hides them as headroom, and calls the program
+/// under test: a test run zeroes headroom, a driver does not.
+pub const POISON: &str = "poison";
+/// Name of the program that moves a frame to the very start of its buffer, where no header can be added, and calls the program
+/// under test.
+pub const CROWD: &str = "crowd";
 /// Map with the harness's orders: array of one [`Orders`].
 pub const ORDERS: &str = "ORDERS";
 /// Map with the program under test: program array of one.
@@ -17,6 +23,14 @@ pub const UNDER_TEST: &str = "UNDER_TEST";
 
 /// Length of the packets that the harness makes, in bytes of frame: the least that Ethernet has.
 pub const FRAME_LEN: usize = 60;
+
+/// How much headroom [`POISON`] fills, in bytes.
+pub const POISON_LEN: usize = 64;
+/// The least length of a frame for [`CROWD`], in bytes.
+pub const CROWD_LEN: usize = 128;
+/// How far [`CROWD`] moves it, in bytes: a driver's headroom of 256, less what the kernel keeps of it for itself (40 to 48 bytes), and
+/// less than an IPv4 header remains.
+pub const CROWD_SHIFT: usize = 208;
 
 /// Which packets the harness makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -53,7 +53,7 @@ fn steer(ctx: &XdpContext, tally: &mut Tally) -> Result<(Reason, u32), Reason> {
         (Verdict::Forward, Some((backend, state, _))) => {
             forward::forward(ctx, &segment, backend, state).map(|action| (reason, action))
         }
-        (Verdict::Reset, _) => forward::reset::answer(ctx, &segment).map(|action| (reason, action)),
+        (Verdict::Reset, _) => forward::reset(ctx).map(|action| (reason, action)),
         _ => Err(reason),
     }
 }

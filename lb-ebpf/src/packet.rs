@@ -27,6 +27,12 @@ impl Frame {
         Self { start: start as usize, end: end as usize }
     }
 
+    /// Length of the linear part in bytes; a frame may go on in further buffers.
+    #[inline(always)]
+    pub fn linear_len(&self) -> usize {
+        self.end - self.start
+    }
+
     /// `len` bytes from `offset` on, or none if the frame is shorter.
     #[inline(always)]
     pub fn at(&self, offset: usize, len: usize) -> Option<Bytes> {

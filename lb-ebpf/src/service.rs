@@ -7,14 +7,16 @@ use lb_common::{
 
 use crate::maps;
 
-/// The service at an address and port; [`Reason::NotService`] if there is none.
+/// The service at an address and port; [`Reason::NotService`] if there is none, [`Reason::ServiceMissing`] if it is none that the
+/// services map has room for: it has no counter either, and another's would be taken for it.
 #[inline(always)]
 pub(crate) fn look_up(address: u32, port: u16) -> Result<u16, Reason> {
     // Port 0 is the directory's mark of the VIP itself.
     if port == 0 {
         return Err(Reason::NotService);
     }
-    find(VipEntry::key(address, port)).ok_or(Reason::NotService)
+    let id = find(VipEntry::key(address, port)).ok_or(Reason::NotService)?;
+    if (id as u32) < maps::counters_layout().services { Ok(id) } else { Err(Reason::ServiceMissing) }
 }
 
 /// What becomes of a fragment that has no ports: dropped if its destination is a VIP and not the host's own address, or it would be

@@ -7,6 +7,8 @@ use tracing_subscriber::EnvFilter;
 pub const FILTER_VARIABLE: &str = "TETHER_LOG";
 /// What is logged unless the variable says otherwise.
 const FILTER: &str = "info";
+/// Libraries that tell of every instruction they relocate and every message they decode: only on demand, each by its name.
+const QUIET: &str = "aya=info,aya_obj=info,netlink_proto=info";
 
 /// How a log line looks.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
@@ -20,8 +22,9 @@ pub enum Format {
 
 /// Starts logging. A second call changes nothing.
 pub fn start(format: Format) {
-    let filter =
-        EnvFilter::try_from_env(FILTER_VARIABLE).unwrap_or_else(|_| EnvFilter::new(FILTER));
+    let wanted = std::env::var(FILTER_VARIABLE).unwrap_or_else(|_| FILTER.to_owned());
+    // Of two directives for the same target the later one holds.
+    let filter = EnvFilter::builder().parse_lossy(format!("{QUIET},{wanted}"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

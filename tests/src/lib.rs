@@ -13,3 +13,5 @@ pub mod status;
 pub mod tether;
 pub mod topology;
 pub mod wait;
+//! Lab.
+pub mod packet;

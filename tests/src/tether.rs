@@ -278,5 +278,5 @@ impl Drop for Tether {
 
 fn is_ready(line: &str) -> bool {
     let event: Option<serde_json::Value> = serde_json::from_str(line).ok();
-    event.is_some_and(|event| event["fields"]["message"] == "ready")
+    event.is_some_and(|event| event["message"] == "ready")
 }

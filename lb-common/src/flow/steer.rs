@@ -67,7 +67,7 @@ pub fn steer<W: World>(
         segment: *segment,
     };
     if !segment.has_any(SYN)
-        && let Some(entry) = table::scan(world, subject.homes, key, Look::Any)
+        && let Some(entry) = table::scan(world, subject.homes, key)
         && !is_half_of_a_pair(entry.word)
         && let Some((handle, state)) = world.backend(entry.word.backend().id())
         && state.generation() == entry.word.backend().generation()
@@ -291,7 +291,8 @@ impl<W: World> Visit<'_, W> {
             return Err(Outcome::without_backend(Reason::BadFlags));
         }
         // The second look: an entry may have moved between the homes during the first.
-        let found = self.look(None);
+        let mut look = Look::ANY;
+        let found = self.look(&look);
         if !found.exists() {
             return if is_syn {
                 self.open(&Intent::NEW_FLOW)
@@ -299,11 +300,13 @@ impl<W: World> Visit<'_, W> {
                 self.adopt()
             };
         }
-        let other = if is_half_of_a_pair(found.word) {
-            self.look(Some(&found.place))
-        } else {
-            Entry::NONE
-        };
+        let mut other = Entry::NONE;
+        let mut looks = 0;
+        while looks < 2 && is_half_of_a_pair(found.word) && !other.exists() {
+            look = Look::twin_of(&found);
+            other = self.look(&look);
+            looks += 1;
+        }
         if is_syn {
             self.open(&self.intent(&found, &other)?)
         } else {
@@ -311,21 +314,16 @@ impl<W: World> Visit<'_, W> {
         }
     }
 
-    /// Looks in both homes, or for the other entry of a key, beside one.
     #[inline(never)]
-    fn look(&self, beside: Option<&Place>) -> Entry {
-        let look = match beside {
-            Some(place) => Look::Beside(place),
-            None => Look::Any,
-        };
-        match table::scan(self.world, self.subject.homes, &self.subject.key, look) {
+    fn look(&self, look: &Look) -> Entry {
+        match table::look(self.world, &self.subject, look) {
             Some(entry) => entry,
             None => Entry::NONE,
         }
     }
 
     /// A segment in mid-stream, or an end, of a flow whose key may have two entries, or whose entry is stale.
-    #[inline(always)]
+    #[inline(never)]
     fn known(&self, found: &Entry, other: &Entry) -> Outcome {
         let is_other =
             other.exists() && life::owner(found.word, other.word, &self.segment) == Owner::Second;

@@ -105,49 +105,52 @@ pub enum Inserted {
 }
 
 /// Reads one place: value, key, value again, so that key and value are known to belong together.
+///
+/// A value that changes meanwhile is read once more: a refresh or promotion by another CPU must not make the entry look gone.
 #[inline(always)]
 fn read<M: Memory>(memory: &M, bucket: M::Bucket, way: u32, key: &M::Key) -> Option<Word> {
     // Most places hold other keys: look at the key first, and let the loads below decide.
     if memory.key(bucket, way) != *key {
         return None;
     }
-    let before = memory.value(bucket, way);
-    if !before.is_entry() || memory.key(bucket, way) != *key {
+    let first = memory.value(bucket, way);
+    if !first.is_entry() || memory.key(bucket, way) != *key {
         return None;
     }
-    let after = memory.value(bucket, way);
-    if before == after { Some(after) } else { None }
+    let second = memory.value(bucket, way);
+    if first == second {
+        return Some(second);
+    }
+    if !second.is_entry() || memory.key(bucket, way) != *key {
+        return None;
+    }
+    let third = memory.value(bucket, way);
+    if second == third { Some(third) } else { None }
 }
 
-/// Which entries of a key a look is for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Look<'a> {
-    /// The first of any kind.
-    Any,
-    /// The first of any kind but at this place.
-    Beside(&'a Place),
-    /// The first embryo or challenger but at this place.
-    NascentBeside(&'a Place),
-}
-
-/// Looks for an entry of `key` in both homes once.
-///
-/// A miss must be looked at once more: the entry may have moved between the homes during the look.
+/// Whether of two words of one key one can be a copy of the other, made to move it: of a contested pair, just one is
+/// [`Word::SECOND`] or still nascent. Where races have blurred that, the backend tells them apart; with one backend it does not
+/// matter.
 #[inline(always)]
-pub fn scan<M: Memory>(memory: &M, homes: [u32; 2], key: &M::Key, look: Look<'_>) -> Option<Entry> {
+const fn may_be_copies(one: Word, other: Word) -> bool {
+    one.is_live()
+        && other.is_live()
+        && one.has(Word::SECOND) == other.has(Word::SECOND)
+        && one.backend().id() == other.backend().id()
+}
+
+/// Looks for an entry of `key` in both homes once: the way of most packets, inlined.
+///
+/// A miss must be looked at once more ([`look`]): the entry may have moved between the homes during the look.
+#[inline(always)]
+pub fn scan<M: Memory>(memory: &M, homes: [u32; 2], key: &M::Key) -> Option<Entry> {
     let mut home = 0;
     while home < 2 {
         let index = if home == 0 { homes[0] } else { homes[1] };
         if let Some(bucket) = memory.bucket(index) {
             let mut way = 0;
             while way < M::WAYS {
-                if let Some(word) = read(memory, bucket, way, key)
-                    && match look {
-                        Look::Any => true,
-                        Look::Beside(place) => !place.is_at(index, way),
-                        Look::NascentBeside(place) => !place.is_at(index, way) && word.is_nascent(),
-                    }
-                {
+                if let Some(word) = read(memory, bucket, way, key) {
                     return Some(Entry {
                         place: Place {
                             index,
@@ -162,6 +165,88 @@ pub fn scan<M: Memory>(memory: &M, homes: [u32; 2], key: &M::Key, look: Look<'_>
         home += 1;
     }
     None
+}
+
+/// Which entries of a key a look is for.
+#[derive(Clone, Copy, Debug)]
+pub struct Look {
+    /// Not the entry at this place.
+    beside: Place,
+    /// Not what may be a copy of this value, made to move it.
+    no_copy_of: Word,
+    /// Only an embryo or a challenger.
+    nascent: bool,
+}
+
+impl Look {
+    /// The first entry of any kind.
+    pub const ANY: Self = Self {
+        beside: Place {
+            index: u32::MAX,
+            way: 0,
+        },
+        no_copy_of: Word::EMPTY,
+        nascent: false,
+    };
+
+    /// The other entry of a pair.
+    #[inline(always)]
+    pub const fn twin_of(entry: &Entry) -> Self {
+        Self {
+            beside: entry.place,
+            no_copy_of: entry.word,
+            nascent: false,
+        }
+    }
+
+    #[inline(always)]
+    fn takes(&self, index: u32, way: u32, word: Word) -> bool {
+        !self.beside.is_at(index, way)
+            && !may_be_copies(self.no_copy_of, word)
+            && (!self.nascent || word.is_nascent())
+    }
+}
+
+/// Looks for an entry in both homes of its key once.
+#[inline(always)]
+pub fn look<M: Memory>(memory: &M, subject: &Subject<M::Key>, look: &Look) -> Option<Entry> {
+    let mut home = 0;
+    while home < 2 {
+        let index = if home == 0 {
+            subject.homes[0]
+        } else {
+            subject.homes[1]
+        };
+        let way = look_in(memory, index, &subject.key, look);
+        if way < M::WAYS
+            && let Some(word) = reread(memory, Place { index, way }, &subject.key)
+        {
+            return Some(Entry {
+                place: Place { index, way },
+                word,
+            });
+        }
+        home += 1;
+    }
+    None
+}
+
+/// The way of an entry in one bucket; [`Memory::WAYS`] if there is none.
+#[inline(never)]
+fn look_in<M: Memory>(memory: &M, index: u32, key: &M::Key, look: &Look) -> u32 {
+    let Some(bucket) = memory.bucket(index) else {
+        return M::WAYS;
+    };
+    let mut way = 0;
+    while way < M::WAYS {
+        if let Some(word) = read(memory, bucket, way, key)
+            && look.takes(index, way, word)
+        {
+            return memory.blur(way);
+        }
+        way += 1;
+    }
+    M::WAYS
 }
 
 /// Changes a value from what was seen, one compare-and-exchange.
@@ -246,68 +331,71 @@ fn take_place<M: Memory>(
 ) -> Taken {
     let mut attempt = 0;
     while attempt < 2 {
-        // 0 is none; then one more than the age of the oldest embryo; or that of a vacant place.
-        let mut rank = 0;
-        let mut best = 0;
-        let mut seen = Word::EMPTY;
-        let mut at = 0;
-        while at < 2 * M::WAYS && rank != VACANT {
-            let home = if at < M::WAYS {
-                subject.homes[0]
-            } else {
-                subject.homes[1]
-            };
-            let Some(bucket) = memory.bucket(home) else {
-                return Taken::Lost;
-            };
-            let mut way = 0;
-            while way < M::WAYS && rank != VACANT {
-                let word = memory.value(bucket, way);
-                let its_rank = if word.is_vacant(subject.now) {
-                    VACANT
-                } else if claim == Claim::Any && word.is_nascent() {
-                    word.nascent_age(subject.now) + 1
-                } else {
-                    0
-                };
-                if its_rank > rank {
-                    rank = its_rank;
-                    best = at + way;
-                    seen = word;
-                }
-                way += 1;
-            }
-            at += M::WAYS;
+        let mut index = subject.homes[0];
+        let mut way = vacant_way(memory, index, subject.now);
+        if way == M::WAYS {
+            index = subject.homes[1];
+            way = vacant_way(memory, index, subject.now);
         }
-        if rank == 0 {
+        if way == M::WAYS && claim == Claim::Any {
+            let first = oldest_embryo(memory, subject.homes[0], subject.now);
+            let second = oldest_embryo(memory, subject.homes[1], subject.now);
+            if first > 0 && first >= second {
+                index = subject.homes[0];
+                way = first % M::WAYS;
+            } else if second > 0 {
+                way = second % M::WAYS;
+            }
+        }
+        if way == M::WAYS {
             return Taken::None;
         }
-        let place = place_at(memory, subject, best);
-        if occupy(memory, place, seen, &subject.key, newcomer) {
-            return Taken::At(place);
+        let place = Place { index, way };
+        if let Some(bucket) = memory.bucket(index) {
+            let seen = memory.value(bucket, way);
+            let is_free = seen.is_vacant(subject.now) || (claim == Claim::Any && seen.is_nascent());
+            if is_free && occupy(memory, place, seen, &subject.key, newcomer) {
+                return Taken::At(place);
+            }
         }
         attempt += 1;
     }
     Taken::Lost
 }
 
-/// The rank of a vacant place, above that of any embryo.
-const VACANT: u32 = u32::MAX;
-
-/// The `at`-th place of a subject's two homes.
-#[inline(always)]
-fn place_at<M: Memory>(memory: &M, subject: &Subject<M::Key>, at: u32) -> Place {
-    if at < M::WAYS {
-        Place {
-            index: subject.homes[0],
-            way: memory.blur(at),
+/// The first vacant way of a bucket; [`Memory::WAYS`] if there is none.
+#[inline(never)]
+fn vacant_way<M: Memory>(memory: &M, index: u32, now: Tick) -> u32 {
+    let Some(bucket) = memory.bucket(index) else {
+        return M::WAYS;
+    };
+    let mut way = 0;
+    while way < M::WAYS {
+        if memory.value(bucket, way).is_vacant(now) {
+            return memory.blur(way);
         }
-    } else {
-        Place {
-            index: subject.homes[1],
-            way: memory.blur(at - M::WAYS),
-        }
+        way += 1;
     }
+    M::WAYS
+}
+
+/// The oldest embryo of a bucket: its age in ticks plus one, times [`Memory::WAYS`], plus its way; 0 if there is none.
+#[inline(never)]
+fn oldest_embryo<M: Memory>(memory: &M, index: u32, now: Tick) -> u32 {
+    let Some(bucket) = memory.bucket(index) else {
+        return 0;
+    };
+    let mut oldest = 0;
+    let mut way = 0;
+    while way < M::WAYS {
+        let word = memory.value(bucket, way);
+        let rank = (word.nascent_age(now) + 1) * M::WAYS + memory.blur(way);
+        if word.is_nascent() && rank > oldest {
+            oldest = rank;
+        }
+        way += 1;
+    }
+    oldest
 }
 
 /// Frees a place by moving its entry to that entry's other home, and fills it.
@@ -315,9 +403,17 @@ fn place_at<M: Memory>(memory: &M, subject: &Subject<M::Key>, at: u32) -> Place 
 fn relocate<M: Memory>(memory: &M, subject: &Subject<M::Key>, newcomer: Word) -> Option<Place> {
     let mut at = 0;
     while at < 2 * M::WAYS {
-        let source = place_at(memory, subject, at);
+        let (index, way) = if at < M::WAYS {
+            (subject.homes[0], at)
+        } else {
+            (subject.homes[1], at - M::WAYS)
+        };
         at += 1;
-        let bucket = memory.bucket(source.index)?;
+        let source = Place {
+            index,
+            way: memory.blur(way),
+        };
+        let bucket = memory.bucket(index)?;
         let seen = memory.value(bucket, source.way);
         if !seen.is_live() {
             continue;
@@ -327,14 +423,18 @@ fn relocate<M: Memory>(memory: &M, subject: &Subject<M::Key>, newcomer: Word) ->
             continue;
         }
         let [first, second] = memory.homes(&occupant);
-        let other = first ^ second ^ source.index;
-        let Some(vacant) = vacancy(memory, other, subject.now) else {
-            continue;
+        let other = first ^ second ^ index;
+        let copy = Place {
+            index: other,
+            way: vacant_way(memory, other, subject.now),
         };
-        let copy = vacant.place;
+        if copy.way == M::WAYS {
+            continue;
+        }
+        let vacancy = memory.value(memory.bucket(other)?, copy.way);
         // Without the rescan, since the key is there already. From here until the source goes the flow has two equal entries;
         // readers may find either.
-        if !occupy(memory, copy, vacant.word, &occupant, seen) {
+        if !vacancy.is_vacant(subject.now) || !occupy(memory, copy, vacancy, &occupant, seen) {
             continue;
         }
         if occupy(memory, source, seen, &subject.key, newcomer) {
@@ -342,27 +442,6 @@ fn relocate<M: Memory>(memory: &M, subject: &Subject<M::Key>, newcomer: Word) ->
             return Some(source);
         }
         withdraw(memory, copy, &occupant, seen);
-    }
-    None
-}
-
-/// The first vacant place of a bucket.
-#[inline(always)]
-fn vacancy<M: Memory>(memory: &M, index: u32, now: Tick) -> Option<Entry> {
-    let bucket = memory.bucket(index)?;
-    let mut way = 0;
-    while way < M::WAYS {
-        let word = memory.value(bucket, way);
-        if word.is_vacant(now) {
-            return Some(Entry {
-                place: Place {
-                    index,
-                    way: memory.blur(way),
-                },
-                word,
-            });
-        }
-        way += 1;
     }
     None
 }
@@ -393,26 +472,56 @@ fn settle<M: Memory>(memory: &M, subject: &Subject<M::Key>, newcomer: Word, plac
         word: newcomer,
     };
     // A challenger stands beside the live entry that it challenges: that pair is no duplicate.
-    let look = if own.word.is(State::Challenger) {
-        Look::NascentBeside(place)
+    let wanted = Look {
+        beside: *place,
+        nascent: newcomer.is(State::Challenger),
+        ..Look::ANY
+    };
+    let Some(other) = look(memory, subject, &wanted) else {
+        return Word::EMPTY;
+    };
+    let own_goes = if !other.word.is_nascent() {
+        yield_to_live(memory, key, own, other)
+    } else if !own.word.is_nascent() {
+        // An adopted entry outlasts an embryo, unless a packet promotes that meanwhile.
+        !replace(memory, other.place, other.word, Word::EMPTY)
+            && is_live_now(memory, other.place, key)
+            && replace(memory, own.place, own.word, Word::EMPTY)
     } else {
-        Look::Beside(place)
+        yield_to_nascent(memory, homes, key, own, other)
     };
-    let Some(other) = scan(memory, homes, key, look) else {
-        return Word::EMPTY;
-    };
-    if !other.word.is_nascent() {
-        // The other is live, and was here first, or is worth more than an embryo.
-        let gone = replace(memory, own.place, own.word, Word::EMPTY);
-        return if gone { other.word } else { Word::EMPTY };
+    if own_goes { other.word } else { Word::EMPTY }
+}
+
+/// Our own entry beside a live one: true if ours goes.
+#[inline(always)]
+fn yield_to_live<M: Memory>(memory: &M, key: &M::Key, own: Entry, other: Entry) -> bool {
+    if replace(memory, own.place, own.word, Word::EMPTY) {
+        return true;
     }
-    if !own.word.is_nascent() {
-        // An adopted entry beside an embryo: a live entry outlasts an embryo, here as above.
+    // A packet promoted our embryo meanwhile. It has seen its SYN, an adopted entry has not, and goes.
+    if own.word.is_nascent()
+        && other.word.is(State::Young)
+        && other.word.has(Word::FOREIGN)
+        && is_live_now(memory, own.place, key)
+    {
         replace(memory, other.place, other.word, Word::EMPTY);
-        return Word::EMPTY;
     }
-    // The later of two embryos goes. If it cannot, because a packet promoted it meanwhile, then it is worth more than the
-    // earlier, and the earlier goes. (Were the later merely to yield, it could be promoted between look and leave.)
+    false
+}
+
+/// Our own embryo beside another: true if ours goes.
+///
+/// The later of two embryos goes. If it cannot, because a packet promoted it meanwhile, then it is worth more than the earlier,
+/// and the earlier goes. (Were the later merely to yield, it could be promoted between look and leave.)
+#[inline(always)]
+fn yield_to_nascent<M: Memory>(
+    memory: &M,
+    homes: [u32; 2],
+    key: &M::Key,
+    own: Entry,
+    other: Entry,
+) -> bool {
     let own_home = own.place.index == homes[1];
     let other_home = other.place.index == homes[1];
     let own_is_later = if own_home == other_home {
@@ -425,15 +534,18 @@ fn settle<M: Memory>(memory: &M, subject: &Subject<M::Key>, newcomer: Word, plac
     } else {
         (own, other)
     };
-    let gone = if replace(memory, later.place, later.word, Word::EMPTY) {
-        own_is_later
-    } else {
-        match reread(memory, later.place, key) {
-            Some(word) if word.is_live() => {
-                replace(memory, earlier.place, earlier.word, Word::EMPTY) && !own_is_later
-            }
-            _ => false,
-        }
-    };
-    if gone { other.word } else { Word::EMPTY }
+    if replace(memory, later.place, later.word, Word::EMPTY) {
+        return own_is_later;
+    }
+    is_live_now(memory, later.place, key)
+        && replace(memory, earlier.place, earlier.word, Word::EMPTY)
+        && !own_is_later
+}
+
+#[inline(always)]
+fn is_live_now<M: Memory>(memory: &M, place: Place, key: &M::Key) -> bool {
+    match reread(memory, place, key) {
+        Some(word) => word.is_live(),
+        None => false,
+    }
 }

@@ -2,7 +2,7 @@
 
 mod ipip;
 mod l2;
-pub(crate) mod reset;
+mod reset;
 
 use aya_ebpf::{
     bindings::xdp_action,
@@ -39,6 +39,16 @@ pub(crate) fn forward(
         return Err(Reason::UnknownMode);
     }
     Ok(send(ctx, hop.ifindex))
+}
+
+/// Answers the frame with a RST. Ends in the XDP action that sends it.
+#[inline(always)]
+pub(crate) fn reset(ctx: &XdpContext) -> Result<u32, Reason> {
+    match reset::answer(ctx.ctx) {
+        reset::SENT => Ok(xdp_action::XDP_TX),
+        code if code == Reason::ResetLimited as u32 => Err(Reason::ResetLimited),
+        _ => Err(Reason::NoReset),
+    }
 }
 
 /// Out of the interface it came in by, or of another.

@@ -1,6 +1,6 @@
 //! A RST to a client whose backend is dead (RFC 9293, section 3.10.7.1): sequence number from the segment's acknowledgement, no ACK.
 
-use aya_ebpf::{bindings::xdp_action, helpers::generated::bpf_xdp_adjust_tail, programs::XdpContext};
+use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_xdp_adjust_tail, programs::XdpContext};
 use lb_common::{
     csum,
     headers::{ETH_LEN, IPV4_DF, IPV4_LEN, PROTO_TCP, TCP_LEN, TTL},
@@ -10,19 +10,41 @@ use lb_common::{
 
 use lb_ebpf::packet::Frame;
 
-use crate::{maps, parse::Segment};
+use crate::{
+    maps,
+    parse::{self, Parsed, Segment},
+};
 
 /// Length of the answer from its IPv4 header on.
 const LENGTH: usize = IPV4_LEN + TCP_LEN;
 
 /// Turns the frame into the answer and sends it back where it came from.
+///
+/// A function of its own that parses the frame again: the segment would otherwise have to lie in the caller's stack frame, which is
+/// scarce.
 #[inline(never)]
-pub(crate) fn answer(ctx: &XdpContext, segment: &Segment) -> Result<u32, Reason> {
+pub(crate) fn answer(ctx: *mut xdp_md) -> u32 {
+    let ctx = XdpContext::new(ctx);
+    match parse::parse(&ctx) {
+        Ok(Parsed::Segment(segment)) => match write(&ctx, &segment) {
+            Ok(()) => SENT,
+            Err(reason) => reason as u32,
+        },
+        _ => Reason::NoReset as u32,
+    }
+}
+
+/// What [`answer`] returns when the answer is ready to be sent; else it is the code of a reason. (BPF functions return numbers.)
+pub(crate) const SENT: u32 = u32::MAX;
+
+#[inline(always)]
+fn write(ctx: &XdpContext, segment: &Segment) -> Result<(), Reason> {
     if !maps::may_reset(maps::now_ns()) {
         return Err(Reason::ResetLimited);
     }
     let tcp = Frame::of(ctx).at(segment.transport(), TCP_LEN).ok_or(Reason::Malformed)?;
     let acknowledgement = tcp.u32(8);
+    let header_len = (tcp.u8(12) >> 4) as u32 * 4;
     let has_ack = segment.tcp.has(tcp::ACK);
 
     let frame = Frame::of(ctx);
@@ -45,12 +67,13 @@ pub(crate) fn answer(ctx: &XdpContext, segment: &Segment) -> Result<u32, Reason>
     ip.set_u32(12, segment.destination);
     ip.set_u32(16, segment.source);
 
-    // A segment without ACK is answered with sequence number 0 and an acknowledgement of all it had.
+    // A segment without ACK is answered with sequence number 0 and an acknowledgement of all it had, its FIN included.
     let (seq, ack, flags) = if has_ack {
         (acknowledgement, 0, tcp::RST)
     } else {
-        let length = segment.length as u32 - segment.transport as u32 - TCP_LEN as u32;
-        (0, segment.tcp.seq.wrapping_add(length), tcp::RST | tcp::ACK)
+        let payload = (segment.length as u32).wrapping_sub(segment.transport as u32).wrapping_sub(header_len);
+        let taken = payload.wrapping_add(segment.tcp.has(tcp::FIN) as u32);
+        (0, segment.tcp.seq.wrapping_add(taken), tcp::RST | tcp::ACK)
     };
     let offset_and_flags = 0x5000 | flags as u16;
     ip.set_u16(IPV4_LEN, segment.destination_port);
@@ -65,8 +88,7 @@ pub(crate) fn answer(ctx: &XdpContext, segment: &Segment) -> Result<u32, Reason>
     let sum = pseudo + ports + csum::halves(seq) + csum::halves(ack) + offset_and_flags as u64;
     ip.set_u16(IPV4_LEN + 16, csum::finish(sum));
 
-    cut(ctx, segment.network() + LENGTH)?;
-    Ok(xdp_action::XDP_TX)
+    cut(ctx, segment.network() + LENGTH)
 }
 
 /// Cuts the frame to `length` bytes, all buffers of it.

@@ -14,17 +14,17 @@ use crate::{
 pub struct Reloader {
     path: PathBuf,
     commands: mpsc::Sender<Command>,
-    /// What the daemon started with: some of it holds until it ends. The lock makes reloads follow one another.
-    first: Mutex<Config>,
+    /// Makes reloads follow one another.
+    turn: Mutex<()>,
 }
 
 impl Reloader {
-    /// `first` is the configuration that the daemon started with.
-    pub fn new(first: Config, commands: mpsc::Sender<Command>) -> Self {
+    /// For the configuration file at `path`.
+    pub fn new(path: PathBuf, commands: mpsc::Sender<Command>) -> Self {
         Self {
-            path: first.path.clone(),
+            path,
             commands,
-            first: Mutex::new(first),
+            turn: Mutex::new(()),
         }
     }
 
@@ -33,8 +33,8 @@ impl Reloader {
     /// # Errors
     /// Everything that is wrong with it. The daemon then keeps what it has, and its status says why.
     pub async fn reload(&self) -> Result<u64, Vec<String>> {
-        let first = self.first.lock().await;
-        let errors = match self.read(&first).await {
+        let _turn = self.turn.lock().await;
+        let errors = match self.read().await {
             Ok(config) => match self.apply(config).await {
                 Ok(generation) => {
                     tracing::info!(path = %self.path.display(), generation, "configuration reloaded");
@@ -55,7 +55,7 @@ impl Reloader {
         Err(errors)
     }
 
-    async fn read(&self, first: &Config) -> Result<Config, Vec<String>> {
+    async fn read(&self) -> Result<Config, Vec<String>> {
         let path = self.path.clone();
         let loaded = tokio::task::spawn_blocking(move || config::load(&path))
             .await
@@ -64,20 +64,7 @@ impl Reloader {
         for warning in &loaded.warnings {
             tracing::warn!("{warning}");
         }
-        let fixed = fixed_changes(first, &loaded.config);
-        if fixed.is_empty() {
-            Ok(loaded.config)
-        } else {
-            let file = self.path.display();
-            Err(fixed
-                .into_iter()
-                .map(|what| {
-                    format!(
-                        "{file}: {what} cannot change while the daemon runs; restart it, which cuts no flow"
-                    )
-                })
-                .collect())
-        }
+        Ok(loaded.config)
     }
 
     async fn apply(&self, config: Config) -> Result<u64, String> {
@@ -90,19 +77,4 @@ impl Reloader {
         self.commands.send(command).await.map_err(|_| ended())?;
         answer.await.map_err(|_| ended())?
     }
-}
-
-/// What differs of the settings that hold until the daemon ends.
-fn fixed_changes(first: &Config, now: &Config) -> Vec<&'static str> {
-    [
-        (first.interfaces != now.interfaces, "`interfaces`"),
-        (first.state_dir != now.state_dir, "`state_dir`"),
-        (first.bpffs != now.bpffs, "`bpffs`"),
-        (first.fleet_seed != now.fleet_seed, "`fleet_seed`"),
-        (first.metrics != now.metrics, "`metrics.listen`"),
-        (first.limits != now.limits, "`limits`"),
-    ]
-    .into_iter()
-    .filter_map(|(changed, what)| changed.then_some(what))
-    .collect()
 }

@@ -3,7 +3,7 @@
 use std::os::unix::fs::MetadataExt as _;
 
 use super::{client::Client, *};
-use crate::{config, status::ConfigStatus};
+use crate::status::ConfigStatus;
 
 const CONFIG: &str = r#"
 interfaces = ["eth0"]
@@ -58,7 +58,6 @@ impl Daemon {
         std::fs::create_dir_all(&directory).unwrap();
         let file = directory.join("tether.toml");
         std::fs::write(&file, CONFIG).unwrap();
-        let first = config::load(&file).unwrap().config;
         let socket = directory.join("admin.sock");
         let listener = listen(&socket).unwrap();
         let (status, watched) = watch::channel(Arc::new(some_status()));
@@ -68,7 +67,7 @@ impl Daemon {
         let admin = Admin {
             status: watched,
             commands: commands.clone(),
-            reloader: Arc::new(Reloader::new(first, commands)),
+            reloader: Arc::new(Reloader::new(file, commands)),
         };
         tokio::spawn(serve(listener, admin, shutdown));
         tokio::spawn(async move {
@@ -90,8 +89,10 @@ impl Daemon {
                         format!("undrain {name}")
                     }
                     Command::Reload { config, reply } => {
-                        reply.send(Ok(42)).unwrap();
-                        format!("reload {}", config.services[0].name)
+                        let name = config.services[0].name.clone();
+                        let refused = (name == "huge").then(|| Err("no room for huge".into()));
+                        reply.send(refused.unwrap_or(Ok(42))).unwrap();
+                        format!("reload {name}")
                     }
                     Command::RejectedConfig { error } => format!("rejected {error}"),
                 };
@@ -160,11 +161,15 @@ async fn a_reload_takes_a_good_file_and_reports_all_of_a_bad_one() {
     let rejected = daemon.heard.recv().await.unwrap();
     assert_eq!(rejected, format!("rejected {error}"));
 
-    // What holds until the daemon ends.
-    write(CONFIG.replace("eth0", "eth1"));
+    // Valid, but not for this instance.
+    write(CONFIG.replace("chat", "huge"));
     let error = daemon.client.reload().await.unwrap_err().to_string();
-    assert!(error.contains("`interfaces` cannot change"), "{error}");
-    assert!(daemon.heard.recv().await.unwrap().starts_with("rejected "));
+    assert_eq!(error, "no room for huge");
+    assert_eq!(daemon.heard.recv().await.unwrap(), "reload huge");
+    assert_eq!(
+        daemon.heard.recv().await.unwrap(),
+        "rejected no room for huge"
+    );
 }
 
 #[tokio::test]

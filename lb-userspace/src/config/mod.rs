@@ -116,3 +116,6 @@ pub fn load(path: &Path) -> Result<Loaded, Problems> {
 pub fn parse(path: &Path, text: &str) -> Result<Loaded, Problems> {
     spec::parse(path, text)
 }
+
+#[cfg(test)]
+mod tests;

@@ -23,6 +23,12 @@ pub struct Problem {
     pub remedy: String,
 }
 
+impl Problem {
+    fn place(&self) -> (usize, usize) {
+        (self.line, self.column)
+    }
+}
+
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
@@ -137,13 +143,16 @@ impl<'a> Findings<'a> {
 
     /// The warnings if there was no error, else the errors; both in the order of the file.
     pub(super) fn conclude(mut self) -> Result<Vec<Problem>, Problems> {
-        let place = |problem: &Problem| (problem.line, problem.column);
-        if self.errors.is_empty() {
-            self.warnings.sort_by_key(place);
-            Ok(self.warnings)
-        } else {
-            self.errors.sort_by_key(place);
-            Err(Problems(self.errors))
+        if !self.errors.is_empty() {
+            return Err(self.into_problems());
         }
+        self.warnings.sort_by_key(Problem::place);
+        Ok(self.warnings)
+    }
+
+    /// The errors, in the order of the file.
+    pub(super) fn into_problems(mut self) -> Problems {
+        self.errors.sort_by_key(Problem::place);
+        Problems(self.errors)
     }
 }

@@ -100,8 +100,12 @@ impl<'t> Reader<'t> {
     ) -> Option<Spanned<u32>> {
         let value = self.value(key)?;
         let Some(number) = as_integer(value.get_ref()) else {
-            let example = bounds.end().to_string();
-            self.mistyped(key, value, "a whole number", &example, findings);
+            findings.error(
+                &value.span(),
+                &self.object,
+                format!("{key} is {}, not a whole number", kind(value.get_ref())),
+                format!("give a number from {} to {}", bounds.start(), bounds.end()),
+            );
             return None;
         };
         match u32::try_from(number) {

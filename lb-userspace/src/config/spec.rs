@@ -37,13 +37,17 @@ const INTERFACE_BYTES: usize = 15;
 pub(super) fn parse(path: &Path, text: &str) -> Result<Loaded, Problems> {
     let mut findings = Findings::new(path, text);
     let (document, errors) = DeTable::parse_recoverable(text);
-    for error in &errors {
-        findings.error(
-            &error.span().unwrap_or(0..0),
-            "configuration",
-            format!("this is not TOML: {}", error.message().replace('\n', ", ")),
-            "correct the syntax (https://toml.io)",
-        );
+    if !errors.is_empty() {
+        for error in &errors {
+            findings.error(
+                &error.span().unwrap_or(0..0),
+                "configuration",
+                format!("this is not TOML: {}", error.message().replace('\n', ", ")),
+                "correct the syntax (https://toml.io)",
+            );
+        }
+        // What was made of the rest is a guess, and complaints about that would be too.
+        return Err(findings.into_problems());
     }
     let config = read(path, &document, &mut findings);
     let warnings = findings.conclude()?;

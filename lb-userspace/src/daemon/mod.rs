@@ -136,7 +136,7 @@ async fn run_parts(config: Config, state: &StateDir, mut kernel: Kernel) -> Resu
         None => None,
     };
 
-    let reloader = Arc::new(Reloader::new(config.clone(), commands.clone()));
+    let reloader = Arc::new(Reloader::new(config.path.clone(), commands.clone()));
     let admin = Admin {
         status: watched_status.clone(),
         commands,
@@ -146,7 +146,7 @@ async fn run_parts(config: Config, state: &StateDir, mut kernel: Kernel) -> Resu
         commands: command_queue,
         health: health_queue,
         next_hops: hop_queue,
-        census: watched_census,
+        census: watched_census.clone(),
         attachments: watched_attachments,
         shutdown: stopping.clone(),
     };
@@ -190,7 +190,7 @@ async fn run_parts(config: Config, state: &StateDir, mut kernel: Kernel) -> Resu
         }
     });
     if let Some(listener) = web_listener {
-        let web = Web::new(maps, watched_status.clone());
+        let web = Web::new(maps, watched_status.clone(), watched_census);
         let running = web::serve(listener, web, stopping.clone());
         parts.start("the metrics listener", async {
             running.await;
@@ -274,9 +274,11 @@ fn starting(config: &Config) -> Status {
     }
 }
 
+/// Waits for the first application. One service that cannot be served must not keep the others from it, so it need not be whole:
+/// the status tells what is missing, and the metrics that the applied generation lags.
 async fn applied(status: &mut watch::Receiver<Arc<Status>>) -> Result<()> {
     status
-        .wait_for(|status| status.generation.applied > 0)
+        .wait_for(|status| status.generation.resolved > 0)
         .await
         .map(drop)
         .map_err(|_| anyhow!("the reconciler ended before it applied anything"))

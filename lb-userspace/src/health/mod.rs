@@ -136,7 +136,14 @@ async fn watch_one(shared: Arc<Shared>, mut watched: watch::Receiver<Target>) {
             let health = track.observe(answer.reply, sign);
             let news = (health, answer.error);
             if news != reported {
-                log(&target, reported.0, &news);
+                // Verdicts are logged by who acts on them.
+                tracing::debug!(
+                    backend = %target.name,
+                    address = %target.address,
+                    ?health,
+                    error = news.1.as_deref().unwrap_or_default(),
+                    "the result of a check changed"
+                );
                 let report = HealthReport {
                     name: target.name.clone(),
                     address: target.address,
@@ -183,19 +190,6 @@ async fn check(
         echoed.map_or(Sign::Absent, Sign::Echo)
     };
     (answer, sign)
-}
-
-fn log(target: &Target, before: Health, now: &(Health, Option<String>)) {
-    let (health, error) = now;
-    let error = error.as_deref().unwrap_or_default();
-    let (name, address) = (&target.name, target.address);
-    if *health == before {
-        tracing::debug!(backend = %name, %address, ?health, error, "a check's result changed");
-    } else if *health == Health::Up {
-        tracing::info!(backend = %name, %address, ?before, ?health, "health changed");
-    } else {
-        tracing::warn!(backend = %name, %address, ?before, ?health, error, "health changed");
-    }
 }
 
 /// A tenth more or less, so that checks of many backends do not fall together.

@@ -218,13 +218,9 @@ impl Watched {
             let Some(mut way) = self.ways.remove(&address) else {
                 continue;
             };
-            let before = way.obstacle().cloned();
             let found = self.find(address, &mut way, &mut links).await;
             let report = way.judge(Instant::now(), found);
-            if let Some(obstacle) = way.obstacle()
-                && before.as_ref() != Some(obstacle)
-                && !matches!(obstacle, Obstacle::Asked(_))
-            {
+            if let Some(obstacle) = way.news() {
                 log_obstacle(address.into(), obstacle);
             }
             self.ways.insert(address, way);

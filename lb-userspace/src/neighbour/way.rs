@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_common::backend::{NextHop, outer_checksum_base};
+use lb_common::backend::NextHop;
 
 /// How long a way must be lost before that is reported: routes are often taken away and put back a moment later.
 pub const CONFIRMATION: Duration = Duration::from_secs(1);
@@ -131,6 +131,8 @@ pub struct Way {
     lost_since: Option<Instant>,
     /// What was last in the way.
     obstacle: Option<Obstacle>,
+    /// What was last told of that.
+    told: Option<Obstacle>,
 }
 
 impl Way {
@@ -144,9 +146,14 @@ impl Way {
         self.mac
     }
 
-    /// What is in the way, if anything is.
-    pub fn obstacle(&self) -> Option<&Obstacle> {
-        self.obstacle.as_ref()
+    /// What is in the way, if anything is that was not told before. To be waiting for an answer is no news.
+    pub fn news(&mut self) -> Option<&Obstacle> {
+        let news = self
+            .obstacle
+            .as_ref()
+            .filter(|now| !matches!(now, Obstacle::Asked(_)) && self.told.as_ref() != Some(now))?;
+        self.told = Some(news.clone());
+        Some(news)
     }
 
     /// Whether it has to be looked at again soon: lost and not reported yet, or never resolved.
@@ -196,7 +203,8 @@ impl Way {
             source: source_mac,
             ifindex: route.interface,
             outer_source: source.to_bits(),
-            checksum_base: outer_checksum_base(source.to_bits(), address.to_bits()),
+            // Of the mode, which only the resolver knows.
+            checksum_base: 0,
             mtu: route.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu)),
             reserved: 0,
         })
@@ -211,7 +219,7 @@ impl Way {
         let report = match found {
             Ok(hop) => {
                 self.lost_since = None;
-                self.obstacle = None;
+                (self.obstacle, self.told) = (None, None);
                 Some(hop)
             }
             Err(obstacle) => {
@@ -302,10 +310,6 @@ mod tests {
             (MAC, [2, 0, 0, 0, 0, 1], 7)
         );
         assert_eq!((hop.mtu, hop.outer_source), (1_500, 0x0a00_0202));
-        assert_eq!(
-            hop.checksum_base,
-            outer_checksum_base(0x0a00_0202, 0x0a00_020b)
-        );
     }
 
     #[test]
@@ -320,11 +324,6 @@ mod tests {
             .resolve(BACKEND, &route, &link(), Some(&entry(EntryState::Probing)))
             .unwrap();
         assert_eq!((way.via(), hop.mtu), (Some((7, ROUTER)), 1_400));
-        // The checksum is of the packet to the backend, whoever carries it there.
-        assert_eq!(
-            hop.checksum_base,
-            outer_checksum_base(0x0a00_0202, 0x0a00_020b)
-        );
     }
 
     #[test]
@@ -375,6 +374,25 @@ mod tests {
         );
         assert_eq!(way.judge(now, Err(Obstacle::Asked(BACKEND))), None);
         assert_eq!(Way::default().judge(now, Err(Obstacle::Local)), Some(None));
+    }
+
+    #[test]
+    fn an_obstacle_is_told_once_until_it_is_overcome() {
+        let (mut way, hop) = resolved();
+        let now = Instant::now();
+        let silent = || Err(Obstacle::Silent(BACKEND, "eth0".into()));
+        way.judge(now, silent());
+        assert!(way.news().is_some());
+        // The kernel starts over again and again while nobody answers.
+        way.judge(now, Err(Obstacle::Asked(BACKEND)));
+        assert_eq!(way.news(), None);
+        way.judge(now, silent());
+        assert_eq!(way.news(), None);
+        way.judge(now, Err(Obstacle::Local));
+        assert!(way.news().is_some());
+        way.judge(now, Ok(hop));
+        way.judge(now, Err(Obstacle::Local));
+        assert!(way.news().is_some());
     }
 
     #[test]

@@ -16,6 +16,7 @@ use serde::Serialize;
 
 use crate::{
     dataplane::maps::Maps,
+    flows::Census,
     ids::{backend_identity, service_identity},
     model::Health,
     status::{BackendFlows, BackendStatus, Neighbour, ServiceStatus, Status},
@@ -26,11 +27,16 @@ use crate::{
 pub(super) struct Metrics {
     maps: Arc<Maps>,
     status: Arc<Status>,
+    census: Arc<Census>,
 }
 
 impl Metrics {
-    pub(super) fn new(maps: Arc<Maps>, status: Arc<Status>) -> Self {
-        Self { maps, status }
+    pub(super) fn new(maps: Arc<Maps>, status: Arc<Status>, census: Arc<Census>) -> Self {
+        Self {
+            maps,
+            status,
+            census,
+        }
     }
 
     /// In the OpenMetrics text format.
@@ -240,6 +246,23 @@ impl Metrics {
             by_state.add(vec![("state", state.into())], number);
         }
         by_state.encode(encoder)?;
+        let swept = &self.census.swept;
+        let mut changed = Family::counter(
+            "swept_entries",
+            "Entries of the flow table that the daemon's sweep changed, by why",
+        );
+        for (why, number) in [
+            ("expired", swept.expired),
+            ("ended", swept.ended),
+            ("reclaimed", swept.reclaimed),
+            ("duplicate", swept.duplicates),
+            ("invalid", swept.invalid),
+            ("marked", swept.marked),
+            ("clamped", swept.clamped),
+        ] {
+            changed.add(vec![("why", why.into())], number);
+        }
+        changed.encode(encoder)?;
         Family::gauge("flow_capacity", "Entries that the flow table has room for")
             .of(flows.capacity)
             .encode(encoder)?;

@@ -23,19 +23,28 @@ use tokio::{
 };
 
 use self::metrics::Metrics;
-use crate::{dataplane::maps::Maps, http, status::Status};
+use crate::{dataplane::maps::Maps, flows::Census, http, status::Status};
 
 /// What is shown.
 #[derive(Clone, Debug)]
 pub struct Web {
     maps: Arc<Maps>,
     status: watch::Receiver<Arc<Status>>,
+    census: watch::Receiver<Arc<Census>>,
 }
 
 impl Web {
-    /// Shows the counters in `maps` under the names in `status`.
-    pub fn new(maps: Arc<Maps>, status: watch::Receiver<Arc<Status>>) -> Self {
-        Self { maps, status }
+    /// Shows the counters in `maps` under the names in `status`, and what the sweep did as `census` tells.
+    pub fn new(
+        maps: Arc<Maps>,
+        status: watch::Receiver<Arc<Status>>,
+        census: watch::Receiver<Arc<Census>>,
+    ) -> Self {
+        Self {
+            maps,
+            status,
+            census,
+        }
     }
 }
 
@@ -77,7 +86,11 @@ pub async fn serve(listener: TcpListener, web: Web, mut shutdown: watch::Receive
 }
 
 async fn metrics(State(web): State<Web>) -> Response {
-    let metrics = Metrics::new(web.maps, web.status.borrow().clone());
+    let metrics = Metrics::new(
+        web.maps,
+        web.status.borrow().clone(),
+        web.census.borrow().clone(),
+    );
     // Tens of thousands of counters may have to be summed over all CPUs.
     let text = tokio::task::spawn_blocking(move || metrics.text()).await;
     match text {

@@ -121,7 +121,12 @@ async fn start(status: Status) -> (SocketAddr, watch::Sender<Arc<Status>>, watch
     let address = listener.local_addr().unwrap();
     let (status, watched) = watch::channel(Arc::new(status));
     let (stop, shutdown) = watch::channel(false);
-    tokio::spawn(serve(listener, Web::new(counted_maps(), watched), shutdown));
+    let mut counted = Census::default();
+    counted.swept.reclaimed = 5;
+    // What was last said can be read when the sender is gone.
+    let (_, census) = watch::channel(Arc::new(counted));
+    let web = Web::new(counted_maps(), watched, census);
+    tokio::spawn(serve(listener, web, shutdown));
     (address, status, stop)
 }
 
@@ -145,6 +150,7 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
         format!("tether_backend_resolved{{{backend}}} 1"),
         r#"tether_flows{state="pin"} 25"#.to_owned(),
         "tether_flow_use_ratio 0.25".to_owned(),
+        r#"tether_swept_entries_total{why="reclaimed"} 5"#.to_owned(),
         r#"tether_generation{stage="applied"} 3"#.to_owned(),
         r#"tether_attached{interface="eth0",mode="native"} 1"#.to_owned(),
         "# EOF".to_owned(),

@@ -1,0 +1,12 @@
+//! The flow table on its own: the life of an entry, what packets do to it, and millions of random packets against a reference.
+#![cfg(not(loom))]
+
+mod crowded;
+mod life;
+mod load;
+mod model;
+mod random;
+mod reference;
+mod rig;
+mod steer;
+mod story;

@@ -1,0 +1,498 @@
+//! What sequences of packets do: challengers, forgeries, port reuse, draining and dead backends, adoption.
+
+use lb_common::{
+    backend::Serving,
+    clock::Tick,
+    flow::{
+        table::Memory,
+        v4::Key,
+        word::{
+            EMBRYO_TICKS, LINGER_EXCEPTION_TICKS, LINGER_FIN_TICKS, LINGER_RST_TICKS, State, Word,
+            YOUNG_TICKS,
+        },
+    },
+    maglev::{HANDOVER_TICKS, Slot},
+    tcp::{ACK, FIN, RST, SYN},
+    verdict::Reason,
+};
+
+use crate::rig::{Rig, ack, data, fin, rst, segment, syn};
+
+const FLOW: Key = Key::new(0x0a00_0001, 40_000, 1);
+const ISN: u32 = 0x1234_5678;
+/// A sequence number many epochs from [`ISN`].
+const ELSEWHERE: u32 = 0x9000_0000;
+const START: Tick = Tick(1_000_000);
+
+/// Opens [`FLOW`] and proves it: a pin at the returned time.
+fn pinned(rig: &Rig) -> Tick {
+    let (opened, backend) = rig.send(FLOW, syn(ISN), START);
+    assert_eq!(opened, Reason::Opened);
+    assert_eq!(
+        rig.send(FLOW, ack(ISN + 1), START),
+        (Reason::Established, backend)
+    );
+    let proven = START.later(YOUNG_TICKS);
+    assert_eq!(
+        rig.send(FLOW, data(ISN + 1), proven),
+        (Reason::Established, backend)
+    );
+    assert!(rig.entry(FLOW).is(State::Pin));
+    proven
+}
+
+/// Moves the table's only slot from backend 1 to backend 2, so that flows of 1 become exceptions.
+fn hand_slot_over(rig: &mut Rig, now: Tick) {
+    rig.set_slot(Slot::new(2, 1, now));
+}
+
+#[test]
+fn a_syn_after_a_forged_twin_has_closed_steals_nothing() {
+    // The forger owns the second entry whole: it opens it, closes it, and waits for its linger to end. Whichever of the two
+    // entries comes first in the bucket, the victim's packets have to stay where they are.
+    for forged_comes_first in [false, true] {
+        let mut rig = Rig::small(2);
+        // The dummy takes the place before the victim's, and leaves it for the challenger.
+        let dummy = (1..)
+            .map(|port| Key::new(0x0a00_0009, port, 1))
+            .find(|key| rig.homes(key) == rig.homes(&FLOW))
+            .unwrap();
+        if forged_comes_first {
+            rig.send(dummy, syn(7), START);
+        }
+        let mut now = pinned(&rig);
+        rig.sweep(|key, _| key == dummy);
+        hand_slot_over(&mut rig, now);
+
+        assert_eq!(rig.send(FLOW, syn(ELSEWHERE), now).0, Reason::Challenged);
+        rig.send(FLOW, ack(ELSEWHERE + 1), now);
+        rig.send(FLOW, rst(ELSEWHERE + 1), now);
+        now = now.later(LINGER_RST_TICKS);
+        rig.send(FLOW, syn(ELSEWHERE), now);
+
+        assert_eq!(
+            rig.send(FLOW, data(ISN + 1), now),
+            (Reason::Established, Some(1)),
+            "forged entry first: {forged_comes_first}; {:?}",
+            rig.entries(FLOW)
+        );
+    }
+}
+
+#[test]
+fn a_port_used_a_third_time_is_served_though_both_clients_before_vanished() {
+    let mut rig = Rig::small(2);
+    let mut now = pinned(&rig);
+    let mut isn = ELSEWHERE;
+    // The second client's connection lives too, and vanishes without a FIN like the first.
+    rig.send(FLOW, syn(isn), now);
+    rig.send(FLOW, ack(isn + 1), now);
+    now = now.later(YOUNG_TICKS);
+    rig.send(FLOW, data(isn + 1), now);
+    assert_eq!(rig.entries(FLOW).len(), 2);
+
+    now = now.later(10_000);
+    isn = 0x4000_0000;
+    let (reason, backend) = rig.send(FLOW, syn(isn), now);
+    assert_eq!(reason, Reason::Unpinned);
+    assert_eq!(backend, Some(1));
+    for seq in [isn + 1, isn + 100, isn + 5_000_000] {
+        assert_eq!(
+            rig.send(FLOW, data(seq), now),
+            (Reason::Established, backend)
+        );
+    }
+    // Nobody new goes to a backend that takes nobody new.
+    rig.set_backend(1, Serving::ExistingOnly);
+    assert_eq!(
+        rig.send(FLOW, syn(0x6000_0000), now),
+        (Reason::Contested, None)
+    );
+}
+
+#[test]
+fn a_flow_whose_entry_was_missed_while_it_moved_goes_where_its_entry_says() {
+    let mut rig = Rig::small(2);
+    let now = pinned(&rig);
+    rig.set_slot(Slot::new(2, 0, now));
+    // Two looks of eight places see nothing; the look after the insertion sees the entry.
+    rig.blind(16);
+    assert_eq!(
+        rig.send(FLOW, data(ISN + 1), now),
+        (Reason::Established, Some(1))
+    );
+    assert!(rig.entry(FLOW).is(State::Pin));
+    // A SYN has one look before it.
+    rig.blind(8);
+    assert_eq!(
+        rig.send(FLOW, syn(ELSEWHERE), now),
+        (Reason::Reopened, Some(1))
+    );
+    assert!(rig.entry(FLOW).is(State::Pin));
+}
+
+#[test]
+fn a_new_flow_without_a_place_goes_where_its_next_packets_will() {
+    // While a slot is handed over, unknown packets go to its previous owner, and so has to go the SYN that left no entry.
+    let mut rig = Rig::small(2);
+    for port in 1..=8 {
+        let key = Key::new(0x0a00_0002, port, 1);
+        rig.send(key, syn(ISN), START);
+        rig.send(key, ack(ISN + 1), START);
+    }
+    assert_eq!(rig.all().count(), 8);
+    hand_slot_over(&mut rig, START);
+    assert_eq!(rig.send(FLOW, syn(ISN), START), (Reason::Unpinned, Some(1)));
+    assert_eq!(
+        rig.send(FLOW, ack(ISN + 1), START),
+        (Reason::Unadopted, Some(1))
+    );
+    // A previous owner that takes no new flows does not get one by this.
+    rig.set_backend(1, Serving::ExistingOnly);
+    assert_eq!(rig.send(FLOW, syn(ISN), START), (Reason::Unpinned, Some(2)));
+}
+
+/// Forgeries against a live pin, each alone and all together: its packets go where they went.
+#[test]
+fn forged_packets_never_change_where_a_pin_goes() {
+    let forgeries = [
+        syn(ISN),
+        syn(ISN + 1),
+        syn(ELSEWHERE),
+        fin(ISN),
+        fin(ELSEWHERE),
+        rst(ISN),
+        rst(ELSEWHERE),
+        ack(ELSEWHERE),
+        segment(ISN, SYN | ACK, false),
+        segment(ISN, SYN | RST, false),
+        segment(ISN, SYN | FIN, true),
+        segment(ISN, 0, true),
+    ];
+    for serving in [Serving::New, Serving::ExistingOnly] {
+        for slot_moves in [false, true] {
+            for subset in 0..=forgeries.len() {
+                let mut rig = Rig::small(3);
+                let mut now = pinned(&rig);
+                if slot_moves {
+                    hand_slot_over(&mut rig, now);
+                }
+                rig.set_backend(1, serving);
+                let forged = match forgeries.get(subset) {
+                    Some(one) => std::slice::from_ref(one),
+                    None => &forgeries[..],
+                };
+                for segment in forged {
+                    rig.send(FLOW, *segment, now);
+                    // The victim's own position does not follow a forged SYN, except by a chance of 2^-15.
+                    if segment.seq.wrapping_sub(ISN) > 1 || !segment.has(SYN) {
+                        assert_eq!(
+                            rig.send(FLOW, data(ISN + 200_000), now),
+                            (Reason::Established, Some(1)),
+                            "{segment:?} of {forged:?}, {serving:?}"
+                        );
+                    }
+                    now = now.later(1);
+                }
+                assert_eq!(
+                    rig.send(FLOW, data(ISN + 200_000), now),
+                    (Reason::Established, Some(1)),
+                    "{forged:?}, {serving:?}"
+                );
+            }
+        }
+    }
+}
+
+#[test]
+fn a_spoofed_handshake_beside_a_pin_leaves_it_its_backend() {
+    for serving in [Serving::New, Serving::ExistingOnly] {
+        let mut rig = Rig::small(2);
+        let now = pinned(&rig);
+        hand_slot_over(&mut rig, now);
+        rig.set_backend(1, serving);
+        rig.send(FLOW, syn(ELSEWHERE), now);
+        rig.send(FLOW, ack(ELSEWHERE + 1), now);
+        let later = now.later(YOUNG_TICKS);
+        rig.send(FLOW, data(ELSEWHERE + 1), later);
+        assert_eq!(rig.entries(FLOW).len(), 2);
+        for seq in [ISN + 1, ISN + 2_000_000, ISN + 500] {
+            assert_eq!(
+                rig.send(FLOW, data(seq), later),
+                (Reason::Established, Some(1))
+            );
+        }
+    }
+}
+
+#[test]
+fn the_same_syn_again_keeps_its_backend_while_that_serves() {
+    for (serving, backend) in [
+        (Serving::New, 1),
+        (Serving::ExistingOnly, 1),
+        (Serving::None, 2),
+    ] {
+        let mut rig = Rig::small(2);
+        rig.send(FLOW, syn(ISN), START);
+        rig.set_slot(Slot::new(2, 0, START));
+        rig.set_backend(1, serving);
+        assert_eq!(
+            rig.send(FLOW, syn(ISN), START),
+            (Reason::Reopened, Some(backend)),
+            "{serving:?}"
+        );
+        assert_eq!(
+            rig.send(FLOW, ack(ISN + 1), START),
+            (Reason::Established, Some(backend))
+        );
+    }
+}
+
+#[test]
+fn another_syn_on_an_embryo_goes_only_to_a_backend_that_takes_new_flows() {
+    for (serving, backend) in [
+        (Serving::New, 1),
+        (Serving::ExistingOnly, 2),
+        (Serving::None, 2),
+    ] {
+        let mut rig = Rig::small(2);
+        rig.send(FLOW, syn(ISN), START);
+        rig.set_slot(Slot::new(2, 0, START));
+        rig.set_backend(1, serving);
+        assert_eq!(
+            rig.send(FLOW, syn(ELSEWHERE), START),
+            (Reason::Reopened, Some(backend)),
+            "{serving:?}"
+        );
+        assert_eq!(rig.entry(FLOW).isn(), ELSEWHERE);
+    }
+}
+
+#[test]
+fn a_port_reused_after_its_flow_has_closed_is_a_new_flow() {
+    // Within the linger, beside the closing entry; after it, in its place.
+    let mut rig = Rig::small(2);
+    let now = pinned(&rig);
+    rig.send(FLOW, fin(ISN + 10), now);
+    assert!(rig.entry(FLOW).is(State::Closing));
+    rig.set_backend(1, Serving::ExistingOnly);
+    hand_slot_over(&mut rig, now);
+    assert_eq!(
+        rig.send(FLOW, syn(ELSEWHERE), now),
+        (Reason::Challenged, Some(2))
+    );
+    assert_eq!(
+        rig.send(FLOW, data(ELSEWHERE + 1), now),
+        (Reason::Established, Some(2))
+    );
+    // The old connection's last packets still reach it.
+    assert_eq!(
+        rig.send(FLOW, ack(ISN + 11), now),
+        (Reason::Established, Some(1))
+    );
+
+    let rig = Rig::small(1);
+    let now = pinned(&rig);
+    rig.send(FLOW, fin(ISN + 10), now);
+    let after = now.later(LINGER_FIN_TICKS);
+    assert_eq!(
+        rig.send(FLOW, syn(ELSEWHERE), after.later(0)),
+        (Reason::Opened, Some(1))
+    );
+    assert!(rig.entry(FLOW).is(State::Embryo));
+}
+
+#[test]
+fn a_port_reused_after_its_client_vanished_is_a_new_flow() {
+    let mut rig = Rig::small(2);
+    let now = pinned(&rig).later(50_000);
+    rig.set_backend(1, Serving::None);
+    rig.set_slot(Slot::new(2, 1, now));
+    assert_eq!(
+        rig.send(FLOW, syn(ELSEWHERE), now),
+        (Reason::Challenged, Some(2))
+    );
+    // The same SYN, retransmitted, makes no third entry and changes nothing.
+    assert_eq!(
+        rig.send(FLOW, syn(ELSEWHERE), now),
+        (Reason::Reopened, Some(2))
+    );
+    assert_eq!(
+        rig.send(FLOW, ack(ELSEWHERE + 1), now),
+        (Reason::Established, Some(2))
+    );
+    assert_eq!(rig.promotions(), 2);
+    assert_eq!(
+        rig.send(FLOW, data(ISN + 1), now),
+        (Reason::BackendDead, Some(1))
+    );
+}
+
+#[test]
+fn a_closing_flow_lingers_by_how_it_ended() {
+    for (end, exception, linger) in [
+        (fin(ISN + 9), false, LINGER_FIN_TICKS),
+        (fin(ISN + 9), true, LINGER_EXCEPTION_TICKS),
+        (rst(ISN + 9), false, LINGER_RST_TICKS),
+        (rst(ISN + 9), true, LINGER_RST_TICKS),
+    ] {
+        let mut rig = Rig::small(2);
+        let now = pinned(&rig);
+        if exception {
+            hand_slot_over(&mut rig, now);
+        }
+        rig.send(FLOW, end, now);
+        let word = rig.entry(FLOW);
+        assert_eq!(word.has(Word::EXCEPTION), exception);
+        assert!(!word.is_vacant(now.later(linger - 1)) && word.is_vacant(now.later(linger)));
+        // It still forwards.
+        assert_eq!(
+            rig.send(FLOW, ack(ISN + 10), now.later(linger)),
+            (Reason::Established, Some(1))
+        );
+    }
+}
+
+#[test]
+fn what_each_serving_means_for_a_flow_that_has_an_entry() {
+    for (serving, segment, reason) in [
+        (Serving::New, data(ISN + 1), Reason::Established),
+        (Serving::ExistingOnly, data(ISN + 1), Reason::Established),
+        (Serving::None, data(ISN + 1), Reason::BackendDead),
+        (Serving::None, fin(ISN + 1), Reason::BackendDead),
+        (Serving::None, rst(ISN + 1), Reason::ResetToDead),
+        (
+            Serving::None,
+            segment(ISN + 1, RST | ACK, false),
+            Reason::ResetToDead,
+        ),
+    ] {
+        let mut rig = Rig::small(1);
+        let now = pinned(&rig);
+        rig.set_backend(1, serving);
+        assert_eq!(rig.send(FLOW, segment, now), (reason, Some(1)));
+        assert_eq!(rig.entries(FLOW).len(), 1, "the entry stays");
+    }
+}
+
+#[test]
+fn a_reused_id_inherits_no_flow() {
+    let mut rig = Rig::small(2);
+    let now = pinned(&rig);
+    rig.set_backend_whole(1, 1, Serving::New, true);
+    assert_eq!(
+        rig.send(FLOW, data(ISN + 1), now),
+        (Reason::StaleGeneration, None)
+    );
+    assert!(rig.entries(FLOW).is_empty());
+    // A new flow takes the id as it is now.
+    assert_eq!(
+        rig.send(FLOW, syn(ELSEWHERE), now),
+        (Reason::Opened, Some(1))
+    );
+    assert_eq!(rig.entry(FLOW).backend().generation(), 1);
+}
+
+#[test]
+fn an_unknown_flow_goes_to_the_previous_backend_while_the_slot_is_handed_over() {
+    for (age, previous_serves, backend) in [
+        (0, Serving::New, 1),
+        (0, Serving::ExistingOnly, 1),
+        (0, Serving::None, 2),
+        (HANDOVER_TICKS - 1, Serving::ExistingOnly, 1),
+        (HANDOVER_TICKS, Serving::New, 2),
+    ] {
+        let mut rig = Rig::small(2);
+        hand_slot_over(&mut rig, START);
+        rig.set_backend(1, previous_serves);
+        let now = START.later(age);
+        assert_eq!(
+            rig.send(FLOW, data(ISN), now),
+            (Reason::Adopted, Some(backend))
+        );
+        let word = rig.entry(FLOW);
+        assert!(word.is(State::Young) && word.has(Word::FOREIGN));
+        assert_eq!(rig.promotions(), 1);
+    }
+}
+
+#[test]
+fn adoption_has_its_limits() {
+    // Not beyond the rate.
+    let mut rig = Rig::small(1);
+    rig.set_may_adopt(false);
+    assert_eq!(
+        rig.send(FLOW, data(ISN), START),
+        (Reason::Unadopted, Some(1))
+    );
+    // Not by a segment that ends, or has no ACK.
+    rig.set_may_adopt(true);
+    for stray in [fin(ISN), rst(ISN), segment(ISN, 0, true)] {
+        assert_eq!(rig.send(FLOW, stray, START), (Reason::Stray, Some(1)));
+    }
+    assert_eq!(rig.all().count(), 0);
+    // Not in the place of an embryo, which a SYN would take.
+    for port in 1..=8 {
+        rig.send(Key::new(0x0a00_0002, port, 1), syn(ISN), START);
+    }
+    let late = START.later(EMBRYO_TICKS);
+    assert_eq!(
+        rig.send(FLOW, data(ISN), late),
+        (Reason::Unadopted, Some(1))
+    );
+    assert_eq!(rig.send(FLOW, syn(ISN), late), (Reason::Opened, Some(1)));
+    // Where no backend serves, the client learns of it; but nobody answers a RST.
+    rig.set_backend(1, Serving::None);
+    let other = Key::new(0x0a00_0003, 1, 1);
+    for (segment, reason) in [
+        (data(ISN), Reason::NoBackendForFlow),
+        (fin(ISN), Reason::NoBackendForFlow),
+        (rst(ISN), Reason::NoBackend),
+        (syn(ISN), Reason::NoBackend),
+    ] {
+        assert_eq!(
+            rig.send(other, segment, late),
+            (reason, None),
+            "{segment:?}"
+        );
+    }
+}
+
+#[test]
+fn the_oldest_embryo_makes_place_and_a_pin_never() {
+    let rig = Rig::small(1);
+    let now = pinned(&rig);
+    for port in 1..=8 {
+        let key = Key::new(0x0a00_0002, port, 1);
+        assert_eq!(
+            rig.send(key, syn(ISN), now.later(u32::from(port))).0,
+            Reason::Opened
+        );
+    }
+    // Seven places were left; the eighth SYN took that of the first.
+    assert!(rig.entries(Key::new(0x0a00_0002, 1, 1)).is_empty());
+    for port in 100..2_000 {
+        rig.send(Key::new(0x0a00_0002, port, 1), syn(ISN), now.later(20));
+    }
+    assert!(rig.entry(FLOW).is(State::Pin));
+}
+
+#[test]
+fn new_flows_avoid_backends_that_take_none() {
+    for serving in [Serving::ExistingOnly, Serving::None] {
+        let mut rig = Rig::small(2);
+        // Every slot but a few names backend 1; an attempt or two more finds the others.
+        rig.set_slots((0..64).map(|n| Slot::new(1 + n % 2, 0, Tick(0))).collect());
+        rig.set_backend(1, serving);
+        let (mut opened, mut refused) = (0, 0);
+        for port in 0..4_096 {
+            match rig.send(Key::new(0x0a00_0009, port, 1), syn(ISN), START) {
+                (Reason::Opened | Reason::Unpinned, Some(2)) => opened += 1,
+                (Reason::NoBackend, None) => refused += 1,
+                other => panic!("{other:?}"),
+            }
+        }
+        // Four attempts at one half: one in sixteen finds none.
+        assert!((128..384).contains(&refused), "{refused} of {opened}");
+    }
+}

@@ -1,0 +1,9 @@
+//! The flow table's protocol under a model checker: every interleaving of two CPUs, and every one of three with few preemptions.
+//!
+//! `RUSTFLAGS="--cfg loom" cargo test -p lb-common --release --test loom -- --nocapture`
+#![cfg(loom)]
+
+mod duplicates;
+mod machine;
+mod moves;
+mod steering;

@@ -1,0 +1,653 @@
+use std::{path::Path, time::Duration};
+
+use lb_common::backend::Mode;
+
+use super::*;
+use crate::model::CheckKind;
+
+const WHOLE: &str = r#"
+interfaces = ["eth0", "eth1"]
+state_dir = "/run/other"
+bpffs = "/sys/fs/bpf/other"
+fleet_seed = "a secret of many letters"
+
+[metrics]
+listen = "off"
+
+[limits]
+flows = 5_000
+services = 16
+backends = 64
+table_slots = 20_000
+
+[[service]]
+name = "chat"
+vip = "10.0.0.1"
+port = 80
+mode = "ipip"
+table_size = 1000
+min_healthy = 2
+
+[service.health]
+type = "http"
+port = 8080
+path = "/health?deep=1"
+host = "chat.example"
+status = [200, "300-399"]
+interval = "500ms"
+timeout = "100ms"
+fall = 5
+rise = 1
+
+[[service.backend]]
+name = "b1"
+address = "10.0.1.11"
+port = 80
+weight = 200
+admin = "draining"
+
+[[service.backend]]
+name = "b2"
+address = "10.0.1.12"
+
+[[service]]
+name = "game"
+vip = "10.0.0.1"
+port = 81
+mode = "l2"
+table_size = 997
+"#;
+
+/// A service and all before it, to which tests add.
+const SMALL: &str = r#"interfaces = ["eth0"]
+[[service]]
+name = "chat"
+vip = "10.0.0.1"
+port = 80
+mode = "ipip"
+[[service.backend]]
+name = "b1"
+address = "10.0.1.11"
+"#;
+
+fn errors(text: &str) -> Vec<String> {
+    match parse(Path::new("t.toml"), text) {
+        Ok(loaded) => panic!("accepted: {:?}", loaded.config),
+        Err(problems) => problems.iter().map(ToString::to_string).collect(),
+    }
+}
+
+fn warnings(text: &str) -> Vec<String> {
+    let loaded = parse(Path::new("t.toml"), text).unwrap();
+    loaded.warnings.iter().map(ToString::to_string).collect()
+}
+
+/// The one error of [`SMALL`] with `from` replaced by `to`.
+fn error_of(from: &str, to: &str) -> String {
+    assert_eq!(SMALL.matches(from).count(), 1, "{from:?}");
+    let errors = errors(&SMALL.replace(from, to));
+    assert_eq!(errors.len(), 1, "{errors:#?}");
+    errors[0].clone()
+}
+
+#[test]
+fn every_key_has_its_effect() {
+    let config = parse(Path::new("t.toml"), WHOLE).unwrap().config;
+    assert_eq!(config.interfaces, ["eth0", "eth1"]);
+    assert_eq!(config.state_dir, Path::new("/run/other"));
+    assert_eq!(config.bpffs, Path::new("/sys/fs/bpf/other"));
+    assert_ne!(config.fleet_seed, None);
+    assert_eq!(config.metrics, None);
+    let limits = Limits {
+        flows: 5_000,
+        services: 16,
+        backends: 64,
+        table_slots: 20_000,
+    };
+    assert_eq!(config.limits, limits);
+    let chat = &config.services[0];
+    assert_eq!(
+        (chat.name.as_str(), chat.vip.to_string().as_str(), chat.port),
+        ("chat", "10.0.0.1", 80)
+    );
+    assert_eq!(
+        (chat.mode, chat.table_size, chat.min_healthy),
+        (Mode::Ipip, 1_009, 2)
+    );
+    let b1 = &chat.backends[0];
+    assert_eq!(
+        (b1.name.as_str(), b1.address.to_string().as_str(), b1.port),
+        ("b1", "10.0.1.11", 80)
+    );
+    assert_eq!((b1.weight, b1.admin), (200, Admin::Draining));
+    assert_eq!(b1.check_address, "10.0.1.11:8080".parse().unwrap());
+    let check = Check {
+        kind: CheckKind::Http {
+            path: "/health?deep=1".to_owned(),
+            host: "chat.example".to_owned(),
+            status: vec![200..=200, 300..=399],
+        },
+        interval: Duration::from_millis(500),
+        timeout: Duration::from_millis(100),
+        fall: 5,
+        rise: 1,
+    };
+    assert_eq!(b1.check, check);
+    let b2 = &chat.backends[1];
+    assert_eq!((b2.port, b2.weight, b2.admin), (80, 100, Admin::Active));
+    assert_eq!(
+        (config.services[1].mode, config.services[1].backends.len()),
+        (Mode::L2, 0)
+    );
+}
+
+#[test]
+fn what_is_not_said_has_a_default() {
+    let config = parse(Path::new("t.toml"), SMALL).unwrap().config;
+    assert_eq!(config.state_dir, Path::new("/run/tether"));
+    assert_eq!(config.bpffs, Path::new("/sys/fs/bpf/tether"));
+    assert_eq!(config.fleet_seed, None);
+    assert_eq!(config.metrics, Some("127.0.0.1:9477".parse().unwrap()));
+    let limits = Limits {
+        flows: 1_000_000,
+        services: 4_096,
+        backends: 32_768,
+        table_slots: 4_194_304,
+    };
+    assert_eq!(config.limits, limits);
+    let service = &config.services[0];
+    assert_eq!((service.table_size, service.min_healthy), (65_537, 1));
+    let check = Check {
+        kind: CheckKind::Tcp,
+        interval: Duration::from_secs(2),
+        timeout: Duration::from_secs(1),
+        fall: 3,
+        rise: 2,
+    };
+    assert_eq!(service.backends[0].check, check);
+    assert_eq!(
+        service.backends[0].check_address,
+        "10.0.1.11:80".parse().unwrap()
+    );
+}
+
+#[test]
+fn a_fast_check_has_a_timeout_no_longer_than_its_interval() {
+    let text = format!("{SMALL}[service.health]\ninterval = \"200ms\"\n");
+    let config = parse(Path::new("t.toml"), &text).unwrap().config;
+    assert_eq!(
+        config.services[0].backends[0].check.timeout,
+        Duration::from_millis(200)
+    );
+}
+
+#[test]
+fn http_asks_for_the_backends_address_unless_told_a_host() {
+    let text = format!("{SMALL}[service.health]\ntype = \"http\"\n");
+    let config = parse(Path::new("t.toml"), &text).unwrap().config;
+    let kind = CheckKind::Http {
+        path: "/".to_owned(),
+        host: "10.0.1.11".to_owned(),
+        status: vec![200..=399],
+    };
+    assert_eq!(config.services[0].backends[0].check.kind, kind);
+}
+
+#[test]
+fn each_mistake_has_its_place_object_and_remedy() {
+    for (from, to, expected) in [
+        (
+            "mode = \"ipip\"",
+            "mode = \"ipip\"\ncolour = 1",
+            r#"t.toml:7:1: service "chat": unknown key "colour"; remove it; known here are name, vip, port, mode, table_size, min_healthy, health, backend"#,
+        ),
+        (
+            "port = 80",
+            "prot = 80\nport = 80",
+            r#"t.toml:5:1: service "chat": unknown key "prot"; did you mean port?"#,
+        ),
+        (
+            "port = 80",
+            "port = 0",
+            r#"t.toml:5:8: service "chat": port is 0; give a number from 1 to 65535"#,
+        ),
+        (
+            "port = 80",
+            "port = 65536",
+            r#"t.toml:5:8: service "chat": port is 65536; give a number from 1 to 65535"#,
+        ),
+        (
+            "port = 80",
+            "port = -1",
+            r#"t.toml:5:8: service "chat": port is -1; give a number from 1 to 65535"#,
+        ),
+        (
+            "port = 80",
+            "port = \"80\"",
+            r#"t.toml:5:8: service "chat": port is a string, not a whole number; give a number from 1 to 65535"#,
+        ),
+        (
+            "port = 80\n",
+            "",
+            r#"t.toml:2:1: service "chat": port is missing; add port = 80"#,
+        ),
+        (
+            "mode = \"ipip\"",
+            "mode = \"dnat\"",
+            r#"t.toml:6:8: service "chat": mode "dnat" is not in this version; use "l2" (same layer-2 segment) or "ipip""#,
+        ),
+        (
+            "mode = \"ipip\"",
+            "mode = \"ipipp\"",
+            r#"t.toml:6:8: service "chat": unknown mode "ipipp"; did you mean "ipip"?"#,
+        ),
+        (
+            "mode = \"ipip\"",
+            "mode = \"tunnel\"",
+            r#"t.toml:6:8: service "chat": unknown mode "tunnel"; use "l2" (same layer-2 segment) or "ipip""#,
+        ),
+        (
+            "10.0.1.11",
+            "2001:db8::1",
+            r#"t.toml:9:11: backend "chat/b1": address 2001:db8::1 is IPv6, but the VIP is IPv4; give an address of the VIP's family"#,
+        ),
+        (
+            "10.0.1.11",
+            "10.0.0.1",
+            r#"t.toml:9:11: backend "chat/b1": its address is the VIP itself, so packets would come back here; give the address of the backend's own host"#,
+        ),
+        (
+            "10.0.1.11",
+            "127.0.0.1",
+            r#"t.toml:9:11: backend "chat/b1": address 127.0.0.1 is a loopback address, which never leaves a host; give a unicast address"#,
+        ),
+        (
+            "10.0.0.1",
+            "2001:db8::1",
+            r#"t.toml:4:7: service "chat": vip 2001:db8::1 is an IPv6 address, which this version does not serve; give an IPv4 address"#,
+        ),
+        (
+            "10.0.0.1",
+            "224.0.0.1",
+            r#"t.toml:4:7: service "chat": vip 224.0.0.1 is a multicast address; give a unicast address"#,
+        ),
+        (
+            "10.0.0.1",
+            "chat.example",
+            r#"t.toml:4:7: service "chat": vip is "chat.example", which is no IP address; write it like vip = "10.0.0.1""#,
+        ),
+        (
+            "name = \"b1\"",
+            "name = \"b1\"\nport = 81",
+            r#"t.toml:9:8: backend "chat/b1": port 81 differs from the service's 80, and mode ipip cannot translate ports; remove it, or set port = 80"#,
+        ),
+        (
+            "name = \"b1\"",
+            "name = \"b1\"\nweight = 1001",
+            r#"t.toml:9:10: backend "chat/b1": weight is 1001; give a number from 0 to 1000"#,
+        ),
+        (
+            "name = \"b1\"",
+            "name = \"b1\"\nadmin = \"off\"",
+            r#"t.toml:9:9: backend "chat/b1": unknown admin state "off"; use "active", "draining" or "disabled""#,
+        ),
+        (
+            "name = \"b1\"",
+            "name = \"b/1\"",
+            r#"t.toml:8:8: backend "chat/b/1": "b/1" is no name; use 1 to 63 letters, digits, dots, colons, hyphens or underscores"#,
+        ),
+        (
+            "name = \"chat\"\n",
+            "",
+            "t.toml:2:1: service number 1: name is missing; add name = \"chat\"",
+        ),
+        (
+            "interfaces = [\"eth0\"]\n",
+            "",
+            "t.toml:1:1: configuration: interfaces is missing; add interfaces = [\"eth0\"]",
+        ),
+        (
+            "[\"eth0\"]",
+            "[]",
+            "t.toml:1:14: configuration: interfaces is empty, so there is nothing to attach to; name at least one interface",
+        ),
+        (
+            "[\"eth0\"]",
+            "[\"eth0\", \"eth0\"]",
+            "t.toml:1:23: configuration: interface \"eth0\" is named twice; remove one of them",
+        ),
+        (
+            "[\"eth0\"]",
+            "[\"eth0\", 1]",
+            "t.toml:1:23: configuration: interfaces contains a whole number; write names only, like interfaces = [\"eth0\"]",
+        ),
+        (
+            "[\"eth0\"]",
+            "[\"../eth0\"]",
+            "t.toml:1:15: configuration: \"../eth0\" is no name of an interface; give a name as `ip link` shows it, at most 15 characters",
+        ),
+        (
+            "[\"eth0\"]",
+            "[\"eth0\"]\nstate_dir = \"run\"",
+            "t.toml:2:13: configuration: state_dir is \"run\", which is no absolute path; begin it with /",
+        ),
+        (
+            "[\"eth0\"]",
+            "[\"eth0\"]\nfleet_seed = \"\"",
+            "t.toml:2:14: configuration: fleet_seed is empty; give a secret text, the same on every load balancer of the fleet, or remove the key to have one made up",
+        ),
+        (
+            "[\"eth0\"]",
+            "[\"eth0\"]\nmetrics.listen = \"9477\"",
+            "t.toml:2:18: metrics: listen is \"9477\", which is no address and port; write it like \"127.0.0.1:9477\" or \"[::1]:9477\", or \"off\"",
+        ),
+        (
+            "[\"eth0\"]",
+            "[\"eth0\"]\nlimits.flows = 0",
+            "t.toml:2:16: limits: flows is 0; give a number from 1 to 1000000000",
+        ),
+        (
+            "[\"eth0\"]",
+            "[\"eth0\"]\nlimits.services = 99999999999999999999",
+            "t.toml:2:19: limits: services is 9223372036854775807; give a number from 2 to 65536",
+        ),
+        (
+            "[\"eth0\"]",
+            "[\"eth0\"]\nlimits = 1",
+            "t.toml:2:10: configuration: limits is a whole number, not a table; write it like limits = { … }",
+        ),
+    ] {
+        assert_eq!(error_of(from, to), expected);
+    }
+}
+
+#[test]
+fn each_mistake_in_a_check_has_its_place_object_and_remedy() {
+    for (line, expected) in [
+        (
+            "type = \"grpc\"",
+            r#"unknown type "grpc"; use "tcp" or "http""#,
+        ),
+        (
+            "path = \"/\"",
+            r#"path belongs to checks of type "http"; set type = "http", or remove path"#,
+        ),
+        (
+            "host = \"a\"",
+            r#"host belongs to checks of type "http"; set type = "http", or remove host"#,
+        ),
+        (
+            "status = [200]",
+            r#"status belongs to checks of type "http"; set type = "http", or remove status"#,
+        ),
+        (
+            "interval = \"2\"",
+            r#"interval is "2", which is no duration; write a whole number and a unit: "500ms", "2s", "1m", "1h""#,
+        ),
+        (
+            "interval = \"2h\"",
+            "interval is 2h; give a duration from 10ms to 1h",
+        ),
+        (
+            "interval = 2",
+            "interval is a whole number, not a string; write it like interval = \"2s\"",
+        ),
+        (
+            "timeout = \"3s\"",
+            "timeout is longer than interval, so checks would overlap; lower timeout or raise interval",
+        ),
+        ("fall = 0", "fall is 0; give a number from 1 to 100"),
+        ("port = 0", "port is 0; give a number from 1 to 65535"),
+        (
+            "type = \"http\"\npath = \"health\"",
+            "path is \"health\"; begin it with / and encode blanks (%20)",
+        ),
+        (
+            "type = \"http\"\nhost = \"a b\"",
+            "host is \"a b\"; give a host name, or remove the key to use the backend's address",
+        ),
+        (
+            "type = \"http\"\nstatus = [99]",
+            "status 99 does not exist; list codes from 100 to 599, or ranges like \"200-299\"",
+        ),
+        (
+            "type = \"http\"\nstatus = [\"300-200\"]",
+            "status \"300-200\" is no range; list codes from 100 to 599, or ranges like \"200-299\"",
+        ),
+        (
+            "type = \"http\"\nstatus = []",
+            "status is empty, so no answer would be a yes; list codes from 100 to 599, or ranges like \"200-299\"",
+        ),
+    ] {
+        let errors = errors(&format!("{SMALL}[service.health]\n{line}\n"));
+        assert_eq!(errors.len(), 1, "{errors:#?}");
+        let number = 10 + line.lines().count();
+        let column = 1 + line.lines().last().unwrap().find("= ").unwrap() + 2;
+        // An element of a list is where the mistake is, if there is one.
+        let place = errors[0]
+            .strip_prefix(&format!("t.toml:{number}:"))
+            .unwrap();
+        let (at, rest) = place.split_once(": ").unwrap();
+        let at: usize = at.parse().unwrap();
+        assert!(
+            at == column || (at == column + 1 && line.contains('[')),
+            "{}",
+            errors[0]
+        );
+        assert_eq!(rest, format!("health of service \"chat\": {expected}"));
+    }
+}
+
+#[test]
+fn all_mistakes_are_reported_in_their_order() {
+    let text = r#"interfaces = []
+colour = 1
+[[service]]
+name = "a"
+vip = "10.0.0.1"
+port = 0
+mode = "nat"
+[[service.backend]]
+name = "b1"
+address = "::1"
+wieght = 1
+[[service.backend]]
+name = "b1"
+address = "10.0.1.1"
+[[service]]
+name = "a"
+vip = "10.0.0.1"
+port = 80
+mode = "l2"
+[[service]]
+name = "c"
+vip = "10.0.0.1"
+port = 80
+mode = "l2"
+[[service.backend]]
+name = "b1"
+address = "10.0.1.1"
+[[service.backend]]
+name = "b2"
+address = "10.0.1.1"
+"#;
+    let places: Vec<String> = errors(text)
+        .iter()
+        .map(|error| error.split(": ").take(2).collect::<Vec<_>>().join(" "))
+        .collect();
+    assert_eq!(
+        places,
+        [
+            "t.toml:1:14 configuration",
+            "t.toml:2:1 configuration",
+            "t.toml:6:8 service \"a\"",
+            "t.toml:7:8 service \"a\"",
+            "t.toml:10:11 backend \"a/b1\"",
+            "t.toml:11:1 backend \"a/b1\"",
+            "t.toml:13:8 backend \"a/b1\"",
+            "t.toml:16:8 service \"a\"",
+            "t.toml:22:7 service \"c\"",
+            "t.toml:30:11 backend \"c/b2\"",
+        ]
+    );
+}
+
+#[test]
+fn a_duplicate_vip_and_port_names_its_holder() {
+    let text = format!(
+        "{SMALL}{}",
+        SMALL
+            .split_once('\n')
+            .unwrap()
+            .1
+            .replace("\"chat\"", "\"other\"")
+    );
+    assert_eq!(
+        errors(&text),
+        [
+            r#"t.toml:12:7: service "other": 10.0.0.1:80 is service "chat"'s already; give each service a VIP and port of its own"#
+        ]
+    );
+}
+
+#[test]
+fn a_table_too_small_is_refused_and_one_that_is_coarse_is_warned_of() {
+    let backends: String = (0..10)
+        .map(|n| format!("[[service.backend]]\nname = \"n{n}\"\naddress = \"10.0.2.{n}\"\n"))
+        .collect();
+    let with = |size| {
+        format!(
+            "{}{backends}",
+            SMALL.replace("mode", &format!("table_size = {size}\nmode"))
+        )
+    };
+    assert_eq!(
+        errors(&with(690)),
+        [
+            r#"t.toml:6:14: service "chat": table_size 691 is 13 too few for 11 backends, which need 64 slots each; set table_size = 1100"#
+        ]
+    );
+    assert_eq!(
+        warnings(&with(705)),
+        [
+            r#"t.toml:6:14: service "chat": table_size 709 gives 11 backends fewer than 100 slots each, so their shares are coarse; set table_size = 1100"#
+        ]
+    );
+    assert_eq!(warnings(&with(1100)), [] as [&str; 0]);
+}
+
+#[test]
+fn limits_that_are_too_low_say_by_how_much() {
+    let with = |line: &str| {
+        let text = SMALL.replacen('\n', &format!("\nlimits.{line}\n"), 1);
+        let text = text.replace("port = 80", "port = 80\ntable_size = 100");
+        let second = text
+            .split_once("[[service]]")
+            .unwrap()
+            .1
+            .replace("chat", "more")
+            .replace("10.0.0.1", "10.0.0.2");
+        errors(&format!("{text}[[service]]{second}"))
+    };
+    const REMEDY: &str =
+        "or more in [limits], then run `tether cleanup` so that the maps are made anew";
+    assert_eq!(
+        with("services = 2"),
+        [format!(
+            "t.toml:2:19: limits: services is 2, 1 too few for 2 services, for number 0 is not used; set services = 3 {REMEDY}"
+        )]
+    );
+    assert_eq!(
+        with("backends = 2"),
+        [format!(
+            "t.toml:2:19: limits: backends is 2, 1 too few for 2 backends, for number 0 is not used; set backends = 3 {REMEDY}"
+        )]
+    );
+    assert_eq!(
+        with("table_slots = 300"),
+        [format!(
+            "t.toml:2:22: limits: table_slots is 300, 3 too few for tables of 202 slots in all and room to write the largest anew beside them; set table_slots = 303 {REMEDY}"
+        )]
+    );
+}
+
+#[test]
+fn what_is_odd_but_legal_is_warned_of() {
+    let head = "interfaces = [\"eth0\"]\n";
+    assert_eq!(
+        warnings(head),
+        [
+            "t.toml:1:1: configuration: there is no service, so every packet passes to the host; add a [[service]]"
+        ]
+    );
+    assert_eq!(
+        warnings(&SMALL[..SMALL.find("[[service.backend]]").unwrap()]),
+        [
+            "t.toml:2:1: service \"chat\": it has no backend, so every connection to it is refused or dropped; add a [[service.backend]]"
+        ]
+    );
+    assert_eq!(
+        warnings(&SMALL.replace("mode", "min_healthy = 2\nmode")),
+        [
+            "t.toml:6:15: service \"chat\": min_healthy is 2, but there are only 1 backends, so it is always in fail-open; lower it"
+        ]
+    );
+    assert_eq!(
+        warnings(&SMALL.replacen('\n', "\nfleet_seed = \"short\"\n", 1)),
+        [
+            "t.toml:2:14: configuration: fleet_seed is short, and who guesses it can aim flows at one backend; give at least 16 characters, for example from `openssl rand -hex 16`"
+        ]
+    );
+}
+
+#[test]
+fn broken_syntax_has_a_place_too() {
+    let errors = errors("interfaces = [\"eth0\"]\nstate_dir = \n");
+    assert_eq!(errors.len(), 1, "{errors:#?}");
+    assert!(errors[0].starts_with("t.toml:2:"), "{}", errors[0]);
+    assert!(
+        errors[0].contains(": configuration: this is not TOML: "),
+        "{}",
+        errors[0]
+    );
+}
+
+#[test]
+fn a_key_given_twice_is_not_toml() {
+    let errors = errors(&SMALL.replace("port = 80", "port = 80\nport = 81"));
+    assert_eq!(errors.len(), 1, "{errors:#?}");
+    assert!(
+        errors[0].starts_with("t.toml:6:1: configuration: this is not TOML: "),
+        "{}",
+        errors[0]
+    );
+}
+
+#[test]
+fn an_unreadable_file_is_named() {
+    let error = load(Path::new("/nonexistent/tether.toml"))
+        .unwrap_err()
+        .to_string();
+    assert_eq!(
+        error,
+        "/nonexistent/tether.toml:1:1: configuration: cannot be read: No such file or directory (os error 2); name a readable file of UTF-8 text with --config"
+    );
+}
+
+#[test]
+fn columns_count_characters_not_bytes() {
+    let text = SMALL.replace(
+        "name = \"b1\"",
+        "name = \"b1\"\nextra = { \"ümläut\" = 1, weight = 1 }",
+    );
+    assert_eq!(errors(&text).len(), 1);
+    let text = SMALL.replace(
+        "[[service.backend]]\nname",
+        "[[service.backend]]\n\"ü\" = 1\nname",
+    );
+    let error = &errors(&text)[0];
+    assert!(error.starts_with("t.toml:8:1: "), "{error}");
+    let text = SMALL.replace("[\"eth0\"]", "[\"ü\", 1]");
+    let error = &errors(&text)[0];
+    assert!(error.starts_with("t.toml:1:20: "), "{error}");
+}

@@ -1,0 +1,689 @@
+//! Random lives of an instance against maps in memory: configurations, verdicts, next hops, flows that begin and end, time, drift,
+//! restarts, and deaths in the middle of a plan. What the data path relies on is checked after every single operation.
+
+use std::{
+    collections::{BTreeSet, HashMap},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::Duration,
+};
+
+use lb_common::{
+    backend::{BackendState, Mode, NextHop, Serving},
+    clock::Tick,
+    maglev::{PICK_ATTEMPTS, TableRef, client_word, slot_index},
+    vip::{VipEntry, WAYS, homes},
+};
+use lb_userspace::{
+    config::{Backend, Config, Limits, Service},
+    dataplane::maps::{Capacity, Maps},
+    flows::{Census, Counts},
+    model::{Admin, BackendName, Check, CheckKind, Health, HealthReport, NextHopReport},
+    plan::{Operation, Plan},
+    reconcile::State,
+};
+use proptest::prelude::*;
+
+const SEED: [u64; 4] = [11, 22, 33, 44];
+/// Few, so that ids and room run out now and then.
+const LIMITS: Limits = Limits {
+    flows: 100,
+    services: 5,
+    backends: 20,
+    table_slots: 1_500,
+};
+const SERVICES: usize = 4;
+const BACKENDS: usize = 4;
+
+/// What may happen.
+#[derive(Clone, Debug)]
+enum Event {
+    Reload(Vec<Option<ServicePlan>>),
+    Verdict(usize, usize, Health),
+    NextHop(usize, usize, Option<u8>),
+    Drain(usize, usize),
+    Undrain(usize, usize),
+    Open(usize, u16),
+    End(usize),
+    Scan,
+    Pass(u32),
+    Drift(Drift),
+    Restart,
+    /// The daemon dies after so many operations of its next plan, and another starts.
+    Die(usize),
+}
+
+#[derive(Clone, Debug)]
+enum Drift {
+    State(u32, Serving),
+    Vip(u32, usize),
+    Slot(u32),
+}
+
+/// A service as a test wants it; its VIP and port are those of its number.
+#[derive(Clone, Debug)]
+struct ServicePlan {
+    renamed: bool,
+    ipip: bool,
+    size: u32,
+    min_healthy: u32,
+    backends: Vec<Option<BackendPlan>>,
+}
+
+#[derive(Clone, Debug)]
+struct BackendPlan {
+    moved: bool,
+    weight: u16,
+    admin: Admin,
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let (s, b) = (0..SERVICES, 0..BACKENDS);
+    let health = prop::sample::select(vec![Health::Up, Health::Up, Health::Refusing, Health::Down]);
+    let serving = prop::sample::select(vec![Serving::None, Serving::ExistingOnly, Serving::New]);
+    let drift = prop_oneof![
+        (1..LIMITS.backends, serving).prop_map(|(id, serving)| Drift::State(id, serving)),
+        (0u32..8, 0..WAYS).prop_map(|(bucket, way)| Drift::Vip(bucket, way)),
+        (0..LIMITS.table_slots).prop_map(Drift::Slot),
+    ];
+    prop_oneof![
+        3 => prop::collection::vec(prop::option::weighted(0.7, service()), SERVICES).prop_map(Event::Reload),
+        8 => (s.clone(), b.clone(), health).prop_map(|(s, b, health)| Event::Verdict(s, b, health)),
+        3 => (s.clone(), b.clone(), prop::option::weighted(0.8, any::<u8>())).prop_map(|(s, b, mac)| Event::NextHop(s, b, mac)),
+        1 => (s.clone(), b.clone()).prop_map(|(s, b)| Event::Drain(s, b)),
+        1 => (s.clone(), b).prop_map(|(s, b)| Event::Undrain(s, b)),
+        8 => (s, any::<u16>()).prop_map(|(s, port)| Event::Open(s, port)),
+        4 => any::<prop::sample::Index>().prop_map(|index| Event::End(index.index(1 << 20))),
+        10 => Just(Event::Scan),
+        2 => prop_oneof![1u32..20, 100u32..400].prop_map(Event::Pass),
+        1 => drift.prop_map(Event::Drift),
+        1 => Just(Event::Restart),
+        1 => (0usize..30).prop_map(Event::Die),
+    ]
+}
+
+fn service() -> impl Strategy<Value = ServicePlan> {
+    let admin = prop::sample::select(vec![
+        Admin::Active,
+        Admin::Active,
+        Admin::Active,
+        Admin::Draining,
+        Admin::Disabled,
+    ]);
+    let backend = (
+        prop::bool::weighted(0.2),
+        prop::sample::select(vec![0, 1, 100, 100]),
+        admin,
+    )
+        .prop_map(|(moved, weight, admin)| BackendPlan {
+            moved,
+            weight,
+            admin,
+        });
+    let backends = prop::collection::vec(prop::option::weighted(0.8, backend), BACKENDS);
+    let size = prop::sample::select(vec![257, 257, 293]);
+    (
+        prop::bool::weighted(0.1),
+        prop::bool::weighted(0.8),
+        size,
+        0u32..3,
+        backends,
+    )
+        .prop_map(|(renamed, ipip, size, min_healthy, backends)| ServicePlan {
+            renamed,
+            ipip,
+            size,
+            min_healthy,
+            backends,
+        })
+}
+
+fn endpoint(service: usize) -> (Ipv4Addr, u16) {
+    (
+        Ipv4Addr::new(10, 0, 0, 1 + service as u8 / 2),
+        80 + service as u16 % 2,
+    )
+}
+
+fn config(services: &[Option<ServicePlan>], state_dir: PathBuf) -> Config {
+    let services = services.iter().enumerate().filter_map(|(n, plan)| {
+        let plan = plan.as_ref()?;
+        let (vip, port) = endpoint(n);
+        let backends = plan.backends.iter().enumerate().filter_map(|(b, backend)| {
+            let backend = backend.as_ref()?;
+            let address = Ipv4Addr::new(10, 1 + u8::from(backend.moved), n as u8, b as u8);
+            Some(Backend {
+                name: format!("b{b}"),
+                address,
+                port,
+                weight: backend.weight,
+                admin: backend.admin,
+                check: Check {
+                    kind: CheckKind::Tcp,
+                    interval: Duration::from_secs(1),
+                    timeout: Duration::from_secs(1),
+                    fall: 1,
+                    rise: 1,
+                },
+                check_address: SocketAddr::from((address, port)),
+            })
+        });
+        Some(Service {
+            name: format!("{}{n}", if plan.renamed { "renamed" } else { "service" }),
+            vip,
+            port,
+            mode: if plan.ipip { Mode::Ipip } else { Mode::L2 },
+            table_size: plan.size,
+            min_healthy: plan.min_healthy,
+            backends: backends.collect(),
+        })
+    });
+    Config {
+        path: "model.toml".into(),
+        interfaces: vec!["eth0".to_owned()],
+        services: services.collect(),
+        bpffs: "/sys/fs/bpf/model".into(),
+        fleet_seed: None,
+        metrics: None,
+        limits: LIMITS,
+        state_dir,
+    }
+}
+
+/// A directory that goes with its owner.
+struct Directory(PathBuf);
+
+impl Directory {
+    fn new() -> Self {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!(
+            "tether-model-{}-{}",
+            std::process::id(),
+            NEXT.fetch_add(1, Ordering::Relaxed)
+        );
+        Self(std::env::temp_dir().join(name))
+    }
+}
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.0) {
+            assert_eq!(
+                error.kind(),
+                std::io::ErrorKind::NotFound,
+                "{}: {error}",
+                self.0.display()
+            );
+        }
+    }
+}
+
+/// A flow that was given a backend.
+#[derive(Clone, Debug)]
+struct Flow {
+    service: u16,
+    vip: (Ipv4Addr, u16),
+    backend: (u32, u8),
+    identity: u64,
+}
+
+/// What packets that began before the next grace period may still read.
+#[derive(Default)]
+struct Readable {
+    tables: Vec<TableRef>,
+    hops: BTreeSet<(u32, usize)>,
+}
+
+struct World {
+    maps: Arc<Maps>,
+    state: State,
+    directory: Directory,
+    config: Config,
+    flows: Vec<Flow>,
+    scans: u64,
+    now: Tick,
+    now_ms: u64,
+    readable: Readable,
+    /// Identity and number of each backend with flows: they must stay together.
+    numbers: HashMap<u64, (u32, u8)>,
+}
+
+impl World {
+    fn new() -> Self {
+        let directory = Directory::new();
+        let capacity = Capacity::for_flows(
+            LIMITS.flows,
+            LIMITS.services,
+            LIMITS.backends,
+            LIMITS.table_slots,
+            1,
+        );
+        let maps = Arc::new(Maps::in_memory(capacity).unwrap());
+        let config = config(&[], directory.0.clone());
+        let now = Tick(1_000_000);
+        let census = Arc::new(census(&[], 0, now));
+        let state = State::adopt(Arc::clone(&maps), SEED, config.clone(), census, now).unwrap();
+        Self {
+            maps,
+            state,
+            directory,
+            config,
+            flows: Vec::new(),
+            scans: 0,
+            now,
+            now_ms: 0,
+            readable: Readable::default(),
+            numbers: HashMap::new(),
+        }
+    }
+
+    fn happen(&mut self, event: &Event) {
+        self.now_ms += 100;
+        match event {
+            Event::Reload(services) => {
+                self.config = config(services, self.directory.0.clone());
+                self.state.reload(self.config.clone()).unwrap();
+            }
+            Event::Verdict(service, backend, health) => {
+                if let Some((name, address)) = self.named(*service, *backend) {
+                    let report = HealthReport {
+                        name,
+                        address,
+                        health: *health,
+                        last_error: None,
+                    };
+                    self.state.heard(report, self.now_ms);
+                }
+            }
+            Event::NextHop(service, backend, mac) => {
+                if let Some((_, address)) = self.named(*service, *backend) {
+                    let next_hop = mac.map(|last| NextHop {
+                        destination: [2, 0, 0, 0, 0, last],
+                        ifindex: 1,
+                        outer_source: 0x0a00_0001,
+                        mtu: 1500,
+                        ..NextHop::default()
+                    });
+                    let address: IpAddr = address.ip();
+                    self.state.next_hop(NextHopReport { address, next_hop });
+                }
+            }
+            Event::Drain(service, backend) => {
+                if let Some((name, _)) = self.named(*service, *backend) {
+                    self.state.drain(&name).unwrap();
+                }
+            }
+            Event::Undrain(service, backend) => {
+                if let Some((name, _)) = self.named(*service, *backend) {
+                    let active = self.config.services.iter().any(|service| {
+                        service.name == name.service
+                            && service.backends.iter().any(|backend| {
+                                backend.name == name.backend && backend.admin == Admin::Active
+                            })
+                    });
+                    assert_eq!(self.state.undrain(&name).is_ok(), active);
+                }
+            }
+            Event::Open(service, port) => self.open(*service, *port),
+            Event::End(flow) => {
+                if !self.flows.is_empty() {
+                    self.flows.swap_remove(flow % self.flows.len());
+                }
+            }
+            Event::Scan => {
+                self.scans += 1;
+                let census = census(&self.flows, self.scans, self.now);
+                self.state.counted(Arc::new(census));
+            }
+            Event::Pass(ticks) => self.now = self.now.later(*ticks),
+            Event::Drift(drift) => {
+                self.drift(drift);
+                self.state.observe(self.now);
+            }
+            Event::Restart => self.restart(),
+            Event::Die(after) => {
+                let plan = self.state.plan(self.now);
+                for operation in plan.operations.iter().take(*after) {
+                    self.apply(operation);
+                }
+                self.restart();
+            }
+        }
+    }
+
+    /// Name and checked address of a backend as configured.
+    fn named(&self, service: usize, backend: usize) -> Option<(BackendName, SocketAddr)> {
+        let (vip, port) = endpoint(service);
+        let service = self
+            .config
+            .services
+            .iter()
+            .find(|s| (s.vip, s.port) == (vip, port))?;
+        let name = format!("b{backend}");
+        let backend = service.backends.iter().find(|b| b.name == name)?;
+        let service = service.name.clone();
+        Some((
+            BackendName {
+                service,
+                backend: name,
+            },
+            backend.check_address,
+        ))
+    }
+
+    fn restart(&mut self) {
+        // Adoption begins with a grace period.
+        self.readable = Readable::default();
+        let census = Arc::new(census(&self.flows, 0, self.now));
+        self.scans = 0;
+        let (maps, config) = (Arc::clone(&self.maps), self.config.clone());
+        self.state = State::adopt(maps, SEED, config, census, self.now).unwrap();
+    }
+
+    /// Somebody else writes to the maps, but nothing that a flow rests on.
+    fn drift(&mut self, drift: &Drift) {
+        match *drift {
+            Drift::State(id, serving) => {
+                let state = self.maps.state(id);
+                if let Some(mode) = state.mode() {
+                    let generation = state.generation();
+                    let state =
+                        BackendState::new(generation, serving, mode, state.hop() as u8, false);
+                    self.maps.set_state(id, state);
+                }
+            }
+            Drift::Vip(bucket, way) => self.maps.set_vip(bucket, way, VipEntry::default()),
+            Drift::Slot(index) => self.maps.tables.word(index, 0).store(0, Ordering::SeqCst),
+        }
+    }
+
+    /// A client connects: what the data path does with its SYN.
+    fn open(&mut self, service: usize, port: u16) {
+        let vip = endpoint(service);
+        let Some(service) = look_up(&self.maps, vip) else {
+            return;
+        };
+        let entry = self.maps.services.get(u32::from(service));
+        let table = TableRef(entry.table);
+        if table.size() == 0 {
+            return;
+        }
+        let client = client_word(0x0b00_0001, port);
+        for attempt in 0..PICK_ATTEMPTS {
+            let index = table.offset() + slot_index(client, &entry.seed, attempt, table.size());
+            let id = self.maps.tables.get(index).current();
+            if id == 0 {
+                continue;
+            }
+            let state = self.maps.state(id);
+            if state.serving() == Serving::New {
+                let identity = self.maps.backends.get(id).identity;
+                let backend = (id, state.generation());
+                let before = self.numbers.insert(identity, backend);
+                let has_flows = self.flows.iter().any(|flow| flow.identity == identity);
+                assert!(
+                    before.is_none() || before == Some(backend) || !has_flows,
+                    "two numbers for one backend"
+                );
+                self.flows.push(Flow {
+                    service,
+                    vip,
+                    backend,
+                    identity,
+                });
+                return;
+            }
+        }
+    }
+
+    /// Plans and applies, as the loop does.
+    fn converge(&mut self) {
+        let plan = self.state.plan(self.now);
+        for operation in &plan.operations {
+            self.apply(operation);
+        }
+        self.state.applied(&plan, self.now);
+        if plan.deferred.is_empty() {
+            self.check_converged(&plan);
+        }
+        if self.state.is_settling() {
+            self.readable = Readable::default();
+            self.state.settled(self.scans);
+        }
+    }
+
+    fn apply(&mut self, operation: &Operation) {
+        self.check_nobody_reads(operation);
+        operation.apply(&self.maps, &|| {});
+        if matches!(operation, Operation::Grace) {
+            self.readable = Readable::default();
+        }
+        self.check_invariants(operation);
+    }
+
+    /// What packets under way may read is not written, and what they read from now on is noted.
+    fn check_nobody_reads(&mut self, operation: &Operation) {
+        let overlaps = |a: &TableRef, b: &TableRef| {
+            a.size() > 0
+                && b.size() > 0
+                && a.offset() < b.offset() + b.size()
+                && b.offset() < a.offset() + a.size()
+        };
+        let held = |service: u16| TableRef(self.maps.services.get(u32::from(service)).table);
+        match operation {
+            Operation::WriteTable { from, to, .. } if from != to => {
+                for service in 1..LIMITS.services as u16 {
+                    assert!(
+                        !overlaps(to, &held(service)),
+                        "{operation}: in use by service {service}"
+                    );
+                }
+                for table in &self.readable.tables {
+                    assert!(!overlaps(to, table), "{operation}: may still be read");
+                }
+            }
+            Operation::NameTable { service: id, .. }
+            | Operation::WriteService { id, .. }
+            | Operation::ClearService { id } => {
+                let table = held(*id);
+                self.readable.tables.push(table);
+            }
+            Operation::SetHop { backend, hop, .. } => {
+                assert_ne!(
+                    self.maps.state(*backend).hop(),
+                    *hop,
+                    "{operation}: in force"
+                );
+                assert!(
+                    !self.readable.hops.contains(&(*backend, *hop)),
+                    "{operation}: may still be read"
+                );
+            }
+            Operation::SetState { backend, state } => {
+                let old = self.maps.state(*backend).hop();
+                if old != state.hop() {
+                    self.readable.hops.insert((*backend, old));
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn check_invariants(&self, operation: &Operation) {
+        let mut tables: Vec<TableRef> = Vec::new();
+        for id in 1..LIMITS.services as u16 {
+            let service = self.maps.services.get(u32::from(id));
+            if service.identity == 0 {
+                assert_eq!(
+                    service.table, 0,
+                    "{operation}: an unused service has a table"
+                );
+                continue;
+            }
+            let table = TableRef(service.table);
+            for index in table.offset()..table.offset() + table.size() {
+                let slot = self.maps.tables.get(index);
+                for backend in [slot.current(), slot.previous()] {
+                    let entry = self.maps.backends.get(backend);
+                    assert!(
+                        backend == 0 || (entry.identity != 0 && entry.service == id),
+                        "{operation}: service {id} names backend {backend}, which is not there"
+                    );
+                }
+            }
+            for other in &tables {
+                let apart = table.offset() >= other.offset() + other.size()
+                    || other.offset() >= table.offset() + table.size();
+                assert!(
+                    apart || table.size() == 0 || other.size() == 0,
+                    "{operation}: tables overlap"
+                );
+            }
+            tables.push(table);
+        }
+        for bucket in 0..self.maps.capacity.vip_buckets() {
+            for way in 0..WAYS {
+                let entry = self.maps.vip(bucket, way);
+                if entry.0 != 0 && entry.port() != 0 {
+                    let service = self.maps.services.get(u32::from(entry.value()));
+                    assert!(
+                        (service.vip, service.port) == (entry.address(), entry.port())
+                            && service.identity != 0,
+                        "{operation}: the directory names a service that is not there"
+                    );
+                }
+            }
+        }
+        for flow in &self.flows {
+            let (id, generation) = flow.backend;
+            let entry = self.maps.backends.get(id);
+            assert_eq!(
+                (entry.identity, self.maps.state(id).generation()),
+                (flow.identity, generation),
+                "{operation}: the backend of a flow is gone: {flow:?}"
+            );
+        }
+    }
+
+    /// What holds once a plan is applied whole.
+    fn check_converged(&mut self, plan: &Plan) {
+        let again = self.state.plan(self.now);
+        let shown: Vec<String> = again.operations.iter().map(ToString::to_string).collect();
+        assert!(shown.is_empty(), "a second plan: {shown:#?}");
+        assert_eq!(again.unsettled, plan.unsettled);
+        for flow in &self.flows {
+            assert_eq!(
+                look_up(&self.maps, flow.vip),
+                Some(flow.service),
+                "a flow's service is gone: {flow:?}"
+            );
+        }
+        let status = self.state.status(Vec::new(), Duration::ZERO);
+        for service in &status.services {
+            if service.removed || service.error.is_some() {
+                continue;
+            }
+            let id = look_up(&self.maps, (service.vip, service.port))
+                .expect("a wanted service is listed");
+            let table = TableRef(self.maps.services.get(u32::from(id)).table);
+            let owners: BTreeSet<u32> = (table.offset()..table.offset() + table.size())
+                .map(|index| self.maps.tables.get(index).current())
+                .filter(|&owner| owner != 0)
+                .collect();
+            let new: BTreeSet<u32> = (1..LIMITS.backends)
+                .filter(|&id| self.maps.backends.get(id).identity != 0)
+                .filter(|&backend| self.maps.backends.get(backend).service == id)
+                .filter(|&id| self.maps.state(id).serving() == Serving::New)
+                .collect();
+            assert_eq!(
+                owners, new,
+                "the table's owners are those that take new flows"
+            );
+            for backend in &service.backends {
+                let may = !backend.removed && backend.admin == Admin::Active && backend.weight > 0;
+                let takes = backend.serving == Serving::New;
+                let held = backend.health == Health::Unknown;
+                assert!(may || !takes, "{backend:?}");
+                if may && (backend.health == Health::Up || service.fail_open) {
+                    assert!(takes, "{backend:?}");
+                }
+                if may && !service.fail_open && !held {
+                    assert_eq!(takes, backend.health == Health::Up, "{backend:?}");
+                }
+            }
+        }
+    }
+
+    /// All flows end, nothing is wanted: in the end the maps are empty.
+    fn leave(&mut self) {
+        self.happen(&Event::Reload(Vec::new()));
+        self.flows.clear();
+        for _ in 0..20 {
+            self.converge();
+            self.happen(&Event::Scan);
+        }
+        self.converge();
+        for id in 0..LIMITS.services {
+            assert_eq!(
+                self.maps.services.get(id).identity,
+                0,
+                "service {id} is left"
+            );
+        }
+        for id in 0..LIMITS.backends {
+            assert_eq!(
+                self.maps.backends.get(id).identity,
+                0,
+                "backend {id} is left"
+            );
+        }
+        for bucket in 0..self.maps.capacity.vip_buckets() {
+            assert_eq!(self.maps.vips4.get(bucket).entries, [0; WAYS]);
+        }
+    }
+}
+
+/// The service that the data path finds for a VIP and port.
+fn look_up(maps: &Maps, (vip, port): (Ipv4Addr, u16)) -> Option<u16> {
+    let key = VipEntry::key(vip.to_bits(), port);
+    homes(key, maps.capacity.vip_buckets())
+        .into_iter()
+        .flat_map(|bucket| (0..WAYS).map(move |way| maps.vip(bucket, way)))
+        .find(|entry| entry.is_for(key))
+        .map(VipEntry::value)
+}
+
+fn census(flows: &[Flow], scans: u64, at: Tick) -> Census {
+    let mut by_backend: HashMap<(u32, u8), Counts> = HashMap::new();
+    let mut by_service: HashMap<u16, Counts> = HashMap::new();
+    for flow in flows {
+        by_backend.entry(flow.backend).or_default().pin += 1;
+        by_service.entry(flow.service).or_default().pin += 1;
+    }
+    Census {
+        scans,
+        at,
+        capacity: 100,
+        total: Counts::default(),
+        by_backend,
+        by_service,
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 96, max_shrink_iters: 2_000, ..ProptestConfig::default() })]
+
+    #[test]
+    fn every_operation_leaves_the_data_path_whole(events in prop::collection::vec(event(), 1..80)) {
+        let mut world = World::new();
+        for event in &events {
+            world.happen(event);
+            world.converge();
+        }
+        world.leave();
+    }
+}

@@ -1,0 +1,244 @@
+//! The programs in the kernel, and one run of them.
+
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+
+use aya::{
+    Ebpf, EbpfLoader,
+    maps::ProgramArray,
+    programs::{TestRun as _, TestRunOptions, Xdp},
+};
+use lb_common::{
+    bench::{CROWD, CROWD_LEN, POISON, POISON_LEN, UNDER_TEST},
+    hash::Seed,
+    maps::{ABI_VERSION, DECAP_PROGRAM, Instance, default},
+};
+use lb_userspace::{
+    dataplane::{kernel::Loaded, maps::Capacity},
+    objects,
+};
+use nix::{
+    sched::{CpuSet, sched_setaffinity},
+    unistd::Pid,
+};
+
+/// Interface that test packets come in by: loopback, which every network namespace has as its first.
+pub const INGRESS: u32 = 1;
+/// An interface that they do not come in by.
+pub const ELSEWHERE: u32 = 7;
+
+/// XDP actions.
+pub mod action {
+    /// A defect of a program.
+    pub const ABORTED: u32 = 0;
+    /// The packet is gone.
+    pub const DROP: u32 = 1;
+    /// The packet goes to the host.
+    pub const PASS: u32 = 2;
+    /// The packet leaves by the interface that it came in by.
+    pub const TX: u32 = 3;
+    /// The packet leaves by another interface.
+    pub const REDIRECT: u32 = 4;
+}
+
+/// A seed that is none: tests look for keys that share buckets, and find the same ones every time.
+pub const FLOW_SEED: Seed = Seed::new([
+    0x0123_4567_89ab_cdef,
+    0x9e37_79b9_7f4a_7c15,
+    0xc2b2_ae3d_27d4_eb4f,
+]);
+
+/// The load balancer's program, loaded once a process, since the kernel takes seconds to verify it.
+pub struct Tether {
+    /// Program and maps.
+    pub loaded: Loaded,
+    prepared: Prepared,
+}
+
+/// What comes of one packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The XDP action.
+    pub action: u32,
+    /// The frame afterwards.
+    pub output: Vec<u8>,
+}
+
+impl Tether {
+    /// The instance whose flow table has only a few buckets, to be had by one test at a time.
+    pub fn small() -> MutexGuard<'static, Self> {
+        static SMALL: OnceLock<Mutex<Tether>> = OnceLock::new();
+        Self::lock(&SMALL, 16)
+    }
+
+    /// The instance whose flow table has the default size, to be had by one test at a time.
+    pub fn full_size() -> MutexGuard<'static, Self> {
+        static FULL_SIZE: OnceLock<Mutex<Tether>> = OnceLock::new();
+        Self::lock(
+            &FULL_SIZE,
+            lb_common::flow::v4::buckets_for(default::FLOWS),
+        )
+    }
+
+    fn lock(cell: &'static OnceLock<Mutex<Self>>, flow_buckets: u32) -> MutexGuard<'static, Self> {
+        let lock = cell
+            .get_or_init(|| Mutex::new(Self::load(flow_buckets)))
+            .lock()
+            // A test that panicked while it had the maps leaves no harm: the next one zeroes them.
+            .unwrap_or_else(PoisonError::into_inner);
+        stay_on_one_cpu();
+        lock
+    }
+
+    fn load(flow_buckets: u32) -> Self {
+        let cpus = aya::util::nr_cpus().expect("reading the number of possible CPUs") as u32;
+        let capacity = Capacity {
+            flow_buckets,
+            services: 8,
+            backends: 64,
+            table_slots: 1_024,
+            cpus,
+        };
+        let instance = Instance {
+            abi_version: ABI_VERSION,
+            reserved: 0,
+            flow_seed: FLOW_SEED,
+            fleet_seed: [1, 2, 3, 4],
+        };
+        let loaded = Loaded::private(capacity, instance)
+            .expect("loading tether (packet tests need root and CAP_BPF)");
+        let prepared = Prepared::for_program(loaded.program());
+        Self { loaded, prepared }
+    }
+
+    /// Runs the program on a frame whose headroom is full of ones, as a driver's may be.
+    pub fn run(&self, frame: &[u8]) -> Outcome {
+        self.prepared.poisoned(frame)
+    }
+
+    /// Runs the program on a frame that has no headroom. The frame has [`CROWD_LEN`] bytes.
+    pub fn run_without_headroom(&self, frame: &[u8]) -> Outcome {
+        self.prepared.crowded(frame)
+    }
+
+    /// Runs the program on a frame and tells the action only: the quick way, for floods.
+    pub fn hit(&self, frame: &[u8]) -> u32 {
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        self.loaded
+            .program()
+            .test_run(options)
+            .expect("BPF_PROG_TEST_RUN of tether")
+            .return_value
+    }
+}
+
+/// The decapsulator.
+pub struct Decap {
+    // The program array holds the program by reference count; this keeps it loaded for as long as that.
+    _program: Ebpf,
+    prepared: Prepared,
+}
+
+impl Decap {
+    /// Loads it.
+    ///
+    /// # Panics
+    /// If the kernel refuses it.
+    pub fn load() -> Self {
+        let mut ebpf = EbpfLoader::new()
+            .load(objects::DECAP)
+            .expect("loading the decapsulator's object");
+        let program = load_program(&mut ebpf, DECAP_PROGRAM);
+        let prepared = Prepared::for_program(program);
+        Self {
+            _program: ebpf,
+            prepared,
+        }
+    }
+
+    /// Runs it on a frame whose headroom is full of ones.
+    pub fn run(&self, frame: &[u8]) -> Outcome {
+        self.prepared.poisoned(frame)
+    }
+}
+
+/// Programs that prepare a frame's surroundings and then call the program under test.
+struct Prepared {
+    ebpf: Ebpf,
+    // The array forgets its programs when the last descriptor of it is closed.
+    _under_test: ProgramArray<aya::maps::MapData>,
+}
+
+impl Prepared {
+    fn for_program(program: &Xdp) -> Self {
+        let mut ebpf = EbpfLoader::new()
+            .load(objects::BENCH)
+            .expect("loading the bench object");
+        load_program(&mut ebpf, POISON);
+        load_program(&mut ebpf, CROWD);
+        let map = ebpf.take_map(UNDER_TEST).expect("the bench object has it");
+        let mut under_test = ProgramArray::try_from(map).expect("it is a program array");
+        let fd = program.fd().expect("the program is loaded");
+        under_test.set(0, fd, 0).expect("naming the program under test");
+        Self {
+            ebpf,
+            _under_test: under_test,
+        }
+    }
+
+    fn poisoned(&self, frame: &[u8]) -> Outcome {
+        let mut input = vec![0; POISON_LEN];
+        input.extend(frame);
+        self.run(POISON, &input)
+    }
+
+    fn crowded(&self, frame: &[u8]) -> Outcome {
+        assert_eq!(frame.len(), CROWD_LEN, "what is moved is exactly this long");
+        self.run(CROWD, frame)
+    }
+
+    fn run(&self, name: &str, input: &[u8]) -> Outcome {
+        let program: &Xdp = self
+            .ebpf
+            .program(name)
+            .and_then(|program| program.try_into().ok())
+            .expect("it was loaded above");
+        let mut output = vec![0; input.len() + 256];
+        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+        let context: Vec<u8> = [0, input.len() as u32, 0, INGRESS, 0, 0]
+            .into_iter()
+            .flat_map(u32::to_ne_bytes)
+            .collect();
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(input);
+        options.data_out = Some(&mut output);
+        options.ctx_in = Some(&context);
+        let result = program
+            .test_run(options)
+            .unwrap_or_else(|error| panic!("BPF_PROG_TEST_RUN of {name}: {error}"));
+        output.truncate(result.data_size_out as usize);
+        Outcome {
+            action: result.return_value,
+            output,
+        }
+    }
+}
+
+fn load_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a Xdp {
+    let program: &mut Xdp = ebpf
+        .program_mut(name)
+        .unwrap_or_else(|| panic!("the object has no program {name}"))
+        .try_into()
+        .expect("it is an XDP program");
+    program
+        .load()
+        .unwrap_or_else(|error| panic!("the kernel refuses {name}: {error}"));
+    program
+}
+
+/// Token buckets are per CPU: a thread that moved would find another.
+fn stay_on_one_cpu() {
+    let mut cpus = CpuSet::new();
+    cpus.set(0).expect("there is a CPU 0");
+    sched_setaffinity(Pid::from_raw(0), &cpus).expect("staying on CPU 0");
+}

@@ -1,0 +1,482 @@
+//! What a test builds before it sends a packet: services, tables, backends, with fresh maps for each test.
+
+use std::{
+    cell::RefCell,
+    net::Ipv4Addr,
+    sync::{Arc, MutexGuard},
+    time::{Duration, Instant},
+};
+
+use lb_common::{
+    backend::{Backend, BackendState, Mode, NextHop, Serving, outer_checksum_base},
+    clock::{TICK_NS, Tick},
+    counters::{Counter, CpuState},
+    hash::Seed,
+    maglev::{Slot, TableRef, client_word, slot_index},
+    service::Service,
+    tcp,
+    verdict::Reason,
+    vip::{VipBucket, VipEntry, WAYS, homes},
+};
+use lb_userspace::dataplane::{
+    array::{Array, Entry},
+    maps::{self, Maps},
+};
+
+use super::{
+    check::{Change, Run},
+    frame::{Packet, checksum},
+    kernel::{ELSEWHERE, INGRESS, Tether},
+    pcap::Capture,
+};
+
+/// Address of the service that tests use if nothing else is said.
+pub const VIP: Ipv4Addr = Ipv4Addr::new(192, 0, 2, 1);
+/// Its port.
+pub const VIP_PORT: u16 = 443;
+/// Its id.
+pub const SERVICE: u16 = 1;
+/// A client that tests use if nothing else is said.
+pub const CLIENT: Client = Client(Ipv4Addr::new(198, 51, 100, 7), 40_000);
+
+/// Keys the choice of slots in all services of tests.
+const SLOT_SEED: Seed = Seed::new([11, 0x9e37_79b9_7f4a_7c15, 0xd6e8_feb8_6659_fd93]);
+
+/// A client's endpoint: address and port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Client(pub Ipv4Addr, pub u16);
+
+impl Client {
+    /// A segment without data from it to the service of [`World::new`].
+    pub fn sends(&self, flags: u8) -> Packet {
+        Packet::tcp((self.0, self.1), (VIP, VIP_PORT), flags)
+    }
+
+    /// Its first segment.
+    pub fn syn(&self) -> Packet {
+        self.sends(tcp::SYN)
+    }
+
+    /// The acknowledgement that follows [`Client::syn`].
+    pub fn ack(&self) -> Packet {
+        let next = self.syn().as_tcp().seq.wrapping_add(1);
+        self.sends(tcp::ACK).seq(next)
+    }
+}
+
+/// A backend as a test says it.
+#[derive(Clone, Copy, Debug)]
+pub struct BackendSpec {
+    id: u32,
+    mode: u64,
+    generation: u8,
+    serving: Serving,
+    resolved: bool,
+    hop: NextHop,
+}
+
+impl BackendSpec {
+    /// A backend in mode `l2` that takes new flows, on the interface that packets come in by.
+    pub fn l2(id: u32) -> Self {
+        Self::new(id, Mode::L2)
+    }
+
+    /// The same in mode `ipip`.
+    pub fn ipip(id: u32) -> Self {
+        Self::new(id, Mode::Ipip)
+    }
+
+    fn new(id: u32, mode: Mode) -> Self {
+        let outer_source = u32::from(Ipv4Addr::new(10, 255, 0, 1));
+        let hop = NextHop {
+            destination: [0x02, 0, 0, 0, 0x0b, id as u8],
+            source: [0x02, 0, 0, 0, 0x0a, id as u8],
+            ifindex: INGRESS,
+            outer_source,
+            checksum_base: outer_checksum_base(outer_source, Self::address_of(id)),
+            mtu: 1_500,
+            reserved: 0,
+        };
+        Self {
+            id,
+            mode: mode as u64,
+            generation: 0,
+            serving: Serving::New,
+            resolved: true,
+            hop,
+        }
+    }
+
+    /// Address of backend `id`, host byte order.
+    pub fn address_of(id: u32) -> u32 {
+        u32::from(Ipv4Addr::new(10, 0, 0, id as u8))
+    }
+
+    /// The same with another serving.
+    pub fn serving(mut self, serving: Serving) -> Self {
+        self.serving = serving;
+        self
+    }
+
+    /// The same as another generation of its id.
+    pub fn generation(mut self, generation: u8) -> Self {
+        self.generation = generation;
+        self
+    }
+
+    /// The same without a known neighbour.
+    pub fn unresolved(mut self) -> Self {
+        self.resolved = false;
+        self
+    }
+
+    /// The same behind an interface that packets do not come in by.
+    pub fn elsewhere(mut self) -> Self {
+        self.hop.ifindex = ELSEWHERE;
+        self
+    }
+
+    /// The same with another MTU on its way.
+    pub fn mtu(mut self, mtu: u32) -> Self {
+        self.hop.mtu = mtu;
+        self
+    }
+
+    /// The same in a mode by its number, which may be none that there is.
+    pub fn mode_code(mut self, code: u8) -> Self {
+        self.mode = u64::from(code);
+        self
+    }
+
+    fn state(&self, hop: u8) -> BackendState {
+        const MODE_SHIFT: u32 = 9;
+        let with_mode_l2 =
+            BackendState::new(self.generation, self.serving, Mode::L2, hop, self.resolved);
+        BackendState((with_mode_l2.0 & !(7 << MODE_SHIFT)) | (self.mode << MODE_SHIFT))
+    }
+
+    /// A frame as it arrives at this backend in mode `l2`.
+    pub fn l2_output(&self, input: &Packet) -> Vec<u8> {
+        self.addressed(input).bytes()
+    }
+
+    /// A frame as it arrives at this backend in mode `ipip`.
+    pub fn ipip_output(&self, input: &Packet) -> Vec<u8> {
+        let sent = self.addressed(input);
+        let bytes = sent.bytes();
+        let inner = &bytes[sent.network()..];
+        let mut outer = vec![0x45, sent.tos, 0, 0, 0, 0, 0x40, 0, 64, 4, 0, 0];
+        let length = sent.counted() as u16 - sent.network() as u16 + 20;
+        outer[2..4].copy_from_slice(&length.to_be_bytes());
+        outer.extend(self.hop.outer_source.to_be_bytes());
+        outer.extend(Self::address_of(self.id).to_be_bytes());
+        let sum = checksum(&outer);
+        outer[10..12].copy_from_slice(&sum.to_be_bytes());
+        [&bytes[..sent.network()], &outer, inner].concat()
+    }
+
+    fn addressed(&self, input: &Packet) -> Packet {
+        let sent = input.clone().macs(self.hop.destination, self.hop.source);
+        let ttl = sent.ttl - 1;
+        sent.ttl(ttl)
+    }
+}
+
+/// The RST that answers a segment: the client's own acknowledgement as its sequence number, and no ACK; or, to a segment without
+/// ACK, zero and an acknowledgement of all that it had (RFC 9293, section 3.10.7.1).
+pub fn reset_output(input: &Packet) -> Vec<u8> {
+    let asked = input.as_tcp();
+    let (seq, ack, flags) = if asked.flags & tcp::ACK != 0 {
+        (asked.ack, 0, tcp::RST)
+    } else {
+        let ends = u32::from(asked.flags & tcp::FIN != 0) + u32::from(asked.flags & tcp::SYN != 0);
+        let taken = asked.payload.len() as u32 + ends;
+        (0, asked.seq.wrapping_add(taken), tcp::RST | tcp::ACK)
+    };
+    let mut answer = Packet::tcp(
+        (input.destination, asked.destination_port),
+        (input.source, asked.source_port),
+        flags,
+    )
+    .macs(input.source_mac, input.destination_mac)
+    .seq(seq)
+    .ack(ack)
+    .with_tcp(|tcp| tcp.window = 0);
+    answer.id = 0;
+    answer.tags.clone_from(&input.tags);
+    answer.bytes()
+}
+
+/// The maps, fresh, and the program, for one test.
+pub struct World {
+    /// The maps, as memory.
+    pub maps: Arc<Maps>,
+    tether: MutexGuard<'static, Tether>,
+    capture: RefCell<Capture>,
+    next_slot: u32,
+}
+
+impl World {
+    /// A small world: [`SERVICE`] at [`VIP`] and [`VIP_PORT`], all slots of whose table are backend 1, of mode `l2`; backend 2 is
+    /// there too, and no service names it.
+    pub fn new() -> Self {
+        Self::of(Tether::small(), &[1])
+    }
+
+    /// The same with a flow table of the default size.
+    pub fn full_size() -> Self {
+        Self::of(Tether::full_size(), &[1])
+    }
+
+    /// The same as [`World::new`] with `backend` as backend 1.
+    pub fn with(backend: &BackendSpec) -> Self {
+        let world = Self::new();
+        world.backend(backend);
+        world
+    }
+
+    fn of(tether: MutexGuard<'static, Tether>, owners: &[u32]) -> Self {
+        let maps = tether.loaded.maps();
+        let mut world = Self {
+            maps,
+            tether,
+            capture: RefCell::default(),
+            next_slot: 0,
+        };
+        world.zero();
+        world.backend(&BackendSpec::l2(1));
+        world.backend(&BackendSpec::l2(2));
+        world.service(SERVICE, VIP, VIP_PORT, owners);
+        world
+    }
+
+    /// Zeroed maps are as fresh as new ones: the kernel zeroes new ones too.
+    fn zero(&self) {
+        fn clear<T: Entry>(array: &Array<T>) {
+            for index in 0..array.len() {
+                for word in 0..size_of::<T>() / 8 {
+                    array
+                        .word(index, word)
+                        .store(0, std::sync::atomic::Ordering::Relaxed);
+                }
+            }
+        }
+        let maps = &self.maps;
+        clear(&maps.flows4);
+        clear(&maps.facts4);
+        clear(&maps.tables);
+        clear(&maps.services);
+        clear(&maps.backends);
+        clear(&maps.vips4);
+        clear(&maps.counters);
+        clear(&maps.cpus);
+    }
+
+    /// Writes a backend's entry, as it is now and with its first next hop.
+    pub fn backend(&self, spec: &BackendSpec) {
+        let entry = Backend {
+            state: spec.state(0).0,
+            identity: u64::from(spec.id) << 8 | u64::from(spec.generation) | 1 << 63,
+            address: BackendSpec::address_of(spec.id),
+            port: 8_080,
+            service: SERVICE,
+            // The hop that is not in force must not be looked at.
+            hops: [
+                spec.hop,
+                NextHop {
+                    destination: [0xee; 6],
+                    source: [0xee; 6],
+                    ifindex: 999,
+                    ..NextHop::default()
+                },
+            ],
+            ..Backend::default()
+        };
+        self.maps.backends.set(spec.id, &entry);
+    }
+
+    /// Swaps a backend to its second next hop, that of `spec`.
+    pub fn second_hop(&self, spec: &BackendSpec) {
+        self.maps.set_hop(spec.id, 1, &spec.hop);
+        self.maps.set_state(spec.id, spec.state(1));
+    }
+
+    /// Makes a service, with a table of the slots' owners, unchanged for ages; without one if there are none.
+    pub fn service(&mut self, id: u16, vip: Ipv4Addr, port: u16, owners: &[u32]) {
+        let entry = Service {
+            table: 0,
+            seed: SLOT_SEED,
+            identity: u64::from(id) | 1 << 63,
+            vip: vip.into(),
+            port,
+            reserved: 0,
+            reserved_end: [0; 2],
+        };
+        self.maps.services.set(u32::from(id), &entry);
+        self.direct(VipEntry::new(vip.into(), port, id));
+        if !owners.is_empty() {
+            let long_ago = Tick(self.now().0.wrapping_sub(1 << 20));
+            let slots: Vec<Slot> = owners
+                .iter()
+                .map(|owner| Slot::new(*owner, 0, long_ago))
+                .collect();
+            self.table(id, &slots);
+        }
+    }
+
+    /// Gives a service a table of these slots.
+    pub fn table(&mut self, service: u16, slots: &[Slot]) {
+        let offset = self.next_slot;
+        self.next_slot += slots.len() as u32;
+        for (index, slot) in slots.iter().enumerate() {
+            self.maps.tables.set(offset + index as u32, slot);
+        }
+        self.maps
+            .set_table(service, TableRef::new(offset, slots.len() as u32, 1));
+    }
+
+    /// The slot of a client in a table of `size` slots.
+    pub fn slot_of(client: Client, attempt: u32, size: u32) -> usize {
+        let word = client_word(client.0.into(), client.1);
+        slot_index(word, &SLOT_SEED, attempt, size) as usize
+    }
+
+    /// Says that an address is a VIP of a service; `flags` as in [`VipEntry`].
+    pub fn vip(&self, address: Ipv4Addr, flags: u16) {
+        self.direct(VipEntry::new(address.into(), 0, flags));
+    }
+
+    /// Writes an entry of the directory of VIPs.
+    ///
+    /// # Panics
+    /// If both its buckets are full.
+    pub fn direct(&self, entry: VipEntry) {
+        let key = VipEntry::key(entry.address(), entry.port());
+        for bucket in homes(key, self.maps.capacity.vip_buckets()) {
+            for way in 0..WAYS {
+                if self.maps.vip(bucket, way) == VipEntry::default() {
+                    self.maps.set_vip(bucket, way, entry);
+                    return;
+                }
+            }
+        }
+        let buckets: Vec<VipBucket> = (0..self.maps.vips4.len())
+            .map(|bucket| self.maps.vips4.get(bucket))
+            .collect();
+        panic!("no place for {entry:?} in {buckets:?}");
+    }
+
+    /// The present tick, of which at least half a second is left, so that what follows happens in it.
+    pub fn now(&self) -> Tick {
+        const MARGIN_NS: u64 = 500_000_000;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        loop {
+            let ns = coarse_ns();
+            if ns % TICK_NS < TICK_NS - MARGIN_NS {
+                return Tick::from_ns(ns);
+            }
+            assert!(Instant::now() < deadline, "the coarse clock stands still");
+            std::thread::yield_now();
+        }
+    }
+
+    /// Makes the bucket of resets of this CPU as if one had just been paid for and nothing saved.
+    pub fn exhaust_resets(&self) {
+        self.tokens(|cpu, paid| cpu.reset_paid_ns = paid);
+    }
+
+    /// The same for adoptions.
+    pub fn exhaust_adoptions(&self) {
+        self.tokens(|cpu, paid| cpu.adoption_paid_ns = paid);
+    }
+
+    fn tokens(&self, spend: impl Fn(&mut CpuState, u64)) {
+        for cpu in 0..self.maps.cpus.len() {
+            let mut state = self.maps.cpus.get(cpu);
+            spend(&mut state, coarse_ns());
+            self.maps.cpus.set(cpu, &state);
+        }
+    }
+
+    /// Sends a packet through the program.
+    pub fn send(&self, packet: &Packet) -> Run {
+        self.send_bytes(&packet.bytes(), packet.counted())
+    }
+
+    /// Sends a frame that is no whole packet; `counted` is its length as counters are to count it.
+    pub fn send_bytes(&self, frame: &[u8], counted: u32) -> Run {
+        self.observe(frame, counted, |tether| tether.run(frame))
+    }
+
+    /// Sends a packet in a frame that has no room for another header.
+    pub fn send_without_headroom(&self, packet: &Packet) -> Run {
+        let frame = packet.bytes();
+        self.observe(&frame, packet.counted(), |tether| {
+            tether.run_without_headroom(&frame)
+        })
+    }
+
+    /// Sends a frame and tells the action only: the quick way, for floods.
+    pub fn hit(&self, frame: &[u8]) -> u32 {
+        self.tether.hit(frame)
+    }
+
+    fn observe(
+        &self,
+        frame: &[u8],
+        counted: u32,
+        run: impl FnOnce(&Tether) -> super::kernel::Outcome,
+    ) -> Run {
+        let before = self.counters();
+        let outcome = run(&self.tether);
+        let change = Change::between(&before, &self.counters(), self.maps.capacity.counters());
+        let mut capture = self.capture.borrow_mut();
+        capture.note(frame);
+        capture.note(&outcome.output);
+        Run {
+            input: frame.to_vec(),
+            counted,
+            outcome,
+            change,
+        }
+    }
+
+    fn counters(&self) -> Vec<Counter> {
+        let layout = self.maps.capacity.counters();
+        (0..layout.per_cpu())
+            .map(|offset| self.maps.counter(offset))
+            .collect()
+    }
+
+    /// Packets counted for a reason so far.
+    pub fn count_of(&self, reason: Reason) -> u64 {
+        let layout = self.maps.capacity.counters();
+        self.maps.counter(layout.reason(reason)).packets
+    }
+}
+
+impl Default for World {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Drop for World {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.capture.borrow().report();
+        }
+    }
+}
+
+/// The coarse monotonic clock, which the program reads, in nanoseconds.
+fn coarse_ns() -> u64 {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE)
+        .expect("Linux has this clock");
+    time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
+}
+
+/// The present tick, whatever is left of it.
+pub fn tick() -> Tick {
+    maps::now()
+}

@@ -1,0 +1,236 @@
+//! What a backend receives, to the byte.
+
+use lab::packet::{
+    BackendSpec, CLIENT, Client, Packet, World, dropped, forwarded,
+    frame::checksum,
+};
+use lb_common::{backend::Serving, tcp::ACK, verdict::Reason};
+
+/// Segments of all shapes that are forwarded.
+fn shapes() -> Vec<Packet> {
+    let plain = CLIENT.syn();
+    let mut every_tos: Vec<Packet> = (0..=255).map(|tos| plain.clone().tos(tos)).collect();
+    every_tos.extend([
+        plain.clone().fragment(0),
+        plain.clone().fragment(0x2000),
+        plain.clone().payload(b"data of odd length."),
+        plain.clone().tcp_options(&[1; 40]),
+        plain.clone().options(&[1; 4]),
+        plain.clone().options(&[1; 40]).tcp_options(&[1; 12]),
+        plain.clone().padded(6),
+        plain.clone().tagged(0x8100, 0x2001),
+        plain.clone().tagged(0x88a8, 0x2001).padded(2),
+        plain.clone().tagged(0x8100, 0x0fff).tagged(0x88a8, 0xffff),
+        plain
+            .clone()
+            .tagged(0x8100, 0x0fff)
+            .tagged(0x8100, 0x0001)
+            .options(&[1; 8])
+            .tos(0xb9)
+            .payload(&[0x5a; 1_400]),
+        plain.clone().payload(&[0; 1_440]),
+        plain.clone().ttl(2),
+        plain.clone().ttl(255),
+    ]);
+    every_tos
+}
+
+#[test]
+fn l2_rewrites_the_mac_addresses_and_the_ttl_and_nothing_else() {
+    let world = World::new();
+    let backend = BackendSpec::l2(1);
+    for packet in shapes() {
+        let run = world.send(&packet);
+        let reason = run.reason();
+        run.expect(&forwarded(reason, 1, backend.l2_output(&packet)));
+    }
+}
+
+#[test]
+fn ipip_puts_an_outer_header_before_the_packet_and_moves_the_tags_to_the_front() {
+    let backend = BackendSpec::ipip(1);
+    let world = World::with(&backend);
+    for packet in shapes() {
+        let run = world.send(&packet);
+        let reason = run.reason();
+        run.expect(&forwarded(reason, 1, backend.ipip_output(&packet)));
+    }
+}
+
+/// The bytes that the other tests build, here written down once.
+#[test]
+fn an_ipip_header_byte_by_byte() {
+    let backend = BackendSpec::ipip(1);
+    let world = World::with(&backend);
+    let packet = CLIENT.syn().tos(0xb9).payload(b"12345678");
+    let output = world.send(&packet).outcome.output;
+    let outer = &output[14..34];
+    assert_eq!(outer[0], 0x45);
+    assert_eq!(outer[1], 0xb9, "type of service and ECN of the inner header");
+    assert_eq!(outer[2..4], 68_u16.to_be_bytes(), "20 + 20 + 20 + 8");
+    assert_eq!(outer[4..6], [0, 0]);
+    assert_eq!(outer[6..8], [0x40, 0], "don't fragment");
+    assert_eq!(outer[8..10], [64, 4]);
+    assert_eq!(checksum(outer), 0);
+    assert_eq!(outer[12..16], [10, 255, 0, 1]);
+    assert_eq!(outer[16..20], [10, 0, 0, 1]);
+    assert_eq!(output[..12], [2, 0, 0, 0, 0x0b, 1, 2, 0, 0, 0, 0x0a, 1]);
+    assert_eq!(output[34 + 8], 63, "the inner TTL, one less");
+    assert_eq!(checksum(&output[34..54]), 0);
+    assert_eq!(output.len(), packet.bytes().len() + 20);
+}
+
+#[test]
+fn every_ttl_above_1_is_lowered_with_a_right_checksum() {
+    for backend in [BackendSpec::l2(1), BackendSpec::ipip(1)] {
+        let world = World::with(&backend);
+        let at = if world.maps.state(1).mode_code() == 2 { 34 } else { 14 };
+        for ttl in 2..=255 {
+            for id in [0, 0x7f43, 0xffff] {
+                let mut packet = CLIENT.syn().ttl(ttl);
+                packet.id = id;
+                let output = world.send(&packet).outcome.output;
+                assert_eq!(output[at + 8], ttl - 1);
+                assert_eq!(checksum(&output[at..at + 20]), 0, "TTL {ttl}, id {id:#x}");
+            }
+        }
+    }
+}
+
+#[test]
+fn a_ttl_of_0_or_1_ends_here() {
+    for backend in [BackendSpec::l2(1), BackendSpec::ipip(1)] {
+        let world = World::with(&backend);
+        for ttl in [0, 1] {
+            world
+                .send(&CLIENT.syn().ttl(ttl))
+                .expect(&dropped(Reason::TtlExpired).of_backend(1));
+        }
+    }
+}
+
+#[test]
+fn a_backend_behind_another_interface_is_reached_by_redirection() {
+    for (backend, is_ipip) in [(BackendSpec::l2(1), false), (BackendSpec::ipip(1), true)] {
+        let backend = backend.elsewhere();
+        let world = World::with(&backend);
+        let packet = CLIENT.syn();
+        let output = if is_ipip {
+            backend.ipip_output(&packet)
+        } else {
+            backend.l2_output(&packet)
+        };
+        world
+            .send(&packet)
+            .expect(&forwarded(Reason::Opened, 1, output).redirected());
+    }
+}
+
+#[test]
+fn the_state_says_which_of_two_next_hops_is_in_force() {
+    let world = World::new();
+    let (first, second) = (BackendSpec::l2(1), BackendSpec::ipip(1).mtu(9_000).elsewhere());
+    let syn = CLIENT.syn();
+    world
+        .send(&syn)
+        .expect(&forwarded(Reason::Opened, 1, first.l2_output(&syn)));
+    world.second_hop(&second);
+    world
+        .send(&syn)
+        .expect(&forwarded(Reason::Reopened, 1, second.ipip_output(&syn)).redirected());
+}
+
+#[test]
+fn an_encapsulated_packet_may_be_as_long_as_the_mtu_and_no_longer() {
+    let backend = BackendSpec::ipip(1);
+    let world = World::with(&backend);
+    // 20 bytes outer, 40 bytes inner headers.
+    let (fits, too_big) = (1_500 - 60, 1_500 - 59);
+    for packet in [CLIENT.syn(), CLIENT.syn().tagged(0x8100, 1)] {
+        let packet = packet.payload(&vec![0; fits]);
+        let run = world.send(&packet);
+        let reason = run.reason();
+        run.expect(&forwarded(reason, 1, backend.ipip_output(&packet)));
+        world
+            .send(&packet.payload(&vec![0; too_big]))
+            .expect(&dropped(Reason::TooBig).of_backend(1));
+    }
+}
+
+#[test]
+fn a_packet_that_needs_no_new_header_is_never_too_big() {
+    let world = World::with(&BackendSpec::l2(1).mtu(60));
+    let packet = CLIENT.syn().payload(&[0; 1_000]);
+    world.send(&packet).expect(&forwarded(
+        Reason::Opened,
+        1,
+        BackendSpec::l2(1).l2_output(&packet),
+    ));
+}
+
+#[test]
+fn a_frame_of_several_buffers_is_forwarded_whole() {
+    let packet = CLIENT.syn().payload(&vec![0x3c; 8_500]);
+    let l2 = BackendSpec::l2(1);
+    World::with(&l2)
+        .send(&packet)
+        .expect(&forwarded(Reason::Opened, 1, l2.l2_output(&packet)));
+    let ipip = BackendSpec::ipip(1).mtu(9_000);
+    World::with(&ipip)
+        .send(&packet)
+        .expect(&forwarded(Reason::Opened, 1, ipip.ipip_output(&packet)));
+}
+
+#[test]
+fn a_new_flow_goes_to_no_backend_without_a_neighbour() {
+    let world = World::with(&BackendSpec::l2(1).unresolved());
+    world.send(&CLIENT.syn()).expect(&dropped(Reason::Unresolved));
+    assert_eq!(world.values().len(), 0);
+}
+
+#[test]
+fn a_flow_whose_backend_has_no_neighbour_is_unresolved_and_keeps_its_backend() {
+    let world = World::new();
+    world.send(&CLIENT.syn());
+    world.send(&CLIENT.ack());
+    world.backend(&BackendSpec::l2(1).unresolved());
+    let data = CLIENT.ack().payload(b"data");
+    let unresolved = dropped(Reason::Unresolved).of_backend(1);
+    world.send(&data).expect(&unresolved);
+    // The SYN of a flow that is not answered yet, too.
+    let other = Client(CLIENT.0, 2);
+    world.backend(&BackendSpec::l2(1));
+    world.send(&other.syn());
+    world.backend(&BackendSpec::l2(1).unresolved());
+    world.send(&other.syn()).expect(&unresolved);
+
+    world.backend(&BackendSpec::l2(1).serving(Serving::ExistingOnly));
+    world.send(&data).expect(&forwarded(
+        Reason::Established,
+        1,
+        BackendSpec::l2(1).l2_output(&data),
+    ));
+}
+
+#[test]
+fn a_backend_of_no_known_mode_gets_nothing() {
+    for code in [0, 3, 7] {
+        let world = World::with(&BackendSpec::l2(1).mode_code(code));
+        world
+            .send(&CLIENT.sends(ACK))
+            .expect(&dropped(Reason::UnknownMode).of_backend(1));
+    }
+}
+
+#[test]
+fn a_frame_without_room_for_another_header_is_dropped() {
+    let packet = CLIENT.syn().payload(&[0; 128 - 54]);
+    World::with(&BackendSpec::ipip(1))
+        .send_without_headroom(&packet)
+        .expect(&dropped(Reason::NoHeadroom).of_backend(1));
+    // And it was the room that was missing, nothing else.
+    let l2 = BackendSpec::l2(1);
+    World::with(&l2)
+        .send_without_headroom(&packet)
+        .expect(&forwarded(Reason::Opened, 1, l2.l2_output(&packet)));
+}

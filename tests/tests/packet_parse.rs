@@ -1,0 +1,397 @@
+//! What is a service's packet, and what is the host's.
+
+use std::net::Ipv4Addr;
+
+use lab::packet::{
+    BackendSpec, CLIENT, Client, Packet, Transport, VIP, VIP_PORT, World, dropped, forwarded, kernel::action,
+    passed,
+};
+use lb_common::{
+    tcp::{ACK, FIN, RST, SYN},
+    verdict::{Reason, Verdict},
+    vip::VipEntry,
+};
+
+const BACKEND: fn() -> BackendSpec = || BackendSpec::l2(1);
+
+#[test]
+fn a_syn_for_the_vip_opens_a_flow() {
+    let world = World::new();
+    let syn = CLIENT.syn();
+    let expected = BACKEND().l2_output(&syn);
+    world.send(&syn).expect(&forwarded(Reason::Opened, 1, expected));
+}
+
+#[test]
+fn an_arp_request_for_the_vip_is_the_hosts() {
+    let world = World::new();
+    let mut frame = vec![0xff; 6];
+    frame.extend([2, 0, 0, 0, 0, 2, 0x08, 0x06]);
+    frame.extend([0, 1, 8, 0, 6, 4, 0, 1, 2, 0, 0, 0, 0, 2]);
+    frame.extend(CLIENT.0.octets());
+    frame.extend([0; 6]);
+    frame.extend(VIP.octets());
+    frame.extend([0; 18]);
+    world.send_bytes(&frame, 0).expect(&passed(Reason::NotIpv4));
+}
+
+#[test]
+fn ipv6_is_the_hosts() {
+    let world = World::new();
+    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x86, 0xdd];
+    frame.extend([0x60, 0, 0, 0, 0, 20, 6, 64]);
+    frame.extend([0x20; 32]);
+    frame.extend([0; 20]);
+    world.send_bytes(&frame, 0).expect(&passed(Reason::NotIpv4));
+}
+
+#[test]
+fn udp_for_the_vips_port_is_the_hosts() {
+    let world = World::new();
+    let mut udp = CLIENT.1.to_be_bytes().to_vec();
+    udp.extend(VIP_PORT.to_be_bytes());
+    udp.extend([0, 12, 0, 0, 1, 2, 3, 4]);
+    let packet = CLIENT.syn().carrying(17, &udp);
+    world
+        .send(&packet)
+        .expect(&passed(Reason::NotService).counting(0));
+}
+
+#[test]
+fn an_icmp_echo_request_for_the_vip_is_the_hosts() {
+    let world = World::new();
+    let packet = CLIENT.syn().carrying(1, &[8, 0, 0xf7, 0xff, 0, 0, 0, 0]);
+    world
+        .send(&packet)
+        .expect(&passed(Reason::NotService).counting(0));
+}
+
+#[test]
+fn another_port_of_the_vip_is_the_hosts() {
+    let world = World::new();
+    let packet = Packet::tcp((CLIENT.0, CLIENT.1), (VIP, VIP_PORT + 1), SYN);
+    world.send(&packet).expect(&passed(Reason::NotService));
+}
+
+#[test]
+fn port_0_of_the_vip_is_no_service_though_the_directory_has_an_entry_of_it() {
+    let world = World::new();
+    world.vip(VIP, 0);
+    let packet = Packet::tcp((CLIENT.0, CLIENT.1), (VIP, 0), SYN);
+    world.send(&packet).expect(&passed(Reason::NotService));
+}
+
+#[test]
+fn another_address_is_the_hosts() {
+    let world = World::new();
+    let packet = Packet::tcp((CLIENT.0, CLIENT.1), (Ipv4Addr::new(192, 0, 2, 2), VIP_PORT), ACK);
+    world.send(&packet).expect(&passed(Reason::NotService));
+}
+
+#[test]
+fn a_packet_from_the_vip_is_the_hosts() {
+    let world = World::new();
+    let packet = Packet::tcp((VIP, VIP_PORT), (CLIENT.0, CLIENT.1), SYN | ACK);
+    world.send(&packet).expect(&passed(Reason::NotService));
+}
+
+#[test]
+fn each_service_has_its_own_port_table_and_flows() {
+    let mut world = World::new();
+    world.service(2, VIP, 80, &[2]);
+    let syn = Packet::tcp((CLIENT.0, CLIENT.1), (VIP, 80), SYN);
+    let expected = forwarded(Reason::Opened, 2, BackendSpec::l2(2).l2_output(&syn)).of_service(2);
+    world.send(&syn).expect(&expected);
+    let syn = CLIENT.syn();
+    world
+        .send(&syn)
+        .expect(&forwarded(Reason::Opened, 1, BACKEND().l2_output(&syn)));
+}
+
+#[test]
+fn a_full_directory_finds_every_service() {
+    let mut world = World::new();
+    for id in 2..8 {
+        world.service(id, VIP, 8_000 + id, &[1]);
+        world.vip(Ipv4Addr::new(192, 0, 2, 10 + id as u8), 0);
+    }
+    for id in 2..8 {
+        let syn = Packet::tcp((CLIENT.0, CLIENT.1), (VIP, 8_000 + id), SYN);
+        let expected = forwarded(Reason::Opened, 1, BACKEND().l2_output(&syn)).of_service(id);
+        world.send(&syn).expect(&expected);
+    }
+}
+
+#[test]
+fn a_vlan_tag_stays_on() {
+    let world = World::new();
+    let syn = CLIENT.syn().tagged(0x8100, 0x6064);
+    world
+        .send(&syn)
+        .expect(&forwarded(Reason::Opened, 1, BACKEND().l2_output(&syn)));
+}
+
+#[test]
+fn two_vlan_tags_stay_on() {
+    let world = World::new();
+    for outer in [0x88a8, 0x8100] {
+        let client = Client(CLIENT.0, outer);
+        let syn = client.syn().tagged(0x8100, 0x0064).tagged(outer, 0xe00a);
+        world
+            .send(&syn)
+            .expect(&forwarded(Reason::Opened, 1, BACKEND().l2_output(&syn)));
+    }
+}
+
+#[test]
+fn three_vlan_tags_are_the_hosts() {
+    let world = World::new();
+    let syn = CLIENT.syn().tagged(0x8100, 1).tagged(0x8100, 2).tagged(0x8100, 3);
+    world
+        .send(&syn)
+        .expect(&passed(Reason::NotIpv4).counting(0));
+}
+
+#[test]
+fn ipv4_options_of_every_length_are_stepped_over() {
+    let world = World::new();
+    for words in 1..=10_u16 {
+        let options = vec![1; usize::from(words) * 4];
+        let syn = Client(CLIENT.0, words).syn().options(&options);
+        world
+            .send(&syn)
+            .expect(&forwarded(Reason::Opened, 1, BACKEND().l2_output(&syn)));
+    }
+}
+
+#[test]
+fn an_ipv4_header_length_below_20_is_malformed() {
+    let world = World::new();
+    let mut frame = CLIENT.syn().bytes();
+    for words in 0..5 {
+        frame[14] = 0x40 | words;
+        world
+            .send_bytes(&frame, 0)
+            .expect(&passed(Reason::Malformed));
+    }
+}
+
+#[test]
+fn an_ip_version_other_than_4_is_malformed() {
+    let world = World::new();
+    let mut frame = CLIENT.syn().bytes();
+    for version in (0..16).filter(|version| *version != 4) {
+        frame[14] = version << 4 | 5;
+        world
+            .send_bytes(&frame, 0)
+            .expect(&passed(Reason::Malformed));
+    }
+}
+
+#[test]
+fn a_tcp_data_offset_below_20_is_malformed() {
+    let world = World::new();
+    let mut frame = CLIENT.syn().payload(&[7; 40]).bytes();
+    for words in 0..5 {
+        frame[46] = words << 4;
+        world
+            .send_bytes(&frame, 0)
+            .expect(&passed(Reason::Malformed));
+    }
+}
+
+#[test]
+fn a_tcp_data_offset_beyond_the_packet_is_malformed() {
+    let world = World::new();
+    let packet = CLIENT.syn().with_tcp(|tcp| tcp.payload = vec![0; 12]);
+    let mut frame = packet.bytes();
+    frame[46] = 8 << 4;
+    let counted = packet.counted();
+    world.send_bytes(&frame, counted).expect(&forwarded(Reason::Opened, 1, {
+        let mut sent = BACKEND().l2_output(&packet);
+        sent[46] = 8 << 4;
+        sent
+    }));
+    frame[46] = 9 << 4;
+    world
+        .send_bytes(&frame, 0)
+        .expect(&passed(Reason::Malformed));
+}
+
+#[test]
+fn padding_is_no_part_of_the_packet() {
+    let world = World::new();
+    // 40 bytes of packet in the least frame that Ethernet has.
+    let syn = CLIENT.syn().padded(6);
+    world
+        .send(&syn)
+        .expect(&forwarded(Reason::Opened, 1, BACKEND().l2_output(&syn)));
+    // A closing entry tells data from none: padding that was taken for data would revive it.
+    let (ack, fin) = (CLIENT.ack().padded(6), CLIENT.ack().with_tcp(|tcp| tcp.flags = FIN | ACK));
+    for (packet, state) in [(&ack, "Young"), (&fin, "Closing"), (&ack, "Closing")] {
+        world.send(packet).expect(&forwarded(
+            Reason::Established,
+            1,
+            BACKEND().l2_output(packet),
+        ));
+        let word = format!("{:?}", world.entry(CLIENT.key()));
+        assert!(word.starts_with(state), "{word} is not {state}");
+    }
+}
+
+#[test]
+fn a_total_length_shorter_than_the_headers_is_malformed() {
+    let world = World::new();
+    for length in 0..40 {
+        world
+            .send_bytes(&CLIENT.syn().total_length(length).bytes(), 0)
+            .expect(&passed(Reason::Malformed));
+    }
+}
+
+#[test]
+fn a_total_length_beyond_the_frame_is_malformed() {
+    let world = World::new();
+    for length in [41, 1_500, u16::MAX] {
+        world
+            .send_bytes(&CLIENT.syn().total_length(length).bytes(), 0)
+            .expect(&passed(Reason::Malformed));
+    }
+}
+
+#[test]
+fn a_first_fragment_has_ports_and_is_steered() {
+    let world = World::new();
+    let syn = CLIENT.syn().fragment(0x2000);
+    world
+        .send(&syn)
+        .expect(&forwarded(Reason::Opened, 1, BACKEND().l2_output(&syn)));
+}
+
+#[test]
+fn a_later_tcp_fragment_for_a_vip_that_the_host_does_not_own_is_dropped() {
+    let world = World::new();
+    world.vip(VIP, 0);
+    for offset in [1, 0x2001, 0x1fff, 0x3fff] {
+        let fragment = CLIENT.syn().fragment(offset);
+        world
+            .send(&fragment)
+            .expect(&dropped(Reason::Fragment).of_no_service());
+    }
+}
+
+#[test]
+fn a_later_tcp_fragment_for_a_vip_that_the_host_owns_is_the_hosts() {
+    let world = World::new();
+    world.vip(VIP, VipEntry::HOST_OWNED);
+    world
+        .send(&CLIENT.syn().fragment(0x00b9))
+        .expect(&passed(Reason::NotService));
+}
+
+#[test]
+fn a_later_tcp_fragment_for_another_address_is_the_hosts() {
+    let world = World::new();
+    let fragment = Packet::tcp((CLIENT.0, 1), (Ipv4Addr::new(192, 0, 2, 2), 2), SYN).fragment(0x00b9);
+    world.send(&fragment).expect(&passed(Reason::NotService));
+}
+
+#[test]
+fn a_later_udp_fragment_for_a_vip_is_the_hosts() {
+    let world = World::new();
+    world.vip(VIP, 0);
+    let fragment = CLIENT.syn().carrying(17, &[0; 24]).fragment(0x00b9);
+    world
+        .send(&fragment)
+        .expect(&passed(Reason::NotService).counting(0));
+}
+
+#[test]
+fn a_syn_with_ack_fin_or_rst_is_dropped_and_leaves_no_entry() {
+    let world = World::new();
+    for more in [ACK, FIN, RST, ACK | FIN, ACK | RST, FIN | RST, ACK | FIN | RST] {
+        world
+            .send(&CLIENT.sends(SYN | more))
+            .expect(&dropped(Reason::BadFlags));
+    }
+    assert_eq!(world.values().len(), 0);
+}
+
+#[test]
+fn the_flags_that_say_nothing_of_a_flows_life_change_nothing() {
+    let world = World::new();
+    // PSH, URG, ECE, CWR.
+    let syn = CLIENT.sends(SYN | 0xe8);
+    world
+        .send(&syn)
+        .expect(&forwarded(Reason::Opened, 1, BACKEND().l2_output(&syn)));
+}
+
+/// Every kind of frame that another test sends whole.
+fn fixtures() -> Vec<Packet> {
+    let syn = CLIENT.syn().tcp_options(&[1; 20]).payload(b"early");
+    vec![
+        CLIENT.syn(),
+        syn.clone(),
+        syn.clone().options(&[1; 40]),
+        syn.clone().tagged(0x8100, 1),
+        syn.clone().tagged(0x8100, 1).tagged(0x88a8, 2),
+        syn.clone().tagged(0x8100, 1).tagged(0x88a8, 2).options(&[1; 12]),
+        syn.clone().fragment(0x2000),
+        syn.clone().fragment(0x00b9),
+        CLIENT.ack().payload(b"data"),
+        CLIENT.sends(RST),
+        syn.padded(9),
+        CLIENT.syn().carrying(17, &[0; 30]),
+        Packet::tcp((CLIENT.0, 1), (Ipv4Addr::new(192, 0, 2, 2), 2), SYN).payload(b"no VIP"),
+    ]
+}
+
+/// A frame that ends before its packet does is the host's, whatever its headers say: a truncated frame is the work of a broken
+/// driver or a liar, and the host counts it.
+#[test]
+fn every_truncation_of_every_fixture_passes_unchanged() {
+    for backend in [BackendSpec::l2(1), BackendSpec::ipip(1)] {
+        let world = World::with(&backend);
+        world.vip(VIP, 0);
+        for packet in fixtures() {
+            let whole = packet.bytes();
+            let end = packet.counted() as usize;
+            for length in 14..end {
+                let cut = &whole[..length];
+                let run = world.send_bytes(cut, 0);
+                let reason = run.reason();
+                let as_expected = match &packet.transport {
+                    Transport::Tcp(_) => reason == Reason::Malformed,
+                    Transport::Other { .. } => {
+                        matches!(reason, Reason::Malformed | Reason::NotService)
+                    }
+                };
+                assert!(as_expected, "{reason:?} for {length} bytes of {packet:?}");
+                run.expect(&passed(reason));
+            }
+            // What is cut off behind the packet is not missed.
+            for length in end..whole.len() {
+                let run = world.send_bytes(&whole[..length], packet.counted());
+                assert_eq!(run.reason().verdict(), Verdict::Forward, "{packet:?}");
+                assert_eq!(run.outcome.action, action::TX);
+            }
+        }
+        // The flows of the whole packets among them, and no others.
+        assert_eq!(world.values().len(), 1, "{:?}", world.values());
+    }
+}
+
+#[test]
+fn a_service_that_the_directory_names_and_that_is_beyond_the_map_is_missing() {
+    let world = World::new();
+    // The first of these would be counted as a backend, and the last as another CPU's reason.
+    let room = world.maps.capacity.services as u16;
+    for (port, id) in [(80, room), (81, room + 1), (82, 4_000)] {
+        world.direct(VipEntry::new(VIP.into(), port, id));
+        let packet = Packet::tcp((CLIENT.0, CLIENT.1), (VIP, port), SYN);
+        world
+            .send(&packet)
+            .expect(&dropped(Reason::ServiceMissing).of_no_service());
+    }
+}

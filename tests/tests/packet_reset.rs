@@ -1,0 +1,224 @@
+//! Clients of a dead backend learn of it: the RST, to the byte, and to whom none is sent.
+
+use lab::packet::{BackendSpec, CLIENT, Packet, World, answered, dropped, forwarded, world::reset_output};
+use lb_common::{
+    backend::Serving,
+    flow::word::State,
+    maps::{BURST_NS, default::RESETS_PER_SECOND},
+    tcp::{ACK, FIN, RST, SYN},
+    verdict::Reason,
+};
+
+/// A world with an established flow of [`CLIENT`] whose backend has died.
+fn dead() -> World {
+    let world = World::new();
+    world.send(&CLIENT.syn());
+    world.send(&CLIENT.ack());
+    world.backend(&BackendSpec::l2(1).serving(Serving::None));
+    world
+}
+
+#[track_caller]
+fn assert_answered(packet: &Packet) {
+    dead()
+        .send(packet)
+        .expect(&answered(Reason::BackendDead, reset_output(packet)).of_backend(1));
+}
+
+#[test]
+fn a_pure_ack_is_answered() {
+    assert_answered(&CLIENT.ack());
+}
+
+/// The bytes that the other tests build, here written down once.
+#[test]
+fn a_rst_byte_by_byte() {
+    let packet = CLIENT.ack().ack(0x0102_0304).payload(b"data").tos(0xb8);
+    let output = dead().send(&packet).outcome.output;
+    #[rustfmt::skip]
+    let expected = [
+        2, 0, 0, 0, 0, 2, 2, 0, 0, 0, 0, 1, 8, 0,
+        0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0x4e, 0x94, 192, 0, 2, 1, 198, 51, 100, 7,
+        0x01, 0xbb, 0x9c, 0x40, 1, 2, 3, 4, 0, 0, 0, 0, 0x50, 0x04, 0, 0, 0x21, 0xa3, 0, 0,
+    ];
+    assert_eq!(output, expected);
+}
+
+#[test]
+fn data_is_answered() {
+    for length in [1, 2, 3, 100, 1_460] {
+        assert_answered(&CLIENT.ack().payload(&vec![0xff; length]));
+    }
+}
+
+#[test]
+fn a_fin_is_answered() {
+    assert_answered(&CLIENT.ack().with_tcp(|tcp| tcp.flags = FIN | ACK));
+    // Without ACK: zero, and an acknowledgement of the FIN.
+    assert_answered(&CLIENT.ack().with_tcp(|tcp| tcp.flags = FIN));
+    assert_answered(&CLIENT.ack().payload(b"bye").with_tcp(|tcp| tcp.flags = FIN));
+}
+
+#[test]
+fn a_segment_without_any_flag_is_answered_with_an_acknowledgement_of_its_data() {
+    assert_answered(&CLIENT.ack().payload(b"12345").with_tcp(|tcp| tcp.flags = 0));
+}
+
+#[test]
+fn a_segment_with_options_is_answered_without() {
+    assert_answered(&CLIENT.ack().tcp_options(&[1; 12]).payload(b"data"));
+    assert_answered(&CLIENT.ack().options(&[1; 40]));
+    assert_answered(&CLIENT.ack().options(&[1; 4]).tcp_options(&[1; 40]).payload(&[0; 999]));
+    assert_answered(
+        &CLIENT
+            .ack()
+            .with_tcp(|tcp| tcp.flags = FIN)
+            .options(&[1; 8])
+            .tcp_options(&[1; 12])
+            .payload(b"odd"),
+    );
+}
+
+#[test]
+fn tags_stay_on_the_answer() {
+    assert_answered(&CLIENT.ack().tagged(0x8100, 0x6064));
+    assert_answered(&CLIENT.ack().tagged(0x8100, 0x0064).tagged(0x88a8, 0x000a).payload(b"data"));
+}
+
+#[test]
+fn a_first_fragment_and_any_ttl_are_answered() {
+    assert_answered(&CLIENT.ack().fragment(0x2000).ttl(1));
+}
+
+#[test]
+fn padding_is_cut_off_the_answer() {
+    assert_answered(&CLIENT.ack().padded(6));
+}
+
+#[test]
+fn a_frame_of_several_buffers_is_answered_by_a_short_one() {
+    assert_answered(&CLIENT.ack().payload(&vec![1; 8_500]));
+}
+
+#[test]
+fn a_rst_is_never_answered() {
+    for flags in [RST, RST | ACK, RST | FIN, RST | FIN | ACK] {
+        let packet = CLIENT.ack().with_tcp(|tcp| tcp.flags = flags);
+        dead()
+            .send(&packet)
+            .expect(&dropped(Reason::ResetToDead).of_backend(1));
+    }
+}
+
+/// Data in flight can make the first RST inexact; the client's challenge ACK draws the exact one.
+#[test]
+fn every_packet_of_a_dead_flow_is_answered_and_the_entry_stays() {
+    let world = dead();
+    let before = world.entry(CLIENT.key());
+    for _ in 0..3 {
+        let packet = CLIENT.ack().payload(b"data");
+        world
+            .send(&packet)
+            .expect(&answered(Reason::BackendDead, reset_output(&packet)).of_backend(1));
+    }
+    assert_eq!(world.entry(CLIENT.key()), before);
+}
+
+#[test]
+fn a_flow_of_a_backend_that_returns_goes_on() {
+    let world = dead();
+    world.send(&CLIENT.ack());
+    world.backend(&BackendSpec::l2(1).serving(Serving::ExistingOnly));
+    let data = CLIENT.ack().payload(b"data");
+    world.send(&data).expect(&forwarded(
+        Reason::Established,
+        1,
+        BackendSpec::l2(1).l2_output(&data),
+    ));
+}
+
+#[test]
+fn a_fin_to_a_dead_backend_closes_the_entry() {
+    let world = dead();
+    world.send(&CLIENT.ack().with_tcp(|tcp| tcp.flags = FIN | ACK));
+    assert!(world.entry(CLIENT.key()).is(State::Closing));
+}
+
+#[test]
+fn without_any_backend_an_unknown_segment_is_answered() {
+    let mut world = World::new();
+    world.table(1, &[lb_common::maglev::Slot::default(); 3]);
+    for packet in [CLIENT.ack(), CLIENT.sends(FIN), CLIENT.sends(FIN | ACK)] {
+        world.send(&packet).expect(&answered(
+            Reason::NoBackendForFlow,
+            reset_output(&packet),
+        ));
+    }
+    assert_eq!(world.values().len(), 0);
+}
+
+#[test]
+fn without_any_backend_a_rst_and_a_segment_that_says_nothing_are_dropped() {
+    let world = World::with(&BackendSpec::l2(1).serving(Serving::None));
+    for packet in [CLIENT.sends(RST), CLIENT.sends(RST | ACK), CLIENT.sends(0)] {
+        world.send(&packet).expect(&dropped(Reason::NoBackend));
+    }
+}
+
+#[test]
+fn without_any_backend_a_syn_is_dropped_so_that_the_client_tries_again() {
+    for serving in [Serving::None, Serving::ExistingOnly] {
+        let world = World::with(&BackendSpec::l2(1).serving(serving));
+        world.send(&CLIENT.sends(SYN)).expect(&dropped(Reason::NoBackend));
+        assert_eq!(world.values().len(), 0);
+    }
+}
+
+#[test]
+fn a_service_without_a_table_takes_nothing() {
+    let mut world = World::new();
+    world.service(2, lab::packet::VIP, 80, &[]);
+    let to = (lab::packet::VIP, 80);
+    let packet = |flags| Packet::tcp((CLIENT.0, CLIENT.1), to, flags);
+    world
+        .send(&packet(SYN))
+        .expect(&dropped(Reason::NoBackend).of_service(2));
+    let ack = packet(ACK);
+    let answer = answered(Reason::NoBackendForFlow, reset_output(&ack));
+    world.send(&ack).expect(&answer.of_service(2));
+}
+
+#[test]
+fn resets_beyond_their_rate_are_dropped_and_counted() {
+    let world = dead();
+    let packet = CLIENT.ack();
+    world.exhaust_resets();
+    // The coarse clock moves in steps of milliseconds, and each brings hundreds of new permissions: what was saved up is gone,
+    // and after as many as one step brings there are no more.
+    let frame = packet.bytes();
+    let started = std::time::Instant::now();
+    let hits = 100_000;
+    for _ in 0..hits {
+        world.hit(&frame);
+    }
+    let elapsed = started.elapsed();
+    let sent = world.count_of(Reason::BackendDead);
+    let limited = world.count_of(Reason::ResetLimited);
+    assert_eq!(sent + limited, hits);
+    let step_ns = 10_000_000;
+    let most = (elapsed.as_nanos() as u64 + step_ns) * RESETS_PER_SECOND / 1_000_000_000 + 1;
+    assert!(sent <= most, "{sent} sent in {elapsed:?}, at most {most} allowed");
+    assert!(limited > 0, "{hits} in {elapsed:?} is a rate below the limit: no test");
+}
+
+#[test]
+fn a_limited_reset_leaves_no_trace_but_its_counter() {
+    let world = dead();
+    let run = (0..1_000_000)
+        .map(|_| world.hit(&CLIENT.ack().bytes()))
+        .find(|action| *action == lab::packet::kernel::action::DROP);
+    assert!(run.is_some(), "never limited");
+    assert_eq!(world.count_of(Reason::ResetLimited), 1);
+    let burst = BURST_NS * RESETS_PER_SECOND / 1_000_000_000;
+    assert!(world.count_of(Reason::BackendDead) >= burst);
+}
