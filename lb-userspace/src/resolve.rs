@@ -287,3 +287,6 @@ fn complete(backend: &BackendFacts<'_>) -> Hop {
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 use lb_common::verdict::Reason;
 
 use super::{
-    registry::{BackendRecord, ServiceRecord},
+    record::{BackendRecord, ServiceRecord},
     state::State,
 };
 use crate::{

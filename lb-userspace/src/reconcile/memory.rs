@@ -103,3 +103,58 @@ impl Memory {
 pub(super) fn path(directory: &Path) -> PathBuf {
     directory.join(FILE)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn directory(test: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("tether-memory-{test}-{}", std::process::id()))
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded() {
+        let directory = directory("saved");
+        assert_eq!(Memory::load(&directory).unwrap(), Memory::default());
+        let name = BackendName {
+            service: "chat".to_owned(),
+            backend: "b1".to_owned(),
+        };
+        let endpoint = Endpoint {
+            vip: Ipv4Addr::new(10, 0, 0, 1),
+            port: 80,
+        };
+        let memory = Memory::new(
+            BTreeSet::from([name.clone()]),
+            std::iter::once((endpoint, "chat".to_owned())),
+            std::iter::once((u64::MAX, name.clone())),
+        );
+        memory.save(&directory).unwrap();
+        let loaded = Memory::load(&directory).unwrap();
+        assert_eq!(loaded, memory);
+        assert_eq!(loaded.backend(u64::MAX), Some(name));
+        assert_eq!(loaded.service(endpoint).as_deref(), Some("chat"));
+        assert_eq!(
+            fs::read_dir(&directory).unwrap().count(),
+            1,
+            "nothing is left aside"
+        );
+        fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused() {
+        let directory = directory("refused");
+        fs::create_dir_all(&directory).unwrap();
+        for text in [
+            "",
+            "{",
+            r#"{"version":2,"drained":[],"services":[],"backends":{}}"#,
+        ] {
+            fs::write(path(&directory), text).unwrap();
+            let error = Memory::load(&directory).unwrap_err();
+            assert_ne!(error.kind(), io::ErrorKind::NotFound, "{text}");
+        }
+        fs::remove_dir_all(directory).unwrap();
+    }
+}

@@ -145,19 +145,20 @@ impl State {
         }
     }
 
-    /// Takes in a verdict; `now_ms` is of any steady clock.
-    pub fn heard(&mut self, report: HealthReport, now_ms: u64) {
-        self.registry.heard(report, now_ms);
+    /// Takes in a verdict; `now_ms` is of any steady clock. False if it is no news.
+    pub fn heard(&mut self, report: HealthReport, now_ms: u64) -> bool {
+        self.registry.heard(report, now_ms)
     }
 
-    /// Takes in what was found out about the way to an address.
-    pub fn next_hop(&mut self, report: NextHopReport) {
+    /// Takes in what was found out about the way to an address. False if it is no news.
+    pub fn next_hop(&mut self, report: NextHopReport) -> bool {
         let hop = report.next_hop.map_or(Hop::Unresolved, Hop::Resolved);
         let old = self.hops.insert(report.address, hop);
         let resolved = matches!(hop, Hop::Resolved(_));
         if old.is_some_and(|old| matches!(old, Hop::Resolved(_)) != resolved) {
             tracing::info!(address = %report.address, resolved, "next hop changed");
         }
+        old != Some(hop)
     }
 
     /// Takes in the latest census.
