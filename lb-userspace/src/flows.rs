@@ -141,16 +141,3 @@ pub async fn sweep(
     }
 }
 
-impl Default for Census {
-    /// Before the first pass.
-    fn default() -> Self {
-        Self {
-            scans: 0,
-            at: Tick(0),
-            capacity: 0,
-            total: Counts::default(),
-            by_backend: HashMap::new(),
-            by_service: HashMap::new(),
-        }
-    }
-}

@@ -116,7 +116,7 @@ impl Prepared {
     /// # Errors
     /// When it refuses.
     pub fn load(mut self) -> Result<Loaded, Error> {
-        let refused = |error| refused("the XDP program")(EbpfError::ProgramError(error));
+        let refused = |error| Error::program("the XDP program", error);
         let program: &mut Xdp = self
             .ebpf
             .program_mut(names::PROGRAM)
