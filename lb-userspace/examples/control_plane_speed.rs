@@ -149,7 +149,11 @@ impl World {
                 mtu: 1_500,
                 ..NextHop::default()
             });
-            state.next_hop(NextHopReport { address, next_hop, on_link: true });
+            state.next_hop(NextHopReport {
+                address,
+                next_hop,
+                on_link: true,
+            });
         }
         let mut world = Self {
             maps,

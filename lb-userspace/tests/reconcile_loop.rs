@@ -117,6 +117,7 @@ impl Daemon {
         let report = NextHopReport {
             address: address.parse().unwrap(),
             next_hop: Some(next_hop),
+            on_link: true,
         };
         self.next_hops.send(report).await.unwrap();
     }
