@@ -4,7 +4,8 @@
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
     headers::{
-        ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_QINQ, ETHERTYPE_VLAN, IPV4_LEN, IPV4_OFFSET, PROTO_TCP, TCP_LEN, VLAN_LEN,
+        ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_QINQ, ETHERTYPE_VLAN, IPV4_LEN, IPV4_OFFSET, PROTO_TCP,
+        TCP_LEN, VLAN_LEN,
     },
     tcp,
     verdict::Reason,
@@ -65,10 +66,16 @@ pub(crate) fn parse(ctx: &XdpContext) -> Result<Parsed, Reason> {
     let mut network = ETH_LEN;
     let mut ethertype = ethernet.raw16(12);
     if is_vlan(ethertype) {
-        ethertype = frame.at(network, VLAN_LEN).ok_or(Reason::Malformed)?.raw16(2);
+        ethertype = frame
+            .at(network, VLAN_LEN)
+            .ok_or(Reason::Malformed)?
+            .raw16(2);
         network += VLAN_LEN;
         if is_vlan(ethertype) {
-            ethertype = frame.at(network, VLAN_LEN).ok_or(Reason::Malformed)?.raw16(2);
+            ethertype = frame
+                .at(network, VLAN_LEN)
+                .ok_or(Reason::Malformed)?
+                .raw16(2);
             network += VLAN_LEN;
         }
     }
@@ -87,9 +94,14 @@ pub(crate) fn parse(ctx: &XdpContext) -> Result<Parsed, Reason> {
     }
     let destination = ip.u32(16);
     if ip.raw16(6) & IPV4_OFFSET.to_be() != 0 {
-        return Ok(Parsed::Fragment { destination, bytes: network as u32 + length as u32 });
+        return Ok(Parsed::Fragment {
+            destination,
+            bytes: network as u32 + length as u32,
+        });
     }
-    let tcp = frame.at(network + transport, TCP_LEN).ok_or(Reason::Malformed)?;
+    let tcp = frame
+        .at(network + transport, TCP_LEN)
+        .ok_or(Reason::Malformed)?;
     let data = transport + (tcp.u8(12) >> 4) as usize * 4;
     if data < transport + TCP_LEN || (length as usize) < data {
         return Err(Reason::Malformed);
@@ -102,7 +114,11 @@ pub(crate) fn parse(ctx: &XdpContext) -> Result<Parsed, Reason> {
         destination,
         source_port: tcp.u16(0),
         destination_port: tcp.u16(2),
-        tcp: tcp::Segment { seq: tcp.u32(4), flags: tcp.u8(13), payload: length as usize > data },
+        tcp: tcp::Segment {
+            seq: tcp.u32(4),
+            flags: tcp.u8(13),
+            payload: length as usize > data,
+        },
     }))
 }
 

@@ -4,7 +4,7 @@ use std::net::SocketAddrV4;
 use std::time::Duration;
 
 use anyhow::Result;
-use lab::config::Config;
+use lab::config::{Config, SERVICE};
 use lab::namespace::Namespace;
 use lab::peer::backend::{Backend, PORT};
 use lab::peer::client::{Clients, Connection, Plan};
@@ -89,6 +89,29 @@ fn a_change_made_while_the_daemon_was_dead_is_applied_without_a_break() -> Resul
     assert_eq!(crowd::spread(&newcomers).get("b2"), None);
     assert_talking(&connections)?;
     assert!(crowd::spread(&connections)["b2"] > 10);
+    stage.close();
+    Ok(())
+}
+
+#[test]
+fn a_drain_outlives_a_killed_daemon() -> Result<()> {
+    let mut stage = Stage::set(Topology::new(Place::Farm), 45, |_| {})?;
+    let connections = stage
+        .clients
+        .open(100, stage.plan().talking(PACE), |_| {})?;
+    stage.tether.succeed(&["drain", &format!("{SERVICE}/b3")])?;
+    stage.tether.kill()?;
+    stage.tether.restart()?;
+    stage.tether.wait_ready()?;
+    let status = stage.tether.status()?;
+    assert_eq!(
+        status.backend("b3").map(|b| b.admin.as_str()),
+        Some("draining")
+    );
+    let newcomers = stage.clients.open(60, stage.plan(), |_| {})?;
+    assert_eq!(crowd::on(&newcomers, "b3").len(), 0);
+    assert_talking(&connections)?;
+    assert!(crowd::on(&connections, "b3").len() > 10);
     stage.close();
     Ok(())
 }

@@ -222,7 +222,8 @@ fn go_dark(stage: &Stage, connections: &[Connection], started: Instant) -> Resul
     let fate = Killed {
         held: clients.len(),
         reconnected: elsewhere(),
-        median_ms: took.get(took.len() / 2).copied(),
+        // To the microsecond: what is finer is noise.
+        median_ms: took.get(took.len() / 2).map(|ms| (ms * 1e3).round() / 1e3),
     };
     say(
         started,
