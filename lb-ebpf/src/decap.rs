@@ -116,7 +116,10 @@ fn headers(ctx: &XdpContext) -> Option<(usize, Bytes, Bytes)> {
     let inner = frame.at(network + IPV4_LEN, IPV4_LEN)?;
     let is_fragment = outer.raw16(6) & (IPV4_MF | IPV4_OFFSET).to_be() != 0;
     let is_whole = outer.u8(0) == 0x45 && outer.u8(9) == PROTO_IPIP && !is_fragment;
-    if is_whole && inner.u8(0) >> 4 == 4 && inner.u16(2) as usize + IPV4_LEN <= outer.u16(2) as usize {
+    if is_whole
+        && inner.u8(0) >> 4 == 4
+        && inner.u16(2) as usize + IPV4_LEN <= outer.u16(2) as usize
+    {
         Some((network, outer, inner))
     } else {
         None
@@ -138,7 +141,10 @@ fn carry_congestion(outer: u8, inner: Bytes) -> bool {
     let new = (old & !CE) | mark;
     let before = inner.u16(0);
     inner.set_u8(1, new);
-    inner.set_u16(10, csum::update(inner.u16(10), before, (before & 0xff00) | new as u16));
+    inner.set_u16(
+        10,
+        csum::update(inner.u16(10), before, (before & 0xff00) | new as u16),
+    );
     true
 }
 
