@@ -61,7 +61,7 @@ reasons! {
     NotIpv4 = 0, "not_ipv4", Pass, Expected;
     /// IPv4, but not for a service.
     NotService = 1, "not_service", Pass, Expected;
-    /// Shorter than its own headers say, and so not known to be for a service.
+    /// Shorter than its own headers, or these contradict each other, and so not known to be for a service.
     Malformed = 2, "malformed", Pass, Expected;
     /// Its flow's entry named the backend.
     Established = 3, "established", Forward, Expected;

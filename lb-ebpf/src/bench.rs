@@ -56,7 +56,11 @@ fn make(ctx: &XdpContext) -> Option<()> {
         scale(state, orders.flows)
     };
     let (source, source_port) = client(number);
-    let flags = if orders.kind == Kind::Opening as u32 { tcp::SYN } else { tcp::ACK };
+    let flags = if orders.kind == Kind::Opening as u32 {
+        tcp::SYN
+    } else {
+        tcp::ACK
+    };
 
     if Frame::of(ctx).at(0, FRAME_LEN + IPV4_LEN).is_some() {
         // SAFETY: a helper on the context.
@@ -72,9 +76,13 @@ fn make(ctx: &XdpContext) -> Option<()> {
     bytes.set_u16(12, ETHERTYPE_IPV4);
     bytes.set_u32(14, 0x4500_0000 | length as u32);
     bytes.set_u32(18, IPV4_DF as u32);
-    let constant = 0x4500 + length as u64 + IPV4_DF as u64 + (((TTL as u64) << 8) | PROTO_TCP as u64);
+    let constant =
+        0x4500 + length as u64 + IPV4_DF as u64 + (((TTL as u64) << 8) | PROTO_TCP as u64);
     let checksum = csum::finish(constant + csum::halves(source) + csum::halves(orders.destination));
-    bytes.set_u32(22, ((TTL as u32) << 24) | ((PROTO_TCP as u32) << 16) | checksum as u32);
+    bytes.set_u32(
+        22,
+        ((TTL as u32) << 24) | ((PROTO_TCP as u32) << 16) | checksum as u32,
+    );
     bytes.set_u32(26, source);
     bytes.set_u32(30, orders.destination);
     bytes.set_u32(34, ((source_port as u32) << 16) | orders.port);
@@ -94,7 +102,9 @@ fn floor_return(_: XdpContext) -> u32 {
 /// Parses IPv4 and TCP, swaps the MAC addresses and transmits.
 #[xdp(frags)]
 fn floor_swap(ctx: XdpContext) -> u32 {
-    let Some(bytes) = Frame::of(&ctx).at(0, ETH_LEN + 2 * IPV4_LEN) else { return xdp_action::XDP_PASS };
+    let Some(bytes) = Frame::of(&ctx).at(0, ETH_LEN + 2 * IPV4_LEN) else {
+        return xdp_action::XDP_PASS;
+    };
     if bytes.u16(12) != ETHERTYPE_IPV4 || bytes.u8(ETH_LEN + 9) != PROTO_TCP {
         return xdp_action::XDP_PASS;
     }
@@ -112,7 +122,9 @@ fn floor_encap(ctx: XdpContext) -> u32 {
     if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(IPV4_LEN as i32)) } != 0 {
         return xdp_action::XDP_DROP;
     }
-    let Some(bytes) = Frame::of(&ctx).at(0, ETH_LEN + IPV4_LEN) else { return xdp_action::XDP_DROP };
+    let Some(bytes) = Frame::of(&ctx).at(0, ETH_LEN + IPV4_LEN) else {
+        return xdp_action::XDP_DROP;
+    };
     let length = (FRAME_LEN - ETH_LEN + IPV4_LEN) as u32;
     bytes.set_u32(0, 0x0200_0000);
     bytes.set_u32(4, 0x0003_0200);
@@ -121,9 +133,13 @@ fn floor_encap(ctx: XdpContext) -> u32 {
     bytes.set_u32(14, 0x4500_0000 | length);
     bytes.set_u32(18, IPV4_DF as u32);
     let (source, destination) = (0x0a00_0001, 0x0a00_0002);
-    let constant = 0x4500 + length as u64 + IPV4_DF as u64 + (((TTL as u64) << 8) | PROTO_IPIP as u64);
+    let constant =
+        0x4500 + length as u64 + IPV4_DF as u64 + (((TTL as u64) << 8) | PROTO_IPIP as u64);
     let checksum = csum::finish(constant + csum::halves(source) + csum::halves(destination));
-    bytes.set_u32(22, ((TTL as u32) << 24) | ((PROTO_IPIP as u32) << 16) | checksum as u32);
+    bytes.set_u32(
+        22,
+        ((TTL as u32) << 24) | ((PROTO_IPIP as u32) << 16) | checksum as u32,
+    );
     bytes.set_u32(26, source);
     bytes.set_u32(30, destination);
     xdp_action::XDP_TX

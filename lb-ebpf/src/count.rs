@@ -18,7 +18,11 @@ pub(crate) struct Tally {
 impl Tally {
     #[inline(always)]
     pub(crate) fn new() -> Self {
-        Self { bytes: 0, service: NONE, backend: NONE }
+        Self {
+            bytes: 0,
+            service: NONE,
+            backend: NONE,
+        }
     }
 
     #[inline(always)]

@@ -5,12 +5,14 @@
 mod runtime;
 
 use aya_ebpf::{
-    bindings::xdp_action, helpers::generated::bpf_xdp_adjust_head, macros::xdp, programs::XdpContext,
+    bindings::xdp_action, helpers::generated::bpf_xdp_adjust_head, macros::xdp,
+    programs::XdpContext,
 };
 use lb_common::{
     csum,
     headers::{
-        ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_QINQ, ETHERTYPE_VLAN, IPV4_LEN, IPV4_MF, IPV4_OFFSET, PROTO_IPIP, VLAN_LEN,
+        ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_QINQ, ETHERTYPE_VLAN, IPV4_LEN, IPV4_MF, IPV4_OFFSET,
+        PROTO_IPIP, VLAN_LEN,
     },
 };
 
@@ -36,22 +38,30 @@ enum Outcome {
 
 #[inline(always)]
 fn decapsulate(ctx: &XdpContext) -> Outcome {
-    let Some((network, outer, inner)) = headers(ctx) else { return Outcome::NotOurs };
+    let Some((network, outer, inner)) = headers(ctx) else {
+        return Outcome::NotOurs;
+    };
     if !carry_congestion(outer.u8(1), inner) {
         return Outcome::Dropped;
     }
     // The Ethernet header, tags included, moves up against the inner packet.
     let frame = Frame::of(ctx);
-    let Some(ethernet) = frame.at(0, ETH_LEN) else { return Outcome::NotOurs };
+    let Some(ethernet) = frame.at(0, ETH_LEN) else {
+        return Outcome::NotOurs;
+    };
     let header = [ethernet.raw32(0), ethernet.raw32(4), ethernet.raw32(8)];
     let ethertype = ethernet.raw16(12);
     let mut tags = [0; 2];
     if network > ETH_LEN {
-        let Some(tag) = frame.at(ETH_LEN, VLAN_LEN) else { return Outcome::NotOurs };
+        let Some(tag) = frame.at(ETH_LEN, VLAN_LEN) else {
+            return Outcome::NotOurs;
+        };
         tags[0] = tag.raw32(0);
     }
     if network > ETH_LEN + VLAN_LEN {
-        let Some(tag) = Frame::of(ctx).at(ETH_LEN + VLAN_LEN, VLAN_LEN) else { return Outcome::NotOurs };
+        let Some(tag) = Frame::of(ctx).at(ETH_LEN + VLAN_LEN, VLAN_LEN) else {
+            return Outcome::NotOurs;
+        };
         tags[1] = tag.raw32(0);
     }
     // SAFETY: a helper on the context.
@@ -59,17 +69,23 @@ fn decapsulate(ctx: &XdpContext) -> Outcome {
         return Outcome::Dropped;
     }
     let frame = Frame::of(ctx);
-    let Some(ethernet) = frame.at(0, ETH_LEN) else { return Outcome::Dropped };
+    let Some(ethernet) = frame.at(0, ETH_LEN) else {
+        return Outcome::Dropped;
+    };
     ethernet.set_raw32(0, header[0]);
     ethernet.set_raw32(4, header[1]);
     ethernet.set_raw32(8, header[2]);
     ethernet.set_raw16(12, ethertype);
     if network > ETH_LEN {
-        let Some(tag) = frame.at(ETH_LEN, VLAN_LEN) else { return Outcome::Dropped };
+        let Some(tag) = frame.at(ETH_LEN, VLAN_LEN) else {
+            return Outcome::Dropped;
+        };
         tag.set_raw32(0, tags[0]);
     }
     if network > ETH_LEN + VLAN_LEN {
-        let Some(tag) = Frame::of(ctx).at(ETH_LEN + VLAN_LEN, VLAN_LEN) else { return Outcome::Dropped };
+        let Some(tag) = Frame::of(ctx).at(ETH_LEN + VLAN_LEN, VLAN_LEN) else {
+            return Outcome::Dropped;
+        };
         tag.set_raw32(0, tags[1]);
     }
     Outcome::Decapsulated

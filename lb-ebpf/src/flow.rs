@@ -33,7 +33,11 @@ struct Maps {
 #[inline(always)]
 fn entry(bucket: *mut Bucket, way: u32) -> *mut Entry {
     // SAFETY: `way` is below WAYS in all of lb_common::flow::table, and the verifier proves it.
-    unsafe { core::ptr::addr_of_mut!((*bucket).entries).cast::<Entry>().add((way & (WAYS - 1)) as usize) }
+    unsafe {
+        core::ptr::addr_of_mut!((*bucket).entries)
+            .cast::<Entry>()
+            .add((way & (WAYS - 1)) as usize)
+    }
 }
 
 #[inline(always)]
@@ -79,7 +83,9 @@ impl Memory for Maps {
     #[inline(always)]
     fn replace(&self, bucket: *mut Bucket, way: u32, seen: Word, new: Word) -> bool {
         // SAFETY: an aligned word of the map.
-        let (_, replaced) = unsafe { atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(value(bucket, way), seen.0, new.0) };
+        let (_, replaced) = unsafe {
+            atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(value(bucket, way), seen.0, new.0)
+        };
         replaced
     }
 
@@ -109,7 +115,11 @@ impl Memory for Maps {
 fn first_seen(place: Place) -> Option<*mut u32> {
     let facts = maps::facts4(place.index)?;
     // SAFETY: as in `entry`.
-    Some(unsafe { core::ptr::addr_of_mut!((*facts).first_seen).cast::<u32>().add((place.way & (WAYS - 1)) as usize) })
+    Some(unsafe {
+        core::ptr::addr_of_mut!((*facts).first_seen)
+            .cast::<u32>()
+            .add((place.way & (WAYS - 1)) as usize)
+    })
 }
 
 impl World for Maps {
@@ -120,11 +130,24 @@ impl World for Maps {
         let service = maps::service(key.service())?;
         // SAFETY: an entry of the map; the table's word is volatile since the daemon swaps it, the seed does not change while the
         // service is in use.
-        let (table, seed) = unsafe { (TableRef(core::ptr::addr_of!((*service).table).read_volatile()), (*service).seed) };
+        let (table, seed) = unsafe {
+            (
+                TableRef(core::ptr::addr_of!((*service).table).read_volatile()),
+                (*service).seed,
+            )
+        };
         if table.size() == 0 {
             return None;
         }
-        maps::slot(table, slot_index(client_word(key.address(), key.port()), &seed, attempt, table.size()))
+        maps::slot(
+            table,
+            slot_index(
+                client_word(key.address(), key.port()),
+                &seed,
+                attempt,
+                table.size(),
+            ),
+        )
     }
 
     #[inline(always)]

@@ -3,7 +3,10 @@
 #![no_std]
 #![no_main]
 #![feature(core_intrinsics)]
-#![expect(internal_features, reason = "the BPF target has no AtomicU64::compare_exchange; its intrinsic compiles to the instruction")]
+#![expect(
+    internal_features,
+    reason = "the BPF target has no AtomicU64::compare_exchange; its intrinsic compiles to the instruction"
+)]
 
 mod count;
 mod flow;

@@ -42,7 +42,11 @@ static CPUS: Array<CpuState> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 /// Set by the daemon before the program is loaded; the kernel folds them into the instructions.
 #[unsafe(no_mangle)]
 static CONSTANTS: Constants = Constants {
-    flow_seed: Seed { whiten: 0, first: 1, second: 1 },
+    flow_seed: Seed {
+        whiten: 0,
+        first: 1,
+        second: 1,
+    },
     flow_buckets: 2,
     vip_buckets: 1,
     services: 1,
@@ -80,7 +84,10 @@ pub(crate) fn vip_buckets() -> u32 {
 
 #[inline(always)]
 pub(crate) fn counters_layout() -> Layout {
-    Layout { services: constant!(services), backends: constant!(backends) }
+    Layout {
+        services: constant!(services),
+        backends: constant!(backends),
+    }
 }
 
 /// Nanoseconds of the coarse monotonic clock.
@@ -114,23 +121,40 @@ pub(crate) fn vips4(index: u32) -> Option<*const VipBucket> {
 /// Takes one permission to adopt a flow from this CPU's bounded rate.
 #[inline(always)]
 pub(crate) fn may_adopt(now_ns: u64) -> bool {
-    let Some(cpu) = CPUS.get_ptr_mut(cpu()) else { return false };
+    let Some(cpu) = CPUS.get_ptr_mut(cpu()) else {
+        return false;
+    };
     // SAFETY: an entry of the map.
-    take(unsafe { core::ptr::addr_of_mut!((*cpu).adoption_paid_ns) }, now_ns, constant!(adoption_cost_ns))
+    take(
+        unsafe { core::ptr::addr_of_mut!((*cpu).adoption_paid_ns) },
+        now_ns,
+        constant!(adoption_cost_ns),
+    )
 }
 
 /// Takes one permission to send a RST from this CPU's bounded rate.
 #[inline(always)]
 pub(crate) fn may_reset(now_ns: u64) -> bool {
-    let Some(cpu) = CPUS.get_ptr_mut(cpu()) else { return false };
+    let Some(cpu) = CPUS.get_ptr_mut(cpu()) else {
+        return false;
+    };
     // SAFETY: an entry of the map.
-    take(unsafe { core::ptr::addr_of_mut!((*cpu).reset_paid_ns) }, now_ns, constant!(reset_cost_ns))
+    take(
+        unsafe { core::ptr::addr_of_mut!((*cpu).reset_paid_ns) },
+        now_ns,
+        constant!(reset_cost_ns),
+    )
 }
 
 #[inline(always)]
 fn take(paid_ns: *mut u64, now_ns: u64, cost_ns: u64) -> bool {
     // SAFETY: a word of the map that only this CPU writes.
-    match spend(unsafe { paid_ns.read_volatile() }, now_ns, cost_ns, BURST_NS) {
+    match spend(
+        unsafe { paid_ns.read_volatile() },
+        now_ns,
+        cost_ns,
+        BURST_NS,
+    ) {
         Some(next) => {
             // SAFETY: as above.
             unsafe { paid_ns.write_volatile(next) };

@@ -24,20 +24,21 @@ impl Frame {
                 core::ptr::addr_of!((*ctx.ctx).data_end).read_volatile(),
             )
         };
-        Self { start: start as usize, end: end as usize }
-    }
-
-    /// Length of the linear part in bytes; a frame may go on in further buffers.
-    #[inline(always)]
-    pub fn linear_len(&self) -> usize {
-        self.end - self.start
+        Self {
+            start: start as usize,
+            end: end as usize,
+        }
     }
 
     /// `len` bytes from `offset` on, or none if the frame is shorter.
     #[inline(always)]
     pub fn at(&self, offset: usize, len: usize) -> Option<Bytes> {
         let bytes = self.start + offset;
-        if bytes + len > self.end { None } else { Some(Bytes(bytes)) }
+        if bytes + len > self.end {
+            None
+        } else {
+            Some(Bytes(bytes))
+        }
     }
 }
 

@@ -1,10 +1,11 @@
 //! Ethernet, up to two VLAN tags, IPv4 with options, TCP. Lengths come from the IP header, never from the frame's end, which
 //! may be padded.
 
-use aya_ebpf::{helpers::generated::bpf_xdp_get_buff_len, programs::XdpContext};
+use aya_ebpf::programs::XdpContext;
 use lb_common::{
     headers::{
-        ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_QINQ, ETHERTYPE_VLAN, IPV4_LEN, IPV4_OFFSET, PROTO_TCP, TCP_LEN, VLAN_LEN,
+        ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_QINQ, ETHERTYPE_VLAN, IPV4_LEN, IPV4_OFFSET, PROTO_TCP,
+        TCP_LEN, VLAN_LEN,
     },
     tcp,
     verdict::Reason,
@@ -65,10 +66,16 @@ pub(crate) fn parse(ctx: &XdpContext) -> Result<Parsed, Reason> {
     let mut network = ETH_LEN;
     let mut ethertype = ethernet.raw16(12);
     if is_vlan(ethertype) {
-        ethertype = frame.at(network, VLAN_LEN).ok_or(Reason::Malformed)?.raw16(2);
+        ethertype = frame
+            .at(network, VLAN_LEN)
+            .ok_or(Reason::Malformed)?
+            .raw16(2);
         network += VLAN_LEN;
         if is_vlan(ethertype) {
-            ethertype = frame.at(network, VLAN_LEN).ok_or(Reason::Malformed)?.raw16(2);
+            ethertype = frame
+                .at(network, VLAN_LEN)
+                .ok_or(Reason::Malformed)?
+                .raw16(2);
             network += VLAN_LEN;
         }
     }
@@ -85,14 +92,16 @@ pub(crate) fn parse(ctx: &XdpContext) -> Result<Parsed, Reason> {
     if version_and_length >> 4 != 4 || transport < IPV4_LEN || (length as usize) < transport {
         return Err(Reason::Malformed);
     }
-    if !is_whole(ctx, network + length as usize) {
-        return Err(Reason::Malformed);
-    }
     let destination = ip.u32(16);
     if ip.raw16(6) & IPV4_OFFSET.to_be() != 0 {
-        return Ok(Parsed::Fragment { destination, bytes: network as u32 + length as u32 });
+        return Ok(Parsed::Fragment {
+            destination,
+            bytes: network as u32 + length as u32,
+        });
     }
-    let tcp = frame.at(network + transport, TCP_LEN).ok_or(Reason::Malformed)?;
+    let tcp = frame
+        .at(network + transport, TCP_LEN)
+        .ok_or(Reason::Malformed)?;
     let data = transport + (tcp.u8(12) >> 4) as usize * 4;
     if data < transport + TCP_LEN || (length as usize) < data {
         return Err(Reason::Malformed);
@@ -105,7 +114,11 @@ pub(crate) fn parse(ctx: &XdpContext) -> Result<Parsed, Reason> {
         destination,
         source_port: tcp.u16(0),
         destination_port: tcp.u16(2),
-        tcp: tcp::Segment { seq: tcp.u32(4), flags: tcp.u8(13), payload: length as usize > data },
+        tcp: tcp::Segment {
+            seq: tcp.u32(4),
+            flags: tcp.u8(13),
+            payload: length as usize > data,
+        },
     }))
 }
 
@@ -121,14 +134,6 @@ impl Segment {
     pub(crate) fn transport(&self) -> usize {
         self.network as usize + self.transport as usize
     }
-}
-
-/// Whether a frame has `length` bytes. What its buffers have together is a helper's call, and asked only of a frame that has more
-/// than one, or is too short.
-#[inline(always)]
-fn is_whole(ctx: &XdpContext, length: usize) -> bool {
-    // SAFETY: a helper on the context.
-    Frame::of(ctx).linear_len() >= length || unsafe { bpf_xdp_get_buff_len(ctx.ctx) } as usize >= length
 }
 
 /// An offset below 32, unchanged, but such that the verifier (all kernels to 7.2) no longer knows which of 14, 18 and 22 it is:

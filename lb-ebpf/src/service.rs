@@ -16,7 +16,11 @@ pub(crate) fn look_up(address: u32, port: u16) -> Result<u16, Reason> {
         return Err(Reason::NotService);
     }
     let id = find(VipEntry::key(address, port)).ok_or(Reason::NotService)?;
-    if (id as u32) < maps::counters_layout().services { Ok(id) } else { Err(Reason::ServiceMissing) }
+    if (id as u32) < maps::counters_layout().services {
+        Ok(id)
+    } else {
+        Err(Reason::ServiceMissing)
+    }
 }
 
 /// What becomes of a fragment that has no ports: dropped if its destination is a VIP and not the host's own address, or it would be
@@ -40,7 +44,12 @@ fn find_in(bucket: *const VipBucket, key: u64) -> Option<u16> {
     let mut way = 0;
     while way < WAYS {
         // SAFETY: an entry of the map, and a way that it has. Volatile: the daemon writes it meanwhile.
-        let entry = VipEntry(unsafe { core::ptr::addr_of!((*bucket).entries).cast::<u64>().add(way).read_volatile() });
+        let entry = VipEntry(unsafe {
+            core::ptr::addr_of!((*bucket).entries)
+                .cast::<u64>()
+                .add(way)
+                .read_volatile()
+        });
         if entry.is_for(key) {
             return Some(entry.value());
         }

@@ -4,7 +4,7 @@
 //! (Eisenbud et al., NSDI 2016, section 3.4). Turns come at a rate in proportion to the weight. The result depends only on seed,
 //! service, names and weights, so that all load balancers of a fleet forward alike whatever order they learned things in.
 
-use std::{cmp::Ordering, collections::BinaryHeap};
+use std::ops::Range;
 
 use crate::ids::KeyedHash;
 
@@ -42,26 +42,17 @@ pub fn build(seed: &[u64; 4], service: &str, members: &[Member<'_>], size: u32) 
     });
     let mut owners = vec![0; size as usize];
     let mut free = Free::all(size);
-    let mut turns: BinaryHeap<Turn> = walkers
-        .chunk_by(|a, b| a.weight == b.weight)
-        .scan(0, |first, class| {
-            let turn = Turn::first(*first, class);
-            *first += class.len();
-            Some(turn)
-        })
-        .collect();
     let mut left = size;
-    while let Some(mut turn) = turns.peek_mut() {
-        for walker in &mut walkers[turn.members.clone()] {
+    let mut turns = Turns::new(&walkers);
+    loop {
+        for walker in &mut walkers[turns.next()] {
             owners[walker.claim(&mut free, size) as usize] = walker.member;
             left -= 1;
             if left == 0 {
                 return owners;
             }
         }
-        turn.halves += 2;
     }
-    owners
 }
 
 /// The smallest prime that is at least `n`.
@@ -135,45 +126,81 @@ impl Free {
     }
 }
 
-/// The next turn of all members of one weight. Turn `k`, from 1, comes at time `(k - 1/2) / weight`: the number of turns is the exact share, rounded.
-struct Turn {
-    /// `2k - 1`.
-    halves: u64,
-    weight: u64,
-    members: std::ops::Range<usize>,
+/// Whose turn it is. Members of one weight, a class, take their turns together.
+///
+/// Turn `k` of a class, from 1, comes at time `(k - 1/2) / weight`, so that the number of turns up to any time is the exact share, rounded. Times are
+/// sorted into rounds, in each of which the heaviest class has one turn and no class has two: a queue would cost more than the turns.
+struct Turns {
+    classes: Vec<Class>,
+    heaviest: u64,
+    /// Classes by the round of their next turn, modulo the number of these lists.
+    rounds: Vec<Vec<usize>>,
+    round: usize,
+    /// How many classes of this round have had their turn.
+    done: usize,
 }
 
-impl Turn {
-    fn first(start: usize, class: &[Walker]) -> Self {
-        Self {
-            halves: 1,
-            weight: class.first().map_or(1, |walker| u64::from(walker.weight)),
-            members: start..start + class.len(),
+struct Class {
+    /// `2k - 1` for the next turn `k`.
+    halves: u64,
+    weight: u64,
+    members: Range<usize>,
+}
+
+impl Turns {
+    /// Of walkers in order of their weights, the heaviest first; at least one.
+    fn new(walkers: &[Walker]) -> Self {
+        let mut classes = Vec::new();
+        let mut start = 0;
+        for class in walkers.chunk_by(|a, b| a.weight == b.weight) {
+            classes.push(Class {
+                halves: 1,
+                weight: u64::from(class[0].weight),
+                members: start..start + class.len(),
+            });
+            start += class.len();
+        }
+        let heaviest = classes[0].weight;
+        let lightest = classes[classes.len() - 1].weight;
+        // The lightest class's turns are so many rounds apart, or one more.
+        let count = heaviest.div_ceil(lightest) as usize + 1;
+        let mut turns = Self {
+            classes,
+            heaviest,
+            rounds: vec![Vec::new(); count],
+            round: 0,
+            done: 0,
+        };
+        for class in 0..turns.classes.len() {
+            turns.queue(class);
+        }
+        turns
+    }
+
+    fn queue(&mut self, class: usize) {
+        let Class { halves, weight, .. } = self.classes[class];
+        let round = (halves * self.heaviest / (2 * weight)) as usize;
+        let count = self.rounds.len();
+        self.rounds[round % count].push(class);
+    }
+
+    /// The walkers whose turn is next.
+    fn next(&mut self) -> Range<usize> {
+        loop {
+            let here = self.round % self.rounds.len();
+            let Some(&class) = self.rounds[here].get(self.done) else {
+                self.rounds[here].clear();
+                self.round += 1;
+                self.done = 0;
+                continue;
+            };
+            self.done += 1;
+            self.classes[class].halves += 2;
+            self.queue(class);
+            return self.classes[class].members.clone();
         }
     }
 }
-
-impl Ord for Turn {
-    /// The greatest turn is the next one: the earliest, of simultaneous ones the heaviest.
-    fn cmp(&self, other: &Self) -> Ordering {
-        let (own, others) = (self.halves * other.weight, other.halves * self.weight);
-        others.cmp(&own).then(self.weight.cmp(&other.weight))
-    }
-}
-
-impl PartialOrd for Turn {
-    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
-        Some(self.cmp(other))
-    }
-}
-
-impl PartialEq for Turn {
-    fn eq(&self, other: &Self) -> bool {
-        self.cmp(other) == Ordering::Equal
-    }
-}
-
-impl Eq for Turn {}
 
 #[cfg(test)]
 mod tests {
@@ -304,7 +331,7 @@ mod tests {
         let members = [("a", 1), ("b", 2), ("c", 3)].map(|(name, weight)| Member { name, weight });
         assert_eq!(
             build(&SEED, "chat", &members, 13),
-            [2, 2, 0, 0, 2, 1, 2, 1, 2, 1, 2, 1, 2]
+            [1, 2, 0, 0, 2, 1, 2, 1, 2, 1, 2, 1, 2]
         );
     }
 

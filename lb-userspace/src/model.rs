@@ -114,4 +114,6 @@ pub struct NextHopReport {
     /// How to reach it; none if there is no route or no neighbour answers. `outer_source` is this host's address on that route; `checksum_base` is left
     /// to the resolver.
     pub next_hop: Option<NextHop>,
+    /// Whether the backend itself is the next hop, with no router in between: what mode `l2` needs.
+    pub on_link: bool,
 }

@@ -90,6 +90,25 @@ pub enum Hop {
     Resolved(NextHop),
 }
 
+/// What was found out about the way to an address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// The way.
+    pub hop: Hop,
+    /// Whether no router is in between.
+    pub on_link: bool,
+}
+
+impl Found {
+    /// The way for a mode. A frame that `l2` hands to a router is addressed to the VIP, so the router would send it back here.
+    pub fn for_mode(self, mode: Mode) -> Hop {
+        match (mode, self.hop) {
+            (Mode::L2, Hop::Resolved(_)) if !self.on_link => Hop::Unresolved,
+            (_, hop) => hop,
+        }
+    }
+}
+
 /// A service with what it is given.
 #[derive(Clone, Debug)]
 pub struct Service<'a> {
@@ -287,3 +306,6 @@ fn complete(backend: &BackendFacts<'_>) -> Hop {
         other => other,
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,5 +1,6 @@
 //! Random lives of an instance against maps in memory: configurations, verdicts, next hops, flows that begin and end, time, drift,
 //! restarts, and deaths in the middle of a plan. What the data path relies on is checked after every single operation.
+#![expect(clippy::unwrap_used, reason = "a test ends where it fails")]
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -16,7 +17,7 @@ use lb_common::{
     backend::{BackendState, Mode, NextHop, Serving},
     clock::Tick,
     maglev::{PICK_ATTEMPTS, TableRef, client_word, slot_index},
-    vip::{VipEntry, WAYS, homes},
+    vip::{self, VipEntry, WAYS, homes},
 };
 use lb_userspace::{
     config::{Backend, Config, Limits, Service},
@@ -32,7 +33,7 @@ const SEED: [u64; 4] = [11, 22, 33, 44];
 /// Few, so that ids and room run out now and then.
 const LIMITS: Limits = Limits {
     flows: 100,
-    services: 5,
+    services: 4,
     backends: 20,
     table_slots: 1_500,
 };
@@ -87,7 +88,8 @@ fn event() -> impl Strategy<Value = Event> {
     let serving = prop::sample::select(vec![Serving::None, Serving::ExistingOnly, Serving::New]);
     let drift = prop_oneof![
         (1..LIMITS.backends, serving).prop_map(|(id, serving)| Drift::State(id, serving)),
-        (0u32..8, 0..WAYS).prop_map(|(bucket, way)| Drift::Vip(bucket, way)),
+        (0..vip::buckets_for(LIMITS.services), 0..WAYS)
+            .prop_map(|(bucket, way)| Drift::Vip(bucket, way)),
         (0..LIMITS.table_slots).prop_map(Drift::Slot),
     ];
     prop_oneof![
@@ -309,7 +311,11 @@ impl World {
                         ..NextHop::default()
                     });
                     let address: IpAddr = address.ip();
-                    self.state.next_hop(NextHopReport { address, next_hop });
+                    self.state.next_hop(NextHopReport {
+                        address,
+                        next_hop,
+                        on_link: true,
+                    });
                 }
             }
             Event::Drain(service, backend) => {
@@ -667,10 +673,9 @@ fn census(flows: &[Flow], scans: u64, at: Tick) -> Census {
     Census {
         scans,
         at,
-        capacity: 100,
-        total: Counts::default(),
         by_backend,
         by_service,
+        ..Census::default()
     }
 }
 

@@ -1,8 +1,7 @@
 //! What a backend receives, to the byte.
 
 use lab::packet::{
-    BackendSpec, CLIENT, Client, Packet, World, dropped, forwarded,
-    frame::checksum,
+    BackendSpec, CLIENT, Client, Packet, World, dropped, forwarded, frame::checksum,
 };
 use lb_common::{backend::Serving, tcp::ACK, verdict::Reason};
 
@@ -66,7 +65,10 @@ fn an_ipip_header_byte_by_byte() {
     let output = world.send(&packet).outcome.output;
     let outer = &output[14..34];
     assert_eq!(outer[0], 0x45);
-    assert_eq!(outer[1], 0xb9, "type of service and ECN of the inner header");
+    assert_eq!(
+        outer[1], 0xb9,
+        "type of service and ECN of the inner header"
+    );
     assert_eq!(outer[2..4], 68_u16.to_be_bytes(), "20 + 20 + 20 + 8");
     assert_eq!(outer[4..6], [0, 0]);
     assert_eq!(outer[6..8], [0x40, 0], "don't fragment");
@@ -84,7 +86,11 @@ fn an_ipip_header_byte_by_byte() {
 fn every_ttl_above_1_is_lowered_with_a_right_checksum() {
     for backend in [BackendSpec::l2(1), BackendSpec::ipip(1)] {
         let world = World::with(&backend);
-        let at = if world.maps.state(1).mode_code() == 2 { 34 } else { 14 };
+        let at = if world.maps.state(1).mode_code() == 2 {
+            34
+        } else {
+            14
+        };
         for ttl in 2..=255 {
             for id in [0, 0x7f43, 0xffff] {
                 let mut packet = CLIENT.syn().ttl(ttl);
@@ -129,7 +135,10 @@ fn a_backend_behind_another_interface_is_reached_by_redirection() {
 #[test]
 fn the_state_says_which_of_two_next_hops_is_in_force() {
     let world = World::new();
-    let (first, second) = (BackendSpec::l2(1), BackendSpec::ipip(1).mtu(9_000).elsewhere());
+    let (first, second) = (
+        BackendSpec::l2(1),
+        BackendSpec::ipip(1).mtu(9_000).elsewhere(),
+    );
     let syn = CLIENT.syn();
     world
         .send(&syn)
@@ -176,15 +185,19 @@ fn a_frame_of_several_buffers_is_forwarded_whole() {
         .send(&packet)
         .expect(&forwarded(Reason::Opened, 1, l2.l2_output(&packet)));
     let ipip = BackendSpec::ipip(1).mtu(9_000);
-    World::with(&ipip)
-        .send(&packet)
-        .expect(&forwarded(Reason::Opened, 1, ipip.ipip_output(&packet)));
+    World::with(&ipip).send(&packet).expect(&forwarded(
+        Reason::Opened,
+        1,
+        ipip.ipip_output(&packet),
+    ));
 }
 
 #[test]
 fn a_new_flow_goes_to_no_backend_without_a_neighbour() {
     let world = World::with(&BackendSpec::l2(1).unresolved());
-    world.send(&CLIENT.syn()).expect(&dropped(Reason::Unresolved));
+    world
+        .send(&CLIENT.syn())
+        .expect(&dropped(Reason::Unresolved));
     assert_eq!(world.values().len(), 0);
 }
 

@@ -1,6 +1,8 @@
 //! Clients of a dead backend learn of it: the RST, to the byte, and to whom none is sent.
 
-use lab::packet::{BackendSpec, CLIENT, Packet, World, answered, dropped, forwarded, world::reset_output};
+use lab::packet::{
+    BackendSpec, CLIENT, Packet, World, answered, dropped, forwarded, world::reset_output,
+};
 use lb_common::{
     backend::Serving,
     flow::word::State,
@@ -68,7 +70,13 @@ fn a_segment_without_any_flag_is_answered_with_an_acknowledgement_of_its_data() 
 fn a_segment_with_options_is_answered_without() {
     assert_answered(&CLIENT.ack().tcp_options(&[1; 12]).payload(b"data"));
     assert_answered(&CLIENT.ack().options(&[1; 40]));
-    assert_answered(&CLIENT.ack().options(&[1; 4]).tcp_options(&[1; 40]).payload(&[0; 999]));
+    assert_answered(
+        &CLIENT
+            .ack()
+            .options(&[1; 4])
+            .tcp_options(&[1; 40])
+            .payload(&[0; 999]),
+    );
     assert_answered(
         &CLIENT
             .ack()
@@ -82,7 +90,13 @@ fn a_segment_with_options_is_answered_without() {
 #[test]
 fn tags_stay_on_the_answer() {
     assert_answered(&CLIENT.ack().tagged(0x8100, 0x6064));
-    assert_answered(&CLIENT.ack().tagged(0x8100, 0x0064).tagged(0x88a8, 0x000a).payload(b"data"));
+    assert_answered(
+        &CLIENT
+            .ack()
+            .tagged(0x8100, 0x0064)
+            .tagged(0x88a8, 0x000a)
+            .payload(b"data"),
+    );
 }
 
 #[test]
@@ -149,10 +163,9 @@ fn without_any_backend_an_unknown_segment_is_answered() {
     let mut world = World::new();
     world.table(1, &[lb_common::maglev::Slot::default(); 3]);
     for packet in [CLIENT.ack(), CLIENT.sends(FIN), CLIENT.sends(FIN | ACK)] {
-        world.send(&packet).expect(&answered(
-            Reason::NoBackendForFlow,
-            reset_output(&packet),
-        ));
+        world
+            .send(&packet)
+            .expect(&answered(Reason::NoBackendForFlow, reset_output(&packet)));
     }
     assert_eq!(world.values().len(), 0);
 }
@@ -169,7 +182,9 @@ fn without_any_backend_a_rst_and_a_segment_that_says_nothing_are_dropped() {
 fn without_any_backend_a_syn_is_dropped_so_that_the_client_tries_again() {
     for serving in [Serving::None, Serving::ExistingOnly] {
         let world = World::with(&BackendSpec::l2(1).serving(serving));
-        world.send(&CLIENT.sends(SYN)).expect(&dropped(Reason::NoBackend));
+        world
+            .send(&CLIENT.sends(SYN))
+            .expect(&dropped(Reason::NoBackend));
         assert_eq!(world.values().len(), 0);
     }
 }
@@ -207,8 +222,14 @@ fn resets_beyond_their_rate_are_dropped_and_counted() {
     assert_eq!(sent + limited, hits);
     let step_ns = 10_000_000;
     let most = (elapsed.as_nanos() as u64 + step_ns) * RESETS_PER_SECOND / 1_000_000_000 + 1;
-    assert!(sent <= most, "{sent} sent in {elapsed:?}, at most {most} allowed");
-    assert!(limited > 0, "{hits} in {elapsed:?} is a rate below the limit: no test");
+    assert!(
+        sent <= most,
+        "{sent} sent in {elapsed:?}, at most {most} allowed"
+    );
+    assert!(
+        limited > 0,
+        "{hits} in {elapsed:?} is a rate below the limit: no test"
+    );
 }
 
 #[test]

@@ -66,7 +66,8 @@ const fn live_on(word: Word, segment: &Segment, now: Tick) -> Word {
         // nothing until a second packet agrees.
         let jumped = word.with_epoch(epoch).with(Word::UNCONFIRMED);
         return if word.is(State::Closing) {
-            jumped
+            // Its time to linger begins anew, or three forgeries could end it before the client's second packet.
+            jumped.with_tick(now)
         } else {
             seen(jumped, now)
         };

@@ -292,7 +292,11 @@ impl<W: World> Visit<'_, W> {
         }
         // The second look: an entry may have moved between the homes during the first.
         let mut look = Look::ANY;
-        let found = self.look(&look);
+        let mut found = self.look(&look);
+        if !found.exists() && !is_syn {
+            // And a third, for the first may have found the entry of a contested key, and sent it here.
+            found = self.look(&look);
+        }
         if !found.exists() {
             return if is_syn {
                 self.open(&Intent::NEW_FLOW)

@@ -210,6 +210,7 @@ impl Look {
 /// Looks for an entry in both homes of its key once.
 #[inline(always)]
 pub fn look<M: Memory>(memory: &M, subject: &Subject<M::Key>, look: &Look) -> Option<Entry> {
+    let mut word = Word::EMPTY;
     let mut home = 0;
     while home < 2 {
         let index = if home == 0 {
@@ -217,10 +218,8 @@ pub fn look<M: Memory>(memory: &M, subject: &Subject<M::Key>, look: &Look) -> Op
         } else {
             subject.homes[1]
         };
-        let way = look_in(memory, index, &subject.key, look);
-        if way < M::WAYS
-            && let Some(word) = reread(memory, Place { index, way }, &subject.key)
-        {
+        let way = look_in(memory, index, &subject.key, look, &mut word);
+        if way < M::WAYS {
             return Some(Entry {
                 place: Place { index, way },
                 word,
@@ -231,9 +230,9 @@ pub fn look<M: Memory>(memory: &M, subject: &Subject<M::Key>, look: &Look) -> Op
     None
 }
 
-/// The way of an entry in one bucket; [`Memory::WAYS`] if there is none.
+/// The way of an entry in one bucket, and its value; [`Memory::WAYS`] if there is none.
 #[inline(never)]
-fn look_in<M: Memory>(memory: &M, index: u32, key: &M::Key, look: &Look) -> u32 {
+fn look_in<M: Memory>(memory: &M, index: u32, key: &M::Key, look: &Look, found: &mut Word) -> u32 {
     let Some(bucket) = memory.bucket(index) else {
         return M::WAYS;
     };
@@ -242,6 +241,7 @@ fn look_in<M: Memory>(memory: &M, index: u32, key: &M::Key, look: &Look) -> u32 
         if let Some(word) = read(memory, bucket, way, key)
             && look.takes(index, way, word)
         {
+            *found = word;
             return memory.blur(way);
         }
         way += 1;
@@ -265,8 +265,8 @@ pub fn reread<M: Memory>(memory: &M, place: Place, key: &M::Key) -> Option<Word>
 }
 
 /// Claims a place that held `seen`, and fills it.
-#[inline(always)]
-fn occupy<M: Memory>(memory: &M, place: Place, seen: Word, key: &M::Key, word: Word) -> bool {
+#[inline(never)]
+fn occupy<M: Memory>(memory: &M, place: &Place, seen: Word, key: &M::Key, word: Word) -> bool {
     let Some(bucket) = memory.bucket(place.index) else {
         return false;
     };
@@ -299,27 +299,47 @@ pub fn insert<M: Memory>(
     word: Word,
     claim: Claim,
 ) -> Inserted {
-    let place = match take_place(memory, subject, word, claim) {
-        Taken::At(place) => place,
-        Taken::None if claim == Claim::Any => match relocate(memory, subject, word) {
-            Some(place) => place,
-            None => return Inserted::Full,
-        },
-        Taken::None | Taken::Lost => return Inserted::Full,
-    };
-    match settle(memory, subject, word, &place) {
-        Word::EMPTY => Inserted::At(place),
-        theirs => Inserted::Yielded(theirs),
+    let mut place = Place { index: 0, way: 0 };
+    let taken = take_place(memory, subject, word, claim, &mut place);
+    let mut is_placed = taken == TAKEN;
+    if taken == NOTHING_TO_TAKE && claim == Claim::Any {
+        let mut at = 0;
+        while at < 2 * M::WAYS && !is_placed {
+            let (index, way) = if at < M::WAYS {
+                (subject.homes[0], at)
+            } else {
+                (subject.homes[1], at - M::WAYS)
+            };
+            place = Place {
+                index,
+                way: memory.blur(way),
+            };
+            is_placed = displace(memory, subject, word, &place);
+            at += 1;
+        }
     }
+    if !is_placed {
+        return Inserted::Full;
+    }
+    // Of three CPUs one may be removed by a second while the third stands unseen behind it: look again until nobody is there.
+    let mut twins = 0;
+    while twins < 3 {
+        match settle(memory, subject, word, &place) {
+            Word::EMPTY => break,
+            Word::BUSY => twins += 1,
+            theirs => return Inserted::Yielded(theirs),
+        }
+    }
+    Inserted::At(place)
 }
 
-/// How the search for a place ended.
-enum Taken {
-    At(Place),
-    /// There was one, but others were faster, twice.
-    Lost,
-    None,
-}
+// How the search for a place ended: numbers, since that is what a BPF function returns.
+/// A place is ours.
+const TAKEN: u32 = 0;
+/// There was a place, but others were faster, twice.
+const LOST: u32 = 1;
+/// There was no place.
+const NOTHING_TO_TAKE: u32 = 2;
 
 /// Takes the first vacant place; else, with [`Claim::Any`], the oldest embryo's.
 #[inline(never)]
@@ -328,50 +348,57 @@ fn take_place<M: Memory>(
     subject: &Subject<M::Key>,
     newcomer: Word,
     claim: Claim,
-) -> Taken {
+    taken: &mut Place,
+) -> u32 {
     let mut attempt = 0;
     while attempt < 2 {
+        let mut seen = Word::EMPTY;
         let mut index = subject.homes[0];
-        let mut way = vacant_way(memory, index, subject.now);
+        let mut way = vacant_way(memory, index, subject.now, &mut seen);
         if way == M::WAYS {
             index = subject.homes[1];
-            way = vacant_way(memory, index, subject.now);
+            way = vacant_way(memory, index, subject.now, &mut seen);
         }
         if way == M::WAYS && claim == Claim::Any {
             let first = oldest_embryo(memory, subject.homes[0], subject.now);
             let second = oldest_embryo(memory, subject.homes[1], subject.now);
-            if first > 0 && first >= second {
+            if first >= second {
                 index = subject.homes[0];
-                way = first % M::WAYS;
-            } else if second > 0 {
-                way = second % M::WAYS;
+            }
+            let oldest = if first >= second { first } else { second };
+            if oldest > 0
+                && let Some(bucket) = memory.bucket(index)
+            {
+                way = oldest % M::WAYS;
+                seen = memory.value(bucket, way);
             }
         }
         if way == M::WAYS {
-            return Taken::None;
+            return NOTHING_TO_TAKE;
         }
         let place = Place { index, way };
-        if let Some(bucket) = memory.bucket(index) {
-            let seen = memory.value(bucket, way);
-            let is_free = seen.is_vacant(subject.now) || (claim == Claim::Any && seen.is_nascent());
-            if is_free && occupy(memory, place, seen, &subject.key, newcomer) {
-                return Taken::At(place);
-            }
+        // What was an embryo may be a live entry by now.
+        let is_free = seen.is_nascent() || seen.is_vacant(subject.now);
+        if is_free && occupy(memory, &place, seen, &subject.key, newcomer) {
+            *taken = place;
+            return TAKEN;
         }
         attempt += 1;
     }
-    Taken::Lost
+    LOST
 }
 
-/// The first vacant way of a bucket; [`Memory::WAYS`] if there is none.
+/// The first vacant way of a bucket, and its value; [`Memory::WAYS`] if there is none.
 #[inline(never)]
-fn vacant_way<M: Memory>(memory: &M, index: u32, now: Tick) -> u32 {
+fn vacant_way<M: Memory>(memory: &M, index: u32, now: Tick, seen: &mut Word) -> u32 {
     let Some(bucket) = memory.bucket(index) else {
         return M::WAYS;
     };
     let mut way = 0;
     while way < M::WAYS {
-        if memory.value(bucket, way).is_vacant(now) {
+        let word = memory.value(bucket, way);
+        if word.is_vacant(now) {
+            *seen = word;
             return memory.blur(way);
         }
         way += 1;
@@ -400,70 +427,61 @@ fn oldest_embryo<M: Memory>(memory: &M, index: u32, now: Tick) -> u32 {
 
 /// Frees a place by moving its entry to that entry's other home, and fills it.
 #[inline(never)]
-fn relocate<M: Memory>(memory: &M, subject: &Subject<M::Key>, newcomer: Word) -> Option<Place> {
-    let mut at = 0;
-    while at < 2 * M::WAYS {
-        let (index, way) = if at < M::WAYS {
-            (subject.homes[0], at)
-        } else {
-            (subject.homes[1], at - M::WAYS)
-        };
-        at += 1;
-        let source = Place {
-            index,
-            way: memory.blur(way),
-        };
-        let bucket = memory.bucket(index)?;
-        let seen = memory.value(bucket, source.way);
-        if !seen.is_live() {
-            continue;
-        }
-        let occupant = memory.key(bucket, source.way);
-        if memory.value(bucket, source.way) != seen {
-            continue;
-        }
-        let [first, second] = memory.homes(&occupant);
-        let other = first ^ second ^ index;
-        let copy = Place {
-            index: other,
-            way: vacant_way(memory, other, subject.now),
-        };
-        if copy.way == M::WAYS {
-            continue;
-        }
-        let vacancy = memory.value(memory.bucket(other)?, copy.way);
-        // Without the rescan, since the key is there already. From here until the source goes the flow has two equal entries;
-        // readers may find either.
-        if !vacancy.is_vacant(subject.now) || !occupy(memory, copy, vacancy, &occupant, seen) {
-            continue;
-        }
-        if occupy(memory, source, seen, &subject.key, newcomer) {
-            memory.carry_facts(source, copy);
-            return Some(source);
-        }
-        withdraw(memory, copy, &occupant, seen);
+fn displace<M: Memory>(
+    memory: &M,
+    subject: &Subject<M::Key>,
+    newcomer: Word,
+    place: &Place,
+) -> bool {
+    let Some(bucket) = memory.bucket(place.index) else {
+        return false;
+    };
+    let seen = memory.value(bucket, place.way);
+    if !seen.is_live() {
+        return false;
     }
-    None
+    let occupant = memory.key(bucket, place.way);
+    if memory.value(bucket, place.way) != seen {
+        return false;
+    }
+    let [first, second] = memory.homes(&occupant);
+    let other = first ^ second ^ place.index;
+    let mut vacancy = Word::EMPTY;
+    let copy = Place {
+        index: other,
+        way: vacant_way(memory, other, subject.now, &mut vacancy),
+    };
+    // Without the rescan, since the key is there already. From here until the source goes the flow has two equal entries; readers
+    // may find either.
+    if copy.way == M::WAYS || !occupy(memory, &copy, vacancy, &occupant, seen) {
+        return false;
+    }
+    if occupy(memory, place, seen, &subject.key, newcomer) {
+        memory.carry_facts(*place, copy);
+        return true;
+    }
+    withdraw(memory, &copy, &occupant, seen);
+    false
 }
 
 /// Takes a copy back whose source has changed meanwhile.
 ///
 /// The copy may have changed too, if a packet of the flow found it: then what that packet wrote is lost with it, which is no
 /// more than a lost refresh, since the source still has the flow.
-#[inline(always)]
-fn withdraw<M: Memory>(memory: &M, copy: Place, key: &M::Key, word: Word) {
-    if replace(memory, copy, word, Word::EMPTY) {
+#[inline(never)]
+fn withdraw<M: Memory>(memory: &M, copy: &Place, key: &M::Key, word: Word) {
+    if replace(memory, *copy, word, Word::EMPTY) {
         return;
     }
-    if let Some(changed) = reread(memory, copy, key) {
-        replace(memory, copy, changed, Word::EMPTY);
+    if let Some(changed) = reread(memory, *copy, key) {
+        replace(memory, *copy, changed, Word::EMPTY);
     }
 }
 
-/// After an insertion: looks whether the key has another entry, and leaves one of the two. [`Word::EMPTY`] if ours stands, else
-/// the other's value.
+/// After an insertion: looks whether the key has another entry, and leaves one of the two. [`Word::EMPTY`] if it has none;
+/// [`Word::BUSY`] if it had, and ours stands; else ours is gone, and this is the other's value.
 ///
-/// Every CPU looks in the same order, so of several entries each sees the first, and the first sees the second.
+/// Every CPU looks in the same order, so of several entries each sees the first.
 #[inline(never)]
 fn settle<M: Memory>(memory: &M, subject: &Subject<M::Key>, newcomer: Word, place: &Place) -> Word {
     let (homes, key) = (subject.homes, &subject.key);
@@ -490,7 +508,7 @@ fn settle<M: Memory>(memory: &M, subject: &Subject<M::Key>, newcomer: Word, plac
     } else {
         yield_to_nascent(memory, homes, key, own, other)
     };
-    if own_goes { other.word } else { Word::EMPTY }
+    if own_goes { other.word } else { Word::BUSY }
 }
 
 /// Our own entry beside a live one: true if ours goes.

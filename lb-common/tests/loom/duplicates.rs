@@ -8,7 +8,7 @@ use lb_common::flow::{
 use loom::sync::Arc;
 
 use crate::machine::{
-    Buckets, Cpu, Depth, ISN, NOW, data, embryo, explore, find, insert, on_cpu, pin, syn,
+    Buckets, Cpu, Depth, ISN, NOW, data, embryo, explore, find, on_cpu, pin, put, syn,
 };
 
 const KEY: u64 = 1;
@@ -19,13 +19,13 @@ const SAME: &[[u32; 2]] = &[[0, 1], [0, 1], [0, 1], [0, 1]];
 fn open<const N: u32>(buckets: &Arc<Buckets<N>>, key: u64, word: Word, claim: Claim) {
     let homes = buckets.homes(&key);
     if find(&**buckets, homes, &key).is_none() {
-        insert(&**buckets, homes, &key, word, claim, NOW);
+        put(&**buckets, homes, &key, word, claim, NOW);
     }
 }
 
 /// Inserts the key without looking first: as if every CPU had looked, in vain, before any began to insert.
 fn insert<const N: u32>(buckets: &Arc<Buckets<N>>, key: u64, word: Word, claim: Claim) {
-    insert(&**buckets, buckets.homes(&key), &key, word, claim, NOW);
+    put(&**buckets, buckets.homes(&key), &key, word, claim, NOW);
 }
 
 /// A packet that promotes whichever entry of the key it finds. Returns whether it did.
@@ -137,7 +137,7 @@ fn an_insertion_says_truly_whether_its_entry_stands() {
     explore("two SYNs, outcomes", Depth::Exhaustive, |order| {
         let buckets = Buckets::<1>::new(order, 2, SAME, &[]);
         let insert = |buckets: Arc<Buckets<1>>, backend: u32| {
-            move || insert(&*buckets, [0, 1], &KEY, embryo(backend), Claim::Any, NOW)
+            move || put(&*buckets, [0, 1], &KEY, embryo(backend), Claim::Any, NOW)
         };
         let first = on_cpu(insert(buckets.clone(), 1));
         let second = insert(buckets.clone(), 2)();

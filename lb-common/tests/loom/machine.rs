@@ -401,7 +401,7 @@ pub(crate) fn find<M: Memory<Key = u64>>(memory: &M, homes: [u32; 2], key: &u64)
 }
 
 /// Inserts an entry.
-pub(crate) fn insert<M: Memory<Key = u64>>(
+pub(crate) fn put<M: Memory<Key = u64>>(
     memory: &M,
     homes: [u32; 2],
     key: &u64,

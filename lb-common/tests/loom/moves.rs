@@ -8,7 +8,7 @@ use lb_common::flow::{
 use loom::sync::Arc;
 
 use crate::machine::{
-    Buckets, Depth, ISN, NOW, Order, data, embryo, explore, fin, find, insert, on_cpu, pin,
+    Buckets, Depth, ISN, NOW, Order, data, embryo, explore, fin, find, on_cpu, pin, put,
 };
 
 /// The flow that is moved, or whatever else happens to it.
@@ -37,8 +37,8 @@ fn crowded(order: Order, homes: &'static [[u32; 2]]) -> Arc<Buckets<1>> {
 }
 
 /// Inserts a new flow, which moves another if it must.
-fn insert(buckets: &Buckets<1>, key: u64) -> Inserted<u32> {
-    insert(
+fn insert(buckets: &Buckets<1>, key: u64) -> Inserted {
+    put(
         buckets,
         buckets.homes(&key),
         &key,
@@ -229,7 +229,7 @@ fn the_daemon_deletes_while_a_packet_refreshes_and_another_flow_comes() {
         let (daemon, refresher) = (buckets.clone(), buckets.clone());
         let daemon = on_cpu(move || delete(&daemon, 0));
         let refresher = on_cpu(move || packet(&refresher, 3, &data(ISN)));
-        let inserted = insert(&*buckets, [0, 1], &ANOTHER, embryo(4), Claim::Any, NOW);
+        let inserted = put(&*buckets, [0, 1], &ANOTHER, embryo(4), Claim::Any, NOW);
         let deleted = daemon.join().unwrap();
         refresher.join().unwrap();
         assert_eq!(buckets.entries_of(3).len(), usize::from(!deleted));
@@ -262,7 +262,7 @@ fn a_closing_flow_revives_while_its_place_is_claimed() {
             let next = life::advance(entry.word, &data(ISN), NOW);
             Some(table::replace(&*reviver, entry.place, entry.word, next))
         });
-        let inserted = insert(&*buckets, [0, 1], &NEW, embryo(3), Claim::Any, NOW);
+        let inserted = put(&*buckets, [0, 1], &NEW, embryo(3), Claim::Any, NOW);
         let revived = reviver.join().unwrap() == Some(true);
         assert_ne!(revived, matches!(inserted, Inserted::At(_)));
         assert_eq!(buckets.entries_of(LIVE).len(), usize::from(revived));

@@ -24,7 +24,9 @@ pub(crate) fn encapsulate(
     if length > hop.mtu {
         return Err(Reason::TooBig);
     }
-    let ip = Frame::of(ctx).at(segment.network(), IPV4_LEN).ok_or(Reason::Malformed)?;
+    let ip = Frame::of(ctx)
+        .at(segment.network(), IPV4_LEN)
+        .ok_or(Reason::Malformed)?;
     decrement_ttl(ip)?;
     let type_of_service = ip.u8(1);
     // SAFETY: a helper on the context.
@@ -42,14 +44,19 @@ pub(crate) fn encapsulate(
     if tags == 0 {
         ethernet.set_u16(12, ETHERTYPE_IPV4);
     }
-    let outer = frame.at(segment.network(), IPV4_LEN).ok_or(Reason::NoHeadroom)?;
+    let outer = frame
+        .at(segment.network(), IPV4_LEN)
+        .ok_or(Reason::NoHeadroom)?;
     // The outer header carries the inner type of service, congestion marks included (RFC 6040, section 4.1).
     outer.set_raw16(0, u16::from_ne_bytes([0x45, type_of_service]));
     outer.set_u16(2, length as u16);
     outer.set_raw16(4, 0);
     outer.set_u16(6, IPV4_DF);
     outer.set_raw16(8, u16::from_ne_bytes([TTL, PROTO_IPIP]));
-    outer.set_u16(10, csum::finish(hop.checksum_base as u64 + type_of_service as u64 + length as u64));
+    outer.set_u16(
+        10,
+        csum::finish(hop.checksum_base as u64 + type_of_service as u64 + length as u64),
+    );
     outer.set_u32(12, hop.outer_source);
     outer.set_u32(16, backend);
     Ok(())
@@ -58,12 +65,16 @@ pub(crate) fn encapsulate(
 /// Moves one or two VLAN tags, and the EtherType behind them, to where the frame begins now.
 #[inline(always)]
 fn move_tags(frame: Frame, tags: usize) -> Result<(), Reason> {
-    let old = frame.at(IPV4_LEN + 12, VLAN_LEN + 2).ok_or(Reason::NoHeadroom)?;
+    let old = frame
+        .at(IPV4_LEN + 12, VLAN_LEN + 2)
+        .ok_or(Reason::NoHeadroom)?;
     let new = frame.at(12, VLAN_LEN + 2).ok_or(Reason::NoHeadroom)?;
     new.set_raw16(0, old.raw16(0));
     new.set_raw32(2, old.raw32(2));
     if tags > VLAN_LEN {
-        let old = frame.at(IPV4_LEN + 18, VLAN_LEN).ok_or(Reason::NoHeadroom)?;
+        let old = frame
+            .at(IPV4_LEN + 18, VLAN_LEN)
+            .ok_or(Reason::NoHeadroom)?;
         let new = frame.at(18, VLAN_LEN).ok_or(Reason::NoHeadroom)?;
         new.set_raw32(0, old.raw32(0));
     }

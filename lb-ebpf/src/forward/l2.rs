@@ -16,7 +16,9 @@ use crate::parse::Segment;
 pub(crate) fn rewrite(ctx: &XdpContext, segment: &Segment, hop: &NextHop) -> Result<(), Reason> {
     let frame = Frame::of(ctx);
     let ethernet = frame.at(0, ETH_LEN).ok_or(Reason::Malformed)?;
-    let ip = frame.at(segment.network(), IPV4_LEN).ok_or(Reason::Malformed)?;
+    let ip = frame
+        .at(segment.network(), IPV4_LEN)
+        .ok_or(Reason::Malformed)?;
     decrement_ttl(ip)?;
     address(ethernet, hop);
     Ok(())

@@ -4,11 +4,7 @@ mod ipip;
 mod l2;
 mod reset;
 
-use aya_ebpf::{
-    bindings::xdp_action,
-    helpers::generated::bpf_redirect,
-    programs::XdpContext,
-};
+use aya_ebpf::{bindings::xdp_action, helpers::generated::bpf_redirect, programs::XdpContext};
 use lb_common::{
     backend::{Backend, BackendState, Mode, NextHop},
     csum,
@@ -28,7 +24,11 @@ pub(crate) fn forward(
     state: BackendState,
 ) -> Result<u32, Reason> {
     // SAFETY: an entry of the map; the hop that the state names does not change before a grace period has passed.
-    let hop = unsafe { &*core::ptr::addr_of!((*backend).hops).cast::<NextHop>().add(state.hop()) };
+    let hop = unsafe {
+        &*core::ptr::addr_of!((*backend).hops)
+            .cast::<NextHop>()
+            .add(state.hop())
+    };
     if state.mode_code() == Mode::Ipip as u8 {
         // SAFETY: as above; the address never changes.
         let address = unsafe { (*backend).address };

@@ -42,7 +42,9 @@ fn write(ctx: &XdpContext, segment: &Segment) -> Result<(), Reason> {
     if !maps::may_reset(maps::now_ns()) {
         return Err(Reason::ResetLimited);
     }
-    let tcp = Frame::of(ctx).at(segment.transport(), TCP_LEN).ok_or(Reason::Malformed)?;
+    let tcp = Frame::of(ctx)
+        .at(segment.transport(), TCP_LEN)
+        .ok_or(Reason::Malformed)?;
     let acknowledgement = tcp.u32(8);
     let header_len = (tcp.u8(12) >> 4) as u32 * 4;
     let has_ack = segment.tcp.has(tcp::ACK);
@@ -55,7 +57,9 @@ fn write(ctx: &XdpContext, segment: &Segment) -> Result<(), Reason> {
     ethernet.set_raw32(4, (c >> 16) | (a << 16));
     ethernet.set_raw32(8, (a >> 16) | (b << 16));
 
-    let ip = frame.at(segment.network(), LENGTH).ok_or(Reason::Malformed)?;
+    let ip = frame
+        .at(segment.network(), LENGTH)
+        .ok_or(Reason::Malformed)?;
     ip.set_raw16(0, u16::from_ne_bytes([0x45, 0]));
     ip.set_u16(2, LENGTH as u16);
     ip.set_raw16(4, 0);
@@ -71,7 +75,9 @@ fn write(ctx: &XdpContext, segment: &Segment) -> Result<(), Reason> {
     let (seq, ack, flags) = if has_ack {
         (acknowledgement, 0, tcp::RST)
     } else {
-        let payload = (segment.length as u32).wrapping_sub(segment.transport as u32).wrapping_sub(header_len);
+        let payload = (segment.length as u32)
+            .wrapping_sub(segment.transport as u32)
+            .wrapping_sub(header_len);
         let taken = payload.wrapping_add(segment.tcp.has(tcp::FIN) as u32);
         (0, segment.tcp.seq.wrapping_add(taken), tcp::RST | tcp::ACK)
     };

@@ -22,6 +22,7 @@ use crate::{
     dataplane::kernel::{self, XdpMode},
     logging,
     model::BackendName,
+    reconcile,
 };
 
 /// Default state directory, as in the configuration.
@@ -30,9 +31,6 @@ const STATE_DIR: &str = "/run/tether";
 const BPFFS: &str = "/sys/fs/bpf/tether";
 /// Default pin directory of the decapsulator.
 const DECAP_BPFFS: &str = "/sys/fs/bpf/tether-decap";
-
-/// What the reconciler keeps in the state directory, the half-written one too.
-const MEMORY: [&str; 2] = ["runtime.json", "runtime.json.new"];
 
 const EXIT_STATUS: &str =
     "Exit status: 0 success; 1 something failed; 2 the command line or the configuration is wrong.";
@@ -285,7 +283,7 @@ fn cleanup(bpffs: &Path, state_dir: &Path) -> Result<(), Failure> {
     };
     print!("{}", kernel::cleanup(bpffs)?);
     if let Some(state) = state {
-        state.remove(&MEMORY)?;
+        state.remove(&reconcile::MEMORY_FILES)?;
         println!("removed the state in {}", state_dir.display());
     }
     Ok(())

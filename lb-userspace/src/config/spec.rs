@@ -1,5 +1,6 @@
 //! From a parsed document to a valid [`Config`]: what each key means and what must hold of all of them together.
 
+mod health;
 mod service;
 
 use std::{

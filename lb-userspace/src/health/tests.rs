@@ -384,3 +384,44 @@ fn targets_that_stay_are_not_disturbed() {
         );
     });
 }
+
+#[test]
+fn a_thousand_backends_cost_less_than_a_twentieth_of_a_core() {
+    let pair = Arc::new(Pair::new());
+    let _server = serve(&pair);
+    // All of them are the far host, behind its one address on the link: each is checked by TCP and by echo.
+    pair.far.ip("route add local 10.79.0.0/16 dev lo");
+    pair.near.ip(&format!("route add 10.79.0.0/16 via {THERE}"));
+    let check = Check {
+        interval: Duration::from_secs(5),
+        timeout: Duration::from_secs(2),
+        ..tcp()
+    };
+    let targets: Vec<_> = (0..1_000u16)
+        .map(|n| {
+            target(
+                Ipv4Addr::from_bits(0x0a4f_0000 + u32::from(n) + 1),
+                check.clone(),
+            )
+        })
+        .collect();
+    let used = block_on(&pair.near, move || async move {
+        let count = targets.len();
+        let mut checks = Checks::start(targets);
+        for _ in 0..count {
+            assert_eq!(checks.next().await.health, Health::Up);
+        }
+        // Two rounds in the steady state. The runtime is this thread's: its time is that of the checks.
+        let before = thread_time();
+        tokio::time::sleep(check.interval * 2).await;
+        assert!(checks.reports.try_recv().is_err());
+        (thread_time() - before).as_secs_f64() / (check.interval * 2).as_secs_f64()
+    });
+    assert!(used < 0.05, "{:.1}% of a core", used * 100.0);
+}
+
+/// Time that this thread has had of a CPU.
+fn thread_time() -> Duration {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap();
+    time.into()
+}

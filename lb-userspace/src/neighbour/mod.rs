@@ -211,7 +211,7 @@ impl Watched {
         self.marked_at = None;
         for address in std::mem::take(&mut self.newly_refused) {
             log_obstacle(address, &Obstacle::NotIpv4);
-            self.report(address, None).await?;
+            self.report(address, None, false).await?;
         }
         let mut links = HashMap::new();
         for address in std::mem::take(&mut self.marked) {
@@ -223,20 +223,30 @@ impl Watched {
             if let Some(obstacle) = way.news() {
                 log_obstacle(address.into(), obstacle);
             }
+            let on_link = way.via().is_some_and(|via| via.1 == address);
             self.ways.insert(address, way);
             if let Some(next_hop) = report {
                 if let Some(hop) = next_hop {
                     log_hop(address, &hop);
                 }
-                self.report(address.into(), next_hop).await?;
+                self.report(address.into(), next_hop, on_link).await?;
             }
         }
         Ok(())
     }
 
-    async fn report(&self, address: IpAddr, next_hop: Option<NextHop>) -> Result<(), Ended> {
+    async fn report(
+        &self,
+        address: IpAddr,
+        next_hop: Option<NextHop>,
+        on_link: bool,
+    ) -> Result<(), Ended> {
         self.reports
-            .send(NextHopReport { address, next_hop })
+            .send(NextHopReport {
+                address,
+                next_hop,
+                on_link,
+            })
             .await
             .map_err(|_| Ended)
     }

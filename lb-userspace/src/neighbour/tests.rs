@@ -22,6 +22,7 @@ impl Running {
         let mut hops = BTreeMap::new();
         for _ in 0..2 {
             let report = self.next().await;
+            assert_eq!(report.on_link, report.address == IpAddr::V4(THERE));
             hops.insert(report.address, report.next_hop.expect("unresolved"));
         }
         (hops[&first.into()], hops[&second.into()])

@@ -6,32 +6,33 @@
 
 mod arena;
 mod directory;
+mod entry;
 mod observed;
 mod operation;
+mod tables;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::Ipv4Addr,
     sync::Arc,
 };
 
 use lb_common::{
-    backend::{Backend, BackendState, NextHop},
     clock::Tick,
     maglev::{HANDOVER_TICKS, TableRef},
     service::Service,
 };
 
-use self::{arena::Arena, observed::digest};
+use self::{
+    arena::Arena,
+    entry::{change_of, is_entry_of, new_entry},
+};
 pub use self::{
     observed::{Observed, ObservedService, Unsettled},
     operation::Operation,
+    tables::{Tables, owners},
 };
-use crate::{
-    ids::{self, KeyedHash},
-    maglev::{self, Member},
-    resolve::{self, Hop},
-};
+use crate::{ids, resolve};
 
 /// What the maps are to hold.
 #[derive(Clone, Copy, Debug)]
@@ -77,79 +78,6 @@ pub enum Deferred {
     Directory,
 }
 
-/// Remembers which tables were built already, so that an unchanged one is not built again to be compared.
-#[derive(Clone, Debug, Default)]
-pub struct Tables {
-    /// By service id: the hash of what the table is made of, and the digest of its owners.
-    built: HashMap<u16, (u64, u64)>,
-}
-
-impl Tables {
-    /// The owners of a service's slots, if they differ from what `observed` holds.
-    fn owners_if_changed(
-        &mut self,
-        fleet_seed: &[u64; 4],
-        service: &resolve::Service<'_>,
-        table: &resolve::Table<'_>,
-        observed: Option<&ObservedService>,
-    ) -> Option<Arc<[u32]>> {
-        let made_of = made_of(fleet_seed, service, table);
-        let held = observed
-            .map(|held| held.table)
-            .filter(|held| held.size() == table.size)
-            .and(observed)
-            .map(|service| service.digest);
-        if let Some(&(known, digest)) = self.built.get(&service.id)
-            && known == made_of
-            && held == Some(digest)
-        {
-            return None;
-        }
-        let owners = owners(fleet_seed, service.name, table);
-        let digest = digest(owners.iter().copied());
-        self.built.insert(service.id, (made_of, digest));
-        (held != Some(digest)).then(|| owners.into())
-    }
-}
-
-/// A hash of all that decides the owners of a table's slots.
-fn made_of(
-    fleet_seed: &[u64; 4],
-    service: &resolve::Service<'_>,
-    table: &resolve::Table<'_>,
-) -> u64 {
-    let start = KeyedHash::of_fleet(fleet_seed, "table")
-        .text(service.name)
-        .number(u64::from(table.size));
-    table
-        .members
-        .iter()
-        .fold(start, |hash, member| {
-            let numbers = (u64::from(member.id) << 32) | u64::from(member.weight);
-            hash.text(member.name).number(numbers)
-        })
-        .finish()
-}
-
-/// The owners of a table's slots, by id.
-pub fn owners(fleet_seed: &[u64; 4], service: &str, table: &resolve::Table<'_>) -> Vec<u32> {
-    let members: Vec<Member<'_>> = table
-        .members
-        .iter()
-        .map(|share| Member {
-            name: share.name,
-            weight: share.weight,
-        })
-        .collect();
-    let mut owners = maglev::build(fleet_seed, service, &members, table.size);
-    for owner in &mut owners {
-        *owner = table.members[*owner as usize].id;
-    }
-    // Without members no slot has an owner. (And an empty list would be no table, which forgets previous owners at once.)
-    owners.resize(table.size as usize, 0);
-    owners
-}
-
 /// Plans how to get from `observed` to `wanted`.
 pub fn plan(wanted: &Wanted<'_>, observed: &Observed, tables: &mut Tables, now: Tick) -> Plan {
     let mut planner = Planner {
@@ -164,6 +92,7 @@ pub fn plan(wanted: &Wanted<'_>, observed: &Observed, tables: &mut Tables, now: 
             .iter()
             .map(|(&id, service)| (id, service.table))
             .collect(),
+        cleared: BTreeSet::new(),
         arena: None,
     };
     planner.backends(wanted);
@@ -181,6 +110,8 @@ struct Planner<'a> {
     plan: Plan,
     /// The tables as they will be named once the operations so far are done.
     named: BTreeMap<u16, TableRef>,
+    /// Services whose entry of today is cleared; their ids may have other holders since.
+    cleared: BTreeSet<u16>,
     /// Free stretches of the arena; made when first asked for.
     arena: Option<Arena>,
 }
@@ -411,6 +342,7 @@ impl Planner<'_> {
 
     fn clear_service(&mut self, id: u16) {
         self.push(Operation::ClearService { id });
+        self.cleared.insert(id);
         if let Some(table) = self.named.remove(&id)
             && table.size() > 0
         {
@@ -439,6 +371,7 @@ impl Planner<'_> {
         let named: HashSet<u32> = self
             .named
             .keys()
+            .filter(|service| !self.cleared.contains(service))
             .filter_map(|service| self.observed.services.get(service))
             .flat_map(|service| service.named.iter().copied())
             .collect();
@@ -466,74 +399,5 @@ impl Planner<'_> {
     }
 }
 
-/// Whether an entry is the backend's: all that never changes of it.
-fn is_entry_of(held: &Backend, service: u16, backend: &resolve::Backend) -> bool {
-    let state = BackendState(held.state);
-    held.identity == backend.identity
-        && held.address == backend.address.to_bits()
-        && held.port == backend.port
-        && held.service == service
-        && state.generation() == backend.numbered.generation
-        && state.mode() == Some(backend.mode)
-}
-
-fn new_entry(service: u16, backend: &resolve::Backend) -> Backend {
-    let hop = match backend.hop {
-        Hop::Resolved(hop) => Some(hop),
-        Hop::Unheard | Hop::Unresolved => None,
-    };
-    let state = BackendState::new(
-        backend.numbered.generation,
-        backend.serving,
-        backend.mode,
-        0,
-        hop.is_some(),
-    );
-    Backend {
-        state: state.0,
-        identity: backend.identity,
-        address: backend.address.to_bits(),
-        port: backend.port,
-        service,
-        hops: [hop.unwrap_or_default(), NextHop::default()],
-        ..Backend::default()
-    }
-}
-
-/// What changes of a backend that is there.
-struct Change {
-    /// A next hop to be written to the copy that `state` names.
-    write: Option<NextHop>,
-    state: BackendState,
-}
-
-fn change_of(held: &Backend, backend: &resolve::Backend) -> Change {
-    let old = BackendState(held.state);
-    let state = |hop: usize, resolved| {
-        BackendState::new(
-            backend.numbered.generation,
-            backend.serving,
-            backend.mode,
-            hop as u8,
-            resolved,
-        )
-    };
-    match backend.hop {
-        Hop::Unheard => Change {
-            write: None,
-            state: state(old.hop(), old.is_resolved()),
-        },
-        Hop::Unresolved => Change {
-            write: None,
-            state: state(old.hop(), false),
-        },
-        Hop::Resolved(next) if held.hops[old.hop()] == next => Change {
-            write: None,
-            state: state(old.hop(), true),
-        },
-        Hop::Resolved(next) => Change {
-            write: Some(next),
-            state: state(1 - old.hop(), true),
-        },
-    }
-}
+#[cfg(test)]
+mod tests;

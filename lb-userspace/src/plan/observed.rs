@@ -8,6 +8,7 @@ use std::{
 use lb_common::{
     backend::Backend,
     clock::Tick,
+    flow::word::BackendRef,
     maglev::{Slot, TableRef},
     service::Service,
     vip::VipBucket,
@@ -140,6 +141,9 @@ impl Observed {
     }
 }
 
+/// Words of 64 bits for as many bits as there are backend ids.
+const NAMED_WORDS: usize = 1 << (BackendRef::ID_BITS - 6);
+
 /// What a pass over a table's slots finds.
 struct Slots {
     digest: u64,
@@ -150,7 +154,7 @@ struct Slots {
 impl Slots {
     fn of(maps: &Maps, table: TableRef, now: Tick) -> Self {
         // A bit for each id that fits a slot.
-        let mut named = vec![0u64; 1 << (18 - 6)];
+        let mut named = vec![0u64; NAMED_WORDS];
         let mut note = |id: u32| named[(id / 64) as usize] |= 1 << (id % 64);
         let mut oldest: Option<u32> = None;
         let slots = (table.offset()..table.offset() + table.size())
@@ -163,15 +167,16 @@ impl Slots {
             }
             slot.current()
         }));
-        let named = named
-            .iter()
-            .zip((0..).step_by(64))
-            .flat_map(|(&word, first)| {
-                let bits = (0..64).filter(move |bit| word & (1 << bit) != 0);
-                bits.map(move |bit| first + bit)
+        // Id 0 is nobody.
+        named[0] &= !1;
+        let named = (0..).step_by(64).zip(named).flat_map(|(first, mut word)| {
+            std::iter::from_fn(move || {
+                let bit = (word != 0).then(|| word.trailing_zeros())?;
+                word &= word - 1;
+                Some(first + bit)
             })
-            .filter(|&id| id != 0)
-            .collect();
+        });
+        let named = named.collect();
         Self {
             digest,
             named,

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 use lb_common::verdict::Reason;
 
 use super::{
-    registry::{BackendRecord, ServiceRecord},
+    record::{BackendRecord, ServiceRecord},
     state::State,
 };
 use crate::{
@@ -115,8 +115,7 @@ impl State {
         let hop = self
             .hops
             .get(&IpAddr::V4(backend.address))
-            .copied()
-            .unwrap_or_default();
+            .map_or(Hop::Unheard, |found| found.for_mode(backend.mode));
         let resolved = match hop {
             Hop::Resolved(_) => true,
             Hop::Unresolved => false,

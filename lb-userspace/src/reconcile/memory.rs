@@ -14,6 +14,10 @@ use crate::{desired::Endpoint, model::BackendName};
 
 /// The file's name in the state directory.
 const FILE: &str = "runtime.json";
+/// Its name while it is being written.
+const ASIDE: &str = "runtime.json.new";
+/// What may be left in a state directory: for who removes it.
+pub const FILES: [&str; 2] = [FILE, ASIDE];
 /// Version of the file's form.
 const VERSION: u32 = 1;
 
@@ -91,7 +95,7 @@ impl Memory {
     /// When it cannot be written; the file is then as it was.
     pub(super) fn save(&self, directory: &Path) -> io::Result<()> {
         fs::create_dir_all(directory)?;
-        let aside = directory.join(format!("{FILE}.new"));
+        let aside = directory.join(ASIDE);
         let mut file = fs::File::create(&aside)?;
         file.write_all(&serde_json::to_vec(self)?)?;
         file.sync_all()?;
@@ -102,4 +106,59 @@ impl Memory {
 /// The file in a state directory.
 pub(super) fn path(directory: &Path) -> PathBuf {
     directory.join(FILE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn directory(test: &str) -> PathBuf {
+        std::env::temp_dir().join(format!("tether-memory-{test}-{}", std::process::id()))
+    }
+
+    #[test]
+    fn what_is_saved_is_loaded() {
+        let directory = directory("saved");
+        assert_eq!(Memory::load(&directory).unwrap(), Memory::default());
+        let name = BackendName {
+            service: "chat".to_owned(),
+            backend: "b1".to_owned(),
+        };
+        let endpoint = Endpoint {
+            vip: Ipv4Addr::new(10, 0, 0, 1),
+            port: 80,
+        };
+        let memory = Memory::new(
+            BTreeSet::from([name.clone()]),
+            std::iter::once((endpoint, "chat".to_owned())),
+            std::iter::once((u64::MAX, name.clone())),
+        );
+        memory.save(&directory).unwrap();
+        let loaded = Memory::load(&directory).unwrap();
+        assert_eq!(loaded, memory);
+        assert_eq!(loaded.backend(u64::MAX), Some(name));
+        assert_eq!(loaded.service(endpoint).as_deref(), Some("chat"));
+        assert_eq!(
+            fs::read_dir(&directory).unwrap().count(),
+            1,
+            "nothing is left aside"
+        );
+        fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn what_is_not_understood_is_refused() {
+        let directory = directory("refused");
+        fs::create_dir_all(&directory).unwrap();
+        for text in [
+            "",
+            "{",
+            r#"{"version":2,"drained":[],"services":[],"backends":{}}"#,
+        ] {
+            fs::write(path(&directory), text).unwrap();
+            let error = Memory::load(&directory).unwrap_err();
+            assert_ne!(error.kind(), io::ErrorKind::NotFound, "{text}");
+        }
+        fs::remove_dir_all(directory).unwrap();
+    }
 }

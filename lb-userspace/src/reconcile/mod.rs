@@ -2,6 +2,7 @@
 
 mod listing;
 mod memory;
+mod record;
 mod registry;
 mod state;
 
@@ -14,7 +15,7 @@ use std::{
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use self::state::State;
+pub use self::{memory::FILES as MEMORY_FILES, state::State};
 
 use crate::{
     config::Config,
@@ -137,7 +138,9 @@ pub async fn run(
     let first_word = begun + FIRST_WORD;
     while !worker.state.is_informed() && Instant::now() < first_word {
         match inputs.next(first_word).await {
-            Next::Event(event) => worker.take_in(event),
+            Next::Event(event) => {
+                worker.take_in(event);
+            }
             Next::Deadline => break,
             Next::Stop => return Ok(()),
         }
@@ -151,14 +154,17 @@ pub async fn run(
         }
         worker.converge(&mut inputs).await;
         worker.publish(&inputs);
-        match inputs.next(comparison).await {
-            Next::Event(event) => worker.take_in(event),
-            Next::Deadline => {}
-            Next::Stop => return Ok(()),
-        }
-        // Whatever else has come meanwhile is part of the same change.
-        for event in inputs.waiting() {
-            worker.take_in(event);
+        let mut news = false;
+        while !news && Instant::now() < comparison {
+            match inputs.next(comparison).await {
+                Next::Event(event) => news = worker.take_in(event),
+                Next::Deadline => {}
+                Next::Stop => return Ok(()),
+            }
+            // Whatever else has come meanwhile is part of the same change.
+            for event in inputs.waiting() {
+                news |= worker.take_in(event);
+            }
         }
     }
 }
@@ -221,7 +227,8 @@ struct Worker {
 }
 
 impl Worker {
-    fn take_in(&mut self, event: Event) {
+    /// Takes in what happened; false if it is what was known already.
+    fn take_in(&mut self, event: Event) -> bool {
         let state = &mut self.state;
         // Whoever asked may have gone meanwhile: what was asked is done all the same.
         match event {
@@ -246,12 +253,13 @@ impl Worker {
             }
             Event::Health(report) => {
                 let since = self.begun.elapsed().as_millis();
-                state.heard(report, u64::try_from(since).unwrap_or(u64::MAX));
+                return state.heard(report, u64::try_from(since).unwrap_or(u64::MAX));
             }
-            Event::NextHop(report) => state.next_hop(report),
+            Event::NextHop(report) => return state.next_hop(report),
             Event::Census(census) => state.counted(census),
             Event::Attachments => {}
         }
+        true
     }
 
     /// Plans and applies; then, if a proof that ids are free waits for it, lets a grace period pass.

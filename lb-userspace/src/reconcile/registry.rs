@@ -5,107 +5,21 @@ use std::{
     net::{IpAddr, Ipv4Addr, SocketAddr},
 };
 
-use lb_common::{
-    backend::{BackendState, Mode, Serving},
-    flow::word::BackendRef,
-};
+use lb_common::backend::{BackendState, Mode, Serving};
 
-use super::memory::Memory;
+use super::{
+    memory::Memory,
+    record::{BackendRecord, DEFAULT_CHECK, ServiceRecord, new_record, renewed},
+};
 use crate::{
     dataplane::maps::Maps,
     desired::{self, Endpoint},
     flows::{Census, Counts},
     ids::{Numbered, Pool, Quiet},
-    model::{BackendName, Check, CheckKind, Health, HealthReport, Target},
+    model::{BackendName, Health, HealthReport, Target},
     plan::Observed,
-    resolve::{BackendFacts, Hop, ServiceFacts, WantedBackend, WantedService},
+    resolve::{Found, ServiceFacts, WantedService},
 };
-
-/// A service that is known.
-#[derive(Clone, Debug)]
-pub(super) struct ServiceRecord {
-    pub(super) id: u16,
-    pub(super) name: String,
-    pub(super) endpoint: Endpoint,
-    pub(super) mode: Mode,
-    /// None if it is removed.
-    pub(super) wanted: Option<WantedService>,
-    /// Wanted ones in the order of the configuration, then removed ones.
-    pub(super) backends: Vec<BackendRecord>,
-    /// Removed and without flows: packets no longer find it.
-    pub(super) unlisted: bool,
-    quiet: Quiet,
-    /// Why some of its backends have no id.
-    pub(super) error: Option<String>,
-    /// As last resolved.
-    pub(super) fail_open: bool,
-    /// As last resolved.
-    pub(super) resets_suspended: bool,
-}
-
-/// A backend that is known.
-#[derive(Clone, Debug)]
-pub(super) struct BackendRecord {
-    pub(super) numbered: Numbered,
-    pub(super) identity: u64,
-    pub(super) name: BackendName,
-    pub(super) address: Ipv4Addr,
-    pub(super) port: u16,
-    pub(super) mode: Mode,
-    pub(super) weight: u16,
-    /// None if it is removed.
-    pub(super) wanted: Option<WantedBackend>,
-    check: Check,
-    check_address: SocketAddr,
-    pub(super) health: Health,
-    pub(super) last_error: Option<String>,
-    fell_at_ms: Option<u64>,
-    held: Option<Serving>,
-    quiet: Quiet,
-    /// As last resolved.
-    pub(super) serving: Serving,
-}
-
-impl BackendRecord {
-    /// Takes in a verdict.
-    fn heard(&mut self, report: &HealthReport, now_ms: u64) {
-        self.last_error.clone_from(&report.last_error);
-        if report.health == Health::Unknown || report.health == self.health {
-            return;
-        }
-        let lived = match self.health {
-            Health::Up | Health::Refusing => true,
-            // Found in the maps: dead already, or thought alive by the daemon before.
-            Health::Unknown => self.held.is_some_and(|held| held != Serving::None),
-            Health::Down => false,
-        };
-        self.fell_at_ms = (report.health == Health::Down && lived).then_some(now_ms);
-        tracing::info!(
-            backend = %self.name, address = %self.check_address, health = ?report.health,
-            was = ?self.health, error = report.last_error.as_deref(), "health changed"
-        );
-        self.health = report.health;
-    }
-
-    fn facts(&self, hops: &HashMap<IpAddr, Hop>) -> BackendFacts<'_> {
-        BackendFacts {
-            numbered: self.numbered,
-            identity: self.identity,
-            name: &self.name.backend,
-            address: self.address,
-            port: self.port,
-            mode: self.mode,
-            wanted: self.wanted,
-            health: self.health,
-            fell_at_ms: self.fell_at_ms,
-            held: self.held,
-            hop: hops
-                .get(&IpAddr::V4(self.address))
-                .copied()
-                .unwrap_or_default(),
-        }
-    }
-}
 
 /// All that is known.
 #[derive(Clone, Debug)]
@@ -312,18 +226,20 @@ impl Registry {
         }
     }
 
-    /// Takes in a verdict; one about nobody that is known is ignored.
-    pub(super) fn heard(&mut self, report: HealthReport, now_ms: u64) {
+    /// Takes in a verdict; one about nobody that is known is ignored. False if it is no news.
+    pub(super) fn heard(&mut self, report: HealthReport, now_ms: u64) -> bool {
         let key = (report.name.clone(), report.address);
+        let mut news = false;
         for &(service, n) in self.watched.get(&key).into_iter().flatten() {
             let backend = self
                 .services
                 .get_mut(&service)
                 .and_then(|service| service.backends.get_mut(n));
             if let Some(backend) = backend {
-                backend.heard(&report, now_ms);
+                news |= backend.heard(&report, now_ms);
             }
         }
+        news
     }
 
     /// Lets go of what is removed and named by nothing. True if anything went.
@@ -410,7 +326,7 @@ impl Registry {
     }
 
     /// What resolving needs.
-    pub(super) fn facts(&self, hops: &HashMap<IpAddr, Hop>) -> Vec<ServiceFacts<'_>> {
+    pub(super) fn facts(&self, hops: &HashMap<IpAddr, Found>) -> Vec<ServiceFacts<'_>> {
         self.services
             .values()
             .map(|service| ServiceFacts {
@@ -491,7 +407,7 @@ impl Registry {
     }
 
     /// Whether every wanted backend has a verdict and is known to be reachable or not.
-    pub(super) fn is_informed(&self, hops: &HashMap<IpAddr, Hop>) -> bool {
+    pub(super) fn is_informed(&self, hops: &HashMap<IpAddr, Found>) -> bool {
         self.backends()
             .filter(|backend| backend.wanted.is_some())
             .all(|backend| {
@@ -517,55 +433,7 @@ pub(super) struct Outcome {
     pub(super) serving: Vec<Serving>,
 }
 
-/// For a removed backend whose own check nobody remembers.
-const DEFAULT_CHECK: Check = Check {
-    kind: CheckKind::Tcp,
-    interval: std::time::Duration::from_secs(2),
-    timeout: std::time::Duration::from_secs(1),
-    fall: 3,
-    rise: 2,
-};
-
-fn new_record(numbered: Numbered, mode: Mode, backend: &desired::Backend) -> BackendRecord {
-    let record = BackendRecord {
-        numbered,
-        identity: backend.identity,
-        name: backend.name.clone(),
-        address: backend.address,
-        port: backend.port,
-        mode,
-        weight: backend.weight,
-        wanted: None,
-        check: backend.check.clone(),
-        check_address: backend.check_address,
-        health: Health::Unknown,
-        last_error: None,
-        fell_at_ms: None,
-        held: None,
-        quiet: Quiet::default(),
-        serving: Serving::ExistingOnly,
-    };
-    renewed(record, backend)
-}
-
-/// A record with what may change of a wanted backend. Its health stays until its check, which may be another now, says otherwise.
-fn renewed(record: BackendRecord, backend: &desired::Backend) -> BackendRecord {
-    BackendRecord {
-        name: backend.name.clone(),
-        weight: backend.weight,
-        wanted: Some(WantedBackend {
-            admin: backend.admin,
-            weight: backend.weight,
-        }),
-        check: backend.check.clone(),
-        check_address: backend.check_address,
-        ..record
-    }
-}
-
 /// Entries of the flow table that a count stands for.
 fn entries(counts: &Counts) -> u64 {
     counts.embryo + counts.young + counts.pin + counts.closing
 }
-
-const _: () = assert!(BackendRef::GENERATIONS == 32);

@@ -20,7 +20,7 @@ use crate::{
     flows::Census,
     model::{Admin, BackendName, HealthReport, NextHopReport, Target},
     plan::{self, Deferred, Observed, Plan, Tables, Unsettled, Wanted},
-    resolve::{self, Hop},
+    resolve::{self, Found, Hop},
     status::Generation,
 };
 
@@ -33,7 +33,7 @@ pub struct State {
     pub(super) config_error: Option<String>,
     drained: BTreeSet<BackendName>,
     pub(super) registry: Registry,
-    pub(super) hops: HashMap<IpAddr, Hop>,
+    pub(super) hops: HashMap<IpAddr, Found>,
     pub(super) census: Arc<Census>,
     observed: Observed,
     tables: Tables,
@@ -145,19 +145,23 @@ impl State {
         }
     }
 
-    /// Takes in a verdict; `now_ms` is of any steady clock.
-    pub fn heard(&mut self, report: HealthReport, now_ms: u64) {
-        self.registry.heard(report, now_ms);
+    /// Takes in a verdict; `now_ms` is of any steady clock. False if it is no news.
+    pub fn heard(&mut self, report: HealthReport, now_ms: u64) -> bool {
+        self.registry.heard(report, now_ms)
     }
 
-    /// Takes in what was found out about the way to an address.
-    pub fn next_hop(&mut self, report: NextHopReport) {
-        let hop = report.next_hop.map_or(Hop::Unresolved, Hop::Resolved);
-        let old = self.hops.insert(report.address, hop);
-        let resolved = matches!(hop, Hop::Resolved(_));
-        if old.is_some_and(|old| matches!(old, Hop::Resolved(_)) != resolved) {
+    /// Takes in what was found out about the way to an address. False if it is no news.
+    pub fn next_hop(&mut self, report: NextHopReport) -> bool {
+        let found = Found {
+            hop: report.next_hop.map_or(Hop::Unresolved, Hop::Resolved),
+            on_link: report.on_link,
+        };
+        let old = self.hops.insert(report.address, found);
+        let resolved = matches!(found.hop, Hop::Resolved(_));
+        if old.is_some_and(|old| matches!(old.hop, Hop::Resolved(_)) != resolved) {
             tracing::info!(address = %report.address, resolved, "next hop changed");
         }
+        old != Some(found)
     }
 
     /// Takes in the latest census.

@@ -110,14 +110,14 @@ fn a_second_daemon_is_refused() {
 #[test]
 fn a_half_made_set_of_maps_is_made_anew() {
     run(|sandbox| {
-        drop(sandbox.open(&[]));
+        drop(sandbox.prepare());
         // What a daemon leaves that is killed while it creates or removes: some maps in the staging directory.
         let (maps, staging) = (sandbox.pins().join("maps"), sandbox.pins().join("maps-new"));
         fs::rename(&maps, &staging).unwrap();
         fs::remove_file(staging.join(maps::TABLES)).unwrap();
 
-        let kernel = sandbox.open(&[]);
-        assert!(!kernel.adopted());
+        let opened = sandbox.prepare();
+        assert!(!opened.adopted);
         assert_eq!(names(&sandbox.pins()), ["maps"]);
         assert_eq!(names(&maps).len(), maps::ALL.len());
     });
@@ -127,22 +127,22 @@ fn a_half_made_set_of_maps_is_made_anew() {
 #[test]
 fn a_start_killed_at_any_moment_leaves_something_to_start_from() {
     const TEST: &str = "open::a_start_killed_at_any_moment_leaves_something_to_start_from";
-    const KILLS: u32 = 12;
+    const KILLS: u32 = 60;
     const VICTIM: &str = "TETHER_TEST_VICTIM";
     run(|sandbox| {
         if std::env::var_os(VICTIM).is_some() {
             // In the sandbox of the process that started this one, whose bpffs lies under the one just mounted.
             umount("/sys/fs/bpf").unwrap();
             loop {
-                drop(sandbox.open(&[]));
-                drop(sandbox.open(&[]));
+                drop(sandbox.prepare());
+                drop(sandbox.prepare());
                 cleanup(&sandbox.pins()).unwrap();
             }
         }
         let round = {
             let start = Instant::now();
-            drop(sandbox.open(&[]));
-            drop(sandbox.open(&[]));
+            drop(sandbox.prepare());
+            drop(sandbox.prepare());
             cleanup(&sandbox.pins()).unwrap();
             start.elapsed()
         };
@@ -165,14 +165,14 @@ fn a_start_killed_at_any_moment_leaves_something_to_start_from() {
             victim.kill().unwrap();
             victim.wait().unwrap();
 
-            let kernel = sandbox.open(&[]);
-            if kernel.adopted() {
+            let kernel = sandbox.prepare();
+            if kernel.adopted {
                 adopted += 1;
             } else {
                 created += 1;
             }
             assert_eq!(names(&sandbox.pins()), ["maps"]);
-            assert_eq!(kernel.maps().instance.get(0), kernel.instance());
+            assert_eq!(kernel.maps.maps().instance.get(0), kernel.maps.instance());
             drop(kernel);
             cleanup(&sandbox.pins()).unwrap();
             assert!(!sandbox.pins().exists());
@@ -211,7 +211,7 @@ fn maps_of_another_version_are_refused_with_the_remedy() {
 #[test]
 fn a_missing_map_among_pinned_ones_is_refused_and_named() {
     run(|sandbox| {
-        drop(sandbox.open(&[]));
+        drop(sandbox.prepare());
         fs::remove_file(sandbox.pins().join("maps").join(maps::COUNTERS)).unwrap();
         let error = Kernel::open(&sandbox.options(&[])).unwrap_err();
         assert!(matches!(error, Error::Damaged { .. }), "{error}");
@@ -225,7 +225,7 @@ fn a_missing_map_among_pinned_ones_is_refused_and_named() {
 #[test]
 fn a_map_of_another_shape_is_refused_and_named() {
     run(|sandbox| {
-        drop(sandbox.open(&[]));
+        drop(sandbox.prepare());
         let maps = sandbox.pins().join("maps");
         // Facts that are shorter than the table they are parallel to.
         let mut capacity = sandbox.options(&[]).capacity;

@@ -8,7 +8,7 @@ use std::{
 };
 
 use lb_userspace::dataplane::{
-    kernel::{Kernel, Options, device, device::XdpState, possible_cpus},
+    kernel::{Kernel, Options, device, device::XdpState, load, pins::Pins, possible_cpus},
     maps::Capacity,
 };
 use nix::{
@@ -20,6 +20,13 @@ use nix::{
 #[derive(Clone)]
 pub(crate) struct Sandbox {
     bpffs: PathBuf,
+}
+
+/// An instance without its program.
+pub(crate) struct Opened {
+    pub(crate) maps: load::Prepared,
+    pub(crate) adopted: bool,
+    _pins: Pins,
 }
 
 /// Runs a test in a thread that has left the host's network and mounts behind. Both end with the thread.
@@ -76,6 +83,22 @@ impl Sandbox {
     /// Opens the instance.
     pub(crate) fn open(&self, interfaces: &[&str]) -> Kernel {
         Kernel::open(&self.options(interfaces)).unwrap()
+    }
+
+    /// Opens the instance's maps, without the program: what it does to pins is all there, and it takes milliseconds.
+    pub(crate) fn prepare(&self) -> Opened {
+        let pins = Pins::open(&self.pins()).unwrap();
+        let adopted = pins.has_maps();
+        let maps = if adopted {
+            load::adopt(&pins)
+        } else {
+            load::create(&pins, self.options(&[]).capacity)
+        };
+        Opened {
+            maps: maps.unwrap(),
+            adopted,
+            _pins: pins,
+        }
     }
 
     /// Creates a pair of connected interfaces.

@@ -142,7 +142,8 @@ fn action_name(action: u32) -> String {
 
 /// Both frames, sixteen bytes a line, each line that differs marked.
 fn difference(came: &[u8], expected: &[u8]) -> String {
-    let hex = |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("{byte:02x} ")).collect() };
+    let hex =
+        |bytes: &[u8]| -> String { bytes.iter().map(|byte| format!("{byte:02x} ")).collect() };
     let mut text = format!("{} bytes came, {} expected\n", came.len(), expected.len());
     for at in (0..came.len().max(expected.len())).step_by(16) {
         let line = |bytes: &[u8]| {

@@ -110,7 +110,10 @@ impl World {
             panic!("{} entries: {entries:?}", entries.len());
         };
         let homes = self.homes(key);
-        assert!(homes.contains(&place.index), "{place:?} is none of {homes:?}");
+        assert!(
+            homes.contains(&place.index),
+            "{place:?} is none of {homes:?}"
+        );
         word
     }
 

@@ -66,22 +66,25 @@ pub struct Outcome {
 impl Tether {
     /// The instance whose flow table has only a few buckets, to be had by one test at a time.
     pub fn small() -> MutexGuard<'static, Self> {
-        static SMALL: OnceLock<Mutex<Tether>> = OnceLock::new();
+        static SMALL: OnceLock<Result<Mutex<Tether>, String>> = OnceLock::new();
         Self::lock(&SMALL, 16)
     }
 
     /// The instance whose flow table has the default size, to be had by one test at a time.
     pub fn full_size() -> MutexGuard<'static, Self> {
-        static FULL_SIZE: OnceLock<Mutex<Tether>> = OnceLock::new();
-        Self::lock(
-            &FULL_SIZE,
-            lb_common::flow::v4::buckets_for(default::FLOWS),
-        )
+        static FULL_SIZE: OnceLock<Result<Mutex<Tether>, String>> = OnceLock::new();
+        Self::lock(&FULL_SIZE, lb_common::flow::v4::buckets_for(default::FLOWS))
     }
 
-    fn lock(cell: &'static OnceLock<Mutex<Self>>, flow_buckets: u32) -> MutexGuard<'static, Self> {
+    fn lock(
+        cell: &'static OnceLock<Result<Mutex<Self>, String>>,
+        flow_buckets: u32,
+    ) -> MutexGuard<'static, Self> {
+        // A refusal is kept too: the kernel would take its time over it again for every test.
         let lock = cell
-            .get_or_init(|| Mutex::new(Self::load(flow_buckets)))
+            .get_or_init(|| Self::load(flow_buckets).map(Mutex::new))
+            .as_ref()
+            .unwrap_or_else(|error| panic!("{error}"))
             .lock()
             // A test that panicked while it had the maps leaves no harm: the next one zeroes them.
             .unwrap_or_else(PoisonError::into_inner);
@@ -89,7 +92,7 @@ impl Tether {
         lock
     }
 
-    fn load(flow_buckets: u32) -> Self {
+    fn load(flow_buckets: u32) -> Result<Self, String> {
         let cpus = aya::util::nr_cpus().expect("reading the number of possible CPUs") as u32;
         let capacity = Capacity {
             flow_buckets,
@@ -105,9 +108,9 @@ impl Tether {
             fleet_seed: [1, 2, 3, 4],
         };
         let loaded = Loaded::private(capacity, instance)
-            .expect("loading tether (packet tests need root and CAP_BPF)");
+            .map_err(|error| format!("loading tether: {error}"))?;
         let prepared = Prepared::for_program(loaded.program());
-        Self { loaded, prepared }
+        Ok(Self { loaded, prepared })
     }
 
     /// Runs the program on a frame whose headroom is full of ones, as a driver's may be.
@@ -179,7 +182,9 @@ impl Prepared {
         let map = ebpf.take_map(UNDER_TEST).expect("the bench object has it");
         let mut under_test = ProgramArray::try_from(map).expect("it is a program array");
         let fd = program.fd().expect("the program is loaded");
-        under_test.set(0, fd, 0).expect("naming the program under test");
+        under_test
+            .set(0, fd, 0)
+            .expect("naming the program under test");
         Self {
             ebpf,
             _under_test: under_test,

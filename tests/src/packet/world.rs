@@ -1,7 +1,7 @@
 //! What a test builds before it sends a packet: services, tables, backends, with fresh maps for each test.
 
 use std::{
-    cell::RefCell,
+    cell::{Cell, RefCell},
     net::Ipv4Addr,
     sync::{Arc, MutexGuard},
     time::{Duration, Instant},
@@ -207,6 +207,10 @@ pub fn reset_output(input: &Packet) -> Vec<u8> {
     answer.bytes()
 }
 
+thread_local! {
+    static HAS_WORLD: Cell<bool> = const { Cell::new(false) };
+}
+
 /// The maps, fresh, and the program, for one test.
 pub struct World {
     /// The maps, as memory.
@@ -220,12 +224,12 @@ impl World {
     /// A small world: [`SERVICE`] at [`VIP`] and [`VIP_PORT`], all slots of whose table are backend 1, of mode `l2`; backend 2 is
     /// there too, and no service names it.
     pub fn new() -> Self {
-        Self::of(Tether::small(), &[1])
+        Self::of(Tether::small, &[1])
     }
 
     /// The same with a flow table of the default size.
     pub fn full_size() -> Self {
-        Self::of(Tether::full_size(), &[1])
+        Self::of(Tether::full_size, &[1])
     }
 
     /// The same as [`World::new`] with `backend` as backend 1.
@@ -235,7 +239,14 @@ impl World {
         world
     }
 
-    fn of(tether: MutexGuard<'static, Tether>, owners: &[u32]) -> Self {
+    /// # Panics
+    /// If this thread has a world already: it would wait for itself.
+    fn of(tether: fn() -> MutexGuard<'static, Tether>, owners: &[u32]) -> Self {
+        assert!(
+            !HAS_WORLD.replace(true),
+            "one world at a time: drop the other first"
+        );
+        let tether = tether();
         let maps = tether.loaded.maps();
         let mut world = Self {
             maps,
@@ -463,6 +474,7 @@ impl Default for World {
 
 impl Drop for World {
     fn drop(&mut self) {
+        HAS_WORLD.set(false);
         if std::thread::panicking() {
             self.capture.borrow().report();
         }

@@ -2,7 +2,7 @@
 
 use std::{fs, io, os::fd::AsFd, path::Path};
 
-use aya::{Ebpf, EbpfError, programs::Xdp};
+use aya::{Ebpf, programs::Xdp};
 use lb_common::maps::DECAP_PROGRAM;
 
 use super::{
@@ -28,11 +28,11 @@ pub fn attach_decap(interface: &str, bpffs: &Path) -> Result<Attached, Error> {
 }
 
 fn load_and_attach(interface: &str, pins: &Pins) -> Result<Attached, Error> {
-    let refused = |source| Error::Load {
+    let mut ebpf = Ebpf::load(objects::DECAP).map_err(|source| Error::Load {
         what: "the decapsulator",
         source: Box::new(source),
-    };
-    let mut ebpf = Ebpf::load(objects::DECAP).map_err(refused)?;
+    })?;
+    let refused = |error| Error::program("the decapsulator", error);
     let program: &mut Xdp = ebpf
         .program_mut(DECAP_PROGRAM)
         .ok_or_else(|| Error::Bpf {
@@ -40,13 +40,9 @@ fn load_and_attach(interface: &str, pins: &Pins) -> Result<Attached, Error> {
             source: io::Error::new(io::ErrorKind::NotFound, "the object has no such program"),
         })?
         .try_into()
-        .map_err(|error| refused(EbpfError::ProgramError(error)))?;
-    program
-        .load()
-        .map_err(|error| refused(EbpfError::ProgramError(error)))?;
-    let fd = program
-        .fd()
-        .map_err(|error| refused(EbpfError::ProgramError(error)))?;
+        .map_err(refused)?;
+    program.load().map_err(refused)?;
+    let fd = program.fd().map_err(refused)?;
     let interfaces = [interface.to_owned()];
     attach(pins, fd.as_fd(), &interfaces)?
         .pop()

@@ -2,6 +2,8 @@
 
 use std::{io, path::PathBuf};
 
+use aya::{EbpfError, programs::ProgramError};
+
 /// Why an instance could not be opened, attached or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -67,7 +69,18 @@ pub enum Error {
         /// What was loaded.
         what: &'static str,
         /// What aya says.
-        source: Box<aya::EbpfError>,
+        source: Box<EbpfError>,
+    },
+    /// The kernel's verifier refused the program.
+    #[error(
+        "this kernel's verifier refuses the program ({source}), which is a fault of this tether and not of this machine's setup; report it with the kernel's \
+         version (`uname -r`) and the verifier's last words:\n{log}"
+    )]
+    Verifier {
+        /// The kernel's answer.
+        source: io::Error,
+        /// The end of the verifier's log.
+        log: String,
     },
     /// Another operation of bpf(2) failed.
     #[error("{doing}: {source}{}", remedy(source))]
@@ -162,7 +175,31 @@ pub enum Error {
     },
 }
 
+/// Lines of the verifier's log that are shown: the reason is the last of them.
+const LOG_LINES: usize = 20;
+
 impl Error {
+    /// The kernel did not take a program. Without the verifier's words it did not come to verification.
+    pub(super) fn program(what: &'static str, error: ProgramError) -> Self {
+        match error {
+            ProgramError::LoadError {
+                io_error,
+                verifier_log,
+            } if !verifier_log.to_string().trim().is_empty() => {
+                let log = verifier_log.to_string();
+                let lines: Vec<_> = log.trim_end().lines().collect();
+                Self::Verifier {
+                    source: io_error,
+                    log: lines[lines.len().saturating_sub(LOG_LINES)..].join("\n"),
+                }
+            }
+            error => Self::Load {
+                what,
+                source: Box::new(EbpfError::ProgramError(error)),
+            },
+        }
+    }
+
     pub(super) fn file(
         path: impl Into<PathBuf>,
         doing: &'static str,

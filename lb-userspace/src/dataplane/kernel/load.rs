@@ -36,7 +36,11 @@ const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 /// The program, loaded, and its maps.
 #[derive(Debug)]
-pub struct Loaded {
+pub struct Loaded(Prepared);
+
+/// Maps in the kernel, and a program that it has not been asked to take yet: its verifier needs a second or more for that.
+#[derive(Debug)]
+pub struct Prepared {
     ebpf: Ebpf,
     maps: Arc<Maps>,
     instance: Instance,
@@ -55,19 +59,19 @@ impl Loaded {
     /// # Errors
     /// When the kernel refuses a map or the program.
     pub fn private(capacity: Capacity, instance: Instance) -> Result<Self, Error> {
-        let loaded = Self::load(capacity, instance, None)?;
-        loaded.maps.instance.set(0, &loaded.instance);
-        Ok(loaded)
+        let prepared = Prepared::with_maps(capacity, instance, None)?;
+        prepared.maps.instance.set(0, &prepared.instance);
+        prepared.load()
     }
 
     /// The maps, as memory.
     pub fn maps(&self) -> Arc<Maps> {
-        Arc::clone(&self.maps)
+        self.0.maps()
     }
 
     /// Seeds and version.
     pub fn instance(&self) -> Instance {
-        self.instance
+        self.0.instance
     }
 
     /// The program.
@@ -75,7 +79,8 @@ impl Loaded {
     /// # Panics
     /// Never: loading has found it.
     pub fn program(&self) -> &Xdp {
-        self.ebpf
+        self.0
+            .ebpf
             .program(names::PROGRAM)
             .and_then(|program| program.try_into().ok())
             .expect("the program was loaded under this name")
@@ -91,12 +96,40 @@ impl Loaded {
 
     /// A map's file descriptor, by its name in [`lb_common::maps`].
     pub fn map_fd(&self, name: &str) -> Option<BorrowedFd<'_>> {
-        map_fd(&self.ebpf, name)
+        map_fd(&self.0.ebpf, name)
+    }
+}
+
+impl Prepared {
+    /// The maps, as memory.
+    pub fn maps(&self) -> Arc<Maps> {
+        Arc::clone(&self.maps)
     }
 
-    /// Loads the object with maps of this capacity: those pinned in `pin_directory`, or pinned there as they are created, or private
+    /// Seeds and version.
+    pub fn instance(&self) -> Instance {
+        self.instance
+    }
+
+    /// Has the kernel verify and take the program.
+    ///
+    /// # Errors
+    /// When it refuses.
+    pub fn load(mut self) -> Result<Loaded, Error> {
+        let refused = |error| Error::program("the XDP program", error);
+        let program: &mut Xdp = self
+            .ebpf
+            .program_mut(names::PROGRAM)
+            .ok_or_else(|| missing("the object has no XDP program of that name"))?
+            .try_into()
+            .map_err(refused)?;
+        program.load().map_err(refused)?;
+        Ok(Loaded(self))
+    }
+
+    /// Reads the object, with maps of this capacity: those pinned in `pin_directory`, or pinned there as they are created, or private
     /// ones.
-    fn load(
+    fn with_maps(
         capacity: Capacity,
         instance: Instance,
         pin_directory: Option<&Path>,
@@ -110,21 +143,7 @@ impl Loaded {
                 loader.map_pin_path(shape.name, directory.join(shape.name));
             }
         }
-        let refused = |what| {
-            move |source| Error::Load {
-                what,
-                source: Box::new(source),
-            }
-        };
-        let mut ebpf = loader.load(objects::TETHER).map_err(refused("the maps"))?;
-        let program: &mut Xdp = ebpf
-            .program_mut(names::PROGRAM)
-            .ok_or_else(|| missing("the object has no XDP program of that name"))?
-            .try_into()
-            .map_err(|error| refused("the XDP program")(EbpfError::ProgramError(error)))?;
-        program
-            .load()
-            .map_err(|error| refused("the XDP program")(EbpfError::ProgramError(error)))?;
+        let ebpf = loader.load(objects::TETHER).map_err(refused("the maps"))?;
         if let Some(name) = names::ALL
             .into_iter()
             .find(|name| map_fd(&ebpf, name).is_none())
@@ -143,6 +162,13 @@ impl Loaded {
             maps: Arc::new(maps),
             instance,
         })
+    }
+}
+
+fn refused(what: &'static str) -> impl FnOnce(EbpfError) -> Error {
+    move |source| Error::Load {
+        what,
+        source: Box::new(source),
     }
 }
 
@@ -175,18 +201,18 @@ fn constants(capacity: Capacity, instance: &Instance) -> Constants {
     }
 }
 
-/// Creates the instance's maps, pinned, and loads the program.
+/// Creates an instance's maps, pinned.
 ///
 /// # Errors
 /// When the kernel refuses; then nothing stays behind.
-pub(super) fn create(pins: &Pins, capacity: Capacity) -> Result<Loaded, Error> {
+pub fn create(pins: &Pins, capacity: Capacity) -> Result<Prepared, Error> {
     let instance = new_instance()?;
     let staging = pins.stage_maps()?;
-    let created = Loaded::load(capacity, instance, Some(&staging)).and_then(|loaded| {
+    let created = Prepared::with_maps(capacity, instance, Some(&staging)).and_then(|prepared| {
         // Word by word from the last, so the version, which vouches for the seeds, is written after them.
-        loaded.maps.instance.set(0, &instance);
+        prepared.maps.instance.set(0, &instance);
         pins.publish_maps()?;
-        Ok(loaded)
+        Ok(prepared)
     });
     if created.is_err() {
         pins.discard_staged()?;
@@ -194,11 +220,11 @@ pub(super) fn create(pins: &Pins, capacity: Capacity) -> Result<Loaded, Error> {
     created
 }
 
-/// Adopts the instance's pinned maps and loads the program for them.
+/// Adopts an instance's pinned maps.
 ///
 /// # Errors
 /// When they are of another version, incomplete, or not what this version makes.
-pub(super) fn adopt(pins: &Pins) -> Result<Loaded, Error> {
+pub fn adopt(pins: &Pins) -> Result<Prepared, Error> {
     let directory = pins.maps();
     check_version(&directory)?;
     let capacity = pinned_capacity(&directory)?;
@@ -209,7 +235,7 @@ pub(super) fn adopt(pins: &Pins) -> Result<Loaded, Error> {
         let pinned = open(&directory, names::INSTANCE)?;
         map_memory::<Instance>(&pinned)?.get(0)
     };
-    Loaded::load(capacity, instance, Some(&directory))
+    Prepared::with_maps(capacity, instance, Some(&directory))
 }
 
 /// Looks at the version alone, which stays the first word whatever the rest of the layouts becomes.

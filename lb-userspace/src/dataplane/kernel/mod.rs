@@ -77,12 +77,18 @@ impl Kernel {
     /// refuses maps or program. Each says what to do.
     pub fn open(options: &Options) -> Result<Self, Error> {
         let pins = Pins::open(&options.bpffs)?;
-        let (loaded, adopted) = if pins.has_maps() {
-            let loaded = load::adopt(&pins)?;
-            warn_of_other_capacity(loaded.maps().capacity, options.capacity, &options.bpffs);
-            (loaded, true)
+        let adopted = pins.has_maps();
+        let loaded = if adopted {
+            let prepared = load::adopt(&pins)?;
+            warn_of_other_capacity(prepared.maps().capacity, options.capacity, &options.bpffs);
+            prepared.load()?
         } else {
-            (load::create(&pins, options.capacity)?, false)
+            let loaded = load::create(&pins, options.capacity)?.load();
+            if loaded.is_err() {
+                // Nothing runs on these maps, and the next attempt may ask for others.
+                pins.discard_maps()?;
+            }
+            loaded?
         };
         let fleet_seed = options.fleet_seed.unwrap_or(loaded.instance().fleet_seed);
         Ok(Self {

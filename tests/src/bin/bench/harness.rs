@@ -93,7 +93,11 @@ impl Harness {
         let instance = Instance {
             abi_version: ABI_VERSION,
             reserved: 0,
-            flow_seed: Seed::new([0x9e37_79b9_7f4a_7c15, 0xbf58_476d_1ce4_e5b9, 0x94d0_49bb_1331_11eb]),
+            flow_seed: Seed::new([
+                0x9e37_79b9_7f4a_7c15,
+                0xbf58_476d_1ce4_e5b9,
+                0x94d0_49bb_1331_11eb,
+            ]),
             fleet_seed: [1, 2, 3, 4],
         };
         let tether = Loaded::private(capacity, instance)?;
@@ -101,14 +105,28 @@ impl Harness {
         serve(&maps);
 
         let mut bench = Ebpf::load(objects::BENCH).context("loading the bench's programs")?;
-        for name in [bench::HARNESS, bench::FLOOR_RETURN, bench::FLOOR_SWAP, bench::FLOOR_ENCAP] {
-            xdp(&mut bench, name)?.load().with_context(|| format!("loading {name}"))?;
+        for name in [
+            bench::HARNESS,
+            bench::FLOOR_RETURN,
+            bench::FLOOR_SWAP,
+            bench::FLOOR_ENCAP,
+        ] {
+            xdp(&mut bench, name)?
+                .load()
+                .with_context(|| format!("loading {name}"))?;
         }
         let orders = match bench.map(bench::ORDERS) {
-            Some(Map::Array(map)) => Array::of_map(map.fd().as_fd(), size_of::<Orders>() as u32 / 8)?,
+            Some(Map::Array(map)) => {
+                Array::of_map(map.fd().as_fd(), size_of::<Orders>() as u32 / 8)?
+            }
             _ => anyhow::bail!("the bench's object has no array {}", bench::ORDERS),
         };
-        Ok(Self { tether, maps, bench, orders })
+        Ok(Self {
+            tether,
+            maps,
+            bench,
+            orders,
+        })
     }
 
     /// Chooses the program under test.
@@ -123,12 +141,22 @@ impl Harness {
             None => self.tether.program().fd()?.try_clone()?,
             Some(name) => xdp(&mut self.bench, name)?.fd()?.try_clone()?,
         };
-        let map = self.bench.map_mut(bench::UNDER_TEST).context("the bench's object has no program array")?;
-        ProgramArray::try_from(map)?.set(0, &fd, 0).context("putting the program under test into the harness")
+        let map = self
+            .bench
+            .map_mut(bench::UNDER_TEST)
+            .context("the bench's object has no program array")?;
+        ProgramArray::try_from(map)?
+            .set(0, &fd, 0)
+            .context("putting the program under test into the harness")
     }
 
     /// Runs `packets` packets of established flows, or none of a service's if `is_vip` is false.
-    pub(crate) fn run_established(&mut self, flows: u32, packets: u32, is_vip: bool) -> Result<Timing> {
+    pub(crate) fn run_established(
+        &mut self,
+        flows: u32,
+        packets: u32,
+        is_vip: bool,
+    ) -> Result<Timing> {
         let destination = if is_vip { VIP } else { VIP + 1 };
         self.order(Orders {
             kind: Kind::Established as u32,
@@ -156,7 +184,9 @@ impl Harness {
 
     /// Packets counted for a reason so far.
     pub(crate) fn packets(&self, reason: Reason) -> u64 {
-        self.maps.counter(self.maps.capacity.counters().reason(reason)).packets
+        self.maps
+            .counter(self.maps.capacity.counters().reason(reason))
+            .packets
     }
 
     /// Empties the flow table, then fills it with pins of flows 0 to `flows`.
@@ -235,14 +265,19 @@ impl Harness {
     }
 
     fn run(&self, packets: u32) -> Result<Timing> {
-        let harness: &Xdp =
-            self.bench.program(bench::HARNESS).context("the bench's object has no harness")?.try_into()?;
+        let harness: &Xdp = self
+            .bench
+            .program(bench::HARNESS)
+            .context("the bench's object has no harness")?
+            .try_into()?;
         test_run(harness.fd()?.as_fd(), packets)
     }
 }
 
 fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
-    let program = ebpf.program_mut(name).with_context(|| format!("the bench's object has no program {name}"))?;
+    let program = ebpf
+        .program_mut(name)
+        .with_context(|| format!("the bench's object has no program {name}"))?;
     Ok(program.try_into()?)
 }
 
@@ -274,10 +309,14 @@ fn serve(maps: &Maps) {
         );
     }
     let names: Vec<String> = (1..=BACKENDS).map(|id| format!("b{id}")).collect();
-    let members: Vec<Member<'_>> = names.iter().map(|name| Member { name, weight: 100 }).collect();
+    let members: Vec<Member<'_>> = names
+        .iter()
+        .map(|name| Member { name, weight: 100 })
+        .collect();
     let owners = maglev::build(&[1, 2, 3, 4], "bench", &members, TABLE_SIZE);
     for (index, owner) in owners.into_iter().enumerate() {
-        maps.tables.set(index as u32, &Slot::new(owner + 1, 0, Tick(0)));
+        maps.tables
+            .set(index as u32, &Slot::new(owner + 1, 0, Tick(0)));
     }
     maps.services.set(
         u32::from(SERVICE),
@@ -333,5 +372,8 @@ fn test_run(program: BorrowedFd<'_>, repeat: u32) -> Result<Timing> {
     if result < 0 {
         return Err(std::io::Error::last_os_error()).context("BPF_PROG_TEST_RUN");
     }
-    Ok(Timing { wall_ns: wall.as_nanos() as f64 / f64::from(repeat), kernel_ns: attributes.duration })
+    Ok(Timing {
+        wall_ns: wall.as_nanos() as f64 / f64::from(repeat),
+        kernel_ns: attributes.duration,
+    })
 }

@@ -84,12 +84,19 @@ pub(crate) fn measure(only: &str, rounds: u32) -> Result<Vec<Row>> {
 
 fn floor(harness: &mut Harness, name: &str, program: Program, rounds: u32) -> Result<Row> {
     harness.select(program)?;
-    let timings =
-        (0..rounds).map(|_| harness.run_established(1, PACKETS, true)).collect::<Result<Vec<_>>>()?;
+    let timings = (0..rounds)
+        .map(|_| harness.run_established(1, PACKETS, true))
+        .collect::<Result<Vec<_>>>()?;
     Ok(row(name.to_owned(), &timings, None, None))
 }
 
-fn established(harness: &mut Harness, name: String, flows: u32, mark: Option<f64>, rounds: u32) -> Result<Row> {
+fn established(
+    harness: &mut Harness,
+    name: String,
+    flows: u32,
+    mark: Option<f64>,
+    rounds: u32,
+) -> Result<Row> {
     harness.pin(flows)?;
     let mut timings = Vec::new();
     let mut floors = Vec::new();
@@ -100,12 +107,21 @@ fn established(harness: &mut Harness, name: String, flows: u32, mark: Option<f64
         let before = harness.packets(Reason::Established);
         timings.push(harness.run_established(flows, PACKETS, true)?);
         let counted = harness.packets(Reason::Established) - before;
-        ensure!(counted == u64::from(PACKETS), "{name}: {counted} of {PACKETS} packets were of an established flow");
+        ensure!(
+            counted == u64::from(PACKETS),
+            "{name}: {counted} of {PACKETS} packets were of an established flow"
+        );
     }
     Ok(row(name, &timings, Some(("encap", &floors)), mark))
 }
 
-fn opening(harness: &mut Harness, name: String, flows: u32, mark: Option<f64>, rounds: u32) -> Result<Row> {
+fn opening(
+    harness: &mut Harness,
+    name: String,
+    flows: u32,
+    mark: Option<f64>,
+    rounds: u32,
+) -> Result<Row> {
     harness.pin(flows)?;
     let mut timings = Vec::new();
     let mut floors = Vec::new();
@@ -114,14 +130,21 @@ fn opening(harness: &mut Harness, name: String, flows: u32, mark: Option<f64>, r
         floors.push(harness.run_established(1, PACKETS, true)?);
         harness.select(Program::Tether)?;
         // Small tables are asked for the same flows again and again, large ones for others each time.
-        let first = if flows > CACHED_FLOWS { flows + round * SYNS } else { flows };
+        let first = if flows > CACHED_FLOWS {
+            flows + round * SYNS
+        } else {
+            flows
+        };
         if flows > CACHED_FLOWS {
             std::hint::black_box(harness.sweep());
         }
         let before = harness.packets(Reason::Opened);
         timings.push(harness.run_opening(first, SYNS)?);
         let counted = harness.packets(Reason::Opened) - before;
-        ensure!(counted == u64::from(SYNS), "{name}: {counted} of {SYNS} SYNs were recorded");
+        ensure!(
+            counted == u64::from(SYNS),
+            "{name}: {counted} of {SYNS} SYNs were recorded"
+        );
         harness.forget(first, SYNS);
     }
     Ok(row(name, &timings, Some(("encap", &floors)), mark))
@@ -137,31 +160,66 @@ fn non_vip(harness: &mut Harness, rounds: u32) -> Result<Row> {
         let before = harness.packets(Reason::NotService);
         timings.push(harness.run_established(1, PACKETS, false)?);
         let counted = harness.packets(Reason::NotService) - before;
-        ensure!(counted == u64::from(PACKETS), "non-vip/v4: {counted} of {PACKETS} packets were for no service");
+        ensure!(
+            counted == u64::from(PACKETS),
+            "non-vip/v4: {counted} of {PACKETS} packets were for no service"
+        );
     }
-    Ok(row("non-vip/v4".to_owned(), &timings, Some(("return", &floors)), Some(3.0)))
+    Ok(row(
+        "non-vip/v4".to_owned(),
+        &timings,
+        Some(("return", &floors)),
+        Some(3.0),
+    ))
 }
 
 fn maglev_build(rounds: u32) -> Row {
-    let names: Vec<String> = (0..1_000).map(|number| format!("backend-{number}")).collect();
-    let members: Vec<Member<'_>> = names.iter().map(|name| Member { name, weight: 100 }).collect();
+    let names: Vec<String> = (0..1_000)
+        .map(|number| format!("backend-{number}"))
+        .collect();
+    let members: Vec<Member<'_>> = names
+        .iter()
+        .map(|name| Member { name, weight: 100 })
+        .collect();
     let timings: Vec<Timing> = (0..rounds)
         .map(|round| {
             let seed = [u64::from(round), 2, 3, 4];
             let begin = Instant::now();
             std::hint::black_box(maglev::build(&seed, "bench", &members, TABLE_SIZE));
-            Timing { wall_ns: begin.elapsed().as_nanos() as f64, kernel_ns: 0 }
+            Timing {
+                wall_ns: begin.elapsed().as_nanos() as f64,
+                kernel_ns: 0,
+            }
         })
         .collect();
-    Row { kernel_ns: None, ..row("maglev/65537/1000".to_owned(), &timings, None, None) }
+    Row {
+        kernel_ns: None,
+        ..row("maglev/65537/1000".to_owned(), &timings, None, None)
+    }
 }
 
-fn row(name: String, timings: &[Timing], floor: Option<(&'static str, &[Timing])>, mark: Option<f64>) -> Row {
+fn row(
+    name: String,
+    timings: &[Timing],
+    floor: Option<(&'static str, &[Timing])>,
+    mark: Option<f64>,
+) -> Row {
     let walls: Vec<f64> = timings.iter().map(|timing| timing.wall_ns).collect();
     let ratio = floor.map(|(_, floors)| {
-        median(timings.iter().zip(floors).map(|(timing, floor)| timing.wall_ns / floor.wall_ns).collect())
+        median(
+            timings
+                .iter()
+                .zip(floors)
+                .map(|(timing, floor)| timing.wall_ns / floor.wall_ns)
+                .collect(),
+        )
     });
-    let kernel = median(timings.iter().map(|timing| f64::from(timing.kernel_ns)).collect());
+    let kernel = median(
+        timings
+            .iter()
+            .map(|timing| f64::from(timing.kernel_ns))
+            .collect(),
+    );
     Row {
         name,
         median_ns: median(walls.clone()),

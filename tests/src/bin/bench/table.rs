@@ -11,7 +11,9 @@ pub(crate) fn render(rows: &[Row]) -> String {
         "row", "median ns", "min ns", "max ns", "kernel", "floor", "ratio", "mark"
     );
     for row in rows {
-        let ratio = row.ratio.map_or_else(String::new, |ratio| format!("{ratio:.2}"));
+        let ratio = row
+            .ratio
+            .map_or_else(String::new, |ratio| format!("{ratio:.2}"));
         let kernel = row.kernel_ns.map_or_else(String::new, |ns| ns.to_string());
         let mark = match (row.mark, row.reached()) {
             (Some(mark), Some(true)) => format!("at most {mark}: reached"),

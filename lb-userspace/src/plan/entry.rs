@@ -1,0 +1,79 @@
+//! Backends' entries: what they are to be, and what changes of those that are there.
+
+use lb_common::backend::{Backend, BackendState, NextHop};
+
+use crate::resolve::{self, Hop};
+
+/// Whether an entry is the backend's: all that never changes of it.
+pub(super) fn is_entry_of(held: &Backend, service: u16, backend: &resolve::Backend) -> bool {
+    let state = BackendState(held.state);
+    held.identity == backend.identity
+        && held.address == backend.address.to_bits()
+        && held.port == backend.port
+        && held.service == service
+        && state.generation() == backend.numbered.generation
+        && state.mode() == Some(backend.mode)
+}
+
+/// The entry of a backend that is not there yet.
+pub(super) fn new_entry(service: u16, backend: &resolve::Backend) -> Backend {
+    let hop = match backend.hop {
+        Hop::Resolved(hop) => Some(hop),
+        Hop::Unheard | Hop::Unresolved => None,
+    };
+    let state = BackendState::new(
+        backend.numbered.generation,
+        backend.serving,
+        backend.mode,
+        0,
+        hop.is_some(),
+    );
+    Backend {
+        state: state.0,
+        identity: backend.identity,
+        address: backend.address.to_bits(),
+        port: backend.port,
+        service,
+        hops: [hop.unwrap_or_default(), NextHop::default()],
+        ..Backend::default()
+    }
+}
+
+/// What changes of a backend that is there.
+pub(super) struct Change {
+    /// A next hop to be written to the copy that `state` names.
+    pub(super) write: Option<NextHop>,
+    pub(super) state: BackendState,
+}
+
+/// What changes of a backend from the entry that is there.
+pub(super) fn change_of(held: &Backend, backend: &resolve::Backend) -> Change {
+    let old = BackendState(held.state);
+    let state = |hop: usize, resolved| {
+        BackendState::new(
+            backend.numbered.generation,
+            backend.serving,
+            backend.mode,
+            hop as u8,
+            resolved,
+        )
+    };
+    match backend.hop {
+        Hop::Unheard => Change {
+            write: None,
+            state: state(old.hop(), old.is_resolved()),
+        },
+        Hop::Unresolved => Change {
+            write: None,
+            state: state(old.hop(), false),
+        },
+        Hop::Resolved(next) if held.hops[old.hop()] == next => Change {
+            write: None,
+            state: state(old.hop(), true),
+        },
+        Hop::Resolved(next) => Change {
+            write: Some(next),
+            state: state(1 - old.hop(), true),
+        },
+    }
+}

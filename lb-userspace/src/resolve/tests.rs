@@ -1,0 +1,353 @@
+use super::*;
+
+const SEED: [u64; 4] = [1, 2, 3, 4];
+
+/// A backend that is active, of weight 100 and up, unless a test says otherwise.
+fn backend(id: u32, change: impl Fn(&mut BackendFacts<'static>)) -> BackendFacts<'static> {
+    const NAMES: [&str; 9] = ["b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7", "b8"];
+    let mut backend = BackendFacts {
+        numbered: Numbered { id, generation: 0 },
+        identity: u64::from(id),
+        name: NAMES[id as usize],
+        address: Ipv4Addr::new(10, 0, 1, id as u8),
+        port: 80,
+        mode: Mode::Ipip,
+        wanted: Some(WantedBackend {
+            admin: Admin::Active,
+            weight: 100,
+        }),
+        health: Health::Up,
+        fell_at_ms: None,
+        held: None,
+        hop: Hop::Unheard,
+    };
+    change(&mut backend);
+    backend
+}
+
+fn up(id: u32) -> BackendFacts<'static> {
+    backend(id, |_| {})
+}
+
+fn fallen(id: u32, at_ms: u64) -> BackendFacts<'static> {
+    backend(id, |b| {
+        b.health = Health::Down;
+        b.fell_at_ms = Some(at_ms);
+    })
+}
+
+fn admin(id: u32, admin: Admin, health: Health) -> BackendFacts<'static> {
+    backend(id, |b| {
+        b.wanted = Some(WantedBackend { admin, weight: 100 });
+        b.health = health;
+    })
+}
+
+fn service(backends: Vec<BackendFacts<'static>>) -> ServiceFacts<'static> {
+    ServiceFacts {
+        id: 1,
+        name: "chat",
+        endpoint: Endpoint {
+            vip: Ipv4Addr::new(10, 0, 0, 1),
+            port: 80,
+        },
+        wanted: Some(WantedService {
+            table_size: 1009,
+            min_healthy: 1,
+        }),
+        backends,
+    }
+}
+
+fn one(facts: ServiceFacts<'static>) -> Service<'static> {
+    resolve(&SEED, &[facts]).remove(0)
+}
+
+/// What each backend serves, and the ids of those that share the table.
+fn outcome(backends: Vec<BackendFacts<'static>>) -> (Vec<Serving>, Vec<u32>) {
+    let service = one(service(backends));
+    let serving = service.backends.iter().map(|backend| backend.serving);
+    let members = service.table.into_iter().flat_map(|table| table.members);
+    (serving.collect(), members.map(|share| share.id).collect())
+}
+
+#[test]
+fn admin_state_and_health_decide_together() {
+    use Serving::{ExistingOnly, New, None};
+    for (state, health, serving) in [
+        (Admin::Active, Health::Up, New),
+        (Admin::Active, Health::Refusing, ExistingOnly),
+        (Admin::Active, Health::Down, None),
+        (Admin::Active, Health::Unknown, ExistingOnly),
+        (Admin::Draining, Health::Up, ExistingOnly),
+        (Admin::Draining, Health::Refusing, ExistingOnly),
+        (Admin::Draining, Health::Down, None),
+        (Admin::Draining, Health::Unknown, ExistingOnly),
+        (Admin::Disabled, Health::Up, ExistingOnly),
+        (Admin::Disabled, Health::Down, None),
+    ] {
+        let expected_members = if serving == New { vec![1, 2] } else { vec![1] };
+        let outcome = outcome(vec![up(1), admin(2, state, health)]);
+        assert_eq!(
+            outcome,
+            (vec![New, serving], expected_members),
+            "{state:?} and {health:?}"
+        );
+    }
+}
+
+#[test]
+fn a_removed_backend_keeps_its_flows_until_it_is_dead() {
+    for (health, serving) in [
+        (Health::Up, Serving::ExistingOnly),
+        (Health::Refusing, Serving::ExistingOnly),
+        (Health::Unknown, Serving::ExistingOnly),
+        (Health::Down, Serving::None),
+    ] {
+        let removed = backend(2, |b| {
+            b.wanted = None;
+            b.health = health;
+        });
+        assert_eq!(
+            outcome(vec![up(1), removed]),
+            (vec![Serving::New, serving], vec![1]),
+            "{health:?}"
+        );
+    }
+}
+
+#[test]
+fn what_was_found_in_the_maps_holds_until_the_first_verdict() {
+    for held in [Serving::New, Serving::ExistingOnly, Serving::None] {
+        let adopted = backend(2, |b| {
+            b.health = Health::Unknown;
+            b.held = Some(held);
+        });
+        assert_eq!(outcome(vec![up(1), adopted]).0[1], held);
+    }
+    let drained = backend(2, |b| {
+        b.wanted = Some(WantedBackend {
+            admin: Admin::Draining,
+            weight: 100,
+        });
+        b.health = Health::Unknown;
+        b.held = Some(Serving::New);
+    });
+    assert_eq!(outcome(vec![up(1), drained]).0[1], Serving::ExistingOnly);
+}
+
+#[test]
+fn weight_zero_takes_no_new_flows_not_even_in_fail_open() {
+    let weightless = |health| {
+        backend(2, move |b| {
+            b.wanted = Some(WantedBackend {
+                admin: Admin::Active,
+                weight: 0,
+            });
+            b.health = health;
+        })
+    };
+    let (serving, members) = outcome(vec![up(1), weightless(Health::Up)]);
+    assert_eq!((serving[1], members), (Serving::ExistingOnly, vec![1]));
+    let (serving, members) = outcome(vec![fallen(1, 0), weightless(Health::Up)]);
+    assert_eq!(
+        (serving, members),
+        (vec![Serving::New, Serving::ExistingOnly], vec![1])
+    );
+}
+
+#[test]
+fn without_a_usable_backend_all_active_ones_take_new_flows() {
+    let service = one(service(vec![
+        fallen(1, 0),
+        admin(2, Admin::Active, Health::Refusing),
+        admin(3, Admin::Active, Health::Unknown),
+        admin(4, Admin::Draining, Health::Up),
+        admin(5, Admin::Disabled, Health::Up),
+        admin(6, Admin::Draining, Health::Down),
+    ]));
+    assert!(service.fail_open && service.resets_suspended);
+    let serving: Vec<_> = service.backends.iter().map(|b| b.serving).collect();
+    use Serving::{ExistingOnly, New};
+    assert_eq!(
+        serving,
+        [New, New, New, ExistingOnly, ExistingOnly, ExistingOnly]
+    );
+    let members: Vec<_> = service
+        .table
+        .unwrap()
+        .members
+        .iter()
+        .map(|m| m.id)
+        .collect();
+    assert_eq!(members, [1, 2, 3]);
+}
+
+#[test]
+fn min_healthy_raises_the_threshold() {
+    let with = |min_healthy| {
+        let mut facts = service(vec![up(1), fallen(2, 0), up(3)]);
+        facts.wanted = Some(WantedService {
+            table_size: 1009,
+            min_healthy,
+        });
+        let service = one(facts);
+        (service.fail_open, service.backends[1].serving)
+    };
+    assert_eq!(with(0), (false, Serving::None));
+    assert_eq!(with(2), (false, Serving::None));
+    assert_eq!(with(3), (true, Serving::New));
+}
+
+#[test]
+fn with_nobody_to_open_for_there_is_no_fail_open() {
+    let facts = service(vec![
+        admin(1, Admin::Draining, Health::Up),
+        admin(2, Admin::Draining, Health::Down),
+    ]);
+    let service = one(facts);
+    assert!(!service.fail_open);
+    // Below min_healthy: nobody is declared dead.
+    assert_eq!(service.backends[1].serving, Serving::ExistingOnly);
+    assert_eq!(service.table.unwrap().members, []);
+}
+
+#[test]
+fn when_over_half_of_four_fall_within_ten_seconds_no_client_is_reset() {
+    let dead = |falls: &[Option<u64>]| -> usize {
+        let backends = (1..)
+            .zip(falls)
+            .map(|(id, fall)| fall.map_or_else(|| up(id), |at| fallen(id, at)))
+            .collect();
+        let (serving, _) = outcome(backends);
+        serving
+            .iter()
+            .filter(|&&serving| serving == Serving::None)
+            .count()
+    };
+    let all = [Some(1_000), Some(5_000), Some(11_000), None];
+    assert_eq!(dead(&all), 0, "three of four within ten seconds");
+    assert_eq!(
+        dead(&[Some(1_000), Some(5_000), Some(11_001), None]),
+        3,
+        "a millisecond more"
+    );
+    assert_eq!(
+        dead(&[Some(1_000), Some(5_000), None, None]),
+        2,
+        "half is not over half"
+    );
+    assert_eq!(
+        dead(&[Some(1_000), Some(1_000), None]),
+        2,
+        "three are too few to tell"
+    );
+    let later = [
+        Some(1_000),
+        Some(50_000),
+        Some(50_000),
+        Some(50_000),
+        None,
+        None,
+        None,
+        None,
+    ];
+    assert_eq!(dead(&later), 4, "half of eight");
+    let five = [
+        Some(1_000),
+        Some(50_000),
+        Some(50_000),
+        Some(50_000),
+        Some(59_000),
+        Some(60_000),
+        None,
+        None,
+    ];
+    assert_eq!(dead(&five), 0, "five of eight, whatever fell before");
+}
+
+#[test]
+fn a_fall_of_most_backends_of_the_instance_suspends_resets_everywhere() {
+    let first = service(vec![fallen(1, 0), up(2)]);
+    let mut second = service(vec![fallen(3, 100), fallen(4, 200), up(5)]);
+    second.id = 2;
+    let both = resolve(&SEED, &[first.clone(), second.clone()]);
+    assert!(both[0].resets_suspended && both[1].resets_suspended);
+    let alone = resolve(&SEED, &[first]);
+    assert!(!alone[0].resets_suspended);
+}
+
+#[test]
+fn a_dead_backend_that_never_was_alive_here_counts_for_no_fall() {
+    let found_dead = |id| {
+        backend(id, |b| {
+            b.health = Health::Down;
+        })
+    };
+    let (serving, _) = outcome(vec![found_dead(1), found_dead(2), found_dead(3), up(4)]);
+    assert_eq!(serving[..3], [Serving::None; 3]);
+}
+
+#[test]
+fn a_removed_service_takes_nothing_new_and_keeps_its_table() {
+    let mut facts = service(vec![up(1), fallen(2, 0)]);
+    facts.wanted = None;
+    let service = one(facts);
+    assert_eq!(service.table, None);
+    let serving: Vec<_> = service.backends.iter().map(|b| b.serving).collect();
+    assert_eq!(serving, [Serving::ExistingOnly, Serving::None]);
+    assert!(!service.fail_open && !service.resets_suspended);
+}
+
+#[test]
+fn a_next_hop_that_is_missing_changes_no_table() {
+    let unresolved = backend(2, |b| b.hop = Hop::Unresolved);
+    assert_eq!(
+        outcome(vec![up(1), unresolved]),
+        (vec![Serving::New; 2], vec![1, 2])
+    );
+}
+
+#[test]
+fn the_outer_checksum_is_made_for_each_backend() {
+    let hop = NextHop {
+        outer_source: 0x0a00_0001,
+        mtu: 1_500,
+        ..NextHop::default()
+    };
+    let with = |mode| {
+        let facts = backend(2, |b| {
+            b.mode = mode;
+            b.hop = Hop::Resolved(hop);
+        });
+        one(service(vec![facts])).backends[0].hop
+    };
+    let checksum_base = outer_checksum_base(0x0a00_0001, 0x0a00_0102);
+    assert_eq!(
+        with(Mode::Ipip),
+        Hop::Resolved(NextHop {
+            checksum_base,
+            ..hop
+        })
+    );
+    assert_eq!(
+        with(Mode::L2),
+        Hop::Resolved(NextHop {
+            outer_source: 0,
+            ..hop
+        })
+    );
+}
+
+#[test]
+fn only_l2_minds_a_router_in_between() {
+    let hop = Hop::Resolved(NextHop::default());
+    let found = |hop, on_link| Found { hop, on_link };
+    assert_eq!(found(hop, false).for_mode(Mode::L2), Hop::Unresolved);
+    assert_eq!(found(hop, true).for_mode(Mode::L2), hop);
+    assert_eq!(found(hop, false).for_mode(Mode::Ipip), hop);
+    assert_eq!(
+        found(Hop::Unresolved, true).for_mode(Mode::L2),
+        Hop::Unresolved
+    );
+}

@@ -1,0 +1,265 @@
+//! The flow table at its design size: insertion by load, and floods that must cost no older flow anything.
+//!
+//! Times are aged ticks, written through the mapping. The figures printed are measurements; the assertions are on counts.
+
+use std::net::Ipv4Addr;
+
+use lab::packet::{Client, World, entries::backend, kernel::action, world::tick};
+use lb_common::{
+    clock::{Tick, ticks_proving},
+    flow::{
+        v4::{Key, WAYS},
+        word::{EMBRYO_TICKS, State, Word, YOUNG_TICKS},
+    },
+    tcp::{ACK, SYN},
+    verdict::Reason,
+};
+
+/// Older flows that a flood must not touch.
+const OLDER: u32 = 1_000;
+/// Packets, pairs or triples of a flood.
+const FLOOD: u32 = 1_000_000;
+
+/// A client by number; different numbers below 2^26 are different clients.
+fn client(number: u32) -> Client {
+    let address = u32::from(Ipv4Addr::new(10, 64, 0, 0)) + (number >> 14);
+    Client(address.into(), 1_024 + (number & 0x3fff) as u16)
+}
+
+/// A frame that is built once and then given to one client after another: addresses, sequence number and flags are written in
+/// place. Its checksums are not kept right; the program does not look at them.
+struct Template(Vec<u8>);
+
+impl Template {
+    fn new() -> Self {
+        Self(client(0).syn().bytes())
+    }
+
+    fn of(&mut self, client: Client, flags: u8, seq: u32) -> &[u8] {
+        self.0[26..30].copy_from_slice(&client.0.octets());
+        self.0[34..36].copy_from_slice(&client.1.to_be_bytes());
+        self.0[38..42].copy_from_slice(&seq.to_be_bytes());
+        self.0[47] = flags;
+        &self.0
+    }
+}
+
+fn ago(now: Tick, ticks: u32) -> Tick {
+    Tick(now.0.wrapping_sub(ticks))
+}
+
+/// Older pins on backend 2, which today's table never picks: exceptions all, idle for a day, of clients that are no flood's.
+fn older_pins(world: &World) -> Vec<(Key, Word)> {
+    let idle_since = ago(tick(), ticks_proving(24 * 3_600));
+    (0..OLDER)
+        .map(|number| {
+            let key = Client(Ipv4Addr::new(203, 0, 113, 9), 1_024 + number as u16).key();
+            let pin = Word::live(State::Pin, backend(2), number, idle_since, 0);
+            world.insert(key, pin);
+            (key, pin)
+        })
+        .collect()
+}
+
+#[track_caller]
+fn assert_untouched(world: &World, older: &[(Key, Word)]) {
+    for (key, pin) in older {
+        let found: Vec<Word> = world
+            .places_of(*key)
+            .map(|place| world.at(place))
+            .filter(|(its_key, word)| its_key == key && word.is_entry())
+            .map(|(_, word)| word)
+            .collect();
+        assert_eq!(found, [*pin], "an older pin of a flood");
+    }
+}
+
+/// Share of the table's places that are in use.
+fn used(world: &World) -> f64 {
+    let capacity = f64::from(world.maps.capacity.flow_buckets * WAYS);
+    world.values().len() as f64 / capacity
+}
+
+/// A thousand clients open flows and speak; all are served, to the backend that their SYN went to. Returns how many got an entry.
+fn serve_clients(world: &World, from: u32) -> u64 {
+    let before = world.count_of(Reason::Opened);
+    let mut frame = Template::new();
+    for number in from..from + 1_000 {
+        let isn = number.wrapping_mul(0x9e37_79b9);
+        assert_eq!(world.hit(frame.of(client(number), SYN, isn)), action::TX);
+        assert_eq!(
+            world.hit(frame.of(client(number), ACK, isn.wrapping_add(1))),
+            action::TX
+        );
+    }
+    world.count_of(Reason::Opened) - before
+}
+
+/// What the daemon does to entries as time goes by: dead embryos are removed; above 75% use, young flows that were idle for ten minutes and
+/// are no exceptions.
+fn sweep(world: &World) {
+    let now = tick();
+    let is_pressed = used(world) > 0.75;
+    let idle = ticks_proving(600);
+    for (place, _, word) in world.values() {
+        let is_dead = word.is_nascent() && word.nascent_age(now) >= EMBRYO_TICKS;
+        let is_idle = is_pressed
+            && word.is(State::Young)
+            && word.age(now) >= idle
+            && word.backend() == backend(1);
+        if is_dead || is_idle || (word.is(State::Closing) && word.is_vacant(now)) {
+            world.set_value(place, Word::EMPTY);
+        }
+    }
+}
+
+/// The end that all floods have: within 15 minutes use is low, and new flows are pinned.
+fn assert_recovers(world: &World, older: &[(Key, Word)]) {
+    let minute = ticks_proving(60);
+    for _ in 0..15 {
+        for (place, _, word) in world.values() {
+            let is_older = word.backend() == backend(2);
+            if word.is_live() && !is_older {
+                world.set_value(
+                    place,
+                    word.with_tick(Tick(word.tick().wrapping_sub(minute))),
+                );
+            } else if word.is_nascent() {
+                world.set_value(
+                    place,
+                    Word::embryo(word.backend(), word.isn(), ago(tick(), EMBRYO_TICKS)),
+                );
+            }
+        }
+        sweep(world);
+    }
+    let used = used(world);
+    assert!(
+        used < 0.75,
+        "{:.1}% used 15 minutes after the flood",
+        100.0 * used
+    );
+    assert_eq!(
+        serve_clients(world, 40_000_000),
+        1_000,
+        "new flows are pinned"
+    );
+    assert_untouched(world, older);
+}
+
+#[test]
+fn a_flood_of_a_million_syns_loses_no_older_pin_and_serves_every_client() {
+    let world = World::full_size();
+    let older = older_pins(&world);
+    let mut frame = Template::new();
+    for number in 0..FLOOD {
+        assert_eq!(world.hit(frame.of(client(number), SYN, number)), action::TX);
+        if number % 250_000 == 249_999 {
+            serve_clients(&world, 30_000_000 + number);
+        }
+    }
+    assert_untouched(&world, &older);
+    println!("{:.1}% used after the SYNs", 100.0 * used(&world));
+    assert_recovers(&world, &older);
+}
+
+#[test]
+fn a_flood_of_a_million_handshakes_loses_no_older_pin_and_serves_every_client() {
+    let world = World::full_size();
+    let older = older_pins(&world);
+    let mut frame = Template::new();
+    for number in 0..FLOOD {
+        assert_eq!(world.hit(frame.of(client(number), SYN, number)), action::TX);
+        assert_eq!(
+            world.hit(frame.of(client(number), ACK, number + 1)),
+            action::TX
+        );
+        if number % 250_000 == 249_999 {
+            serve_clients(&world, 30_000_000 + number);
+        }
+    }
+    assert_untouched(&world, &older);
+    println!("{:.1}% used after the pairs", 100.0 * used(&world));
+    assert_recovers(&world, &older);
+}
+
+#[test]
+fn a_flood_of_a_million_triples_loses_no_older_pin_and_serves_every_client() {
+    let world = World::full_size();
+    let older = older_pins(&world);
+    let mut frame = Template::new();
+    for number in 0..FLOOD {
+        assert_eq!(world.hit(frame.of(client(number), SYN, number)), action::TX);
+        assert_eq!(
+            world.hit(frame.of(client(number), ACK, number + 1)),
+            action::TX
+        );
+    }
+    let now = tick();
+    for (place, _, word) in world.values() {
+        if word.is(State::Young) {
+            world.set_value(place, word.with_tick(ago(now, YOUNG_TICKS)));
+        }
+    }
+    for number in 0..FLOOD {
+        assert_eq!(
+            world.hit(frame.of(client(number), ACK, number + 2)),
+            action::TX
+        );
+    }
+    let pins = world
+        .values()
+        .iter()
+        .filter(|(_, _, word)| word.is(State::Pin))
+        .count();
+    assert!(
+        pins > FLOOD as usize * 9 / 10,
+        "the flood made {pins} pins: no test"
+    );
+    serve_clients(&world, 30_000_000);
+    assert_untouched(&world, &older);
+    println!("{:.1}% used after the triples", 100.0 * used(&world));
+    assert_recovers(&world, &older);
+}
+
+/// Opens flows up to a load, each proven young at once, and returns how many of how many found no place.
+fn failures_up_to(world: &World, from: &mut u32, load: f64) -> (u64, u32) {
+    let places = f64::from(world.maps.capacity.flow_buckets * WAYS);
+    let until = (places * load) as u32;
+    let before = world.count_of(Reason::Unpinned);
+    let first = *from;
+    let mut frame = Template::new();
+    for number in first..until {
+        world.hit(frame.of(client(number), SYN, number));
+        world.hit(frame.of(client(number), ACK, number + 1));
+    }
+    *from = until;
+    (world.count_of(Reason::Unpinned) - before, until - first)
+}
+
+#[test]
+fn no_insertion_fails_up_to_the_design_load() {
+    let world = World::full_size();
+    let mut next = 0;
+    let (failed, tried) = failures_up_to(&world, &mut next, 0.6);
+    println!("up to a load of 0.6: {failed} of {tried} insertions failed");
+    assert!(tried >= 500_000);
+    assert_eq!(failed, 0);
+    let young = world.values();
+    assert_eq!(young.len(), tried as usize);
+    assert!(young.iter().all(|(_, _, word)| word.is(State::Young)));
+    for load in [0.75, 0.9] {
+        let (failed, tried) = failures_up_to(&world, &mut next, load);
+        let share = 100.0 * failed as f64 / f64::from(tried);
+        println!("from there up to {load}: {failed} of {tried} insertions failed ({share:.2}%)");
+    }
+}
+
+#[test]
+fn the_template_is_the_packet_that_the_builder_makes_but_for_checksums() {
+    let mut template = Template::new();
+    let frame = template.of(client(7), ACK, 0x0102_0304).to_vec();
+    let built = client(7).sends(ACK).seq(0x0102_0304).ack(0).bytes();
+    let without_sums = |frame: &[u8]| [&frame[..24], &frame[26..50], &frame[52..]].concat();
+    assert_eq!(without_sums(&frame), without_sums(&built));
+}
