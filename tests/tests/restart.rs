@@ -49,13 +49,17 @@ fn ends(signal: Signal) -> Result<()> {
     stage.tether.restart()?;
     stage.wait_serving()?;
     assert_talking(&connections)?;
-    let status = stage.tether.status()?;
-    assert_ne!(status.pid, before);
-    // It knows every flow, those that began in its absence too.
-    for (name, share) in crowd::spread(&connections) {
-        let flows = status.backend(&name).expect("a backend that serves").flows;
-        assert_eq!(flows.young + flows.pin, share as u64, "{name}");
-    }
+    assert_ne!(stage.tether.status()?.pid, before);
+    // It knows every flow, those that began in its absence too, once it has been through its table.
+    let spread = crowd::spread(&connections);
+    stage
+        .tether
+        .wait_status("every flow is counted at its backend", SOON, |status| {
+            spread.iter().all(|(name, share)| {
+                let flows = status.backend(name).map(|backend| backend.flows);
+                flows.is_some_and(|flows| flows.young + flows.pin == *share as u64)
+            })
+        })?;
     connections.extend(stage.clients.open(50, stage.plan().talking(PACE), |_| {})?);
     assert_talking(&connections)?;
     stage.close();
