@@ -1,8 +1,6 @@
 //! Clients of a dead backend learn of it: the RST, to the byte, and to whom none is sent.
 
-use lab::packet::{
-    BackendSpec, CLIENT, Packet, World, answered, dropped, forwarded, world::reset_output,
-};
+use lab::packet::{BackendSpec, CLIENT, Packet, World, answered, dropped, forwarded, reset_output};
 use lb_common::{
     backend::Serving,
     flow::word::State,

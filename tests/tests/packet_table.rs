@@ -1,8 +1,7 @@
 //! Places in the flow table, through the program: claiming, relocation, adoption, handover.
 
 use lab::packet::{
-    BackendSpec, CLIENT, Client, Packet, World, answered, entries::backend, forwarded,
-    world::reset_output,
+    BackendSpec, CLIENT, Client, Packet, World, answered, entries::backend, forwarded, reset_output,
 };
 use lb_common::{
     backend::Serving,

@@ -4,6 +4,7 @@
 //! each what must come of it, see [`Expect`]: the action, every byte of the output, and every counter, those that must not
 //! change included. A test that fails leaves its packets in a pcap file and prints the one line that reruns it.
 
+pub mod answer;
 pub mod check;
 pub mod entries;
 pub mod frame;
@@ -11,6 +12,7 @@ pub mod kernel;
 pub mod pcap;
 pub mod world;
 
+pub use answer::{BackendSpec, reset_output};
 pub use check::{Expect, Run, answered, dropped, forwarded, passed};
 pub use frame::{Packet, Transport};
-pub use world::{BackendSpec, CLIENT, Client, SERVICE, VIP, VIP_PORT, World};
+pub use world::{CLIENT, Client, SERVICE, VIP, VIP_PORT, World};

@@ -1,0 +1,156 @@
+//! What must come of a packet, built from scratch: as a backend receives it, or as a client is answered.
+
+use std::net::Ipv4Addr;
+
+use lb_common::{
+    backend::{BackendState, Mode, NextHop, Serving, outer_checksum_base},
+    tcp,
+};
+
+use super::{
+    frame::{Packet, checksum},
+    kernel::{ELSEWHERE, INGRESS},
+};
+
+/// A backend as a test says it.
+#[derive(Clone, Copy, Debug)]
+pub struct BackendSpec {
+    pub(super) id: u32,
+    mode: u64,
+    pub(super) generation: u8,
+    serving: Serving,
+    resolved: bool,
+    pub(super) hop: NextHop,
+}
+
+impl BackendSpec {
+    /// A backend in mode `l2` that takes new flows, on the interface that packets come in by.
+    pub fn l2(id: u32) -> Self {
+        Self::new(id, Mode::L2)
+    }
+
+    /// The same in mode `ipip`.
+    pub fn ipip(id: u32) -> Self {
+        Self::new(id, Mode::Ipip)
+    }
+
+    fn new(id: u32, mode: Mode) -> Self {
+        let outer_source = u32::from(Ipv4Addr::new(10, 255, 0, 1));
+        let hop = NextHop {
+            destination: [0x02, 0, 0, 0, 0x0b, id as u8],
+            source: [0x02, 0, 0, 0, 0x0a, id as u8],
+            ifindex: INGRESS,
+            outer_source,
+            checksum_base: outer_checksum_base(outer_source, Self::address_of(id)),
+            mtu: 1_500,
+            reserved: 0,
+        };
+        Self {
+            id,
+            mode: mode as u64,
+            generation: 0,
+            serving: Serving::New,
+            resolved: true,
+            hop,
+        }
+    }
+
+    /// Address of backend `id`, host byte order.
+    pub fn address_of(id: u32) -> u32 {
+        u32::from(Ipv4Addr::new(10, 0, 0, id as u8))
+    }
+
+    /// The same with another serving.
+    pub fn serving(mut self, serving: Serving) -> Self {
+        self.serving = serving;
+        self
+    }
+
+    /// The same as another generation of its id.
+    pub fn generation(mut self, generation: u8) -> Self {
+        self.generation = generation;
+        self
+    }
+
+    /// The same without a known neighbour.
+    pub fn unresolved(mut self) -> Self {
+        self.resolved = false;
+        self
+    }
+
+    /// The same behind an interface that packets do not come in by.
+    pub fn elsewhere(mut self) -> Self {
+        self.hop.ifindex = ELSEWHERE;
+        self
+    }
+
+    /// The same with another MTU on its way.
+    pub fn mtu(mut self, mtu: u32) -> Self {
+        self.hop.mtu = mtu;
+        self
+    }
+
+    /// The same in a mode by its number, which may be none that there is.
+    pub fn mode_code(mut self, code: u8) -> Self {
+        self.mode = u64::from(code);
+        self
+    }
+
+    pub(super) fn state(&self, hop: u8) -> BackendState {
+        const MODE_SHIFT: u32 = 9;
+        let with_mode_l2 =
+            BackendState::new(self.generation, self.serving, Mode::L2, hop, self.resolved);
+        BackendState((with_mode_l2.0 & !(7 << MODE_SHIFT)) | (self.mode << MODE_SHIFT))
+    }
+
+    /// A frame as it arrives at this backend in mode `l2`.
+    pub fn l2_output(&self, input: &Packet) -> Vec<u8> {
+        self.addressed(input).bytes()
+    }
+
+    /// A frame as it arrives at this backend in mode `ipip`.
+    pub fn ipip_output(&self, input: &Packet) -> Vec<u8> {
+        let sent = self.addressed(input);
+        let bytes = sent.bytes();
+        let inner = &bytes[sent.network()..];
+        let mut outer = vec![0x45, sent.tos, 0, 0, 0, 0, 0x40, 0, 64, 4, 0, 0];
+        let length = sent.counted() as u16 - sent.network() as u16 + 20;
+        outer[2..4].copy_from_slice(&length.to_be_bytes());
+        outer.extend(self.hop.outer_source.to_be_bytes());
+        outer.extend(Self::address_of(self.id).to_be_bytes());
+        let sum = checksum(&outer);
+        outer[10..12].copy_from_slice(&sum.to_be_bytes());
+        [&bytes[..sent.network()], &outer, inner].concat()
+    }
+
+    fn addressed(&self, input: &Packet) -> Packet {
+        let sent = input.clone().macs(self.hop.destination, self.hop.source);
+        let ttl = sent.ttl - 1;
+        sent.ttl(ttl)
+    }
+}
+
+/// The RST that answers a segment: the client's own acknowledgement as its sequence number, and no ACK; or, to a segment without
+/// ACK, zero and an acknowledgement of all that it had (RFC 9293, section 3.10.7.1).
+pub fn reset_output(input: &Packet) -> Vec<u8> {
+    let asked = input.as_tcp();
+    let (seq, ack, flags) = if asked.flags & tcp::ACK != 0 {
+        (asked.ack, 0, tcp::RST)
+    } else {
+        let ends = u32::from(asked.flags & tcp::FIN != 0) + u32::from(asked.flags & tcp::SYN != 0);
+        let taken = asked.payload.len() as u32 + ends;
+        (0, asked.seq.wrapping_add(taken), tcp::RST | tcp::ACK)
+    };
+    let mut answer = Packet::tcp(
+        (input.destination, asked.destination_port),
+        (input.source, asked.source_port),
+        flags,
+    )
+    .macs(input.source_mac, input.destination_mac)
+    .seq(seq)
+    .ack(ack)
+    .with_tcp(|tcp| tcp.window = 0);
+    answer.id = 0;
+    answer.tags.clone_from(&input.tags);
+    answer.bytes()
+}

@@ -1,0 +1,256 @@
+//! Forgeries against a living flow, which change nothing, and ports that are used again, which look like them.
+
+use lab::packet::{
+    BackendSpec, CLIENT, Client, Packet, World, dropped, entries::backend, forwarded, world::tick,
+};
+use lb_common::{
+    backend::Serving,
+    clock::Tick,
+    flow::word::{State, Word, YOUNG_TICKS, epoch_of},
+    tcp::{ACK, FIN, RST},
+    verdict::Reason,
+};
+
+const MIB: u32 = 1 << 20;
+
+#[track_caller]
+fn assert_to(world: &World, packet: &Packet, reason: Reason, id: u32) {
+    let output = BackendSpec::l2(id).l2_output(packet);
+    world.send(packet).expect(&forwarded(reason, id, output));
+}
+
+/// A live entry of [`CLIENT`] on backend 1 whose stream is where [`Client::ack`] continues it.
+fn live(state: State, then: Tick) -> Word {
+    Word::live(state, backend(1), epoch_of(seq()), then, 0)
+}
+
+fn seq() -> u32 {
+    CLIENT.ack().as_tcp().seq
+}
+
+fn fin() -> Packet {
+    CLIENT.ack().with_tcp(|tcp| tcp.flags = FIN | ACK)
+}
+
+fn rst() -> Packet {
+    CLIENT.ack().with_tcp(|tcp| tcp.flags = RST)
+}
+
+/// A world with a pin of [`CLIENT`] on backend 2, while all slots name backend 1: whoever moves the flow shows.
+fn pinned() -> (World, Word) {
+    let world = World::new();
+    let pin = Word::live(State::Pin, backend(2), epoch_of(seq()), world.now(), 0);
+    world.insert(CLIENT.key(), pin);
+    (world, pin)
+}
+
+#[test]
+fn a_spoofed_syn_against_a_pin_never_moves_it() {
+    let (world, pin) = pinned();
+    for (isn, reason) in [
+        (1, Reason::Challenged),
+        (2, Reason::Reopened),
+        (3, Reason::Reopened),
+    ] {
+        // The forger learns nothing either: its SYN goes where the flow is.
+        assert_to(&world, &CLIENT.syn().seq(isn), reason, 2);
+        assert_to(
+            &world,
+            &CLIENT.ack().payload(b"data"),
+            Reason::Established,
+            2,
+        );
+        let (_, word) = world.entry_in(CLIENT.key(), State::Pin);
+        assert_eq!(word, pin.with(Word::CONTESTED));
+    }
+    assert_eq!(world.entries(CLIENT.key()).len(), 2, "at most two a key");
+}
+
+#[test]
+fn a_spoofed_syn_against_a_pin_of_a_draining_backend_never_moves_it() {
+    let (world, pin) = pinned();
+    world.backend(&BackendSpec::l2(2).serving(Serving::ExistingOnly));
+    // It may be a new connection: that must not go to a backend that takes none.
+    assert_to(&world, &CLIENT.syn().seq(1), Reason::Challenged, 1);
+    assert_to(&world, &CLIENT.ack(), Reason::Established, 2);
+    assert_to(
+        &world,
+        &CLIENT.ack().payload(b"data"),
+        Reason::Established,
+        2,
+    );
+    let (_, word) = world.entry_in(CLIENT.key(), State::Pin);
+    assert_eq!(word, pin.with(Word::CONTESTED));
+}
+
+#[test]
+fn a_whole_spoofed_handshake_against_a_pin_never_moves_it() {
+    let (world, pin) = pinned();
+    world.backend(&BackendSpec::l2(2).serving(Serving::ExistingOnly));
+    let forged = seq() ^ 0x4000_0000;
+    assert_to(&world, &CLIENT.syn().seq(forged), Reason::Challenged, 1);
+    assert_to(
+        &world,
+        &CLIENT.ack().seq(forged + 1),
+        Reason::Established,
+        1,
+    );
+    // The forger is young now, and comes back after 31 s to be a pin.
+    world.age(YOUNG_TICKS);
+    assert_to(
+        &world,
+        &CLIENT.ack().seq(forged + 1),
+        Reason::Established,
+        1,
+    );
+    for _ in 0..3 {
+        assert_to(
+            &world,
+            &CLIENT.ack().payload(b"data"),
+            Reason::Established,
+            2,
+        );
+        assert_to(
+            &world,
+            &CLIENT.ack().seq(forged + 9),
+            Reason::Established,
+            1,
+        );
+    }
+    let both = world.entries(CLIENT.key());
+    assert_eq!(both.len(), 2);
+    let pins = both.iter().filter(|(_, word)| word.is(State::Pin)).count();
+    assert_eq!(pins, 2, "{both:?}");
+    assert!(both.iter().any(|(_, word)| word.backend() == pin.backend()));
+}
+
+#[test]
+fn a_spoofed_fin_or_rst_outside_the_window_leaves_a_hint_that_data_clears() {
+    for flags in [FIN, FIN | ACK, RST, RST | ACK] {
+        let (world, pin) = pinned();
+        for away in [2 * MIB, 100 * MIB, 0_u32.wrapping_sub(2 * MIB)] {
+            let forged = CLIENT
+                .ack()
+                .seq(seq().wrapping_add(away))
+                .with_tcp(|tcp| tcp.flags = flags);
+            assert_to(&world, &forged, Reason::Established, 2);
+            assert_eq!(world.entry(CLIENT.key()), pin.with(Word::HINT));
+            assert_to(
+                &world,
+                &CLIENT.ack().payload(b"data"),
+                Reason::Established,
+                2,
+            );
+            assert_eq!(world.entry(CLIENT.key()), pin);
+        }
+    }
+}
+
+/// Who guesses the window too closes the entry, and the flow goes on all the same: closing forwards.
+#[test]
+fn a_spoofed_fin_or_rst_within_the_window_does_not_move_a_pin_either() {
+    for forged in [fin(), rst()] {
+        let (world, pin) = pinned();
+        assert_to(&world, &forged, Reason::Established, 2);
+        assert!(world.entry(CLIENT.key()).is(State::Closing));
+        assert_to(
+            &world,
+            &CLIENT.ack().payload(b"data"),
+            Reason::Established,
+            2,
+        );
+        let revived = world.entry(CLIENT.key());
+        assert_eq!(
+            (revived.state(), revived.backend()),
+            (State::Young, pin.backend())
+        );
+        world.age(YOUNG_TICKS);
+        assert_to(
+            &world,
+            &CLIENT.ack().payload(b"data"),
+            Reason::Established,
+            2,
+        );
+        assert!(world.entry(CLIENT.key()).is(State::Pin));
+    }
+}
+
+#[test]
+fn a_port_used_again_belongs_to_its_challenger_from_its_first_acknowledgement_on() {
+    let (world, _) = pinned();
+    world.backend(&BackendSpec::l2(2).serving(Serving::ExistingOnly));
+    let isn = seq() ^ 0x4000_0000;
+    let next = Client(CLIENT.0, CLIENT.1);
+    assert_to(&world, &next.syn().seq(isn), Reason::Challenged, 1);
+    assert_to(&world, &next.syn().seq(isn), Reason::Reopened, 1);
+    assert_to(
+        &world,
+        &next.ack().seq(isn + 1).payload(b"hello"),
+        Reason::Established,
+        1,
+    );
+    let (place, young) = world.entry_in(CLIENT.key(), State::Young);
+    assert!(
+        young.has(Word::CONTESTED) && young.has(Word::SECOND),
+        "{young:?}"
+    );
+    assert_eq!(world.first_seen(place), tick().0);
+    // The new connection's packets are its own, whatever the order; the old entry keeps what is near it.
+    assert_to(&world, &next.ack().seq(isn + 6), Reason::Established, 1);
+    assert_to(&world, &CLIENT.ack(), Reason::Established, 2);
+    // Its end is its own, too.
+    let end = fin().seq(isn + 6);
+    assert_to(&world, &end, Reason::Established, 1);
+    world.entry_in(CLIENT.key(), State::Closing);
+    world.entry_in(CLIENT.key(), State::Pin);
+}
+
+#[test]
+fn a_third_use_of_a_port_takes_the_place_of_the_entry_that_is_closing() {
+    let world = World::new();
+    let now = world.now();
+    let near = Word::CONTESTED;
+    let pin = live(State::Pin, now).with(near);
+    let closing = live(State::Closing, now)
+        .with(near | Word::SECOND)
+        .with_epoch(99);
+    let kept = world.insert(CLIENT.key(), pin);
+    let freed = world.insert(CLIENT.key(), closing);
+    assert_to(&world, &CLIENT.syn().seq(5), Reason::Challenged, 1);
+    assert_eq!(world.at(freed).1, Word::challenger(backend(1), 5, now));
+    assert_eq!(world.at(kept).1, pin);
+}
+
+#[test]
+fn a_third_use_of_a_port_with_two_living_entries_goes_where_its_packets_will_and_writes_nothing() {
+    let world = World::new();
+    let now = world.now();
+    let one = live(State::Pin, now).with(Word::CONTESTED);
+    let other = Word::live(
+        State::Pin,
+        backend(2),
+        99,
+        now,
+        Word::CONTESTED | Word::SECOND,
+    );
+    world.insert(CLIENT.key(), one);
+    world.insert(CLIENT.key(), other);
+    let before = world.values();
+    for (isn, nearer) in [(seq(), 1), (99 * MIB, 2)] {
+        assert_to(&world, &CLIENT.syn().seq(isn), Reason::Unpinned, nearer);
+        assert_to(
+            &world,
+            &CLIENT.ack().seq(isn + 1),
+            Reason::Established,
+            nearer,
+        );
+    }
+    assert_eq!(world.values().len(), 2);
+    for ((_, _, before), (_, _, after)) in before.iter().zip(world.values()) {
+        assert_eq!(before.backend(), after.backend());
+    }
+    world.backend(&BackendSpec::l2(2).serving(Serving::ExistingOnly));
+    world
+        .send(&CLIENT.syn().seq(99 * MIB))
+        .expect(&dropped(Reason::Contested));
+}
