@@ -39,11 +39,12 @@ impl Tally {
     #[inline(always)]
     pub(crate) fn count(&self, reason: Reason) {
         let layout = maps::counters_layout();
-        maps::count(layout.reason(reason), self.bytes);
+        let base = maps::own_counters();
+        maps::count(base, layout.reason(reason), self.bytes);
         if self.service != NONE {
-            maps::count(layout.service(self.service as u16), self.bytes);
+            maps::count(base, layout.service(self.service as u16), self.bytes);
             if self.backend != NONE {
-                maps::count(layout.backend(self.backend), self.bytes);
+                maps::count(base, layout.backend(self.backend), self.bytes);
             }
         }
     }

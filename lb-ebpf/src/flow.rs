@@ -16,13 +16,29 @@ use lb_common::{
 
 use crate::{maps, parse::Segment};
 
-/// Finds, makes or changes the entry of a segment's flow, and so its backend.
+/// The backend of an established flow's segment; none if it is anything else.
 #[inline(always)]
-pub(crate) fn steer(service: u16, segment: &Segment) -> Steered<*const Backend> {
-    let now_ns = maps::now_ns();
-    let world = Maps { now_ns };
+pub(crate) fn established(service: u16, segment: &Segment) -> Option<Steered<*const Backend>> {
+    let world = Maps {
+        now_ns: maps::now_ns(),
+    };
     let key = Key::new(segment.source, segment.source_port, service);
-    steer::steer(&world, &key, &segment.tcp, Tick::from_ns(now_ns))
+    steer::established(&world, &key, &segment.tcp, Tick::from_ns(world.now_ns))
+}
+
+/// The backend of any other segment: finds, makes or changes the entry of its flow.
+#[inline(always)]
+pub(crate) fn otherwise(service: u16, segment: &Segment) -> Option<Steered<*const Backend>> {
+    let world = Maps {
+        now_ns: maps::now_ns(),
+    };
+    let key = Key::new(segment.source, segment.source_port, service);
+    Some(steer::otherwise(
+        &world,
+        &key,
+        &segment.tcp,
+        Tick::from_ns(world.now_ns),
+    ))
 }
 
 /// The maps as one packet sees them.

@@ -187,11 +187,16 @@ pub(crate) fn backend(id: u32) -> Option<(*const Backend, BackendState)> {
     Some((backend, state))
 }
 
-/// Adds one packet to a counter of this CPU.
+/// Where this CPU's counters begin.
 #[inline(always)]
-pub(crate) fn count(offset: u32, bytes: u32) {
-    let index = cpu() * counters_layout().per_cpu() + offset;
-    if let Some(counter) = COUNTERS.get_ptr_mut(index) {
+pub(crate) fn own_counters() -> u32 {
+    cpu() * counters_layout().per_cpu()
+}
+
+/// Adds one packet to a counter of this CPU, given as its offset from [`own_counters`]'s `base`.
+#[inline(always)]
+pub(crate) fn count(base: u32, offset: u32, bytes: u32) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(base + offset) {
         // SAFETY: an entry of the map. Only this CPU writes it, and XDP programs do not interrupt each other on one CPU.
         unsafe {
             let packets = core::ptr::addr_of_mut!((*counter).packets);

@@ -1,8 +1,8 @@
 //! What one packet of a service does to the flow table, and which backend it gets. The same code runs in the kernel, in tests
 //! and in the model checker.
 //!
-//! The way of an established flow is inlined; all other ways are functions of their own, which keeps the program small enough
-//! for the instruction cache and for the verifier.
+//! The way of an established flow and all other ways are two functions, so that the first is short, and each has the small stack of
+//! a BPF program for itself.
 
 use super::{
     life::{self, Owner},
@@ -48,9 +48,60 @@ struct Visit<'a, W: World> {
     segment: Segment,
 }
 
-/// Steers one TCP segment of flow `key`.
+/// Steers one TCP segment of flow `key`: [`established`], and if that is not its way, [`otherwise`].
 #[inline(always)]
 pub fn steer<W: World>(
+    world: &W,
+    key: &W::Key,
+    segment: &Segment,
+    now: Tick,
+) -> Steered<W::Backend> {
+    match established(world, key, segment, now) {
+        Some(steered) => steered,
+        None => otherwise(world, key, segment, now),
+    }
+}
+
+/// Steers a segment of an established flow, which is what most are. None if it is anything else, or may be.
+#[inline(always)]
+pub fn established<W: World>(
+    world: &W,
+    key: &W::Key,
+    segment: &Segment,
+    now: Tick,
+) -> Option<Steered<W::Backend>> {
+    if segment.has_any(SYN) {
+        return None;
+    }
+    let subject = Subject {
+        key: *key,
+        homes: world.homes(key),
+        now,
+    };
+    let entry = table::scan(world, subject.homes, key)?;
+    let reference = entry.word.backend();
+    if is_half_of_a_pair(entry.word) {
+        return None;
+    }
+    let (handle, state) = world.backend(reference.id())?;
+    if state.generation() != reference.generation() {
+        return None;
+    }
+    let visit = Visit {
+        world,
+        subject,
+        segment: *segment,
+    };
+    let reason = visit.established(entry, state);
+    Some(Steered {
+        reason,
+        backend: Some((handle, state, reference.id())),
+    })
+}
+
+/// Steers a segment for which [`established`] has found no way.
+#[inline(always)]
+pub fn otherwise<W: World>(
     world: &W,
     key: &W::Key,
     segment: &Segment,
@@ -61,24 +112,12 @@ pub fn steer<W: World>(
         homes: world.homes(key),
         now,
     };
-    let visit = Visit {
+    let outcome = Visit {
         world,
         subject,
         segment: *segment,
-    };
-    if !segment.has_any(SYN)
-        && let Some(entry) = table::scan(world, subject.homes, key)
-        && !is_half_of_a_pair(entry.word)
-        && let Some((handle, state)) = world.backend(entry.word.backend().id())
-        && state.generation() == entry.word.backend().generation()
-    {
-        let reason = visit.established(entry, state);
-        return Steered {
-            reason,
-            backend: Some((handle, state, entry.word.backend().id())),
-        };
     }
-    let outcome = visit.off_the_beaten_track();
+    .off_the_beaten_track();
     let backend = match outcome.id() {
         0 => None,
         id => world.backend(id).map(|(handle, state)| (handle, state, id)),
@@ -274,7 +313,7 @@ impl<W: World> Visit<'_, W> {
     }
 
     /// Everything but an established, uncontested flow.
-    #[inline(never)]
+    #[inline(always)]
     fn off_the_beaten_track(&self) -> Outcome {
         match self.consider() {
             Ok(plan) => self.record(&plan),

@@ -55,7 +55,7 @@ pub(crate) fn encapsulate(
     outer.set_raw16(8, u16::from_ne_bytes([TTL, PROTO_IPIP]));
     outer.set_u16(
         10,
-        csum::finish(hop.checksum_base as u64 + type_of_service as u64 + length as u64),
+        csum::finish_short(hop.checksum_base + type_of_service as u32 + length),
     );
     outer.set_u32(12, hop.outer_source);
     outer.set_u32(16, backend);

@@ -4,6 +4,8 @@ mod ipip;
 mod l2;
 mod reset;
 
+use core::mem::offset_of;
+
 use aya_ebpf::{bindings::xdp_action, helpers::generated::bpf_redirect, programs::XdpContext};
 use lb_common::{
     backend::{Backend, BackendState, Mode, NextHop},
@@ -62,13 +64,18 @@ fn send(ctx: &XdpContext, ifindex: u32) -> u32 {
     }
 }
 
-/// Writes a next hop's addresses into an Ethernet header.
+/// Writes a next hop's addresses into an Ethernet header: destination and source lie in the entry as in the header, so three words do.
 #[inline(always)]
 fn address(ethernet: Bytes, hop: &NextHop) {
-    let ([a, b, c, d, e, f], [g, h, i, j, k, l]) = (hop.destination, hop.source);
-    ethernet.set_raw32(0, u32::from_ne_bytes([a, b, c, d]));
-    ethernet.set_raw32(4, u32::from_ne_bytes([e, f, g, h]));
-    ethernet.set_raw32(8, u32::from_ne_bytes([i, j, k, l]));
+    const _: () =
+        assert!(offset_of!(NextHop, destination) == 0 && offset_of!(NextHop, source) == 6);
+    let words = core::ptr::from_ref(hop).cast::<u32>();
+    let mut word = 0;
+    while word < 3 {
+        // SAFETY: the first 12 bytes of an entry of the map, which is aligned.
+        ethernet.set_raw32(4 * word, unsafe { words.add(word).read_volatile() });
+        word += 1;
+    }
 }
 
 /// Takes one hop off an IPv4 packet's time to live.
