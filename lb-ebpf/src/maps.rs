@@ -149,19 +149,13 @@ pub(crate) fn may_reset(now_ns: u64) -> bool {
 #[inline(always)]
 fn take(paid_ns: *mut u64, now_ns: u64, cost_ns: u64) -> bool {
     // SAFETY: a word of the map that only this CPU writes.
-    match spend(
-        unsafe { paid_ns.read_volatile() },
-        now_ns,
-        cost_ns,
-        BURST_NS,
-    ) {
-        Some(next) => {
-            // SAFETY: as above.
-            unsafe { paid_ns.write_volatile(next) };
-            true
-        }
-        None => false,
-    }
+    let paid = unsafe { paid_ns.read_volatile() };
+    let Some(next) = spend(paid, now_ns, cost_ns, BURST_NS) else {
+        return false;
+    };
+    // SAFETY: as above.
+    unsafe { paid_ns.write_volatile(next) };
+    true
 }
 
 /// A service's entry that is in use.
