@@ -304,7 +304,7 @@ impl<W: World> Visit<'_, W> {
     }
 
     /// The id of today's pick; 0 if there is none.
-    #[inline(never)]
+    #[inline(always)]
     fn pick(&self) -> u32 {
         match self.world.slot(&self.subject.key, 0) {
             Some(slot) => slot.current(),
