@@ -19,6 +19,17 @@ pub enum Serving {
     New = 2,
 }
 
+#[cfg(feature = "user")]
+impl core::fmt::Display for Serving {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Self::None => "none",
+            Self::ExistingOnly => "existing-only",
+            Self::New => "new",
+        })
+    }
+}
+
 /// How packets reach a backend.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(

@@ -36,6 +36,17 @@ pub enum Health {
     Down,
 }
 
+impl std::fmt::Display for Health {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Unknown => "unknown",
+            Self::Up => "up",
+            Self::Refusing => "refusing",
+            Self::Down => "down",
+        })
+    }
+}
+
 /// A backend by name, unique on this instance.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct BackendName {

@@ -119,7 +119,7 @@ fn recover(world: &World, older: &[(Key, Word)]) -> u64 {
     }
     let used = used(world);
     println!("{:.1}% used 15 minutes later", 100.0 * used);
-    assert!(used <= 0.75);
+    assert!(used < 0.75);
     let embryos = world.values().iter().any(|(_, _, word)| word.is_nascent());
     assert!(!embryos, "embryos outlive their 128 s");
     let opened = serve_clients(world, 40_000_000);
@@ -181,9 +181,8 @@ fn a_flood_of_handshakes_that_fills_the_table_is_reclaimed() {
     assert!(used > 0.8, "{:.1}% used is no pressure", 100.0 * used);
     let pinned = recover(&world, &older);
     println!("{pinned} of 1000 new flows are pinned then");
-    // The sweep stops at 75%, where one insertion in a thousand fails, and what it took it took from the table's beginning: the
-    // rest of the buckets stay as full as they were.
-    assert!(pinned >= 950, "{pinned} of 1000 new flows are pinned");
+    // What was reclaimed was taken from full buckets, so every flow finds a place.
+    assert_eq!(pinned, 1_000, "new flows are pinned");
 }
 
 #[test]

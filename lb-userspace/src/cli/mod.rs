@@ -37,7 +37,7 @@ const EXIT_STATUS: &str =
 
 /// A layer-4 TCP load balancer for connections that must not drop.
 #[derive(Debug, Parser)]
-#[command(name = "tether", version, after_help = EXIT_STATUS)]
+#[command(name = "tether", bin_name = "tether", version, after_help = EXIT_STATUS)]
 struct Cli {
     #[command(subcommand)]
     command: Command,

@@ -306,9 +306,26 @@ impl Parts {
         self.0.spawn(async move { (name, part.await) });
     }
 
-    /// Waits until a part ends by itself, which none should.
+    /// Waits until a part ends by itself, which none should, and says why.
+    ///
+    /// A part that fails takes others with it, which end without an error of their own, and maybe before it: they are not the reason
+    /// if another is found within [`STOP_PATIENCE`].
     async fn failure(&mut self) -> anyhow::Error {
-        match self.0.join_next().await {
+        let mut ended = self.0.join_next().await;
+        if matches!(ended, Some(Ok((_, Ok(()))))) {
+            let reason = async {
+                while let Some(other) = self.0.join_next().await {
+                    if !matches!(other, Ok((_, Ok(())))) {
+                        return Some(other);
+                    }
+                }
+                None
+            };
+            if let Ok(Some(other)) = tokio::time::timeout(STOP_PATIENCE, reason).await {
+                ended = Some(other);
+            }
+        }
+        match ended {
             None => anyhow!("no part is running"),
             Some(Ok((name, Ok(())))) => anyhow!("{name} ended without being told to"),
             Some(Ok((name, Err(error)))) => error.context(format!("{name} failed")),

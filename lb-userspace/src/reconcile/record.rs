@@ -75,8 +75,8 @@ impl BackendRecord {
         };
         self.fell_at_ms = (report.health == Health::Down && lived).then_some(now_ms);
         tracing::info!(
-            backend = %self.name, address = %self.check_address, health = ?report.health,
-            was = ?self.health, error = report.last_error.as_deref(), "health changed"
+            backend = %self.name, address = %self.check_address, health = %report.health,
+            was = %self.health, error = report.last_error.as_deref(), "health changed"
         );
         self.health = report.health;
         true

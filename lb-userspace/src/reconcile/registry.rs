@@ -368,7 +368,7 @@ impl Registry {
             service.resets_suspended = outcome.resets_suspended;
             for (backend, serving) in service.backends.iter_mut().zip(outcome.serving) {
                 if backend.serving != serving {
-                    tracing::info!(backend = %backend.name, ?serving, was = ?backend.serving, "serving changed");
+                    tracing::info!(backend = %backend.name, %serving, was = %backend.serving, "serving changed");
                     backend.serving = serving;
                 }
             }
