@@ -16,9 +16,12 @@ use lb_common::{
 
 use crate::{maps, parse::Segment};
 
-/// The backend of an established flow's segment; none if it is anything else.
+/// The backend, its state and its id, for a segment of an established flow that can be forwarded; none for anything else.
 #[inline(always)]
-pub(crate) fn established(service: u16, segment: &Segment) -> Option<Steered<*const Backend>> {
+pub(crate) fn established(
+    service: u16,
+    segment: &Segment,
+) -> Option<(*const Backend, BackendState, u32)> {
     let world = Maps {
         now_ns: maps::now_ns(),
     };
@@ -28,17 +31,12 @@ pub(crate) fn established(service: u16, segment: &Segment) -> Option<Steered<*co
 
 /// The backend of any other segment: finds, makes or changes the entry of its flow.
 #[inline(always)]
-pub(crate) fn otherwise(service: u16, segment: &Segment) -> Option<Steered<*const Backend>> {
+pub(crate) fn otherwise(service: u16, segment: &Segment) -> Steered<*const Backend> {
     let world = Maps {
         now_ns: maps::now_ns(),
     };
     let key = Key::new(segment.source, segment.source_port, service);
-    Some(steer::otherwise(
-        &world,
-        &key,
-        &segment.tcp,
-        Tick::from_ns(world.now_ns),
-    ))
+    steer::otherwise(&world, &key, &segment.tcp, Tick::from_ns(world.now_ns))
 }
 
 /// The maps as one packet sees them.

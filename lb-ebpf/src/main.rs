@@ -21,25 +21,19 @@ use aya_ebpf::{
     macros::xdp,
     programs::XdpContext,
 };
-use lb_common::{
-    backend::Backend,
-    flow::steer::Steered,
-    verdict::{Reason, Verdict},
-};
+use lb_common::verdict::{Reason, Verdict};
 
-use crate::{
-    count::Tally,
-    parse::{Parsed, Segment},
-};
+use crate::{count::Tally, parse::Parsed};
 
 /// Steers one packet.
 ///
-/// Two functions, each with the whole way in it: one for segments of established flows, and one for whatever that one cannot
-/// decide. So the first stays short, and neither has the other in its stack: a BPF program has 512 bytes for all its frames.
+/// Two functions, each with the whole way in it: a short one for segments of established flows, and one for everything. So the
+/// short one has nothing to remember but its packet, and neither has the other in its stack: a BPF program has 512 bytes for all
+/// its frames.
 #[xdp(frags)]
 fn tether(ctx: XdpContext) -> u32 {
     match established(ctx.ctx) {
-        UNDECIDED => otherwise(ctx.ctx),
+        UNDECIDED => any(ctx.ctx),
         action => action,
     }
 }
@@ -49,25 +43,42 @@ const UNDECIDED: u32 = u32::MAX;
 
 #[inline(never)]
 fn established(ctx: *mut xdp_md) -> u32 {
-    take(&XdpContext::new(ctx), flow::established)
+    match steer_established(&XdpContext::new(ctx)) {
+        Some(action) => action,
+        None => UNDECIDED,
+    }
 }
 
-#[inline(never)]
-fn otherwise(ctx: *mut xdp_md) -> u32 {
-    take(&XdpContext::new(ctx), flow::otherwise)
-}
-
-/// The flow stage: the reason and the backend of a segment of a service, or none if it cannot decide.
-trait FlowStage: FnOnce(u16, &Segment) -> Option<Steered<*const Backend>> {}
-impl<F: FnOnce(u16, &Segment) -> Option<Steered<*const Backend>>> FlowStage for F {}
-
-/// Takes a packet its way. The only place where a verdict becomes an XDP action and a counter.
+/// The way of a segment of an established flow, and of one for no service. Anything else is left as it is.
 #[inline(always)]
-fn take(ctx: &XdpContext, flow_stage: impl FlowStage) -> u32 {
+fn steer_established(ctx: &XdpContext) -> Option<u32> {
+    let Ok(Parsed::Segment(segment)) = parse::parse(ctx) else {
+        return None;
+    };
     let mut tally = Tally::new();
-    let (reason, action) = match steer(ctx, &mut tally, flow_stage) {
-        Ok(Some((reason, action))) => (reason, action),
-        Ok(None) => return UNDECIDED,
+    tally.bytes = segment.bytes();
+    let service = match service::look_up(segment.destination, segment.destination_port) {
+        Ok(service) => service,
+        Err(Reason::NotService) => {
+            tally.count(Reason::NotService);
+            return Some(xdp_action::XDP_PASS);
+        }
+        Err(_) => return None,
+    };
+    let (backend, state, id) = flow::established(service, &segment)?;
+    let action = forward::forward(ctx, &segment, backend, state).ok()?;
+    tally.service(service);
+    tally.backend(id);
+    tally.count(Reason::Established);
+    Some(action)
+}
+
+/// The only place where a verdict becomes an XDP action and a counter, but for the two of [`steer_established`].
+#[inline(never)]
+fn any(ctx: *mut xdp_md) -> u32 {
+    let mut tally = Tally::new();
+    let (reason, action) = match steer(&XdpContext::new(ctx), &mut tally) {
+        Ok((reason, action)) => (reason, action),
         Err(reason) => match reason.verdict() {
             Verdict::Pass => (reason, xdp_action::XDP_PASS),
             _ => (reason, xdp_action::XDP_DROP),
@@ -79,32 +90,27 @@ fn take(ctx: &XdpContext, flow_stage: impl FlowStage) -> u32 {
 
 /// The packet's way. Ends in the reason and action of a packet that leaves from here, or in the reason why it does not.
 #[inline(always)]
-fn steer(
-    ctx: &XdpContext,
-    tally: &mut Tally,
-    flow_stage: impl FlowStage,
-) -> Result<Option<(Reason, u32)>, Reason> {
-    let parsed = parse::parse(ctx)?;
-    tally.bytes = parsed.bytes();
-    let segment = match parsed {
+fn steer(ctx: &XdpContext, tally: &mut Tally) -> Result<(Reason, u32), Reason> {
+    let segment = match parse::parse(ctx)? {
         Parsed::Segment(segment) => segment,
-        Parsed::Fragment { destination, .. } => return Err(service::of_fragment(destination)),
+        Parsed::Fragment { destination, bytes } => {
+            tally.bytes = bytes;
+            return Err(service::of_fragment(destination));
+        }
     };
+    tally.bytes = segment.bytes();
     let service = service::look_up(segment.destination, segment.destination_port)?;
     tally.service(service);
-    let Some(steered) = flow_stage(service, &segment) else {
-        return Ok(None);
-    };
+    let steered = flow::otherwise(service, &segment);
     if let Some((_, _, id)) = steered.backend {
         tally.backend(id);
     }
     let reason = steered.reason;
-    let action = match (reason.verdict(), steered.backend) {
+    match (reason.verdict(), steered.backend) {
         (Verdict::Forward, Some((backend, state, _))) => {
-            forward::forward(ctx, &segment, backend, state)?
+            forward::forward(ctx, &segment, backend, state).map(|action| (reason, action))
         }
-        (Verdict::Reset, _) => forward::reset(ctx)?,
-        _ => return Err(reason),
-    };
-    Ok(Some((reason, action)))
+        (Verdict::Reset, _) => forward::reset(ctx).map(|action| (reason, action)),
+        _ => Err(reason),
+    }
 }

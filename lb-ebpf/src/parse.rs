@@ -26,17 +26,6 @@ pub(crate) enum Parsed {
     },
 }
 
-impl Parsed {
-    /// Length of the frame, without padding.
-    #[inline(always)]
-    pub(crate) fn bytes(&self) -> u32 {
-        match self {
-            Self::Segment(segment) => segment.network as u32 + segment.length as u32,
-            Self::Fragment { bytes, .. } => *bytes,
-        }
-    }
-}
-
 /// A TCP segment. Kept small: it lives on the program's stack. Numbers are in host byte order.
 #[derive(Clone, Copy)]
 pub(crate) struct Segment {
@@ -123,6 +112,12 @@ pub(crate) fn parse(ctx: &XdpContext) -> Result<Parsed, Reason> {
 }
 
 impl Segment {
+    /// Length of the frame, without padding.
+    #[inline(always)]
+    pub(crate) fn bytes(&self) -> u32 {
+        self.network as u32 + self.length as u32
+    }
+
     /// Offset of the IPv4 header.
     #[inline(always)]
     pub(crate) fn network(&self) -> usize {

@@ -57,19 +57,23 @@ pub fn steer<W: World>(
     now: Tick,
 ) -> Steered<W::Backend> {
     match established(world, key, segment, now) {
-        Some(steered) => steered,
+        Some(backend) => Steered {
+            reason: Reason::Established,
+            backend: Some(backend),
+        },
         None => otherwise(world, key, segment, now),
     }
 }
 
-/// Steers a segment of an established flow, which is what most are. None if it is anything else, or may be.
+/// The backend, its state and its id, for a segment of an established flow that can be forwarded, which is what most are. None if
+/// it is anything else, or may be; then nothing is written.
 #[inline(always)]
 pub fn established<W: World>(
     world: &W,
     key: &W::Key,
     segment: &Segment,
     now: Tick,
-) -> Option<Steered<W::Backend>> {
+) -> Option<(W::Backend, BackendState, u32)> {
     if segment.has_any(SYN) {
         return None;
     }
@@ -79,24 +83,22 @@ pub fn established<W: World>(
         now,
     };
     let entry = table::scan(world, subject.homes, key)?;
-    let reference = entry.word.backend();
     if is_half_of_a_pair(entry.word) {
         return None;
     }
+    let reference = entry.word.backend();
     let (handle, state) = world.backend(reference.id())?;
-    if state.generation() != reference.generation() {
+    let serves = !matches!(state.serving(), Serving::None) && state.is_resolved();
+    if state.generation() != reference.generation() || !serves {
         return None;
     }
-    let visit = Visit {
+    Visit {
         world,
         subject,
         segment: *segment,
-    };
-    let reason = visit.established(entry, state);
-    Some(Steered {
-        reason,
-        backend: Some((handle, state, reference.id())),
-    })
+    }
+    .live_on(entry);
+    Some((handle, state, reference.id()))
 }
 
 /// Steers a segment for which [`established`] has found no way.
@@ -242,19 +244,12 @@ fn is_half_of_a_pair(word: Word) -> bool {
 }
 
 impl<W: World> Visit<'_, W> {
-    /// A segment of an uncontested flow whose backend is the one that its entry was made for.
+    /// Writes what a segment changes of its entry, if it changes anything.
     #[inline(always)]
-    fn established(&self, entry: Entry, state: BackendState) -> Reason {
+    fn live_on(&self, entry: Entry) {
         let next = life::advance(entry.word, &self.segment, self.subject.now);
         if next != entry.word {
             self.write(entry, next);
-        }
-        match state.serving() {
-            Serving::New | Serving::ExistingOnly if state.is_resolved() => Reason::Established,
-            Serving::New | Serving::ExistingOnly => Reason::Unresolved,
-            // The client must learn of it, but nobody answers a RST with a RST.
-            Serving::None if self.segment.has(RST) => Reason::ResetToDead,
-            Serving::None => Reason::BackendDead,
         }
     }
 
@@ -372,7 +367,17 @@ impl<W: World> Visit<'_, W> {
             other.exists() && life::owner(found.word, other.word, &self.segment) == Owner::Second;
         let entry = if is_other { other } else { found };
         match self.backend_of(entry.word.backend()) {
-            Some(choice) => Outcome::new(self.established(*entry, choice.state), choice.id),
+            Some(choice) => {
+                self.live_on(*entry);
+                match choice.state.serving() {
+                    Serving::New | Serving::ExistingOnly => choice.forward(Reason::Established),
+                    // The client must learn of it, but nobody answers a RST with a RST.
+                    Serving::None if self.segment.has(RST) => {
+                        Outcome::new(Reason::ResetToDead, choice.id)
+                    }
+                    Serving::None => Outcome::new(Reason::BackendDead, choice.id),
+                }
+            }
             None => {
                 // Ids are reused only when no entry names them: this one should not exist.
                 table::replace(self.world, entry.place, entry.word, Word::EMPTY);
