@@ -66,19 +66,28 @@ pub struct VipBucket {
 
 const _: () = assert!(size_of::<VipBucket>() == 32);
 
-/// The two buckets where a key (as of [`VipEntry::key`]) may be, in a directory of `buckets`.
+/// The two buckets, different ones, where a key (as of [`VipEntry::key`]) may be, in a directory of `buckets`.
 ///
 /// One multiplication each (Fibonacci hashing): this hash need not resist anyone, since clients do not choose VIPs, and every
 /// packet of the host pays for it.
 #[inline(always)]
 pub const fn homes(key: u64, buckets: u32) -> [u32; 2] {
     let word = key ^ (key >> 27);
-    let first = word.wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    let second = word.wrapping_mul(0xd6e8_feb8_6659_fd93);
-    [
-        scale((first >> 32) as u32, buckets),
-        scale((second >> 32) as u32, buckets),
-    ]
+    let first = scale(
+        (word.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32,
+        buckets,
+    );
+    let second = scale(
+        (word.wrapping_mul(0xd6e8_feb8_6659_fd93) >> 32) as u32,
+        buckets,
+    );
+    if first != second {
+        [first, second]
+    } else if second + 1 < buckets {
+        [first, second + 1]
+    } else {
+        [first, 0]
+    }
 }
 
 /// Buckets of a directory for `services` services, each with a VIP of its own: an entry for the service and one for its VIP, at a load of at most

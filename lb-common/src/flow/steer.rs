@@ -418,7 +418,19 @@ impl<W: World> Visit<'_, W> {
             }
             (true, _) => Ok(Intent::challenge(other, found)),
             (false, true) => Ok(Intent::challenge(found, other)),
+            // A flow of a dead backend is over: there is nothing to protect.
+            (false, false) if self.is_dead(found.word) => Ok(Intent::challenge(other, found)),
+            (false, false) if self.is_dead(other.word) => Ok(Intent::challenge(found, other)),
             (false, false) => Err(self.share(found, other)),
+        }
+    }
+
+    /// Whether an entry's backend is gone or serves nothing.
+    #[inline(always)]
+    fn is_dead(&self, word: Word) -> bool {
+        match self.backend_of(word.backend()) {
+            Some(choice) => matches!(choice.state.serving(), Serving::None),
+            None => true,
         }
     }
 

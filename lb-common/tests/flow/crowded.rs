@@ -1,8 +1,11 @@
 //! The same random stories in a table that is far too small: whatever else gives way, established flows do not.
 
-use lb_common::flow::{
-    v4::Key,
-    word::{State, Word},
+use lb_common::{
+    backend::Serving,
+    flow::{
+        v4::Key,
+        word::{State, Word},
+    },
 };
 
 use crate::story::{Op, Outside, key_of, story};
@@ -51,10 +54,12 @@ fn inserting_others_never_loses_or_changes_a_live_entry() {
             let own: Vec<_> = after.iter().filter(|(own, _)| *own == key).collect();
             assert!(own.len() <= 2, "{}: {own:?}", context());
             for (_, word) in before.iter().filter(|(own, _)| *own == key) {
-                // An entry goes when its id has another owner, or, of two, when it was closing and a SYN wanted its place.
+                // An entry goes when its id has another owner, or, of two, when it was closing or its backend is dead and a SYN
+                // wanted its place.
                 let backend = word.backend();
                 let may_go = outside.rig.generation(backend.id()) != backend.generation()
-                    || word.is(State::Closing);
+                    || word.is(State::Closing)
+                    || outside.rig.serving(backend.id()) == Serving::None;
                 let stays = own
                     .iter()
                     .any(|(_, word)| word.is_live() && word.backend() == backend);

@@ -229,14 +229,14 @@ fn a_flow_closed_by_rst_is_revived_by_anything_in_window() {
 }
 
 #[test]
-fn what_is_out_of_window_neither_refreshes_nor_revives_a_closing_flow() {
+fn what_is_out_of_window_does_not_revive_a_closing_flow_but_lets_it_linger() {
     for flags in [0, Word::BY_RESET, Word::EXCEPTION] {
         let closing = live(State::Closing, flags);
         for end in [fin(at(5)), rst(at(5))] {
             assert_eq!(advance(closing, &end, NOW), closing);
         }
         let jumped = advance(closing, &data(at(5)), NOW);
-        assert!(jumped.is(State::Closing) && jumped.age(THEN) == 0);
+        assert!(jumped.is(State::Closing) && jumped.age(NOW) == 0);
         // Two that agree do.
         assert!(advance(jumped, &data(at(5)), NOW).is(State::Young));
     }

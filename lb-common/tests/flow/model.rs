@@ -158,8 +158,9 @@ impl Held {
                 by_reset,
                 exception,
                 ..
-            } if near => {
-                self.life = if by_reset || segment.payload {
+            } => {
+                // Whatever its client sends begins its time to linger anew.
+                self.life = if near && (by_reset || segment.payload) {
                     Life::Young { since: now }
                 } else {
                     Life::Closing {
@@ -378,7 +379,18 @@ impl Reference {
                 Ok(sent(choice, Reason::Challenged))
             }
             _ => {
+                // A flow of a dead backend is over.
+                let dead = |held: &Held| {
+                    Self::still(outside, held).is_none_or(|kept| kept.1.serving == Serving::None)
+                };
+                // Of two dead ones the one goes that is found first in the table, which only the table knows.
+                let dead = [dead(&held[0]), dead(&held[1])];
                 let goes = match (held[0].is_closing(), held[1].is_closing()) {
+                    (false, false) if dead == [true, false] => 0,
+                    (false, false) if dead == [false, true] => 1,
+                    (false, false) if dead == [true, true] => {
+                        usize::from(held[1].newer == first_is_newer)
+                    }
                     (false, false) => {
                         let as_data = Segment {
                             seq: isn,

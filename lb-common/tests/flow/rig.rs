@@ -87,6 +87,13 @@ impl Rig {
         self.backends[id] = BackendState::new(generation, serving, Mode::L2, 0, resolved);
     }
 
+    pub(crate) fn serving(&self, id: u32) -> Serving {
+        self.backends
+            .get(id as usize)
+            .map_or(Serving::None, |state| state.serving())
+    }
+
+    /// The generation of a backend's id.
     pub(crate) fn generation(&self, id: u32) -> u8 {
         self.backends
             .get(id as usize)

@@ -10,7 +10,10 @@ mod read;
 mod spec;
 
 use std::{
+    fs::File,
+    io::Read as _,
     net::{Ipv4Addr, SocketAddr},
+    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -105,8 +108,33 @@ pub struct Loaded {
 /// # Errors
 /// Everything that is wrong with it, in the order of the file; or that it cannot be read.
 pub fn load(path: &Path) -> Result<Loaded, Problems> {
-    let text = std::fs::read_to_string(path).map_err(|error| Problems::unreadable(path, &error))?;
+    let text = read_file(path).map_err(|error| Problems::unreadable(path, &error))?;
     parse(path, &text)
+}
+
+/// The largest file that is read, in bytes: a thousand services of twenty backends take two million.
+const MAX_FILE: u64 = 16 << 20;
+
+/// Reads a regular file, whole. A pipe or a device would keep a reload waiting for ever.
+fn read_file(path: &Path) -> std::io::Result<String> {
+    let file = File::options()
+        .read(true)
+        .custom_flags(libc::O_NONBLOCK)
+        .open(path)?;
+    let kind = file.metadata()?.file_type();
+    if !kind.is_file() {
+        return Err(std::io::Error::other(
+            "it is no regular file; name the file that holds the configuration",
+        ));
+    }
+    let mut text = String::new();
+    file.take(MAX_FILE + 1).read_to_string(&mut text)?;
+    if text.len() as u64 > MAX_FILE {
+        return Err(std::io::Error::other(
+            "it is larger than 16 MiB; is it the right file?",
+        ));
+    }
+    Ok(text)
 }
 
 /// Validates a configuration's text; `path` is for messages.

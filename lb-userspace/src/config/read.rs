@@ -31,7 +31,9 @@ impl<'t> Reader<'t> {
 
     /// The value of a key, which is known from now on.
     pub(super) fn value(&mut self, key: &'static str) -> Option<&'t Spanned<DeValue<'t>>> {
-        self.known.push(key);
+        if !self.known.contains(&key) {
+            self.known.push(key);
+        }
         self.table.get(key)
     }
 

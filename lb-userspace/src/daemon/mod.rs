@@ -45,18 +45,29 @@ const QUEUE: usize = 1_024;
 /// Time in which the parts end once they are told to.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
+/// Time between two looks at whether the program is still attached.
+const ATTACHMENT_CHECK: Duration = Duration::from_secs(5);
+
 /// Runs the daemon until it is told to end by SIGTERM or SIGINT.
 ///
 /// # Errors
 /// When a part cannot start, or ends by itself. What the kernel holds by then stays and goes on forwarding.
 pub fn run(config: Config) -> Result<()> {
-    let state = StateDir::take(&config.state_dir)?;
-    let kernel = Kernel::open(&options(&config)?)?;
-    tokio::runtime::Builder::new_multi_thread()
+    let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
-        .context("the runtime could not be started")?
-        .block_on(run_parts(config, &state, kernel))
+        .context("the runtime could not be started")?;
+    // Before the program is loaded, which takes a second or more: a reload that comes meanwhile waits, and ends nothing.
+    let signals = {
+        let _entered = runtime.enter();
+        Signals::catch().context("signals could not be caught")?
+    };
+    let state = StateDir::take(&config.state_dir)?;
+    let kernel = Kernel::open(&options(&config)?)?;
+    let ended = runtime.block_on(run_parts(config, &state, kernel, signals));
+    // A thread that hangs in a read of a file must not keep the process, and with it the lock.
+    runtime.shutdown_timeout(STOP_PATIENCE);
+    ended
 }
 
 fn options(config: &Config) -> Result<Options> {
@@ -110,8 +121,12 @@ impl Signals {
     }
 }
 
-async fn run_parts(config: Config, state: &StateDir, mut kernel: Kernel) -> Result<()> {
-    let mut signals = Signals::catch().context("signals could not be caught")?;
+async fn run_parts(
+    config: Config,
+    state: &StateDir,
+    mut kernel: Kernel,
+    mut signals: Signals,
+) -> Result<()> {
     let maps = kernel.maps();
     let (commands, command_queue) = mpsc::channel(QUEUE);
     let (health_reports, health_queue) = mpsc::channel(QUEUE);
@@ -229,6 +244,8 @@ async fn serve(
     reloader: &Arc<Reloader>,
 ) -> Result<()> {
     let mut ready = false;
+    let mut is_attached = true;
+    let mut check = tokio::time::interval(ATTACHMENT_CHECK);
     loop {
         tokio::select! {
             failure = parts.failure() => return Err(failure),
@@ -252,6 +269,41 @@ async fn serve(
                     "ready"
                 );
             }
+            _ = check.tick(), if ready => {
+                is_attached = attach_again(kernel, attachments, is_attached);
+            }
+        }
+    }
+}
+
+/// Sees to it that the program is still attached: an interface may have been recreated, or somebody may have detached the program.
+/// Returns whether it is; the status shows it.
+fn attach_again(
+    kernel: &mut Kernel,
+    attachments: &watch::Sender<Vec<Attachment>>,
+    was_attached: bool,
+) -> bool {
+    let attached = tokio::task::block_in_place(|| {
+        if kernel.is_attached()? {
+            return Ok(None);
+        }
+        kernel.attach().map(Some)
+    });
+    match attached {
+        Ok(None) => true,
+        Ok(Some(attached)) => {
+            tracing::warn!(
+                "the program was detached, or an interface recreated; it is attached again"
+            );
+            attachments.send_replace(attached.iter().map(attachment).collect());
+            true
+        }
+        Err(error) => {
+            if was_attached {
+                tracing::error!(%error, "the program is not attached, and no traffic is served there; trying again");
+                attachments.send_replace(vec![]);
+            }
+            false
         }
     }
 }

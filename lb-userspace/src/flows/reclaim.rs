@@ -17,6 +17,8 @@ pub(super) struct Reclaim {
     /// Entries too many.
     budget: u64,
     pressure: Option<Pressure>,
+    /// Whether the pass before was to reclaim too, and has not taken enough.
+    persists: bool,
     /// Pins that could be reclaimed, by age, as the current pass meets them.
     pins: Vec<u32>,
     /// Young entries that could be.
@@ -28,6 +30,7 @@ impl Reclaim {
         Self {
             budget: 0,
             pressure: None,
+            persists: false,
             pins: vec![0; STEPS],
             young: 0,
         }
@@ -36,6 +39,11 @@ impl Reclaim {
     /// What may be reclaimed at this moment.
     pub(super) fn pressure(&self) -> Option<Pressure> {
         self.pressure.filter(|_| self.budget > 0)
+    }
+
+    /// Whether the full buckets alone have not given enough, so that any may be taken from.
+    pub(super) fn persists(&self) -> bool {
+        self.persists
     }
 
     /// Whether the last pass found too many entries, so that candidates are worth counting.
@@ -68,6 +76,7 @@ impl Reclaim {
             0 => 0,
             too_many => too_many + capacity / 100,
         };
+        self.persists = self.pressure.is_some();
         self.pressure = (self.budget > 0).then(|| Pressure {
             pins_from: self.pins_from(),
         });

@@ -121,17 +121,19 @@ impl Sweeper {
         let looks_for_duplicates =
             u64::from(bucket % DUPLICATES_EVERY) == self.scans % u64::from(DUPLICATES_EVERY);
         let value = |way: u32| &words[2 * way as usize + 1];
-        // One entry of each full bucket is reclaimed in a pass: so the room is where it is missing, and not all at the table's
-        // beginning.
-        let mut is_full = (0..WAYS).all(|way| Word(value(way).load(Ordering::Relaxed)).is_live());
+        // At first one entry of each full bucket is reclaimed: so the room is where it is missing, and not all at the table's
+        // beginning. If that is not enough, any are.
+        let persists = self.reclaim.persists();
+        let mut may_reclaim =
+            persists || (0..WAYS).all(|way| Word(value(way).load(Ordering::Relaxed)).is_live());
         for way in 0..WAYS {
             let seen = Word(value(way).load(Ordering::Acquire));
             if seen.is(State::Empty) {
                 continue;
             }
             let key = Key(words[2 * way as usize].load(Ordering::Acquire));
-            let Some(word) = self.treat(value(way), seen, key, now, is_full) else {
-                is_full = false;
+            let Some(word) = self.treat(value(way), seen, key, now, may_reclaim) else {
+                may_reclaim = persists;
                 continue;
             };
             if word.is_entry() {

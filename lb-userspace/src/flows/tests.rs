@@ -212,8 +212,9 @@ fn young_entries_go_first_and_only_as_many_as_are_too_many() {
         sweeper.pass();
     }
     let census = sweeper.pass();
-    assert_eq!((census.total.young, census.total.pin), (25, 50));
-    assert_eq!(census.swept.reclaimed, 15);
+    // One in a hundred more than too many, so that the use is below the limit.
+    assert_eq!((census.total.young, census.total.pin), (24, 50));
+    assert_eq!(census.swept.reclaimed, 16);
 }
 
 #[test]
@@ -230,7 +231,7 @@ fn then_pins_go_the_longest_idle_first_and_exceptions_never() {
     for _ in 0..5 {
         sweeper.pass();
     }
-    assert_eq!(used(&sweeper.pass()), 75);
+    assert_eq!(used(&sweeper.pass()), 74);
     let left = |range: std::ops::Range<u32>| {
         range
             .filter(|n| !fixture.word(n / 4, *n as usize % 4).is(State::Empty))
@@ -238,7 +239,7 @@ fn then_pins_go_the_longest_idle_first_and_exceptions_never() {
     };
     assert_eq!(
         (left(0..30), left(30..40), left(40..60), left(60..95)),
-        (30, 0, 10, 35)
+        (30, 0, 9, 35)
     );
 }
 

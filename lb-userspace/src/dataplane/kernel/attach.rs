@@ -95,6 +95,17 @@ pub(super) fn attach_all(
     Ok(attached)
 }
 
+/// Whether a pinned link holds the program on each of `interfaces`.
+///
+/// # Errors
+/// When the pins cannot be read.
+pub(super) fn is_attached(pins: &Pins, interfaces: &[String]) -> Result<bool, Error> {
+    let pinned = pinned_links(pins)?;
+    Ok(interfaces
+        .iter()
+        .all(|interface| matches!(step(interface, &pinned), Ok(Step::Replace(..)))))
+}
+
 /// Attaches `program` to `interfaces`; other links stay.
 ///
 /// # Errors

@@ -141,6 +141,15 @@ impl Kernel {
     pub fn attach(&mut self) -> Result<Vec<Attached>, Error> {
         attach::attach_all(&self.pins, self.loaded.program_fd(), &self.interfaces)
     }
+
+    /// Whether the program is still attached to all configured interfaces: one may have been recreated, or somebody may have
+    /// detached it.
+    ///
+    /// # Errors
+    /// When the pins cannot be read.
+    pub fn is_attached(&self) -> Result<bool, Error> {
+        attach::is_attached(&self.pins, &self.interfaces)
+    }
 }
 
 fn warn_of_other_capacity(pinned: Capacity, configured: Capacity, bpffs: &std::path::Path) {
