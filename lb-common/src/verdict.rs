@@ -71,7 +71,8 @@ reasons! {
     Reopened = 5, "reopened", Forward, Expected;
     /// A SYN on a live flow: a challenger was recorded.
     Challenged = 6, "challenged", Forward, Expected;
-    /// A SYN that found no place: forwarded without an entry.
+    /// A SYN that got no entry of its own (no place, two live entries of its key, or another CPU was faster): forwarded all the
+    /// same.
     Unpinned = 7, "unpinned", Forward, Configuration;
     /// Mid-stream without an entry: the flow was adopted.
     Adopted = 8, "adopted", Forward, Expected;
@@ -91,7 +92,8 @@ reasons! {
     NoBackend = 15, "no_backend", Drop, Configuration;
     /// The backend's next hop is not resolved.
     Unresolved = 16, "unresolved", Drop, Configuration;
-    /// A SYN on a flow that has two live entries, or whose entry changed at that very moment: the client tries again.
+    /// A SYN on a flow that has two live entries, or whose entry changed at that very moment, or beside which there is no place
+    /// for a challenger on another backend: the client tries again.
     Contested = 17, "contested", Drop, Expected;
     /// A SYN with ACK, FIN or RST.
     BadFlags = 18, "bad_flags", Drop, Expected;
@@ -109,7 +111,7 @@ reasons! {
     UnknownMode = 24, "unknown_mode", Drop, ShouldNeverHappen;
     /// The driver left no room for the outer header.
     NoHeadroom = 25, "no_headroom", Drop, ShouldNeverHappen;
-    /// The frame could not be cut to the size of a RST.
+    /// The frame could not be made into a RST.
     NoReset = 26, "no_reset", Drop, ShouldNeverHappen;
 }
 

@@ -49,7 +49,8 @@ fn established(ctx: *mut xdp_md) -> u32 {
     }
 }
 
-/// The way of a segment of an established flow, and of one for no service. Anything else is left as it is.
+/// The way of a segment of an established flow, and of one for no service. Anything else is left to [`any`] as it is; but a frame
+/// without headroom has lost one of its TTL by then, and is dropped there.
 #[inline(always)]
 fn steer_established(ctx: &XdpContext) -> Option<u32> {
     let Ok(Parsed::Segment(segment)) = parse::parse(ctx) else {

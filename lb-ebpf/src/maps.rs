@@ -158,7 +158,7 @@ fn take(paid_ns: *mut u64, now_ns: u64, cost_ns: u64) -> bool {
     true
 }
 
-/// A service's entry that is in use.
+/// A service's entry; one that is not in use has no table.
 #[inline(always)]
 pub(crate) fn service(id: u16) -> Option<*const Service> {
     SERVICES.get_ptr(id as u32)
@@ -187,7 +187,7 @@ pub(crate) fn own_counters() -> u32 {
     cpu() * counters_layout().per_cpu()
 }
 
-/// Adds one packet to a counter of this CPU, given as its offset from [`own_counters`]'s `base`.
+/// Adds one packet to a counter of this CPU, given as its offset from `base`, which is [`own_counters`].
 #[inline(always)]
 pub(crate) fn count(base: u32, offset: u32, bytes: u32) {
     if let Some(counter) = COUNTERS.get_ptr_mut(base + offset) {

@@ -20,8 +20,8 @@ pub(crate) fn run() -> Result<()> {
         command
     };
     exec::run(workspace().args(["--lib", "--bins"]))?;
-    // Labs measure time and flood their networks, so they run one after the other; and they come last, being the slowest.
     exec::run(workspace().arg("--doc"))?;
+    // Labs measure time and flood their networks, so they run one after the other; and they come last, being the slowest.
     exec::run(workspace().args(["--test", "*", "--", "--test-threads=1"]))
 }
 

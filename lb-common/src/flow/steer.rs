@@ -307,7 +307,7 @@ impl<W: World> Visit<'_, W> {
         }
     }
 
-    /// Everything but an established, uncontested flow.
+    /// Everything for which [`established`] has found no way.
     #[inline(always)]
     fn off_the_beaten_track(&self) -> Outcome {
         match self.consider() {
@@ -328,7 +328,7 @@ impl<W: World> Visit<'_, W> {
         let mut look = Look::ANY;
         let mut found = self.look(&look);
         if !found.exists() && !is_syn {
-            // And a third, for the first may have found the entry of a contested key, and sent it here.
+            // And a third, for the first may have found an entry that it could not serve, and sent it here.
             found = self.look(&look);
         }
         if !found.exists() {
@@ -360,7 +360,8 @@ impl<W: World> Visit<'_, W> {
         }
     }
 
-    /// A segment in mid-stream, or an end, of a flow whose key may have two entries, or whose entry is stale.
+    /// A segment in mid-stream, or an end, of a flow that has an entry, or two; also of one whose backend is dead, unresolved
+    /// or gone.
     #[inline(never)]
     fn known(&self, found: &Entry, other: &Entry) -> Outcome {
         let is_other =

@@ -17,7 +17,7 @@ pub(super) struct Reclaim {
     /// Entries too many.
     budget: u64,
     pressure: Option<Pressure>,
-    /// Whether the pass before was to reclaim too, and has not taken enough.
+    /// Whether the pass before was to reclaim too, and left some that could be.
     persists: bool,
     /// Pins that could be reclaimed, by age, as the current pass meets them.
     pins: Vec<u32>,
@@ -36,14 +36,18 @@ impl Reclaim {
         }
     }
 
-    /// What may be reclaimed at this moment.
-    pub(super) fn pressure(&self) -> Option<Pressure> {
-        self.pressure.filter(|_| self.budget > 0)
-    }
-
-    /// Whether the full buckets alone have not given enough, so that any may be taken from.
-    pub(super) fn persists(&self) -> bool {
-        self.persists
+    /// What may be reclaimed at this moment from a bucket that is full, or not.
+    ///
+    /// The first pass takes from full buckets, and from all of them alike, so that the room is where it is missing and not all at
+    /// the table's beginning. The passes after it take from any, and no more than is too many.
+    pub(super) fn pressure(&self, is_full: bool) -> Option<Pressure> {
+        self.pressure.filter(|_| {
+            if self.persists {
+                self.budget > 0
+            } else {
+                is_full
+            }
+        })
     }
 
     /// Whether the last pass found too many entries, so that candidates are worth counting.
@@ -76,7 +80,8 @@ impl Reclaim {
             0 => 0,
             too_many => too_many + capacity / 100,
         };
-        self.persists = self.pressure.is_some();
+        let are_left = self.young > 0 || self.pins.iter().any(|&count| count > 0);
+        self.persists = self.pressure.is_some() && are_left;
         self.pressure = (self.budget > 0).then(|| Pressure {
             pins_from: self.pins_from(),
         });
@@ -126,12 +131,12 @@ mod tests {
 
     #[test]
     fn nothing_is_taken_up_to_three_quarters() {
-        assert_eq!(decided(75, 10, &[(DAY, 10)]).pressure(), None);
+        assert_eq!(decided(75, 10, &[(DAY, 10)]).pressure(true), None);
     }
 
     #[test]
     fn young_entries_come_before_pins() {
-        let pressure = decided(79, 5, &[(DAY, 10)]).pressure().unwrap();
+        let pressure = decided(79, 5, &[(DAY, 10)]).pressure(true).unwrap();
         assert_eq!(pressure.pins_from, None);
     }
 
@@ -140,7 +145,7 @@ mod tests {
         let pins = [(DAY, 9), (3 * DAY, 4), (6 * DAY, 2)];
         let from = |used| {
             decided(used, 0, &pins)
-                .pressure()
+                .pressure(true)
                 .unwrap()
                 .pins_from
                 .unwrap()
@@ -151,19 +156,23 @@ mod tests {
     }
 
     #[test]
-    fn no_more_is_taken_than_is_too_many() {
+    fn full_buckets_come_first_and_then_no_more_is_taken_than_is_too_many() {
         let mut reclaim = decided(77, 10, &[]);
+        assert!(reclaim.pressure(true).is_some());
+        assert_eq!(reclaim.pressure(false), None);
+        reclaim.could_take_young();
+        reclaim.decide(77, 100);
         for _ in 0..3 {
-            assert!(reclaim.pressure().is_some());
+            assert!(reclaim.pressure(false).is_some());
             reclaim.took_one();
         }
-        assert_eq!(reclaim.pressure(), None);
+        assert_eq!(reclaim.pressure(false), None);
     }
 
     #[test]
     fn each_pass_counts_anew() {
         let mut reclaim = decided(80, 0, &[(DAY, 10)]);
         reclaim.decide(80, 100);
-        assert_eq!(reclaim.pressure(), Some(Pressure { pins_from: None }));
+        assert_eq!(reclaim.pressure(true), Some(Pressure { pins_from: None }));
     }
 }

@@ -121,19 +121,15 @@ impl Sweeper {
         let looks_for_duplicates =
             u64::from(bucket % DUPLICATES_EVERY) == self.scans % u64::from(DUPLICATES_EVERY);
         let value = |way: u32| &words[2 * way as usize + 1];
-        // At first one entry of each full bucket is reclaimed: so the room is where it is missing, and not all at the table's
-        // beginning. If that is not enough, any are.
-        let persists = self.reclaim.persists();
-        let mut may_reclaim =
-            persists || (0..WAYS).all(|way| Word(value(way).load(Ordering::Relaxed)).is_live());
+        let mut is_full = (0..WAYS).all(|way| Word(value(way).load(Ordering::Relaxed)).is_live());
         for way in 0..WAYS {
             let seen = Word(value(way).load(Ordering::Acquire));
             if seen.is(State::Empty) {
                 continue;
             }
             let key = Key(words[2 * way as usize].load(Ordering::Acquire));
-            let Some(word) = self.treat(value(way), seen, key, now, may_reclaim) else {
-                may_reclaim = persists;
+            let Some(word) = self.treat(value(way), seen, key, now, is_full) else {
+                is_full = false;
                 continue;
             };
             if word.is_entry() {
@@ -145,16 +141,16 @@ impl Sweeper {
         }
     }
 
-    /// Judges one entry and acts; it may be reclaimed only if `may_reclaim`. Returns its word afterwards, none if it is gone.
+    /// Judges one entry, of a bucket that is full or not, and acts. Returns its word afterwards, none if it is gone.
     fn treat(
         &mut self,
         value: &std::sync::atomic::AtomicU64,
         seen: Word,
         key: Key,
         now: Tick,
-        may_reclaim: bool,
+        is_full: bool,
     ) -> Option<Word> {
-        let pressure = self.reclaim.pressure().filter(|_| may_reclaim);
+        let pressure = self.reclaim.pressure(is_full);
         let first = judge::judge(seen, now, pressure, || today(&self.maps, key, now));
         if first == Action::Keep {
             self.note_reclaimable(seen, key, now);

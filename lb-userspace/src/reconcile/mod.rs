@@ -80,7 +80,8 @@ pub struct Outputs {
     pub targets: watch::Sender<Vec<Target>>,
     /// The addresses whose next hops it wants to know.
     pub addresses: watch::Sender<BTreeSet<IpAddr>>,
-    /// The state of things. Its `generation.applied` is not 0 from the first application on.
+    /// The state of things. Its `generation.resolved` is not 0 from the first application on; `generation.applied` follows once
+    /// every service has what it needs.
     pub status: watch::Sender<Arc<Status>>,
 }
 
