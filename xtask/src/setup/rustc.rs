@@ -96,7 +96,7 @@ impl Toolchain {
 mod tests {
     use super::*;
 
-    const STABLE: &str = "/root/.rustup/toolchains/stable
+    const STABLE: &str = "/home/user/.rustup/toolchains/stable
 rustc 1.95.0 (59807616e 2026-04-14)
 binary: rustc
 commit-hash: 59807616e1fa2540724bfbac14d7976d7e4a3860

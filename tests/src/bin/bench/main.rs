@@ -11,6 +11,10 @@ use std::{fs, path::PathBuf};
 
 use anyhow::{Context, Result};
 use clap::Parser;
+use nix::{
+    sched::{CpuSet, sched_getcpu, sched_setaffinity},
+    unistd::Pid,
+};
 
 /// Measures Tether's data path and its tables.
 #[derive(Parser)]
@@ -26,8 +30,17 @@ struct Arguments {
     rounds: u32,
 }
 
+/// A thread that moves between two test runs finds what it wrote in another core's cache.
+fn stay_on_one_cpu() -> Result<()> {
+    let this_thread = Pid::from_raw(0);
+    let mut cpu = CpuSet::new();
+    cpu.set(sched_getcpu()?)?;
+    sched_setaffinity(this_thread, &cpu).context("staying on one CPU")
+}
+
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
+    stay_on_one_cpu()?;
     let rows = rows::measure(&arguments.only, arguments.rounds)?;
     print!("{}", table::render(&rows));
     if let Some(path) = arguments.json {
