@@ -82,10 +82,10 @@ pub(crate) struct Harness {
 }
 
 impl Harness {
-    /// Loads the shipped program with maps of default size, and one service.
-    pub(crate) fn load() -> Result<Self> {
+    /// Loads the shipped program with a flow table for `flows` flows, other maps of default size, and one service.
+    pub(crate) fn load(flows: u32) -> Result<Self> {
         let capacity = Capacity::for_flows(
-            default::FLOWS,
+            flows,
             default::SERVICES,
             default::BACKENDS,
             default::TABLE_SLOTS,
@@ -217,20 +217,6 @@ impl Harness {
             }
         }
         Ok(())
-    }
-
-    /// Removes the embryos of the flows `first` to `first + count`.
-    pub(crate) fn forget(&self, first: u32, count: u32) {
-        for number in first..first + count {
-            self.entry_of(number, |_| Word::EMPTY);
-        }
-    }
-
-    /// Reads the whole flow table once, so that the lines that were used last are no longer the nearest.
-    pub(crate) fn sweep(&self) -> u64 {
-        (0..self.maps.flows4.len())
-            .map(|bucket| self.value(bucket, 0).load(Relaxed))
-            .fold(0, u64::wrapping_add)
     }
 
     /// Changes the entry of a flow; false if it has none.
