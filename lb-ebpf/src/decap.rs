@@ -10,13 +10,10 @@ use aya_ebpf::{
 };
 use lb_common::{
     csum,
-    headers::{
-        ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_QINQ, ETHERTYPE_VLAN, IPV4_LEN, IPV4_MF, IPV4_OFFSET,
-        PROTO_IPIP, VLAN_LEN,
-    },
+    headers::{ETH_LEN, ETHERTYPE_IPV4, IPV4_LEN, IPV4_MF, IPV4_OFFSET, PROTO_IPIP, VLAN_LEN},
 };
 
-use lb_ebpf::packet::{Bytes, Frame};
+use lb_ebpf::packet::{Bytes, Frame, is_vlan};
 
 /// The lower two bits of the type of service (RFC 3168): congestion experienced, and also their mask.
 const CE: u8 = 0b11;
@@ -146,9 +143,4 @@ fn carry_congestion(outer: u8, inner: Bytes) -> bool {
         csum::update(inner.u16(10), before, (before & 0xff00) | new as u16),
     );
     true
-}
-
-#[inline(always)]
-fn is_vlan(raw_ethertype: u16) -> bool {
-    raw_ethertype == ETHERTYPE_VLAN.to_be() || raw_ethertype == ETHERTYPE_QINQ.to_be()
 }

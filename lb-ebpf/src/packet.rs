@@ -1,6 +1,7 @@
 //! Bounds-checked access to the frame: the only pointer arithmetic on packets.
 
 use aya_ebpf::programs::XdpContext;
+use lb_common::headers::{ETHERTYPE_QINQ, ETHERTYPE_VLAN};
 
 /// The linear part of a frame. Invalid after any change of its head or tail.
 #[derive(Clone, Copy)]
@@ -115,4 +116,10 @@ impl Bytes {
     pub fn set_u32(self, offset: usize, value: u32) {
         self.set_raw32(offset, value.to_be());
     }
+}
+
+/// Whether an EtherType, in network byte order as it is, announces a VLAN tag.
+#[inline(always)]
+pub fn is_vlan(raw_ethertype: u16) -> bool {
+    raw_ethertype == ETHERTYPE_VLAN.to_be() || raw_ethertype == ETHERTYPE_QINQ.to_be()
 }

@@ -3,15 +3,12 @@
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
-    headers::{
-        ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_QINQ, ETHERTYPE_VLAN, IPV4_LEN, IPV4_OFFSET, PROTO_TCP,
-        TCP_LEN, VLAN_LEN,
-    },
+    headers::{ETH_LEN, ETHERTYPE_IPV4, IPV4_LEN, IPV4_OFFSET, PROTO_TCP, TCP_LEN, VLAN_LEN},
     tcp,
     verdict::Reason,
 };
 
-use lb_ebpf::packet::Frame;
+use lb_ebpf::packet::{Frame, is_vlan};
 
 /// What a frame turned out to be, if it may concern a service.
 pub(crate) enum Parsed {
@@ -138,9 +135,4 @@ fn blur(ctx: &XdpContext, offset: usize) -> u8 {
     // SAFETY: the context is valid as long as the program runs.
     let zero = unsafe { core::ptr::addr_of!((*ctx.ctx).rx_queue_index).read_volatile() } >> 27;
     (offset as u32 ^ zero) as u8
-}
-
-#[inline(always)]
-fn is_vlan(raw_ethertype: u16) -> bool {
-    raw_ethertype == ETHERTYPE_VLAN.to_be() || raw_ethertype == ETHERTYPE_QINQ.to_be()
 }
