@@ -110,6 +110,14 @@ impl BackendState {
         self.0 & Self::RESOLVED != 0
     }
 
+    /// Whether packets of flows that name this `generation` of the id can be forwarded: it is the present one, serves existing flows,
+    /// and is resolved.
+    #[inline(always)]
+    pub const fn can_forward_for(self, generation: u8) -> bool {
+        let differs = self.0 ^ (generation as u64 | Self::RESOLVED);
+        differs & (31 | Self::RESOLVED) == 0 && !matches!(self.serving(), Serving::None)
+    }
+
     /// The mode's code, as in [`Mode`]; 0 in an entry that was never written.
     #[inline(always)]
     pub const fn mode_code(self) -> u8 {
@@ -127,24 +135,63 @@ impl BackendState {
 }
 
 /// How a packet leaves for a backend. Resolved by the daemon, so the data path looks up no route.
+///
+/// Laid out as it goes onto the wire, so that few and wide loads and stores write it: the first 16 bytes are those of an untagged frame of
+/// mode `ipip`, the next eight the outer header's addresses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-#[repr(C)]
+#[repr(C, align(8))]
 pub struct NextHop {
     /// MAC of the next hop.
     pub destination: [u8; 6],
     /// MAC of the egress interface.
     pub source: [u8; 6],
+    /// `ipip`: EtherType of IPv4, network byte order.
+    pub ethertype: [u8; 2],
+    /// `ipip`: the outer header's version and length, and a type of service of 0.
+    pub outer_start: [u8; 2],
+    /// `ipip`: source of the outer header, network byte order.
+    pub outer_source: [u8; 4],
+    /// `ipip`: destination of the outer header, which is the backend, network byte order.
+    pub outer_destination: [u8; 4],
     /// Index of the egress interface.
     pub ifindex: u32,
-    /// `ipip`: source of the outer header, host byte order.
-    pub outer_source: u32,
-    /// `ipip`: the outer header's checksum as a running sum of all that is constant: everything but length and
-    /// identification. See [`outer_checksum_base`].
-    pub checksum_base: u32,
     /// MTU of the egress interface or the route, in bytes from the IP header on.
-    pub mtu: u32,
-    /// Zero.
-    pub reserved: u32,
+    pub mtu: u16,
+    /// `ipip`: the outer header's checksum as a folded sum of all that is constant: everything but length and type of service.
+    pub checksum_base: u16,
+}
+
+impl NextHop {
+    /// As it is for mode `ipip` and a backend, given in host byte order.
+    #[must_use]
+    pub const fn encapsulating(self, backend: u32) -> Self {
+        use crate::{
+            csum::{fold, halves},
+            headers::{ETHERTYPE_IPV4, IPV4_DF, PROTO_IPIP, TTL},
+        };
+        let source = u32::from_be_bytes(self.outer_source);
+        let constant = 0x4500 + IPV4_DF as u64 + (((TTL as u64) << 8) | PROTO_IPIP as u64);
+        Self {
+            ethertype: ETHERTYPE_IPV4.to_be_bytes(),
+            outer_start: [0x45, 0],
+            outer_destination: backend.to_be_bytes(),
+            checksum_base: fold(constant + halves(source) + halves(backend)),
+            ..self
+        }
+    }
+
+    /// As it is for a mode without an outer header.
+    #[must_use]
+    pub const fn bare(self) -> Self {
+        Self {
+            ethertype: [0; 2],
+            outer_start: [0; 2],
+            outer_source: [0; 4],
+            outer_destination: [0; 4],
+            checksum_base: 0,
+            ..self
+        }
+    }
 }
 
 /// One backend, two cache lines. Written before anything refers to it.
@@ -170,23 +217,11 @@ pub struct Backend {
     pub reserved_end: [u64; 4],
 }
 
-const _: () = assert!(size_of::<NextHop>() == 32 && offset_of!(NextHop, ifindex) == 12);
+const _: () = assert!(size_of::<NextHop>() == 32 && offset_of!(NextHop, source) == 6);
+const _: () = assert!(
+    offset_of!(NextHop, outer_start) == 14 && offset_of!(NextHop, outer_destination) == 20
+);
 const _: () = assert!(size_of::<Backend>() == 128 && offset_of!(Backend, hops) == 32);
-
-/// The constant part of an outer IPv4 header's checksum: version and length, type of service 0, don't fragment, TTL and
-/// protocol, addresses.
-pub const fn outer_checksum_base(source: u32, destination: u32) -> u32 {
-    use crate::{
-        csum::halves,
-        headers::{IPV4_DF, PROTO_IPIP, TTL},
-    };
-    let sum = 0x4500
-        + IPV4_DF as u64
-        + (((TTL as u64) << 8) | PROTO_IPIP as u64)
-        + halves(source)
-        + halves(destination);
-    sum as u32
-}
 
 #[cfg(test)]
 mod tests {

@@ -23,18 +23,21 @@ const _: () = assert!(Reason::ALL.len() <= REASONS as usize);
 
 /// The shape of the counters array.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(C)]
 pub struct Layout {
     /// Capacity of the services map.
     pub services: u32,
-    /// Capacity of the backends map.
-    pub backends: u32,
+    /// Counters of one CPU: a multiple of four, so that CPUs share no cache line.
+    pub per_cpu: u32,
 }
 
 impl Layout {
-    /// Counters of one CPU: a multiple of four, so that CPUs share no cache line.
-    #[inline(always)]
-    pub const fn per_cpu(&self) -> u32 {
-        (REASONS + self.services + self.backends).next_multiple_of(4)
+    /// For maps of these capacities.
+    pub const fn new(services: u32, backends: u32) -> Self {
+        Self {
+            services,
+            per_cpu: (REASONS + services + backends).next_multiple_of(4),
+        }
     }
 
     /// Offset of a reason's counter in a CPU's region.
@@ -115,12 +118,9 @@ mod tests {
 
     #[test]
     fn regions_do_not_share_cache_lines() {
-        let layout = Layout {
-            services: 3,
-            backends: 6,
-        };
-        assert_eq!(layout.per_cpu() as usize * size_of::<Counter>() % 64, 0);
-        assert!(layout.backend(5) < layout.per_cpu());
+        let layout = Layout::new(3, 6);
+        assert_eq!(layout.per_cpu as usize * size_of::<Counter>() % 64, 0);
+        assert!(layout.backend(5) < layout.per_cpu);
         assert_eq!(layout.service(0), REASONS);
         assert_eq!(layout.backend(0), REASONS + 3);
     }

@@ -42,6 +42,14 @@ pub const fn update(checksum: u16, old: u16, new: u16) -> u16 {
     finish_short(!checksum as u32 + !old as u32 + new as u32)
 }
 
+/// The checksum field of an IPv4 header after one hop was taken off its time to live. As it is in the packet, loaded by a little-endian
+/// machine: there the time to live counts ones, so the checksum grows by one, with an end-around carry (RFC 1141).
+#[inline(always)]
+pub const fn after_a_hop(raw_checksum: u16) -> u16 {
+    let checksum = raw_checksum as u32;
+    (checksum + 1 + ((checksum + 2) >> 16)) as u16
+}
+
 #[cfg(any(test, feature = "user"))]
 /// The running sum of bytes as big-endian words; an odd last byte is padded with zero.
 pub fn sum_bytes(bytes: &[u8]) -> u64 {
@@ -61,6 +69,20 @@ mod tests {
         // Section 3: words 0001, f203, f4f5, f6f7 sum to ddf2.
         let bytes = [0x00, 0x01, 0xf2, 0x03, 0xf4, 0xf5, 0xf6, 0xf7];
         assert_eq!(fold(sum_bytes(&bytes)), 0xddf2);
+    }
+
+    #[test]
+    fn after_a_hop_the_checksum_is_as_after_any_update() {
+        for time_to_live in 1..=255u16 {
+            let (old, new) = (time_to_live << 8 | 6, (time_to_live - 1) << 8 | 6);
+            for checksum in 0..=u16::MAX {
+                // What a sender puts there is never ffff: that would be the sum of no words at all (RFC 1624, section 3).
+                if checksum != u16::MAX {
+                    let raw = after_a_hop(checksum.to_be());
+                    assert_eq!(u16::from_be(raw), update(checksum, old, new), "{checksum:x}");
+                }
+            }
+        }
     }
 
     proptest! {

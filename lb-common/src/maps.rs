@@ -47,7 +47,7 @@ pub struct Instance {
     pub fleet_seed: [u64; 4],
 }
 
-/// Constants of the loaded program, set by the daemon before it loads it; the kernel takes them as immediate values.
+/// Constants of the loaded program, set by the daemon before it loads it; the verifier knows their values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(C)]
 pub struct Constants {
@@ -57,10 +57,16 @@ pub struct Constants {
     pub flow_buckets: u32,
     /// Buckets in [`VIPS4`].
     pub vip_buckets: u32,
-    /// [`crate::counters::Layout::services`].
-    pub services: u32,
-    /// [`crate::counters::Layout::backends`].
+    /// Shape of [`COUNTERS`].
+    pub counters: crate::counters::Layout,
+    /// Entries in [`BACKENDS`].
     pub backends: u32,
+    /// Slots in [`TABLES`].
+    pub table_slots: u32,
+    /// Entries in [`CPUS`].
+    pub cpus: u32,
+    /// Entries in [`COUNTERS`].
+    pub counter_entries: u32,
     /// Nanoseconds an adoption costs a CPU, see [`crate::counters::spend`].
     pub adoption_cost_ns: u64,
     /// Nanoseconds a reset costs a CPU.

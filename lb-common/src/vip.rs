@@ -5,8 +5,6 @@
 
 use core::mem::size_of;
 
-use crate::hash::scale;
-
 /// Words in a bucket.
 pub const WAYS: usize = 4;
 
@@ -66,27 +64,21 @@ pub struct VipBucket {
 
 const _: () = assert!(size_of::<VipBucket>() == 32);
 
-/// The two buckets, different ones, where a key (as of [`VipEntry::key`]) may be, in a directory of `buckets`.
+/// The two buckets where a key (as of [`VipEntry::key`]) may be, in a directory of `buckets`, a power of two: different ones if there are at
+/// least two.
 ///
 /// One multiplication each (Fibonacci hashing): this hash need not resist anyone, since clients do not choose VIPs, and every
 /// packet of the host pays for it.
 #[inline(always)]
 pub const fn homes(key: u64, buckets: u32) -> [u32; 2] {
     let word = key ^ (key >> 27);
-    let first = scale(
-        (word.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32,
-        buckets,
-    );
-    let second = scale(
-        (word.wrapping_mul(0xd6e8_feb8_6659_fd93) >> 32) as u32,
-        buckets,
-    );
+    let last = buckets - 1;
+    let first = (word.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) as u32 & last;
+    let second = (word.wrapping_mul(0xd6e8_feb8_6659_fd93) >> 32) as u32 & last;
     if first != second {
         [first, second]
-    } else if second + 1 < buckets {
-        [first, second + 1]
     } else {
-        [first, 0]
+        [first, (first ^ 1) & last]
     }
 }
 

@@ -1,10 +1,11 @@
 //! The flow stage: [`lb_common::flow::steer`] on the maps.
 
-use core::intrinsics::{AtomicOrdering::SeqCst, atomic_cxchg, atomic_xchg};
+use core::{
+    intrinsics::{AtomicOrdering::SeqCst, atomic_cxchg, atomic_xchg, is_val_statically_known},
+};
 
 use lb_common::{
     backend::{Backend, BackendState},
-    clock::Tick,
     flow::{
         steer::{self, Steered, World},
         table::{Memory, Place},
@@ -14,7 +15,7 @@ use lb_common::{
     maglev::{Slot, TableRef, client_word, slot_index},
 };
 
-use crate::{maps, parse::Segment};
+use crate::{hide, maps, parse::Segment};
 
 /// The backend, its state and its id, for a segment of an established flow that can be forwarded; none for anything else.
 #[inline(always)]
@@ -22,35 +23,38 @@ pub(crate) fn established(
     service: u16,
     segment: &Segment,
 ) -> Option<(*const Backend, BackendState, u32)> {
-    let world = Maps {
-        now_ns: maps::now_ns(),
-    };
     let key = Key::new(segment.source, segment.source_port, service);
-    steer::established(&world, &key, &segment.tcp, Tick::from_ns(world.now_ns))
+    steer::established(&Maps, &key, &segment.tcp, maps::now())
 }
 
 /// The backend of any other segment: finds, makes or changes the entry of its flow.
 #[inline(always)]
 pub(crate) fn otherwise(service: u16, segment: &Segment) -> Steered<*const Backend> {
-    let world = Maps {
-        now_ns: maps::now_ns(),
-    };
     let key = Key::new(segment.source, segment.source_port, service);
-    steer::otherwise(&world, &key, &segment.tcp, Tick::from_ns(world.now_ns))
+    steer::otherwise(&Maps, &key, &segment.tcp, maps::now())
 }
 
 /// The maps as one packet sees them.
-struct Maps {
-    now_ns: u64,
-}
+struct Maps;
 
 #[inline(always)]
 fn entry(bucket: *mut Bucket, way: u32) -> *mut Entry {
-    // SAFETY: `way` is below WAYS in all of lb_common::flow::table, and the verifier proves it.
+    // SAFETY: in bounds, which the verifier proves.
     unsafe {
         core::ptr::addr_of_mut!((*bucket).entries)
             .cast::<Entry>()
-            .add((way & (WAYS - 1)) as usize)
+            .add(within_bucket(way))
+    }
+}
+
+/// A way as an index that the verifier (6.1) sees to be below [`WAYS`]. It is anyway, so the compiler would leave out what shows it; which is well if
+/// the way is a constant.
+#[inline(always)]
+fn within_bucket(way: u32) -> usize {
+    if is_val_statically_known(way) {
+        way as usize
+    } else {
+        (hide::number(u64::from(way)) & u64::from(WAYS - 1)) as usize
     }
 }
 
@@ -109,11 +113,11 @@ impl Memory for Maps {
         let _busy = unsafe { atomic_xchg::<u64, { SeqCst }>(value(bucket, way), new.0) };
     }
 
-    /// Mixes in a number that the verifier (all kernels to 7.2) takes for anything from 0 to 3, and that is 0 until the machine
-    /// has been up for 146 years.
+    /// Mixes in a number that the verifier (all kernels to 7.2) takes for anything from 0 to 3, and that is 0 for as long as machines
+    /// last.
     #[inline(always)]
     fn blur(&self, way: u32) -> u32 {
-        way ^ (self.now_ns >> 62) as u32
+        way ^ maps::always_zero()
     }
 
     #[inline(always)]
@@ -132,7 +136,7 @@ fn first_seen(place: Place) -> Option<*mut u32> {
     Some(unsafe {
         core::ptr::addr_of_mut!((*facts).first_seen)
             .cast::<u32>()
-            .add((place.way & (WAYS - 1)) as usize)
+            .add(within_bucket(place.way))
     })
 }
 
@@ -171,14 +175,14 @@ impl World for Maps {
 
     #[inline(always)]
     fn may_adopt(&self) -> bool {
-        maps::may_adopt(self.now_ns)
+        maps::may_adopt(maps::now_ns())
     }
 
     #[inline(always)]
     fn note_promotion(&self, place: Place) {
         if let Some(first_seen) = first_seen(place) {
             // SAFETY: an entry of the map.
-            unsafe { first_seen.write_volatile(Tick::from_ns(self.now_ns).0) };
+            unsafe { first_seen.write_volatile(maps::now().0) };
         }
     }
 }

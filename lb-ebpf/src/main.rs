@@ -2,7 +2,7 @@
 //! parse, service, flow, backend, forward, count.
 #![no_std]
 #![no_main]
-#![feature(core_intrinsics)]
+#![feature(core_intrinsics, link_llvm_intrinsics)]
 #![expect(
     internal_features,
     reason = "the BPF target has no AtomicU64::compare_exchange; its intrinsic compiles to the instruction"
@@ -11,6 +11,7 @@
 mod count;
 mod flow;
 mod forward;
+mod hide;
 mod maps;
 mod parse;
 mod runtime;
@@ -21,7 +22,10 @@ use aya_ebpf::{
     macros::xdp,
     programs::XdpContext,
 };
-use lb_common::verdict::{Reason, Verdict};
+use lb_common::{
+    tcp,
+    verdict::{Reason, Verdict},
+};
 
 use crate::{count::Tally, parse::Parsed};
 
@@ -53,9 +57,10 @@ fn established(ctx: *mut xdp_md) -> u32 {
 /// without headroom has lost one of its TTL by then, and is dropped there.
 #[inline(always)]
 fn steer_established(ctx: &XdpContext) -> Option<u32> {
-    let Ok(Parsed::Segment(segment)) = parse::parse(ctx) else {
+    let segment = parse::plain(ctx)?;
+    if segment.tcp.has_any(tcp::SYN) {
         return None;
-    };
+    }
     let mut tally = Tally::new();
     tally.bytes = segment.bytes();
     let service = match service::look_up(segment.destination, segment.destination_port) {

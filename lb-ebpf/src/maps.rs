@@ -3,43 +3,83 @@
 //! All are plain arrays that the daemon maps into its memory too. Their sizes here are placeholders: the daemon sets them when it
 //! creates the maps.
 
-use aya_ebpf::{
-    bindings::BPF_F_MMAPABLE,
-    helpers::generated::{bpf_get_smp_processor_id, bpf_ktime_get_coarse_ns},
-    macros::map,
-    maps::Array,
+use core::sync::atomic::AtomicU64;
+
+use aya_ebpf::helpers::generated::{
+    bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns,
 };
 use lb_common::{
     backend::{Backend, BackendState},
+    clock::Tick,
     counters::{Counter, CpuState, Layout, spend},
     flow::v4,
     hash::Seed,
     maglev::{Slot, TableRef},
-    maps::{BURST_NS, Constants, Instance},
+    maps::{BURST_NS, Constants},
     service::Service,
     vip::VipBucket,
 };
 
-#[map]
-static INSTANCE: Array<Instance> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-#[map]
-static FLOWS4: Array<v4::Bucket> = Array::with_max_entries(2, BPF_F_MMAPABLE);
-#[map]
-static FACTS4: Array<v4::Facts> = Array::with_max_entries(2, BPF_F_MMAPABLE);
-#[map]
-static TABLES: Array<u64> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-#[map]
-static SERVICES: Array<Service> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-#[map]
-static BACKENDS: Array<Backend> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-#[map]
-static VIPS4: Array<VipBucket> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-#[map]
-static COUNTERS: Array<Counter> = Array::with_max_entries(1, BPF_F_MMAPABLE);
-#[map]
-static CPUS: Array<CpuState> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+use crate::hide;
 
-/// Set by the daemon before the program is loaded; the kernel folds them into the instructions.
+/// A map with a single value, which is a whole array of `T`. How many there are is for the daemon to say, when it creates the map and puts it
+/// in this section's place; the program is told in [`CONSTANTS`].
+///
+/// So an entry is reached by arithmetic whose bounds the verifier knows, without a helper: that is a third of the instructions of a lookup by key,
+/// and the key need not pass through the stack.
+#[repr(C)]
+struct Whole<T> {
+    /// aya takes a section without a size for no map.
+    placeholder: u64,
+    entries: [T; 0],
+}
+
+// SAFETY: all access is by volatile or atomic instructions.
+unsafe impl<T> Sync for Whole<T> {}
+
+impl<T> Whole<T> {
+    const PLACEHOLDER: Self = Self {
+        placeholder: 0,
+        entries: [],
+    };
+
+    /// The entry at `index` of `count`.
+    #[inline(always)]
+    fn at(&self, index: u32, count: u32) -> Option<*mut T> {
+        // Where the pointer came from is hidden, and so how little there is; and of what the index was made, so that the very register that
+        // is compared is the one that is added.
+        let first = hide::pointer(core::ptr::from_ref(self).cast_mut().cast::<T>());
+        let index = hide::number(u64::from(index));
+        if index >= u64::from(count) {
+            return None;
+        }
+        // SAFETY: in bounds, which the verifier proves.
+        Some(unsafe { first.add(index as usize) })
+    }
+}
+
+macro_rules! maps {
+    ($($name:ident: $entry:ty),+ $(,)?) => {
+        $(
+            #[unsafe(link_section = concat!(".bss.", stringify!($name)))]
+            #[unsafe(no_mangle)]
+            static $name: Whole<$entry> = Whole::PLACEHOLDER;
+        )+
+    };
+}
+
+maps! {
+    FLOWS4: v4::Bucket,
+    FACTS4: v4::Facts,
+    TABLES: u64,
+    SERVICES: Service,
+    BACKENDS: Backend,
+    VIPS4: VipBucket,
+    COUNTERS: Counter,
+    CPUS: CpuState,
+}
+
+/// Set by the daemon before the program is loaded; the verifier knows their values.
 #[unsafe(no_mangle)]
 static CONSTANTS: Constants = Constants {
     flow_seed: Seed {
@@ -49,8 +89,11 @@ static CONSTANTS: Constants = Constants {
     },
     flow_buckets: 2,
     vip_buckets: 1,
-    services: 1,
+    counters: Layout::new(1, 1),
     backends: 1,
+    table_slots: 1,
+    cpus: 1,
+    counter_entries: 1,
     adoption_cost_ns: 0,
     reset_cost_ns: 0,
 };
@@ -82,11 +125,17 @@ pub(crate) fn vip_buckets() -> u32 {
     constant!(vip_buckets)
 }
 
+/// Capacity of the services map.
+#[inline(always)]
+pub(crate) fn services() -> u32 {
+    constant!(counters.services)
+}
+
 #[inline(always)]
 pub(crate) fn counters_layout() -> Layout {
     Layout {
-        services: constant!(services),
-        backends: constant!(backends),
+        services: constant!(counters.services),
+        per_cpu: constant!(counters.per_cpu),
     }
 }
 
@@ -97,6 +146,33 @@ pub(crate) fn now_ns() -> u64 {
     unsafe { bpf_ktime_get_coarse_ns() }
 }
 
+/// What the verifier takes for a number from 0 to 3: the top bits of the count of jiffies.
+#[inline(always)]
+pub(crate) fn always_zero() -> u32 {
+    // SAFETY: a helper without arguments.
+    (unsafe { bpf_jiffies64() } >> 62) as u32
+}
+
+/// The present.
+///
+/// A tick is much longer than a jiffy, and the kernel compiles the count of jiffies into the program as one load, where the clock
+/// would be two calls: so the clock is asked once a jiffy. The word has the jiffy of that (bits 32-63) and the tick.
+#[inline(always)]
+pub(crate) fn now() -> Tick {
+    static TICK: AtomicU64 = AtomicU64::new(0);
+    // SAFETY: a helper without arguments.
+    let jiffy = unsafe { bpf_jiffies64() } << 32;
+    // SAFETY: an aligned word. Volatile: the BPF target has no atomic loads and stores, and its plain ones are.
+    let known = unsafe { TICK.as_ptr().read_volatile() };
+    if (known ^ jiffy) >> 32 == 0 {
+        return Tick(known as u32);
+    }
+    let tick = Tick::from_ns(now_ns());
+    // SAFETY: as above.
+    unsafe { TICK.as_ptr().write_volatile(jiffy | u64::from(tick.0)) };
+    tick
+}
+
 #[inline(always)]
 fn cpu() -> u32 {
     // SAFETY: a helper without arguments.
@@ -105,23 +181,23 @@ fn cpu() -> u32 {
 
 #[inline(always)]
 pub(crate) fn flows4(index: u32) -> Option<*mut v4::Bucket> {
-    FLOWS4.get_ptr_mut(index)
+    FLOWS4.at(index, flow_buckets())
 }
 
 #[inline(always)]
 pub(crate) fn facts4(index: u32) -> Option<*mut v4::Facts> {
-    FACTS4.get_ptr_mut(index)
+    FACTS4.at(index, flow_buckets())
 }
 
 #[inline(always)]
 pub(crate) fn vips4(index: u32) -> Option<*const VipBucket> {
-    VIPS4.get_ptr(index)
+    VIPS4.at(index, vip_buckets()).map(<*mut _>::cast_const)
 }
 
 /// Takes one permission to adopt a flow from this CPU's bounded rate.
 #[inline(always)]
 pub(crate) fn may_adopt(now_ns: u64) -> bool {
-    let Some(cpu) = CPUS.get_ptr_mut(cpu()) else {
+    let Some(cpu) = CPUS.at(cpu(), constant!(cpus)) else {
         return false;
     };
     // SAFETY: an entry of the map.
@@ -135,7 +211,7 @@ pub(crate) fn may_adopt(now_ns: u64) -> bool {
 /// Takes one permission to send a RST from this CPU's bounded rate.
 #[inline(always)]
 pub(crate) fn may_reset(now_ns: u64) -> bool {
-    let Some(cpu) = CPUS.get_ptr_mut(cpu()) else {
+    let Some(cpu) = CPUS.at(cpu(), constant!(cpus)) else {
         return false;
     };
     // SAFETY: an entry of the map.
@@ -161,13 +237,13 @@ fn take(paid_ns: *mut u64, now_ns: u64, cost_ns: u64) -> bool {
 /// A service's entry; one that is not in use has no table.
 #[inline(always)]
 pub(crate) fn service(id: u16) -> Option<*const Service> {
-    SERVICES.get_ptr(id as u32)
+    SERVICES.at(id as u32, services()).map(<*mut _>::cast_const)
 }
 
 /// The slot of a table.
 #[inline(always)]
 pub(crate) fn slot(table: TableRef, index: u32) -> Option<Slot> {
-    let word = TABLES.get_ptr(table.offset() + index)?;
+    let word = TABLES.at(table.offset() + index, constant!(table_slots))?;
     // SAFETY: an entry of the map. Volatile: the daemon writes it meanwhile.
     Some(Slot(unsafe { word.read_volatile() }))
 }
@@ -175,7 +251,7 @@ pub(crate) fn slot(table: TableRef, index: u32) -> Option<Slot> {
 /// A backend's entry, and its state as it is now.
 #[inline(always)]
 pub(crate) fn backend(id: u32) -> Option<(*const Backend, BackendState)> {
-    let backend = BACKENDS.get_ptr(id)?;
+    let backend = BACKENDS.at(id, constant!(backends))?.cast_const();
     // SAFETY: an entry of the map. Volatile: the daemon writes it meanwhile.
     let state = BackendState(unsafe { core::ptr::addr_of!((*backend).state).read_volatile() });
     Some((backend, state))
@@ -184,13 +260,13 @@ pub(crate) fn backend(id: u32) -> Option<(*const Backend, BackendState)> {
 /// Where this CPU's counters begin.
 #[inline(always)]
 pub(crate) fn own_counters() -> u32 {
-    cpu() * counters_layout().per_cpu()
+    cpu() * constant!(counters.per_cpu)
 }
 
 /// Adds one packet to a counter of this CPU, given as its offset from `base`, which is [`own_counters`].
 #[inline(always)]
 pub(crate) fn count(base: u32, offset: u32, bytes: u32) {
-    if let Some(counter) = COUNTERS.get_ptr_mut(base + offset) {
+    if let Some(counter) = COUNTERS.at(base + offset, constant!(counter_entries)) {
         // SAFETY: an entry of the map. Only this CPU writes it, and XDP programs do not interrupt each other on one CPU.
         unsafe {
             let packets = core::ptr::addr_of_mut!((*counter).packets);

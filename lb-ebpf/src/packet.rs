@@ -105,6 +105,19 @@ impl Bytes {
         unsafe { ((self.0 + offset) as *mut u32).write_volatile(value) }
     }
 
+    /// In network byte order already.
+    #[inline(always)]
+    pub fn set_raw64(self, offset: usize, value: u64) {
+        // SAFETY: as above.
+        unsafe { ((self.0 + offset) as *mut u64).write_volatile(value) }
+    }
+
+    /// The bytes from `offset` on.
+    #[inline(always)]
+    pub fn after(self, offset: usize) -> Self {
+        Self(self.0 + offset)
+    }
+
     /// From host to network byte order.
     #[inline(always)]
     pub fn set_u16(self, offset: usize, value: u16) {

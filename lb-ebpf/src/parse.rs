@@ -44,6 +44,40 @@ pub(crate) struct Segment {
     pub(crate) tcp: tcp::Segment,
 }
 
+/// The segment of a frame without VLAN tags whose IPv4 header has no options, which is what most are. None for any other frame.
+/// All offsets are constants, so what follows is a third shorter than after [`parse`].
+#[inline(always)]
+pub(crate) fn plain(ctx: &XdpContext) -> Option<Segment> {
+    const TCP: usize = ETH_LEN + IPV4_LEN;
+    let frame = Frame::of(ctx).at(0, TCP + TCP_LEN)?;
+    let is_plain = frame.raw16(12) == ETHERTYPE_IPV4.to_be()
+        && frame.u8(ETH_LEN) == 0x45
+        && frame.u8(ETH_LEN + 9) == PROTO_TCP
+        && frame.raw16(ETH_LEN + 6) & IPV4_OFFSET.to_be() == 0;
+    if !is_plain {
+        return None;
+    }
+    let length = frame.u16(ETH_LEN + 2);
+    let data = IPV4_LEN + (frame.u8(TCP + 12) >> 4) as usize * 4;
+    if data < IPV4_LEN + TCP_LEN || (length as usize) < data {
+        return None;
+    }
+    Some(Segment {
+        network: ETH_LEN as u8,
+        transport: IPV4_LEN as u8,
+        length,
+        source: frame.u32(ETH_LEN + 12),
+        destination: frame.u32(ETH_LEN + 16),
+        source_port: frame.u16(TCP),
+        destination_port: frame.u16(TCP + 2),
+        tcp: tcp::Segment {
+            seq: frame.u32(TCP + 4),
+            flags: frame.u8(TCP + 13),
+            payload: length as usize > data,
+        },
+    })
+}
+
 /// Parses a frame, or says why it is the host's.
 #[inline(always)]
 pub(crate) fn parse(ctx: &XdpContext) -> Result<Parsed, Reason> {

@@ -16,7 +16,7 @@ pub(crate) fn look_up(address: u32, port: u16) -> Result<u16, Reason> {
         return Err(Reason::NotService);
     }
     let id = find(VipEntry::key(address, port)).ok_or(Reason::NotService)?;
-    if (id as u32) < maps::counters_layout().services {
+    if (id as u32) < maps::services() {
         Ok(id)
     } else {
         Err(Reason::ServiceMissing)
@@ -35,8 +35,12 @@ pub(crate) fn of_fragment(address: u32) -> Reason {
 
 #[inline(always)]
 fn find(key: u64) -> Option<u16> {
-    let [first, second] = homes(key, maps::vip_buckets());
-    find_in(maps::vips4(first)?, key).or_else(|| find_in(maps::vips4(second)?, key))
+    // The second home is worked out only if it is needed, which it rarely is for a VIP.
+    let first = homes(key, maps::vip_buckets())[0];
+    find_in(maps::vips4(first)?, key).or_else(|| {
+        let second = homes(key, maps::vip_buckets())[1];
+        find_in(maps::vips4(second)?, key)
+    })
 }
 
 #[inline(always)]

@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use lb_common::{
-    backend::{Mode, NextHop, Serving, outer_checksum_base},
+    backend::{Mode, NextHop, Serving},
     hash::Seed,
 };
 
@@ -293,15 +293,8 @@ fn fell_together<'f>(backends: impl Iterator<Item = &'f BackendFacts<'f>>) -> bo
 fn complete(backend: &BackendFacts<'_>) -> Hop {
     match backend.hop {
         Hop::Resolved(hop) => Hop::Resolved(match backend.mode {
-            Mode::Ipip => NextHop {
-                checksum_base: outer_checksum_base(hop.outer_source, backend.address.to_bits()),
-                ..hop
-            },
-            Mode::L2 => NextHop {
-                outer_source: 0,
-                checksum_base: 0,
-                ..hop
-            },
+            Mode::Ipip => hop.encapsulating(backend.address.to_bits()),
+            Mode::L2 => hop.bare(),
         }),
         other => other,
     }

@@ -66,7 +66,7 @@ pub fn steer<W: World>(
 }
 
 /// The backend, its state and its id, for a segment of an established flow that can be forwarded, which is what most are. None if
-/// it is anything else, or may be; then nothing is written.
+/// it is anything else, or may be; then at most a refresh has been written.
 #[inline(always)]
 pub fn established<W: World>(
     world: &W,
@@ -74,31 +74,22 @@ pub fn established<W: World>(
     segment: &Segment,
     now: Tick,
 ) -> Option<(W::Backend, BackendState, u32)> {
-    if segment.has_any(SYN) {
+    if !segment.continues() {
         return None;
     }
-    let subject = Subject {
-        key: *key,
-        homes: world.homes(key),
-        now,
-    };
-    let entry = table::scan(world, subject.homes, key)?;
-    if is_half_of_a_pair(entry.word) {
-        return None;
+    let entry = table::glance(world, key)?;
+    let next = life::refresh(entry.word, segment, now)?;
+    if next != entry.word {
+        // A lost refresh is no loss: who was faster has refreshed it.
+        entry.replace(world, next);
     }
     let reference = entry.word.backend();
     let (handle, state) = world.backend(reference.id())?;
-    let serves = !matches!(state.serving(), Serving::None) && state.is_resolved();
-    if state.generation() != reference.generation() || !serves {
-        return None;
+    if state.can_forward_for(reference.generation()) {
+        Some((handle, state, reference.id()))
+    } else {
+        None
     }
-    Visit {
-        world,
-        subject,
-        segment: *segment,
-    }
-    .live_on(entry);
-    Some((handle, state, reference.id()))
 }
 
 /// Steers a segment for which [`established`] has found no way.
@@ -243,6 +234,21 @@ fn is_half_of_a_pair(word: Word) -> bool {
     word.is(State::Challenger) || (word.is_live() && word.has(Word::CONTESTED))
 }
 
+/// [`life::advance`], which is large. By value: the verifier of 7.2 loses sight of a stack that is two calls away.
+#[inline(never)]
+fn advance(word: Word, segment: Segment, now: Tick) -> Word {
+    life::advance(word, &segment, now)
+}
+
+/// The id of today's pick; 0 if there is none.
+#[inline(never)]
+fn pick<W: World>(world: &W, key: W::Key) -> u32 {
+    match world.slot(&key, 0) {
+        Some(slot) => slot.current(),
+        None => 0,
+    }
+}
+
 impl<W: World> Visit<'_, W> {
     /// Writes what a segment changes of its entry, if it changes anything.
     #[inline(always)]
@@ -265,12 +271,22 @@ impl<W: World> Visit<'_, W> {
 
     #[inline(never)]
     fn change_state(&self, entry: &Entry) {
+        // Whether an entry that closes is an exception depends on it.
+        let pick = if self.segment.ends() {
+            pick(self.world, self.subject.key)
+        } else {
+            0
+        };
         let mut seen = entry.word;
         let mut attempt = 0;
         while attempt < 2 {
-            let next = self.advance(seen);
+            let mut next = advance(seen, self.segment, self.subject.now);
             if next == seen {
                 return;
+            }
+            let closes = next.is(State::Closing) && !seen.is(State::Closing);
+            if closes && pick != seen.backend().id() {
+                next = next.with(Word::EXCEPTION);
             }
             if table::replace(self.world, entry.place, seen, next) {
                 if seen.is_nascent() {
@@ -283,27 +299,6 @@ impl<W: World> Visit<'_, W> {
                 None => return,
             }
             attempt += 1;
-        }
-    }
-
-    /// [`life::advance`], and whether an entry that closes is an exception.
-    #[inline(never)]
-    fn advance(&self, word: Word) -> Word {
-        let next = life::advance(word, &self.segment, self.subject.now);
-        let closes = next.is(State::Closing) && !word.is(State::Closing);
-        if closes && self.pick() != word.backend().id() {
-            next.with(Word::EXCEPTION)
-        } else {
-            next
-        }
-    }
-
-    /// The id of today's pick; 0 if there is none.
-    #[inline(always)]
-    fn pick(&self) -> u32 {
-        match self.world.slot(&self.subject.key, 0) {
-            Some(slot) => slot.current(),
-            None => 0,
         }
     }
 

@@ -71,9 +71,13 @@ pub struct Entry {
 }
 
 impl Entry {
-    /// No entry. Used instead of an option where the size of a BPF stack frame matters.
+    /// No entry. Used instead of an option where the size of a BPF stack frame matters. (Not all of it zero: the BPF backend would call a
+    /// function that clears it byte by byte.)
     pub const NONE: Self = Self {
-        place: Place { index: 0, way: 0 },
+        place: Place {
+            index: u32::MAX,
+            way: 0,
+        },
         word: Word::EMPTY,
     };
 
@@ -139,25 +143,39 @@ const fn may_be_copies(one: Word, other: Word) -> bool {
         && one.backend().id() == other.backend().id()
 }
 
-/// Looks for an entry of `key` in both homes once: the way of most packets, inlined.
+/// An entry at which [`glance`] has looked.
+#[derive(Clone, Copy, Debug)]
+pub struct Glimpse<B> {
+    bucket: B,
+    way: u32,
+    /// Its value, as it was.
+    pub word: Word,
+}
+
+impl<B: Copy> Glimpse<B> {
+    /// Changes the value from what was seen, one compare-and-exchange.
+    #[inline(always)]
+    pub fn replace<M: Memory<Bucket = B>>(&self, memory: &M, new: Word) -> bool {
+        memory.replace(self.bucket, self.way, self.word, new)
+    }
+}
+
+/// Looks for an entry of `key` that nobody is changing: the way of most packets, inlined and as short as can be.
 ///
-/// A miss must be looked at once more ([`look`]): the entry may have moved between the homes during the look.
+/// None is not the last word, [`look`] has it: the entry may be changing, or moving between its homes.
 #[inline(always)]
-pub fn scan<M: Memory>(memory: &M, homes: [u32; 2], key: &M::Key) -> Option<Entry> {
+pub fn glance<M: Memory>(memory: &M, key: &M::Key) -> Option<Glimpse<M::Bucket>> {
     let mut home = 0;
     while home < 2 {
-        let index = if home == 0 { homes[0] } else { homes[1] };
-        if let Some(bucket) = memory.bucket(index) {
+        if let Some(bucket) = memory.bucket(memory.homes(key)[home]) {
             let mut way = 0;
             while way < M::WAYS {
-                if let Some(word) = read(memory, bucket, way, key) {
-                    return Some(Entry {
-                        place: Place {
-                            index,
-                            way: memory.blur(way),
-                        },
-                        word,
-                    });
+                // Most places hold other keys: look at the key first, and let the loads below decide.
+                if memory.key(bucket, way) == *key {
+                    let word = memory.value(bucket, way);
+                    if memory.key(bucket, way) == *key && memory.value(bucket, way) == word {
+                        return Some(Glimpse { bucket, way, word });
+                    }
                 }
                 way += 1;
             }
@@ -352,33 +370,27 @@ fn take_place<M: Memory>(
 ) -> u32 {
     let mut attempt = 0;
     while attempt < 2 {
-        let mut seen = Word::EMPTY;
         let mut index = subject.homes[0];
-        let mut way = vacant_way(memory, index, subject.now, &mut seen);
-        if way == M::WAYS {
-            index = subject.homes[1];
-            way = vacant_way(memory, index, subject.now, &mut seen);
-        }
-        if way == M::WAYS && claim == Claim::Any {
-            let first = oldest_embryo(memory, subject.homes[0], subject.now);
-            let second = oldest_embryo(memory, subject.homes[1], subject.now);
-            if first >= second {
-                index = subject.homes[0];
-            }
-            let oldest = if first >= second { first } else { second };
-            if oldest > 0
-                && let Some(bucket) = memory.bucket(index)
-            {
-                way = oldest % M::WAYS;
-                seen = memory.value(bucket, way);
+        let mut offer = best_offer(memory, index, subject.now);
+        if offer < VACANT {
+            let other = best_offer(memory, subject.homes[1], subject.now);
+            if other > offer {
+                index = subject.homes[1];
+                offer = other;
             }
         }
-        if way == M::WAYS {
+        let is_enough = offer >= VACANT || (claim == Claim::Any && offer != NO_OFFER);
+        let Some(bucket) = memory.bucket(index) else {
+            return NOTHING_TO_TAKE;
+        };
+        if !is_enough {
             return NOTHING_TO_TAKE;
         }
+        let way = offer % M::WAYS;
+        let seen = memory.value(bucket, way);
         let place = Place { index, way };
-        // What was an embryo may be a live entry by now.
-        let is_free = seen.is_nascent() || seen.is_vacant(subject.now);
+        // It may be something else by now.
+        let is_free = seen.is_vacant(subject.now) || (claim == Claim::Any && seen.is_nascent());
         if is_free && occupy(memory, &place, seen, &subject.key, newcomer) {
             *taken = place;
             return TAKEN;
@@ -388,41 +400,31 @@ fn take_place<M: Memory>(
     LOST
 }
 
-/// The first vacant way of a bucket, and its value; [`Memory::WAYS`] if there is none.
+// What a bucket has to offer a newcomer, as a number that grows with how good that is, and whose remainder by [`Memory::WAYS`] is the way: nothing,
+// an embryo's place by its age, a vacant place.
+const NO_OFFER: u32 = 0;
+const VACANT: u32 = 1 << 16;
+
+/// The best that a bucket has to offer: its first vacant place, else that of its oldest embryo.
 #[inline(never)]
-fn vacant_way<M: Memory>(memory: &M, index: u32, now: Tick, seen: &mut Word) -> u32 {
+fn best_offer<M: Memory>(memory: &M, index: u32, now: Tick) -> u32 {
     let Some(bucket) = memory.bucket(index) else {
-        return M::WAYS;
+        return NO_OFFER;
     };
+    let mut best = NO_OFFER;
     let mut way = 0;
     while way < M::WAYS {
         let word = memory.value(bucket, way);
         if word.is_vacant(now) {
-            *seen = word;
-            return memory.blur(way);
+            return VACANT + memory.blur(way);
+        }
+        let offer = (word.nascent_age(now) + 1) * M::WAYS + memory.blur(way);
+        if word.is_nascent() && offer > best {
+            best = offer;
         }
         way += 1;
     }
-    M::WAYS
-}
-
-/// The oldest embryo of a bucket: its age in ticks plus one, times [`Memory::WAYS`], plus its way; 0 if there is none.
-#[inline(never)]
-fn oldest_embryo<M: Memory>(memory: &M, index: u32, now: Tick) -> u32 {
-    let Some(bucket) = memory.bucket(index) else {
-        return 0;
-    };
-    let mut oldest = 0;
-    let mut way = 0;
-    while way < M::WAYS {
-        let word = memory.value(bucket, way);
-        let rank = (word.nascent_age(now) + 1) * M::WAYS + memory.blur(way);
-        if word.is_nascent() && rank > oldest {
-            oldest = rank;
-        }
-        way += 1;
-    }
-    oldest
+    best
 }
 
 /// Frees a place by moving its entry to that entry's other home, and fills it.
@@ -446,14 +448,21 @@ fn displace<M: Memory>(
     }
     let [first, second] = memory.homes(&occupant);
     let other = first ^ second ^ place.index;
-    let mut vacancy = Word::EMPTY;
+    let offer = best_offer(memory, other, subject.now);
+    let Some(other_bucket) = memory.bucket(other) else {
+        return false;
+    };
     let copy = Place {
         index: other,
-        way: vacant_way(memory, other, subject.now, &mut vacancy),
+        way: offer % M::WAYS,
     };
+    let vacancy = memory.value(other_bucket, copy.way);
+    if offer < VACANT || !vacancy.is_vacant(subject.now) {
+        return false;
+    }
     // Without the rescan, since the key is there already. From here until the source goes the flow has two equal entries; readers
     // may find either.
-    if copy.way == M::WAYS || !occupy(memory, &copy, vacancy, &occupant, seen) {
+    if !occupy(memory, &copy, vacancy, &occupant, seen) {
         return false;
     }
     if occupy(memory, place, seen, &subject.key, newcomer) {

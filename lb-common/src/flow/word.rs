@@ -287,7 +287,7 @@ impl Word {
     /// Live only: whether an epoch is this entry's, the one before or the one after.
     #[inline(always)]
     pub const fn is_near(self, epoch: u32) -> bool {
-        self.distance(epoch) <= 1
+        epoch.wrapping_sub(self.epoch()).wrapping_add(1) & EPOCH_MASK as u32 <= 2
     }
 
     /// Live only: how far an epoch is from this entry's, either way round.

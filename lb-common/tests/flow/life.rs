@@ -3,7 +3,7 @@
 use lb_common::{
     clock::Tick,
     flow::{
-        life::{Owner, PROMOTION_WINDOW, advance, owner},
+        life::{Owner, PROMOTION_WINDOW, advance, owner, refresh},
         word::{BackendRef, State, Word, YOUNG_TICKS, epoch_of},
     },
     tcp::{ACK, FIN, RST, Segment},
@@ -334,4 +334,40 @@ fn of_two_live_entries_the_nearer_has_a_segment_and_the_newer_a_tie() {
         assert_eq!(belongs(first, second, at(epochs)), expected, "{epochs}");
         assert_eq!(belongs(second, first, at(epochs)), expected, "{epochs}");
     }
+}
+
+/// What most packets take is no other rule than that for all of them.
+#[test]
+fn a_refresh_is_what_an_advance_would_be() {
+    let mut random = Random::new(7);
+    let mut refreshed = 0;
+    for _ in 0..1_000_000 {
+        // Any word, but recent ones and segments near them as often as others, or hardly anything would be a refresh.
+        let mut word = Word(random.long());
+        if random.below(2) == 0 {
+            word = word.with_tick(NOW.later(0u32.wrapping_sub(random.below(20))));
+        }
+        let mut seq = random.word();
+        if random.below(2) == 0 {
+            seq = (word.epoch() << 20)
+                .wrapping_sub(2 * MIB)
+                .wrapping_add(seq % (5 * MIB));
+        }
+        let flags = if random.below(2) == 0 {
+            ACK
+        } else {
+            random.word() as u8
+        };
+        let segment = Segment {
+            seq,
+            flags,
+            payload: random.below(2) == 0,
+        };
+        if let Some(next) = refresh(word, &segment, NOW) {
+            refreshed += 1;
+            assert!(segment.continues() && next.state() == word.state());
+            assert_eq!(next, advance(word, &segment, NOW), "{word:?} {segment:?}");
+        }
+    }
+    assert!(refreshed > 1_000, "{refreshed}");
 }

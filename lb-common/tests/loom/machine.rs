@@ -401,7 +401,8 @@ pub(crate) fn find<M: Memory<Key = u64>>(memory: &M, homes: [u32; 2], key: &u64)
         homes,
         now: NOW,
     };
-    table::scan(memory, homes, key).or_else(|| table::look(memory, &subject, &Look::ANY))
+    let look = || table::look(memory, &subject, &Look::ANY);
+    look().or_else(look)
 }
 
 /// Inserts an entry.

@@ -50,14 +50,20 @@ fn insert(buckets: &Buckets<1>, key: u64) -> Inserted {
 
 /// One packet of a live flow, as steering treats it. Returns whether the entry was found.
 fn packet(buckets: &Buckets<1>, key: u64, segment: &lb_common::tcp::Segment) -> bool {
+    let is_own = |word: Word| assert_eq!(u64::from(word.backend().id()), key, "another's backend");
+    if let Some(entry) = table::glance(buckets, &key)
+        && let Some(next) = life::refresh(entry.word, segment, NOW)
+    {
+        is_own(entry.word);
+        if next != entry.word {
+            entry.replace(buckets, next);
+        }
+        return true;
+    }
     let Some(entry) = find(buckets, buckets.homes(&key), &key) else {
         return false;
     };
-    assert_eq!(
-        u64::from(entry.word.backend().id()),
-        key,
-        "another's backend"
-    );
+    is_own(entry.word);
     let next = life::advance(entry.word, segment, NOW);
     if next != entry.word
         && !table::replace(buckets, entry.place, entry.word, next)

@@ -7,7 +7,7 @@ use lb_common::{
     verdict::Reason,
 };
 
-use super::{address, decrement_ttl};
+use super::{address, take_a_hop};
 use lb_ebpf::packet::Frame;
 
 use crate::parse::Segment;
@@ -19,7 +19,7 @@ pub(crate) fn rewrite(ctx: &XdpContext, segment: &Segment, hop: &NextHop) -> Res
     let ip = frame
         .at(segment.network(), IPV4_LEN)
         .ok_or(Reason::Malformed)?;
-    decrement_ttl(ip)?;
+    take_a_hop(ip)?;
     address(ethernet, hop);
     Ok(())
 }

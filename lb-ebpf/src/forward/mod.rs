@@ -4,7 +4,7 @@ mod ipip;
 mod l2;
 mod reset;
 
-use core::mem::offset_of;
+use core::mem::{offset_of, size_of};
 
 use aya_ebpf::{bindings::xdp_action, helpers::generated::bpf_redirect, programs::XdpContext};
 use lb_common::{
@@ -32,9 +32,7 @@ pub(crate) fn forward(
             .add(state.hop())
     };
     if state.mode_code() == Mode::Ipip as u8 {
-        // SAFETY: as above; the address never changes.
-        let address = unsafe { (*backend).address };
-        ipip::encapsulate(ctx, segment, hop, address)?;
+        ipip::encapsulate(ctx, segment, hop)?;
     } else if state.mode_code() == Mode::L2 as u8 {
         l2::rewrite(ctx, segment, hop)?;
     } else {
@@ -64,30 +62,29 @@ fn send(ctx: &XdpContext, ifindex: u32) -> u32 {
     }
 }
 
-/// Writes a next hop's addresses into an Ethernet header: destination and source lie in the entry as in the header, so three words do.
+/// Eight bytes of a next hop, as they go onto the wire.
+#[inline(always)]
+fn hop_word(hop: &NextHop, index: usize) -> u64 {
+    const _: () = assert!(size_of::<NextHop>() == 32 && offset_of!(NextHop, destination) == 0);
+    // SAFETY: one of four words of an entry of the map, which is aligned.
+    unsafe { core::ptr::from_ref(hop).cast::<u64>().add(index).read_volatile() }
+}
+
+/// Writes a next hop's addresses into an Ethernet header: destination and source lie in the entry as in the header.
 #[inline(always)]
 fn address(ethernet: Bytes, hop: &NextHop) {
-    const _: () =
-        assert!(offset_of!(NextHop, destination) == 0 && offset_of!(NextHop, source) == 6);
-    let words = core::ptr::from_ref(hop).cast::<u32>();
-    let mut word = 0;
-    while word < 3 {
-        // SAFETY: the first 12 bytes of an entry of the map, which is aligned.
-        ethernet.set_raw32(4 * word, unsafe { words.add(word).read_volatile() });
-        word += 1;
-    }
+    ethernet.set_raw64(0, hop_word(hop, 0));
+    ethernet.set_raw32(8, hop_word(hop, 1) as u32);
 }
 
 /// Takes one hop off an IPv4 packet's time to live.
 #[inline(always)]
-fn decrement_ttl(ip: Bytes) -> Result<(), Reason> {
-    let ttl = ip.u8(8);
-    if ttl <= 1 {
+fn take_a_hop(ip: Bytes) -> Result<(), Reason> {
+    let time_to_live = ip.u8(8);
+    if time_to_live <= 1 {
         return Err(Reason::TtlExpired);
     }
-    let old = ip.u16(8);
-    let new = old - 0x100;
-    ip.set_u8(8, ttl - 1);
-    ip.set_u16(10, csum::update(ip.u16(10), old, new));
+    ip.set_u8(8, time_to_live - 1);
+    ip.set_raw16(10, csum::after_a_hop(ip.raw16(10)));
     Ok(())
 }

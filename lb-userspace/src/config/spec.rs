@@ -234,8 +234,8 @@ fn limits(root: &mut Reader<'_>, findings: &mut Findings<'_>) -> (Limits, LimitS
             *value = number.into_inner();
         }
     };
-    // A flow takes 27 bytes of table, so the upper bound is 27 GB.
-    take("flows", 1..=1_000_000_000, &mut limits.flows, &mut None);
+    // A flow takes 27 bytes of table, and the verifier lets a program address 512 MiB of a map.
+    take("flows", 1..=20_000_000, &mut limits.flows, &mut None);
     // Ids have 16 bits, backends' 18; id 0 is not used.
     take(
         "services",

@@ -344,7 +344,7 @@ fn each_mistake_has_its_place_object_and_remedy() {
         (
             "[\"eth0\"]",
             "[\"eth0\"]\nlimits.flows = 0",
-            "t.toml:2:16: limits: flows is 0; give a number from 1 to 1000000000",
+            "t.toml:2:16: limits: flows is 0; give a number from 1 to 20000000",
         ),
         (
             "[\"eth0\"]",

@@ -60,15 +60,12 @@ impl Capacity {
 
     /// Shape of the counters array.
     pub fn counters(&self) -> Layout {
-        Layout {
-            services: self.services,
-            backends: self.backends,
-        }
+        Layout::new(self.services, self.backends)
     }
 
     /// Entries in the counters array.
     pub fn counter_entries(&self) -> u32 {
-        self.counters().per_cpu() * self.cpus
+        self.counters().per_cpu * self.cpus
     }
 }
 
@@ -195,7 +192,7 @@ impl Maps {
 
     /// A counter, summed over all CPUs; `offset` is one of [`Layout`]'s.
     pub fn counter(&self, offset: u32) -> Counter {
-        let per_cpu = self.capacity.counters().per_cpu();
+        let per_cpu = self.capacity.counters().per_cpu;
         (0..self.capacity.cpus)
             .map(|cpu| self.counters.get(cpu * per_cpu + offset))
             .fold(Counter::default(), |sum, counter| Counter {

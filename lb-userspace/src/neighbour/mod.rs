@@ -322,7 +322,7 @@ fn log_hop(address: Ipv4Addr, hop: &NextHop) {
         %address,
         mac = %Mac(hop.destination),
         interface = hop.ifindex,
-        source = %Ipv4Addr::from_bits(hop.outer_source),
+        source = %Ipv4Addr::from(hop.outer_source),
         mtu = hop.mtu,
         "next hop resolved"
     );

@@ -77,7 +77,7 @@ fn on_link_and_routed_backends_are_resolved_by_who_carries_their_packets() {
         let (there, behind) = running.both_resolved(THERE, BEHIND).await;
         assert_eq!(there.destination, [2, 0, 0, 0, 0, 2]);
         assert_eq!((there.source, there.mtu), (near_mac, 1_500));
-        assert_eq!(Ipv4Addr::from_bits(there.outer_source), HERE);
+        assert_eq!(Ipv4Addr::from(there.outer_source), HERE);
         assert_eq!(behind.destination, there.destination);
         assert_eq!(behind, there);
 

@@ -202,11 +202,12 @@ impl Way {
             destination,
             source: source_mac,
             ifindex: route.interface,
-            outer_source: source.to_bits(),
-            // Of the mode, which only the resolver knows.
-            checksum_base: 0,
-            mtu: route.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu)),
-            reserved: 0,
+            outer_source: source.octets(),
+            // No IPv4 packet is longer than this.
+            mtu: u16::try_from(route.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu)))
+                .unwrap_or(u16::MAX),
+            // The rest is of the mode, which only the resolver knows.
+            ..NextHop::default()
         })
     }
 

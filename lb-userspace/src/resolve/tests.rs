@@ -309,9 +309,9 @@ fn a_next_hop_that_is_missing_changes_no_table() {
 }
 
 #[test]
-fn the_outer_checksum_is_made_for_each_backend() {
+fn the_outer_header_is_made_for_each_backend() {
     let hop = NextHop {
-        outer_source: 0x0a00_0001,
+        outer_source: [10, 0, 0, 1],
         mtu: 1_500,
         ..NextHop::default()
     };
@@ -322,21 +322,11 @@ fn the_outer_checksum_is_made_for_each_backend() {
         });
         one(service(vec![facts])).backends[0].hop
     };
-    let checksum_base = outer_checksum_base(0x0a00_0001, 0x0a00_0102);
     assert_eq!(
         with(Mode::Ipip),
-        Hop::Resolved(NextHop {
-            checksum_base,
-            ..hop
-        })
+        Hop::Resolved(hop.encapsulating(0x0a00_0102))
     );
-    assert_eq!(
-        with(Mode::L2),
-        Hop::Resolved(NextHop {
-            outer_source: 0,
-            ..hop
-        })
-    );
+    assert_eq!(with(Mode::L2), Hop::Resolved(hop.bare()));
 }
 
 #[test]

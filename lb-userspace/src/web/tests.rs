@@ -96,7 +96,7 @@ fn counted_maps() -> Arc<Maps> {
             packets,
             bytes: packets * 60,
         };
-        maps.counters.set(cpu * layout.per_cpu() + offset, &counter);
+        maps.counters.set(cpu * layout.per_cpu + offset, &counter);
     };
     count(0, layout.reason(Reason::Established), 10);
     count(1, layout.reason(Reason::Established), 7);

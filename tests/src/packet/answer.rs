@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 
 use lb_common::{
-    backend::{BackendState, Mode, NextHop, Serving, outer_checksum_base},
+    backend::{BackendState, Mode, NextHop, Serving},
     tcp,
 };
 
@@ -35,15 +35,13 @@ impl BackendSpec {
     }
 
     fn new(id: u32, mode: Mode) -> Self {
-        let outer_source = u32::from(Ipv4Addr::new(10, 255, 0, 1));
         let hop = NextHop {
             destination: [0x02, 0, 0, 0, 0x0b, id as u8],
             source: [0x02, 0, 0, 0, 0x0a, id as u8],
             ifindex: INGRESS,
-            outer_source,
-            checksum_base: outer_checksum_base(outer_source, Self::address_of(id)),
+            outer_source: [10, 255, 0, 1],
             mtu: 1_500,
-            reserved: 0,
+            ..NextHop::default()
         };
         Self {
             id,
@@ -51,7 +49,10 @@ impl BackendSpec {
             generation: 0,
             serving: Serving::New,
             resolved: true,
-            hop,
+            hop: match mode {
+                Mode::Ipip => hop.encapsulating(Self::address_of(id)),
+                Mode::L2 => hop.bare(),
+            },
         }
     }
 
@@ -85,7 +86,7 @@ impl BackendSpec {
     }
 
     /// The same with another MTU on its way.
-    pub fn mtu(mut self, mtu: u32) -> Self {
+    pub fn mtu(mut self, mtu: u16) -> Self {
         self.hop.mtu = mtu;
         self
     }
@@ -116,7 +117,7 @@ impl BackendSpec {
         let mut outer = vec![0x45, sent.tos, 0, 0, 0, 0, 0x40, 0, 64, 4, 0, 0];
         let length = sent.counted() as u16 - sent.network() as u16 + 20;
         outer[2..4].copy_from_slice(&length.to_be_bytes());
-        outer.extend(self.hop.outer_source.to_be_bytes());
+        outer.extend(self.hop.outer_source);
         outer.extend(Self::address_of(self.id).to_be_bytes());
         let sum = checksum(&outer);
         outer[10..12].copy_from_slice(&sum.to_be_bytes());

@@ -53,7 +53,7 @@ fn which(offset: u32, layout: Layout) -> Which {
         }
     } else if offset < backends {
         Which::Service(offset - REASONS)
-    } else if offset < backends + layout.backends {
+    } else if offset < layout.per_cpu {
         Which::Backend(offset - backends)
     } else {
         Which::Unused(offset)

@@ -329,7 +329,7 @@ impl World {
 
     fn counters(&self) -> Vec<Counter> {
         let layout = self.maps.capacity.counters();
-        (0..layout.per_cpu())
+        (0..layout.per_cpu)
             .map(|offset| self.maps.counter(offset))
             .collect()
     }

@@ -27,6 +27,8 @@ const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
 const BPF_LINK_TYPE_XDP: u32 = 6;
 const BPF_XDP: u32 = 37;
+/// A map that can be shared as memory.
+pub const BPF_F_MMAPABLE: u32 = 1 << 10;
 /// Generic mode.
 pub const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
 /// Native mode.
@@ -67,6 +69,21 @@ struct ObjectAttributes {
     path: u64,
     fd: u32,
     flags: u32,
+}
+
+/// Pins a map, program or link, so that it outlives its descriptors.
+///
+/// # Errors
+/// When the path is taken or on no bpffs.
+pub fn pin(object: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    let path = c_path(path)?;
+    let mut attributes = ObjectAttributes {
+        path: path.as_ptr() as u64,
+        fd: object.as_raw_fd() as u32,
+        flags: 0,
+    };
+    // SAFETY: what BPF_OBJ_PIN takes; the path outlives the call.
+    unsafe { bpf(BPF_OBJ_PIN, &mut attributes) }.map(drop)
 }
 
 fn c_path(path: &Path) -> io::Result<CString> {
@@ -132,14 +149,7 @@ impl Link {
     /// # Errors
     /// When the path is taken or on no bpffs.
     pub fn pin(&self, path: &Path) -> io::Result<()> {
-        let path = c_path(path)?;
-        let mut attributes = ObjectAttributes {
-            path: path.as_ptr() as u64,
-            fd: self.0.as_raw_fd() as u32,
-            flags: 0,
-        };
-        // SAFETY: what BPF_OBJ_PIN takes; the path outlives the call.
-        unsafe { bpf(BPF_OBJ_PIN, &mut attributes) }.map(drop)
+        pin(self.0.as_fd(), path)
     }
 
     /// What the kernel says about it.
@@ -214,6 +224,7 @@ impl Link {
     }
 }
 
+#[derive(Default)]
 #[repr(C)]
 struct MapAttributes {
     map_type: u32,
@@ -222,6 +233,29 @@ struct MapAttributes {
     max_entries: u32,
     flags: u32,
     inner_map: u32,
+    numa_node: u32,
+    name: [u8; 16],
+}
+
+/// Creates an array map of one value that can be shared as memory.
+///
+/// # Errors
+/// When the kernel refuses: EPERM, ENOMEM, E2BIG.
+pub fn create_shared(name: &str, value_size: u32) -> io::Result<OwnedFd> {
+    let mut attributes = MapAttributes {
+        map_type: BPF_MAP_TYPE_ARRAY,
+        key_size: 4,
+        value_size,
+        max_entries: 1,
+        flags: BPF_F_MMAPABLE,
+        ..MapAttributes::default()
+    };
+    // The last byte stays zero.
+    for (to, from) in attributes.name[..15].iter_mut().zip(name.bytes()) {
+        *to = from;
+    }
+    // SAFETY: what BPF_MAP_CREATE takes; no pointers.
+    unsafe { bpf_fd(BPF_MAP_CREATE, &mut attributes) }
 }
 
 fn create_map(map_type: u32, inner: Option<BorrowedFd<'_>>) -> io::Result<OwnedFd> {
@@ -230,8 +264,8 @@ fn create_map(map_type: u32, inner: Option<BorrowedFd<'_>>) -> io::Result<OwnedF
         key_size: 4,
         value_size: 4,
         max_entries: 1,
-        flags: 0,
         inner_map: inner.map_or(0, |inner| inner.as_raw_fd() as u32),
+        ..MapAttributes::default()
     };
     // SAFETY: what BPF_MAP_CREATE takes; no pointers.
     unsafe { bpf_fd(BPF_MAP_CREATE, &mut attributes) }

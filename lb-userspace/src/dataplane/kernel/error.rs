@@ -82,6 +82,16 @@ pub enum Error {
         /// The end of the verifier's log.
         log: String,
     },
+    /// The kernel refused a map.
+    #[error("creating the map {map} of {bytes} bytes: {source}{}", remedy(source))]
+    Create {
+        /// Its name.
+        map: &'static str,
+        /// Its size.
+        bytes: u64,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// Another operation of bpf(2) failed.
     #[error("{doing}: {source}{}", remedy(source))]
     Bpf {

@@ -1,8 +1,9 @@
 //! Maps and program: loaded for an instance, pinned; or for a test run, private.
 
 use std::{
+    collections::BTreeMap,
     io,
-    os::fd::{AsFd, BorrowedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
     path::Path,
     sync::Arc,
 };
@@ -23,7 +24,11 @@ use lb_common::{
     vip::VipBucket,
 };
 
-use super::{error::Error, pins::Pins};
+use super::{
+    bpf::{self, BPF_F_MMAPABLE},
+    error::Error,
+    pins::Pins,
+};
 use crate::{
     dataplane::{
         array::Array,
@@ -31,8 +36,6 @@ use crate::{
     },
     objects,
 };
-
-const BPF_F_MMAPABLE: u32 = 1 << 10;
 
 /// The program, loaded, and its maps.
 #[derive(Debug)]
@@ -45,6 +48,9 @@ pub struct Prepared {
     maps: Arc<Maps>,
     instance: Instance,
 }
+
+/// All maps of an instance by name, opened.
+type Opened = BTreeMap<&'static str, OwnedFd>;
 
 /// Lets aya put [`Constants`] into the object.
 #[derive(Clone, Copy)]
@@ -59,7 +65,7 @@ impl Loaded {
     /// # Errors
     /// When the kernel refuses a map or the program.
     pub fn private(capacity: Capacity, instance: Instance) -> Result<Self, Error> {
-        let prepared = Prepared::with_maps(capacity, instance, None)?;
+        let prepared = Prepared::with_maps(capacity, instance, &create_maps(&capacity)?)?;
         prepared.maps.instance.set(0, &prepared.instance);
         prepared.load()
     }
@@ -94,9 +100,13 @@ impl Loaded {
         self.program().fd().expect("the program is loaded").as_fd()
     }
 
-    /// A map's file descriptor, by its name in [`lb_common::maps`].
+    /// The file descriptor of a map of the program, by its name in [`lb_common::maps`] or by its section in the object.
     pub fn map_fd(&self, name: &str) -> Option<BorrowedFd<'_>> {
-        map_fd(&self.0.ebpf, name)
+        let map = self.0.ebpf.map(name).or_else(|| self.0.ebpf.map(&section(name)))?;
+        match map {
+            Map::Array(data) => Some(data.fd().as_fd()),
+            _ => None,
+        }
     }
 }
 
@@ -120,49 +130,73 @@ impl Prepared {
         let program: &mut Xdp = self
             .ebpf
             .program_mut(names::PROGRAM)
-            .ok_or_else(|| missing("the object has no XDP program of that name"))?
+            .ok_or_else(|| foreign_object("the object has no XDP program of that name"))?
             .try_into()
             .map_err(refused)?;
         program.load().map_err(refused)?;
         Ok(Loaded(self))
     }
 
-    /// Reads the object, with maps of this capacity: those pinned in `pin_directory`, or pinned there as they are created, or private
-    /// ones.
-    fn with_maps(
-        capacity: Capacity,
-        instance: Instance,
-        pin_directory: Option<&Path>,
-    ) -> Result<Self, Error> {
+    /// Reads the object, and gives it these maps.
+    fn with_maps(capacity: Capacity, instance: Instance, opened: &Opened) -> Result<Self, Error> {
         let constants = ConstantsData(constants(capacity, &instance));
         let mut loader = EbpfLoader::new();
         loader.override_global(names::CONSTANTS, &constants, true);
-        for shape in shapes(&capacity) {
-            loader.map_max_entries(shape.name, shape.entries);
-            if let Some(directory) = pin_directory {
-                loader.map_pin_path(shape.name, directory.join(shape.name));
-            }
+        let mut ebpf = loader.load(objects::TETHER).map_err(refused("the maps"))?;
+        for (name, map) in opened.iter().filter(|(name, _)| **name != names::INSTANCE) {
+            stand_in(&mut ebpf, name, map.as_fd())?;
         }
-        let ebpf = loader.load(objects::TETHER).map_err(refused("the maps"))?;
-        if let Some(name) = names::ALL
-            .into_iter()
-            .find(|name| map_fd(&ebpf, name).is_none())
-        {
-            return Err(missing(name));
-        }
-        let maps = Maps::of_kernel(capacity, |name| {
-            map_fd(&ebpf, name).expect("all maps were found just above")
-        })
-        .map_err(|errno| Error::Bpf {
-            doing: "mapping the maps' memory",
-            source: errno.into(),
-        })?;
+        let maps = Maps::of_kernel(capacity, |name| opened[name].as_fd())
+            .map_err(|errno| refused_call("mapping the maps' memory")(errno.into()))?;
         Ok(Self {
             ebpf,
             maps: Arc::new(maps),
             instance,
         })
     }
+}
+
+/// Puts a map in the place of the one that aya has made of the object's section.
+///
+/// The sections are sized for nothing, since the object does not know how large a map is, and aya knows no way to say so. But the
+/// instructions name a map by the number of its descriptor, which the kernel looks up when it is asked to take the program: so what has that
+/// number by then is the program's map.
+fn stand_in(ebpf: &mut Ebpf, name: &str, map: BorrowedFd<'_>) -> Result<(), Error> {
+    let section = ebpf
+        .map_mut(&section(name))
+        .ok_or_else(|| foreign_object("the object has no section for one of the maps"))?;
+    let Map::Array(placeholder) = section else {
+        return Err(foreign_object("one of the object's maps is no array"));
+    };
+    // SAFETY: the number is that of a descriptor that aya owns and goes on owning; only what it refers to changes.
+    let placed = unsafe {
+        libc::dup3(
+            map.as_raw_fd(),
+            placeholder.fd().as_fd().as_raw_fd(),
+            libc::O_CLOEXEC,
+        )
+    };
+    if placed < 0 {
+        return Err(refused_call("giving the program its maps")(io::Error::last_os_error()));
+    }
+    Ok(())
+}
+
+/// The section of the object that stands for a map.
+fn section(name: &str) -> String {
+    format!(".bss.{name}")
+}
+
+/// Creates all maps of this capacity.
+fn create_maps(capacity: &Capacity) -> Result<Opened, Error> {
+    shapes(capacity)
+        .into_iter()
+        .map(|shape| Ok((shape.name, shape.create()?)))
+        .collect()
+}
+
+fn refused_call(doing: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Bpf { doing, source }
 }
 
 fn refused(what: &'static str) -> impl FnOnce(EbpfError) -> Error {
@@ -173,29 +207,24 @@ fn refused(what: &'static str) -> impl FnOnce(EbpfError) -> Error {
 }
 
 /// The built object lacks something: a fault of the build.
-fn missing(what: &'static str) -> Error {
+fn foreign_object(what: &'static str) -> Error {
     Error::Bpf {
         doing: "loading tether's BPF object, which is not the one that belongs to this build",
         source: io::Error::new(io::ErrorKind::NotFound, what),
     }
 }
 
-fn map_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Option<BorrowedFd<'a>> {
-    match ebpf.map(name)? {
-        Map::Array(data) => Some(data.fd().as_fd()),
-        _ => None,
-    }
-}
-
 /// What the program is told about its maps.
 fn constants(capacity: Capacity, instance: &Instance) -> Constants {
-    let layout = capacity.counters();
     Constants {
         flow_seed: instance.flow_seed,
         flow_buckets: capacity.flow_buckets,
         vip_buckets: capacity.vip_buckets(),
-        services: layout.services,
-        backends: layout.backends,
+        counters: capacity.counters(),
+        backends: capacity.backends,
+        table_slots: capacity.table_slots,
+        cpus: capacity.cpus,
+        counter_entries: capacity.counter_entries(),
         adoption_cost_ns: 1_000_000_000 / default::ADOPTIONS_PER_SECOND,
         reset_cost_ns: 1_000_000_000 / default::RESETS_PER_SECOND,
     }
@@ -208,7 +237,12 @@ fn constants(capacity: Capacity, instance: &Instance) -> Constants {
 pub fn create(pins: &Pins, capacity: Capacity) -> Result<Prepared, Error> {
     let instance = new_instance()?;
     let staging = pins.stage_maps()?;
-    let created = Prepared::with_maps(capacity, instance, Some(&staging)).and_then(|prepared| {
+    let created = create_maps(&capacity).and_then(|maps| {
+        for (name, map) in &maps {
+            let path = staging.join(name);
+            bpf::pin(map.as_fd(), &path).map_err(Error::file(&path, "pinning a map"))?;
+        }
+        let prepared = Prepared::with_maps(capacity, instance, &maps)?;
         // Word by word from the last, so the version, which vouches for the seeds, is written after them.
         prepared.maps.instance.set(0, &instance);
         pins.publish_maps()?;
@@ -228,20 +262,18 @@ pub fn adopt(pins: &Pins) -> Result<Prepared, Error> {
     let directory = pins.maps();
     check_version(&directory)?;
     let capacity = pinned_capacity(&directory)?;
+    let mut maps = Opened::new();
     for shape in shapes(&capacity) {
-        shape.check(&directory)?;
+        maps.insert(shape.name, shape.adopt(&directory)?);
     }
-    let instance = {
-        let pinned = open(&directory, names::INSTANCE)?;
-        map_memory::<Instance>(&pinned)?.get(0)
-    };
-    Prepared::with_maps(capacity, instance, Some(&directory))
+    let instance = map_memory::<Instance>(maps[names::INSTANCE].as_fd())?.get(0);
+    Prepared::with_maps(capacity, instance, &maps)
 }
 
 /// Looks at the version alone, which stays the first word whatever the rest of the layouts becomes.
 fn check_version(directory: &Path) -> Result<(), Error> {
     let pinned = open(directory, names::INSTANCE)?;
-    let first = map_memory::<u64>(&pinned)
+    let first = map_memory::<u64>(pinned.fd().as_fd())
         .map_err(|_| {
             damaged(
                 directory,
@@ -262,8 +294,8 @@ fn check_version(directory: &Path) -> Result<(), Error> {
     }
 }
 
-fn map_memory<T: crate::dataplane::array::Entry>(map: &MapData) -> Result<Array<T>, Error> {
-    Array::of_map(map.fd().as_fd(), 1).map_err(|errno| Error::Bpf {
+fn map_memory<T: crate::dataplane::array::Entry>(map: BorrowedFd<'_>) -> Result<Array<T>, Error> {
+    Array::of_map(map, 1).map_err(|errno| Error::Bpf {
         doing: "mapping a pinned map's memory",
         source: errno.into(),
     })
@@ -271,13 +303,16 @@ fn map_memory<T: crate::dataplane::array::Entry>(map: &MapData) -> Result<Array<
 
 /// The capacities of pinned maps, told by those maps that the others follow.
 fn pinned_capacity(directory: &Path) -> Result<Capacity, Error> {
-    let entries = |name| Ok::<_, Error>(info(directory, name)?.max_entries());
+    fn entries<T>(directory: &Path, name: &str) -> Result<u32, Error> {
+        let bytes = info(&open(directory, name)?)?.value_size();
+        Ok(bytes / size_of::<T>() as u32)
+    }
     let capacity = Capacity {
-        flow_buckets: entries(names::FLOWS4)?,
-        services: entries(names::SERVICES)?,
-        backends: entries(names::BACKENDS)?,
-        table_slots: entries(names::TABLES)?,
-        cpus: entries(names::CPUS)?,
+        flow_buckets: entries::<v4::Bucket>(directory, names::FLOWS4)?,
+        services: entries::<Service>(directory, names::SERVICES)?,
+        backends: entries::<Backend>(directory, names::BACKENDS)?,
+        table_slots: entries::<Slot>(directory, names::TABLES)?,
+        cpus: entries::<CpuState>(directory, names::CPUS)?,
     };
     let possible = possible_cpus()?;
     if capacity.cpus < possible {
@@ -311,8 +346,8 @@ fn open(directory: &Path, name: &str) -> Result<MapData, Error> {
     })
 }
 
-fn info(directory: &Path, name: &str) -> Result<MapInfo, Error> {
-    open(directory, name)?.info().map_err(|source| Error::Load {
+fn info(map: &MapData) -> Result<MapInfo, Error> {
+    map.info().map_err(|source| Error::Load {
         what: "a pinned map",
         source: Box::new(EbpfError::MapError(source)),
     })
@@ -325,11 +360,10 @@ fn damaged(directory: &Path, name: &str, what: String) -> Error {
     }
 }
 
-/// What a map has to be.
+/// What a map has to be: an array of one value, which is an array of entries.
 struct Shape {
     name: &'static str,
-    value_size: usize,
-    entries: u32,
+    bytes: u64,
 }
 
 /// All maps of an instance of this capacity.
@@ -337,8 +371,7 @@ fn shapes(capacity: &Capacity) -> [Shape; names::ALL.len()] {
     fn shape<T>(name: &'static str, entries: u32) -> Shape {
         Shape {
             name,
-            value_size: size_of::<T>(),
-            entries,
+            bytes: size_of::<T>() as u64 * u64::from(entries),
         }
     }
     [
@@ -355,36 +388,50 @@ fn shapes(capacity: &Capacity) -> [Shape; names::ALL.len()] {
 }
 
 impl Shape {
-    /// Compares a pinned map with this shape.
-    fn check(&self, directory: &Path) -> Result<(), Error> {
-        let info = info(directory, self.name)?;
+    /// Creates the map.
+    fn create(&self) -> Result<OwnedFd, Error> {
+        let created = if self.bytes > MAX_BYTES {
+            Err(io::Error::from_raw_os_error(libc::E2BIG))
+        } else {
+            bpf::create_shared(self.name, self.bytes as u32)
+        };
+        created.map_err(|source| Error::Create {
+            map: self.name,
+            bytes: self.bytes,
+            source,
+        })
+    }
+
+    /// Opens a pinned map, if it has this shape.
+    fn adopt(&self, directory: &Path) -> Result<OwnedFd, Error> {
+        let map = open(directory, self.name)?;
+        let info = info(&map)?;
         let found = (
             info.map_type().ok(),
             info.key_size(),
-            info.value_size() as usize,
+            u64::from(info.value_size()),
             info.max_entries(),
             info.map_flags() & BPF_F_MMAPABLE,
         );
-        let expected = (
-            Some(MapType::Array),
-            4,
-            self.value_size,
-            self.entries,
-            BPF_F_MMAPABLE,
-        );
-        if found == expected {
-            Ok(())
-        } else {
-            Err(damaged(
+        let expected = (Some(MapType::Array), 4, self.bytes, 1, BPF_F_MMAPABLE);
+        if found != expected {
+            return Err(damaged(
                 directory,
                 self.name,
                 format!(
                     "its (type, key size, value size, entries, flags) are {found:?} and should be {expected:?}"
                 ),
-            ))
+            ));
         }
+        map.fd()
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(refused_call("keeping a pinned map open"))
     }
 }
+
+/// The largest map that a program can address: the verifier (all kernels to 7.2) bounds variable offsets so.
+const MAX_BYTES: u64 = 1 << 29;
 
 /// A new instance with seeds that nobody knows.
 fn new_instance() -> Result<Instance, Error> {

@@ -13,7 +13,7 @@ use aya::{
     programs::Xdp,
 };
 use lb_common::{
-    backend::{Backend, BackendState, Mode, NextHop, Serving, outer_checksum_base},
+    backend::{Backend, BackendState, Mode, NextHop, Serving},
     bench::{self, FRAME_LEN, Kind, Orders},
     clock::Tick,
     flow::{
@@ -272,16 +272,15 @@ fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
 fn serve(maps: &Maps) {
     for id in 1..=BACKENDS {
         let address = 0x0a01_0000 + id;
-        let outer_source = 0x0a00_0001;
         let hop = NextHop {
             destination: [2, 0, 0, 0, 1, id as u8],
             source: [2, 0, 0, 0, 0, 1],
             ifindex: 1,
-            outer_source,
-            checksum_base: outer_checksum_base(outer_source, address),
+            outer_source: [10, 0, 0, 1],
             mtu: 1_500,
-            reserved: 0,
-        };
+            ..NextHop::default()
+        }
+        .encapsulating(address);
         maps.backends.set(
             id,
             &Backend {

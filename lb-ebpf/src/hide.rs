@@ -1,0 +1,26 @@
+//! Hiding from the compiler what it knows of a value, at the cost of no instruction.
+//!
+//! The compiler drops checks that it can prove to be needless, and derives one value from another's parts. The verifier cannot always
+//! follow, and then misses the check, or sees another register checked than used.
+
+unsafe extern "C" {
+    // LLVM's own means for this, which its BPF backend removes when nothing is left to be optimised.
+    #[link_name = "llvm.bpf.passthrough.i64.i64"]
+    fn pass_number(sequence: u32, value: u64) -> u64;
+    #[link_name = "llvm.bpf.passthrough.p0.p0"]
+    fn pass_pointer(sequence: u32, value: *mut u8) -> *mut u8;
+}
+
+/// The same number.
+#[inline(always)]
+pub(crate) fn number(value: u64) -> u64 {
+    // SAFETY: no instruction at all.
+    unsafe { pass_number(0, value) }
+}
+
+/// The same pointer.
+#[inline(always)]
+pub(crate) fn pointer<T>(value: *mut T) -> *mut T {
+    // SAFETY: no instruction at all.
+    unsafe { pass_pointer(0, value.cast()).cast() }
+}
