@@ -47,7 +47,13 @@ fn climb_and_make_private() -> nix::Result<()> {
 
 fn make_private_from(place: &str) -> nix::Result<()> {
     const NONE: Option<&str> = None;
-    mount(NONE, place, NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE)
+    mount(
+        NONE,
+        place,
+        NONE,
+        MsFlags::MS_REC | MsFlags::MS_PRIVATE,
+        NONE,
+    )
 }
 
 fn identity(place: &str) -> nix::Result<(u64, u64)> {
