@@ -98,10 +98,15 @@ fn pinned_capacities_outlast_a_changed_configuration() {
 fn a_second_daemon_is_refused() {
     run(|sandbox| {
         let first = sandbox.open(&[]);
-        let error = Kernel::open(&sandbox.options(&[])).unwrap_err();
-        assert!(matches!(error, Error::Busy { .. }), "{error}");
-        let error = cleanup(&sandbox.pins()).unwrap_err();
-        assert!(matches!(error, Error::Busy { .. }), "{error}");
+        let pid = std::process::id();
+        for error in [
+            Kernel::open(&sandbox.options(&[])).unwrap_err(),
+            cleanup(&sandbox.pins()).unwrap_err(),
+        ] {
+            assert!(matches!(error, Error::Busy { .. }), "{error}");
+            let error = error.to_string();
+            assert!(error.contains(&format!("(pid {pid})")), "{error}");
+        }
         drop(first);
         sandbox.open(&[]);
     });
