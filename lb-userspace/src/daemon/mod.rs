@@ -202,6 +202,19 @@ async fn run_parts(
             Ok(())
         }
     });
+    #[cfg(feature = "log")]
+    match kernel.log() {
+        Ok(log) => {
+            let mut stopping = stopping.clone();
+            parts.start("the program's log", async move {
+                tokio::select! {
+                    () = crate::shutdown::requested(&mut stopping) => Ok(()),
+                    ended = log => ended.context("it cannot be read"),
+                }
+            });
+        }
+        Err(error) => tracing::warn!(%error, "the program logs nothing"),
+    }
     if let Some(listener) = web_listener {
         let web = Web::new(maps, watched_status.clone(), watched_census);
         let running = web::serve(listener, web, stopping.clone());

@@ -109,6 +109,17 @@ impl Kernel {
         &self.loaded
     }
 
+    /// As [`Loaded::log`].
+    ///
+    /// # Errors
+    /// As there.
+    #[cfg(feature = "log")]
+    pub fn log(
+        &mut self,
+    ) -> Result<impl Future<Output = std::io::Result<()>> + use<>, aya_log::Error> {
+        self.loaded.log()
+    }
+
     /// The instance's own facts, as they were when it was created.
     pub fn instance(&self) -> Instance {
         self.loaded.instance()
