@@ -39,6 +39,7 @@ fn main() -> Result<()> {
         .args(["-Z", "build-std=core", "--target", "bpfel-unknown-none"])
         .arg("--target-dir")
         .arg(&target_dir)
+        .args(env::var_os("CARGO_FEATURE_LOG").map(|_| "--features=log"))
         // The BPF target has no prebuilt `core`: it is built from rust-src, which takes an unstable flag. A stable toolchain
         // accepts that flag only with this variable, and it is set for this build alone, since other crates change with it.
         .env("RUSTC_BOOTSTRAP", "1")

@@ -218,9 +218,8 @@ pub struct Backend {
 }
 
 const _: () = assert!(size_of::<NextHop>() == 32 && offset_of!(NextHop, source) == 6);
-const _: () = assert!(
-    offset_of!(NextHop, outer_start) == 14 && offset_of!(NextHop, outer_destination) == 20
-);
+const _: () =
+    assert!(offset_of!(NextHop, outer_start) == 14 && offset_of!(NextHop, outer_destination) == 20);
 const _: () = assert!(size_of::<Backend>() == 128 && offset_of!(Backend, hops) == 32);
 
 #[cfg(test)]

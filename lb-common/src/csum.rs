@@ -79,7 +79,11 @@ mod tests {
                 // What a sender puts there is never ffff: that would be the sum of no words at all (RFC 1624, section 3).
                 if checksum != u16::MAX {
                     let raw = after_a_hop(checksum.to_be());
-                    assert_eq!(u16::from_be(raw), update(checksum, old, new), "{checksum:x}");
+                    assert_eq!(
+                        u16::from_be(raw),
+                        update(checksum, old, new),
+                        "{checksum:x}"
+                    );
                 }
             }
         }

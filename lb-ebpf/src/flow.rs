@@ -1,7 +1,7 @@
 //! The flow stage: [`lb_common::flow::steer`] on the maps.
 
-use core::{
-    intrinsics::{AtomicOrdering::SeqCst, atomic_cxchg, atomic_xchg, is_val_statically_known},
+use core::intrinsics::{
+    AtomicOrdering::SeqCst, atomic_cxchg, atomic_xchg, is_val_statically_known,
 };
 
 use lb_common::{

@@ -91,7 +91,19 @@ fn any(ctx: *mut xdp_md) -> u32 {
         },
     };
     tally.count(reason);
+    #[cfg(feature = "log")]
+    log(ctx, reason as u32, action);
     action
+}
+
+/// Tells what became of a packet. A function of its own, for its stack.
+#[cfg(feature = "log")]
+#[inline(never)]
+fn log(ctx: *mut xdp_md, reason: u32, action: u32) {
+    let ctx = XdpContext::new(ctx);
+    if let Some(reason) = Reason::from_code(reason as u8) {
+        aya_log_ebpf::debug!(&ctx, "{}, action {}", reason.name(), action);
+    }
 }
 
 /// The packet's way. Ends in the reason and action of a packet that leaves from here, or in the reason why it does not.

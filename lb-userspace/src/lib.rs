@@ -1,6 +1,7 @@
 //! Tether's daemon and command line.
 
 pub mod admin;
+mod chain;
 pub mod cli;
 pub mod config;
 pub mod daemon;

@@ -47,6 +47,33 @@ impl std::fmt::Display for Health {
     }
 }
 
+/// Why clients of dead backends are not told of their death.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Suspension {
+    /// Over half of the service's backends fell at once: this machine's own eyes are in doubt.
+    MassFall,
+    /// Over half of the backends of all services fell at once.
+    MassFallEverywhere,
+    /// Too few backends are usable, and all active ones take flows: perhaps it is the check that is wrong.
+    FailOpen,
+    /// Too few backends are usable, and there is none that could be used all the same.
+    BelowMinHealthy,
+}
+
+impl std::fmt::Display for Suspension {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::MassFall => "over half of its backends fell within 10 s",
+            Self::MassFallEverywhere => "over half of all services' backends fell within 10 s",
+            Self::FailOpen => "it is in fail-open",
+            Self::BelowMinHealthy => {
+                "fewer backends than min_healthy are usable, and no other is active"
+            }
+        })
+    }
+}
+
 /// A backend by name, unique on this instance.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct BackendName {

@@ -10,7 +10,7 @@ use lb_common::{
 use crate::{
     desired::Endpoint,
     ids::{self, Numbered},
-    model::{Admin, Health},
+    model::{Admin, Health, Suspension},
 };
 
 /// A fall of many backends within this time is suspect, in milliseconds.
@@ -124,8 +124,8 @@ pub struct Service<'a> {
     pub table: Option<Table<'a>>,
     /// Whether too few backends are usable, so that all active ones take new flows.
     pub fail_open: bool,
-    /// Whether clients of dead backends are not told.
-    pub resets_suspended: bool,
+    /// Why clients of dead backends are not told, if they are not.
+    pub resets_suspended: Option<Suspension>,
     /// Its backends, in the order of the facts.
     pub backends: Vec<Backend>,
 }
@@ -201,12 +201,23 @@ fn resolve_service<'a>(
         .wanted
         .is_none_or(|wanted| usable >= wanted.min_healthy as usize);
     let fail_open = !enough && candidates().next().is_some();
-    let resets_suspended = blind || !enough || fell_together(facts.backends.iter());
+    // What is most in doubt comes first: a mass fall is also what most fail-opens come from.
+    let resets_suspended = if fell_together(facts.backends.iter()) {
+        Some(Suspension::MassFall)
+    } else if blind {
+        Some(Suspension::MassFallEverywhere)
+    } else if fail_open {
+        Some(Suspension::FailOpen)
+    } else if !enough {
+        Some(Suspension::BelowMinHealthy)
+    } else {
+        None
+    };
     let given = |backend: &BackendFacts<'_>| match serving(backend) {
         _ if fail_open && may_take_new(&backend) => Serving::New,
         // Weight 0, or the service itself is removed.
         Serving::New if !may_take_new(&backend) => Serving::ExistingOnly,
-        Serving::None if resets_suspended => Serving::ExistingOnly,
+        Serving::None if resets_suspended.is_some() => Serving::ExistingOnly,
         serving => serving,
     };
     let backends: Vec<Backend> = facts

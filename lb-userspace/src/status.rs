@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     flows::Counts,
-    model::{Admin, Health},
+    model::{Admin, Health, Suspension},
 };
 
 /// An instance at one moment.
@@ -107,8 +107,8 @@ pub struct ServiceStatus {
     pub removed: bool,
     /// Whether too few backends are usable, so that all active ones take new flows.
     pub fail_open: bool,
-    /// Whether dead backends' clients are not told, because this machine's own eyes are in doubt.
-    pub resets_suspended: bool,
+    /// Why dead backends' clients are not told, if they are not.
+    pub resets_suspended: Option<Suspension>,
     /// Why it is not served as configured, if it is not.
     pub error: Option<String>,
     /// Its backends; removed ones last.

@@ -110,7 +110,7 @@ impl Daemon {
         let next_hop = NextHop {
             destination: [2, 0, 0, 0, 0, 1],
             ifindex: 3,
-            outer_source: 0x0a00_0102,
+            outer_source: [10, 0, 1, 2],
             mtu: 1_500,
             ..NextHop::default()
         };
@@ -408,9 +408,12 @@ async fn a_refused_configuration_leaves_all_as_it_is_and_is_shown() {
     let machine = Machine::new("refused");
     let daemon = running(&machine).await;
     let mut other = machine.config(&[B1]);
-    other.limits.flows = 2_000_000;
+    other.services[0].table_size = 9_973;
     let error = daemon.reload(other).await.unwrap_err();
-    assert!(error.contains("limits: flows differs"), "{error}");
+    assert!(
+        error.contains("table_slots = 10000, 9946 too few"),
+        "{error}"
+    );
     let mut other = machine.config(&[B1]);
     other.interfaces = vec!["eth1".to_owned()];
     let error = daemon.reload(other).await.unwrap_err();
@@ -464,22 +467,26 @@ async fn drift_heals_under_steady_change() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn maps_of_another_size_are_refused() {
+async fn maps_that_are_too_small_are_refused() {
     let machine = Machine::new("size");
     let mut config = machine.config(&[B1]);
-    config.limits.backends = 65;
+    config.limits.table_slots = 20_000;
+    config.services[0].table_size = 9_973;
     let daemon = Daemon::start(&machine.maps, config);
     let error = tokio::time::timeout(PATIENCE, daemon.task)
         .await
         .unwrap()
         .unwrap()
-        .unwrap_err();
-    assert!(
-        error
-            .to_string()
-            .contains("limits: backends differs from what the maps were made for"),
-        "{error}"
-    );
+        .unwrap_err()
+        .to_string();
+    for part in [
+        "loop.toml: limits: ",
+        "table_slots = 10000, 9946 too few",
+        "table_slots = 19946 or more",
+        "`tether cleanup`",
+    ] {
+        assert!(error.contains(part), "{part}: {error}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

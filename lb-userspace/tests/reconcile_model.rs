@@ -287,8 +287,16 @@ impl World {
         self.now_ms += 100;
         match event {
             Event::Reload(services) => {
-                self.config = config(services, self.directory.0.clone());
-                self.state.reload(self.config.clone()).unwrap();
+                let config = config(services, self.directory.0.clone());
+                let needs = config.needs();
+                let fits = needs.services <= LIMITS.services.into()
+                    && needs.backends <= LIMITS.backends.into()
+                    && needs.table_slots <= LIMITS.table_slots.into();
+                let result = self.state.reload(config.clone());
+                assert_eq!(result.is_ok(), fits, "{result:?}");
+                if fits {
+                    self.config = config;
+                }
             }
             Event::Verdict(service, backend, health) => {
                 if let Some((name, address)) = self.named(*service, *backend) {
@@ -306,7 +314,7 @@ impl World {
                     let next_hop = mac.map(|last| NextHop {
                         destination: [2, 0, 0, 0, 0, last],
                         ifindex: 1,
-                        outer_source: 0x0a00_0001,
+                        outer_source: [10, 0, 0, 1],
                         mtu: 1500,
                         ..NextHop::default()
                     });

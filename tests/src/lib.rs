@@ -3,6 +3,7 @@
 
 pub mod config;
 pub mod frame;
+mod mounts;
 pub mod namespace;
 pub mod packet;
 pub mod packet_socket;

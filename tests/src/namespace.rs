@@ -18,6 +18,8 @@ use anyhow::{Context as _, Result, bail};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 
+use crate::mounts;
+
 type Job = Box<dyn FnOnce() + Send>;
 
 /// A host of the lab. Dropping it ends its thread, and with that its children, links, mounts and pins.
@@ -288,31 +290,12 @@ impl Drop for Namespace {
     }
 }
 
-/// Takes the mounts of this namespace out of all propagation.
-///
-/// In a chroot `/` is a directory and no mount, which the kernel refuses (EINVAL); then it is done for each mount that is to be seen
-/// from there.
-fn make_mounts_private() -> Result<()> {
-    const NONE: Option<&str> = None;
-    match mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE) {
-        Err(nix::Error::EINVAL) => {}
-        other => return other.context("make mounts private"),
-    }
-    let mounts = std::fs::read_to_string("/proc/thread-self/mountinfo").context("list mounts")?;
-    for line in mounts.lines() {
-        let place = line.split(' ').nth(4).context("a line of mountinfo")?;
-        mount(NONE, place, NONE, MsFlags::MS_PRIVATE, NONE)
-            .with_context(|| format!("make {place} private"))?;
-    }
-    Ok(())
-}
-
 /// Moves the calling thread into fresh namespaces; returns its thread id and handles of both.
 fn become_host() -> Result<(i32, File, File)> {
     const NONE: Option<&str> = None;
     unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS).context("unshare")?;
     // Without this, what is mounted below would appear on the machine itself.
-    make_mounts_private()?;
+    mounts::make_private().context("make mounts private")?;
     // sysfs shows the network namespace it was mounted from, so the machine's would show the machine's interfaces.
     for (kind, place) in [("sysfs", "/sys"), ("bpf", "/sys/fs/bpf"), ("tmpfs", "/run")] {
         mount(Some(kind), place, Some(kind), MsFlags::empty(), NONE)

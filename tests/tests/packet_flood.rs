@@ -10,9 +10,9 @@ use std::{
     },
 };
 
-use lab::packet::{Client, World, entries::backend, kernel::action, world::tick};
+use lab::packet::{Client, World, entries::backend, flow::ago, kernel::action, world::tick};
 use lb_common::{
-    clock::{Tick, ticks_proving},
+    clock::ticks_proving,
     flow::{
         v4::{Key, WAYS},
         word::{State, Word, YOUNG_TICKS},
@@ -51,10 +51,6 @@ impl Template {
     }
 }
 
-fn ago(now: Tick, ticks: u32) -> Tick {
-    Tick(now.0.wrapping_sub(ticks))
-}
-
 /// Older pins on backend 2, which today's table never picks: exceptions all, idle for a day, of clients that are no flood's.
 fn older_pins(world: &World) -> Vec<(Key, Word)> {
     let idle_since = ago(tick(), ticks_proving(24 * 3_600));
@@ -87,17 +83,21 @@ fn used(world: &World) -> f64 {
     world.values().len() as f64 / capacity
 }
 
+/// A SYN and the ACK after it, both of which are forwarded.
+#[track_caller]
+fn shake_hands(world: &World, frame: &mut Template, client: Client, isn: u32) {
+    for (flags, seq) in [(SYN, isn), (ACK, isn.wrapping_add(1))] {
+        assert_eq!(world.hit(frame.of(client, flags, seq)), action::TX);
+    }
+}
+
 /// A thousand clients open flows and speak; all are served, to the backend that their SYN went to. Returns how many got an entry.
 fn serve_clients(world: &World, from: u32) -> u64 {
     let before = world.count_of(Reason::Opened);
     let mut frame = Template::new();
     for number in from..from + 1_000 {
         let isn = number.wrapping_mul(0x9e37_79b9);
-        assert_eq!(world.hit(frame.of(client(number), SYN, isn)), action::TX);
-        assert_eq!(
-            world.hit(frame.of(client(number), ACK, isn.wrapping_add(1))),
-            action::TX
-        );
+        shake_hands(world, &mut frame, client(number), isn);
     }
     world.count_of(Reason::Opened) - before
 }
@@ -149,11 +149,7 @@ fn a_flood_of_a_million_handshakes_loses_no_older_pin_and_serves_every_client() 
     let older = older_pins(&world);
     let mut frame = Template::new();
     for number in 0..FLOOD {
-        assert_eq!(world.hit(frame.of(client(number), SYN, number)), action::TX);
-        assert_eq!(
-            world.hit(frame.of(client(number), ACK, number + 1)),
-            action::TX
-        );
+        shake_hands(&world, &mut frame, client(number), number);
         if number % 250_000 == 249_999 {
             serve_clients(&world, 30_000_000 + number);
         }
@@ -169,11 +165,7 @@ fn a_flood_of_handshakes_that_fills_the_table_is_reclaimed() {
     let older = older_pins(&world);
     let mut frame = Template::new();
     for number in 0..FLOOD / 2 * 3 {
-        assert_eq!(world.hit(frame.of(client(number), SYN, number)), action::TX);
-        assert_eq!(
-            world.hit(frame.of(client(number), ACK, number + 1)),
-            action::TX
-        );
+        shake_hands(&world, &mut frame, client(number), number);
     }
     serve_clients(&world, 30_000_000);
     assert_untouched(&world, &older);
@@ -191,11 +183,7 @@ fn a_flood_of_a_million_triples_loses_no_older_pin_and_serves_every_client() {
     let older = older_pins(&world);
     let mut frame = Template::new();
     for number in 0..FLOOD {
-        assert_eq!(world.hit(frame.of(client(number), SYN, number)), action::TX);
-        assert_eq!(
-            world.hit(frame.of(client(number), ACK, number + 1)),
-            action::TX
-        );
+        shake_hands(&world, &mut frame, client(number), number);
     }
     let now = tick();
     for (place, _, word) in world.values() {

@@ -1,48 +1,17 @@
 //! Forgeries against a living flow, which change nothing, and ports that are used again, which look like them.
 
 use lab::packet::{
-    BackendSpec, CLIENT, Client, Packet, World, dropped, entries::backend, forwarded, world::tick,
+    BackendSpec, CLIENT, Client, World, dropped,
+    entries::backend,
+    flow::{MIB, assert_to, fin, live, pinned, rst, seq},
+    world::tick,
 };
 use lb_common::{
     backend::Serving,
-    clock::Tick,
-    flow::word::{State, Word, YOUNG_TICKS, epoch_of},
+    flow::word::{State, Word, YOUNG_TICKS},
     tcp::{ACK, FIN, RST},
     verdict::Reason,
 };
-
-const MIB: u32 = 1 << 20;
-
-#[track_caller]
-fn assert_to(world: &World, packet: &Packet, reason: Reason, id: u32) {
-    let output = BackendSpec::l2(id).l2_output(packet);
-    world.send(packet).expect(&forwarded(reason, id, output));
-}
-
-/// A live entry of [`CLIENT`] on backend 1 whose stream is where [`Client::ack`] continues it.
-fn live(state: State, then: Tick) -> Word {
-    Word::live(state, backend(1), epoch_of(seq()), then, 0)
-}
-
-fn seq() -> u32 {
-    CLIENT.ack().as_tcp().seq
-}
-
-fn fin() -> Packet {
-    CLIENT.ack().with_tcp(|tcp| tcp.flags = FIN | ACK)
-}
-
-fn rst() -> Packet {
-    CLIENT.ack().with_tcp(|tcp| tcp.flags = RST)
-}
-
-/// A world with a pin of [`CLIENT`] on backend 2, while all slots name backend 1: whoever moves the flow shows.
-fn pinned() -> (World, Word) {
-    let world = World::new();
-    let pin = Word::live(State::Pin, backend(2), epoch_of(seq()), world.now(), 0);
-    world.insert(CLIENT.key(), pin);
-    (world, pin)
-}
 
 #[test]
 fn a_spoofed_syn_against_a_pin_never_moves_it() {

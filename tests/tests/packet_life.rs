@@ -1,9 +1,12 @@
 //! The life of a flow through the program: embryo, young, pin, closing.
 
-use lab::packet::{BackendSpec, CLIENT, Packet, World, dropped, entries::backend, forwarded};
+use lab::packet::{
+    BackendSpec, CLIENT, World, dropped,
+    entries::backend,
+    flow::{MIB, ago, assert_to, fin, live, pinned, rst, seq},
+};
 use lb_common::{
     backend::Serving,
-    clock::Tick,
     flow::{
         life::PROMOTION_WINDOW,
         word::{
@@ -14,43 +17,6 @@ use lb_common::{
     tcp::{ACK, FIN, RST, SYN},
     verdict::Reason,
 };
-
-const MIB: u32 = 1 << 20;
-
-#[track_caller]
-fn assert_to(world: &World, packet: &Packet, reason: Reason, id: u32) {
-    let output = BackendSpec::l2(id).l2_output(packet);
-    world.send(packet).expect(&forwarded(reason, id, output));
-}
-
-/// A live entry of [`CLIENT`] on backend 1 whose stream is where [`Client::ack`] continues it.
-fn live(state: State, then: Tick) -> Word {
-    Word::live(state, backend(1), epoch_of(seq()), then, 0)
-}
-
-fn seq() -> u32 {
-    CLIENT.ack().as_tcp().seq
-}
-
-fn fin() -> Packet {
-    CLIENT.ack().with_tcp(|tcp| tcp.flags = FIN | ACK)
-}
-
-fn rst() -> Packet {
-    CLIENT.ack().with_tcp(|tcp| tcp.flags = RST)
-}
-
-fn ago(now: Tick, ticks: u32) -> Tick {
-    Tick(now.0.wrapping_sub(ticks))
-}
-
-/// A world with a pin of [`CLIENT`] on backend 2, while all slots name backend 1: whoever moves the flow shows.
-fn pinned() -> (World, Word) {
-    let world = World::new();
-    let pin = Word::live(State::Pin, backend(2), epoch_of(seq()), world.now(), 0);
-    world.insert(CLIENT.key(), pin);
-    (world, pin)
-}
 
 #[test]
 fn a_syn_makes_an_embryo_that_holds_its_sequence_number() {

@@ -1,7 +1,10 @@
 //! Places in the flow table, through the program: claiming, relocation, adoption, handover.
 
 use lab::packet::{
-    BackendSpec, CLIENT, Client, Packet, World, answered, entries::backend, forwarded, reset_output,
+    BackendSpec, CLIENT, Client, World, answered,
+    entries::backend,
+    flow::{ago, assert_to},
+    reset_output,
 };
 use lb_common::{
     backend::Serving,
@@ -15,18 +18,8 @@ use lb_common::{
     verdict::Reason,
 };
 
-#[track_caller]
-fn assert_to(world: &World, packet: &Packet, reason: Reason, id: u32) {
-    let output = BackendSpec::l2(id).l2_output(packet);
-    world.send(packet).expect(&forwarded(reason, id, output));
-}
-
 fn pin(now: Tick) -> Word {
     Word::live(State::Pin, backend(2), 7, now, 0)
-}
-
-fn ago(now: Tick, ticks: u32) -> Tick {
-    Tick(now.0.wrapping_sub(ticks))
 }
 
 /// Fills both homes of [`CLIENT`] with entries of flows that have the same two homes, `value` by their number from 0 to 7.

@@ -14,7 +14,11 @@ use lb_ebpf::packet::{Bytes, Frame};
 use crate::parse::Segment;
 
 #[inline(always)]
-pub(crate) fn encapsulate(ctx: &XdpContext, segment: &Segment, hop: &NextHop) -> Result<(), Reason> {
+pub(crate) fn encapsulate(
+    ctx: &XdpContext,
+    segment: &Segment,
+    hop: &NextHop,
+) -> Result<(), Reason> {
     let length = segment.length as u32 + IPV4_LEN as u32;
     if length > hop.mtu as u32 {
         return Err(Reason::TooBig);
@@ -30,7 +34,8 @@ pub(crate) fn encapsulate(ctx: &XdpContext, segment: &Segment, hop: &NextHop) ->
         return Err(Reason::NoHeadroom);
     }
     let outer = start(Frame::of(ctx), segment, hop, type_of_service)?;
-    const CONSTANTS: u64 = u64::from_le_bytes([0, 0, 0, 0, (IPV4_DF >> 8) as u8, 0, TTL, PROTO_IPIP]);
+    const CONSTANTS: u64 =
+        u64::from_le_bytes([0, 0, 0, 0, (IPV4_DF >> 8) as u8, 0, TTL, PROTO_IPIP]);
     outer.set_raw64(2, CONSTANTS | (length as u16).to_be() as u64);
     let sum = hop.checksum_base as u32 + type_of_service as u32 + length;
     outer.set_u16(10, csum::finish_short(sum));
@@ -48,9 +53,7 @@ fn start(
 ) -> Result<Bytes, Reason> {
     let tags = segment.network() - ETH_LEN;
     if tags == 0 {
-        let head = frame
-            .at(0, ETH_LEN + IPV4_LEN)
-            .ok_or(Reason::NoHeadroom)?;
+        let head = frame.at(0, ETH_LEN + IPV4_LEN).ok_or(Reason::NoHeadroom)?;
         head.set_raw64(0, hop_word(hop, 0));
         head.set_raw64(8, hop_word(hop, 1) | ((type_of_service as u64) << 56));
         return Ok(head.after(ETH_LEN));

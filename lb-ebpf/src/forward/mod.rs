@@ -67,7 +67,12 @@ fn send(ctx: &XdpContext, ifindex: u32) -> u32 {
 fn hop_word(hop: &NextHop, index: usize) -> u64 {
     const _: () = assert!(size_of::<NextHop>() == 32 && offset_of!(NextHop, destination) == 0);
     // SAFETY: one of four words of an entry of the map, which is aligned.
-    unsafe { core::ptr::from_ref(hop).cast::<u64>().add(index).read_volatile() }
+    unsafe {
+        core::ptr::from_ref(hop)
+            .cast::<u64>()
+            .add(index)
+            .read_volatile()
+    }
 }
 
 /// Writes a next hop's addresses into an Ethernet header: destination and source lie in the entry as in the header.

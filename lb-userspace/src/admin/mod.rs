@@ -19,7 +19,7 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::{Path as UrlPath, State},
+    extract::{Path as UrlPath, State, rejection::PathRejection},
     http::StatusCode,
     response::{IntoResponse as _, Response},
     routing::{get, post},
@@ -69,14 +69,24 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
     Ok(listener)
 }
 
-/// Serves the API until `shutdown` turns true.
-pub async fn serve(listener: UnixListener, admin: Admin, mut shutdown: watch::Receiver<bool>) {
+/// Serves the API until `shutdown` turns true: at `listener`, and at each of `later` in place of the one before, which somebody has
+/// removed.
+pub async fn serve(
+    mut listener: UnixListener,
+    mut later: mpsc::Receiver<UnixListener>,
+    admin: Admin,
+    mut shutdown: watch::Receiver<bool>,
+) {
     let router = router(admin);
     let places = Arc::new(Semaphore::new(http::CONNECTIONS));
     loop {
         let place = places.clone().acquire_owned().await;
         let stream = tokio::select! {
             () = crate::shutdown::requested(&mut shutdown) => return,
+            Some(next) = later.recv() => {
+                listener = next;
+                continue;
+            }
             accepted = listener.accept() => match accepted {
                 Ok((stream, _)) => stream,
                 Err(error) => {
@@ -136,29 +146,29 @@ async fn status(State(admin): State<Admin>) -> Response {
     Json(&*status).into_response()
 }
 
-async fn drain(
-    State(admin): State<Admin>,
-    UrlPath((service, backend)): UrlPath<(String, String)>,
-) -> Response {
-    let name = BackendName { service, backend };
-    ask(&admin, |reply| Command::Drain { name, reply }).await
+/// A service's name and a backend's, in a path.
+type Named = UrlPath<(String, String)>;
+
+async fn drain(State(admin): State<Admin>, name: Result<Named, PathRejection>) -> Response {
+    ask(&admin, name, |name, reply| Command::Drain { name, reply }).await
 }
 
-async fn undrain(
-    State(admin): State<Admin>,
-    UrlPath((service, backend)): UrlPath<(String, String)>,
-) -> Response {
-    let name = BackendName { service, backend };
-    ask(&admin, |reply| Command::Undrain { name, reply }).await
+async fn undrain(State(admin): State<Admin>, name: Result<Named, PathRejection>) -> Response {
+    ask(&admin, name, |name, reply| Command::Undrain { name, reply }).await
 }
 
 async fn ask(
     admin: &Admin,
-    command: impl FnOnce(oneshot::Sender<Result<(), String>>) -> Command,
+    name: Result<Named, PathRejection>,
+    command: impl FnOnce(BackendName, oneshot::Sender<Result<(), String>>) -> Command,
 ) -> Response {
+    let name = match name {
+        Ok(UrlPath((service, backend))) => BackendName { service, backend },
+        Err(rejection) => return http::error(rejection.status(), rejection.body_text()),
+    };
     let (reply, answer) = oneshot::channel();
     let asked = async {
-        admin.commands.send(command(reply)).await.ok()?;
+        admin.commands.send(command(name, reply)).await.ok()?;
         answer.await.ok()
     };
     match tokio::time::timeout(PATIENCE, asked).await {

@@ -38,6 +38,7 @@ fn some_status() -> Status {
 struct Daemon {
     directory: std::path::PathBuf,
     client: Client,
+    listeners: mpsc::Sender<UnixListener>,
     stop: watch::Sender<bool>,
     _status: watch::Sender<Arc<Status>>,
     heard: mpsc::Receiver<String>,
@@ -69,7 +70,8 @@ impl Daemon {
             commands: commands.clone(),
             reloader: Arc::new(Reloader::new(file, commands)),
         };
-        tokio::spawn(serve(listener, admin, shutdown));
+        let (listeners, later) = mpsc::channel(1);
+        tokio::spawn(serve(listener, later, admin, shutdown));
         tokio::spawn(async move {
             let answer = |name: &BackendName| {
                 if name.backend == "b1" {
@@ -102,6 +104,7 @@ impl Daemon {
         Self {
             client: Client::new(&socket),
             directory,
+            listeners,
             stop,
             _status: status,
             heard,
@@ -187,4 +190,31 @@ async fn what_does_not_exist_is_said_so() {
     assert!(listen(&socket).is_err());
     assert_eq!(std::fs::read_to_string(&socket).unwrap(), "precious");
     drop(listen(&daemon.socket()).unwrap());
+}
+
+#[tokio::test]
+async fn a_name_that_is_no_text_is_refused_in_json() {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    let daemon = Daemon::start("name").await;
+    let mut stream = UnixStream::connect(daemon.socket()).await.unwrap();
+    let request = "POST /v1/services/%FF/backends/b1/drain HTTP/1.1\r\nHost: tether\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
+    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
+    let body: serde_json::Value = serde_json::from_str(body).unwrap();
+    let error = body["error"].as_str().unwrap();
+    assert!(error.contains("UTF-8"), "{error}");
+}
+
+#[tokio::test]
+async fn a_socket_that_was_removed_is_served_where_it_is_opened_again() {
+    let daemon = Daemon::start("again").await;
+    std::fs::remove_file(daemon.socket()).unwrap();
+    daemon.client.status().await.unwrap_err();
+    let next = listen(&daemon.socket()).unwrap();
+    daemon.listeners.send(next).await.unwrap();
+    assert_eq!(daemon.client.status().await.unwrap(), some_status());
 }

@@ -107,15 +107,15 @@ fn service_lines(service: &ServiceStatus) -> String {
             service.fail_open,
             "FAIL-OPEN: too few backends are usable, all active ones take flows",
         ),
-        (
-            service.resets_suspended,
-            "resets suspended: many backends fell at once",
-        ),
     ] {
         if is_so {
             text += "  ";
             text += what;
         }
+    }
+    if let Some(why) = service.resets_suspended {
+        // Writing to a String cannot fail.
+        let _ = write!(text, "  clients of dead backends are not told: {why}");
     }
     text.push('\n');
     if let Some(error) = &service.error {
@@ -223,7 +223,7 @@ mod tests {
         "attachments":[{"interface":"eth0","mode":"native"}],
         "flows":{"capacity":1000,"embryo":0,"young":1,"pin":12,"closing":0,"use":0.013},
         "services":[{"name":"chat","vip":"10.0.0.1","port":80,"mode":"ipip","removed":false,
-          "fail_open":true,"resets_suspended":false,"error":null,
+          "fail_open":true,"resets_suspended":"fail-open","error":null,
           "backends":[{"name":"b1","address":"10.0.1.11","port":80,"weight":100,"admin":"draining",
             "removed":false,"health":"refusing","serving":"existing-only","neighbour":"resolved",
             "last_error":"status 503",
@@ -241,7 +241,7 @@ flows: 12 pinned, 1 young, 0 embryos, 0 closing; 1.3% of 1000 entries in use
 the latest reload was refused, an older configuration is in force:
   a.toml:1:1: x: bad; mend it
 
-chat  10.0.0.1:80  ipip  FAIL-OPEN: too few backends are usable, all active ones take flows
+chat  10.0.0.1:80  ipip  FAIL-OPEN: too few backends are usable, all active ones take flows  clients of dead backends are not told: it is in fail-open
   BACKEND  ADDRESS       WEIGHT  ADMIN     HEALTH    SERVING        NEIGHBOUR  ACTIVE  IDLE  LAST ERROR
   b1       10.0.1.11:80  100     draining  refusing  existing-only  resolved   11      1     status 503
 

@@ -14,6 +14,7 @@ use clap::{Args, Parser, Subcommand};
 
 use crate::{
     admin::client::{self, Client},
+    chain::chain,
     config::{self, Config, Problems},
     daemon::{
         self,
@@ -168,8 +169,14 @@ enum Failure {
     Kernel(#[from] kernel::Error),
     #[error("tether: {0}")]
     Lock(#[from] daemon::lock::Error),
-    #[error("tether: {0:#}")]
-    Other(#[from] anyhow::Error),
+    #[error("tether: {}", chain(.0.as_ref()))]
+    Other(anyhow::Error),
+}
+
+impl From<anyhow::Error> for Failure {
+    fn from(error: anyhow::Error) -> Self {
+        Self::Other(error)
+    }
 }
 
 impl Failure {

@@ -56,6 +56,31 @@ pub struct Limits {
     pub table_slots: u32,
 }
 
+/// Entries of the maps that the services of a configuration take.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Needs {
+    /// Of the services map, id 0 included.
+    pub services: u64,
+    /// Of the backends map, id 0 included.
+    pub backends: u64,
+    /// Of the arena: all tables, and the largest once more, since it is written anew beside them.
+    pub table_slots: u64,
+}
+
+impl Config {
+    /// What its services need.
+    pub fn needs(&self) -> Needs {
+        let services = &self.services;
+        let backends: usize = services.iter().map(|service| service.backends.len()).sum();
+        let sizes = || services.iter().map(|service| u64::from(service.table_size));
+        Needs {
+            services: services.len() as u64 + 1,
+            backends: backends as u64 + 1,
+            table_slots: sizes().sum::<u64>() + sizes().max().unwrap_or(0),
+        }
+    }
+}
+
 /// A service as configured.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Service {
@@ -117,24 +142,29 @@ const MAX_FILE: u64 = 16 << 20;
 
 /// Reads a regular file, whole. A pipe or a device would keep a reload waiting for ever.
 fn read_file(path: &Path) -> std::io::Result<String> {
+    use std::io::Error;
     let file = File::options()
         .read(true)
         .custom_flags(libc::O_NONBLOCK)
         .open(path)?;
     let kind = file.metadata()?.file_type();
     if !kind.is_file() {
-        return Err(std::io::Error::other(
-            "it is no regular file; name the file that holds the configuration",
-        ));
+        return Err(Error::other("it is no regular file"));
     }
-    let mut text = String::new();
-    file.take(MAX_FILE + 1).read_to_string(&mut text)?;
+    let mut text = Vec::new();
+    file.take(MAX_FILE + 1).read_to_end(&mut text)?;
     if text.len() as u64 > MAX_FILE {
-        return Err(std::io::Error::other(
-            "it is larger than 16 MiB; is it the right file?",
+        return Err(Error::other(
+            "it is larger than 16 MiB, which no configuration is",
         ));
     }
-    Ok(text)
+    String::from_utf8(text).map_err(|error| {
+        let line = 1 + error.as_bytes()[..error.utf8_error().valid_up_to()]
+            .iter()
+            .filter(|&&byte| byte == b'\n')
+            .count();
+        Error::other(format!("it is no UTF-8 text, from line {line} on"))
+    })
 }
 
 /// Validates a configuration's text; `path` is for messages.

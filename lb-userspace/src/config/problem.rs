@@ -11,10 +11,8 @@ use std::{
 pub struct Problem {
     /// The file.
     pub file: PathBuf,
-    /// Line, from 1.
-    pub line: usize,
-    /// Column, in characters, from 1.
-    pub column: usize,
+    /// Where in the file; nowhere if that could not be read.
+    pub place: Option<Place>,
     /// What of the configuration it concerns, for example `service "chat"`.
     pub object: String,
     /// What is wrong with that.
@@ -23,24 +21,29 @@ pub struct Problem {
     pub remedy: String,
 }
 
-impl Problem {
-    fn place(&self) -> (usize, usize) {
-        (self.line, self.column)
-    }
+/// A place in a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Place {
+    /// Line, from 1.
+    pub line: usize,
+    /// Column, in characters, from 1.
+    pub column: usize,
 }
 
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
-            line,
-            column,
+            file,
+            place,
             object,
             wrong,
             remedy,
-            ..
         } = self;
-        let file = self.file.display();
-        write!(f, "{file}:{line}:{column}: {object}: {wrong}; {remedy}")
+        write!(f, "{}:", file.display())?;
+        if let Some(Place { line, column }) = place {
+            write!(f, "{line}:{column}:")?;
+        }
+        write!(f, " {object}: {wrong}; {remedy}")
     }
 }
 
@@ -53,8 +56,7 @@ impl Problems {
     pub fn unreadable(file: &Path, error: &std::io::Error) -> Self {
         Self(vec![Problem {
             file: file.to_owned(),
-            line: 1,
-            column: 1,
+            place: None,
             object: "configuration".to_owned(),
             wrong: format!("cannot be read: {error}"),
             remedy: "name a readable file of UTF-8 text with --config".to_owned(),
@@ -133,8 +135,10 @@ impl<'a> Findings<'a> {
         let before = self.text.get(start..offset).unwrap_or_default();
         Problem {
             file: self.file.to_owned(),
-            line,
-            column: before.chars().count() + 1,
+            place: Some(Place {
+                line,
+                column: before.chars().count() + 1,
+            }),
             object: object.to_owned(),
             wrong,
             remedy,
@@ -146,13 +150,13 @@ impl<'a> Findings<'a> {
         if !self.errors.is_empty() {
             return Err(self.into_problems());
         }
-        self.warnings.sort_by_key(Problem::place);
+        self.warnings.sort_by_key(|problem| problem.place);
         Ok(self.warnings)
     }
 
     /// The errors, in the order of the file.
     pub(super) fn into_problems(mut self) -> Problems {
-        self.errors.sort_by_key(Problem::place);
+        self.errors.sort_by_key(|problem| problem.place);
         Problems(self.errors)
     }
 }

@@ -81,8 +81,7 @@ fn read(path: &Path, document: &Spanned<DeTable<'_>>, findings: &mut Findings<'_
     }
     root.finish(findings);
     unique_services(&services, findings);
-    within_limits(&services, &limits, &limits_span, findings);
-    Config {
+    let config = Config {
         path: path.to_owned(),
         interfaces,
         state_dir,
@@ -91,7 +90,9 @@ fn read(path: &Path, document: &Spanned<DeTable<'_>>, findings: &mut Findings<'_
         metrics,
         limits,
         services: services.into_iter().map(|placed| placed.service).collect(),
-    }
+    };
+    within_limits(&config, &limits_span, findings);
+    config
 }
 
 fn interfaces(root: &mut Reader<'_>, findings: &mut Findings<'_>) -> Vec<String> {
@@ -297,12 +298,7 @@ fn unique_services(services: &[PlacedService], findings: &mut Findings<'_>) {
     }
 }
 
-fn within_limits(
-    services: &[PlacedService],
-    limits: &Limits,
-    spans: &LimitSpans,
-    findings: &mut Findings<'_>,
-) {
+fn within_limits(config: &Config, spans: &LimitSpans, findings: &mut Findings<'_>) {
     let mut exceeded = |span: &Option<Range<usize>>,
                         key: &str,
                         needed: u64,
@@ -317,37 +313,34 @@ fn within_limits(
             );
         }
     };
-    let backends: u64 = services
-        .iter()
-        .map(|placed| placed.service.backends.len() as u64)
-        .sum();
-    let sizes = || {
-        services
-            .iter()
-            .map(|placed| u64::from(placed.service.table_size))
-    };
-    // Id 0 is not used.
+    let (limits, needs) = (&config.limits, config.needs());
     exceeded(
         &spans.services,
         "services",
-        services.len() as u64 + 1,
+        needs.services,
         limits.services,
-        &format!("{} services, for number 0 is not used", services.len()),
+        &format!("{} services, for number 0 is not used", needs.services - 1),
     );
     exceeded(
         &spans.backends,
         "backends",
-        backends + 1,
+        needs.backends,
         limits.backends,
-        &format!("{backends} backends, for number 0 is not used"),
+        &format!("{} backends, for number 0 is not used", needs.backends - 1),
     );
-    let (sum, largest) = (sizes().sum::<u64>(), sizes().max().unwrap_or(0));
+    let sizes = config
+        .services
+        .iter()
+        .map(|service| u64::from(service.table_size));
     exceeded(
         &spans.table_slots,
         "table_slots",
-        sum + largest,
+        needs.table_slots,
         limits.table_slots,
-        &format!("tables of {sum} slots in all and room to write the largest anew beside them"),
+        &format!(
+            "tables of {} slots in all and room to write the largest anew beside them",
+            sizes.sum::<u64>()
+        ),
     );
 }
 

@@ -45,7 +45,7 @@ pub enum Error {
 #[derive(Debug)]
 pub struct StateDir {
     path: PathBuf,
-    _lock: Flock<File>,
+    lock: Flock<File>,
 }
 
 impl StateDir {
@@ -88,19 +88,27 @@ impl StateDir {
                 }
             };
             // Who removes the directory holds the lock meanwhile: what we locked may be a file that is gone.
-            let held = lock
-                .metadata()
-                .map_err(failed(&file_path, "reading the lock"))?;
-            match fs::metadata(&file_path) {
-                Ok(found) if (found.dev(), found.ino()) == (held.dev(), held.ino()) => (),
-                _ => continue,
+            if !is_at(&lock, &file_path) {
+                continue;
             }
             write_pid(&mut lock).map_err(failed(&file_path, "writing the lock"))?;
             return Ok(Self {
                 path: path.to_owned(),
-                _lock: lock,
+                lock,
             });
         }
+    }
+
+    /// Takes the directory again if somebody has removed it, or the lock in it. True if that was so.
+    ///
+    /// # Errors
+    /// As [`StateDir::take`].
+    pub fn retake(&mut self) -> Result<bool, Error> {
+        if is_at(&self.lock, &self.path.join(LOCK)) {
+            return Ok(false);
+        }
+        *self = Self::take(&self.path)?;
+        Ok(true)
     }
 
     /// Path of the admin socket.
@@ -135,6 +143,14 @@ impl StateDir {
             }
             Err(error) => Err(failed(&self.path, "removing")(error)),
         }
+    }
+}
+
+/// Whether an open file is the one at `path`.
+fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::metadata(path)) {
+        (Ok(held), Ok(found)) => (held.dev(), held.ino()) == (found.dev(), found.ino()),
+        _ => false,
     }
 }
 
@@ -173,6 +189,24 @@ mod tests {
         drop(first);
         StateDir::take(&path).unwrap().remove(&[]).unwrap();
         assert!(!path.exists());
+    }
+
+    #[test]
+    fn a_directory_that_was_removed_is_taken_again_unless_another_has_it() {
+        let path = directory("removed");
+        let mut state = StateDir::take(&path).unwrap();
+        assert!(!state.retake().unwrap());
+        fs::remove_dir_all(&path).unwrap();
+        assert!(state.retake().unwrap());
+        assert!(!state.retake().unwrap());
+        StateDir::take(&path).unwrap_err();
+
+        fs::remove_file(path.join(LOCK)).unwrap();
+        let other = StateDir::take(&path).unwrap();
+        let error = state.retake().unwrap_err();
+        assert!(matches!(error, Error::Taken { .. }), "{error}");
+        drop(state);
+        other.remove(&[]).unwrap();
     }
 
     #[test]

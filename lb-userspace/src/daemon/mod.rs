@@ -11,43 +11,40 @@
 //! However the daemon ends, the data path goes on forwarding.
 
 pub mod lock;
+mod parts;
+mod upkeep;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    future::Future,
     sync::Arc,
-    time::Duration,
 };
 
 use anyhow::{Context as _, Result, anyhow};
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, watch},
-    task::JoinSet,
 };
 
-use self::lock::StateDir;
+use self::{
+    lock::StateDir,
+    parts::{Parts, STOP_PATIENCE},
+    upkeep::Upkeep,
+};
 use crate::{
     admin::{self, Admin, Reloader},
     config::Config,
     dataplane::{
-        kernel::{Attached, Kernel, Options, XdpMode, possible_cpus},
+        kernel::{Kernel, Options, possible_cpus},
         maps::Capacity,
     },
     flows, health, neighbour,
     reconcile::{self, Inputs, Outputs},
-    status::{AttachMode, Attachment, ConfigStatus, FlowTable, Generation, Status},
+    status::{ConfigStatus, FlowTable, Generation, Status},
     web::{self, Web},
 };
 
 /// Reports and commands that may wait for the reconciler.
 const QUEUE: usize = 1_024;
-/// Time in which the parts end once they are told to.
-const STOP_PATIENCE: Duration = Duration::from_secs(5);
-
-/// Time between two looks at whether the program is still attached.
-const ATTACHMENT_CHECK: Duration = Duration::from_secs(5);
-
 /// Runs the daemon until it is told to end by SIGTERM or SIGINT.
 ///
 /// # Errors
@@ -62,9 +59,9 @@ pub fn run(config: Config) -> Result<()> {
         let _entered = runtime.enter();
         Signals::catch().context("signals could not be caught")?
     };
-    let state = StateDir::take(&config.state_dir)?;
+    let mut state = StateDir::take(&config.state_dir)?;
     let kernel = Kernel::open(&options(&config)?)?;
-    let ended = runtime.block_on(run_parts(config, &state, kernel, signals));
+    let ended = runtime.block_on(run_parts(config, &mut state, kernel, signals));
     // A thread that hangs in a read of a file must not keep the process, and with it the lock.
     runtime.shutdown_timeout(STOP_PATIENCE);
     ended
@@ -123,7 +120,7 @@ impl Signals {
 
 async fn run_parts(
     config: Config,
-    state: &StateDir,
+    state: &mut StateDir,
     mut kernel: Kernel,
     mut signals: Signals,
 ) -> Result<()> {
@@ -137,6 +134,7 @@ async fn run_parts(
     let (attachments, watched_attachments) = watch::channel(vec![]);
     let (status, watched_status) = watch::channel(Arc::new(starting(&config)));
     let (stop, stopping) = watch::channel(false);
+    let (listeners, later_listeners) = mpsc::channel(1);
 
     // Sockets first: what is taken is said before anything begins.
     let socket = state.socket();
@@ -170,7 +168,7 @@ async fn run_parts(
         addresses,
         status,
     };
-    let mut parts = Parts(JoinSet::new());
+    let mut parts = Parts::default();
     parts.start("the reconciler", {
         let running = reconcile::run(
             maps.clone(),
@@ -198,12 +196,25 @@ async fn run_parts(
         }
     });
     parts.start("the admin socket", {
-        let running = admin::serve(admin_listener, admin, stopping.clone());
+        let running = admin::serve(admin_listener, later_listeners, admin, stopping.clone());
         async {
             running.await;
             Ok(())
         }
     });
+    #[cfg(feature = "log")]
+    match kernel.log() {
+        Ok(log) => {
+            let mut stopping = stopping.clone();
+            parts.start("the program's log", async move {
+                tokio::select! {
+                    () = crate::shutdown::requested(&mut stopping) => Ok(()),
+                    ended = log => ended.context("it cannot be read"),
+                }
+            });
+        }
+        Err(error) => tracing::warn!(%error, "the program logs nothing"),
+    }
     if let Some(listener) = web_listener {
         let web = Web::new(maps, watched_status.clone(), watched_census);
         let running = web::serve(listener, web, stopping.clone());
@@ -213,15 +224,15 @@ async fn run_parts(
         });
     }
 
-    let ended = serve(
-        &mut kernel,
-        &mut parts,
-        &mut signals,
-        watched_status,
-        &attachments,
-        &reloader,
-    )
-    .await;
+    let upkeep = Upkeep {
+        kernel: &mut kernel,
+        state,
+        attachments: &attachments,
+        listeners: &listeners,
+        is_attached: false,
+        is_open: true,
+    };
+    let ended = serve(upkeep, &mut parts, &mut signals, watched_status, &reloader).await;
     // Nobody is left to listen only if every part has ended already.
     stop.send_replace(true);
     parts.end().await;
@@ -236,16 +247,14 @@ async fn run_parts(
 
 /// From the first application to the signal that ends it.
 async fn serve(
-    kernel: &mut Kernel,
+    mut upkeep: Upkeep<'_>,
     parts: &mut Parts,
     signals: &mut Signals,
     mut status: watch::Receiver<Arc<Status>>,
-    attachments: &watch::Sender<Vec<Attachment>>,
     reloader: &Arc<Reloader>,
 ) -> Result<()> {
     let mut ready = false;
-    let mut is_attached = true;
-    let mut check = tokio::time::interval(ATTACHMENT_CHECK);
+    let mut look = tokio::time::interval(upkeep::EVERY);
     loop {
         tokio::select! {
             failure = parts.failure() => return Err(failure),
@@ -259,51 +268,21 @@ async fn serve(
             },
             applied = applied(&mut status), if !ready => {
                 applied?;
-                let attached = tokio::task::block_in_place(|| kernel.attach())?;
-                attachments.send_replace(attached.iter().map(attachment).collect());
+                upkeep.attach()?;
                 ready = true;
                 // Scripts wait for this line. The status may be a moment behind it.
                 tracing::info!(
-                    adopted = kernel.adopted(),
+                    adopted = upkeep.kernel.adopted(),
                     pid = std::process::id(),
                     "ready"
                 );
             }
-            _ = check.tick(), if ready => {
-                is_attached = attach_again(kernel, attachments, is_attached);
+            _ = look.tick() => {
+                upkeep.open_again();
+                if ready {
+                    upkeep.attach_again();
+                }
             }
-        }
-    }
-}
-
-/// Sees to it that the program is still attached: an interface may have been recreated, or somebody may have detached the program.
-/// Returns whether it is; the status shows it.
-fn attach_again(
-    kernel: &mut Kernel,
-    attachments: &watch::Sender<Vec<Attachment>>,
-    was_attached: bool,
-) -> bool {
-    let attached = tokio::task::block_in_place(|| {
-        if kernel.is_attached()? {
-            return Ok(None);
-        }
-        kernel.attach().map(Some)
-    });
-    match attached {
-        Ok(None) => true,
-        Ok(Some(attached)) => {
-            tracing::warn!(
-                "the program was detached, or an interface recreated; it is attached again"
-            );
-            attachments.send_replace(attached.iter().map(attachment).collect());
-            true
-        }
-        Err(error) => {
-            if was_attached {
-                tracing::error!(%error, "the program is not attached, and no traffic is served there; trying again");
-                attachments.send_replace(vec![]);
-            }
-            false
         }
     }
 }
@@ -334,70 +313,4 @@ async fn applied(status: &mut watch::Receiver<Arc<Status>>) -> Result<()> {
         .await
         .map(drop)
         .map_err(|_| anyhow!("the reconciler ended before it applied anything"))
-}
-
-fn attachment(attached: &Attached) -> Attachment {
-    Attachment {
-        interface: attached.interface.clone(),
-        mode: match attached.mode {
-            XdpMode::Native => AttachMode::Native,
-            XdpMode::Generic => AttachMode::Generic,
-        },
-    }
-}
-
-/// The parts that run until they are told to stop, by their names.
-struct Parts(JoinSet<(&'static str, Result<()>)>);
-
-impl Parts {
-    fn start(
-        &mut self,
-        name: &'static str,
-        part: impl Future<Output = Result<()>> + Send + 'static,
-    ) {
-        self.0.spawn(async move { (name, part.await) });
-    }
-
-    /// Waits until a part ends by itself, which none should, and says why.
-    ///
-    /// A part that fails takes others with it, which end without an error of their own, and maybe before it: they are not the reason
-    /// if another is found within [`STOP_PATIENCE`].
-    async fn failure(&mut self) -> anyhow::Error {
-        let mut ended = self.0.join_next().await;
-        if matches!(ended, Some(Ok((_, Ok(()))))) {
-            let reason = async {
-                while let Some(other) = self.0.join_next().await {
-                    if !matches!(other, Ok((_, Ok(())))) {
-                        return Some(other);
-                    }
-                }
-                None
-            };
-            if let Ok(Some(other)) = tokio::time::timeout(STOP_PATIENCE, reason).await {
-                ended = Some(other);
-            }
-        }
-        match ended {
-            None => anyhow!("no part is running"),
-            Some(Ok((name, Ok(())))) => anyhow!("{name} ended without being told to"),
-            Some(Ok((name, Err(error)))) => error.context(format!("{name} failed")),
-            Some(Err(error)) => anyhow!("a part of the daemon panicked: {error}"),
-        }
-    }
-
-    /// Waits for all to end as they were told to; not for ever.
-    async fn end(&mut self) {
-        let all = async {
-            while let Some(ended) = self.0.join_next().await {
-                match ended {
-                    Ok((_, Ok(()))) => (),
-                    Ok((name, Err(error))) => tracing::warn!("{name} ended with {error:#}"),
-                    Err(error) => tracing::error!("a part of the daemon panicked: {error}"),
-                }
-            }
-        };
-        if tokio::time::timeout(STOP_PATIENCE, all).await.is_err() {
-            tracing::warn!("not everything ended in time; leaving it behind");
-        }
-    }
 }

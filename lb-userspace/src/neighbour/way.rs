@@ -310,7 +310,7 @@ mod tests {
             (hop.destination, hop.source, hop.ifindex),
             (MAC, [2, 0, 0, 0, 0, 1], 7)
         );
-        assert_eq!((hop.mtu, hop.outer_source), (1_500, 0x0a00_0202));
+        assert_eq!((hop.mtu, hop.outer_source), (1_500, [10, 0, 2, 2]));
     }
 
     #[test]

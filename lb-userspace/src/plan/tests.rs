@@ -110,7 +110,7 @@ fn service(id: u16, size: u32, new: &[u32], old: &[u32]) -> resolve::Service<'st
                 .collect(),
         }),
         fail_open: false,
-        resets_suspended: false,
+        resets_suspended: None,
         backends: new
             .iter()
             .map(|&id| backend(id, Serving::New))

@@ -160,7 +160,7 @@ impl State {
                 mode: service.mode,
                 removed: false,
                 fail_open: false,
-                resets_suspended: false,
+                resets_suspended: None,
                 error: Some(error.clone()),
                 backends: Vec::new(),
             })

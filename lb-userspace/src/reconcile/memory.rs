@@ -2,9 +2,11 @@
 
 use std::{
     collections::BTreeSet,
-    fs, io,
+    fs::{self, DirBuilder},
+    io,
     io::Write,
     net::Ipv4Addr,
+    os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
 
@@ -16,8 +18,10 @@ use crate::{desired::Endpoint, model::BackendName};
 const FILE: &str = "runtime.json";
 /// Its name while it is being written.
 const ASIDE: &str = "runtime.json.new";
+/// Its name once it could not be used.
+const BROKEN: &str = "runtime.json.broken";
 /// What may be left in a state directory: for who removes it.
-pub const FILES: [&str; 2] = [FILE, ASIDE];
+pub const FILES: [&str; 3] = [FILE, ASIDE, BROKEN];
 /// Version of the file's form.
 const VERSION: u32 = 1;
 
@@ -69,11 +73,16 @@ impl Memory {
         self.backends.get(&identity).cloned()
     }
 
-    /// What was saved in a state directory; nothing if nothing was.
-    ///
-    /// # Errors
-    /// When the file is there but cannot be read or understood.
-    pub(super) fn load(directory: &Path) -> io::Result<Self> {
+    /// What was saved in a state directory; nothing if nothing was. What cannot be used is set aside and told: it must not keep the
+    /// configuration from being served.
+    pub(super) fn load(directory: &Path) -> Self {
+        Self::read(directory).unwrap_or_else(|error| {
+            set_aside(directory, &error);
+            Self::default()
+        })
+    }
+
+    fn read(directory: &Path) -> io::Result<Self> {
         let text = match fs::read(path(directory)) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
             other => other?,
@@ -94,7 +103,10 @@ impl Memory {
     /// # Errors
     /// When it cannot be written; the file is then as it was.
     pub(super) fn save(&self, directory: &Path) -> io::Result<()> {
-        fs::create_dir_all(directory)?;
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(directory)?;
         let aside = directory.join(ASIDE);
         let mut file = fs::File::create(&aside)?;
         file.write_all(&serde_json::to_vec(self)?)?;
@@ -108,6 +120,23 @@ pub(super) fn path(directory: &Path) -> PathBuf {
     directory.join(FILE)
 }
 
+/// Keeps an unusable file for people to look at, and says what is lost with it.
+fn set_aside(directory: &Path, error: &io::Error) {
+    const LOST: &str = "backends that were drained with `tether drain` take new flows unless they are drained again, and what was removed \
+                        from the configuration is listed by its addresses";
+    let (file, broken) = (path(directory), directory.join(BROKEN));
+    match fs::rename(&file, &broken) {
+        Ok(()) => tracing::error!(
+            file = %file.display(), kept = %broken.display(), %error,
+            "what the last run remembered cannot be used: {LOST}"
+        ),
+        Err(rename) => tracing::error!(
+            file = %file.display(), %error, %rename,
+            "what the last run remembered cannot be used, nor be set aside: {LOST}"
+        ),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -119,7 +148,7 @@ mod tests {
     #[test]
     fn what_is_saved_is_loaded() {
         let directory = directory("saved");
-        assert_eq!(Memory::load(&directory).unwrap(), Memory::default());
+        assert_eq!(Memory::load(&directory), Memory::default());
         let name = BackendName {
             service: "chat".to_owned(),
             backend: "b1".to_owned(),
@@ -134,7 +163,7 @@ mod tests {
             std::iter::once((u64::MAX, name.clone())),
         );
         memory.save(&directory).unwrap();
-        let loaded = Memory::load(&directory).unwrap();
+        let loaded = Memory::load(&directory);
         assert_eq!(loaded, memory);
         assert_eq!(loaded.backend(u64::MAX), Some(name));
         assert_eq!(loaded.service(endpoint).as_deref(), Some("chat"));
@@ -147,8 +176,8 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_refused() {
-        let directory = directory("refused");
+    fn what_is_not_understood_is_set_aside() {
+        let directory = directory("broken");
         fs::create_dir_all(&directory).unwrap();
         for text in [
             "",
@@ -156,8 +185,10 @@ mod tests {
             r#"{"version":2,"drained":[],"services":[],"backends":{}}"#,
         ] {
             fs::write(path(&directory), text).unwrap();
-            let error = Memory::load(&directory).unwrap_err();
-            assert_ne!(error.kind(), io::ErrorKind::NotFound, "{text}");
+            assert_eq!(Memory::load(&directory), Memory::default());
+            assert!(!path(&directory).exists(), "{text}");
+            let kept = fs::read_to_string(directory.join(BROKEN)).unwrap();
+            assert_eq!(kept, text);
         }
         fs::remove_dir_all(directory).unwrap();
     }

@@ -1,5 +1,6 @@
 //! The loop that keeps the maps true: the only writer of services, tables, backends and the directory of VIPs.
 
+mod capacity;
 mod listing;
 mod memory;
 mod record;
@@ -91,17 +92,9 @@ pub type Grace = Arc<dyn Fn() + Send + Sync>;
 /// Why the reconciler cannot begin.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The configuration is not for maps of this size.
+    /// The maps are too small for what is configured.
     #[error("{0}")]
     Capacity(String),
-    /// What the last run remembered cannot be read.
-    #[error("{path}: {source}; mend the file, or remove it: drains made at runtime are then forgotten", path = .path.display())]
-    Memory {
-        /// The file.
-        path: std::path::PathBuf,
-        /// Why.
-        source: std::io::Error,
-    },
 }
 
 /// How long the first application waits, at most, for first verdicts and next hops.

@@ -10,7 +10,7 @@ use lb_common::backend::{Mode, Serving};
 use crate::{
     desired::{self, Endpoint},
     ids::{Numbered, Quiet},
-    model::{BackendName, Check, CheckKind, Health, HealthReport},
+    model::{BackendName, Check, CheckKind, Health, HealthReport, Suspension},
     resolve::{BackendFacts, Found, Hop, WantedBackend, WantedService},
 };
 
@@ -33,7 +33,7 @@ pub(super) struct ServiceRecord {
     /// As last resolved.
     pub(super) fail_open: bool,
     /// As last resolved.
-    pub(super) resets_suspended: bool,
+    pub(super) resets_suspended: Option<Suspension>,
 }
 
 /// A backend that is known.

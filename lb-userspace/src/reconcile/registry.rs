@@ -16,7 +16,7 @@ use crate::{
     desired::{self, Endpoint},
     flows::{Census, Counts},
     ids::{Numbered, Pool, Quiet},
-    model::{BackendName, Health, HealthReport, Target},
+    model::{BackendName, Health, HealthReport, Suspension, Target},
     plan::Observed,
     resolve::{Found, ServiceFacts, WantedService},
 };
@@ -58,7 +58,7 @@ impl Registry {
                     quiet: Quiet::default(),
                     error: None,
                     fail_open: false,
-                    resets_suspended: false,
+                    resets_suspended: None,
                 };
                 (id, record)
             })
@@ -132,18 +132,53 @@ impl Registry {
                 backend.wanted = None;
             }
         }
-        self.homeless.clear();
+        let homeless = std::mem::take(&mut self.homeless);
         for service in services {
             self.want_service(service);
         }
         self.index();
+        self.tell_of_homeless(&homeless);
     }
 
     /// Tries again to give ids to what found none.
     pub(super) fn house(&mut self) {
-        for (service, _) in std::mem::take(&mut self.homeless) {
-            self.want_service(service);
+        let homeless = std::mem::take(&mut self.homeless);
+        for (service, _) in &homeless {
+            self.want_service(service.clone());
             self.index();
+        }
+        self.tell_of_homeless(&homeless);
+    }
+
+    /// Says what is not served as configured for want of ids, and what is again, as far as that is news.
+    fn tell_of_homeless(&self, before: &[(desired::Service, String)]) {
+        let find = |all: &[(desired::Service, String)], endpoint| {
+            all.iter()
+                .find(|(service, _)| service.endpoint == endpoint)
+                .map(|(_, error)| error.clone())
+        };
+        for (service, error) in &self.homeless {
+            if find(before, service.endpoint).as_ref() != Some(error) {
+                tracing::error!(service = service.name, %error, "a service cannot be served as configured");
+            }
+        }
+        for (service, _) in before {
+            let is_wanted = |id| {
+                self.services
+                    .get(id)
+                    .is_some_and(|known| known.wanted.is_some())
+            };
+            if find(&self.homeless, service.endpoint).is_none()
+                && self
+                    .by_endpoint
+                    .get(&service.endpoint)
+                    .is_some_and(is_wanted)
+            {
+                tracing::info!(
+                    service = service.name,
+                    "it and all its backends have ids now"
+                );
+            }
         }
     }
 
@@ -153,7 +188,7 @@ impl Registry {
             None => match self.service_ids.take() {
                 Some(numbered) => numbered.id as u16,
                 None => {
-                    let error = "every service id is taken until removed services' flows have ended; raise limits.services, run `tether cleanup` and start anew if it cannot wait";
+                    let error = "no id is left for it: every one is taken until removed services' flows have ended; raise limits.services, run `tether cleanup` and start anew if it cannot wait";
                     self.homeless.push((service, error.to_owned()));
                     return;
                 }
@@ -170,13 +205,14 @@ impl Registry {
             quiet: Quiet::default(),
             error: None,
             fail_open: false,
-            resets_suspended: false,
+            resets_suspended: None,
         });
         self.by_endpoint.insert(service.endpoint, id);
         record.name.clone_from(&service.name);
         record.mode = service.mode;
         record.unlisted = false;
         record.quiet = Quiet::default();
+        record.error = None;
         record.wanted = Some(WantedService {
             table_size: service.table_size,
             min_healthy: service.min_healthy,
@@ -185,7 +221,7 @@ impl Registry {
             .into_iter()
             .map(|backend| (backend.identity, backend))
             .collect();
-        let mut without = 0;
+        let mut without = Vec::new();
         for backend in &service.backends {
             match held.remove(&backend.identity) {
                 Some(known) => record.backends.push(BackendRecord {
@@ -198,16 +234,17 @@ impl Registry {
                             .backends
                             .push(new_record(numbered, service.mode, backend))
                     }
-                    None => without += 1,
+                    None => without.push(backend.name.backend.as_str()),
                 },
             }
         }
         let mut removed: Vec<BackendRecord> = held.into_values().collect();
         removed.sort_unstable_by_key(|backend| backend.numbered.id);
         record.backends.append(&mut removed);
-        if without > 0 {
+        if !without.is_empty() {
             let error = format!(
-                "{without} of its backends have no id, for every one is taken until removed backends' flows have ended; raise limits.backends, run `tether cleanup` and start anew if it cannot wait"
+                "no id is left for {}: every one is taken until removed backends' flows have ended; raise limits.backends, run `tether cleanup` and start anew if it cannot wait",
+                listed(&without)
             );
             record.error = Some(error.clone());
             self.homeless.push((service, error));
@@ -361,8 +398,16 @@ impl Registry {
                 }
             }
             if service.resets_suspended != outcome.resets_suspended {
-                let (name, suspended) = (&service.name, outcome.resets_suspended);
-                tracing::info!(service = name, suspended, "resets for dead backends");
+                let name = &service.name;
+                match outcome.resets_suspended {
+                    Some(why) => tracing::info!(
+                        service = name,
+                        "clients of dead backends are not told: {why}"
+                    ),
+                    None => {
+                        tracing::info!(service = name, "clients of dead backends are told again")
+                    }
+                }
             }
             service.fail_open = outcome.fail_open;
             service.resets_suspended = outcome.resets_suspended;
@@ -429,8 +474,25 @@ impl Registry {
 pub(super) struct Outcome {
     pub(super) service: u16,
     pub(super) fail_open: bool,
-    pub(super) resets_suspended: bool,
+    pub(super) resets_suspended: Option<Suspension>,
     pub(super) serving: Vec<Serving>,
+}
+
+/// Names of backends for a message: not a page of them.
+fn listed(names: &[&str]) -> String {
+    const MOST: usize = 8;
+    let (shown, rest) = names.split_at(names.len().min(MOST));
+    let what = if names.len() == 1 {
+        "backend"
+    } else {
+        "backends"
+    };
+    let more = if rest.is_empty() {
+        String::new()
+    } else {
+        format!(" and {} more", rest.len())
+    };
+    format!("{what} {}{more}", shown.join(", "))
 }
 
 /// Entries of the flow table that a count stands for.

@@ -9,13 +9,13 @@ use std::{
 use lb_common::clock::Tick;
 
 use super::{
-    Error,
+    Error, capacity,
     memory::{self, Memory},
     registry::{Outcome, Registry},
 };
 use crate::{
     config::Config,
-    dataplane::maps::{Capacity, Maps},
+    dataplane::maps::Maps,
     desired,
     flows::Census,
     model::{Admin, BackendName, HealthReport, NextHopReport, Target},
@@ -50,7 +50,7 @@ impl State {
     /// still be under way.
     ///
     /// # Errors
-    /// When the configuration's limits are not the maps' sizes, or what was remembered cannot be read.
+    /// When the maps are too small for what is configured.
     pub fn adopt(
         maps: Arc<Maps>,
         fleet_seed: [u64; 4],
@@ -58,11 +58,11 @@ impl State {
         census: Arc<Census>,
         now: Tick,
     ) -> Result<Self, Error> {
-        fits(&config, &maps.capacity).map_err(Error::Capacity)?;
-        let saved = Memory::load(&config.state_dir).map_err(|source| Error::Memory {
-            path: memory::path(&config.state_dir),
-            source,
-        })?;
+        capacity::fits(&config, &maps.capacity).map_err(Error::Capacity)?;
+        if let Some(warning) = capacity::other_limits(&config, &maps.capacity) {
+            tracing::warn!("{warning}");
+        }
+        let saved = Memory::load(&config.state_dir);
         let observed = Observed::read(&maps, Unsettled::default(), now);
         let mut state = Self {
             registry: Registry::adopt(&maps, &observed, &saved),
@@ -94,11 +94,16 @@ impl State {
     /// # Errors
     /// When it changes what is fixed while the daemon or the maps live; all stays as it was.
     pub fn reload(&mut self, config: Config) -> Result<u64, String> {
-        let result = fits(&config, &self.maps.capacity)
+        let result = capacity::fits(&config, &self.maps.capacity)
             .and_then(|()| needs_no_restart(&self.config, &config));
         if let Err(error) = result {
             self.config_error = Some(error.clone());
             return Err(error);
+        }
+        if config.limits != self.config.limits
+            && let Some(warning) = capacity::other_limits(&config, &self.maps.capacity)
+        {
+            tracing::warn!("{warning}");
         }
         self.config = config;
         self.config_error = None;
@@ -180,6 +185,11 @@ impl State {
             tracing::warn!("the maps are not as they were left: mending them");
         }
         self.observed = fresh;
+        if self.saved != Memory::default() && !memory::path(&self.config.state_dir).exists() {
+            // Somebody has removed it; the application that follows saves it again.
+            self.saved = Memory::default();
+            self.names_changed = true;
+        }
     }
 
     /// What to do now. Its operations must be applied, in order, and [`State::applied`] be told.
@@ -306,7 +316,18 @@ impl State {
     /// A drain ends with its backend: one that is configured again later is as the configuration says.
     fn forget_drains(&mut self) {
         let mut drained = std::mem::take(&mut self.drained);
-        drained.retain(|name| self.configured(name).is_ok());
+        drained.retain(|name| {
+            let is_configured = self.configured(name).is_ok();
+            if !is_configured {
+                tracing::warn!(
+                    backend = %name,
+                    "it is no longer in {}, and the `tether drain` that was ordered for it ends with it: should it return, or have another \
+                     name now, it takes new flows unless it is drained again",
+                    self.config.path.display()
+                );
+            }
+            is_configured
+        });
         self.drained = drained;
     }
 
@@ -326,31 +347,6 @@ impl State {
             self.saved = memory;
         }
         Ok(())
-    }
-}
-
-/// Whether a configuration's limits are the sizes of the maps.
-fn fits(config: &Config, capacity: &Capacity) -> Result<(), String> {
-    let limits = &config.limits;
-    let meant = Capacity::for_flows(
-        limits.flows,
-        limits.services,
-        limits.backends,
-        limits.table_slots,
-        capacity.cpus,
-    );
-    let sizes = [
-        ("flows", meant.flow_buckets, capacity.flow_buckets),
-        ("services", meant.services, capacity.services),
-        ("backends", meant.backends, capacity.backends),
-        ("table_slots", meant.table_slots, capacity.table_slots),
-    ];
-    match sizes.into_iter().find(|(_, meant, held)| meant != held) {
-        None => Ok(()),
-        Some((limit, ..)) => Err(format!(
-            "{}: limits: {limit} differs from what the maps were made for, and they hold flows; set it back, or end all flows with `tether cleanup` and start anew",
-            config.path.display()
-        )),
     }
 }
 

@@ -166,7 +166,8 @@ fn without_a_usable_backend_all_active_ones_take_new_flows() {
         admin(5, Admin::Disabled, Health::Up),
         admin(6, Admin::Draining, Health::Down),
     ]));
-    assert!(service.fail_open && service.resets_suspended);
+    assert!(service.fail_open);
+    assert_eq!(service.resets_suspended, Some(Suspension::FailOpen));
     let serving: Vec<_> = service.backends.iter().map(|b| b.serving).collect();
     use Serving::{ExistingOnly, New};
     assert_eq!(
@@ -272,9 +273,32 @@ fn a_fall_of_most_backends_of_the_instance_suspends_resets_everywhere() {
     let mut second = service(vec![fallen(3, 100), fallen(4, 200), up(5)]);
     second.id = 2;
     let both = resolve(&SEED, &[first.clone(), second.clone()]);
-    assert!(both[0].resets_suspended && both[1].resets_suspended);
+    for service in both {
+        let why = service.resets_suspended;
+        assert_eq!(why, Some(Suspension::MassFallEverywhere));
+    }
     let alone = resolve(&SEED, &[first]);
-    assert!(!alone[0].resets_suspended);
+    assert_eq!(alone[0].resets_suspended, None);
+}
+
+#[test]
+fn suspended_resets_have_a_cause_and_the_gravest_is_told() {
+    let why = |backends| one(service(backends)).resets_suspended;
+    assert_eq!(why(vec![up(1), fallen(2, 0)]), None);
+    assert_eq!(
+        why(vec![fallen(1, 0), fallen(2, 0)]),
+        Some(Suspension::FailOpen)
+    );
+    let draining = |id| admin(id, Admin::Draining, Health::Up);
+    assert_eq!(
+        why(vec![draining(1), draining(2)]),
+        Some(Suspension::BelowMinHealthy)
+    );
+    let most = vec![fallen(1, 0), fallen(2, 0), fallen(3, 0), up(4)];
+    assert_eq!(why(most), Some(Suspension::MassFall));
+    // Then it is in fail-open too, which it says anyway.
+    let all = (1..5).map(|id| fallen(id, 0)).collect();
+    assert_eq!(why(all), Some(Suspension::MassFall));
 }
 
 #[test]
@@ -296,7 +320,8 @@ fn a_removed_service_takes_nothing_new_and_keeps_its_table() {
     assert_eq!(service.table, None);
     let serving: Vec<_> = service.backends.iter().map(|b| b.serving).collect();
     assert_eq!(serving, [Serving::ExistingOnly, Serving::None]);
-    assert!(!service.fail_open && !service.resets_suspended);
+    assert!(!service.fail_open);
+    assert_eq!(service.resets_suspended, None);
 }
 
 #[test]

@@ -289,7 +289,7 @@ impl Metrics {
         );
         let mut suspended = Family::gauge(
             "service_resets_suspended",
-            "Whether clients of dead backends are not told, because this machine's own eyes are in doubt",
+            "Whether clients of dead backends are not told; `tether status` says why",
         );
         for service in &self.status.services {
             let identity = service_identity(service.vip, service.port);
@@ -300,7 +300,7 @@ impl Metrics {
                 );
             }
             fail_open.add(service_labels(service), service.fail_open);
-            suspended.add(service_labels(service), service.resets_suspended);
+            suspended.add(service_labels(service), service.resets_suspended.is_some());
         }
         traffic.encode(encoder)?;
         fail_open.encode(encoder)?;

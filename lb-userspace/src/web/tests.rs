@@ -58,7 +58,7 @@ fn a_status() -> Status {
             mode: Mode::Ipip,
             removed: false,
             fail_open: true,
-            resets_suspended: false,
+            resets_suspended: None,
             error: None,
             backends: vec![BackendStatus {
                 name: "b1".into(),

@@ -1,8 +1,14 @@
 //! Attaching: native, generic, replaced, refused, detached.
 
-use std::path::Path;
+use std::{
+    path::Path,
+    thread::sleep,
+    time::{Duration, Instant},
+};
 
-use lb_userspace::dataplane::kernel::{Error, XdpMode, attach_decap, cleanup, device::XdpState};
+use lb_userspace::dataplane::kernel::{
+    Error, XdpMode, attach_decap, bpf::Link, cleanup, device::XdpState,
+};
 
 use crate::sandbox::{command, ip, names, run, state};
 
@@ -67,6 +73,43 @@ fn an_interface_made_anew_gets_a_new_link() {
         assert_ne!(before[0].link, after[0].link);
         assert!(matches!(state("va"), XdpState::Native(_)));
         assert_eq!(names(&sandbox.pins()), ["link-va", "maps"]);
+    });
+}
+
+#[test]
+fn an_attachment_that_somebody_undid_is_missed_and_made_again() {
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        let mut kernel = sandbox.open(&["va", "vb"]);
+        assert!(!kernel.is_attached().unwrap());
+        kernel.attach().unwrap();
+        assert!(kernel.is_attached().unwrap());
+
+        // Detached and still pinned, unpinned (which detaches), and with its interface gone and made anew.
+        let pin = sandbox.pins().join("link-va");
+        let undoings: [fn(&Path); 3] = [
+            |pin| Link::from_pin(pin).unwrap().detach().unwrap(),
+            |pin| std::fs::remove_file(pin).unwrap(),
+            |_| {
+                ip(&["link", "del", "va"]);
+                ip(&["link", "add", "va", "type", "veth", "peer", "name", "vb"]);
+            },
+        ];
+        for undo in undoings {
+            undo(&pin);
+            // The kernel lets go of an unpinned link in its own time.
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while state("va") != XdpState::None {
+                assert!(Instant::now() < deadline, "it is never detached");
+                sleep(Duration::from_millis(1));
+            }
+            assert!(!kernel.is_attached().unwrap());
+            kernel.attach().unwrap();
+            assert!(kernel.is_attached().unwrap());
+            for interface in ["va", "vb"] {
+                assert!(matches!(state(interface), XdpState::Native(_)));
+            }
+        }
     });
 }
 

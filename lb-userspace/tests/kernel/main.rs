@@ -7,5 +7,7 @@
 
 mod attach;
 mod decap;
+#[path = "../../../tests/src/mounts.rs"]
+mod mounts;
 mod open;
 mod sandbox;

@@ -16,6 +16,8 @@ use nix::{
     sched::{CloneFlags, unshare},
 };
 
+use crate::mounts;
+
 /// Where a test's own bpffs is.
 #[derive(Clone)]
 pub(crate) struct Sandbox {
@@ -34,14 +36,7 @@ pub(crate) fn run(test: impl FnOnce(&Sandbox) + Send + 'static) {
     let body = move || {
         unshare(CloneFlags::CLONE_NEWNET | CloneFlags::CLONE_NEWNS)
             .expect("namespaces: these tests need root");
-        mount(
-            None::<&str>,
-            "/",
-            None::<&str>,
-            MsFlags::MS_REC | MsFlags::MS_PRIVATE,
-            None::<&str>,
-        )
-        .expect("making mounts private");
+        mounts::make_private().expect("making mounts private");
         let bpffs = PathBuf::from("/sys/fs/bpf");
         mount(
             Some("bpf"),

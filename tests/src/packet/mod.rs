@@ -7,6 +7,7 @@
 pub mod answer;
 pub mod check;
 pub mod entries;
+pub mod flow;
 pub mod frame;
 pub mod kernel;
 pub mod pcap;

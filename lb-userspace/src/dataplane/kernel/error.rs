@@ -4,6 +4,8 @@ use std::{io, path::PathBuf};
 
 use aya::{EbpfError, programs::ProgramError};
 
+use crate::chain::chain;
+
 /// Why an instance could not be opened, attached or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -28,12 +30,15 @@ pub enum Error {
     },
     /// Another process has this instance.
     #[error(
-        "{}: another tether process is using this instance; stop it first, or give this one a `bpffs` directory of its own",
-        path.display()
+        "{}: another tether process{} is using this instance; stop it first, or give this one a `bpffs` directory of its own",
+        path.display(),
+        pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default()
     )]
     Busy {
         /// The pin directory.
         path: PathBuf,
+        /// Id of the process, if it can be seen from here.
+        pid: Option<u32>,
     },
     /// Maps of another version.
     #[error(
@@ -248,18 +253,4 @@ fn remedy_in(error: &(dyn std::error::Error + 'static)) -> &'static str {
         next = error.source();
     }
     ""
-}
-
-/// An error with all its causes, each once.
-fn chain(error: &(dyn std::error::Error + 'static)) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        next = cause.source();
-    }
-    text
 }

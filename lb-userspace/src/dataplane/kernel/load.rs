@@ -100,9 +100,34 @@ impl Loaded {
         self.program().fd().expect("the program is loaded").as_fd()
     }
 
+    /// Hands on what the program logs, for as long as the future is polled. To be asked for once, after loading.
+    ///
+    /// # Errors
+    /// When the program was built without anything to log.
+    #[cfg(feature = "log")]
+    pub fn log(&mut self) -> Result<impl Future<Output = io::Result<()>> + use<>, aya_log::Error> {
+        use tokio::io::{Interest, unix::AsyncFd};
+
+        let logger = aya_log::EbpfLogger::init(&mut self.0.ebpf)?;
+        Ok(async move {
+            // SAFETY: the descriptor is the ring buffer's, which the logger owns and never replaces.
+            let logger = unsafe { AsyncFd::register_with_interest(logger, Interest::READABLE) };
+            let mut logger = logger.map_err(io::Error::from)?;
+            loop {
+                let mut readable = logger.readable_mut().await?;
+                readable.get_inner_mut().flush();
+                readable.clear_ready();
+            }
+        })
+    }
+
     /// The file descriptor of a map of the program, by its name in [`lb_common::maps`] or by its section in the object.
     pub fn map_fd(&self, name: &str) -> Option<BorrowedFd<'_>> {
-        let map = self.0.ebpf.map(name).or_else(|| self.0.ebpf.map(&section(name)))?;
+        let map = self
+            .0
+            .ebpf
+            .map(name)
+            .or_else(|| self.0.ebpf.map(&section(name)))?;
         match map {
             Map::Array(data) => Some(data.fd().as_fd()),
             _ => None,
@@ -177,7 +202,9 @@ fn stand_in(ebpf: &mut Ebpf, name: &str, map: BorrowedFd<'_>) -> Result<(), Erro
         )
     };
     if placed < 0 {
-        return Err(refused_call("giving the program its maps")(io::Error::last_os_error()));
+        return Err(refused_call("giving the program its maps")(
+            io::Error::last_os_error(),
+        ));
     }
     Ok(())
 }

@@ -70,7 +70,7 @@ impl Kernel {
     /// Opens the instance of a pin directory: adopts the maps that are pinned there, or creates them, and loads the program.
     /// Attaches nothing yet.
     ///
-    /// Capacities are those of pinned maps if there are any; a configuration that differs is warned of.
+    /// Capacities are those of pinned maps if there are any, whatever is asked for.
     ///
     /// # Errors
     /// When there is no bpffs, another daemon has the directory, pinned maps are not what this version can use, or the kernel
@@ -79,9 +79,7 @@ impl Kernel {
         let pins = Pins::open(&options.bpffs)?;
         let adopted = pins.has_maps();
         let loaded = if adopted {
-            let prepared = load::adopt(&pins)?;
-            warn_of_other_capacity(prepared.maps().capacity, options.capacity, &options.bpffs);
-            prepared.load()?
+            load::adopt(&pins)?.load()?
         } else {
             let loaded = load::create(&pins, options.capacity)?.load();
             if loaded.is_err() {
@@ -109,6 +107,17 @@ impl Kernel {
     /// The loaded program and its maps.
     pub fn loaded(&self) -> &Loaded {
         &self.loaded
+    }
+
+    /// As [`Loaded::log`].
+    ///
+    /// # Errors
+    /// As there.
+    #[cfg(feature = "log")]
+    pub fn log(
+        &mut self,
+    ) -> Result<impl Future<Output = std::io::Result<()>> + use<>, aya_log::Error> {
+        self.loaded.log()
     }
 
     /// The instance's own facts, as they were when it was created.
@@ -149,22 +158,5 @@ impl Kernel {
     /// When the pins cannot be read.
     pub fn is_attached(&self) -> Result<bool, Error> {
         attach::is_attached(&self.pins, &self.interfaces)
-    }
-}
-
-fn warn_of_other_capacity(pinned: Capacity, configured: Capacity, bpffs: &std::path::Path) {
-    for (name, pinned, configured) in [
-        ("flow buckets", pinned.flow_buckets, configured.flow_buckets),
-        ("services", pinned.services, configured.services),
-        ("backends", pinned.backends, configured.backends),
-        ("table slots", pinned.table_slots, configured.table_slots),
-    ] {
-        if pinned != configured {
-            tracing::warn!(
-                bpffs = %bpffs.display(),
-                "the pinned maps hold {pinned} {name}, the configuration's limits ask for {configured}: {pinned} stay in force; \
-                 to change that, stop the daemon, run `tether cleanup` (which forgets all flows) and start it again"
-            );
-        }
     }
 }

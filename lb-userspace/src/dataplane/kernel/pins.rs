@@ -6,7 +6,7 @@
 use std::{
     fs::{self, DirBuilder, File},
     io,
-    os::unix::fs::DirBuilderExt,
+    os::unix::fs::{DirBuilderExt, MetadataExt},
     path::{Path, PathBuf},
 };
 
@@ -70,8 +70,9 @@ impl Pins {
                 directory: directory.to_owned(),
                 _lock: lock,
             }),
-            Err((_, Errno::EWOULDBLOCK)) => Err(Error::Busy {
+            Err((file, Errno::EWOULDBLOCK)) => Err(Error::Busy {
                 path: directory.to_owned(),
+                pid: holder(&file),
             }),
             Err((_, errno)) => Err(Error::file(directory, "locking the pin directory")(
                 errno.into(),
@@ -195,6 +196,26 @@ fn check_bpffs(path: &Path) -> Result<(), Error> {
         }),
         Err(errno) => Err(Error::file(path, "looking for a bpffs")(errno.into())),
     }
+}
+
+/// The process that has locked a file, as the kernel tells. None if that is not to be seen from this process's namespaces, or the lock
+/// was given up meanwhile.
+fn holder(file: &File) -> Option<u32> {
+    let found = file.metadata().ok()?;
+    let (major, minor) = (
+        nix::sys::stat::major(found.dev()),
+        nix::sys::stat::minor(found.dev()),
+    );
+    let identity = format!("{major:02x}:{minor:02x}:{}", found.ino());
+    // `1: FLOCK  ADVISORY  WRITE 4711 00:1a:815 0 EOF`, and `1: -> FLOCK …` for one who waits.
+    fs::read_to_string("/proc/locks")
+        .ok()?
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .find_map(|words| match words[..] {
+            [_, "FLOCK", _, _, pid, file, ..] if file == identity => pid.parse().ok(),
+            _ => None,
+        })
 }
 
 fn entries(directory: &Path) -> Result<Vec<PathBuf>, Error> {

@@ -1,0 +1,359 @@
+//! What the reconciler says in the log and in the status when something is not as it was meant to be, and what it does all the same.
+#![expect(clippy::unwrap_used, reason = "a test ends where it fails")]
+
+use std::{
+    cell::RefCell,
+    collections::HashMap,
+    path::{Path, PathBuf},
+    sync::{Arc, Once},
+    time::Duration,
+};
+
+use lb_common::clock::Tick;
+use lb_userspace::{
+    config::{self, Config},
+    dataplane::maps::{Capacity, Maps},
+    flows::{Census, Counts},
+    model::{Admin, BackendName},
+    reconcile::{Error, State},
+    status::{ServiceStatus, Status},
+};
+use tracing::Level;
+
+thread_local! {
+    /// What was logged on this thread. The state waits for nothing, so all that a test makes it say is here.
+    static LOG: RefCell<Vec<(Level, String)>> = const { RefCell::new(Vec::new()) };
+}
+
+/// Keeps what is logged at WARN and above.
+struct Log;
+
+impl<S: tracing::Subscriber> tracing_subscriber::Layer<S> for Log {
+    fn on_event(&self, event: &tracing::Event<'_>, _: tracing_subscriber::layer::Context<'_, S>) {
+        struct Words(String);
+        impl tracing::field::Visit for Words {
+            fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+                self.0 += &format!("{}={value:?} ", field.name());
+            }
+        }
+        let level = *event.metadata().level();
+        if level <= Level::WARN {
+            let mut words = Words(String::new());
+            event.record(&mut words);
+            LOG.with_borrow_mut(|log| log.push((level, words.0)));
+        }
+    }
+}
+
+/// What was logged since the last call.
+fn said() -> Vec<(Level, String)> {
+    LOG.take()
+}
+
+/// Asserts that one thing was said, and that it has all these parts.
+#[track_caller]
+fn assert_said(level: Level, parts: &[&str]) {
+    let said = said();
+    let [(its_level, text)] = &said[..] else {
+        panic!("not one thing: {said:#?}");
+    };
+    assert_eq!(*its_level, level, "{text}");
+    for part in parts {
+        assert!(text.contains(part), "no {part:?} in: {text}");
+    }
+}
+
+/// Maps and a state directory, which goes with its owner.
+struct Machine {
+    directory: PathBuf,
+    maps: Arc<Maps>,
+}
+
+impl Machine {
+    /// For two backends, since id 0 is not used.
+    fn new(test: &str) -> Self {
+        static STARTED: Once = Once::new();
+        STARTED.call_once(|| {
+            use tracing_subscriber::layer::SubscriberExt as _;
+            tracing::subscriber::set_global_default(tracing_subscriber::registry().with(Log))
+                .unwrap();
+        });
+        let capacity = Capacity::for_flows(1_000, 2, 3, 10_000, 1);
+        let directory =
+            std::env::temp_dir().join(format!("tether-words-{test}-{}", std::process::id()));
+        std::fs::create_dir_all(&directory).unwrap();
+        Self {
+            directory,
+            maps: Arc::new(Maps::in_memory(capacity).unwrap()),
+        }
+    }
+
+    fn memory(&self) -> PathBuf {
+        self.directory.join("runtime.json")
+    }
+
+    /// One service with these backends, and limits that are the maps' sizes. Nobody's health is known, and nobody's has to be.
+    fn config(&self, backends: &[&str]) -> Config {
+        let mut text = format!(
+            "interfaces = [\"eth0\"]\nstate_dir = {:?}\n\
+             [limits]\nflows = 1000\nservices = 2\nbackends = 3\ntable_slots = 10000\n\
+             [[service]]\nname = \"chat\"\nvip = \"10.0.0.1\"\nport = 80\nmode = \"ipip\"\ntable_size = 1009\nmin_healthy = 0\n",
+            self.directory
+        );
+        for name in backends {
+            let number = &name[1..];
+            text +=
+                &format!("[[service.backend]]\nname = {name:?}\naddress = \"10.0.1.{number}\"\n");
+        }
+        config::parse(Path::new("words.toml"), &text)
+            .unwrap()
+            .config
+    }
+
+    fn adopt(&self, config: Config) -> Result<State, Error> {
+        State::adopt(
+            Arc::clone(&self.maps),
+            [1, 2, 3, 4],
+            config,
+            Arc::new(Census::default()),
+            NOW,
+        )
+    }
+
+    /// Plans and applies.
+    fn settle(&self, state: &mut State) {
+        let plan = state.plan(NOW);
+        for operation in &plan.operations {
+            operation.apply(&self.maps, &|| ());
+        }
+        state.applied(&plan, NOW);
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if let Err(error) = std::fs::remove_dir_all(&self.directory) {
+            assert_eq!(error.kind(), std::io::ErrorKind::NotFound, "{error}");
+        }
+    }
+}
+
+const NOW: Tick = Tick(1_000);
+
+fn name(backend: &str) -> BackendName {
+    BackendName {
+        service: "chat".to_owned(),
+        backend: backend.to_owned(),
+    }
+}
+
+fn status(state: &State) -> Status {
+    state.status(Vec::new(), Duration::ZERO)
+}
+
+/// What is wanted of a backend.
+fn admin(status: &Status, backend: &str) -> Option<Admin> {
+    let mut backends = status.services.iter().flat_map(|service| &service.backends);
+    backends
+        .find(|found| found.name == backend)
+        .map(|found| found.admin)
+}
+
+#[test]
+fn limits_that_the_maps_were_not_made_with_are_warned_of_once_and_serve_what_fits() {
+    let machine = Machine::new("limits");
+    let mut other = machine.config(&["b1", "b2"]);
+    other.limits.flows = 2_000;
+    other.limits.backends = 64;
+    let mut state = machine.adopt(other.clone()).unwrap();
+    assert_said(
+        Level::WARN,
+        &[
+            "words.toml: limits: ",
+            "flows = 1000 (not 2000), backends = 3 (not 64)",
+            "stays in force",
+            "`tether cleanup`",
+        ],
+    );
+    machine.settle(&mut state);
+    assert_eq!(status(&state).services[0].backends.len(), 2);
+
+    // It is known by now, and nothing about it keeps a reload from being served.
+    other.services[0].backends[0].weight = 7;
+    state.reload(other).unwrap();
+    assert_eq!(said(), []);
+    state.reload(machine.config(&["b1"])).unwrap();
+    assert_eq!(said(), []);
+    let mut another = machine.config(&["b1"]);
+    another.limits.services = 9;
+    state.reload(another).unwrap();
+    assert_said(Level::WARN, &["services = 2 (not 9)"]);
+}
+
+#[test]
+fn what_does_not_fit_the_maps_is_refused_with_what_to_do() {
+    let machine = Machine::new("small");
+    let mut larger = machine.config(&["b1", "b2"]);
+    larger.limits.backends = 64;
+    let mut more = larger.services[0].backends[0].clone();
+    more.name = "b3".to_owned();
+    more.address = [10, 0, 1, 3].into();
+    larger.services[0].backends.push(more);
+    let refused = |error: String| {
+        for part in [
+            "words.toml: limits: the maps were made with backends = 3, 1 too few",
+            "set backends = 4 or more",
+            "`tether cleanup`",
+        ] {
+            assert!(error.contains(part), "no {part:?} in: {error}");
+        }
+    };
+    refused(machine.adopt(larger.clone()).err().unwrap().to_string());
+
+    let mut state = machine.adopt(machine.config(&["b1"])).unwrap();
+    let error = state.reload(larger).unwrap_err();
+    assert_eq!(status(&state).config.error.as_ref(), Some(&error));
+    refused(error);
+}
+
+#[test]
+fn a_torn_memory_is_set_aside_with_a_word_about_what_is_lost() {
+    let machine = Machine::new("torn");
+    let mut state = machine.adopt(machine.config(&["b1", "b2"])).unwrap();
+    state.drain(&name("b2")).unwrap();
+    let whole = std::fs::read(machine.memory()).unwrap();
+    let torn = &whole[..whole.len() / 2];
+    std::fs::write(machine.memory(), torn).unwrap();
+
+    let mut state = machine.adopt(machine.config(&["b1", "b2"])).unwrap();
+    assert_said(
+        Level::ERROR,
+        &["runtime.json.broken", "EOF while parsing", "`tether drain`"],
+    );
+    assert_eq!(admin(&status(&state), "b2"), Some(Admin::Active));
+    let kept = machine.directory.join("runtime.json.broken");
+    assert_eq!(std::fs::read(kept).unwrap(), torn);
+    machine.settle(&mut state);
+    assert_ne!(std::fs::read(machine.memory()).unwrap(), torn);
+}
+
+#[test]
+fn a_memory_that_somebody_removed_is_saved_again() {
+    let machine = Machine::new("removed");
+    let mut state = machine.adopt(machine.config(&["b1", "b2"])).unwrap();
+    state.drain(&name("b2")).unwrap();
+    machine.settle(&mut state);
+    std::fs::remove_dir_all(&machine.directory).unwrap();
+    machine.settle(&mut state);
+    assert!(!machine.memory().exists(), "only a full comparison looks");
+
+    state.observe(NOW);
+    machine.settle(&mut state);
+    let state = machine.adopt(machine.config(&["b1", "b2"])).unwrap();
+    assert_eq!(admin(&status(&state), "b2"), Some(Admin::Draining));
+}
+
+#[test]
+fn a_drain_that_ends_with_its_backend_is_said_to() {
+    let machine = Machine::new("drains");
+    let mut state = machine.adopt(machine.config(&["b1", "b2"])).unwrap();
+    state.drain(&name("b2")).unwrap();
+    state.reload(machine.config(&["b1", "b2"])).unwrap();
+    assert_eq!(said(), []);
+    assert_eq!(admin(&status(&state), "b2"), Some(Admin::Draining));
+
+    state.reload(machine.config(&["b1"])).unwrap();
+    let parts = ["chat/b2", "words.toml", "`tether drain`", "drained again"];
+    assert_said(Level::WARN, &parts);
+    state.reload(machine.config(&["b1", "b2"])).unwrap();
+    assert_eq!(said(), []);
+    assert_eq!(admin(&status(&state), "b2"), Some(Admin::Active));
+
+    // While no daemon runs, too.
+    state.drain(&name("b2")).unwrap();
+    machine.adopt(machine.config(&["b1"])).unwrap();
+    assert_said(Level::WARN, &parts);
+}
+
+/// The service in the configuration, and why it is not served as that says.
+fn service(state: &State) -> ServiceStatus {
+    let services = status(state).services;
+    let found = services.into_iter().find(|service| !service.removed);
+    found.unwrap()
+}
+
+/// Flows of each backend, counted by so many scans.
+fn counted(scans: u64, backends: &[(u32, u8)]) -> Arc<Census> {
+    let counts = Counts {
+        pin: 1,
+        active: 1,
+        ..Counts::default()
+    };
+    Arc::new(Census {
+        scans,
+        by_backend: backends.iter().map(|&key| (key, counts)).collect(),
+        by_service: HashMap::from([(1, counts)]),
+        ..Census::default()
+    })
+}
+
+#[test]
+fn backends_without_an_id_are_named_until_they_have_one() {
+    let machine = Machine::new("ids");
+    let mut state = machine.adopt(machine.config(&["b1", "b2"])).unwrap();
+    machine.settle(&mut state);
+    // Their flows keep their ids.
+    let held = [(1, 0), (2, 0)];
+    state.counted(counted(1, &held));
+    state.reload(machine.config(&["b3", "b4"])).unwrap();
+    assert_said(
+        Level::ERROR,
+        &["service=\"chat\"", "no id is left for backends b3, b4"],
+    );
+    for scans in 2..9 {
+        machine.settle(&mut state);
+        state.settled(scans);
+        state.counted(counted(scans, &held));
+    }
+    assert_eq!(said(), [], "once is enough");
+    let error = service(&state).error.unwrap();
+    assert!(error.contains("backends b3, b4"), "{error}");
+    let generation = status(&state).generation;
+    assert!(generation.applied < generation.resolved);
+
+    // One of the old ones has no flows any more.
+    let mut scans = 9;
+    while service(&state).error.as_ref() == Some(&error) {
+        machine.settle(&mut state);
+        state.settled(scans);
+        state.counted(counted(scans, &held[..1]));
+        scans += 1;
+        assert!(scans < 30, "b2 never gives up its id");
+    }
+    assert_said(Level::ERROR, &["no id is left for backend b4"]);
+    while service(&state).error.is_some() {
+        machine.settle(&mut state);
+        state.settled(scans);
+        state.counted(counted(scans, &[]));
+        scans += 1;
+        assert!(scans < 60, "b1 never gives up its id");
+    }
+    machine.settle(&mut state);
+    assert_eq!(said(), []);
+    let generation = status(&state).generation;
+    assert_eq!(generation.applied, generation.resolved);
+}
+
+#[test]
+fn a_service_without_an_id_is_named() {
+    let machine = Machine::new("service");
+    let mut state = machine.adopt(machine.config(&["b1"])).unwrap();
+    machine.settle(&mut state);
+    let mut moved = machine.config(&["b1"]);
+    moved.services[0].port = 81;
+    state.reload(moved).unwrap();
+    assert_said(Level::ERROR, &["service=\"chat\"", "no id is left for it"]);
+    let service = service(&state);
+    assert_eq!(service.port, 81);
+    assert!(service.error.unwrap().contains("no id is left for it"));
+}
