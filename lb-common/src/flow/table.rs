@@ -411,13 +411,18 @@ fn best_offer<M: Memory>(memory: &M, index: u32, now: Tick) -> u32 {
     let Some(bucket) = memory.bucket(index) else {
         return NO_OFFER;
     };
-    let mut best = NO_OFFER;
     let mut way = 0;
     while way < M::WAYS {
-        let word = memory.value(bucket, way);
-        if word.is_vacant(now) {
+        if memory.value(bucket, way).is_vacant(now) {
             return VACANT + memory.blur(way);
         }
+        way += 1;
+    }
+    // A loop of its own: in one, the verifier would follow every combination of what four places may be.
+    let mut best = NO_OFFER;
+    way = 0;
+    while way < M::WAYS {
+        let word = memory.value(bucket, way);
         let offer = (word.nascent_age(now) + 1) * M::WAYS + memory.blur(way);
         if word.is_nascent() && offer > best {
             best = offer;
