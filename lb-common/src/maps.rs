@@ -1,13 +1,17 @@
 //! Names, versions and capacities of the maps: written nowhere else.
 
+use core::mem::size_of;
+
 /// Version of all layouts in this crate. It changes whenever any of them does; a daemon that meets maps of another version
 /// refuses, or migrates.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// IPv4 flow table: array of [`crate::flow::v4::Bucket`].
 pub const FLOWS4: &str = "FLOWS4";
 /// Facts for people about IPv4 flows: array of [`crate::flow::v4::Facts`], parallel to [`FLOWS4`].
 pub const FACTS4: &str = "FACTS4";
+/// Until when [`FLOWS4`] is only read: array of one [`Hold`].
+pub const HOLD4: &str = "HOLD4";
 /// All Maglev tables: array of [`crate::maglev::Slot`].
 pub const TABLES: &str = "TABLES";
 /// Services by id: array of [`crate::service::Service`].
@@ -24,12 +28,19 @@ pub const CPUS: &str = "CPUS";
 pub const INSTANCE: &str = "INSTANCE";
 
 /// Every map, in the order in which they are pinned.
-pub const ALL: [&str; 9] = [
-    INSTANCE, FLOWS4, FACTS4, TABLES, SERVICES, BACKENDS, VIPS4, COUNTERS, CPUS,
+pub const ALL: [&str; 10] = [
+    INSTANCE, FLOWS4, FACTS4, HOLD4, TABLES, SERVICES, BACKENDS, VIPS4, COUNTERS, CPUS,
 ];
+/// Those that make up the flow table: another table has others.
+pub const OF_FLOWS: [&str; 3] = [FLOWS4, FACTS4, HOLD4];
+
+/// What the daemon has inserted, while it moves flows to another table: array of [`crate::flow::copy::Order`]. Never pinned.
+pub const COPIES: &str = "COPIES";
 
 /// Name of the load balancer's XDP program.
 pub const PROGRAM: &str = "tether";
+/// Name of the program that inserts entries for the daemon; it meets no packet but that of a test run.
+pub const COPY_PROGRAM: &str = "copy";
 /// Name of the decapsulating XDP program.
 pub const DECAP_PROGRAM: &str = "decap";
 
@@ -46,6 +57,22 @@ pub struct Instance {
     /// Secret that keys the Maglev tables, unless the configuration gives one.
     pub fleet_seed: [u64; 4],
 }
+
+/// Until when the entries of a flow table are only read.
+///
+/// While it is held, everything is forwarded as before, but nothing is written: so the daemon can copy the table exactly. What would be lost
+/// with that (the end of a flow, the promotion of one) is dropped, and comes again. It is a moment and no switch, so that a daemon
+/// which dies meanwhile leaves nothing behind.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct Hold {
+    /// The moment, in nanoseconds of the monotonic clock; 0 is never.
+    pub until_ns: u64,
+    /// Zero.
+    pub reserved: [u64; 7],
+}
+
+const _: () = assert!(size_of::<Hold>() == 64);
 
 /// Constants of the loaded program, set by the daemon before it loads it; the verifier knows their values.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

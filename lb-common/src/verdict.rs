@@ -113,6 +113,8 @@ reasons! {
     NoHeadroom = 25, "no_headroom", Drop, ShouldNeverHappen;
     /// The frame could not be made into a RST.
     NoReset = 26, "no_reset", Drop, ShouldNeverHappen;
+    /// The flow table was held for a moment, to be copied, and the segment would have changed its flow's entry: it comes again.
+    Held = 27, "held", Drop, Expected;
 }
 
 impl Reason {

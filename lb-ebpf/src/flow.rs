@@ -7,8 +7,9 @@ use core::intrinsics::{
 use lb_common::{
     backend::{Backend, BackendState},
     flow::{
+        copy::{self, Kind, Outcome},
         steer::{self, Steered, World},
-        table::{Memory, Place},
+        table::{Memory, Place, Subject},
         v4::{Bucket, Entry, Key, WAYS},
         word::Word,
     },
@@ -32,6 +33,24 @@ pub(crate) fn established(
 pub(crate) fn otherwise(service: u16, segment: &Segment) -> Steered<*const Backend> {
     let key = Key::new(segment.source, segment.source_port, service);
     steer::otherwise(&Maps, &key, &segment.tcp, maps::now())
+}
+
+/// Inserts an entry for the daemon, with the fact that goes with it.
+#[inline(always)]
+pub(crate) fn copy(key: u64, word: u64, first_seen: u32, kind: u32) -> Outcome {
+    let key = Key(key);
+    let subject = Subject {
+        key,
+        homes: Maps.homes(&key),
+        now: maps::now(),
+    };
+    match copy::insert(&Maps, &subject, Word(word), kind == Kind::Rescue as u32) {
+        Ok(place) => {
+            note_first_seen(place, first_seen);
+            Outcome::Done
+        }
+        Err(outcome) => outcome,
+    }
 }
 
 /// The maps as one packet sees them.
@@ -130,6 +149,14 @@ impl Memory for Maps {
 }
 
 #[inline(always)]
+fn note_first_seen(place: Place, tick: u32) {
+    if let Some(first_seen) = first_seen(place) {
+        // SAFETY: an entry of the map.
+        unsafe { first_seen.write_volatile(tick) };
+    }
+}
+
+#[inline(always)]
 fn first_seen(place: Place) -> Option<*mut u32> {
     let facts = maps::facts4(place.index)?;
     // SAFETY: as in `entry`.
@@ -179,10 +206,12 @@ impl World for Maps {
     }
 
     #[inline(always)]
+    fn is_held(&self) -> bool {
+        maps::is_held()
+    }
+
+    #[inline(always)]
     fn note_promotion(&self, place: Place) {
-        if let Some(first_seen) = first_seen(place) {
-            // SAFETY: an entry of the map.
-            unsafe { first_seen.write_volatile(maps::now().0) };
-        }
+        note_first_seen(place, maps::now().0);
     }
 }

@@ -8,6 +8,7 @@
     reason = "the BPF target has no AtomicU64::compare_exchange; its intrinsic compiles to the instruction"
 )]
 
+mod copy;
 mod count;
 mod flow;
 mod forward;

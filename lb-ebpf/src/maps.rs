@@ -12,10 +12,13 @@ use lb_common::{
     backend::{Backend, BackendState},
     clock::Tick,
     counters::{Counter, CpuState, Layout, spend},
-    flow::v4,
+    flow::{
+        copy::{BATCH, Order},
+        v4,
+    },
     hash::Seed,
     maglev::{Slot, TableRef},
-    maps::{BURST_NS, Constants},
+    maps::{BURST_NS, Constants, Hold},
     service::Service,
     vip::VipBucket,
 };
@@ -71,12 +74,14 @@ macro_rules! maps {
 maps! {
     FLOWS4: v4::Bucket,
     FACTS4: v4::Facts,
+    HOLD4: Hold,
     TABLES: u64,
     SERVICES: Service,
     BACKENDS: Backend,
     VIPS4: VipBucket,
     COUNTERS: Counter,
     CPUS: CpuState,
+    COPIES: Order,
 }
 
 /// Set by the daemon before the program is loaded; the verifier knows their values.
@@ -187,6 +192,23 @@ pub(crate) fn flows4(index: u32) -> Option<*mut v4::Bucket> {
 #[inline(always)]
 pub(crate) fn facts4(index: u32) -> Option<*mut v4::Facts> {
     FACTS4.at(index, flow_buckets())
+}
+
+/// Whether the flow table is only read for the moment.
+#[inline(always)]
+pub(crate) fn is_held() -> bool {
+    let Some(hold) = HOLD4.at(0, 1) else {
+        return false;
+    };
+    // SAFETY: an entry of the map. Volatile: the daemon writes it meanwhile.
+    let until_ns = unsafe { core::ptr::addr_of!((*hold).until_ns).read_volatile() };
+    until_ns != 0 && now_ns() < until_ns
+}
+
+/// An order of the daemon's.
+#[inline(always)]
+pub(crate) fn order(index: u32) -> Option<*mut Order> {
+    COPIES.at(index, BATCH)
 }
 
 #[inline(always)]

@@ -1,5 +1,7 @@
 //! Every reason that there is happens to some packet, and with the verdict that it promises.
 
+use std::time::Duration;
+
 use lab::packet::{
     BackendSpec, CLIENT, Client, Packet, Run, VIP, VIP_PORT, World, entries::backend,
     kernel::action,
@@ -119,6 +121,11 @@ fn reach(reason: Reason) -> Result<Run, &'static str> {
         Reason::NoHeadroom => {
             world.backend(&BackendSpec::ipip(1));
             world.send_without_headroom(&syn.payload(&[0; 74]))
+        }
+        Reason::Held => {
+            world.insert(CLIENT.key(), live(0));
+            world.hold(Duration::from_secs(60));
+            world.send(&CLIENT.ack().with_tcp(|tcp| tcp.flags = RST | ACK))
         }
         // bpf_xdp_adjust_tail refuses to shrink only what would be shorter than an Ethernet header.
         Reason::NoReset => return Err("no kernel refuses to cut a frame to the length of a RST"),

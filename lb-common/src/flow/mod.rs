@@ -4,8 +4,10 @@
 //! * [`table`]: the protocol by which CPUs and the daemon share the buckets without locks
 //! * [`life`]: what one packet does to one entry; pure
 //! * [`steer`]: what one packet does to the table, and which backend it gets
+//! * [`copy`]: how entries move to another table
 //! * [`v4`]: keys and buckets of IPv4 flows
 
+pub mod copy;
 pub mod life;
 pub mod steer;
 pub mod table;

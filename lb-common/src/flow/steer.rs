@@ -28,6 +28,8 @@ pub trait World: Memory {
     fn backend(&self, id: u32) -> Option<(Self::Backend, BackendState)>;
     /// Takes one permission to adopt an unknown flow from a bounded rate.
     fn may_adopt(&self) -> bool;
+    /// Whether entries are only read for the moment: see [`crate::maps::Hold`].
+    fn is_held(&self) -> bool;
     /// Notes, for people, that the entry at `place` was promoted or adopted now.
     fn note_promotion(&self, place: Place);
 }
@@ -79,7 +81,7 @@ pub fn established<W: World>(
     }
     let entry = table::glance(world, key)?;
     let next = life::refresh(entry.word, segment, now)?;
-    if next != entry.word {
+    if next != entry.word && !world.is_held() {
         // A lost refresh is no loss: who was faster has refreshed it.
         entry.replace(world, next);
     }
@@ -250,13 +252,20 @@ fn pick<W: World>(world: &W, key: W::Key) -> u32 {
 }
 
 impl<W: World> Visit<'_, W> {
-    /// Writes what a segment changes of its entry, if it changes anything.
+    /// Writes what a segment changes of its entry, if it changes anything. False if that had to be written and cannot be now.
     #[inline(always)]
-    fn live_on(&self, entry: Entry) {
+    fn live_on(&self, entry: Entry) -> bool {
         let next = life::advance(entry.word, &self.segment, self.subject.now);
-        if next != entry.word {
-            self.write(entry, next);
+        if next == entry.word {
+            return true;
         }
+        if self.world.is_held() {
+            // A later segment tells the same as this one, but for the one that answers the SYN, or that ends the flow.
+            let ends = next.is(State::Closing) && !entry.word.is(State::Closing);
+            return !entry.word.is_nascent() && !ends;
+        }
+        self.write(entry, next);
+        true
     }
 
     /// Writes what a segment changes of its entry. A lost refresh is ignored; a lost change of state is tried once more.
@@ -364,7 +373,9 @@ impl<W: World> Visit<'_, W> {
         let entry = if is_other { other } else { found };
         match self.backend_of(entry.word.backend()) {
             Some(choice) => {
-                self.live_on(*entry);
+                if !self.live_on(*entry) {
+                    return Outcome::without_backend(Reason::Held);
+                }
                 match choice.state.serving() {
                     Serving::New | Serving::ExistingOnly => choice.forward(Reason::Established),
                     // The client must learn of it, but nobody answers a RST with a RST.
@@ -545,6 +556,10 @@ impl<W: World> Visit<'_, W> {
     /// it will go.
     #[inline(always)]
     fn record(&self, plan: &Plan) -> Outcome {
+        let is_held = self.world.is_held();
+        if is_held && (plan.beside.exists() || plan.in_place_of.exists()) {
+            return Outcome::without_backend(Reason::Held);
+        }
         // Marked first: an unmarked entry would hide its challenger, and the new connection's next packets would go astray.
         if plan.beside.exists() && !self.mark_contested(&plan.beside) {
             return Outcome::without_backend(Reason::Contested);
@@ -564,7 +579,13 @@ impl<W: World> Visit<'_, W> {
         } else {
             Claim::VacantOnly
         };
-        match table::insert(self.world, &self.subject, plan.word, claim) {
+        // A flow that cannot be recorded now is one without a place: it is adopted with a later packet.
+        let inserted = if is_held {
+            Inserted::Full
+        } else {
+            table::insert(self.world, &self.subject, plan.word, claim)
+        };
+        match inserted {
             Inserted::At(place) => {
                 if !is_syn {
                     self.world.note_promotion(place);

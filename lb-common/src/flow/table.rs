@@ -93,6 +93,8 @@ impl Entry {
 pub enum Claim {
     /// Vacant places, then the oldest embryo, then a place freed by moving an entry to its other bucket: for SYNs.
     Any,
+    /// Vacant places, then a place freed by moving an entry: for entries that move to another table, and take nothing from others.
+    Harmless,
     /// Vacant places only: for adoption.
     VacantOnly,
 }
@@ -317,10 +319,33 @@ pub fn insert<M: Memory>(
     word: Word,
     claim: Claim,
 ) -> Inserted {
+    let Some(place) = place(memory, subject, word, claim) else {
+        return Inserted::Full;
+    };
+    // Of three CPUs one may be removed by a second while the third stands unseen behind it: look again until nobody is there.
+    let mut twins = 0;
+    while twins < 3 {
+        match settle(memory, subject, word, &place) {
+            Word::EMPTY => break,
+            Word::BUSY => twins += 1,
+            theirs => return Inserted::Yielded(theirs),
+        }
+    }
+    Inserted::At(place)
+}
+
+/// [`insert`] for one who knows that the key has no other entry, or wants this one beside it.
+#[inline(always)]
+pub fn place<M: Memory>(
+    memory: &M,
+    subject: &Subject<M::Key>,
+    word: Word,
+    claim: Claim,
+) -> Option<Place> {
     let mut place = Place { index: 0, way: 0 };
     let taken = take_place(memory, subject, word, claim, &mut place);
     let mut is_placed = taken == TAKEN;
-    if taken == NOTHING_TO_TAKE && claim == Claim::Any {
+    if taken == NOTHING_TO_TAKE && claim != Claim::VacantOnly {
         let mut at = 0;
         while at < 2 * M::WAYS && !is_placed {
             let (index, way) = if at < M::WAYS {
@@ -336,19 +361,7 @@ pub fn insert<M: Memory>(
             at += 1;
         }
     }
-    if !is_placed {
-        return Inserted::Full;
-    }
-    // Of three CPUs one may be removed by a second while the third stands unseen behind it: look again until nobody is there.
-    let mut twins = 0;
-    while twins < 3 {
-        match settle(memory, subject, word, &place) {
-            Word::EMPTY => break,
-            Word::BUSY => twins += 1,
-            theirs => return Inserted::Yielded(theirs),
-        }
-    }
-    Inserted::At(place)
+    if is_placed { Some(place) } else { None }
 }
 
 // How the search for a place ended: numbers, since that is what a BPF function returns.

@@ -33,6 +33,7 @@ pub(crate) struct Rig {
     slots: Vec<Slot>,
     backends: Vec<BackendState>,
     may_adopt: bool,
+    is_held: bool,
     promotions: Cell<u32>,
     /// Key loads that answer wrongly from now on, as if the entry were moving at that moment.
     blind_loads: Cell<u32>,
@@ -52,6 +53,7 @@ impl Rig {
             slots: vec![Slot::default()],
             backends: vec![BackendState::default()],
             may_adopt: true,
+            is_held: false,
             promotions: Cell::new(0),
             blind_loads: Cell::new(0),
             flow: Cell::new(Key(0)),
@@ -107,6 +109,11 @@ impl Rig {
 
     pub(crate) fn set_slots(&mut self, slots: Vec<Slot>) {
         self.slots = slots;
+    }
+
+    /// Has entries only be read, or not.
+    pub(crate) fn hold(&mut self, is_held: bool) {
+        self.is_held = is_held;
     }
 
     pub(crate) fn set_may_adopt(&mut self, may_adopt: bool) {
@@ -248,6 +255,10 @@ impl World for Rig {
 
     fn may_adopt(&self) -> bool {
         self.may_adopt
+    }
+
+    fn is_held(&self) -> bool {
+        self.is_held
     }
 
     fn note_promotion(&self, _: Place) {

@@ -496,3 +496,51 @@ fn new_flows_avoid_backends_that_take_none() {
         assert!((128..384).contains(&refused), "{refused} of {opened}");
     }
 }
+
+/// Everything in the table, to compare.
+fn image(rig: &Rig) -> Vec<String> {
+    let mut all: Vec<_> = rig.all().map(|entry| format!("{entry:?}")).collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn nothing_is_written_while_the_table_is_held_and_what_must_not_be_lost_comes_again() {
+    let mut rig = Rig::small(2);
+    let now = pinned(&rig);
+    let embryo = Key::new(0x0a00_0002, 7, 1);
+    rig.send(embryo, syn(ISN), now);
+    let before = image(&rig);
+    rig.hold(true);
+    let later = now.later(3);
+    let stranger = Key::new(0x0a00_0003, 9, 1);
+    for (key, segment, outcome) in [
+        // Known flows go on; that they were seen is told by their next packets too.
+        (FLOW, data(ISN), (Reason::Established, Some(1))),
+        // Their ends, a SYN on them, and the answer to a SYN would be lost: those come again.
+        (FLOW, fin(ISN), (Reason::Held, None)),
+        (FLOW, rst(ISN), (Reason::Held, None)),
+        (FLOW, syn(ISN + 99), (Reason::Held, None)),
+        (embryo, ack(ISN + 1), (Reason::Held, None)),
+        (embryo, syn(ISN + 5), (Reason::Held, None)),
+        // The same SYN again never writes anything.
+        (embryo, syn(ISN), (Reason::Reopened, Some(1))),
+        // What is unknown is forwarded by the table, and adopted later.
+        (stranger, syn(ISN), (Reason::Unpinned, Some(1))),
+        (stranger, data(ISN), (Reason::Unadopted, Some(1))),
+        (stranger, fin(ISN), (Reason::Stray, Some(1))),
+    ] {
+        assert_eq!(rig.send(key, segment, later), outcome, "{segment:?}");
+        assert_eq!(image(&rig), before, "{segment:?}");
+    }
+    rig.hold(false);
+    for (key, segment, reason) in [
+        (stranger, data(ISN), Reason::Adopted),
+        (embryo, ack(ISN + 1), Reason::Established),
+        (FLOW, fin(ISN), Reason::Established),
+    ] {
+        assert_eq!(rig.send(key, segment, later), (reason, Some(1)));
+    }
+    assert!(rig.entry(FLOW).is(State::Closing));
+    assert!(rig.entry(embryo).is(State::Young));
+}

@@ -293,6 +293,10 @@ impl<const N: u32> World for Cpu<N> {
         true
     }
 
+    fn is_held(&self) -> bool {
+        false
+    }
+
     fn note_promotion(&self, _: Place) {}
 }
 

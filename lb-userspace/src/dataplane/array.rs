@@ -37,6 +37,10 @@ unsafe impl Entry for lb_common::counters::Counter {}
 unsafe impl Entry for lb_common::counters::CpuState {}
 // SAFETY: as above.
 unsafe impl Entry for lb_common::maps::Instance {}
+// SAFETY: as above.
+unsafe impl Entry for lb_common::maps::Hold {}
+// SAFETY: as above.
+unsafe impl Entry for lb_common::flow::copy::Order {}
 
 /// A mapped array of `T`. Every access is by whole, aligned 64-bit words, so a reader in the kernel sees each word whole.
 #[derive(Debug)]

@@ -13,7 +13,7 @@ use lb_common::{
     counters::{Counter, CpuState, Layout},
     flow::v4,
     maglev::{Slot, TableRef},
-    maps::Instance,
+    maps::{Hold, Instance},
     service::Service,
     vip::{self, VipBucket, VipEntry},
 };
@@ -80,6 +80,8 @@ pub struct Maps {
     pub flows4: Array<v4::Bucket>,
     /// Facts for people about IPv4 flows.
     pub facts4: Array<v4::Facts>,
+    /// Until when the IPv4 flow table is only read, one entry.
+    pub hold4: Array<Hold>,
     /// All Maglev tables.
     pub tables: Array<Slot>,
     /// Services by id.
@@ -105,6 +107,7 @@ impl Maps {
             instance: Array::in_memory(1)?,
             flows4: Array::in_memory(capacity.flow_buckets)?,
             facts4: Array::in_memory(capacity.flow_buckets)?,
+            hold4: Array::in_memory(1)?,
             tables: Array::in_memory(capacity.table_slots)?,
             services: Array::in_memory(capacity.services)?,
             backends: Array::in_memory(capacity.backends)?,
@@ -129,6 +132,7 @@ impl Maps {
             instance: Array::of_map(fd(names::INSTANCE).as_fd(), 1)?,
             flows4: Array::of_map(fd(names::FLOWS4).as_fd(), capacity.flow_buckets)?,
             facts4: Array::of_map(fd(names::FACTS4).as_fd(), capacity.flow_buckets)?,
+            hold4: Array::of_map(fd(names::HOLD4).as_fd(), 1)?,
             tables: Array::of_map(fd(names::TABLES).as_fd(), capacity.table_slots)?,
             services: Array::of_map(fd(names::SERVICES).as_fd(), capacity.services)?,
             backends: Array::of_map(fd(names::BACKENDS).as_fd(), capacity.backends)?,
@@ -200,6 +204,16 @@ impl Maps {
                 bytes: sum.bytes.wrapping_add(counter.bytes),
             })
     }
+}
+
+/// Nanoseconds of the monotonic clock: never less than what the data path reads of its coarse sister.
+///
+/// # Panics
+/// If the kernel has no such clock, which no Linux lacks.
+pub fn now_ns() -> u64 {
+    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC)
+        .expect("CLOCK_MONOTONIC exists since Linux 2.6.12");
+    time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
 }
 
 /// The current tick: the coarse monotonic clock, as the data path reads it.

@@ -10,4 +10,6 @@ mod decap;
 #[path = "../../../tests/src/mounts.rs"]
 mod mounts;
 mod open;
+mod resize;
 mod sandbox;
+mod wire;

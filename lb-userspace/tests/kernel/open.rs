@@ -87,10 +87,12 @@ fn pinned_capacities_outlast_a_changed_configuration() {
     run(|sandbox| {
         let capacity = sandbox.open(&[]).maps().capacity;
         let mut options = sandbox.options(&[]);
-        options.capacity.flow_buckets *= 2;
         options.capacity.services *= 2;
+        options.capacity.backends *= 2;
+        options.capacity.table_slots *= 2;
         let kernel = Kernel::open(&options).unwrap();
         assert_eq!(kernel.maps().capacity, capacity);
+        assert!(kernel.not_resized().is_none());
     });
 }
 
@@ -308,9 +310,11 @@ fn maps_are_the_kernels_own_memory() {
         maps.flows4.word(3, 1).store(0x1234, Ordering::SeqCst);
         // Read back by the system call, as anybody else sees it.
         let pinned = MapData::from_pin(sandbox.pins().join("maps").join(maps::FLOWS4)).unwrap();
+        // The map has one value, which is the whole table.
+        const WORDS: usize = 8 * lb_common::flow::v4::buckets_for(1_000) as usize;
         let array =
-            aya::maps::Array::<_, [u64; 8]>::try_from(aya::maps::Map::Array(pinned)).unwrap();
-        assert_eq!(array.get(&3, 0).unwrap()[1], 0x1234);
+            aya::maps::Array::<_, [u64; WORDS]>::try_from(aya::maps::Map::Array(pinned)).unwrap();
+        assert_eq!(array.get(&0, 0).unwrap()[3 * 8 + 1], 0x1234);
     });
 }
 

@@ -134,6 +134,7 @@ impl World {
         let maps = &self.maps;
         clear(&maps.flows4);
         clear(&maps.facts4);
+        clear(&maps.hold4);
         clear(&maps.tables);
         clear(&maps.services);
         clear(&maps.backends);
@@ -248,6 +249,15 @@ impl World {
             assert!(Instant::now() < deadline, "the coarse clock stands still");
             std::thread::yield_now();
         }
+    }
+
+    /// Has the flow table only be read for a while from now on.
+    pub fn hold(&self, time: Duration) {
+        let until_ns = coarse_ns() + time.as_nanos() as u64;
+        self.maps
+            .hold4
+            .word(0, 0)
+            .store(until_ns, std::sync::atomic::Ordering::SeqCst);
     }
 
     /// Makes the buckets of resets as if just so many had been saved up.

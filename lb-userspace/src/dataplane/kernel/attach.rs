@@ -151,6 +151,54 @@ pub(super) fn attach(
     Ok(attached)
 }
 
+/// Replaces the program of all pinned links, on whatever interfaces, each atomically. `after_each` is told.
+///
+/// # Errors
+/// When the kernel refuses one.
+pub(super) fn switch_all(
+    pins: &Pins,
+    program: BorrowedFd<'_>,
+    after_each: &mut dyn FnMut(),
+) -> Result<(), Error> {
+    for pinned in pinned_links(pins)? {
+        match pinned.link.update(program) {
+            // Its interface is gone, and no packet meets its program.
+            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {}
+            Err(error) => {
+                return Err(Error::file(&pinned.path, "replacing the link's program")(
+                    error,
+                ));
+            }
+            Ok(()) => after_each(),
+        }
+    }
+    Ok(())
+}
+
+/// Whether the program of a pinned link uses the map of this id.
+///
+/// # Errors
+/// When pins or programs cannot be read.
+pub(super) fn is_used(pins: &Pins, map: u32) -> Result<bool, Error> {
+    let links = pinned_links(pins)?;
+    for program in aya::programs::loaded_programs() {
+        let program = program.map_err(|error| Error::program("the list of programs", error))?;
+        if !links
+            .iter()
+            .any(|pinned| pinned.info.program == program.id())
+        {
+            continue;
+        }
+        let maps = program
+            .map_ids()
+            .map_err(|error| Error::program("the maps of a program", error))?;
+        if maps.is_some_and(|maps| maps.contains(&map)) {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
 /// Detaches a link and removes its pin.
 pub(super) fn discard(link: &Link, path: &PathBuf) -> Result<(), Error> {
     link.detach()

@@ -1,33 +1,23 @@
 //! Maps and program: loaded for an instance, pinned; or for a test run, private.
 
 use std::{
-    collections::BTreeMap,
     io,
-    os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd},
-    path::Path,
+    os::fd::{AsFd, AsRawFd, BorrowedFd},
     sync::Arc,
 };
 
-use aya::{
-    Ebpf, EbpfError, EbpfLoader,
-    maps::{Map, MapData, MapInfo, MapType},
-    programs::Xdp,
-};
+use aya::{Ebpf, EbpfError, EbpfLoader, maps::Map, programs::Xdp};
 use lb_common::{
-    backend::Backend,
-    counters::{Counter, CpuState},
-    flow::v4,
+    flow::copy::{BATCH, Order},
     hash::Seed,
-    maglev::Slot,
     maps::{self as names, Constants, Instance, default},
-    service::Service,
-    vip::VipBucket,
 };
 
 use super::{
-    bpf::{self, BPF_F_MMAPABLE},
+    bpf,
     error::Error,
     pins::Pins,
+    shapes::{self, Opened, create_maps, refused_call},
 };
 use crate::{
     dataplane::{
@@ -48,9 +38,6 @@ pub struct Prepared {
     maps: Arc<Maps>,
     instance: Instance,
 }
-
-/// All maps of an instance by name, opened.
-type Opened = BTreeMap<&'static str, OwnedFd>;
 
 /// Lets aya put [`Constants`] into the object.
 #[derive(Clone, Copy)]
@@ -98,6 +85,44 @@ impl Loaded {
     /// Never: the program is loaded.
     pub fn program_fd(&self) -> BorrowedFd<'_> {
         self.program().fd().expect("the program is loaded").as_fd()
+    }
+
+    /// Loads the program that inserts entries for the daemon too. Gives the memory of its orders.
+    ///
+    /// # Errors
+    /// When the kernel refuses the program or the map of its orders.
+    pub fn load_copy_program(&mut self) -> Result<Array<Order>, Error> {
+        let map = shapes::create_orders()?;
+        stand_in(&mut self.0.ebpf, names::COPIES, map.as_fd())?;
+        load_program(
+            &mut self.0.ebpf,
+            names::COPY_PROGRAM,
+            "the program that copies flows",
+        )?;
+        Array::of_map(map.as_fd(), BATCH)
+            .map_err(|errno| refused_call("mapping the memory of orders")(errno.into()))
+    }
+
+    /// That program, once it is loaded.
+    pub fn copy_program(&self) -> Option<&Xdp> {
+        let program: &Xdp = self.0.ebpf.program(names::COPY_PROGRAM)?.try_into().ok()?;
+        program.fd().is_ok().then_some(program)
+    }
+
+    /// Unloads that program.
+    ///
+    /// # Errors
+    /// When it is not loaded.
+    pub fn unload_copy_program(&mut self) -> Result<(), Error> {
+        let refused = |error| Error::program("the program that copies flows", error);
+        let program: &mut Xdp = self
+            .0
+            .ebpf
+            .program_mut(names::COPY_PROGRAM)
+            .ok_or_else(|| foreign_object("the object has no XDP program of that name"))?
+            .try_into()
+            .map_err(refused)?;
+        program.unload().map_err(refused)
     }
 
     /// Hands on what the program logs, for as long as the future is polled. To be asked for once, after loading.
@@ -151,19 +176,16 @@ impl Prepared {
     /// # Errors
     /// When it refuses.
     pub fn load(mut self) -> Result<Loaded, Error> {
-        let refused = |error| Error::program("the XDP program", error);
-        let program: &mut Xdp = self
-            .ebpf
-            .program_mut(names::PROGRAM)
-            .ok_or_else(|| foreign_object("the object has no XDP program of that name"))?
-            .try_into()
-            .map_err(refused)?;
-        program.load().map_err(refused)?;
+        load_program(&mut self.ebpf, names::PROGRAM, "the XDP program")?;
         Ok(Loaded(self))
     }
 
     /// Reads the object, and gives it these maps.
-    fn with_maps(capacity: Capacity, instance: Instance, opened: &Opened) -> Result<Self, Error> {
+    pub(super) fn with_maps(
+        capacity: Capacity,
+        instance: Instance,
+        opened: &Opened,
+    ) -> Result<Self, Error> {
         let constants = ConstantsData(constants(capacity, &instance));
         let mut loader = EbpfLoader::new();
         loader.override_global(names::CONSTANTS, &constants, true);
@@ -179,6 +201,17 @@ impl Prepared {
             instance,
         })
     }
+}
+
+/// Has the kernel verify and take one of the object's programs.
+fn load_program(ebpf: &mut Ebpf, name: &str, what: &'static str) -> Result<(), Error> {
+    let refused = |error| Error::program(what, error);
+    let program: &mut Xdp = ebpf
+        .program_mut(name)
+        .ok_or_else(|| foreign_object("the object has no XDP program of that name"))?
+        .try_into()
+        .map_err(refused)?;
+    program.load().map_err(refused)
 }
 
 /// Puts a map in the place of the one that aya has made of the object's section.
@@ -212,18 +245,6 @@ fn stand_in(ebpf: &mut Ebpf, name: &str, map: BorrowedFd<'_>) -> Result<(), Erro
 /// The section of the object that stands for a map.
 fn section(name: &str) -> String {
     format!(".bss.{name}")
-}
-
-/// Creates all maps of this capacity.
-fn create_maps(capacity: &Capacity) -> Result<Opened, Error> {
-    shapes(capacity)
-        .into_iter()
-        .map(|shape| Ok((shape.name, shape.create()?)))
-        .collect()
-}
-
-fn refused_call(doing: &'static str) -> impl FnOnce(io::Error) -> Error {
-    move |source| Error::Bpf { doing, source }
 }
 
 fn refused(what: &'static str) -> impl FnOnce(EbpfError) -> Error {
@@ -286,179 +307,9 @@ pub fn create(pins: &Pins, capacity: Capacity) -> Result<Prepared, Error> {
 /// # Errors
 /// When they are of another version, incomplete, or not what this version makes.
 pub fn adopt(pins: &Pins) -> Result<Prepared, Error> {
-    let directory = pins.maps();
-    check_version(&directory)?;
-    let capacity = pinned_capacity(&directory)?;
-    let mut maps = Opened::new();
-    for shape in shapes(&capacity) {
-        maps.insert(shape.name, shape.adopt(&directory)?);
-    }
-    let instance = map_memory::<Instance>(maps[names::INSTANCE].as_fd())?.get(0);
+    let (maps, capacity, instance) = shapes::open_pinned(&pins.maps())?;
     Prepared::with_maps(capacity, instance, &maps)
 }
-
-/// Looks at the version alone, which stays the first word whatever the rest of the layouts becomes.
-fn check_version(directory: &Path) -> Result<(), Error> {
-    let pinned = open(directory, names::INSTANCE)?;
-    let first = map_memory::<u64>(pinned.fd().as_fd())
-        .map_err(|_| {
-            damaged(
-                directory,
-                names::INSTANCE,
-                "its memory cannot be mapped".into(),
-            )
-        })?
-        .get(0);
-    let found = first as u32;
-    if found == names::ABI_VERSION {
-        Ok(())
-    } else {
-        Err(Error::Version {
-            path: directory.to_owned(),
-            found,
-            expected: names::ABI_VERSION,
-        })
-    }
-}
-
-fn map_memory<T: crate::dataplane::array::Entry>(map: BorrowedFd<'_>) -> Result<Array<T>, Error> {
-    Array::of_map(map, 1).map_err(|errno| Error::Bpf {
-        doing: "mapping a pinned map's memory",
-        source: errno.into(),
-    })
-}
-
-/// The capacities of pinned maps, told by those maps that the others follow.
-fn pinned_capacity(directory: &Path) -> Result<Capacity, Error> {
-    fn entries<T>(directory: &Path, name: &str) -> Result<u32, Error> {
-        let bytes = info(&open(directory, name)?)?.value_size();
-        Ok(bytes / size_of::<T>() as u32)
-    }
-    let capacity = Capacity {
-        flow_buckets: entries::<v4::Bucket>(directory, names::FLOWS4)?,
-        services: entries::<Service>(directory, names::SERVICES)?,
-        backends: entries::<Backend>(directory, names::BACKENDS)?,
-        table_slots: entries::<Slot>(directory, names::TABLES)?,
-        cpus: entries::<CpuState>(directory, names::CPUS)?,
-    };
-    let possible = possible_cpus()?;
-    if capacity.cpus < possible {
-        return Err(damaged(
-            directory,
-            names::CPUS,
-            format!(
-                "it has {} entries for {possible} possible CPUs",
-                capacity.cpus
-            ),
-        ));
-    }
-    Ok(capacity)
-}
-
-fn open(directory: &Path, name: &str) -> Result<MapData, Error> {
-    let path = directory.join(name);
-    MapData::from_pin(&path).map_err(|source| {
-        if path.exists() {
-            Error::Load {
-                what: "a pinned map",
-                source: Box::new(EbpfError::MapError(source)),
-            }
-        } else {
-            damaged(
-                directory,
-                name,
-                "it is missing while others are there".into(),
-            )
-        }
-    })
-}
-
-fn info(map: &MapData) -> Result<MapInfo, Error> {
-    map.info().map_err(|source| Error::Load {
-        what: "a pinned map",
-        source: Box::new(EbpfError::MapError(source)),
-    })
-}
-
-fn damaged(directory: &Path, name: &str, what: String) -> Error {
-    Error::Damaged {
-        path: directory.join(name),
-        what,
-    }
-}
-
-/// What a map has to be: an array of one value, which is an array of entries.
-struct Shape {
-    name: &'static str,
-    bytes: u64,
-}
-
-/// All maps of an instance of this capacity.
-fn shapes(capacity: &Capacity) -> [Shape; names::ALL.len()] {
-    fn shape<T>(name: &'static str, entries: u32) -> Shape {
-        Shape {
-            name,
-            bytes: size_of::<T>() as u64 * u64::from(entries),
-        }
-    }
-    [
-        shape::<Instance>(names::INSTANCE, 1),
-        shape::<v4::Bucket>(names::FLOWS4, capacity.flow_buckets),
-        shape::<v4::Facts>(names::FACTS4, capacity.flow_buckets),
-        shape::<Slot>(names::TABLES, capacity.table_slots),
-        shape::<Service>(names::SERVICES, capacity.services),
-        shape::<Backend>(names::BACKENDS, capacity.backends),
-        shape::<VipBucket>(names::VIPS4, capacity.vip_buckets()),
-        shape::<Counter>(names::COUNTERS, capacity.counter_entries()),
-        shape::<CpuState>(names::CPUS, capacity.cpus),
-    ]
-}
-
-impl Shape {
-    /// Creates the map.
-    fn create(&self) -> Result<OwnedFd, Error> {
-        let created = if self.bytes > MAX_BYTES {
-            Err(io::Error::from_raw_os_error(libc::E2BIG))
-        } else {
-            bpf::create_shared(self.name, self.bytes as u32)
-        };
-        created.map_err(|source| Error::Create {
-            map: self.name,
-            bytes: self.bytes,
-            source,
-        })
-    }
-
-    /// Opens a pinned map, if it has this shape.
-    fn adopt(&self, directory: &Path) -> Result<OwnedFd, Error> {
-        let map = open(directory, self.name)?;
-        let info = info(&map)?;
-        let found = (
-            info.map_type().ok(),
-            info.key_size(),
-            u64::from(info.value_size()),
-            info.max_entries(),
-            info.map_flags() & BPF_F_MMAPABLE,
-        );
-        let expected = (Some(MapType::Array), 4, self.bytes, 1, BPF_F_MMAPABLE);
-        if found != expected {
-            return Err(damaged(
-                directory,
-                self.name,
-                format!(
-                    "its (type, key size, value size, entries, flags) are {found:?} and should be {expected:?}"
-                ),
-            ));
-        }
-        map.fd()
-            .as_fd()
-            .try_clone_to_owned()
-            .map_err(refused_call("keeping a pinned map open"))
-    }
-}
-
-/// The largest map that a program can address: the verifier (all kernels to 7.2) bounds variable offsets so.
-const MAX_BYTES: u64 = 1 << 29;
 
 /// A new instance with seeds that nobody knows.
 fn new_instance() -> Result<Instance, Error> {
@@ -504,13 +355,6 @@ pub fn possible_cpus() -> Result<u32, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn every_map_has_a_shape() {
-        let capacity = Capacity::for_flows(1_000, 8, 16, 1_024, 2);
-        let shaped: Vec<_> = shapes(&capacity).iter().map(|shape| shape.name).collect();
-        assert_eq!(shaped, names::ALL);
-    }
 
     #[test]
     fn two_instances_share_no_seed() {

@@ -11,7 +11,8 @@
 //!
 //! * [`bpf`][]: the calls of bpf(2) that aya leaves out
 //! * [`pins`][]: the pin directory
-//! * [`load`][]: maps and program, private or pinned
+//! * [`load`][]: maps and program, private or pinned; `shapes`: what each map has to be
+//! * [`resize`][]: another size for the flow table; `mirror`: what is to be copied; `copier`: the program that inserts it
 //! * [`device`][]: what the kernel says about an interface
 //! * [`attach`][]: links
 //! * [`decap`][]: the decapsulator, a program without maps
@@ -21,12 +22,16 @@
 pub mod attach;
 pub mod bpf;
 pub mod cleanup;
+mod copier;
 pub mod decap;
 pub mod device;
 mod error;
 pub mod grace;
 pub mod load;
+mod mirror;
 pub mod pins;
+pub mod resize;
+mod shapes;
 
 use std::{path::PathBuf, sync::Arc};
 
@@ -49,7 +54,7 @@ pub struct Options {
     pub interfaces: Vec<String>,
     /// The pin directory. Its parent exists and is on a bpffs.
     pub bpffs: PathBuf,
-    /// Capacities of the maps, should they have to be created.
+    /// Capacities of the maps, should they have to be created; of those that are pinned, the flow table is made to be of this size.
     pub capacity: Capacity,
     /// Seed of the Maglev tables, shared by a fleet; none: the instance's own.
     pub fleet_seed: Option<[u64; 4]>,
@@ -63,6 +68,7 @@ pub struct Kernel {
     interfaces: Vec<String>,
     fleet_seed: [u64; 4],
     adopted: bool,
+    not_resized: Option<Error>,
     grace: Arc<GracePeriod>,
 }
 
@@ -70,16 +76,33 @@ impl Kernel {
     /// Opens the instance of a pin directory: adopts the maps that are pinned there, or creates them, and loads the program.
     /// Attaches nothing yet.
     ///
-    /// Capacities are those of pinned maps if there are any, whatever is asked for.
+    /// Capacities are those of pinned maps if there are any, whatever is asked for; but for the flow table, which is resized if that can be, and
+    /// then links run the new program already.
     ///
     /// # Errors
     /// When there is no bpffs, another daemon has the directory, pinned maps are not what this version can use, or the kernel
     /// refuses maps or program. Each says what to do.
     pub fn open(options: &Options) -> Result<Self, Error> {
+        Self::open_observed(options, &mut |_| ())
+    }
+
+    /// The same; `observe` is told of each step of a resize, before the next is done.
+    ///
+    /// # Errors
+    /// As [`Kernel::open`].
+    pub fn open_observed(
+        options: &Options,
+        observe: &mut dyn FnMut(resize::Step),
+    ) -> Result<Self, Error> {
         let pins = Pins::open(&options.bpffs)?;
         let adopted = pins.has_maps();
+        let grace = Arc::new(GracePeriod::new()?);
+        let mut not_resized = None;
         let loaded = if adopted {
-            load::adopt(&pins)?.load()?
+            let (loaded, refused) =
+                resize::open(&pins, options.capacity.flow_buckets, &grace, observe)?;
+            not_resized = refused;
+            loaded
         } else {
             let loaded = load::create(&pins, options.capacity)?.load();
             if loaded.is_err() {
@@ -95,7 +118,8 @@ impl Kernel {
             interfaces: options.interfaces.clone(),
             fleet_seed,
             adopted,
-            grace: Arc::new(GracePeriod::new()?),
+            not_resized,
+            grace,
         })
     }
 
@@ -133,6 +157,11 @@ impl Kernel {
     /// Whether the maps were there before.
     pub fn adopted(&self) -> bool {
         self.adopted
+    }
+
+    /// Why the flow table is not of the size that was asked for, if it is not.
+    pub fn not_resized(&self) -> Option<&Error> {
+        self.not_resized.as_ref()
     }
 
     /// What blocks until no program run that began before is still going.

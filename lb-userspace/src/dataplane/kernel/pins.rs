@@ -1,7 +1,8 @@
 //! The pin directory: who may use it, what is in it, and how it comes and goes without a half-way state.
 //!
 //! Maps are pinned in a staging directory, which one rename makes the real one; removal renames it back first. So a process
-//! that is killed at any moment leaves either a complete set of maps or a staging directory, which the next one removes.
+//! that is killed at any moment leaves either a complete set of maps or a staging directory, which the next one removes. While the
+//! flow table is resized there are two complete sets, which have all but that table in common: see [`super::resize`].
 
 use std::{
     fs::{self, DirBuilder, File},
@@ -12,7 +13,7 @@ use std::{
 
 use nix::{
     errno::Errno,
-    fcntl::{Flock, FlockArg},
+    fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2},
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 
@@ -101,7 +102,7 @@ impl Pins {
     /// When bpffs refuses.
     pub fn stage_maps(&self) -> Result<PathBuf, Error> {
         self.discard_staged()?;
-        let staging = self.directory.join(STAGING);
+        let staging = self.staged();
         DirBuilder::new()
             .mode(0o700)
             .create(&staging)
@@ -114,8 +115,29 @@ impl Pins {
     /// # Errors
     /// When bpffs refuses.
     pub fn publish_maps(&self) -> Result<(), Error> {
-        let staging = self.directory.join(STAGING);
+        let staging = self.staged();
         fs::rename(&staging, self.maps()).map_err(Error::file(&staging, "renaming to `maps`"))
+    }
+
+    /// Where maps are staged.
+    pub fn staged(&self) -> PathBuf {
+        self.directory.join(STAGING)
+    }
+
+    /// Makes the staged maps the instance's maps and those the staged ones, in one step.
+    ///
+    /// # Errors
+    /// When bpffs refuses.
+    pub fn exchange_maps(&self) -> Result<(), Error> {
+        let staging = self.staged();
+        renameat2(
+            AT_FDCWD,
+            &staging,
+            AT_FDCWD,
+            &self.maps(),
+            RenameFlags::RENAME_EXCHANGE,
+        )
+        .map_err(|errno| Error::file(&staging, "exchanging with `maps`")(errno.into()))
     }
 
     /// Unpins staged maps. Returns their paths.
@@ -123,7 +145,7 @@ impl Pins {
     /// # Errors
     /// When bpffs refuses.
     pub fn discard_staged(&self) -> Result<Vec<PathBuf>, Error> {
-        let staging = self.directory.join(STAGING);
+        let staging = self.staged();
         let mut removed = Vec::new();
         if !staging.is_dir() {
             return Ok(removed);
@@ -144,7 +166,7 @@ impl Pins {
         let mut removed = self.discard_staged()?;
         if self.has_maps() {
             // No longer an instance, from this moment on, even if this process dies before it has unpinned them all.
-            let (maps, staging) = (self.maps(), self.directory.join(STAGING));
+            let (maps, staging) = (self.maps(), self.staged());
             fs::rename(&maps, &staging).map_err(Error::file(&maps, "renaming to `maps-new`"))?;
             removed.extend(self.discard_staged()?.into_iter().map(|path| {
                 path.file_name()

@@ -14,7 +14,7 @@ use aya::{
 };
 use lb_common::{
     hash::Seed,
-    maps::{ABI_VERSION, Instance, PROGRAM, default},
+    maps::{ABI_VERSION, COPY_PROGRAM, Instance, PROGRAM, default},
 };
 use lb_userspace::{
     dataplane::{
@@ -69,8 +69,16 @@ fn cost_of_tether() -> Result<Vec<Cost>> {
         flow_seed: Seed::new([1, 2, 3]),
         fleet_seed: [1, 2, 3, 4],
     };
-    let loaded = Loaded::private(capacity, instance)?;
-    let programs = BTreeMap::from([(PROGRAM.to_owned(), loaded.program().info()?)]);
+    let mut loaded = Loaded::private(capacity, instance)?;
+    // Its memory of orders goes on without us.
+    drop(loaded.load_copy_program()?);
+    let copy = loaded
+        .copy_program()
+        .context("the program that copies flows is not loaded")?;
+    let programs = BTreeMap::from([
+        (PROGRAM.to_owned(), loaded.program().info()?),
+        (COPY_PROGRAM.to_owned(), copy.info()?),
+    ]);
     costs_of("tether", objects::TETHER, programs, |name| {
         loaded.map_fd(name)
     })

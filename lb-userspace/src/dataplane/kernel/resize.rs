@@ -1,0 +1,346 @@
+//! Another size for the flow table of an instance whose maps are pinned, without a flow lost.
+//!
+//! 1. A table of the new size is made, and a second set of maps pinned aside, which has all else in common with the first. The program is loaded
+//!    for it.
+//! 2. Entries are copied while the old program goes on, in passes, each of which copies what has changed since the one before.
+//! 3. The old table is held ([`lb_common::maps::Hold`]): everything is forwarded, nothing is written. After a grace period the last pass makes the
+//!    copy exact. That takes milliseconds.
+//! 4. All links are switched to the new program, each atomically. From its first packet on it knows every flow. A packet that still meets the old one
+//!    is forwarded to the same backend, and writes nothing.
+//! 5. After a grace period nobody has the old table any more. The two sets of maps change places, in one step, and the old one goes.
+//!
+//! Established flows are forwarded all the time. A flow that begins during 3 is forwarded unrecorded, and adopted with its next packet (its
+//! backend is the same: nothing changes the tables meanwhile, since this runs before the reconciler does); a segment that ends a flow, or is
+//! the answer to its SYN, is dropped then, and TCP sends it again.
+//!
+//! The process may be killed anywhere. A hold ends by itself. Which of two sets of maps is the instance's is told by the program that the links
+//! run: as long as none runs the new one, the next start removes the new set and begins anew; once one does, the next start completes
+//! what is left. And should a hold have ended before the switch was complete, because this process was stopped for so long, what the old
+//! program has recorded since is copied too ([`rescue`]).
+
+use std::{
+    os::fd::AsFd as _,
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use lb_common::{
+    clock::Tick,
+    flow::{
+        copy::Kind,
+        v4::{LOAD, WAYS},
+        word::Word,
+    },
+    maps::{self as names, Instance},
+};
+
+use super::{
+    attach, bpf,
+    copier::{Copied, Copier},
+    error::Error,
+    grace::GracePeriod,
+    load::{Loaded, Prepared},
+    mirror::{Mirror, remove},
+    pins::Pins,
+    shapes::{self, Opened, create_table},
+};
+use crate::dataplane::maps::{self, Capacity, Maps};
+
+/// How long the old table is held at first: much longer than is needed.
+const HOLD: Duration = Duration::from_secs(1);
+/// How often that is tried, each time for twice as long.
+const TRIES: u32 = 3;
+/// Passes before the hold, at most.
+const PASSES: u32 = 4;
+/// Changes that are few enough for the last pass.
+const FEW: usize = 1_000;
+
+/// A moment at which a process may be killed, for tests that do just that.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Both sets of maps are pinned; the new table is empty.
+    Staged,
+    /// All entries were copied once.
+    Copied,
+    /// The old table is held.
+    Held,
+    /// The copy is exact.
+    Exact,
+    /// One link more runs the new program.
+    SwitchedOne,
+    /// All do, and no run of the old program is left.
+    Switched,
+    /// The new set of maps is the instance's.
+    Exchanged,
+}
+
+/// Flows that a table of so many buckets is meant for.
+pub fn flows_in(buckets: u32) -> u64 {
+    u64::from(buckets) * u64::from(WAYS) * LOAD.0 / LOAD.1
+}
+
+/// Opens pinned maps, with a flow table of `flow_buckets`; and completes or undoes what a killed process has left. If another size than the
+/// pinned one is wanted and not to be had, the pinned one stays, and the reason is given too.
+///
+/// # Errors
+/// When pinned maps are not what this version can use, the kernel refuses the program, or links could not be switched.
+pub(super) fn open(
+    pins: &Pins,
+    flow_buckets: u32,
+    grace: &GracePeriod,
+    observe: &mut dyn FnMut(Step),
+) -> Result<(Loaded, Option<Error>), Error> {
+    let complete = finish(pins, grace)?;
+    let (held, capacity, instance) = shapes::open_pinned(&pins.maps())?;
+    let mut refused = None;
+    if capacity.flow_buckets != flow_buckets {
+        let mut resize = Resize {
+            pins,
+            grace,
+            instance,
+            held: &held,
+            from: Prepared::with_maps(capacity, instance, &held)?.maps(),
+            observe,
+        };
+        match resize.run(Capacity {
+            flow_buckets,
+            ..capacity
+        })? {
+            Ok(loaded) => return Ok((loaded, None)),
+            Err(reason) => refused = Some(reason),
+        }
+    }
+    let loaded = match complete {
+        Some(loaded) => loaded,
+        None => Prepared::with_maps(capacity, instance, &held)?.load()?,
+    };
+    Ok((loaded, refused))
+}
+
+/// Completes what a killed process has left, if links run its new program; else removes its traces.
+fn finish(pins: &Pins, grace: &GracePeriod) -> Result<Option<Loaded>, Error> {
+    let staged = pins.staged();
+    if !staged.join(names::FLOWS4).exists()
+        || !attach::is_used(pins, shapes::pinned_id(&staged, names::FLOWS4)?)?
+    {
+        pins.discard_staged()?;
+        return Ok(None);
+    }
+    tracing::warn!(
+        "a resize of the flow table was interrupted when its new program was in force already; completing it"
+    );
+    let (maps, capacity, instance) = shapes::open_pinned(&staged)?;
+    let (old_maps, old_capacity, _) = shapes::open_pinned(&pins.maps())?;
+    let old = Prepared::with_maps(old_capacity, instance, &old_maps)?.maps();
+    let loaded = Prepared::with_maps(capacity, instance, &maps)?.load()?;
+    attach::switch_all(pins, loaded.program_fd(), &mut || ())?;
+    grace.wait();
+    let mut copier = Copier::new(loaded)?;
+    rescue(&old, &instance, &mut copier)?;
+    pins.exchange_maps()?;
+    pins.discard_staged()?;
+    copier.into_loaded().map(Some)
+}
+
+/// A change of size under way.
+struct Resize<'a> {
+    pins: &'a Pins,
+    grace: &'a GracePeriod,
+    instance: Instance,
+    /// The instance's maps, by name.
+    held: &'a Opened,
+    /// The same, as memory.
+    from: Arc<Maps>,
+    observe: &'a mut dyn FnMut(Step),
+}
+
+/// A new table that is an exact copy, while the old one is held.
+struct Copy {
+    copier: Copier,
+    entries: u64,
+    held_since_ns: u64,
+    held_until_ns: u64,
+}
+
+impl Resize<'_> {
+    /// The inner error: all is as it was.
+    fn run(&mut self, capacity: Capacity) -> Result<Result<Loaded, Error>, Error> {
+        let begun_ns = maps::now_ns();
+        let copy = match self.copy(capacity) {
+            Ok(copy) => copy,
+            Err(error) => {
+                self.hold_until(0);
+                self.pins.discard_staged()?;
+                return Ok(Err(error));
+            }
+        };
+        let Copy {
+            mut copier,
+            entries,
+            held_since_ns,
+            held_until_ns,
+        } = copy;
+        attach::switch_all(self.pins, copier.loaded().program_fd(), &mut || {
+            (self.observe)(Step::SwitchedOne);
+        })?;
+        self.grace.wait();
+        (self.observe)(Step::Switched);
+        let done_ns = maps::now_ns();
+        if done_ns >= held_until_ns {
+            rescue(&self.from, &self.instance, &mut copier)?;
+        }
+        self.pins.exchange_maps()?;
+        (self.observe)(Step::Exchanged);
+        self.pins.discard_staged()?;
+        tracing::info!(
+            from = flows_in(self.from.capacity.flow_buckets),
+            to = flows_in(capacity.flow_buckets),
+            entries,
+            held_ms = (done_ns - held_since_ns) / 1_000_000,
+            took_ms = (maps::now_ns() - begun_ns) / 1_000_000,
+            "flow table resized; no flow was lost"
+        );
+        copier.into_loaded().map(Ok)
+    }
+
+    /// Makes the new table, the program for it, and an exact copy of the entries.
+    fn copy(&mut self, capacity: Capacity) -> Result<Copy, Error> {
+        let mut mirror = Mirror::new(self.from.clone(), self.instance.flow_seed);
+        mirror.refresh();
+        let in_use = mirror.entries(maps::now()).count() as u64;
+        let room = flows_in(capacity.flow_buckets);
+        if in_use > room {
+            return Err(Error::TooSmall { in_use, room });
+        }
+
+        let maps = self.stage(&capacity)?;
+        let prepared = Prepared::with_maps(capacity, self.instance, &maps)?;
+        let to = prepared.maps();
+        (self.observe)(Step::Staged);
+        // The verifier needs a second or more, in which nothing is held yet.
+        let mut copier = Copier::new(prepared.load()?)?;
+        let entries = all_placed(copier.insert(mirror.entries(maps::now()), Kind::Copy)?)?;
+        (self.observe)(Step::Copied);
+
+        let mut pass = Pass {
+            mirror,
+            to: &to,
+            instance: self.instance,
+            copier: &mut copier,
+        };
+        for _ in 0..PASSES {
+            if pass.run()? <= FEW {
+                break;
+            }
+        }
+        for attempt in 0..TRIES {
+            let hold = HOLD * 2u32.pow(attempt);
+            let held_since_ns = maps::now_ns();
+            let held_until_ns = held_since_ns + hold.as_nanos() as u64;
+            self.hold_until(held_until_ns);
+            self.grace.wait();
+            (self.observe)(Step::Held);
+            pass.run()?;
+            // Enough has to be left for the switch.
+            if maps::now_ns() < held_until_ns - hold.as_nanos() as u64 / 2 {
+                (self.observe)(Step::Exact);
+                return Ok(Copy {
+                    copier,
+                    entries,
+                    held_since_ns,
+                    held_until_ns,
+                });
+            }
+            tracing::warn!(
+                held_ms = hold.as_millis() as u64,
+                "this machine is too busy to copy what changed of the flow table in the time that it can be held; trying again"
+            );
+        }
+        Err(Error::TooBusy)
+    }
+
+    /// Makes the new table, and pins it aside together with all else.
+    fn stage(&self, capacity: &Capacity) -> Result<Opened, Error> {
+        let mut maps = create_table(capacity)?;
+        for (name, map) in self.held {
+            if !maps.contains_key(name) {
+                let map = map.try_clone().map_err(shapes::refused_call(
+                    "keeping a map of the instance for its new table",
+                ))?;
+                maps.insert(name, map);
+            }
+        }
+        let staging = self.pins.stage_maps()?;
+        for (name, map) in &maps {
+            let path = staging.join(name);
+            bpf::pin(map.as_fd(), &path).map_err(Error::file(&path, "pinning a map"))?;
+        }
+        Ok(maps)
+    }
+
+    fn hold_until(&self, until_ns: u64) {
+        self.from.hold4.word(0, 0).store(until_ns, Ordering::SeqCst);
+    }
+}
+
+/// What a pass from an old table to a new one takes.
+struct Pass<'a> {
+    mirror: Mirror,
+    to: &'a Maps,
+    instance: Instance,
+    copier: &'a mut Copier,
+}
+
+impl Pass<'_> {
+    /// Copies what has changed. Gives the number of keys for which something had.
+    fn run(&mut self) -> Result<usize, Error> {
+        let changed = self.mirror.refresh();
+        for key in &changed {
+            remove(self.to, &self.instance.flow_seed, *key);
+        }
+        let now = maps::now();
+        let entries = changed.iter().flat_map(|key| self.mirror.of(*key, now));
+        all_placed(self.copier.insert(entries, Kind::Copy)?)?;
+        Ok(changed.len())
+    }
+}
+
+/// The number of entries that were copied.
+fn all_placed(copied: Copied) -> Result<u64, Error> {
+    match copied.homeless {
+        0 => Ok(copied.done),
+        homeless => Err(Error::NoPlace { homeless }),
+    }
+}
+
+/// Copies entries that the old program has recorded after the hold of its table had ended, and that the new table lacks; nobody writes the old
+/// table any more.
+///
+/// What else it has written since is of no weight: no flow depends on it.
+fn rescue(old: &Arc<Maps>, instance: &Instance, copier: &mut Copier) -> Result<(), Error> {
+    let until_ns = old.hold4.word(0, 0).load(Ordering::SeqCst);
+    let (since, now) = (Tick::from_ns(until_ns), maps::now());
+    let mut mirror = Mirror::new(old.clone(), instance.flow_seed);
+    mirror.refresh();
+    let ticks = now.0.wrapping_sub(since.0);
+    let late = mirror
+        .entries(now)
+        .filter(|traveller| age(traveller.word, now) <= ticks);
+    let copied = copier.insert(late, Kind::Rescue)?;
+    if copied.done > 0 || copied.homeless > 0 {
+        tracing::warn!(
+            copied.done,
+            copied.homeless,
+            "flows that began while the flow table was being switched were copied afterwards"
+        );
+    }
+    Ok(())
+}
+
+fn age(word: Word, now: Tick) -> u32 {
+    if word.is_nascent() {
+        word.nascent_age(now)
+    } else {
+        word.age(now)
+    }
+}

@@ -1,0 +1,257 @@
+//! What each map has to be: made so, or found so among pinned ones.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::Path,
+};
+
+use aya::{
+    EbpfError,
+    maps::{MapData, MapInfo, MapType},
+};
+use lb_common::{
+    backend::Backend,
+    counters::{Counter, CpuState},
+    flow::{copy, v4},
+    maglev::Slot,
+    maps::{self as names, Hold, Instance},
+    service::Service,
+    vip::VipBucket,
+};
+
+use super::{
+    bpf::{self, BPF_F_MMAPABLE},
+    error::Error,
+    load::possible_cpus,
+};
+use crate::dataplane::{array::Array, maps::Capacity};
+
+/// All maps of an instance by name, opened.
+pub(super) type Opened = BTreeMap<&'static str, OwnedFd>;
+
+/// Creates all maps of this capacity.
+pub(super) fn create_maps(capacity: &Capacity) -> Result<Opened, Error> {
+    shapes(capacity)
+        .into_iter()
+        .map(|shape| Ok((shape.name, shape.create()?)))
+        .collect()
+}
+
+/// Creates the maps that make up a flow table of this capacity.
+pub(super) fn create_table(capacity: &Capacity) -> Result<Opened, Error> {
+    shapes(capacity)
+        .into_iter()
+        .filter(|shape| names::OF_FLOWS.contains(&shape.name))
+        .map(|shape| Ok((shape.name, shape.create()?)))
+        .collect()
+}
+
+/// Creates the map of orders for [`names::COPY_PROGRAM`].
+pub(super) fn create_orders() -> Result<OwnedFd, Error> {
+    Shape {
+        name: names::COPIES,
+        bytes: size_of::<copy::Order>() as u64 * u64::from(copy::BATCH),
+    }
+    .create()
+}
+
+/// Opens the maps that are pinned in a directory, if they are what this version makes; and tells their capacity and what the instance is.
+pub(super) fn open_pinned(directory: &Path) -> Result<(Opened, Capacity, Instance), Error> {
+    check_version(directory)?;
+    let capacity = pinned_capacity(directory)?;
+    let mut maps = Opened::new();
+    for shape in shapes(&capacity) {
+        maps.insert(shape.name, shape.adopt(directory)?);
+    }
+    let instance = map_memory::<Instance>(maps[names::INSTANCE].as_fd())?.get(0);
+    Ok((maps, capacity, instance))
+}
+
+/// The kernel's id of a pinned map.
+pub(super) fn pinned_id(directory: &Path, name: &str) -> Result<u32, Error> {
+    Ok(info(&open(directory, name)?)?.id())
+}
+
+pub(super) fn refused_call(doing: &'static str) -> impl FnOnce(io::Error) -> Error {
+    move |source| Error::Bpf { doing, source }
+}
+
+/// Looks at the version alone, which stays the first word whatever the rest of the layouts becomes.
+fn check_version(directory: &Path) -> Result<(), Error> {
+    let pinned = open(directory, names::INSTANCE)?;
+    let first = map_memory::<u64>(pinned.fd().as_fd())
+        .map_err(|_| {
+            damaged(
+                directory,
+                names::INSTANCE,
+                "its memory cannot be mapped".into(),
+            )
+        })?
+        .get(0);
+    let found = first as u32;
+    if found == names::ABI_VERSION {
+        Ok(())
+    } else {
+        Err(Error::Version {
+            path: directory.to_owned(),
+            found,
+            expected: names::ABI_VERSION,
+        })
+    }
+}
+
+pub(super) fn map_memory<T: crate::dataplane::array::Entry>(
+    map: BorrowedFd<'_>,
+) -> Result<Array<T>, Error> {
+    Array::of_map(map, 1).map_err(|errno| Error::Bpf {
+        doing: "mapping a pinned map's memory",
+        source: errno.into(),
+    })
+}
+
+/// The capacities of pinned maps, told by those maps that the others follow.
+fn pinned_capacity(directory: &Path) -> Result<Capacity, Error> {
+    fn entries<T>(directory: &Path, name: &str) -> Result<u32, Error> {
+        let bytes = info(&open(directory, name)?)?.value_size();
+        Ok(bytes / size_of::<T>() as u32)
+    }
+    let capacity = Capacity {
+        flow_buckets: entries::<v4::Bucket>(directory, names::FLOWS4)?,
+        services: entries::<Service>(directory, names::SERVICES)?,
+        backends: entries::<Backend>(directory, names::BACKENDS)?,
+        table_slots: entries::<Slot>(directory, names::TABLES)?,
+        cpus: entries::<CpuState>(directory, names::CPUS)?,
+    };
+    let possible = possible_cpus()?;
+    if capacity.cpus < possible {
+        return Err(damaged(
+            directory,
+            names::CPUS,
+            format!(
+                "it has {} entries for {possible} possible CPUs",
+                capacity.cpus
+            ),
+        ));
+    }
+    Ok(capacity)
+}
+
+fn open(directory: &Path, name: &str) -> Result<MapData, Error> {
+    let path = directory.join(name);
+    MapData::from_pin(&path).map_err(|source| {
+        if path.exists() {
+            Error::Load {
+                what: "a pinned map",
+                source: Box::new(EbpfError::MapError(source)),
+            }
+        } else {
+            damaged(
+                directory,
+                name,
+                "it is missing while others are there".into(),
+            )
+        }
+    })
+}
+
+fn info(map: &MapData) -> Result<MapInfo, Error> {
+    map.info().map_err(|source| Error::Load {
+        what: "a pinned map",
+        source: Box::new(EbpfError::MapError(source)),
+    })
+}
+
+fn damaged(directory: &Path, name: &str, what: String) -> Error {
+    Error::Damaged {
+        path: directory.join(name),
+        what,
+    }
+}
+
+/// What a map has to be: an array of one value, which is an array of entries.
+struct Shape {
+    name: &'static str,
+    bytes: u64,
+}
+
+/// All maps of an instance of this capacity.
+fn shapes(capacity: &Capacity) -> [Shape; names::ALL.len()] {
+    fn shape<T>(name: &'static str, entries: u32) -> Shape {
+        Shape {
+            name,
+            bytes: size_of::<T>() as u64 * u64::from(entries),
+        }
+    }
+    [
+        shape::<Instance>(names::INSTANCE, 1),
+        shape::<v4::Bucket>(names::FLOWS4, capacity.flow_buckets),
+        shape::<v4::Facts>(names::FACTS4, capacity.flow_buckets),
+        shape::<Hold>(names::HOLD4, 1),
+        shape::<Slot>(names::TABLES, capacity.table_slots),
+        shape::<Service>(names::SERVICES, capacity.services),
+        shape::<Backend>(names::BACKENDS, capacity.backends),
+        shape::<VipBucket>(names::VIPS4, capacity.vip_buckets()),
+        shape::<Counter>(names::COUNTERS, capacity.counter_entries()),
+        shape::<CpuState>(names::CPUS, capacity.cpus),
+    ]
+}
+
+impl Shape {
+    /// Creates the map.
+    fn create(&self) -> Result<OwnedFd, Error> {
+        let created = if self.bytes > MAX_BYTES {
+            Err(io::Error::from_raw_os_error(libc::E2BIG))
+        } else {
+            bpf::create_shared(self.name, self.bytes as u32)
+        };
+        created.map_err(|source| Error::Create {
+            map: self.name,
+            bytes: self.bytes,
+            source,
+        })
+    }
+
+    /// Opens a pinned map, if it has this shape.
+    fn adopt(&self, directory: &Path) -> Result<OwnedFd, Error> {
+        let map = open(directory, self.name)?;
+        let info = info(&map)?;
+        let found = (
+            info.map_type().ok(),
+            info.key_size(),
+            u64::from(info.value_size()),
+            info.max_entries(),
+            info.map_flags() & BPF_F_MMAPABLE,
+        );
+        let expected = (Some(MapType::Array), 4, self.bytes, 1, BPF_F_MMAPABLE);
+        if found != expected {
+            return Err(damaged(
+                directory,
+                self.name,
+                format!(
+                    "its (type, key size, value size, entries, flags) are {found:?} and should be {expected:?}"
+                ),
+            ));
+        }
+        map.fd()
+            .as_fd()
+            .try_clone_to_owned()
+            .map_err(refused_call("keeping a pinned map open"))
+    }
+}
+
+/// The largest map that a program can address: the verifier (all kernels to 7.2) bounds variable offsets so.
+const MAX_BYTES: u64 = 1 << 29;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_map_has_a_shape() {
+        let capacity = Capacity::for_flows(1_000, 8, 16, 1_024, 2);
+        let shaped: Vec<_> = shapes(&capacity).iter().map(|shape| shape.name).collect();
+        assert_eq!(shaped, names::ALL);
+    }
+}

@@ -1,0 +1,559 @@
+//! A flow table that gets another size: every entry is found again, while packets come, whenever the daemon is killed.
+
+use std::{
+    collections::HashMap,
+    process::{Command, Stdio},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread::{self, JoinHandle, sleep},
+    time::Duration,
+};
+
+use lb_common::{
+    clock::Tick,
+    flow::{
+        v4::{Facts, Key, WAYS, buckets_for},
+        word::{BackendRef, EMBRYO_TICKS, LINGER_FIN_TICKS, LINGER_RST_TICKS, State, Word},
+    },
+    maps,
+    tcp::{ACK, SYN},
+    verdict::Reason,
+};
+use lb_userspace::dataplane::{
+    kernel::{Error, Kernel, Options, resize::Step},
+    maps::{Maps, now},
+};
+use nix::{
+    mount::umount,
+    sys::signal::{Signal, kill},
+    unistd::getpid,
+};
+
+use crate::{
+    sandbox::{Sandbox, names, run},
+    wire::{BACKENDS, ISN, PICKED, SERVICE, Wire, count_of, count_to, pick, serve},
+};
+
+/// What a key has in a table: words with the tick of first sight.
+type Held = Vec<(Word, u32)>;
+
+/// Options for a table of so many flows.
+fn sized(sandbox: &Sandbox, interfaces: &[&str], flows: u32) -> Options {
+    let mut options = sandbox.options(interfaces);
+    options.capacity.flow_buckets = buckets_for(flows);
+    options
+}
+
+fn homes(maps: &Maps, key: Key) -> [u32; 2] {
+    key.homes(&maps.instance.get(0).flow_seed, maps.flows4.len())
+}
+
+/// Writes an entry where there is a vacant place in one of its homes; false if there is none.
+fn put(maps: &Maps, key: Key, word: Word, first_seen: u32) -> bool {
+    for home in homes(maps, key) {
+        for way in 0..WAYS as usize {
+            let value = maps.flows4.word(home, 2 * way + 1);
+            if value.load(Ordering::SeqCst) != Word::EMPTY.0 {
+                continue;
+            }
+            maps.flows4
+                .word(home, 2 * way)
+                .store(key.0, Ordering::SeqCst);
+            let mut facts: Facts = maps.facts4.get(home);
+            facts.first_seen[way] = first_seen;
+            maps.facts4.set(home, &facts);
+            value.store(word.0, Ordering::SeqCst);
+            return true;
+        }
+    }
+    false
+}
+
+/// The entries of a key, sorted.
+fn find(maps: &Maps, key: Key) -> Held {
+    let mut found: Held = homes(maps, key)
+        .into_iter()
+        .flat_map(|home| {
+            let bucket = maps.flows4.get(home);
+            let facts = maps.facts4.get(home);
+            (0..WAYS as usize).filter_map(move |way| {
+                let entry = bucket.entries[way];
+                (entry.key == key.0 && Word(entry.value).is_entry())
+                    .then_some((Word(entry.value), facts.first_seen[way]))
+            })
+        })
+        .collect();
+    found.sort_by_key(|(word, _)| word.0);
+    found
+}
+
+/// The number of entries in a table.
+fn entries(maps: &Maps) -> usize {
+    (0..maps.flows4.len())
+        .flat_map(|bucket| maps.flows4.get(bucket).entries)
+        .filter(|entry| Word(entry.value).is_entry())
+        .count()
+}
+
+/// What one key is given, by a number: every state, pairs, and what is past its time.
+fn cast(number: u32, now: Tick) -> Held {
+    let backend = BackendRef::new(1 + number % BACKENDS, 0);
+    let first_seen = 1 + number;
+    let live = |state, ago: u32, flags| {
+        Word::live(
+            state,
+            backend,
+            number & 0xfff,
+            Tick(now.0.wrapping_sub(ago)),
+            flags,
+        )
+    };
+    let one = |word| vec![(word, first_seen)];
+    match number % 13 {
+        0 => one(Word::embryo(backend, number, Tick(now.0.wrapping_sub(2)))),
+        1 => one(live(State::Young, 1, 0)),
+        2 => one(live(State::Young, 5_000, Word::FOREIGN)),
+        3 => one(live(State::Pin, 20_000, 0)),
+        4 => one(live(State::Pin, 400_000, Word::HINT)),
+        5 => one(live(State::Pin, 3, Word::UNCONFIRMED)),
+        6 => one(live(State::Closing, LINGER_FIN_TICKS - 100, 0)),
+        7 => one(live(State::Closing, 1, Word::BY_RESET)),
+        8 => one(live(State::Closing, LINGER_FIN_TICKS + 1, Word::EXCEPTION)),
+        9 => vec![
+            (live(State::Pin, 7, Word::CONTESTED), first_seen),
+            (Word::challenger(backend, number, now), 0),
+        ],
+        10 => vec![
+            (live(State::Pin, 7, Word::CONTESTED), first_seen),
+            (
+                live(State::Young, 1, Word::CONTESTED | Word::SECOND),
+                first_seen + 1,
+            ),
+        ],
+        // These are past their time, and nobody's.
+        11 => one(Word::embryo(
+            backend,
+            number,
+            Tick(now.0.wrapping_sub(EMBRYO_TICKS)),
+        )),
+        _ => one(live(State::Closing, LINGER_RST_TICKS, Word::BY_RESET)),
+    }
+}
+
+/// Whether an entry of [`cast`] is to be found again.
+fn is_kept(number: u32) -> bool {
+    number % 13 < 11
+}
+
+/// Entries of every kind that no packet touches.
+struct Crowd(HashMap<Key, (u32, Held)>);
+
+impl Crowd {
+    /// Fills a table with that many entries.
+    fn settle(maps: &Maps, wanted: usize) -> Self {
+        let (mut crowd, mut placed, now) = (HashMap::new(), 0, now());
+        for number in 0.. {
+            if placed >= wanted {
+                break;
+            }
+            let key = Key::new(
+                0x0a01_0000 + (number >> 10),
+                1_024 + number as u16 % 1_024,
+                SERVICE,
+            );
+            let mut held = cast(number, now);
+            // A key whose homes are full is another's.
+            held.retain(|&(word, first_seen)| put(maps, key, word, first_seen));
+            held.sort_by_key(|(word, _)| word.0);
+            placed += held.len();
+            if !held.is_empty() {
+                crowd.insert(key, (number, held));
+            }
+        }
+        Self(crowd)
+    }
+
+    /// Every entry is there with its value and its fact, and those past their time are not. Of those that wait for the answer to a SYN,
+    /// new flows may have claimed some.
+    fn assert_kept(&self, maps: &Maps, claimed_at_most: u64) {
+        let mut claimed = 0;
+        for (key, (number, held)) in &self.0 {
+            let found = find(maps, *key);
+            if !is_kept(*number) {
+                assert!(found.is_empty(), "entry {number}: {found:?}");
+                continue;
+            }
+            let (found_live, found_nascent) = apart(&found);
+            let (live, nascent) = apart(held);
+            assert_eq!(found_live, live, "entry {number}");
+            if found_nascent != nascent {
+                assert!(found_nascent.is_empty(), "entry {number}: {found:?}");
+                claimed += nascent.len() as u64;
+            }
+        }
+        assert!(
+            claimed <= claimed_at_most,
+            "{claimed} embryos are gone, and {claimed_at_most} flows began"
+        );
+    }
+}
+
+/// Live entries with their facts; nascent ones, which have none: what is beside their places is another's.
+fn apart(held: &Held) -> (Held, Vec<Word>) {
+    let (nascent, live): (Held, Held) = held.iter().partition(|(word, _)| word.is_nascent());
+    (live, nascent.into_iter().map(|(word, _)| word).collect())
+}
+
+/// The `number`-th flow that packets come for.
+fn talker(number: u32) -> Key {
+    Key::new(0x0b00_0000 + number, 40_000, SERVICE)
+}
+
+/// Pins talkers to backends that the table names nowhere: whose entry is lost goes astray.
+fn pin_talkers(maps: &Maps, count: u32) {
+    for number in 0..count {
+        let backend = BackendRef::new(PICKED + 1 + number % (BACKENDS - PICKED), 0);
+        let word = Word::live(
+            State::Pin,
+            backend,
+            ISN >> 20,
+            Tick(now().0.wrapping_sub(9)),
+            0,
+        );
+        assert!(put(maps, talker(number), word, 7));
+    }
+}
+
+fn astray(maps: &Maps) -> [u64; 3] {
+    [Reason::Adopted, Reason::Unadopted, Reason::Stray].map(|reason| count_of(maps, reason))
+}
+
+/// A packet of each talker reaches its backend.
+fn assert_talking(wire: &mut Wire, maps: &Maps, count: u32) {
+    let (before, lost) = (
+        (1..=BACKENDS)
+            .map(|id| count_to(maps, id))
+            .collect::<Vec<_>>(),
+        astray(maps),
+    );
+    for number in 0..count {
+        wire.send(&[(talker(number), ISN + 1, ACK)]);
+    }
+    for id in 1..=BACKENDS {
+        let own = (0..count)
+            .filter(|number| PICKED + 1 + number % (BACKENDS - PICKED) == id)
+            .count() as u64;
+        assert_eq!(count_to(maps, id) - before[id as usize - 1], own);
+    }
+    assert_eq!(astray(maps), lost);
+}
+
+/// Sends packets of talkers, and opens new flows, until it is told to stop.
+struct Traffic {
+    stop: Arc<AtomicBool>,
+    thread: JoinHandle<(Vec<u64>, Vec<Key>)>,
+}
+
+impl Traffic {
+    fn start(mut wire: Wire, talkers: u32) -> Self {
+        let stop = Arc::new(AtomicBool::new(false));
+        let told = stop.clone();
+        let thread = thread::spawn(move || {
+            let mut random = fastrand::Rng::with_seed(1);
+            let mut to = vec![0; BACKENDS as usize + 1];
+            let mut opened = vec![];
+            for round in 0u64.. {
+                if told.load(Ordering::SeqCst) {
+                    break;
+                }
+                let mut burst = vec![];
+                for _ in 0..12 {
+                    let number = random.u32(..talkers);
+                    burst.push((talker(number), ISN + 1, ACK));
+                    to[(PICKED + 1 + number % (BACKENDS - PICKED)) as usize] += 1;
+                }
+                // A flow begins now and then: a SYN, then what answers to the other side's, and that again a while later. While the table is
+                // held the first such is dropped, and a client sends more.
+                if round % 8 == 0 {
+                    let newcomer = Key::new(0x0c00_0000 + opened.len() as u32, 50_000, SERVICE);
+                    opened.push(newcomer);
+                    burst.push((newcomer, ISN, SYN));
+                } else if round % 8 <= 2
+                    && let Some(key) = opened.last()
+                {
+                    burst.push((*key, ISN + 1, ACK));
+                }
+                wire.send(&burst);
+            }
+            for key in &opened {
+                wire.send(&[(*key, ISN + 3, ACK)]);
+            }
+            (to, opened)
+        });
+        Self { stop, thread }
+    }
+
+    /// Packets that were sent to each backend's pinned flows, and the flows that were opened.
+    fn stop(self) -> (Vec<u64>, Vec<Key>) {
+        self.stop.store(true, Ordering::SeqCst);
+        self.thread.join().unwrap()
+    }
+}
+
+#[test]
+fn every_entry_is_found_again_in_a_larger_and_a_smaller_table_while_packets_come() {
+    const TALKERS: u32 = 2_000;
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        let mut kernel = Kernel::open(&sized(sandbox, &["va"], 240_000)).unwrap();
+        kernel.attach().unwrap();
+        let first = kernel.maps();
+        serve(&first, "va");
+        pin_talkers(&first, TALKERS);
+        let crowd = Crowd::settle(&first, 100_000);
+        let traffic = Traffic::start(Wire::new("vb", first.clone()), TALKERS);
+
+        for flows in [960_000, 120_000] {
+            drop(kernel);
+            let begun = count_of(&first, Reason::Opened);
+            kernel = Kernel::open(&sized(sandbox, &["va"], flows)).unwrap();
+            if let Some(error) = kernel.not_resized() {
+                panic!("{error}");
+            }
+            assert!(kernel.adopted());
+            assert!(
+                count_of(&first, Reason::Opened) > begun,
+                "flows began meanwhile"
+            );
+            assert_eq!(kernel.maps().capacity.flow_buckets, buckets_for(flows));
+            assert_eq!(names(&sandbox.pins()), ["link-va", "maps"]);
+            crowd.assert_kept(&kernel.maps(), count_of(&first, Reason::Opened));
+            // As a daemon goes on; nothing changes by it.
+            kernel.attach().unwrap();
+        }
+        let (to, opened) = traffic.stop();
+        for id in PICKED + 1..=BACKENDS {
+            assert_eq!(count_to(&first, id), to[id as usize], "packets to {id}");
+        }
+        let maps = kernel.maps();
+        let mut unrecorded = 0;
+        for key in &opened {
+            let found = find(&maps, *key);
+            if found.is_empty() {
+                // It began while the table was held, and could not be adopted: then there was no place for it.
+                let taken = homes(&maps, *key)
+                    .into_iter()
+                    .flat_map(|home| maps.flows4.get(home).entries)
+                    .all(|entry| !Word(entry.value).is_vacant(now()));
+                assert!(taken, "{key:?}");
+                unrecorded += 1;
+                continue;
+            }
+            assert_eq!(found.len(), 1, "{key:?}: {found:?}");
+            let (word, first_seen) = found[0];
+            assert!(word.is(State::Young), "{word:?}");
+            assert_eq!(word.backend().id(), pick(*key), "{word:?}");
+            assert_ne!(first_seen, 0);
+        }
+        assert!(unrecorded <= opened.len() / 100, "{unrecorded} flows");
+        let of_all: u64 = (1..=PICKED).map(|id| count_to(&first, id)).sum();
+        println!(
+            "{} flows opened meanwhile, {of_all} of their packets forwarded, {unrecorded} without a place; {} packets dropped while held; adopted, \
+             unadopted, stray: {:?}",
+            opened.len(),
+            count_of(&first, Reason::Held),
+            astray(&first)
+        );
+        crowd.assert_kept(&maps, opened.len() as u64);
+    });
+}
+
+#[test]
+fn a_table_that_would_be_too_small_is_refused_before_anything_changes() {
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        let mut kernel = Kernel::open(&sized(sandbox, &["va"], 3_000)).unwrap();
+        kernel.attach().unwrap();
+        serve(&kernel.maps(), "va");
+        pin_talkers(&kernel.maps(), 50);
+        Crowd::settle(&kernel.maps(), 1_500);
+        let in_use = entries(&kernel.maps());
+        drop(kernel);
+
+        let mut steps = vec![];
+        let options = sized(sandbox, &["va"], 1_000);
+        let kernel = Kernel::open_observed(&options, &mut |step| steps.push(step)).unwrap();
+        let error = kernel.not_resized().unwrap();
+        assert!(matches!(error, Error::TooSmall { .. }), "{error}");
+        assert!(error.to_string().contains("`flows` in [limits]"), "{error}");
+        assert_eq!(steps, []);
+        let maps = kernel.maps();
+        assert_eq!(maps.capacity.flow_buckets, buckets_for(3_000));
+        assert_eq!(entries(&maps), in_use);
+        assert_eq!(names(&sandbox.pins()), ["link-va", "maps"]);
+        let mut wire = Wire::new("vb", maps.clone());
+        assert_talking(&mut wire, &maps, 50);
+    });
+}
+
+#[test]
+fn a_machine_too_busy_for_the_hold_keeps_the_table_it_has() {
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        let mut kernel = Kernel::open(&sized(sandbox, &["va"], 3_000)).unwrap();
+        kernel.attach().unwrap();
+        serve(&kernel.maps(), "va");
+        pin_talkers(&kernel.maps(), 50);
+        drop(kernel);
+
+        let (mut holds, mut hold) = (0, Duration::from_secs(1));
+        let options = sized(sandbox, &["va"], 6_000);
+        let kernel = Kernel::open_observed(&options, &mut |step| {
+            if step == Step::Held {
+                // As if this process had been stopped for most of the hold.
+                sleep(hold * 3 / 4);
+                hold *= 2;
+                holds += 1;
+            }
+        })
+        .unwrap();
+        assert!(matches!(kernel.not_resized(), Some(Error::TooBusy)));
+        assert_eq!(holds, 3);
+        let maps = kernel.maps();
+        assert_eq!(maps.capacity.flow_buckets, buckets_for(3_000));
+        assert_eq!(maps.hold4.get(0).until_ns, 0);
+        assert_eq!(names(&sandbox.pins()), ["link-va", "maps"]);
+        assert_talking(&mut Wire::new("vb", maps.clone()), &maps, 50);
+    });
+}
+
+/// The hold ends while one link still runs the old program, which records flows in the old table from then on.
+#[test]
+fn flows_that_the_old_program_records_after_the_hold_are_copied_too() {
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        sandbox.veth("wa", "wb");
+        let interfaces = ["va", "wa"];
+        let mut kernel = Kernel::open(&sized(sandbox, &interfaces, 3_000)).unwrap();
+        kernel.attach().unwrap();
+        let first = kernel.maps();
+        serve(&first, "va");
+        pin_talkers(&first, 50);
+        drop(kernel);
+
+        let newcomer = |end: u8| Key::new(0x0c00_0000 + u32::from(end), 50_000, SERVICE);
+        let mut switched = 0;
+        let options = sized(sandbox, &interfaces, 6_000);
+        let observed = first.clone();
+        let kernel = Kernel::open_observed(&options, &mut |step| {
+            if step != Step::SwitchedOne || switched > 0 {
+                return;
+            }
+            switched += 1;
+            sleep(Duration::from_millis(1_100));
+            for (end, interface) in [(1, "vb"), (2, "wb")] {
+                let mut wire = Wire::new(interface, observed.clone());
+                wire.send(&[(newcomer(end), ISN, SYN)]);
+                wire.send(&[(newcomer(end), ISN + 1, ACK)]);
+            }
+        })
+        .unwrap();
+        assert!(kernel.not_resized().is_none());
+        let recorded_in_old = [1, 2].map(|end| find(&first, newcomer(end)).len());
+        assert_eq!(
+            recorded_in_old.iter().sum::<usize>(),
+            1,
+            "one link ran the old program: {recorded_in_old:?}"
+        );
+        let maps = kernel.maps();
+        for end in [1, 2] {
+            let found = find(&maps, newcomer(end));
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert!(found[0].0.is(State::Young) && !found[0].0.has(Word::FOREIGN));
+        }
+        assert_talking(&mut Wire::new("wb", maps.clone()), &maps, 50);
+    });
+}
+
+/// This test's own executable, run again, is the daemon that is killed, at every step.
+#[test]
+fn a_resize_killed_at_any_step_loses_no_entry() {
+    const TEST: &str = "resize::a_resize_killed_at_any_step_loses_no_entry";
+    const VICTIM: &str = "TETHER_TEST_RESIZE";
+    const STEPS: [Step; 7] = [
+        Step::Staged,
+        Step::Copied,
+        Step::Held,
+        Step::Exact,
+        Step::SwitchedOne,
+        Step::Switched,
+        Step::Exchanged,
+    ];
+    const TALKERS: u32 = 100;
+    run(|sandbox| {
+        let interfaces = ["va", "wa"];
+        if let Some(orders) = std::env::var_os(VICTIM) {
+            // In the sandbox of the process that started this one, whose bpffs lies under the one just mounted.
+            umount("/sys/fs/bpf").unwrap();
+            let (at, flows) = orders.to_str().unwrap().split_once(' ').unwrap();
+            let at = STEPS[at.parse::<usize>().unwrap()];
+            let options = sized(sandbox, &interfaces, flows.parse().unwrap());
+            let end = Kernel::open_observed(&options, &mut |step| {
+                if step == at {
+                    kill(getpid(), Signal::SIGKILL).unwrap();
+                }
+            });
+            unreachable!("{at:?} was not reached: {end:?}");
+        }
+        sandbox.veth("va", "vb");
+        sandbox.veth("wa", "wb");
+        let (mut small, mut large) = (8_000, 20_000);
+        let mut kernel = Kernel::open(&sized(sandbox, &interfaces, small)).unwrap();
+        kernel.attach().unwrap();
+        let first = kernel.maps();
+        serve(&first, "va");
+        pin_talkers(&first, TALKERS);
+        let crowd = Crowd::settle(&first, 4_000);
+        for (at, step) in STEPS.into_iter().enumerate() {
+            let before = kernel.maps().capacity.flow_buckets;
+            assert_eq!(before, buckets_for(small));
+            drop(kernel);
+            let mut victim = Command::new("/proc/self/exe")
+                .args(["--exact", TEST])
+                .env(VICTIM, format!("{at} {large}"))
+                .stdout(Stdio::null())
+                .spawn()
+                .unwrap();
+            let end = victim.wait().unwrap();
+            assert_eq!(
+                std::os::unix::process::ExitStatusExt::signal(&end),
+                Some(libc::SIGKILL),
+                "{step:?}: {end}"
+            );
+            // Nobody is there: the data path goes on by itself, on both interfaces.
+            for interface in ["vb", "wb"] {
+                assert_talking(&mut Wire::new(interface, first.clone()), &first, TALKERS);
+            }
+            // The next daemon wants the new size, or that of before.
+            let wanted = if at % 2 == 0 { large } else { small };
+            kernel = Kernel::open(&sized(sandbox, &interfaces, wanted)).unwrap();
+            if let Some(error) = kernel.not_resized() {
+                panic!("{step:?}: {error}");
+            }
+            kernel.attach().unwrap();
+            let maps = kernel.maps();
+            assert_eq!(maps.capacity.flow_buckets, buckets_for(wanted), "{step:?}");
+            assert_eq!(names(&sandbox.pins()), ["link-va", "link-wa", "maps"]);
+            assert_eq!(names(&sandbox.pins().join("maps")).len(), maps::ALL.len());
+            crowd.assert_kept(&maps, 0);
+            for interface in ["vb", "wb"] {
+                assert_talking(&mut Wire::new(interface, maps.clone()), &maps, TALKERS);
+            }
+            if wanted == large {
+                std::mem::swap(&mut small, &mut large);
+            }
+        }
+    });
+}
