@@ -5,9 +5,11 @@
 //!
 //! * [`judge`][]: what becomes of one entry; pure
 //! * [`today`][]: what today's tables say about a flow
+//! * [`fill`][]: how full the table is, in steps that are told
 //! * [`sweeper`][]: passes over the table, in steps
 
 mod census;
+pub mod fill;
 pub mod judge;
 mod reclaim;
 pub mod sweeper;
@@ -24,7 +26,7 @@ use std::{
 use lb_common::clock::Tick;
 use tokio::sync::watch;
 
-pub use self::{sweeper::Sweeper, today::pick_of};
+pub use self::{fill::Fill, sweeper::Sweeper, today::pick_of};
 use crate::dataplane::maps::Maps;
 
 /// Entries of the flow table, counted by state.

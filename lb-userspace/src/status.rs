@@ -8,7 +8,7 @@ use lb_common::backend::{Mode, Serving};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    flows::Counts,
+    flows::{Counts, Fill},
     model::{Admin, Health, Suspension},
 };
 
@@ -90,6 +90,9 @@ pub struct FlowTable {
     /// Entries in use, as a fraction of the capacity.
     #[serde(rename = "use")]
     pub used: f64,
+    /// How full it is, in steps: without embryos, which give way to any flow.
+    #[serde(default)]
+    pub fill: Fill,
 }
 
 /// A service.

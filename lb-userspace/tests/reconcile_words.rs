@@ -13,7 +13,7 @@ use lb_common::clock::Tick;
 use lb_userspace::{
     config::{self, Config},
     dataplane::maps::{Capacity, Maps},
-    flows::{Census, Counts},
+    flows::{Census, Counts, Fill},
     model::{Admin, BackendName},
     reconcile::{Error, State},
     status::{ServiceStatus, Status},
@@ -166,15 +166,35 @@ fn limits_that_the_maps_were_not_made_with_are_warned_of_once_and_serve_what_fit
     other.limits.flows = 2_000;
     other.limits.backends = 64;
     let mut state = machine.adopt(other.clone()).unwrap();
-    assert_said(
-        Level::WARN,
-        &[
-            "words.toml: limits: ",
-            "flows = 1000 (not 2000), backends = 3 (not 64)",
-            "stays in force",
-            "`tether cleanup`",
-        ],
-    );
+    let said_of = said();
+    assert!(said_of.iter().all(|(level, _)| *level == Level::WARN));
+    let [(_, of_all), (_, of_flows)] = &said_of[..] else {
+        panic!("not two things: {said_of:#?}");
+    };
+    for (text, parts) in [
+        (
+            of_all,
+            [
+                "words.toml: limits: ",
+                "backends = 3 (not 64)",
+                "stays in force",
+                "`tether cleanup`",
+            ],
+        ),
+        (
+            of_flows,
+            [
+                "words.toml: limits: ",
+                "flows = 1000 (not 2000)",
+                "restart the daemon",
+                "loses no flow",
+            ],
+        ),
+    ] {
+        for part in parts {
+            assert!(text.contains(part), "no {part:?} in: {text}");
+        }
+    }
     machine.settle(&mut state);
     assert_eq!(status(&state).services[0].backends.len(), 2);
 
@@ -356,4 +376,43 @@ fn a_service_without_an_id_is_named() {
     let service = service(&state);
     assert_eq!(service.port, 81);
     assert!(service.error.unwrap().contains("no id is left for it"));
+}
+
+#[test]
+fn a_table_that_fills_is_warned_of_once_a_crossing() {
+    let machine = Machine::new("filling");
+    let mut state = machine.adopt(machine.config(&["b1"])).unwrap();
+    assert_eq!(said(), []);
+    let mut count = |pin| {
+        let total = Counts {
+            pin,
+            ..Counts::default()
+        };
+        let census = Census {
+            capacity: 1_000,
+            total,
+            ..Census::default()
+        };
+        state.counted(Arc::new(census));
+        state.status(vec![], Duration::ZERO).flows.fill
+    };
+    assert_eq!(count(499), Fill::Low);
+    assert_eq!(said(), []);
+    assert_eq!(count(510), Fill::Half);
+    let remedy = [
+        "flows = 2000 in [limits] of",
+        "words.toml",
+        "restart the daemon",
+        "flows go on",
+    ];
+    assert_said(Level::WARN, &[&["over 50%"][..], &remedy].concat());
+    // To and fro across the mark is one crossing.
+    for pin in [490, 520, 699] {
+        assert_eq!(count(pin), Fill::Half);
+        assert_eq!(said(), []);
+    }
+    assert_eq!(count(700), Fill::High);
+    assert_said(Level::WARN, &[&["over 70%"][..], &remedy].concat());
+    assert_eq!(count(100), Fill::Low);
+    assert_eq!(said(), []);
 }

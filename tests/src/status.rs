@@ -1,5 +1,7 @@
 //! What `tether status --json` says, as far as tests look at it.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 
 /// The whole answer.
@@ -15,6 +17,8 @@ pub struct Status {
     pub attachments: Vec<Attachment>,
     /// The flow table.
     pub flows: Flows,
+    /// Packets by the name of what became of them.
+    pub reasons: BTreeMap<String, Packets>,
     /// The services.
     pub services: Vec<Service>,
 }
@@ -49,7 +53,7 @@ pub struct Attachment {
 }
 
 /// See `Status::flows`.
-#[derive(Debug, Clone, Copy, Deserialize)]
+#[derive(Debug, Clone, Deserialize)]
 pub struct Flows {
     /// Entries that fit.
     pub capacity: u64,
@@ -61,6 +65,8 @@ pub struct Flows {
     pub pin: u64,
     /// Flows that ended and linger.
     pub closing: u64,
+    /// How full the table is: `low`, `half` or `high`.
+    pub fill: String,
 }
 
 /// One service.
@@ -102,7 +108,20 @@ pub struct BackendFlows {
     pub pin: u64,
 }
 
+/// See `Status::reasons`.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct Packets {
+    /// How many.
+    pub packets: u64,
+}
+
 impl Status {
+    /// Packets that were counted for a reason.
+    #[must_use]
+    pub fn packets(&self, reason: &str) -> u64 {
+        self.reasons.get(reason).map_or(0, |count| count.packets)
+    }
+
     /// A backend of the lab's service.
     #[must_use]
     pub fn backend(&self, name: &str) -> Option<&Backend> {

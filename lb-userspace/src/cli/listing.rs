@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::{
     config::Config,
+    flows::Fill,
     status::{BackendStatus, ServiceStatus, Status},
 };
 
@@ -76,6 +77,9 @@ pub(super) fn status(status: &Status) -> String {
     for line in lines {
         text += &line;
         text.push('\n');
+    }
+    if flows.fill != Fill::Low {
+        text += "the flow table fills up: raise flows in [limits] and restart the daemon, which loses no flow\n";
     }
     if let Some(error) = &status.config.error {
         text += "the latest reload was refused, an older configuration is in force:\n";
@@ -221,7 +225,7 @@ mod tests {
         "generation":{"accepted":4,"resolved":4,"applied":3},
         "config":{"path":"/etc/tether/tether.toml","error":"a.toml:1:1: x: bad; mend it"},
         "attachments":[{"interface":"eth0","mode":"native"}],
-        "flows":{"capacity":1000,"embryo":0,"young":1,"pin":12,"closing":0,"use":0.013},
+        "flows":{"capacity":1000,"embryo":0,"young":1,"pin":12,"closing":0,"use":0.013,"fill":"half"},
         "services":[{"name":"chat","vip":"10.0.0.1","port":80,"mode":"ipip","removed":false,
           "fail_open":true,"resets_suspended":"fail-open","error":null,
           "backends":[{"name":"b1","address":"10.0.1.11","port":80,"weight":100,"admin":"draining",
@@ -238,6 +242,7 @@ tether 0.1.0, pid 1, up 1 h 1 min
 configuration /etc/tether/tether.toml, generation 3 applied (4 accepted, 4 resolved)
 attached to eth0 (native)
 flows: 12 pinned, 1 young, 0 embryos, 0 closing; 1.3% of 1000 entries in use
+the flow table fills up: raise flows in [limits] and restart the daemon, which loses no flow
 the latest reload was refused, an older configuration is in force:
   a.toml:1:1: x: bad; mend it
 

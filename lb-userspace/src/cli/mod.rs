@@ -3,6 +3,7 @@
 //! Exit status: 0 is success, 1 that something failed, 2 that the command line or the configuration is wrong.
 
 mod listing;
+mod seed;
 
 use std::{
     path::{Path, PathBuf},
@@ -89,6 +90,12 @@ enum Command {
         backend: Named,
         #[command(flatten)]
         daemon: Daemon,
+    },
+    /// Compare, share and rotate the fleet's seed, of which the tables are built
+    #[command(after_help = EXIT_STATUS)]
+    Seed {
+        #[command(subcommand)]
+        seed: seed::Seed,
     },
     /// Detach the XDP program, and remove maps and state
     ///
@@ -246,6 +253,7 @@ fn run(command: Command) -> Result<(), Failure> {
             println!("{} takes new flows again, as its health allows", backend.0);
             Ok(())
         }
+        Command::Seed { seed } => seed::run(&seed),
         Command::Cleanup {
             config,
             bpffs,

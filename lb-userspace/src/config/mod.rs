@@ -43,7 +43,10 @@ pub struct Config {
     pub services: Vec<Service>,
 }
 
-/// Capacities of the maps, fixed while the maps live.
+/// The most that `flows` in `[limits]` may be.
+pub const MAX_FLOWS: u32 = 20_000_000;
+
+/// Capacities of the maps. But for that of flows they are fixed while the maps live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// IPv4 flows at the design load.

@@ -236,7 +236,7 @@ fn limits(root: &mut Reader<'_>, findings: &mut Findings<'_>) -> (Limits, LimitS
         }
     };
     // A flow takes 27 bytes of table, and the verifier lets a program address 512 MiB of a map.
-    take("flows", 1..=20_000_000, &mut limits.flows, &mut None);
+    take("flows", 1..=super::MAX_FLOWS, &mut limits.flows, &mut None);
     // Ids have 16 bits, backends' 18; id 0 is not used.
     take(
         "services",

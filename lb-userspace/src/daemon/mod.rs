@@ -61,6 +61,12 @@ pub fn run(config: Config) -> Result<()> {
     };
     let mut state = StateDir::take(&config.state_dir)?;
     let kernel = Kernel::open(&options(&config)?)?;
+    if let Some(error) = kernel.not_resized() {
+        tracing::error!(
+            "{}: limits: the flow table stays as large as it is: {error}",
+            config.path.display()
+        );
+    }
     let ended = runtime.block_on(run_parts(config, &mut state, kernel, signals));
     // A thread that hangs in a read of a file must not keep the process, and with it the lock.
     runtime.shutdown_timeout(STOP_PATIENCE);

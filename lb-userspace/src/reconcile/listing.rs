@@ -48,6 +48,7 @@ impl State {
                 pin: total.pin,
                 closing: total.closing,
                 used: used as f64 / self.census.capacity.max(1) as f64,
+                fill: self.fill,
             },
             services,
             reasons: Reason::ALL

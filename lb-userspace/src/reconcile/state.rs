@@ -17,7 +17,7 @@ use crate::{
     config::Config,
     dataplane::maps::Maps,
     desired,
-    flows::Census,
+    flows::{Census, Fill},
     model::{Admin, BackendName, HealthReport, NextHopReport, Target},
     plan::{self, Deferred, Observed, Plan, Tables, Unsettled, Wanted},
     resolve::{self, Found, Hop},
@@ -35,6 +35,7 @@ pub struct State {
     pub(super) registry: Registry,
     pub(super) hops: HashMap<IpAddr, Found>,
     pub(super) census: Arc<Census>,
+    pub(super) fill: Fill,
     observed: Observed,
     tables: Tables,
     host_owned: BTreeSet<Ipv4Addr>,
@@ -59,7 +60,7 @@ impl State {
         now: Tick,
     ) -> Result<Self, Error> {
         capacity::fits(&config, &maps.capacity).map_err(Error::Capacity)?;
-        if let Some(warning) = capacity::other_limits(&config, &maps.capacity) {
+        for warning in capacity::other_limits(&config, &maps.capacity) {
             tracing::warn!("{warning}");
         }
         let saved = Memory::load(&config.state_dir);
@@ -71,6 +72,7 @@ impl State {
             config_error: None,
             drained: saved.drained.clone(),
             hops: HashMap::new(),
+            fill: Fill::default(),
             census,
             observed,
             tables: Tables::default(),
@@ -100,10 +102,10 @@ impl State {
             self.config_error = Some(error.clone());
             return Err(error);
         }
-        if config.limits != self.config.limits
-            && let Some(warning) = capacity::other_limits(&config, &self.maps.capacity)
-        {
-            tracing::warn!("{warning}");
+        if config.limits != self.config.limits {
+            for warning in capacity::other_limits(&config, &self.maps.capacity) {
+                tracing::warn!("{warning}");
+            }
         }
         self.config = config;
         self.config_error = None;
@@ -171,6 +173,16 @@ impl State {
 
     /// Takes in the latest census.
     pub fn counted(&mut self, census: Arc<Census>) {
+        let fill = self.fill.next(&census);
+        if fill > self.fill {
+            tracing::warn!(
+                "{}",
+                capacity::filling(&self.config, fill, &self.maps.capacity)
+            );
+        } else if fill < self.fill {
+            tracing::info!(?fill, "the flow table is less full again");
+        }
+        self.fill = fill;
         self.census = census;
     }
 

@@ -271,6 +271,12 @@ impl Metrics {
             "Entries in use, as a fraction of the capacity",
         )
         .of(Value::Ratio(flows.used))
+        .encode(encoder)?;
+        Family::gauge(
+            "flow_fill_level",
+            "How full the flow table is, without embryos: 1 from 50%, 2 from 70% on; then raise `flows` in [limits] and restart the daemon",
+        )
+        .of(flows.fill.level())
         .encode(encoder)
     }
 

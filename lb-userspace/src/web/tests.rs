@@ -49,6 +49,7 @@ fn a_status() -> Status {
             capacity: 100,
             pin: 25,
             used: 0.25,
+            fill: crate::flows::Fill::Half,
             ..Default::default()
         },
         services: vec![ServiceStatus {
@@ -150,6 +151,7 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
         format!("tether_backend_resolved{{{backend}}} 1"),
         r#"tether_flows{state="pin"} 25"#.to_owned(),
         "tether_flow_use_ratio 0.25".to_owned(),
+        "tether_flow_fill_level 1".to_owned(),
         r#"tether_swept_entries_total{why="reclaimed"} 5"#.to_owned(),
         r#"tether_generation{stage="applied"} 3"#.to_owned(),
         r#"tether_attached{interface="eth0",mode="native"} 1"#.to_owned(),

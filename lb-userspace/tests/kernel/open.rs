@@ -12,7 +12,10 @@ use std::{
 
 use aya::maps::MapData;
 use lb_common::{maps, vip::VipEntry};
-use lb_userspace::dataplane::kernel::{Error, Kernel, Loaded, cleanup};
+use lb_userspace::dataplane::kernel::{
+    Error, Kernel, Loaded, cleanup,
+    seed::{fleet_seed, set_fleet_seed},
+};
 use nix::mount::umount;
 
 use crate::sandbox::{names, run};
@@ -93,6 +96,38 @@ fn pinned_capacities_outlast_a_changed_configuration() {
         let kernel = Kernel::open(&options).unwrap();
         assert_eq!(kernel.maps().capacity, capacity);
         assert!(kernel.not_resized().is_none());
+    });
+}
+
+#[test]
+fn the_fleet_seed_is_replaced_while_no_daemon_runs_and_alone() {
+    run(|sandbox| {
+        let kernel = sandbox.open(&[]);
+        let before = kernel.instance();
+        assert_eq!(fleet_seed(&sandbox.pins()).unwrap(), before.fleet_seed);
+        let error = set_fleet_seed(&sandbox.pins(), [1, 2, 3, 4]).unwrap_err();
+        assert!(matches!(error, Error::Busy { .. }), "{error}");
+        drop(kernel);
+
+        set_fleet_seed(&sandbox.pins(), [1, 2, 3, 4]).unwrap();
+        assert_eq!(fleet_seed(&sandbox.pins()).unwrap(), [1, 2, 3, 4]);
+        let kernel = sandbox.open(&[]);
+        assert_eq!(kernel.fleet_seed(), [1, 2, 3, 4]);
+        let after = lb_common::maps::Instance {
+            fleet_seed: [1, 2, 3, 4],
+            ..before
+        };
+        assert_eq!(kernel.instance(), after);
+        drop(kernel);
+
+        cleanup(&sandbox.pins()).unwrap();
+        for error in [
+            fleet_seed(&sandbox.pins()).unwrap_err(),
+            set_fleet_seed(&sandbox.pins(), [5; 4]).unwrap_err(),
+        ] {
+            assert!(matches!(error, Error::NoInstance { .. }), "{error}");
+        }
+        assert!(!sandbox.pins().exists());
     });
 }
 

@@ -40,6 +40,15 @@ pub enum Error {
         /// Id of the process, if it can be seen from here.
         pid: Option<u32>,
     },
+    /// There is no instance.
+    #[error(
+        "{}: no tether has pinned its maps here; start the daemon once, or name its `bpffs` directory",
+        path.display()
+    )]
+    NoInstance {
+        /// The pin directory.
+        path: PathBuf,
+    },
     /// Maps of another version.
     #[error(
         "{}: the pinned maps have layout version {found}, this tether has version {expected}; run the tether that made them, or stop it and run \

@@ -323,7 +323,7 @@ fn new_instance() -> Result<Instance, Error> {
 }
 
 /// Words from the kernel's generator.
-fn random<const N: usize>() -> Result<[u64; N], Error> {
+pub(super) fn random<const N: usize>() -> Result<[u64; N], Error> {
     let mut words = [0u64; N];
     // SAFETY: the buffer is ours, of this size. Up to 256 bytes are given whole once the generator is initialised, for which the
     // call waits.

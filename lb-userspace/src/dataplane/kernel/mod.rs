@@ -13,6 +13,7 @@
 //! * [`pins`][]: the pin directory
 //! * [`load`][]: maps and program, private or pinned; `shapes`: what each map has to be
 //! * [`resize`][]: another size for the flow table; `mirror`: what is to be copied; `copier`: the program that inserts it
+//! * [`seed`][]: the fleet's seed that is kept with the maps
 //! * [`device`][]: what the kernel says about an interface
 //! * [`attach`][]: links
 //! * [`decap`][]: the decapsulator, a program without maps
@@ -31,6 +32,7 @@ pub mod load;
 mod mirror;
 pub mod pins;
 pub mod resize;
+pub mod seed;
 mod shapes;
 
 use std::{path::PathBuf, sync::Arc};

@@ -19,7 +19,7 @@ use nix::{
 
 use super::error::Error;
 
-const MAPS: &str = "maps";
+pub(super) const MAPS: &str = "maps";
 const STAGING: &str = "maps-new";
 const LINK_PREFIX: &str = "link-";
 

@@ -79,7 +79,7 @@ pub(super) fn refused_call(doing: &'static str) -> impl FnOnce(io::Error) -> Err
 }
 
 /// Looks at the version alone, which stays the first word whatever the rest of the layouts becomes.
-fn check_version(directory: &Path) -> Result<(), Error> {
+pub(super) fn check_version(directory: &Path) -> Result<(), Error> {
     let pinned = open(directory, names::INSTANCE)?;
     let first = map_memory::<u64>(pinned.fd().as_fd())
         .map_err(|_| {
@@ -138,7 +138,7 @@ fn pinned_capacity(directory: &Path) -> Result<Capacity, Error> {
     Ok(capacity)
 }
 
-fn open(directory: &Path, name: &str) -> Result<MapData, Error> {
+pub(super) fn open(directory: &Path, name: &str) -> Result<MapData, Error> {
     let path = directory.join(name);
     MapData::from_pin(&path).map_err(|source| {
         if path.exists() {

@@ -1,0 +1,150 @@
+//! A larger flow table, and another seed, by a restart: no connection notices.
+
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use lab::config::Config;
+use lab::peer::client::Connection;
+use lab::peer::crowd;
+use lab::stage::Stage;
+use lab::tether::{CONFIG_PATH, Tether};
+use lab::topology::{Place, Topology};
+use lb_common::flow::v4::{WAYS, buckets_for};
+
+const SOON: Duration = Duration::from_secs(30);
+const PACE: Duration = Duration::from_millis(250);
+
+/// Every connection echoes again and again, and none has broken.
+fn assert_talking(connections: &[Connection]) -> Result<()> {
+    crowd::wait_for_echoes(connections, 3, SOON, |_| {})?;
+    assert_eq!(crowd::breaks(connections), [""; 0]);
+    Ok(())
+}
+
+fn places(flows: u32) -> u64 {
+    u64::from(buckets_for(flows)) * u64::from(WAYS)
+}
+
+/// Whether the daemon has counted every connection at its backend.
+fn wait_counted(tether: &Tether, connections: &[Connection]) -> Result<()> {
+    let spread = crowd::spread(connections);
+    tether
+        .wait_status("every flow is counted at its backend", SOON, |status| {
+            spread.iter().all(|(name, share)| {
+                let flows = status.backend(name).map(|backend| backend.flows);
+                flows.is_some_and(|flows| flows.young + flows.pin == *share as u64)
+            })
+        })
+        .map(drop)
+}
+
+#[test]
+fn connections_outlive_a_larger_and_a_smaller_flow_table() -> Result<()> {
+    let mut stage = Stage::set(Topology::new(Place::Farm), 46, |_| {})?;
+    let small = stage.config.flows;
+    let mut connections = stage
+        .clients
+        .open(500, stage.plan().talking(PACE), |_| {})?;
+    assert_talking(&connections)?;
+    for flows in [4 * small, small] {
+        let config = Config {
+            flows,
+            ..stage.config.clone()
+        };
+        stage.lab.balancer().write(CONFIG_PATH, &config.text())?;
+        stage.tether.terminate()?;
+        stage.tether.restart()?;
+        stage.wait_serving()?;
+        assert!(
+            stage.tether.log().contains("flow table resized"),
+            "{}",
+            stage.tether.log()
+        );
+        stage
+            .tether
+            .wait_status("the table is counted", SOON, |status| {
+                status.flows.capacity == places(flows)
+            })?;
+        wait_counted(&stage.tether, &connections)?;
+        assert_talking(&connections)?;
+        connections.extend(stage.clients.open(50, stage.plan().talking(PACE), |_| {})?);
+        assert_talking(&connections)?;
+    }
+    // None was adopted, as a flow is that the table has forgotten.
+    let adopted = stage.tether.status()?.packets("adopted");
+    assert_eq!(adopted, 0);
+    stage.close();
+    Ok(())
+}
+
+#[test]
+fn a_table_that_would_be_too_small_stays_and_the_daemon_serves() -> Result<()> {
+    let mut stage = Stage::set(Topology::new(Place::Farm), 47, |_| {})?;
+    let flows = stage.config.flows;
+    let connections = stage
+        .clients
+        .open(100, stage.plan().talking(PACE), |_| {})?;
+    wait_counted(&stage.tether, &connections)?;
+    let config = Config {
+        flows: 50,
+        ..stage.config.clone()
+    };
+    stage.lab.balancer().write(CONFIG_PATH, &config.text())?;
+    stage.tether.kill()?;
+    stage.tether.restart()?;
+    stage.wait_serving()?;
+    let log = stage.tether.log();
+    for part in [
+        "the flow table stays as large as it is",
+        "has no room for them",
+        "`flows` in [limits]",
+    ] {
+        assert!(log.contains(part), "no {part:?} in {log}");
+    }
+    assert_talking(&connections)?;
+    stage
+        .tether
+        .wait_status("the table is counted", SOON, |status| {
+            status.flows.capacity == places(flows)
+        })?;
+    stage.close();
+    Ok(())
+}
+
+#[test]
+fn connections_outlive_a_rotated_seed() -> Result<()> {
+    let mut stage = Stage::set(Topology::new(Place::Farm), 48, |_| {})?;
+    let mut connections = stage
+        .clients
+        .open(100, stage.plan().talking(PACE), |_| {})?;
+    let show = ["seed", "show", "--config", CONFIG_PATH];
+    let before = stage.tether.succeed(&show)?;
+    let refused = stage
+        .tether
+        .output(&["seed", "rotate", "--config", CONFIG_PATH])?;
+    assert!(!refused.status.success(), "a daemon runs");
+    assert_eq!(stage.tether.succeed(&show)?, before);
+
+    stage.tether.terminate()?;
+    let said = stage
+        .tether
+        .succeed(&["seed", "rotate", "--config", CONFIG_PATH])?;
+    let after = stage.tether.succeed(&show)?;
+    assert_ne!(after, before);
+    let print = after.split_whitespace().next().context("a fingerprint")?;
+    assert!(said.contains(print), "{said}");
+    let secret = stage
+        .tether
+        .succeed(&["seed", "show", "--secret", "--config", CONFIG_PATH])?;
+    assert_eq!(secret.trim().len(), 64);
+    assert!(!said.contains(secret.trim()) && !after.contains(secret.trim()));
+
+    stage.tether.restart()?;
+    stage.wait_serving()?;
+    assert_talking(&connections)?;
+    connections.extend(stage.clients.open(60, stage.plan().talking(PACE), |_| {})?);
+    assert_talking(&connections)?;
+    assert!(!stage.tether.log().contains(secret.trim()));
+    stage.close();
+    Ok(())
+}
