@@ -39,15 +39,13 @@ impl Fill {
     pub fn next(self, census: &Census) -> Self {
         let total = &census.total;
         let percent = (total.young + total.pin + total.closing) * 100 / census.capacity.max(1);
-        let reached = [Self::High, Self::Half]
+        [Self::High, Self::Half]
             .into_iter()
-            .find(|step| percent >= step.threshold())
-            .unwrap_or_default();
-        if reached < self && percent + Self::SLACK >= self.threshold() {
-            self
-        } else {
-            reached
-        }
+            .find(|step| {
+                let slack = if *step <= self { Self::SLACK } else { 0 };
+                percent + slack >= step.threshold()
+            })
+            .unwrap_or_default()
     }
 
     /// As a number, for metrics: 0, 1, 2.
