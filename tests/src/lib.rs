@@ -6,7 +6,7 @@ pub mod frame;
 pub mod namespace;
 pub mod packet;
 pub mod packet_socket;
-mod passing;
+pub mod passing;
 pub mod peer;
 pub mod random;
 pub mod stage;

@@ -1,0 +1,326 @@
+//! `cargo xtask kernels`: the tests that depend on the kernel, in an emulated machine for each of Debian's kernels.
+//!
+//! Packages are fetched with a configuration of our own and unpacked below the target directory: nothing is installed, and this
+//! machine's apt is not touched. Guests are emulated in software, have their file system in memory, and end with this process.
+
+mod apt;
+mod cache;
+mod cpio;
+mod emulator;
+mod guest;
+mod image;
+mod kernel;
+
+use std::{
+    fs,
+    path::PathBuf,
+    process::{Command, ExitCode},
+};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use lab_guest::{Plan, Program, Record};
+
+use self::{cache::Cache, emulator::Emulator, guest::Outcome, image::Contents, kernel::Kernel};
+use crate::{
+    cargo::{Built, TestProgram},
+    exec, setup,
+};
+
+/// Modules that tests use without the kernel asking for them.
+const MODULES: [&str; 7] = [
+    "veth",
+    "bridge",
+    "8021q",
+    "bonding",
+    "dummy",
+    "ipip",
+    "virtio_net",
+];
+/// The daemon that tests of package `lab` run.
+const DAEMON: &str = "tether-under-test";
+/// How long a test program may take, in seconds: many times what it does, since other work may be going on.
+const LIMIT_S: u64 = 1800;
+/// How many times longer than usual labs wait for a fact before they give up.
+const PATIENCE: &str = "4";
+/// How much of a console a crash is explained with.
+const LAST_WORDS: usize = 60;
+
+/// What can be asked for.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Only this kernel
+    #[arg(long)]
+    kernel: Option<Kernel>,
+    /// Only a few tests: that every kernel takes the programs and forwards with them
+    #[arg(long)]
+    smoke: bool,
+    /// Keep each guest's file system and console, and print the command that boots it
+    #[arg(long)]
+    keep: bool,
+}
+
+/// Runs the tests and prints a table.
+///
+/// # Errors
+/// If something is missing or a guest cannot be started. Failed tests are told by the exit code.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    setup::ensure()?;
+    let cache = Cache::open()?;
+    let emulator = Emulator::provide(&cache)?;
+    let kernels = match options.kernel {
+        Some(kernel) => vec![kernel],
+        None => Kernel::value_variants().to_vec(),
+    };
+    let mut bootable = vec![];
+    for kernel in kernels {
+        bootable.push((kernel, kernel.provide(&cache, &emulator)?));
+    }
+
+    let tests = Tests::build(options.smoke)?;
+    let mut outcomes = vec![];
+    for (kernel, image) in bootable {
+        let name = kernel.name();
+        let archive = cache.path(&format!("{name}.cpio"));
+        let console = cache.path(&format!("{name}.console"));
+        let scratch = cache.path("stripped");
+        tests
+            .contents()
+            .write(&archive, &image, &emulator, &scratch)
+            .with_context(|| format!("writing {}", archive.display()))?;
+        // Absent if no program was written.
+        let _ = fs::remove_file(&scratch);
+        let mut command = guest::command(&emulator, &image, &archive, &console)?;
+        eprintln!("kernels: {name} boots");
+        let outcome = guest::run(&mut command, &tests.plan, |record| tell(name, record))?;
+        explain(name, &outcome, &console)?;
+        if options.keep {
+            keep(&command);
+        } else {
+            for file in [archive, console] {
+                fs::remove_file(&file).with_context(|| file.display().to_string())?;
+            }
+        }
+        outcomes.push((name, outcome));
+    }
+    print!("{}", table(&outcomes));
+    let all = outcomes.iter().all(|(_, outcome)| outcome.is_success());
+    Ok(if all {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+fn keep(command: &Command) {
+    eprintln!("kernels: this boots it again: {}", exec::show(command));
+}
+
+/// Programs and what to do with them.
+struct Tests {
+    init: PathBuf,
+    helpers: Vec<(&'static str, PathBuf)>,
+    tests: Vec<TestProgram>,
+    plan: Plan,
+}
+
+impl Tests {
+    /// Builds all tests, and chooses.
+    fn build(smoke: bool) -> Result<Self> {
+        // The same packages as everywhere, so that dependencies are compiled once.
+        let mut build = exec::cargo();
+        build.args([
+            "test",
+            "--no-run",
+            "--workspace",
+            "--exclude",
+            "lb-ebpf",
+            "--test",
+            "*",
+        ]);
+        let built = Built::by(&mut build)?;
+        let mut tests = vec![];
+        let mut programs = vec![];
+        for package in ["lab", "lab-guest", "lb-userspace"] {
+            for test in built.integration_tests(package) {
+                if let Some(filters) = choose(package, &test.name, smoke) {
+                    programs.push(program(&test, filters));
+                    tests.push(test);
+                }
+            }
+        }
+        if programs.is_empty() {
+            bail!("cargo reported no test program that runs in a guest");
+        }
+        Ok(Self {
+            init: built.executable("lab-guest")?,
+            helpers: vec![(DAEMON, built.executable(DAEMON)?)],
+            tests,
+            plan: Plan {
+                modules: MODULES.map(str::to_owned).into(),
+                environment: [("LAB_PATIENCE", PATIENCE), ("RUST_BACKTRACE", "1")]
+                    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                    .into(),
+                programs,
+            },
+        })
+    }
+
+    fn contents(&self) -> Contents<'_> {
+        Contents {
+            init: &self.init,
+            helpers: &self.helpers,
+            tests: &self.tests,
+            plan: &self.plan,
+        }
+    }
+}
+
+/// Whether a test program depends on the kernel and so is run, and with which filters; none are needed for all of its tests.
+fn choose(package: &str, test: &str, smoke: bool) -> Option<&'static [&'static str]> {
+    let all: &[&str] = &[];
+    match (package, test, smoke) {
+        ("lab-guest", _, false) | ("lb-userspace", "kernel", false) => Some(all),
+        ("lab", "websocket" | "drain", false) => Some(all),
+        ("lab", _, false) => test.starts_with("packet_").then_some(all),
+        ("lab", "packet_forward", true) => Some(all),
+        ("lab-guest", _, true) => Some(&["vlan::ipip"]),
+        _ => None,
+    }
+}
+
+fn program(test: &TestProgram, filters: &[&str]) -> Program {
+    let filters = filters.iter().map(|filter| (*filter).to_owned());
+    Program {
+        name: test.name.clone(),
+        path: image::place_of(test),
+        // Labs measure time, so tests run one after the other.
+        arguments: filters.chain(["--test-threads=1".to_owned()]).collect(),
+        limit_s: LIMIT_S,
+    }
+}
+
+/// Progress.
+fn tell(kernel: &str, record: &Record) {
+    match record {
+        Record::Booted { release } => eprintln!("kernels: {kernel}: {release} is up"),
+        Record::Finished(finished) => {
+            let said = match finished.tally {
+                Some(tally) => format!("{} passed, {} failed", tally.passed, tally.failed),
+                None => finished.status.clone(),
+            };
+            let (program, seconds) = (&finished.program, finished.seconds);
+            eprintln!("kernels: {kernel}: {program}: {said} ({seconds:.1} s)");
+        }
+        Record::Started { .. } | Record::Done => {}
+    }
+}
+
+/// Says what failed, with what the guest said of it.
+fn explain(kernel: &str, outcome: &Outcome, console: &std::path::Path) -> Result<()> {
+    for failed in outcome.finished.iter().filter(|program| !program.succeeded) {
+        eprintln!(
+            "--- {kernel}: {} ({})\n{}",
+            failed.program, failed.status, failed.output
+        );
+    }
+    if let Some(crash) = &outcome.crash {
+        eprintln!(
+            "--- {kernel}: {crash}; its console's last words:\n{}",
+            guest::last_words(console, LAST_WORDS)?
+        );
+    }
+    Ok(())
+}
+
+/// One line for each kernel.
+fn table(outcomes: &[(&str, Outcome)]) -> String {
+    let mut text = format!(
+        "{:<32}{:>7}{:>8}{:>8}{:>9}\n",
+        "kernel", "tests", "passed", "failed", "seconds"
+    );
+    for (name, outcome) in outcomes {
+        let tallies = outcome.finished.iter().filter_map(|program| program.tally);
+        let (mut passed, mut failed) = (0, 0);
+        for tally in tallies {
+            passed += tally.passed;
+            failed += tally.failed + tally.ignored;
+        }
+        let unfinished = outcome
+            .finished
+            .iter()
+            .any(|program| !program.succeeded && program.tally.is_none());
+        let remark = match outcome {
+            Outcome { crash: Some(_), .. } => "  crashed",
+            _ if unfinished => "  a program died",
+            _ => "",
+        };
+        let release = outcome.release.as_deref().unwrap_or(name);
+        let seconds = outcome.took.as_secs_f64();
+        text += &format!(
+            "{release:<32}{:>7}{passed:>8}{failed:>8}{seconds:>9.1}{remark}\n",
+            passed + failed
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use lab_guest::{Finished, Tally};
+
+    use super::*;
+
+    #[test]
+    fn every_packet_test_and_every_guest_test_runs() {
+        for (package, test) in [
+            ("lab", "packet_parse"),
+            ("lab-guest", "guest"),
+            ("lb-userspace", "kernel"),
+            ("lab", "websocket"),
+        ] {
+            assert_eq!(choose(package, test, false), Some(&[][..]), "{test}");
+        }
+        assert_eq!(choose("lab", "torture", false), None);
+        assert_eq!(choose("lb-userspace", "reconcile_loop", false), None);
+    }
+
+    #[test]
+    fn the_table_counts_what_ran_and_says_what_did_not() {
+        let finished = |tally: Option<Tally>| Finished {
+            program: "one".into(),
+            seconds: 1.0,
+            tally,
+            status: "exit status: 101".into(),
+            succeeded: false,
+            output: String::new(),
+        };
+        let tally = Tally {
+            passed: 3,
+            failed: 1,
+            ignored: 1,
+        };
+        let outcome = Outcome {
+            release: Some("6.12.95".into()),
+            finished: vec![finished(Some(tally)), finished(None)],
+            crash: None,
+            took: Duration::from_millis(12_340),
+        };
+        let crashed = Outcome {
+            crash: Some("it went off".into()),
+            ..Outcome::default()
+        };
+        let table = table(&[("6.12", outcome), ("6.1", crashed)]);
+        let lines: Vec<Vec<_>> = table
+            .lines()
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+        assert_eq!(
+            lines[1],
+            ["6.12.95", "5", "3", "2", "12.3", "a", "program", "died"]
+        );
+        assert_eq!(lines[2], ["6.1", "0", "0", "0", "0.0", "crashed"]);
+    }
+}
