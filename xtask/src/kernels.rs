@@ -13,15 +13,21 @@ mod kernel;
 
 use std::{
     fs,
-    path::PathBuf,
-    process::{Command, ExitCode},
+    path::{Path, PathBuf},
+    process::ExitCode,
 };
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use lab_guest::{Plan, Program, Record};
 
-use self::{cache::Cache, emulator::Emulator, guest::Outcome, image::Contents, kernel::Kernel};
+use self::{
+    cache::Cache,
+    emulator::Emulator,
+    guest::Outcome,
+    image::Contents,
+    kernel::{Bootable, Kernel},
+};
 use crate::{
     cargo::{Built, TestProgram},
     exec, setup,
@@ -80,28 +86,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let tests = Tests::build(options.smoke)?;
     let mut outcomes = vec![];
     for (kernel, image) in bootable {
-        let name = kernel.name();
-        let archive = cache.path(&format!("{name}.cpio"));
-        let console = cache.path(&format!("{name}.console"));
-        let scratch = cache.path("stripped");
-        tests
-            .contents()
-            .write(&archive, &image, &emulator, &scratch)
-            .with_context(|| format!("writing {}", archive.display()))?;
-        // Absent if no program was written.
-        let _ = fs::remove_file(&scratch);
-        let mut command = guest::command(&emulator, &image, &archive, &console)?;
-        eprintln!("kernels: {name} boots");
-        let outcome = guest::run(&mut command, &tests.plan, |record| tell(name, record))?;
-        explain(name, &outcome, &console)?;
-        if options.keep {
-            keep(&command);
-        } else {
-            for file in [archive, console] {
-                fs::remove_file(&file).with_context(|| file.display().to_string())?;
-            }
-        }
-        outcomes.push((name, outcome));
+        let outcome = run_in(kernel, &image, &tests, &cache, &emulator, options.keep)?;
+        outcomes.push((kernel.name(), outcome));
     }
     print!("{}", table(&outcomes));
     let all = outcomes.iter().all(|(_, outcome)| outcome.is_success());
@@ -112,8 +98,42 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     })
 }
 
-fn keep(command: &Command) {
-    eprintln!("kernels: this boots it again: {}", exec::show(command));
+/// Boots a guest, says what becomes of it, and removes its files unless they are to be kept.
+fn run_in(
+    kernel: Kernel,
+    image: &Bootable,
+    tests: &Tests,
+    cache: &Cache,
+    emulator: &Emulator,
+    keep: bool,
+) -> Result<Outcome> {
+    let name = kernel.name();
+    let archive = cache.path(&format!("{name}.cpio"));
+    let console = cache.path(&format!("{name}.console"));
+    let scratch = cache.path("stripped");
+    tests
+        .contents()
+        .write(&archive, image, emulator, &scratch)
+        .with_context(|| format!("writing {}", archive.display()))?;
+    fs::remove_file(&scratch)?;
+    let mut command = guest::command(emulator, image, &archive, &console)?;
+    eprintln!("kernels: {name} boots");
+    let outcome = guest::run(&mut command, &tests.plan, |record| {
+        tell(name, record);
+        // It is in the guest's memory by now, and large: nothing of it is left behind however this ends.
+        if !keep && matches!(record, Record::Booted { .. }) {
+            let _ = fs::remove_file(&archive);
+        }
+    })?;
+    explain(name, &outcome, &console)?;
+    if keep {
+        eprintln!("kernels: this boots it again: {}", exec::show(&command));
+    } else {
+        fs::remove_file(&console).with_context(|| console.display().to_string())?;
+        // Of a guest that did not get up.
+        let _ = fs::remove_file(&archive);
+    }
+    Ok(outcome)
 }
 
 /// Programs and what to do with them.
@@ -217,7 +237,7 @@ fn tell(kernel: &str, record: &Record) {
 }
 
 /// Says what failed, with what the guest said of it.
-fn explain(kernel: &str, outcome: &Outcome, console: &std::path::Path) -> Result<()> {
+fn explain(kernel: &str, outcome: &Outcome, console: &Path) -> Result<()> {
     for failed in outcome.finished.iter().filter(|program| !program.succeeded) {
         eprintln!(
             "--- {kernel}: {} ({})\n{}",
