@@ -61,9 +61,30 @@ pub(crate) struct Options {
     /// Only a few tests: that every kernel takes the programs and forwards with them
     #[arg(long)]
     smoke: bool,
+    /// Also the packet tests that flood the program with millions of packets, which takes long where all is emulated
+    #[arg(long, conflicts_with = "smoke")]
+    floods: bool,
     /// Keep each guest's file system and console, and print the command that boots it
     #[arg(long)]
     keep: bool,
+}
+
+/// How much is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Extent {
+    Smoke,
+    Usual,
+    Floods,
+}
+
+impl Options {
+    fn extent(&self) -> Extent {
+        match self {
+            Self { smoke: true, .. } => Extent::Smoke,
+            Self { floods: true, .. } => Extent::Floods,
+            _ => Extent::Usual,
+        }
+    }
 }
 
 /// Runs the tests and prints a table.
@@ -83,7 +104,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         bootable.push((kernel, kernel.provide(&cache, &emulator)?));
     }
 
-    let tests = Tests::build(options.smoke)?;
+    let tests = Tests::build(options.extent())?;
     let mut outcomes = vec![];
     for (kernel, image) in bootable {
         let outcome = run_in(kernel, &image, &tests, &cache, &emulator, options.keep)?;
@@ -146,7 +167,7 @@ struct Tests {
 
 impl Tests {
     /// Builds all tests, and chooses.
-    fn build(smoke: bool) -> Result<Self> {
+    fn build(extent: Extent) -> Result<Self> {
         // The same packages as everywhere, so that dependencies are compiled once.
         let mut build = exec::cargo();
         build.args([
@@ -163,7 +184,7 @@ impl Tests {
         let mut programs = vec![];
         for package in ["lab", "lab-guest", "lb-userspace"] {
             for test in built.integration_tests(package) {
-                if let Some(filters) = choose(package, &test.name, smoke) {
+                if let Some(filters) = choose(package, &test.name, extent) {
                     programs.push(program(&test, filters));
                     tests.push(test);
                 }
@@ -197,16 +218,19 @@ impl Tests {
 }
 
 /// Whether a test program depends on the kernel and so is run, and with which filters; none are needed for all of its tests.
-fn choose(package: &str, test: &str, smoke: bool) -> Option<&'static [&'static str]> {
-    let all: &[&str] = &[];
-    match (package, test, smoke) {
-        ("lab-guest", _, false) | ("lb-userspace", "kernel", false) => Some(all),
-        ("lab", "websocket" | "drain", false) => Some(all),
-        ("lab", _, false) => test.starts_with("packet_").then_some(all),
-        ("lab", "packet_forward", true) => Some(all),
-        ("lab-guest", _, true) => Some(&["vlan::ipip"]),
-        _ => None,
-    }
+fn choose(package: &str, test: &str, extent: Extent) -> Option<&'static [&'static str]> {
+    const ALL: &[&str] = &[];
+    let (least, filters) = match (package, test) {
+        ("lab", "packet_forward") => (Extent::Smoke, ALL),
+        ("lab-guest", _) if extent == Extent::Smoke => (Extent::Smoke, &["vlan::ipip"][..]),
+        ("lab", "packet_flood") => (Extent::Floods, ALL),
+        ("lab", "websocket" | "drain") | ("lab-guest", _) | ("lb-userspace", "kernel") => {
+            (Extent::Usual, ALL)
+        }
+        ("lab", _) if test.starts_with("packet_") => (Extent::Usual, ALL),
+        _ => return None,
+    };
+    (extent >= least).then_some(filters)
 }
 
 fn program(test: &TestProgram, filters: &[&str]) -> Program {
@@ -294,17 +318,28 @@ mod tests {
     use super::*;
 
     #[test]
-    fn every_packet_test_and_every_guest_test_runs() {
+    fn what_depends_on_the_kernel_runs_and_floods_when_asked_for() {
         for (package, test) in [
             ("lab", "packet_parse"),
             ("lab-guest", "guest"),
             ("lb-userspace", "kernel"),
             ("lab", "websocket"),
         ] {
-            assert_eq!(choose(package, test, false), Some(&[][..]), "{test}");
+            assert_eq!(
+                choose(package, test, Extent::Usual),
+                Some(&[][..]),
+                "{test}"
+            );
         }
-        assert_eq!(choose("lab", "torture", false), None);
-        assert_eq!(choose("lb-userspace", "reconcile_loop", false), None);
+        for extent in [Extent::Smoke, Extent::Usual, Extent::Floods] {
+            assert!(choose("lab", "packet_forward", extent).is_some());
+            assert!(choose("lab-guest", "guest", extent).is_some());
+            assert_eq!(choose("lab", "torture", extent), None);
+            assert_eq!(choose("lb-userspace", "reconcile_loop", extent), None);
+            let floods = choose("lab", "packet_flood", extent).is_some();
+            assert_eq!(floods, extent == Extent::Floods);
+        }
+        assert_eq!(choose("lab", "packet_parse", Extent::Smoke), None);
     }
 
     #[test]
