@@ -11,11 +11,7 @@ mod guest;
 mod image;
 mod kernel;
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::ExitCode,
-};
+use std::{fs, path::PathBuf, process::ExitCode};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
@@ -34,7 +30,7 @@ use crate::{
 };
 
 /// Modules that tests use without the kernel asking for them.
-const MODULES: [&str; 7] = [
+const MODULES: [&str; 8] = [
     "veth",
     "bridge",
     "8021q",
@@ -42,6 +38,7 @@ const MODULES: [&str; 7] = [
     "dummy",
     "ipip",
     "virtio_net",
+    "virtio_pci",
 ];
 /// The daemon that tests of package `lab` run.
 const DAEMON: &str = "tether-under-test";
@@ -64,6 +61,9 @@ pub(crate) struct Options {
     /// Also the packet tests that flood the program with millions of packets, which takes long where all is emulated
     #[arg(long, conflicts_with = "smoke")]
     floods: bool,
+    /// Only this test program, whether it is among the usual ones or not, as `guest` or `packet_parse`; may be given several times
+    #[arg(long, value_name = "PROGRAM", conflicts_with_all = ["smoke", "floods"])]
+    only: Vec<String>,
     /// Keep each guest's file system and console, and print the command that boots it
     #[arg(long)]
     keep: bool,
@@ -104,7 +104,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
         bootable.push((kernel, kernel.provide(&cache, &emulator)?));
     }
 
-    let tests = Tests::build(options.extent())?;
+    let tests = Tests::build(options)?;
     let mut outcomes = vec![];
     for (kernel, image) in bootable {
         let outcome = run_in(kernel, &image, &tests, &cache, &emulator, options.keep)?;
@@ -146,7 +146,10 @@ fn run_in(
             let _ = fs::remove_file(&archive);
         }
     })?;
-    explain(name, &outcome, &console)?;
+    if let Some(crash) = &outcome.crash {
+        let words = guest::last_words(&console, LAST_WORDS)?;
+        eprintln!("--- {name}: {crash}; its console's last words:\n{words}");
+    }
     if keep {
         eprintln!("kernels: this boots it again: {}", exec::show(&command));
     } else {
@@ -167,7 +170,7 @@ struct Tests {
 
 impl Tests {
     /// Builds all tests, and chooses.
-    fn build(extent: Extent) -> Result<Self> {
+    fn build(options: &Options) -> Result<Self> {
         // The same packages as everywhere, so that dependencies are compiled once.
         let mut build = exec::cargo();
         build.args([
@@ -184,11 +187,20 @@ impl Tests {
         let mut programs = vec![];
         for package in ["lab", "lab-guest", "lb-userspace"] {
             for test in built.integration_tests(package) {
-                if let Some(filters) = choose(package, &test.name, extent) {
+                let filters = if options.only.is_empty() {
+                    choose(package, &test.name, options.extent())
+                } else {
+                    options.only.contains(&test.name).then_some(&[][..])
+                };
+                if let Some(filters) = filters {
                     programs.push(program(&test, filters));
                     tests.push(test);
                 }
             }
+        }
+        let absent = |name: &&String| !tests.iter().any(|test| test.name == **name);
+        if let Some(name) = options.only.iter().find(absent) {
+            bail!("there is no test program called {name} in lab, lab-guest or lb-userspace");
         }
         if programs.is_empty() {
             bail!("cargo reported no test program that runs in a guest");
@@ -244,7 +256,7 @@ fn program(test: &TestProgram, filters: &[&str]) -> Program {
     }
 }
 
-/// Progress.
+/// Progress, and what a program said that failed.
 fn tell(kernel: &str, record: &Record) {
     match record {
         Record::Booted { release } => eprintln!("kernels: {kernel}: {release} is up"),
@@ -255,26 +267,13 @@ fn tell(kernel: &str, record: &Record) {
             };
             let (program, seconds) = (&finished.program, finished.seconds);
             eprintln!("kernels: {kernel}: {program}: {said} ({seconds:.1} s)");
+            if !finished.succeeded {
+                let (status, output) = (&finished.status, &finished.output);
+                eprintln!("--- {kernel}: {program} ({status})\n{output}");
+            }
         }
         Record::Started { .. } | Record::Done => {}
     }
-}
-
-/// Says what failed, with what the guest said of it.
-fn explain(kernel: &str, outcome: &Outcome, console: &Path) -> Result<()> {
-    for failed in outcome.finished.iter().filter(|program| !program.succeeded) {
-        eprintln!(
-            "--- {kernel}: {} ({})\n{}",
-            failed.program, failed.status, failed.output
-        );
-    }
-    if let Some(crash) = &outcome.crash {
-        eprintln!(
-            "--- {kernel}: {crash}; its console's last words:\n{}",
-            guest::last_words(console, LAST_WORDS)?
-        );
-    }
-    Ok(())
 }
 
 /// One line for each kernel.
