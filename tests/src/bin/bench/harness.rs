@@ -103,7 +103,7 @@ impl Harness {
         };
         let tether = Loaded::private(capacity, instance)?;
         let maps = tether.maps();
-        serve(&maps);
+        serve(&maps, Mode::Ipip);
 
         let mut bench = Ebpf::load(objects::BENCH).context("loading the bench's programs")?;
         for name in [
@@ -128,6 +128,11 @@ impl Harness {
             bench,
             orders,
         })
+    }
+
+    /// Has the service's backends reached in another mode. Its flows stay.
+    pub(crate) fn serve(&self, mode: Mode) {
+        serve(&self.maps, mode);
     }
 
     /// Chooses the program under test.
@@ -274,8 +279,8 @@ fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
     Ok(program.try_into()?)
 }
 
-/// Writes a service with `BACKENDS` backends, tunnelled to over the loopback device, where test runs take place.
-fn serve(maps: &Maps) {
+/// Writes a service with `BACKENDS` backends, reached over the loopback device, where test runs take place.
+fn serve(maps: &Maps, mode: Mode) {
     for id in 1..=BACKENDS {
         let address = 0x0a01_0000 + id;
         let hop = NextHop {
@@ -285,12 +290,15 @@ fn serve(maps: &Maps) {
             outer_source: [10, 0, 0, 1],
             mtu: 1_500,
             ..NextHop::default()
-        }
-        .encapsulating(address);
+        };
+        let hop = match mode {
+            Mode::Ipip => hop.encapsulating(address),
+            Mode::L2 => hop.bare(),
+        };
         maps.backends.set(
             id,
             &Backend {
-                state: BackendState::new(0, Serving::New, Mode::Ipip, 0, true).0,
+                state: BackendState::new(0, Serving::New, mode, 0, true).0,
                 identity: u64::from(id),
                 address,
                 port: PORT,
