@@ -1,8 +1,10 @@
-//! Names, versions and capacities of the maps: written nowhere else.
+//! Names, versions and capacities of the maps: written nowhere else. Each map has one value, which is an array.
 
-/// Version of all layouts in this crate. It changes whenever any of them does; a daemon that meets maps of another version
-/// refuses, or migrates.
-pub const ABI_VERSION: u32 = 1;
+use core::mem::size_of;
+
+/// Version of all layouts in this crate, and of where things are found in them: the homes of flows and of VIPs, and the choice of a slot. It
+/// changes whenever any of them does; a daemon that meets maps of another version refuses, or migrates.
+pub const ABI_VERSION: u32 = 2;
 
 /// IPv4 flow table: array of [`crate::flow::v4::Bucket`].
 pub const FLOWS4: &str = "FLOWS4";
@@ -23,7 +25,7 @@ pub const CPUS: &str = "CPUS";
 /// The instance's own facts: array of one [`Instance`].
 pub const INSTANCE: &str = "INSTANCE";
 
-/// Every map, in the order in which they are pinned.
+/// Every map.
 pub const ALL: [&str; 9] = [
     INSTANCE, FLOWS4, FACTS4, TABLES, SERVICES, BACKENDS, VIPS4, COUNTERS, CPUS,
 ];
@@ -73,6 +75,8 @@ pub struct Constants {
     pub reset_cost_ns: u64,
 }
 
+const _: () = assert!(size_of::<Instance>() == 64 && size_of::<Constants>() == 72);
+
 /// Name of the global in the BPF object that holds [`Constants`].
 pub const CONSTANTS: &str = "CONSTANTS";
 
@@ -93,4 +97,32 @@ pub mod default {
     pub const ADOPTIONS_PER_SECOND: u64 = 50_000;
     /// Resets a second on each CPU.
     pub const RESETS_PER_SECOND: u64 = 100_000;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        flow::v4::Key,
+        hash::Seed,
+        maglev::{client_word, slot_index},
+        vip::{self, VipEntry},
+    };
+
+    /// A change of any of these numbers loses every flow that an older version has pinned, unless the version changes too.
+    #[test]
+    fn what_version_2_finds_where() {
+        assert_eq!(ABI_VERSION, 2);
+        let seed = Seed::new([0x1234_5678_9abc_def0, 3, 5]);
+        let key = Key::new(0x0a00_0001, 40_000, 7);
+        let client = client_word(key.address(), key.port());
+        assert_eq!(
+            (
+                key.homes(&seed, 416_667),
+                vip::homes(VipEntry::key(0x0a00_0001, 443), 4_096),
+                slot_index(client, &seed, 0, 65_537),
+            ),
+            ([174_262, 26_694], [3_097, 1_067], 27_409)
+        );
+    }
 }

@@ -1,4 +1,4 @@
-//! Hiding from the compiler what it knows of a value, at the cost of no instruction.
+//! Hiding from the compiler what it knows of a value, at the cost of no instruction, or of two where a bound has to be shown.
 //!
 //! The compiler drops checks that it can prove to be needless, and derives one value from another's parts. The verifier cannot always
 //! follow, and then misses the check, or sees another register checked than used.

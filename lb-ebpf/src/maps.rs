@@ -1,7 +1,6 @@
 //! The maps, and the only access to them.
 //!
-//! All are plain arrays that the daemon maps into its memory too. Their sizes here are placeholders: the daemon sets them when it
-//! creates the maps.
+//! All are plain arrays that the daemon maps into its memory too, and creates, since it knows their sizes.
 
 use core::sync::atomic::AtomicU64;
 
@@ -34,7 +33,7 @@ struct Whole<T> {
     entries: [T; 0],
 }
 
-// SAFETY: all access is by volatile or atomic instructions.
+// SAFETY: what others write meanwhile is accessed by volatile or atomic instructions.
 unsafe impl<T> Sync for Whole<T> {}
 
 impl<T> Whole<T> {

@@ -80,7 +80,7 @@ pub fn established<W: World>(
     let entry = table::glance(world, key)?;
     let next = life::refresh(entry.word, segment, now)?;
     if next != entry.word {
-        // A lost refresh is no loss: who was faster has refreshed it.
+        // A lost refresh is no loss: who was faster has refreshed the entry, or ended or moved it.
         entry.replace(world, next);
     }
     let reference = entry.word.backend();

@@ -30,6 +30,7 @@ use super::{
     pins::Pins,
 };
 use crate::{
+    chain::chain,
     dataplane::{
         array::Array,
         maps::{Capacity, Maps},
@@ -260,7 +261,7 @@ fn constants(capacity: Capacity, instance: &Instance) -> Constants {
 /// Creates an instance's maps, pinned.
 ///
 /// # Errors
-/// When the kernel refuses; then nothing stays behind.
+/// When the kernel refuses; then nothing stays behind, or it is logged.
 pub fn create(pins: &Pins, capacity: Capacity) -> Result<Prepared, Error> {
     let instance = new_instance()?;
     let staging = pins.stage_maps()?;
@@ -275,8 +276,13 @@ pub fn create(pins: &Pins, capacity: Capacity) -> Result<Prepared, Error> {
         pins.publish_maps()?;
         Ok(prepared)
     });
-    if created.is_err() {
-        pins.discard_staged()?;
+    if created.is_err()
+        && let Err(error) = pins.discard_staged()
+    {
+        tracing::error!(
+            error = chain(&error),
+            "maps that are not complete stay behind"
+        );
     }
     created
 }

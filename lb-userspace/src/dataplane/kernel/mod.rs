@@ -41,6 +41,7 @@ pub use self::{
 };
 use self::{grace::GracePeriod, pins::Pins};
 use super::maps::{Capacity, Maps};
+use crate::chain::chain;
 
 /// What an instance is to be.
 #[derive(Clone, Debug)]
@@ -77,6 +78,7 @@ impl Kernel {
     /// refuses maps or program. Each says what to do.
     pub fn open(options: &Options) -> Result<Self, Error> {
         let pins = Pins::open(&options.bpffs)?;
+        let grace = Arc::new(GracePeriod::new()?);
         let adopted = pins.has_maps();
         let loaded = if adopted {
             load::adopt(&pins)?.load()?
@@ -84,9 +86,11 @@ impl Kernel {
             let loaded = load::create(&pins, options.capacity)
                 .and_then(load::Prepared::load)
                 .map_err(Error::of_this_kernel);
-            if loaded.is_err() {
+            if loaded.is_err()
+                && let Err(error) = pins.discard_maps()
+            {
                 // Nothing runs on these maps, and the next attempt may ask for others.
-                pins.discard_maps()?;
+                tracing::error!(error = chain(&error), "maps that nothing uses stay behind");
             }
             loaded?
         };
@@ -97,7 +101,7 @@ impl Kernel {
             interfaces: options.interfaces.clone(),
             fleet_seed,
             adopted,
-            grace: Arc::new(GracePeriod::new()?),
+            grace,
         })
     }
 
