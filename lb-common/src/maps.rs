@@ -2,7 +2,7 @@
 
 /// Version of all layouts in this crate. It changes whenever any of them does; a daemon that meets maps of another version
 /// refuses, or migrates.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// IPv4 flow table: array of [`crate::flow::v4::Bucket`].
 pub const FLOWS4: &str = "FLOWS4";
@@ -20,12 +20,16 @@ pub const VIPS4: &str = "VIPS4";
 pub const COUNTERS: &str = "COUNTERS";
 /// What each CPU keeps for itself: array of [`crate::counters::CpuState`], by CPU number.
 pub const CPUS: &str = "CPUS";
+/// Interfaces that packets may leave by, other than the one that they came in by: device map, by interface index.
+pub const EGRESS: &str = "EGRESS";
+/// Entries in [`EGRESS`].
+pub const EGRESS_INTERFACES: u32 = 1_024;
 /// The instance's own facts: array of one [`Instance`].
 pub const INSTANCE: &str = "INSTANCE";
 
 /// Every map, in the order in which they are pinned.
-pub const ALL: [&str; 9] = [
-    INSTANCE, FLOWS4, FACTS4, TABLES, SERVICES, BACKENDS, VIPS4, COUNTERS, CPUS,
+pub const ALL: [&str; 10] = [
+    INSTANCE, FLOWS4, FACTS4, TABLES, SERVICES, BACKENDS, VIPS4, COUNTERS, CPUS, EGRESS,
 ];
 
 /// Name of the load balancer's XDP program.

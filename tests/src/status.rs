@@ -13,6 +13,8 @@ pub struct Status {
     pub config: ConfigStatus,
     /// Where the XDP program is attached.
     pub attachments: Vec<Attachment>,
+    /// Interfaces that packets which came in by another one cannot leave by.
+    pub closed_egress: Vec<ClosedEgress>,
     /// The flow table.
     pub flows: Flows,
     /// The services.
@@ -46,6 +48,15 @@ pub struct Attachment {
     pub interface: String,
     /// `native` or `generic`.
     pub mode: String,
+}
+
+/// See `Status::closed_egress`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct ClosedEgress {
+    /// The interface.
+    pub interface: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// See `Status::flows`.

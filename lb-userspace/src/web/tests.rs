@@ -41,6 +41,7 @@ fn a_status() -> Status {
             path: "tether.toml".into(),
             error: None,
         },
+        closed_egress: vec![],
         attachments: vec![Attachment {
             interface: "eth0".into(),
             mode: AttachMode::Native,
