@@ -190,7 +190,7 @@ impl Harness {
             .packets
     }
 
-    /// Empties the flow table, then fills it with pins of flows 0 to `flows`.
+    /// Empties the flow table, then fills it with pins of flows 0 to `flows`. One in a million finds no place at that load.
     pub(crate) fn pin(&mut self, flows: u32) -> Result<()> {
         for bucket in 0..self.maps.flows4.len() {
             for way in 0..lb_common::flow::v4::WAYS as usize {
@@ -200,6 +200,7 @@ impl Harness {
         self.select(Program::Tether)?;
         // In steps: a SYN may take an embryo's place, but not a pin's. Where one did, its flow is opened again.
         const STEP: u32 = 1_000;
+        let mut homeless = 0;
         for first in (0..flows).step_by(STEP as usize) {
             let mut missing: Vec<(u32, u32)> = vec![(first, STEP.min(flows - first))];
             while let Some((first, count)) = missing.pop() {
@@ -209,13 +210,18 @@ impl Harness {
                     let pinned = self.entry_of(number, |word| {
                         Word::live(State::Pin, word.backend(), epoch_of(ISN + 1), tick, 0)
                     });
-                    if !pinned {
-                        ensure!(count > 1, "flow {number} of {flows} found no place");
+                    if !pinned && count > 1 {
                         missing.push((number, 1));
+                    } else if !pinned {
+                        homeless += 1;
                     }
                 }
             }
         }
+        ensure!(
+            homeless <= flows / 100_000,
+            "{homeless} of {flows} flows found no place"
+        );
         Ok(())
     }
 
