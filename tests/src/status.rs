@@ -1,5 +1,7 @@
 //! What `tether status --json` says, as far as tests look at it.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 
 /// The whole answer.
@@ -19,6 +21,8 @@ pub struct Status {
     pub flows: Flows,
     /// The services.
     pub services: Vec<Service>,
+    /// What packets came to, by reason.
+    pub reasons: BTreeMap<String, Packets>,
 }
 
 /// See `Status::generation`.
@@ -72,6 +76,15 @@ pub struct Flows {
     pub pin: u64,
     /// Flows that ended and linger.
     pub closing: u64,
+}
+
+/// See `Status::reasons`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Packets {
+    /// How many.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// One service.

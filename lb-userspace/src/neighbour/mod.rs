@@ -435,7 +435,7 @@ fn log_hop(address: Ipv4Addr, hop: &NextHop) {
         %address,
         mac = %Mac(hop.destination),
         interface = hop.ifindex,
-        vlans = vlans.join(", "),
+        vlans = (!vlans.is_empty()).then(|| vlans.join(", ")),
         source = %Ipv4Addr::from(hop.outer_source),
         mtu = hop.mtu,
         "next hop resolved"
