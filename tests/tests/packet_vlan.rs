@@ -33,8 +33,11 @@ fn tagged(packet: Packet, tags: Tags) -> Packet {
         })
 }
 
+/// What a backend receives of a packet.
+type Output = fn(&BackendSpec, &Packet) -> Vec<u8>;
+
 /// Both modes, with what a backend of each receives.
-fn modes() -> [(BackendSpec, fn(&BackendSpec, &Packet) -> Vec<u8>); 2] {
+fn modes() -> [(BackendSpec, Output); 2] {
     [
         (BackendSpec::l2(1), BackendSpec::l2_output),
         (BackendSpec::ipip(1), BackendSpec::ipip_output),
