@@ -2,7 +2,7 @@
 //! parse, service, flow, backend, forward, count.
 #![no_std]
 #![no_main]
-#![feature(core_intrinsics, link_llvm_intrinsics)]
+#![feature(asm_experimental_arch, core_intrinsics, link_llvm_intrinsics)]
 #![expect(
     internal_features,
     reason = "the BPF target has no AtomicU64::compare_exchange; its intrinsic compiles to the instruction"

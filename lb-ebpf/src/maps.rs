@@ -49,13 +49,9 @@ impl<T> Whole<T> {
     /// The entry at `index` of `count`.
     #[inline(always)]
     fn at(&self, index: u32, count: u32) -> Option<*mut T> {
-        // Where the pointer came from is hidden, and so how little there is; and of what the index was made, so that the very register that
-        // is compared is the one that is added.
+        // Where the pointer came from is hidden, and so how little there is.
         let first = hide::pointer(core::ptr::from_ref(self).cast_mut().cast::<T>());
-        let index = hide::number(u64::from(index));
-        if index >= u64::from(count) {
-            return None;
-        }
+        let index = hide::below(index, count)?;
         // SAFETY: in bounds, which the verifier proves.
         Some(unsafe { first.add(index as usize) })
     }

@@ -2,7 +2,7 @@
 
 use anyhow::Result;
 
-use crate::{cargo, exec, root, setup, verifier};
+use crate::{cargo, exec, kernels, root, setup, verifier};
 
 /// Runs everything, the quickest to fail first.
 ///
@@ -28,7 +28,8 @@ pub(crate) fn run() -> Result<()> {
         "*",
         "--",
         "--test-threads=1",
-    ]))
+    ]))?;
+    kernels::smoke()
 }
 
 /// Lets loom try the interleavings of the flow table's protocol. It compiles with a flag of its own, and so into a directory of its

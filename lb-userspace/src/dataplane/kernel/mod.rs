@@ -86,7 +86,9 @@ impl Kernel {
         let loaded = if adopted {
             load::adopt(&pins)?.load()?
         } else {
-            let loaded = load::create(&pins, options.capacity)?.load();
+            let loaded = load::create(&pins, options.capacity)
+                .and_then(load::Prepared::load)
+                .map_err(Error::of_this_kernel);
             if loaded.is_err() {
                 // Nothing runs on these maps, and the next attempt may ask for others.
                 pins.discard_maps()?;
