@@ -42,7 +42,7 @@ pub(super) fn write(
         .raw64(0);
     // Without a branch: the verifier would follow both sides through all that comes.
     let has = [((old >> 2) | (old >> 3)) as u64 & 1, (old >> 3) as u64 & 1];
-    let kept = found & (PRIORITIES[0] * has[0] | PRIORITIES[1] * has[1]);
+    let kept = found & ((PRIORITIES[0] * has[0]) | (PRIORITIES[1] * has[1]));
     let tags = hop_word(hop, 4) | kept;
 
     let shift = old as i32 - new as i32 - room as i32;
