@@ -1,4 +1,4 @@
-//! Names, versions and capacities of the maps: written nowhere else. Each map has one value, which is an array.
+//! Names, versions and capacities of the maps: written nowhere else. Each map but [`EGRESS`] has one value, which is an array.
 
 use core::mem::size_of;
 
@@ -22,12 +22,16 @@ pub const VIPS4: &str = "VIPS4";
 pub const COUNTERS: &str = "COUNTERS";
 /// What each CPU keeps for itself: array of [`crate::counters::CpuState`], by CPU number.
 pub const CPUS: &str = "CPUS";
+/// Interfaces that packets may leave by, other than the one that they came in by: device map, by interface index.
+pub const EGRESS: &str = "EGRESS";
+/// Entries in [`EGRESS`].
+pub const EGRESS_INTERFACES: u32 = 1_024;
 /// The instance's own facts: array of one [`Instance`].
 pub const INSTANCE: &str = "INSTANCE";
 
 /// Every map.
-pub const ALL: [&str; 9] = [
-    INSTANCE, FLOWS4, FACTS4, TABLES, SERVICES, BACKENDS, VIPS4, COUNTERS, CPUS,
+pub const ALL: [&str; 10] = [
+    INSTANCE, FLOWS4, FACTS4, TABLES, SERVICES, BACKENDS, VIPS4, COUNTERS, CPUS, EGRESS,
 ];
 
 /// Name of the load balancer's XDP program.

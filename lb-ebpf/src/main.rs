@@ -72,7 +72,7 @@ fn steer_established(ctx: &XdpContext) -> Option<u32> {
         Err(_) => return None,
     };
     let (backend, state, id) = flow::established(service, &segment)?;
-    let action = forward::forward(ctx, &segment, backend, state).ok()?;
+    let action = forward::forward_plain(ctx, &segment, backend, state)?;
     tally.service(service);
     tally.backend(id);
     tally.count(Reason::Established);

@@ -1,11 +1,14 @@
 //! The maps, and the only access to them.
 //!
-//! All are plain arrays that the daemon maps into its memory too, and creates, since it knows their sizes.
+//! All but one are plain arrays that the daemon maps into its memory too, and creates, since it knows their sizes.
 
 use core::sync::atomic::AtomicU64;
 
-use aya_ebpf::helpers::generated::{
-    bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns,
+use aya_ebpf::{
+    bindings::xdp_action,
+    helpers::generated::{bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns},
+    macros::map,
+    maps::DevMapHash,
 };
 use lb_common::{
     backend::{Backend, BackendState},
@@ -14,7 +17,7 @@ use lb_common::{
     flow::v4,
     hash::Seed,
     maglev::{Slot, TableRef},
-    maps::{BURST_NS, Constants},
+    maps::{BURST_NS, Constants, EGRESS_INTERFACES},
     service::Service,
     vip::VipBucket,
 };
@@ -73,6 +76,11 @@ maps! {
     COUNTERS: Counter,
     CPUS: CpuState,
 }
+
+/// Where packets may leave. A frame that goes through a device map is sent together with others, one that goes to an interface by its number
+/// alone.
+#[map]
+static EGRESS: DevMapHash = DevMapHash::with_max_entries(EGRESS_INTERFACES, 0);
 
 /// Set by the daemon before the program is loaded; the verifier knows their values.
 #[unsafe(no_mangle)]
@@ -250,6 +258,12 @@ pub(crate) fn backend(id: u32) -> Option<(*const Backend, BackendState)> {
     // SAFETY: an entry of the map. Volatile: the daemon writes it meanwhile.
     let state = BackendState(unsafe { core::ptr::addr_of!((*backend).state).read_volatile() });
     Some((backend, state))
+}
+
+/// Has the frame sent out of another interface, if the program returns what this returns; none if that interface takes no frames.
+#[inline(always)]
+pub(crate) fn redirect(ifindex: u32) -> Option<u32> {
+    EGRESS.redirect(ifindex, xdp_action::XDP_DROP as u64).ok()
 }
 
 /// Where this CPU's counters begin.

@@ -148,7 +148,7 @@ fn name(backend: &str) -> BackendName {
 }
 
 fn status(state: &State) -> Status {
-    state.status(Vec::new(), Duration::ZERO)
+    state.status(Vec::new(), Vec::new(), Duration::ZERO)
 }
 
 /// What is wanted of a backend.

@@ -1,5 +1,7 @@
 //! What `tether status --json` says, as far as tests look at it.
 
+use std::collections::BTreeMap;
+
 use serde::Deserialize;
 
 /// The whole answer.
@@ -13,10 +15,14 @@ pub struct Status {
     pub config: ConfigStatus,
     /// Where the XDP program is attached.
     pub attachments: Vec<Attachment>,
+    /// Interfaces that packets which came in by another one cannot leave by.
+    pub closed_egress: Vec<ClosedEgress>,
     /// The flow table.
     pub flows: Flows,
     /// The services.
     pub services: Vec<Service>,
+    /// What packets came to, by reason.
+    pub reasons: BTreeMap<String, Packets>,
 }
 
 /// See `Status::generation`.
@@ -48,6 +54,15 @@ pub struct Attachment {
     pub mode: String,
 }
 
+/// See `Status::closed_egress`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct ClosedEgress {
+    /// The interface.
+    pub interface: String,
+    /// Why.
+    pub reason: String,
+}
+
 /// See `Status::flows`.
 #[derive(Debug, Clone, Copy, Deserialize)]
 pub struct Flows {
@@ -61,6 +76,15 @@ pub struct Flows {
     pub pin: u64,
     /// Flows that ended and linger.
     pub closing: u64,
+}
+
+/// See `Status::reasons`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Packets {
+    /// How many.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// One service.

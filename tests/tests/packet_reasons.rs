@@ -120,6 +120,10 @@ fn reach(reason: Reason) -> Result<Run, &'static str> {
             world.backend(&BackendSpec::ipip(1));
             world.send_without_headroom(&syn.payload(&[0; 74]))
         }
+        Reason::NoEgress => {
+            world.backend(&BackendSpec::l2(1).nowhere());
+            world.send(&syn)
+        }
         // bpf_xdp_adjust_tail refuses to shrink only what would be shorter than an Ethernet header.
         Reason::NoReset => return Err("no kernel refuses to cut a frame to the length of a RST"),
     })

@@ -5,6 +5,7 @@ use std::os::fd::OwnedFd;
 use anyhow::{Context as _, Result};
 use lab::passing;
 use lab::stage::Stage;
+use lab::tether;
 use lab::topology::{BALANCER, Lab, Place, Topology, UPLINK, mac_of, mac_text};
 use lab::wait;
 
@@ -75,6 +76,21 @@ fn survives_the_loss_of_its_active_link(place: Place, seed: u64) -> Result<()> {
     let _newcomers = converse(&stage)?;
     assert_native(&stage)?;
     stage.close();
+    Ok(())
+}
+
+#[test]
+fn a_port_of_a_bond_is_refused_and_the_bond_is_named() -> Result<()> {
+    let lab = Topology::new(Place::Farm).build()?;
+    let _passing = bond(&lab)?;
+    let attaching = ["decap", "--interface", LINKS[0]];
+    let error = tether::succeed(lab.balancer(), &attaching)
+        .map(drop)
+        .unwrap_err()
+        .to_string();
+    for part in ["interface link1", "port of the bond eth0", "put eth0 into"] {
+        assert!(error.contains(part), "{part} is not in: {error}");
+    }
     Ok(())
 }
 

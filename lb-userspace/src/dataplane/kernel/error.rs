@@ -176,6 +176,16 @@ pub enum Error {
         /// Possible CPUs.
         cpus: u32,
     },
+    /// A bond's port.
+    #[error(
+        "interface {interface}: it is a port of the bond {bond}, which sends by any of its ports; attach to the bond: put {bond} into `interfaces` in place of its ports"
+    )]
+    BondPort {
+        /// The interface.
+        interface: String,
+        /// The bond.
+        bond: String,
+    },
     /// Attaching failed in both modes.
     #[error(
         "interface {interface}: attaching the XDP program: {source}{}",

@@ -122,6 +122,15 @@ impl Loaded {
         })
     }
 
+    /// The device map [`names::EGRESS`].
+    ///
+    /// # Panics
+    /// Never: loading has given the program this map.
+    pub fn egress_fd(&self) -> BorrowedFd<'_> {
+        self.map_fd(names::EGRESS)
+            .expect("the program was loaded with this map")
+    }
+
     /// The file descriptor of a map of the program, by its name in [`lb_common::maps`] or by its section in the object.
     pub fn map_fd(&self, name: &str) -> Option<BorrowedFd<'_>> {
         let map = self
@@ -130,7 +139,7 @@ impl Loaded {
             .map(name)
             .or_else(|| self.0.ebpf.map(&section(name)))?;
         match map {
-            Map::Array(data) => Some(data.fd().as_fd()),
+            Map::Array(data) | Map::DevMapHash(data) => Some(data.fd().as_fd()),
             _ => None,
         }
     }
@@ -182,17 +191,25 @@ impl Prepared {
     }
 }
 
-/// Puts a map in the place of the one that aya has made of the object's section.
+/// Puts a map in the place of the one that aya has made of the object's section, or of its definition.
 ///
-/// The sections are sized for nothing, since the object does not know how large a map is, and aya knows no way to say so. But the
+/// The sections are sized for nothing, since the object does not know how large a map is, and aya knows no way to say so; and what is defined
+/// is to be the pinned one. But the
 /// instructions name a map by the number of its descriptor, which the kernel looks up when it is asked to take the program: so what has that
 /// number by then is the program's map.
 fn stand_in(ebpf: &mut Ebpf, name: &str, map: BorrowedFd<'_>) -> Result<(), Error> {
-    let section = ebpf
-        .map_mut(&section(name))
-        .ok_or_else(|| foreign_object("the object has no section for one of the maps"))?;
-    let Map::Array(placeholder) = section else {
-        return Err(foreign_object("one of the object's maps is no array"));
+    let name = match name {
+        names::EGRESS => name.to_owned(),
+        name => section(name),
+    };
+    let placeholder = match ebpf.map_mut(&name) {
+        Some(Map::Array(placeholder) | Map::DevMapHash(placeholder)) => placeholder,
+        Some(_) => {
+            return Err(foreign_object(
+                "one of the object's maps is no array and no device map",
+            ));
+        }
+        None => return Err(foreign_object("the object lacks one of the maps")),
     };
     // SAFETY: the number is that of a descriptor that aya owns and goes on owning; only what it refers to changes.
     let placed = unsafe {
@@ -393,10 +410,19 @@ fn damaged(directory: &Path, name: &str, what: String) -> Error {
     }
 }
 
-/// What a map has to be: an array of one value, which is an array of entries.
+/// What a map has to be.
 struct Shape {
     name: &'static str,
-    bytes: u64,
+    kind: Kind,
+}
+
+/// What a map holds.
+#[derive(Clone, Copy)]
+enum Kind {
+    /// An array of one value of this many bytes, which is an array of entries.
+    Whole(u64),
+    /// So many network devices.
+    Devices(u32),
 }
 
 /// All maps of an instance of this capacity.
@@ -404,7 +430,7 @@ fn shapes(capacity: &Capacity) -> [Shape; names::ALL.len()] {
     fn shape<T>(name: &'static str, entries: u32) -> Shape {
         Shape {
             name,
-            bytes: size_of::<T>() as u64 * u64::from(entries),
+            kind: Kind::Whole(size_of::<T>() as u64 * u64::from(entries)),
         }
     }
     [
@@ -417,20 +443,29 @@ fn shapes(capacity: &Capacity) -> [Shape; names::ALL.len()] {
         shape::<VipBucket>(names::VIPS4, capacity.vip_buckets()),
         shape::<Counter>(names::COUNTERS, capacity.counter_entries()),
         shape::<CpuState>(names::CPUS, capacity.cpus),
+        Shape {
+            name: names::EGRESS,
+            kind: Kind::Devices(names::EGRESS_INTERFACES),
+        },
     ]
 }
 
 impl Shape {
     /// Creates the map.
     fn create(&self) -> Result<OwnedFd, Error> {
-        let created = if self.bytes > MAX_BYTES {
-            Err(io::Error::from_raw_os_error(libc::E2BIG))
-        } else {
-            bpf::create_shared(self.name, self.bytes as u32)
+        let created = match self.kind {
+            Kind::Whole(bytes) if bytes > MAX_BYTES => {
+                Err(io::Error::from_raw_os_error(libc::E2BIG))
+            }
+            Kind::Whole(bytes) => bpf::create_shared(self.name, bytes as u32),
+            Kind::Devices(entries) => bpf::create_devices(self.name, entries),
         };
         created.map_err(|source| Error::Create {
             map: self.name,
-            bytes: self.bytes,
+            bytes: match self.kind {
+                Kind::Whole(bytes) => bytes,
+                Kind::Devices(entries) => u64::from(entries) * u64::from(bpf::DEVICE_BYTES),
+            },
             source,
         })
     }
@@ -446,7 +481,13 @@ impl Shape {
             info.max_entries(),
             info.map_flags() & BPF_F_MMAPABLE,
         );
-        let expected = (Some(MapType::Array), 4, self.bytes, 1, BPF_F_MMAPABLE);
+        let expected = match self.kind {
+            Kind::Whole(bytes) => (Some(MapType::Array), 4, bytes, 1, BPF_F_MMAPABLE),
+            Kind::Devices(entries) => {
+                let bytes = u64::from(bpf::DEVICE_BYTES);
+                (Some(MapType::DevMapHash), 4, bytes, entries, 0)
+            }
+        };
         if found != expected {
             return Err(damaged(
                 directory,

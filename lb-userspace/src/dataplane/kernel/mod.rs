@@ -13,6 +13,8 @@
 //! * [`pins`][]: the pin directory
 //! * [`load`][]: maps and program, private or pinned
 //! * [`device`][]: what the kernel says about an interface
+//! * [`features`][]: what the kernel says its driver can do
+//! * [`egress`][]: the interfaces that packets may leave by
 //! * [`attach`][]: links
 //! * [`decap`][]: the decapsulator, a program without maps
 //! * [`grace`][]: waiting until no program run still uses what it saw before
@@ -23,7 +25,9 @@ pub mod bpf;
 pub mod cleanup;
 pub mod decap;
 pub mod device;
+pub mod egress;
 mod error;
+pub mod features;
 pub mod grace;
 pub mod load;
 pub mod pins;
@@ -36,6 +40,7 @@ pub use self::{
     attach::{Attached, XdpMode},
     cleanup::{Removed, cleanup},
     decap::{attach_decap, detach_decap},
+    egress::{Egress, Refusal},
     error::Error,
     load::{Loaded, possible_cpus},
 };
@@ -155,6 +160,19 @@ impl Kernel {
     /// links of before stay.
     pub fn attach(&mut self) -> Result<Vec<Attached>, Error> {
         attach::attach_all(&self.pins, self.loaded.program_fd(), &self.interfaces)
+    }
+
+    /// The interfaces that packets may leave by.
+    ///
+    /// # Errors
+    /// When there are no file descriptors left.
+    pub fn egress(&self) -> Result<Egress, Error> {
+        let map = self.loaded.egress_fd().try_clone_to_owned();
+        let map = map.map_err(|source| Error::Bpf {
+            doing: "keeping the map of egress interfaces open",
+            source,
+        })?;
+        Ok(Egress::new(map, self.interfaces.clone()))
     }
 
     /// Whether the program is still attached to all configured interfaces: one may have been recreated, or somebody may have
