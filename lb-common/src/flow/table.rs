@@ -160,7 +160,7 @@ impl<B: Copy> Glimpse<B> {
     }
 }
 
-/// Looks for a live entry of `key` that nobody is changing: the way of most packets, inlined and as short as can be.
+/// Looks for a young or pinned entry of `key` that nobody is changing: the way of most packets, inlined and as short as can be.
 ///
 /// None is not the last word, [`look`] has it: the entry may be changing, or moving between its homes.
 #[inline(always)]
@@ -173,7 +173,7 @@ pub fn glance<M: Memory>(memory: &M, key: &M::Key) -> Option<Glimpse<M::Bucket>>
                 // Most places hold other keys: look at the key first, and let the loads below decide.
                 if memory.key(bucket, way) == *key {
                     let word = memory.value(bucket, way);
-                    if word.is_live()
+                    if word.is_open()
                         && memory.key(bucket, way) == *key
                         && memory.value(bucket, way) == word
                     {

@@ -192,6 +192,12 @@ impl Word {
         self.0 & 0b110 == 0b010
     }
 
+    /// Young or pin.
+    #[inline(always)]
+    pub const fn is_open(self) -> bool {
+        self.0 & 0b110 == 0b100
+    }
+
     /// Young, pin or closing.
     #[inline(always)]
     pub const fn is_live(self) -> bool {
