@@ -2,6 +2,8 @@
 
 use core::mem::{offset_of, size_of};
 
+use crate::net::VlanTag;
+
 /// What a backend may be given: derived from admin state and health.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(
@@ -54,6 +56,7 @@ pub enum Mode {
 /// | 7 | which of the two next hops is in force |
 /// | 8 | resolved: that next hop is valid |
 /// | 9-11 | [`Mode`] |
+/// | 12-13 | how many VLAN tags that next hop has: 0 to 2 |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(transparent)]
 pub struct BackendState(pub u64);
@@ -63,8 +66,10 @@ impl BackendState {
     const HOP: u64 = 1 << 7;
     const RESOLVED: u64 = 1 << 8;
     const MODE_SHIFT: u32 = 9;
+    const TAGS_SHIFT: u32 = 12;
+    const TAGS: u64 = 3 << Self::TAGS_SHIFT;
 
-    /// `hop` is 0 or 1.
+    /// `hop` is 0 or 1. The next hop has no VLAN tags; see [`Self::tagged`].
     #[inline(always)]
     pub const fn new(
         generation: u8,
@@ -80,6 +85,12 @@ impl BackendState {
                 | ((resolved as u64) << 8)
                 | ((mode as u64) << Self::MODE_SHIFT),
         )
+    }
+
+    /// The same, its next hop having this many VLAN tags: 0 to 2.
+    #[inline(always)]
+    pub const fn tagged(self, tags: u8) -> Self {
+        Self((self.0 & !Self::TAGS) | (((tags as u64) << Self::TAGS_SHIFT) & Self::TAGS))
     }
 
     /// Generation of the id, 0 to 31.
@@ -110,12 +121,19 @@ impl BackendState {
         self.0 & Self::RESOLVED != 0
     }
 
-    /// Whether packets of flows that name this `generation` of the id can be forwarded: it is the present one, serves existing flows,
-    /// and is resolved.
+    /// How many VLAN tags the next hop in force has.
     #[inline(always)]
-    pub const fn can_forward_for(self, generation: u8) -> bool {
+    pub const fn tags(self) -> u8 {
+        ((self.0 & Self::TAGS) >> Self::TAGS_SHIFT) as u8
+    }
+
+    /// Whether packets of flows that name this `generation` of the id can be forwarded, and plainly: it is the present one, serves
+    /// existing flows, is resolved, and its next hop has no VLAN tags.
+    #[inline(always)]
+    pub const fn can_forward_plainly_for(self, generation: u8) -> bool {
         let differs = self.0 ^ (generation as u64 | Self::RESOLVED);
-        differs & (31 | Self::RESOLVED) == 0 && !matches!(self.serving(), Serving::None)
+        differs & (31 | Self::RESOLVED | Self::TAGS) == 0
+            && !matches!(self.serving(), Serving::None)
     }
 
     /// The mode's code, as in [`Mode`]; 0 in an entry that was never written.
@@ -125,6 +143,7 @@ impl BackendState {
     }
 
     /// The mode, if the entry was ever written.
+    #[inline(always)]
     pub const fn mode(self) -> Option<Mode> {
         match self.mode_code() {
             1 => Some(Mode::L2),
@@ -137,7 +156,7 @@ impl BackendState {
 /// How a packet leaves for a backend. Resolved by the daemon, so the data path looks up no route.
 ///
 /// Laid out as it goes onto the wire, so that few and wide loads and stores write it: the first 16 bytes are those of an untagged frame of
-/// mode `ipip`, the next eight the outer header's addresses.
+/// mode `ipip`, the next eight the outer header's addresses; the last eight those that follow the addresses of a tagged one.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct NextHop {
@@ -153,15 +172,25 @@ pub struct NextHop {
     pub outer_source: [u8; 4],
     /// `ipip`: destination of the outer header, which is the backend, network byte order.
     pub outer_destination: [u8; 4],
-    /// Index of the egress interface.
+    /// Index of the egress interface: the physical one (or a bond's master) below any VLAN devices.
     pub ifindex: u32,
     /// MTU of the egress interface or the route, in bytes from the IP header on.
     pub mtu: u16,
     /// `ipip`: the outer header's checksum as a folded sum of all that is constant: everything but length and type of service.
     pub checksum_base: u16,
+    /// VLAN tags that the frame leaves with, the outermost first.
+    pub tags: [VlanTag; 2],
 }
 
 impl NextHop {
+    /// How many VLAN tags it has: what [`BackendState::tagged`] is told.
+    #[must_use]
+    pub const fn tag_count(&self) -> u8 {
+        let [outer, inner] = self.tags;
+        (u16::from_ne_bytes(outer.protocol) != 0) as u8
+            + (u16::from_ne_bytes(inner.protocol) != 0) as u8
+    }
+
     /// As it is for mode `ipip` and a backend, given in host byte order.
     #[must_use]
     pub const fn encapsulating(self, backend: u32) -> Self {
@@ -214,12 +243,13 @@ pub struct Backend {
     /// before it writes the first again.
     pub hops: [NextHop; 2],
     /// Zero.
-    pub reserved_end: [u64; 4],
+    pub reserved_end: [u64; 2],
 }
 
-const _: () = assert!(size_of::<NextHop>() == 32 && offset_of!(NextHop, source) == 6);
+const _: () = assert!(size_of::<NextHop>() == 40 && offset_of!(NextHop, source) == 6);
 const _: () =
     assert!(offset_of!(NextHop, outer_start) == 14 && offset_of!(NextHop, outer_destination) == 20);
+const _: () = assert!(offset_of!(NextHop, tags) == 32 && size_of::<VlanTag>() == 4);
 const _: () = assert!(size_of::<Backend>() == 128 && offset_of!(Backend, hops) == 32);
 
 #[cfg(test)]
@@ -229,13 +259,28 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_state_keeps_what_it_is_given(generation in 0u8..32, serving in 0u8..3, mode in 1u8..3, hop in 0u8..2, resolved: bool) {
+        fn a_state_keeps_what_it_is_given(generation in 0u8..32, serving in 0u8..3, mode in 1u8..3, hop in 0u8..2, tags in 0u8..3, resolved: bool) {
             let serving = [Serving::None, Serving::ExistingOnly, Serving::New][serving as usize];
             let mode = if mode == 1 { Mode::L2 } else { Mode::Ipip };
-            let state = BackendState::new(generation, serving, mode, hop, resolved);
+            let state = BackendState::new(generation, serving, mode, hop, resolved).tagged(tags);
             prop_assert_eq!((state.generation(), state.serving(), state.mode()), (generation, serving, Some(mode)));
             prop_assert_eq!((state.hop(), state.is_resolved()), (usize::from(hop), resolved));
+            prop_assert_eq!((state.tags(), state.tagged(0).tags()), (tags, 0));
+            let forwards = resolved && tags == 0 && serving != Serving::None;
+            prop_assert_eq!(state.can_forward_plainly_for(generation), forwards);
+            prop_assert!(!state.can_forward_plainly_for(generation ^ 1));
         }
+    }
+
+    #[test]
+    fn tags_are_counted_and_laid_out_as_on_the_wire() {
+        let mut hop = NextHop::default();
+        assert_eq!(hop.tag_count(), 0);
+        hop.tags[0] = VlanTag::new(0x88a8, 0xfff);
+        assert_eq!((hop.tag_count(), hop.tags[0].vlan()), (1, 0xfff));
+        assert_eq!(hop.tags[0].protocol, [0x88, 0xa8]);
+        hop.tags[1] = VlanTag::new(0x8100, 0xf123);
+        assert_eq!((hop.tag_count(), hop.tags[1].control), (2, [0x01, 0x23]));
     }
 
     #[test]

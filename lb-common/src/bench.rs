@@ -28,9 +28,9 @@ pub const FRAME_LEN: usize = 60;
 pub const POISON_LEN: usize = 64;
 /// The least length of a frame for [`CROWD`], in bytes.
 pub const CROWD_LEN: usize = 128;
-/// How far [`CROWD`] moves it, in bytes: a driver's headroom of 256, less what the kernel keeps of it for itself (40 to 48 bytes), and
-/// less than an IPv4 header remains.
-pub const CROWD_SHIFT: usize = 208;
+/// How far [`CROWD`] moves it, in bytes: a driver's headroom of 256, less what the kernel keeps of it for itself, which is 40 bytes in some
+/// kernels and 48 in others. Nothing remains.
+pub const CROWD_SHIFTS: [usize; 2] = [216, 208];
 
 /// Which packets the harness makes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -17,10 +17,14 @@ impl Tick {
         Self((ns >> 32) as u32)
     }
 
-    /// Ticks since `then`, of which only the low `bits` bits are known: modulo 2^`bits`.
+    /// Ticks since `then`, of which only the low `bits` bits are known: modulo 2^`bits`. A tick ahead is no age at all, since another CPU
+    /// or the daemon may have seen the next tick already.
     #[inline(always)]
     pub const fn age(self, then: u32, bits: u32) -> u32 {
-        self.0.wrapping_sub(then) & ((1 << bits) - 1)
+        let since_before = self.0.wrapping_sub(then).wrapping_add(1) & ((1 << bits) - 1);
+        // One less, but no less than zero; without a branch, which the verifier would follow both ways.
+        let since = since_before.wrapping_sub(1);
+        since.wrapping_add(since >> 31)
     }
 
     /// The tick `ticks` later.
@@ -61,5 +65,13 @@ mod tests {
     fn ages_wrap() {
         assert_eq!(Tick(5).age(60, 6), 9);
         assert_eq!(Tick(1 << 20).age((1 << 20) - 1, 20), 1);
+    }
+
+    #[test]
+    fn what_is_a_tick_ahead_has_no_age() {
+        assert_eq!(Tick(7).age(8, 6), 0);
+        assert_eq!(Tick(63).age(0, 6), 0);
+        assert_eq!(Tick(0).age(1, 20), 0);
+        assert_eq!(Tick(7).age(9, 6), 62);
     }
 }

@@ -1,10 +1,10 @@
-//! Names, versions and capacities of the maps: written nowhere else.
+//! Names, versions and capacities of the maps: written nowhere else. Each map but [`EGRESS`] has one value, which is an array.
 
 use core::mem::size_of;
 
-/// Version of all layouts in this crate. It changes whenever any of them does; a daemon that meets maps of another version
-/// refuses, or migrates.
-pub const ABI_VERSION: u32 = 2;
+/// Version of all layouts in this crate, and of where things are found in them: the homes of flows and of VIPs, and the choice of a slot. It
+/// changes whenever any of them does; a daemon that meets maps of another version refuses, or migrates.
+pub const ABI_VERSION: u32 = 3;
 
 /// IPv4 flow table: array of [`crate::flow::v4::Bucket`].
 pub const FLOWS4: &str = "FLOWS4";
@@ -24,12 +24,16 @@ pub const VIPS4: &str = "VIPS4";
 pub const COUNTERS: &str = "COUNTERS";
 /// What each CPU keeps for itself: array of [`crate::counters::CpuState`], by CPU number.
 pub const CPUS: &str = "CPUS";
+/// Interfaces that packets may leave by, other than the one that they came in by: device map, by interface index.
+pub const EGRESS: &str = "EGRESS";
+/// Entries in [`EGRESS`].
+pub const EGRESS_INTERFACES: u32 = 1_024;
 /// The instance's own facts: array of one [`Instance`].
 pub const INSTANCE: &str = "INSTANCE";
 
-/// Every map, in the order in which they are pinned.
-pub const ALL: [&str; 10] = [
-    INSTANCE, FLOWS4, FACTS4, HOLD4, TABLES, SERVICES, BACKENDS, VIPS4, COUNTERS, CPUS,
+/// Every map.
+pub const ALL: [&str; 11] = [
+    INSTANCE, FLOWS4, FACTS4, HOLD4, TABLES, SERVICES, BACKENDS, VIPS4, COUNTERS, CPUS, EGRESS,
 ];
 /// Those that make up the flow table: another table has others.
 pub const OF_FLOWS: [&str; 3] = [FLOWS4, FACTS4, HOLD4];
@@ -100,6 +104,8 @@ pub struct Constants {
     pub reset_cost_ns: u64,
 }
 
+const _: () = assert!(size_of::<Instance>() == 64 && size_of::<Constants>() == 72);
+
 /// Name of the global in the BPF object that holds [`Constants`].
 pub const CONSTANTS: &str = "CONSTANTS";
 
@@ -120,4 +126,32 @@ pub mod default {
     pub const ADOPTIONS_PER_SECOND: u64 = 50_000;
     /// Resets a second on each CPU.
     pub const RESETS_PER_SECOND: u64 = 100_000;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        flow::v4::Key,
+        hash::Seed,
+        maglev::{client_word, slot_index},
+        vip::{self, VipEntry},
+    };
+
+    /// A change of any of these numbers loses every flow that an older version has pinned, unless the version changes too.
+    #[test]
+    fn what_version_3_finds_where() {
+        assert_eq!(ABI_VERSION, 3);
+        let seed = Seed::new([0x1234_5678_9abc_def0, 3, 5]);
+        let key = Key::new(0x0a00_0001, 40_000, 7);
+        let client = client_word(key.address(), key.port());
+        assert_eq!(
+            (
+                key.homes(&seed, 416_667),
+                vip::homes(VipEntry::key(0x0a00_0001, 443), 4_096),
+                slot_index(client, &seed, 0, 65_537),
+            ),
+            ([174_262, 26_694], [3_097, 1_067], 27_409)
+        );
+    }
 }

@@ -101,7 +101,7 @@ reasons! {
     Fragment = 19, "fragment", Drop, Configuration;
     /// Its TTL ended here.
     TtlExpired = 20, "ttl_expired", Drop, Expected;
-    /// With the outer header it would exceed the path MTU.
+    /// With the outer header, or with VLAN tags that it came without, it would exceed the path MTU.
     TooBig = 21, "too_big", Drop, Configuration;
     /// The directory of VIPs names a service that does not exist.
     ServiceMissing = 22, "service_missing", Drop, ShouldNeverHappen;
@@ -109,12 +109,14 @@ reasons! {
     StaleGeneration = 23, "stale_generation", Drop, ShouldNeverHappen;
     /// The backend's mode is none that this program knows.
     UnknownMode = 24, "unknown_mode", Drop, ShouldNeverHappen;
-    /// The driver left no room for the outer header.
+    /// The driver left no room for the outer header or for VLAN tags.
     NoHeadroom = 25, "no_headroom", Drop, ShouldNeverHappen;
     /// The frame could not be made into a RST.
     NoReset = 26, "no_reset", Drop, ShouldNeverHappen;
+    /// The way to the backend leaves by another interface than the packet came in by, and that one takes no frames from XDP.
+    NoEgress = 27, "no_egress", Drop, Configuration;
     /// The flow table was held for a moment, to be copied, and the segment would have changed its flow's entry: it comes again.
-    Held = 27, "held", Drop, Expected;
+    Held = 28, "held", Drop, Expected;
 }
 
 impl Reason {

@@ -1,7 +1,9 @@
-//! Hiding from the compiler what it knows of a value, at the cost of no instruction.
+//! Hiding from the compiler what it knows of a value, at the cost of no instruction, or of two where a bound has to be shown.
 //!
 //! The compiler drops checks that it can prove to be needless, and derives one value from another's parts. The verifier cannot always
 //! follow, and then misses the check, or sees another register checked than used.
+
+use core::arch::asm;
 
 unsafe extern "C" {
     // LLVM's own means for this, which its BPF backend removes when nothing is left to be optimised.
@@ -23,4 +25,25 @@ pub(crate) fn number(value: u64) -> u64 {
 pub(crate) fn pointer<T>(value: *mut T) -> *mut T {
     // SAFETY: no instruction at all.
     unsafe { pass_pointer(0, value.cast()).cast() }
+}
+
+/// The same number, if it is below `limit`.
+///
+/// The comparison bounds the very register that holds the result. Were it the compiler's, the number might be loaded from the stack once to be
+/// compared and once more to be used, and the verifier of 6.1 does not know that both are the same.
+#[inline(always)]
+pub(crate) fn below(number: u32, limit: u32) -> Option<u64> {
+    const NONE: u64 = u64::MAX;
+    let mut result = u64::from(number);
+    // SAFETY: two instructions that change one register.
+    unsafe {
+        asm!(
+            "if {result} < {limit} goto +1",
+            "{result} = -1",
+            result = inout(reg) result,
+            limit = in(reg) u64::from(limit),
+            options(pure, nomem, nostack),
+        );
+    }
+    if result == NONE { None } else { Some(result) }
 }

@@ -2,7 +2,7 @@
 //! parse, service, flow, backend, forward, count.
 #![no_std]
 #![no_main]
-#![feature(core_intrinsics, link_llvm_intrinsics)]
+#![feature(asm_experimental_arch, core_intrinsics, link_llvm_intrinsics)]
 #![expect(
     internal_features,
     reason = "the BPF target has no AtomicU64::compare_exchange; its intrinsic compiles to the instruction"
@@ -32,9 +32,9 @@ use crate::{count::Tally, parse::Parsed};
 
 /// Steers one packet.
 ///
-/// Two functions, each with the whole way in it: a short one for segments of established flows, and one for everything. So the
-/// short one has nothing to remember but its packet, and neither has the other in its stack: a BPF program has 512 bytes for all
-/// its frames.
+/// Two functions, each with the whole way in it: a short one for segments of established flows in frames without VLAN tags and IPv4
+/// options, and one for everything. So the short one has nothing to remember but its packet, and neither has the other in its stack: a
+/// BPF program has 512 bytes for all its frames.
 #[xdp(frags)]
 fn tether(ctx: XdpContext) -> u32 {
     match established(ctx.ctx) {
@@ -59,6 +59,7 @@ fn established(ctx: *mut xdp_md) -> u32 {
 #[inline(always)]
 fn steer_established(ctx: &XdpContext) -> Option<u32> {
     let segment = parse::plain(ctx)?;
+    // Such a segment is of no established flow: it need not look for its service twice.
     if segment.tcp.has_any(tcp::SYN) {
         return None;
     }
@@ -73,7 +74,7 @@ fn steer_established(ctx: &XdpContext) -> Option<u32> {
         Err(_) => return None,
     };
     let (backend, state, id) = flow::established(service, &segment)?;
-    let action = forward::forward(ctx, &segment, backend, state).ok()?;
+    let action = forward::forward_plain(ctx, &segment, backend, state)?;
     tally.service(service);
     tally.backend(id);
     tally.count(Reason::Established);

@@ -1,12 +1,14 @@
 //! The maps, and the only access to them.
 //!
-//! All are plain arrays that the daemon maps into its memory too. Their sizes here are placeholders: the daemon sets them when it
-//! creates the maps.
+//! All but one are plain arrays that the daemon maps into its memory too, and creates, since it knows their sizes.
 
 use core::sync::atomic::AtomicU64;
 
-use aya_ebpf::helpers::generated::{
-    bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns,
+use aya_ebpf::{
+    bindings::xdp_action,
+    helpers::generated::{bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns},
+    macros::map,
+    maps::DevMapHash,
 };
 use lb_common::{
     backend::{Backend, BackendState},
@@ -18,7 +20,7 @@ use lb_common::{
     },
     hash::Seed,
     maglev::{Slot, TableRef},
-    maps::{BURST_NS, Constants, Hold},
+    maps::{BURST_NS, Constants, EGRESS_INTERFACES, Hold},
     service::Service,
     vip::VipBucket,
 };
@@ -37,7 +39,7 @@ struct Whole<T> {
     entries: [T; 0],
 }
 
-// SAFETY: all access is by volatile or atomic instructions.
+// SAFETY: what others write meanwhile is accessed by volatile or atomic instructions.
 unsafe impl<T> Sync for Whole<T> {}
 
 impl<T> Whole<T> {
@@ -49,13 +51,9 @@ impl<T> Whole<T> {
     /// The entry at `index` of `count`.
     #[inline(always)]
     fn at(&self, index: u32, count: u32) -> Option<*mut T> {
-        // Where the pointer came from is hidden, and so how little there is; and of what the index was made, so that the very register that
-        // is compared is the one that is added.
+        // Where the pointer came from is hidden, and so how little there is.
         let first = hide::pointer(core::ptr::from_ref(self).cast_mut().cast::<T>());
-        let index = hide::number(u64::from(index));
-        if index >= u64::from(count) {
-            return None;
-        }
+        let index = hide::below(index, count)?;
         // SAFETY: in bounds, which the verifier proves.
         Some(unsafe { first.add(index as usize) })
     }
@@ -83,6 +81,11 @@ maps! {
     CPUS: CpuState,
     COPIES: Order,
 }
+
+/// Where packets may leave. A frame that goes through a device map is sent together with others, one that goes to an interface by its number
+/// alone.
+#[map]
+static EGRESS: DevMapHash = DevMapHash::with_max_entries(EGRESS_INTERFACES, 0);
 
 /// Set by the daemon before the program is loaded; the verifier knows their values.
 #[unsafe(no_mangle)]
@@ -277,6 +280,12 @@ pub(crate) fn backend(id: u32) -> Option<(*const Backend, BackendState)> {
     // SAFETY: an entry of the map. Volatile: the daemon writes it meanwhile.
     let state = BackendState(unsafe { core::ptr::addr_of!((*backend).state).read_volatile() });
     Some((backend, state))
+}
+
+/// Has the frame sent out of another interface, if the program returns what this returns; none if that interface takes no frames.
+#[inline(always)]
+pub(crate) fn redirect(ifindex: u32) -> Option<u32> {
+    EGRESS.redirect(ifindex, xdp_action::XDP_DROP as u64).ok()
 }
 
 /// Where this CPU's counters begin.

@@ -72,6 +72,13 @@ impl Bytes {
         unsafe { ((self.0 + offset) as *const u32).read_volatile() }
     }
 
+    /// In network byte order, as it is.
+    #[inline(always)]
+    pub fn raw64(self, offset: usize) -> u64 {
+        // SAFETY: as above.
+        unsafe { ((self.0 + offset) as *const u64).read_volatile() }
+    }
+
     /// From network to host byte order.
     #[inline(always)]
     pub fn u16(self, offset: usize) -> u16 {

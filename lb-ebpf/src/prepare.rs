@@ -6,7 +6,7 @@ use aya_ebpf::{
     macros::xdp,
     programs::XdpContext,
 };
-use lb_common::bench::{CROWD_LEN, CROWD_SHIFT, POISON_LEN};
+use lb_common::bench::{CROWD_LEN, CROWD_SHIFTS, POISON_LEN};
 
 use lb_ebpf::packet::Frame;
 
@@ -37,25 +37,29 @@ fn fill(ctx: &XdpContext) -> Option<()> {
 /// Moves a frame, of [`CROWD_LEN`] bytes, to the start of its buffer.
 #[xdp(frags)]
 fn crowd(ctx: XdpContext) -> u32 {
-    if shift(&ctx).is_some() {
+    if shift::<{ CROWD_SHIFTS[0] }>(&ctx)
+        .or_else(|| shift::<{ CROWD_SHIFTS[1] }>(&ctx))
+        .is_some()
+    {
         // SAFETY: as above.
         unsafe { UNDER_TEST.tail_call(&ctx, 0) };
     }
     xdp_action::XDP_ABORTED
 }
 
+/// Does nothing if the kernel refuses to move it that far.
 #[inline(always)]
-fn shift(ctx: &XdpContext) -> Option<()> {
+fn shift<const BYTES: usize>(ctx: &XdpContext) -> Option<()> {
     // SAFETY: a helper on the context.
-    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(CROWD_SHIFT as i32)) } != 0 {
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, -(BYTES as i32)) } != 0 {
         return None;
     }
-    let bytes = Frame::of(ctx).at(0, CROWD_SHIFT + CROWD_LEN)?;
+    let bytes = Frame::of(ctx).at(0, BYTES + CROWD_LEN)?;
     let mut at = 0;
     while at < CROWD_LEN {
-        bytes.set_raw32(at, bytes.raw32(CROWD_SHIFT + at));
+        bytes.set_raw32(at, bytes.raw32(BYTES + at));
         at += size_of::<u32>();
     }
     // SAFETY: a helper on the context.
-    (unsafe { bpf_xdp_adjust_tail(ctx.ctx, -(CROWD_SHIFT as i32)) } == 0).then_some(())
+    (unsafe { bpf_xdp_adjust_tail(ctx.ctx, -(BYTES as i32)) } == 0).then_some(())
 }

@@ -27,6 +27,8 @@ pub struct Status {
     pub config: ConfigStatus,
     /// Where the program is attached.
     pub attachments: Vec<Attachment>,
+    /// Interfaces on the way to backends that only packets which came in by them can leave by.
+    pub closed_egress: Vec<ClosedEgress>,
     /// The flow table as a whole.
     pub flows: FlowTable,
     /// Services, by name; removed ones that still have flows among them.
@@ -62,6 +64,15 @@ pub struct Attachment {
     pub interface: String,
     /// How it is attached.
     pub mode: AttachMode,
+}
+
+/// An interface on the way to backends that packets which came in by another interface cannot leave by.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClosedEgress {
+    /// Name of the interface.
+    pub interface: String,
+    /// Why, and what to do.
+    pub reason: String,
 }
 
 /// How an XDP program is attached.

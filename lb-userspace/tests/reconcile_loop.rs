@@ -50,6 +50,7 @@ impl Daemon {
         let (next_hops, next_hop_inputs) = mpsc::channel(16);
         let (census, census_input) = watch::channel(Arc::new(counted(0, &[])));
         let (_, attachments) = watch::channel(Vec::new());
+        let (_, closed_egress) = watch::channel(Vec::new());
         let (shutdown, shutdown_input) = watch::channel(false);
         let (target_output, targets) = watch::channel(Vec::new());
         let (address_output, addresses) = watch::channel(BTreeSet::new());
@@ -67,6 +68,7 @@ impl Daemon {
             next_hops: next_hop_inputs,
             census: census_input,
             attachments,
+            closed_egress,
             shutdown: shutdown_input,
         };
         let outputs = Outputs {
@@ -173,7 +175,7 @@ impl Daemon {
 }
 
 const NO_STATUS: &str = r#"{"version":"","pid":0,"uptime_s":0,"generation":{"accepted":0,"resolved":0,"applied":0},
-    "config":{"path":"","error":null},"attachments":[],
+    "config":{"path":"","error":null},"attachments":[],"closed_egress":[],
     "flows":{"capacity":0,"embryo":0,"young":0,"pin":0,"closing":0,"use":0.0},"services":[],"reasons":{}}"#;
 
 fn name(backend: &str) -> BackendName {

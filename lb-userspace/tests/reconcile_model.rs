@@ -596,7 +596,7 @@ impl World {
                 "a flow's service is gone: {flow:?}"
             );
         }
-        let status = self.state.status(Vec::new(), Duration::ZERO);
+        let status = self.state.status(Vec::new(), Vec::new(), Duration::ZERO);
         for service in &status.services {
             if service.removed || service.error.is_some() {
                 continue;

@@ -148,7 +148,7 @@ fn name(backend: &str) -> BackendName {
 }
 
 fn status(state: &State) -> Status {
-    state.status(Vec::new(), Duration::ZERO)
+    state.status(Vec::new(), Vec::new(), Duration::ZERO)
 }
 
 /// What is wanted of a backend.
@@ -394,7 +394,7 @@ fn a_table_that_fills_is_warned_of_once_a_crossing() {
             ..Census::default()
         };
         state.counted(Arc::new(census));
-        state.status(vec![], Duration::ZERO).flows.fill
+        state.status(vec![], vec![], Duration::ZERO).flows.fill
     };
     assert_eq!(count(499), Fill::Low);
     assert_eq!(said(), []);

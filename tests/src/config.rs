@@ -32,6 +32,8 @@ pub struct BackendSpec {
 /// One service on the lab's VIP, with checks quick enough for a test.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// The balancer's interfaces that the program is attached to.
+    pub interfaces: Vec<&'static str>,
     /// `ipip` or `l2`.
     pub mode: &'static str,
     /// How backends are checked.
@@ -60,6 +62,7 @@ impl Config {
             weight: 100,
         });
         Self {
+            interfaces: vec![UPLINK],
             mode: match topology.place {
                 Place::Segment => "l2",
                 Place::Farm => "ipip",
@@ -78,11 +81,17 @@ impl Config {
     #[must_use]
     pub fn text(&self) -> String {
         let mut text = format!(
-            "interfaces = [\"{UPLINK}\"]\n\n\
+            "interfaces = {:?}\n\n\
              [limits]\nflows = {}\nservices = 16\nbackends = 256\ntable_slots = 524288\n\n\
              [[service]]\nname = \"{SERVICE}\"\nvip = \"{VIP}\"\nport = {PORT}\nmode = \"{}\"\n\n\
              [service.health]\ninterval = \"{}ms\"\ntimeout = \"{}ms\"\nfall = {}\nrise = {}\n",
-            self.flows, self.mode, self.interval_ms, self.timeout_ms, self.fall, self.rise,
+            self.interfaces,
+            self.flows,
+            self.mode,
+            self.interval_ms,
+            self.timeout_ms,
+            self.fall,
+            self.rise,
         );
         text += &match self.check {
             Check::Tcp => "type = \"tcp\"\n".to_owned(),

@@ -7,7 +7,7 @@ mod mounts;
 pub mod namespace;
 pub mod packet;
 pub mod packet_socket;
-mod passing;
+pub mod passing;
 pub mod peer;
 pub mod random;
 pub mod stage;

@@ -46,7 +46,7 @@ struct Link {
 ///
 /// # Errors
 /// When the kernel refuses, which it does to anyone but root.
-pub(crate) fn pass_all(namespace: &Namespace, interface: &str) -> Result<OwnedFd> {
+pub fn pass_all(namespace: &Namespace, interface: &str) -> Result<OwnedFd> {
     let name = interface.to_owned();
     namespace
         .run(move || {

@@ -34,8 +34,15 @@ impl Stage {
     /// # Errors
     /// When any of it fails.
     pub fn set(topology: Topology, seed: u64, change: impl FnOnce(&mut Config)) -> Result<Self> {
-        let lab = topology.build()?;
-        let mut config = Config::new(topology);
+        Self::on(topology.build()?, seed, change)
+    }
+
+    /// The same on a network that is there already, and that the caller may have altered.
+    ///
+    /// # Errors
+    /// When any of it fails.
+    pub fn on(lab: Lab, seed: u64, change: impl FnOnce(&mut Config)) -> Result<Self> {
+        let mut config = Config::new(lab.topology());
         change(&mut config);
         let mut backends = vec![];
         for host in lab.backends() {

@@ -15,12 +15,14 @@ pub struct Status {
     pub config: ConfigStatus,
     /// Where the XDP program is attached.
     pub attachments: Vec<Attachment>,
+    /// Interfaces that packets which came in by another one cannot leave by.
+    pub closed_egress: Vec<ClosedEgress>,
     /// The flow table.
     pub flows: Flows,
-    /// Packets by the name of what became of them.
-    pub reasons: BTreeMap<String, Packets>,
     /// The services.
     pub services: Vec<Service>,
+    /// What packets came to, by reason.
+    pub reasons: BTreeMap<String, Packets>,
 }
 
 /// See `Status::generation`.
@@ -52,6 +54,15 @@ pub struct Attachment {
     pub mode: String,
 }
 
+/// See `Status::closed_egress`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct ClosedEgress {
+    /// The interface.
+    pub interface: String,
+    /// Why.
+    pub reason: String,
+}
+
 /// See `Status::flows`.
 #[derive(Debug, Clone, Deserialize)]
 pub struct Flows {
@@ -67,6 +78,15 @@ pub struct Flows {
     pub closing: u64,
     /// How full the table is: `low`, `half` or `high`.
     pub fill: String,
+}
+
+/// See `Status::reasons`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Packets {
+    /// How many.
+    pub packets: u64,
+    /// Their bytes.
+    pub bytes: u64,
 }
 
 /// One service.
@@ -106,13 +126,6 @@ pub struct BackendFlows {
     pub young: u64,
     /// Older.
     pub pin: u64,
-}
-
-/// See `Status::reasons`.
-#[derive(Debug, Clone, Copy, Deserialize)]
-pub struct Packets {
-    /// How many.
-    pub packets: u64,
 }
 
 impl Status {

@@ -1,6 +1,7 @@
 //! Waiting for a fact with a deadline: the only way that tests and the demo synchronise.
 
 use std::fmt::Debug;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, bail};
@@ -8,11 +9,22 @@ use anyhow::{Result, bail};
 /// How often a condition is looked at. Short against everything that is waited for, long against the cost of looking.
 const EVERY: Duration = Duration::from_millis(10);
 
+/// How many times longer than they say deadlines are: `LAB_PATIENCE` of the environment, which slow machines set. What must hold
+/// for a while is looked at for no longer than that.
+static PATIENCE: LazyLock<u32> = LazyLock::new(|| {
+    let Ok(text) = std::env::var("LAB_PATIENCE") else {
+        return 1;
+    };
+    text.parse()
+        .unwrap_or_else(|_| panic!("LAB_PATIENCE is a whole number, and not {text:?}"))
+});
+
 /// Looks at `probe` until it gives a value, and returns it.
 ///
 /// # Errors
 /// When `deadline` passes first; the message says what was waited for.
 pub fn until<T>(what: &str, deadline: Duration, mut probe: impl FnMut() -> Option<T>) -> Result<T> {
+    let deadline = deadline * *PATIENCE;
     let started = Instant::now();
     loop {
         if let Some(value) = probe() {
@@ -38,6 +50,7 @@ pub fn until_seen<T: Debug>(
     mut probe: impl FnMut() -> Result<T>,
     accept: impl Fn(&T) -> bool,
 ) -> Result<T> {
+    let deadline = deadline * *PATIENCE;
     let started = Instant::now();
     loop {
         let seen = probe();

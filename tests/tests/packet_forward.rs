@@ -35,7 +35,7 @@ fn shapes() -> Vec<Packet> {
 }
 
 #[test]
-fn l2_rewrites_the_mac_addresses_and_the_ttl_and_nothing_else() {
+fn l2_rewrites_the_frames_head_and_the_ttl_and_nothing_else() {
     let world = World::new();
     let backend = BackendSpec::l2(1);
     for packet in shapes() {
@@ -46,7 +46,7 @@ fn l2_rewrites_the_mac_addresses_and_the_ttl_and_nothing_else() {
 }
 
 #[test]
-fn ipip_puts_an_outer_header_before_the_packet_and_moves_the_tags_to_the_front() {
+fn ipip_puts_an_outer_header_before_the_packet() {
     let backend = BackendSpec::ipip(1);
     let world = World::with(&backend);
     for packet in shapes() {
@@ -120,15 +120,20 @@ fn a_backend_behind_another_interface_is_reached_by_redirection() {
     for (backend, is_ipip) in [(BackendSpec::l2(1), false), (BackendSpec::ipip(1), true)] {
         let backend = backend.elsewhere();
         let world = World::with(&backend);
-        let packet = CLIENT.syn();
-        let output = if is_ipip {
-            backend.ipip_output(&packet)
-        } else {
-            backend.l2_output(&packet)
-        };
-        world
-            .send(&packet)
-            .expect(&forwarded(Reason::Opened, 1, output).redirected());
+        let reasons = [Reason::Opened, Reason::Established, Reason::Established];
+        for (packet, reason) in [CLIENT.syn(), CLIENT.ack(), CLIENT.ack()]
+            .iter()
+            .zip(reasons)
+        {
+            let output = if is_ipip {
+                backend.ipip_output(packet)
+            } else {
+                backend.l2_output(packet)
+            };
+            world
+                .send(packet)
+                .expect(&forwarded(reason, 1, output).redirected());
+        }
     }
 }
 

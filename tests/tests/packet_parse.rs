@@ -129,7 +129,7 @@ fn a_full_directory_finds_every_service() {
 }
 
 #[test]
-fn a_vlan_tag_stays_on() {
+fn a_vlan_tag_is_stepped_over() {
     let world = World::new();
     let syn = CLIENT.syn().tagged(0x8100, 0x6064);
     world
@@ -138,7 +138,7 @@ fn a_vlan_tag_stays_on() {
 }
 
 #[test]
-fn two_vlan_tags_stay_on() {
+fn two_vlan_tags_are_stepped_over() {
     let world = World::new();
     for outer in [0x88a8, 0x8100] {
         let client = Client(CLIENT.0, outer);

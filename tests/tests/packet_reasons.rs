@@ -122,6 +122,10 @@ fn reach(reason: Reason) -> Result<Run, &'static str> {
             world.backend(&BackendSpec::ipip(1));
             world.send_without_headroom(&syn.payload(&[0; 74]))
         }
+        Reason::NoEgress => {
+            world.backend(&BackendSpec::l2(1).nowhere());
+            world.send(&syn)
+        }
         Reason::Held => {
             world.insert(CLIENT.key(), live(0));
             world.hold(Duration::from_secs(60));

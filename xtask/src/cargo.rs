@@ -16,7 +16,9 @@ enum Message {
         out_dir: PathBuf,
     },
     CompilerArtifact {
+        package_id: String,
         target: Target,
+        profile: Profile,
         executable: Option<PathBuf>,
     },
     #[serde(other)]
@@ -25,7 +27,23 @@ enum Message {
 
 #[derive(Deserialize)]
 struct Target {
+    kind: Vec<String>,
     name: String,
+}
+
+#[derive(Deserialize)]
+struct Profile {
+    /// Whether it was built with the test harness.
+    test: bool,
+}
+
+/// A program that runs the tests of one file or directory of a package's `tests`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) struct TestProgram {
+    /// Name of the target, which is that of the file.
+    pub(crate) name: String,
+    /// Where it was built.
+    pub(crate) path: PathBuf,
 }
 
 /// What a build left behind.
@@ -34,7 +52,7 @@ pub(crate) struct Built {
 }
 
 impl Built {
-    /// Runs a `cargo build` command and keeps its messages. Diagnostics go to stderr, as without this.
+    /// Runs a `cargo build` or `cargo test --no-run` command and keeps its messages. Diagnostics go to stderr, as without this.
     ///
     /// # Errors
     /// If the build fails, or cargo prints what cannot be understood.
@@ -56,11 +74,32 @@ impl Built {
         let found = self.messages.iter().find_map(|message| match message {
             Message::CompilerArtifact {
                 target,
+                profile: Profile { test: false },
                 executable: Some(path),
+                ..
             } if target.name == name => Some(path.clone()),
             _ => None,
         });
         found.with_context(|| format!("cargo reported no executable named {name}"))
+    }
+
+    /// The programs of the integration tests of workspace member `package`, by name.
+    pub(crate) fn integration_tests(&self, package: &str) -> Vec<TestProgram> {
+        let programs = self.messages.iter().filter_map(|message| match message {
+            Message::CompilerArtifact {
+                package_id,
+                target,
+                profile: Profile { test: true },
+                executable: Some(path),
+            } if is_member(package_id, package) && target.kind == ["test"] => Some(TestProgram {
+                name: target.name.clone(),
+                path: path.clone(),
+            }),
+            _ => None,
+        });
+        let mut programs: Vec<_> = programs.collect();
+        programs.sort_by(|a, b| a.name.cmp(&b.name));
+        programs
     }
 
     /// The `OUT_DIR` of the build script of workspace member `package`.
@@ -121,9 +160,13 @@ mod tests {
     use super::*;
 
     const MESSAGES: &str = r#"{"reason":"build-script-executed","package_id":"registry+https://example.org/index#libc@0.2.1","linked_libs":[],"out_dir":"/t/libc/out"}
-{"reason":"compiler-artifact","package_id":"path+file:///src/tests#lab@0.1.0","target":{"kind":["lib"],"name":"lab"},"executable":null,"fresh":true}
+{"reason":"compiler-artifact","package_id":"path+file:///src/tests#lab@0.1.0","target":{"kind":["lib"],"name":"lab"},"profile":{"test":false},"executable":null,"fresh":true}
 {"reason":"build-script-executed","package_id":"path+file:///src/lb-userspace#0.1.0","linked_libs":[],"out_dir":"/t/lb/out"}
-{"reason":"compiler-artifact","package_id":"path+file:///src/tests#lab@0.1.0","target":{"kind":["bin"],"name":"verifier"},"executable":"/t/debug/verifier","fresh":true}
+{"reason":"compiler-artifact","package_id":"path+file:///src/tests#lab@0.1.0","target":{"kind":["bin"],"name":"verifier"},"profile":{"test":true},"executable":"/t/debug/deps/verifier-1","fresh":true}
+{"reason":"compiler-artifact","package_id":"path+file:///src/tests#lab@0.1.0","target":{"kind":["bin"],"name":"verifier"},"profile":{"test":false},"executable":"/t/debug/verifier","fresh":true}
+{"reason":"compiler-artifact","package_id":"path+file:///src/tests#lab@0.1.0","target":{"kind":["test"],"name":"torture"},"profile":{"test":true},"executable":"/t/debug/deps/torture-1","fresh":true}
+{"reason":"compiler-artifact","package_id":"path+file:///src/tests#lab@0.1.0","target":{"kind":["test"],"name":"drain"},"profile":{"test":true},"executable":"/t/debug/deps/drain-1","fresh":true}
+{"reason":"compiler-artifact","package_id":"path+file:///src/lb-common#0.1.0","target":{"kind":["test"],"name":"flow"},"profile":{"test":true},"executable":"/t/debug/deps/flow-1","fresh":true}
 {"reason":"build-finished","success":true}"#;
 
     #[test]
@@ -145,6 +188,15 @@ mod tests {
             PathBuf::from("/t/debug/verifier")
         );
         assert!(built.executable("lab").is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn finds_the_integration_tests_of_the_member_asked_for() -> Result<()> {
+        let programs = Built::parse(MESSAGES)?.integration_tests("lab");
+        let names: Vec<_> = programs.iter().map(|p| p.name.as_str()).collect();
+        assert_eq!(names, ["drain", "torture"]);
+        assert_eq!(programs[0].path, PathBuf::from("/t/debug/deps/drain-1"));
         Ok(())
     }
 

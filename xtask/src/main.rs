@@ -9,6 +9,7 @@ mod cargo;
 mod ci;
 mod demo;
 mod exec;
+mod kernels;
 mod lab;
 mod root;
 mod setup;
@@ -64,6 +65,8 @@ enum Command {
         #[command(subcommand)]
         command: LabCommand,
     },
+    /// Run the tests that depend on the kernel in emulated machines with Debian's 6.1, 6.12 and newest kernels
+    Kernels(kernels::Options),
     /// Check format and lints, as CI does before the tests
     Ci,
 }
@@ -99,6 +102,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Lab {
             command: LabCommand::Shell { args },
         } => lab::shell(&args)?,
+        Command::Kernels(options) => return kernels::run(&options),
         Command::Ci => ci::run()?,
     }
     Ok(ExitCode::SUCCESS)

@@ -19,18 +19,18 @@ pub const fn follows(word: Word, segment: &Segment) -> bool {
     segment.continues() && segment.seq.wrapping_sub(word.isn()) <= PROMOTION_WINDOW
 }
 
-/// [`advance`] for most packets: a live entry in good order, and a segment in the midst of its stream. None if it is anything
+/// [`advance`] for most packets: a young or pinned entry in good order, and a segment in the midst of its stream. None if it is anything
 /// else, or if more than the tick and the epoch is to be written.
 #[inline(always)]
 pub const fn refresh(word: Word, segment: &Segment, now: Tick) -> Option<Word> {
     let epoch = epoch_of(segment.seq);
-    let is_plain = !word.has(Word::CONTESTED | Word::HINT | Word::UNCONFIRMED);
+    let is_plain = word.is_open() && !word.has(Word::CONTESTED | Word::HINT | Word::UNCONFIRMED);
     if !is_plain || !segment.continues() || !word.is_near(epoch) {
         return None;
     }
     if word.is(State::Pin) {
         Some(forward_epoch(word, epoch).with_tick(now))
-    } else if word.is(State::Young) && word.age(now) < YOUNG_TICKS {
+    } else if word.age(now) < YOUNG_TICKS {
         Some(forward_epoch(word, epoch))
     } else {
         None

@@ -67,8 +67,8 @@ pub fn steer<W: World>(
     }
 }
 
-/// The backend, its state and its id, for a segment of an established flow that can be forwarded, which is what most are. None if
-/// it is anything else, or may be; then at most a refresh has been written.
+/// The backend, its state and its id, for a segment of an established flow that can be forwarded without VLAN tags, which is what most
+/// are. None if it is anything else, or may be; then at most a refresh has been written.
 #[inline(always)]
 pub fn established<W: World>(
     world: &W,
@@ -82,12 +82,12 @@ pub fn established<W: World>(
     let entry = table::glance(world, key)?;
     let next = life::refresh(entry.word, segment, now)?;
     if next != entry.word && !world.is_held() {
-        // A lost refresh is no loss: who was faster has refreshed it.
+        // A lost refresh is no loss: who was faster has refreshed the entry, or ended or moved it.
         entry.replace(world, next);
     }
     let reference = entry.word.backend();
     let (handle, state) = world.backend(reference.id())?;
-    if state.can_forward_for(reference.generation()) {
+    if state.can_forward_plainly_for(reference.generation()) {
         Some((handle, state, reference.id()))
     } else {
         None

@@ -162,7 +162,7 @@ impl<B: Copy> Glimpse<B> {
     }
 }
 
-/// Looks for an entry of `key` that nobody is changing: the way of most packets, inlined and as short as can be.
+/// Looks for a young or pinned entry of `key` that nobody is changing: the way of most packets, inlined and as short as can be.
 ///
 /// None is not the last word, [`look`] has it: the entry may be changing, or moving between its homes.
 #[inline(always)]
@@ -175,7 +175,10 @@ pub fn glance<M: Memory>(memory: &M, key: &M::Key) -> Option<Glimpse<M::Bucket>>
                 // Most places hold other keys: look at the key first, and let the loads below decide.
                 if memory.key(bucket, way) == *key {
                     let word = memory.value(bucket, way);
-                    if memory.key(bucket, way) == *key && memory.value(bucket, way) == word {
+                    if word.is_open()
+                        && memory.key(bucket, way) == *key
+                        && memory.value(bucket, way) == word
+                    {
                         return Some(Glimpse { bucket, way, word });
                     }
                 }
@@ -402,8 +405,8 @@ fn take_place<M: Memory>(
         let way = offer % M::WAYS;
         let seen = memory.value(bucket, way);
         let place = Place { index, way };
-        // It may be something else by now.
-        let is_free = seen.is_vacant(subject.now) || (claim == Claim::Any && seen.is_nascent());
+        // It may be something else by now. An embryo's place is taken only where none was vacant, which the claim allows then.
+        let is_free = seen.is_vacant(subject.now) || (offer < VACANT && seen.is_nascent());
         if is_free && occupy(memory, &place, seen, &subject.key, newcomer) {
             *taken = place;
             return TAKEN;

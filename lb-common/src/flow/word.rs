@@ -192,6 +192,12 @@ impl Word {
         self.0 & 0b110 == 0b010
     }
 
+    /// Young or pin.
+    #[inline(always)]
+    pub const fn is_open(self) -> bool {
+        self.0 & 0b110 == 0b100
+    }
+
     /// Young, pin or closing.
     #[inline(always)]
     pub const fn is_live(self) -> bool {
@@ -224,7 +230,7 @@ impl Word {
         (self.0 >> ISN_SHIFT) as u32
     }
 
-    /// Nascent only: age in ticks, modulo 64.
+    /// Nascent only: age in ticks, modulo 64; see [`Tick::age`].
     #[inline(always)]
     pub const fn nascent_age(self, now: Tick) -> u32 {
         now.age((self.0 >> EMBRYO_TICK_SHIFT) as u32, EMBRYO_TICK_BITS)
@@ -356,7 +362,7 @@ mod tests {
             let word = Word::challenger(backend, isn, Tick(now));
             prop_assert_eq!(word.state(), State::Challenger);
             prop_assert_eq!((word.backend().id(), word.backend().generation(), word.isn()), (id, generation, isn));
-            prop_assert_eq!(word.nascent_age(Tick(now).later(63)), 63);
+            prop_assert_eq!(word.nascent_age(Tick(now).later(62)), 62);
         }
 
         #[test]

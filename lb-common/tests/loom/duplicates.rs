@@ -159,6 +159,19 @@ fn an_insertion_says_truly_whether_its_entry_stands() {
 }
 
 #[test]
+fn different_flows_find_room_for_both() {
+    explore("two SYNs, two places", Depth::Exhaustive, |order| {
+        let buckets = Buckets::<1>::new(order, 2, SAME, &[]);
+        let (one, two) = (buckets.clone(), buckets.clone());
+        let first = on_cpu(move || insert(&one, KEY, embryo(1), Claim::Any));
+        insert(&two, 2, embryo(2), Claim::Any);
+        first.join().unwrap();
+        // Nobody's place is taken while there is a free one.
+        assert_eq!(buckets.entries().len(), 2, "{:?}", buckets.entries());
+    });
+}
+
+#[test]
 fn different_flows_want_the_last_place() {
     explore("two SYNs, one place", Depth::Exhaustive, |order| {
         let pinned = pin(3, 0);

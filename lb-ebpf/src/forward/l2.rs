@@ -1,25 +1,45 @@
-//! Mode `l2`: the destination MAC is rewritten; VLAN tags stay.
+//! Mode `l2`: the frame is addressed to the backend, and its packet stays as it is.
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
-    backend::NextHop,
+    backend::{BackendState, NextHop},
     headers::{ETH_LEN, IPV4_LEN},
     verdict::Reason,
 };
 
-use super::{address, take_a_hop};
+use super::{address, head, take_a_hop};
 use lb_ebpf::packet::Frame;
 
 use crate::parse::Segment;
 
+/// A frame without VLAN tags, to a next hop without.
 #[inline(always)]
-pub(crate) fn rewrite(ctx: &XdpContext, segment: &Segment, hop: &NextHop) -> Result<(), Reason> {
-    let frame = Frame::of(ctx);
-    let ethernet = frame.at(0, ETH_LEN).ok_or(Reason::Malformed)?;
-    let ip = frame
+pub(super) fn rewrite_plain(ctx: &XdpContext, hop: &NextHop) -> Result<(), Reason> {
+    let frame = Frame::of(ctx)
+        .at(0, ETH_LEN + IPV4_LEN)
+        .ok_or(Reason::Malformed)?;
+    take_a_hop(frame.after(ETH_LEN))?;
+    address(frame, hop);
+    Ok(())
+}
+
+/// Any frame.
+#[inline(always)]
+pub(super) fn rewrite(
+    ctx: &XdpContext,
+    segment: &Segment,
+    hop: &NextHop,
+    state: BackendState,
+) -> Result<(), Reason> {
+    // A packet is no longer than the interface that it came in by allows. With tags that were not there it may be too long for the
+    // egress interface, which would drop it without a word.
+    if ETH_LEN + head::tags_len(state) > segment.network() && segment.length > hop.mtu {
+        return Err(Reason::TooBig);
+    }
+    let ip = Frame::of(ctx)
         .at(segment.network(), IPV4_LEN)
         .ok_or(Reason::Malformed)?;
     take_a_hop(ip)?;
-    address(ethernet, hop);
+    head::write(ctx, segment, hop, state, 0)?;
     Ok(())
 }

@@ -1,12 +1,13 @@
 //! Sending a segment on, by its backend's mode.
 
+mod head;
 mod ipip;
 mod l2;
 mod reset;
 
 use core::mem::{offset_of, size_of};
 
-use aya_ebpf::{bindings::xdp_action, helpers::generated::bpf_redirect, programs::XdpContext};
+use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
 use lb_common::{
     backend::{Backend, BackendState, Mode, NextHop},
     csum,
@@ -15,7 +16,26 @@ use lb_common::{
 
 use lb_ebpf::packet::Bytes;
 
-use crate::parse::Segment;
+use crate::{maps, parse::Segment};
+
+/// Rewrites a frame without VLAN tags for its backend, whose next hop has none either: in fewer instructions than [`forward`]. Ends in the
+/// XDP action that sends it; what it cannot do is left to [`forward`].
+#[inline(always)]
+pub(crate) fn forward_plain(
+    ctx: &XdpContext,
+    segment: &Segment,
+    backend: *const Backend,
+    state: BackendState,
+) -> Option<u32> {
+    let mode = state.mode()?;
+    let hop = hop_in_force(backend, state);
+    let action = egress(ctx, hop).ok()?;
+    match mode {
+        Mode::Ipip => ipip::encapsulate_plain(ctx, segment, hop).ok()?,
+        Mode::L2 => l2::rewrite_plain(ctx, hop).ok()?,
+    }
+    Some(action)
+}
 
 /// Rewrites the frame for its backend. Ends in the XDP action that sends it.
 #[inline(always)]
@@ -25,20 +45,24 @@ pub(crate) fn forward(
     backend: *const Backend,
     state: BackendState,
 ) -> Result<u32, Reason> {
+    let mode = state.mode().ok_or(Reason::UnknownMode)?;
+    let hop = hop_in_force(backend, state);
+    let action = egress(ctx, hop)?;
+    match mode {
+        Mode::Ipip => ipip::encapsulate(ctx, segment, hop, state)?,
+        Mode::L2 => l2::rewrite(ctx, segment, hop, state)?,
+    }
+    Ok(action)
+}
+
+#[inline(always)]
+fn hop_in_force<'a>(backend: *const Backend, state: BackendState) -> &'a NextHop {
     // SAFETY: an entry of the map; the hop that the state names does not change before a grace period has passed.
-    let hop = unsafe {
+    unsafe {
         &*core::ptr::addr_of!((*backend).hops)
             .cast::<NextHop>()
             .add(state.hop())
-    };
-    if state.mode_code() == Mode::Ipip as u8 {
-        ipip::encapsulate(ctx, segment, hop)?;
-    } else if state.mode_code() == Mode::L2 as u8 {
-        l2::rewrite(ctx, segment, hop)?;
-    } else {
-        return Err(Reason::UnknownMode);
     }
-    Ok(send(ctx, hop.ifindex))
 }
 
 /// Answers the frame with a RST. Ends in the XDP action that sends it.
@@ -51,22 +75,22 @@ pub(crate) fn reset(ctx: &XdpContext) -> Result<u32, Reason> {
     }
 }
 
-/// Out of the interface it came in by, or of another.
+/// The action by which a frame leaves: back out of the interface that it came in by, or out of another. To be asked for before the frame
+/// is touched, since it may not be possible.
 #[inline(always)]
-fn send(ctx: &XdpContext, ifindex: u32) -> u32 {
-    if ctx.ingress_ifindex() as u32 == ifindex {
-        xdp_action::XDP_TX
+fn egress(ctx: &XdpContext, hop: &NextHop) -> Result<u32, Reason> {
+    if ctx.ingress_ifindex() as u32 == hop.ifindex {
+        Ok(xdp_action::XDP_TX)
     } else {
-        // SAFETY: a helper that takes numbers.
-        unsafe { bpf_redirect(ifindex, 0) as u32 }
+        maps::redirect(hop.ifindex).ok_or(Reason::NoEgress)
     }
 }
 
 /// Eight bytes of a next hop, as they go onto the wire.
 #[inline(always)]
 fn hop_word(hop: &NextHop, index: usize) -> u64 {
-    const _: () = assert!(size_of::<NextHop>() == 32 && offset_of!(NextHop, destination) == 0);
-    // SAFETY: one of four words of an entry of the map, which is aligned.
+    const _: () = assert!(size_of::<NextHop>() == 40 && offset_of!(NextHop, destination) == 0);
+    // SAFETY: one of five words of an entry of the map, which is aligned.
     unsafe {
         core::ptr::from_ref(hop)
             .cast::<u64>()

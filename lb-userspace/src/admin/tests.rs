@@ -28,6 +28,7 @@ fn some_status() -> Status {
             error: None,
         },
         attachments: vec![],
+        closed_egress: vec![],
         flows: Default::default(),
         services: vec![],
         reasons: Default::default(),

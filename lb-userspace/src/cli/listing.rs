@@ -74,7 +74,14 @@ pub(super) fn status(status: &Status) -> String {
             flows.capacity
         ),
     ];
-    for line in lines {
+    let [head @ .., last] = lines;
+    let closed = status.closed_egress.iter().map(|egress| {
+        format!(
+            "no packet that came in by another interface leaves by {}: {}",
+            egress.interface, egress.reason
+        )
+    });
+    for line in head.into_iter().chain(closed).chain([last]) {
         text += &line;
         text.push('\n');
     }
@@ -225,6 +232,7 @@ mod tests {
         "generation":{"accepted":4,"resolved":4,"applied":3},
         "config":{"path":"/etc/tether/tether.toml","error":"a.toml:1:1: x: bad; mend it"},
         "attachments":[{"interface":"eth0","mode":"native"}],
+        "closed_egress":[{"interface":"br0","reason":"its driver cannot"}],
         "flows":{"capacity":1000,"embryo":0,"young":1,"pin":12,"closing":0,"use":0.013,"fill":"half"},
         "services":[{"name":"chat","vip":"10.0.0.1","port":80,"mode":"ipip","removed":false,
           "fail_open":true,"resets_suspended":"fail-open","error":null,
@@ -241,6 +249,7 @@ mod tests {
 tether 0.1.0, pid 1, up 1 h 1 min
 configuration /etc/tether/tether.toml, generation 3 applied (4 accepted, 4 resolved)
 attached to eth0 (native)
+no packet that came in by another interface leaves by br0: its driver cannot
 flows: 12 pinned, 1 young, 0 embryos, 0 closing; 1.3% of 1000 entries in use
 the flow table fills up: raise flows in [limits] and restart the daemon, which loses no flow
 the latest reload was refused, an older configuration is in force:

@@ -252,7 +252,7 @@ fn limits(root: &mut Reader<'_>, findings: &mut Findings<'_>) -> (Limits, LimitS
     );
     take(
         "table_slots",
-        128..=1 << 30,
+        128..=1 << 26,
         &mut limits.table_slots,
         &mut spans.table_slots,
     );

@@ -138,6 +138,7 @@ async fn run_parts(
     let (addresses, watched_addresses) = watch::channel(BTreeSet::new());
     let (census, watched_census) = watch::channel(Arc::new(flows::Census::default()));
     let (attachments, watched_attachments) = watch::channel(vec![]);
+    let (closed_egress, watched_closed_egress) = watch::channel(vec![]);
     let (status, watched_status) = watch::channel(Arc::new(starting(&config)));
     let (stop, stopping) = watch::channel(false);
     let (listeners, later_listeners) = mpsc::channel(1);
@@ -167,6 +168,7 @@ async fn run_parts(
         next_hops: hop_queue,
         census: watched_census.clone(),
         attachments: watched_attachments,
+        closed_egress: watched_closed_egress,
         shutdown: stopping.clone(),
     };
     let outputs = Outputs {
@@ -191,7 +193,12 @@ async fn run_parts(
         async { running.await.context("no netlink socket") }
     });
     parts.start("the watch over next hops", {
-        let running = neighbour::run(watched_addresses, hop_reports, stopping.clone());
+        let gate = kernel.egress()?;
+        let egress = neighbour::Egress {
+            admit: Arc::new(move |ifindex| gate.admit(ifindex).map_err(|error| error.to_string())),
+            closed: closed_egress,
+        };
+        let running = neighbour::run(watched_addresses, hop_reports, egress, stopping.clone());
         async { running.await.context("no netlink socket") }
     });
     parts.start("the sweep of the flow table", {
@@ -305,6 +312,7 @@ fn starting(config: &Config) -> Status {
             error: None,
         },
         attachments: vec![],
+        closed_egress: vec![],
         flows: FlowTable::default(),
         services: vec![],
         reasons: BTreeMap::new(),

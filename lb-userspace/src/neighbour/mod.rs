@@ -5,6 +5,9 @@
 //! alive, since a load balancer whose backends answer clients directly sends through its own stack too little to do so. An entry
 //! is asked for by using it (`NTF_USE`), which leaves nothing behind that the kernel does not age out by itself.
 //!
+//! A route over a VLAN device leads to the interface below, with the tags that the VLAN devices in between would put on. Before a hop is
+//! reported, its interface is let into the data path's map of those that packets may leave by.
+//!
 //! | what happens | what is reported |
 //! |---|---|
 //! | the neighbour's MAC, the route, the interface's MAC or an MTU changes | the new next hop, at once |
@@ -20,6 +23,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     io,
     net::{IpAddr, Ipv4Addr},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -28,9 +32,9 @@ use tokio::sync::{mpsc, watch};
 
 use self::{
     netlink::{Event, Events, Netlink},
-    way::{Entry, Link, Obstacle, Way, covers},
+    way::{Entry, Link, MOST_TAGS, Obstacle, Way, covers},
 };
-use crate::model::NextHopReport;
+use crate::{model::NextHopReport, status::ClosedEgress};
 
 /// Changes come in bursts: after the first one, this long is waited for the rest.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -43,6 +47,17 @@ const FULL_INTERVAL: Duration = Duration::from_secs(30);
 /// Pause before the netlink socket is opened again after it failed.
 const REOPEN_PAUSE: Duration = Duration::from_secs(1);
 
+/// Lets packets leave by the interface with this index, or says why those that came in by another cannot.
+pub type Admit = Arc<dyn Fn(u32) -> Result<(), String> + Send + Sync>;
+
+/// The interfaces that packets leave by.
+pub struct Egress {
+    /// Lets them.
+    pub admit: Admit,
+    /// Told of those that are closed.
+    pub closed: watch::Sender<Vec<ClosedEgress>>,
+}
+
 /// Resolves and watches the next hops of `addresses` until `shutdown` turns true or the receiver of `reports` is gone.
 ///
 /// A report is sent for every address once it is known whether it has a next hop, and from then on whenever that changes.
@@ -52,10 +67,11 @@ const REOPEN_PAUSE: Duration = Duration::from_secs(1);
 pub async fn run(
     mut addresses: watch::Receiver<BTreeSet<IpAddr>>,
     reports: mpsc::Sender<NextHopReport>,
+    egress: Egress,
     mut shutdown: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let (netlink, mut events) = Netlink::subscribe()?;
-    let mut watched = Watched::new(netlink, reports);
+    let mut watched = Watched::new(netlink, reports, egress);
     watched.set_addresses(&addresses.borrow_and_update());
     let mut open = tokio::time::interval(OPEN_INTERVAL);
     let mut uses = tokio::time::interval(USE_INTERVAL);
@@ -90,7 +106,10 @@ pub async fn run(
                     return Ok(());
                 }
             }
-            _ = open.tick() => watched.mark_open(),
+            _ = open.tick() => {
+                watched.mark_open();
+                watched.admit_closed();
+            }
             _ = uses.tick() => watched.use_all().await,
             _ = full.tick() => watched.absorb(&Event::Anything),
         }
@@ -114,6 +133,9 @@ async fn reopen() -> (Netlink, Events) {
 struct Watched {
     netlink: Netlink,
     reports: mpsc::Sender<NextHopReport>,
+    egress: Egress,
+    /// Egress interfaces that are closed, by index.
+    closed: BTreeMap<u32, ClosedEgress>,
     ways: BTreeMap<Ipv4Addr, Way>,
     /// Addresses that cannot be served, so that each is reported once.
     refused: BTreeSet<IpAddr>,
@@ -126,10 +148,12 @@ struct Watched {
 struct Ended;
 
 impl Watched {
-    fn new(netlink: Netlink, reports: mpsc::Sender<NextHopReport>) -> Self {
+    fn new(netlink: Netlink, reports: mpsc::Sender<NextHopReport>, egress: Egress) -> Self {
         Self {
             netlink,
             reports,
+            egress,
+            closed: BTreeMap::new(),
             ways: BTreeMap::new(),
             refused: BTreeSet::new(),
             newly_refused: vec![],
@@ -142,6 +166,7 @@ impl Watched {
         self.ways
             .retain(|address, _| addresses.contains(&IpAddr::V4(*address)));
         self.refused.retain(|address| addresses.contains(address));
+        self.forget_closed();
         for address in addresses {
             match address {
                 IpAddr::V4(address) => {
@@ -191,9 +216,9 @@ impl Watched {
                 covers(prefix, length, address)
                     || way.via().is_some_and(|via| covers(prefix, length, via.1))
             }),
-            Event::Link(interface) => self.mark_where(|_, way| {
-                way.is_open() || way.via().is_some_and(|via| via.0 == interface)
-            }),
+            Event::Link(interface) => {
+                self.mark_where(|_, way| way.is_open() || way.crosses(interface));
+            }
             Event::Neighbour(interface, neighbour, mac) => self.mark_where(|_, way| {
                 way.via() == Some((interface, neighbour))
                     && (way.is_open() || mac.is_none() || mac != way.mac())
@@ -214,11 +239,21 @@ impl Watched {
             self.report(address, None, false).await?;
         }
         let mut links = HashMap::new();
+        let mut admitted = BTreeSet::new();
         for address in std::mem::take(&mut self.marked) {
             let Some(mut way) = self.ways.remove(&address) else {
                 continue;
             };
             let found = self.find(address, &mut way, &mut links).await;
+            if let Ok(hop) = found
+                && admitted.insert(hop.ifindex)
+            {
+                let name = match links.get(&hop.ifindex) {
+                    Some(Ok(link)) => link.name.clone(),
+                    _ => String::new(),
+                };
+                self.admit(hop.ifindex, name);
+            }
             let report = way.judge(Instant::now(), found);
             if let Some(obstacle) = way.news() {
                 log_obstacle(address.into(), obstacle);
@@ -232,7 +267,59 @@ impl Watched {
                 self.report(address.into(), next_hop, on_link).await?;
             }
         }
+        self.forget_closed();
         Ok(())
+    }
+
+    /// Has packets let out by an interface, and tells if that is news.
+    fn admit(&mut self, ifindex: u32, interface: String) {
+        match (self.egress.admit)(ifindex) {
+            Ok(()) => {
+                if self.closed.remove(&ifindex).is_none() {
+                    return;
+                }
+                tracing::info!(interface, "packets may leave by this interface now");
+            }
+            Err(reason) => {
+                let closed = ClosedEgress { interface, reason };
+                if self.closed.get(&ifindex) == Some(&closed) {
+                    return;
+                }
+                tracing::warn!(
+                    interface = closed.interface,
+                    reason = closed.reason,
+                    "packets to backends cannot leave by this interface"
+                );
+                self.closed.insert(ifindex, closed);
+            }
+        }
+        self.tell_closed();
+    }
+
+    /// Tries those that are closed once more: what is attached to them may have changed.
+    fn admit_closed(&mut self) {
+        for (ifindex, closed) in self.closed.clone() {
+            self.admit(ifindex, closed.interface);
+        }
+    }
+
+    /// Forgets those that no way leads to any more.
+    fn forget_closed(&mut self) {
+        let before = self.closed.len();
+        let ways = &self.ways;
+        self.closed.retain(|ifindex, _| {
+            ways.values()
+                .any(|way| way.hop().is_some_and(|hop| hop.ifindex == *ifindex))
+        });
+        if self.closed.len() != before {
+            self.tell_closed();
+        }
+    }
+
+    fn tell_closed(&self) {
+        self.egress
+            .closed
+            .send_replace(self.closed.values().cloned().collect());
     }
 
     async fn report(
@@ -275,18 +362,20 @@ impl Watched {
             return Err(Obstacle::ForeignGateway);
         }
         let interface = route.interface;
-        if let std::collections::hash_map::Entry::Vacant(vacant) = links.entry(interface) {
-            vacant.insert(
-                self.netlink
-                    .link(interface)
-                    .await
-                    .map_err(|error| match error {
-                        netlink::Error::Refused(_) => Obstacle::LinkGone(interface),
-                        error => Obstacle::Unasked(error.to_string()),
-                    }),
-            );
+        let link = self.link(interface, links).await?;
+        let mut below: Vec<(u32, Link)> = vec![];
+        let mut vlan = link.vlan;
+        while let Some(device) = vlan {
+            if below.len() == MOST_TAGS {
+                return Err(Obstacle::TooManyTags(link.name));
+            }
+            let parent = device
+                .parent
+                .ok_or_else(|| Obstacle::ForeignParent(link.name.clone()))?;
+            let parent_link = self.link(parent, links).await?;
+            vlan = parent_link.vlan;
+            below.push((parent, parent_link));
         }
-        let link = links[&interface].clone()?;
         let neighbour = route.gateway.unwrap_or(address);
         let entry = self
             .netlink
@@ -299,7 +388,27 @@ impl Watched {
                 tracing::debug!(%error, %neighbour, interface = %link.name, "a neighbour could not be asked for");
             }
         }
-        way.resolve(address, &route, &link, entry.as_ref())
+        way.resolve(address, &route, &link, &below, entry.as_ref())
+    }
+
+    /// A link, asked for once in one look.
+    async fn link(
+        &self,
+        interface: u32,
+        links: &mut HashMap<u32, Result<Link, Obstacle>>,
+    ) -> Result<Link, Obstacle> {
+        if let std::collections::hash_map::Entry::Vacant(vacant) = links.entry(interface) {
+            vacant.insert(
+                self.netlink
+                    .link(interface)
+                    .await
+                    .map_err(|error| match error {
+                        netlink::Error::Refused(_) => Obstacle::LinkGone(interface),
+                        error => Obstacle::Unasked(error.to_string()),
+                    }),
+            );
+        }
+        links[&interface].clone()
     }
 
     /// Uses every neighbour, so that the kernel confirms what is stale and asks for what failed.
@@ -318,10 +427,15 @@ fn log_obstacle(address: IpAddr, obstacle: &Obstacle) {
 }
 
 fn log_hop(address: Ipv4Addr, hop: &NextHop) {
+    let vlans: Vec<_> = hop.tags[..usize::from(hop.tag_count())]
+        .iter()
+        .map(ToString::to_string)
+        .collect();
     tracing::info!(
         %address,
         mac = %Mac(hop.destination),
         interface = hop.ifindex,
+        vlans = (!vlans.is_empty()).then(|| vlans.join(", ")),
         source = %Ipv4Addr::from(hop.outer_source),
         mtu = hop.mtu,
         "next hop resolved"

@@ -3,9 +3,10 @@
 use std::{io, net::Ipv4Addr, time::Duration};
 
 use futures::{StreamExt as _, channel::mpsc::UnboundedReceiver};
+use lb_common::{headers::ETHERTYPE_VLAN, net::VlanTag};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    link::{LinkAttribute, LinkFlags, LinkLayerType, LinkMessage},
+    link::{InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
     neighbour::{
         NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
     },
@@ -18,7 +19,7 @@ use rtnetlink::{
     },
 };
 
-use super::way::{Entry, EntryState, Link, Route};
+use super::way::{Entry, EntryState, Link, Route, Vlan};
 
 /// The kernel answers within microseconds; an answer that cannot be decoded never comes.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -337,6 +338,7 @@ fn read_link(message: &LinkMessage) -> Link {
             .header
             .flags
             .contains(LinkFlags::Up | LinkFlags::LowerUp),
+        vlan: read_vlan(message),
     };
     for attribute in &message.attributes {
         match attribute {
@@ -351,6 +353,36 @@ fn read_link(message: &LinkMessage) -> Link {
         }
     }
     link
+}
+
+/// What makes a link a VLAN device, if it is one.
+fn read_vlan(message: &LinkMessage) -> Option<Vlan> {
+    let (mut parent, mut is_elsewhere, mut data) = (None, false, None);
+    for attribute in &message.attributes {
+        match attribute {
+            LinkAttribute::Link(index) => parent = Some(*index),
+            LinkAttribute::LinkNetNsId(_) => is_elsewhere = true,
+            LinkAttribute::LinkInfo(infos) => {
+                data = infos.iter().find_map(|info| match info {
+                    LinkInfo::Data(InfoData::Vlan(data)) => Some(data),
+                    _ => None,
+                });
+            }
+            _ => (),
+        }
+    }
+    let (mut id, mut protocol) = (None, ETHERTYPE_VLAN);
+    for attribute in data? {
+        match attribute {
+            InfoVlan::Id(found) => id = Some(*found),
+            InfoVlan::Protocol(found) => protocol = (*found).into(),
+            _ => (),
+        }
+    }
+    Some(Vlan {
+        parent: parent.filter(|_| !is_elsewhere),
+        tag: VlanTag::new(protocol, id?),
+    })
 }
 
 fn read_entry(message: &NeighbourMessage) -> Entry {
@@ -381,4 +413,82 @@ fn read_entry(message: &NeighbourMessage) -> Entry {
         }
     }
     entry
+}
+
+#[cfg(test)]
+mod tests {
+    use netlink_packet_route::link::{InfoKind, VlanProtocol};
+
+    use super::*;
+
+    /// A link as it is read from the bytes of such a message.
+    fn read(attributes: Vec<LinkAttribute>) -> Link {
+        let mut message = LinkMessage::default();
+        message.header.link_layer_type = LinkLayerType::Ether;
+        message.header.flags = LinkFlags::Up | LinkFlags::LowerUp;
+        message.attributes = vec![
+            LinkAttribute::IfName("eth0.100".into()),
+            LinkAttribute::Mtu(1_500),
+            LinkAttribute::Address(vec![2, 0, 0, 0, 0, 1]),
+        ];
+        message.attributes.extend(attributes);
+        let mut sent = NetlinkMessage::from(RouteNetlinkMessage::NewLink(message));
+        sent.finalize();
+        let mut bytes = vec![0; sent.buffer_len()];
+        sent.serialize(&mut bytes);
+        match NetlinkMessage::deserialize(&bytes).unwrap().payload {
+            NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(came)) => read_link(&came),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn info(data: Vec<InfoVlan>) -> LinkAttribute {
+        LinkAttribute::LinkInfo(vec![
+            LinkInfo::Kind(InfoKind::Vlan),
+            LinkInfo::Data(InfoData::Vlan(data)),
+        ])
+    }
+
+    #[test]
+    fn a_vlan_device_is_read_with_its_parent_and_its_tag() {
+        for (protocol, ethertype) in [
+            (VlanProtocol::Ieee8021Q, 0x8100),
+            (VlanProtocol::Ieee8021Ad, 0x88a8),
+        ] {
+            let link = read(vec![
+                LinkAttribute::Link(3),
+                info(vec![InfoVlan::Protocol(protocol), InfoVlan::Id(100)]),
+            ]);
+            assert_eq!(
+                link.vlan,
+                Some(Vlan {
+                    parent: Some(3),
+                    tag: VlanTag::new(ethertype, 100)
+                })
+            );
+            assert_eq!(
+                (link.name.as_str(), link.mtu, link.up),
+                ("eth0.100", 1_500, true)
+            );
+        }
+    }
+
+    #[test]
+    fn a_parent_in_another_namespace_is_none_of_ours() {
+        let link = read(vec![
+            LinkAttribute::Link(3),
+            LinkAttribute::LinkNetNsId(0),
+            info(vec![InfoVlan::Id(100)]),
+        ]);
+        let vlan = link.vlan.unwrap();
+        assert_eq!((vlan.parent, vlan.tag), (None, VlanTag::new(0x8100, 100)));
+    }
+
+    #[test]
+    fn other_links_with_a_link_below_are_no_vlan_devices() {
+        let veth = vec![LinkInfo::Kind(InfoKind::Veth)];
+        let link = read(vec![LinkAttribute::Link(3), LinkAttribute::LinkInfo(veth)]);
+        assert_eq!(link.vlan, None);
+        assert_eq!(read(vec![]).vlan, None);
+    }
 }

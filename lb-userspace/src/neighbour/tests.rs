@@ -7,6 +7,7 @@ use crate::testnet::{BEHIND, HERE, Host, NOBODY, PATIENCE, Pair, THERE, block_on
 struct Running {
     addresses: watch::Sender<BTreeSet<IpAddr>>,
     reports: mpsc::Receiver<NextHopReport>,
+    closed: watch::Receiver<Vec<ClosedEgress>>,
 }
 
 impl Running {
@@ -37,14 +38,24 @@ impl Running {
 }
 
 fn start(addresses: &[IpAddr]) -> Running {
+    start_with(addresses, Arc::new(|_| Ok(())))
+}
+
+fn start_with(addresses: &[IpAddr], admit: Admit) -> Running {
+    let (closed, told) = watch::channel(vec![]);
+    let egress = Egress { admit, closed };
     let (addresses, watched) = watch::channel(addresses.iter().copied().collect());
     let (sender, reports) = mpsc::channel(16);
     let (stop, shutdown) = watch::channel(false);
     tokio::spawn(async move {
-        run(watched, sender, shutdown).await.unwrap();
+        run(watched, sender, egress, shutdown).await.unwrap();
         drop(stop);
     });
-    Running { addresses, reports }
+    Running {
+        addresses,
+        reports,
+        closed: told,
+    }
 }
 
 fn mac(text: &str) -> [u8; 6] {
@@ -96,6 +107,43 @@ fn on_link_and_routed_backends_are_resolved_by_who_carries_their_packets() {
         let expected: BTreeSet<IpAddr> =
             [NOBODY.into(), HERE.into(), "2001:db8::1".parse().unwrap()].into();
         assert_eq!(unresolved, expected);
+    });
+}
+
+#[test]
+fn an_interface_is_let_out_by_before_a_hop_names_it_and_tried_again_while_it_is_closed() {
+    let pair = Pair::new();
+    block_on(&pair.near, move || async move {
+        let asked = Arc::new(std::sync::Mutex::new(vec![]));
+        let open = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let admit: Admit = {
+            let (asked, open) = (Arc::clone(&asked), Arc::clone(&open));
+            Arc::new(move |ifindex| {
+                asked.lock().unwrap().push(ifindex);
+                let is_open = open.load(std::sync::atomic::Ordering::SeqCst);
+                is_open.then_some(()).ok_or_else(|| "shut".to_owned())
+            })
+        };
+        let mut running = start_with(&[THERE.into()], admit);
+        let hop = running.resolved(THERE).await;
+        assert_eq!(asked.lock().unwrap().first(), Some(&hop.ifindex));
+        let closed = ClosedEgress {
+            interface: "near".into(),
+            reason: "shut".into(),
+        };
+        let is_closed = |told: &Vec<ClosedEgress>| *told == [closed.clone()];
+        running.closed.wait_for(is_closed).await.unwrap();
+        open.store(true, std::sync::atomic::Ordering::SeqCst);
+        running.closed.wait_for(Vec::is_empty).await.unwrap();
+
+        // What no way leads to is forgotten.
+        open.store(false, std::sync::atomic::Ordering::SeqCst);
+        running.addresses.send_modify(|addresses| {
+            addresses.insert(BEHIND.into());
+        });
+        running.closed.wait_for(is_closed).await.unwrap();
+        running.addresses.send_modify(BTreeSet::clear);
+        running.closed.wait_for(Vec::is_empty).await.unwrap();
     });
 }
 

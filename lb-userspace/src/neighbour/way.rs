@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_common::backend::NextHop;
+use lb_common::{backend::NextHop, headers::VLAN_LEN, net::VlanTag};
 
 /// How long a way must be lost before that is reported: routes are often taken away and put back a moment later.
 pub const CONFIRMATION: Duration = Duration::from_secs(1);
@@ -40,7 +40,21 @@ pub struct Link {
     pub mtu: u32,
     /// Up, with a carrier.
     pub up: bool,
+    /// What it is a VLAN of, if it is one.
+    pub vlan: Option<Vlan>,
 }
+
+/// What makes a link a VLAN device.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Vlan {
+    /// Index of the link below; none if that is in another network namespace.
+    pub parent: Option<u32>,
+    /// The tag that it puts on frames.
+    pub tag: VlanTag,
+}
+
+/// The most VLAN devices on top of each other that a way may lead through: the tags that a [`NextHop`] has room for.
+pub const MOST_TAGS: usize = 2;
 
 /// What a neighbour's entry says.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -98,6 +112,16 @@ pub enum Obstacle {
     /// The route's interface is no Ethernet.
     #[error("its interface {0} has no Ethernet address; route it over an Ethernet interface")]
     NotEthernet(String),
+    /// A VLAN device whose parent is elsewhere.
+    #[error(
+        "its interface {0} is a VLAN of an interface in another network namespace; run tether in that namespace"
+    )]
+    ForeignParent(String),
+    /// More VLANs in each other than there is room for.
+    #[error(
+        "its interface {0} is a VLAN in more than one other; route it over an interface with two tags at most"
+    )]
+    TooManyTags(String),
     /// The router has an address of another family.
     #[error("its router has no IPv4 address; give the route an IPv4 gateway")]
     ForeignGateway,
@@ -127,6 +151,8 @@ pub struct Way {
     /// The neighbour that packets are handed to, and its MAC as far as known.
     via: Option<Via>,
     mac: Option<[u8; 6]>,
+    /// The links below the egress interface, if that is a VLAN device.
+    below: Vec<u32>,
     reported: Option<Option<NextHop>>,
     lost_since: Option<Instant>,
     /// What was last in the way.
@@ -146,6 +172,16 @@ impl Way {
         self.mac
     }
 
+    /// Whether it leads through a link.
+    pub fn crosses(&self, interface: u32) -> bool {
+        self.via.is_some_and(|via| via.0 == interface) || self.below.contains(&interface)
+    }
+
+    /// The next hop as it was last reported.
+    pub fn hop(&self) -> Option<NextHop> {
+        self.reported.flatten()
+    }
+
     /// What is in the way, if anything is that was not told before. To be waiting for an answer is no news.
     pub fn news(&mut self) -> Option<&Obstacle> {
         let news = self
@@ -161,7 +197,7 @@ impl Way {
         self.obstacle.is_some()
     }
 
-    /// From the route, the interface and the neighbour's entry to the next hop.
+    /// From the route, the interface, the links that it is a VLAN of (the nearest first), and the neighbour's entry to the next hop.
     ///
     /// A neighbour that stopped answering keeps the MAC it had: a hiccup of ARP must not cut flows, and whether the host is dead is
     /// for the health checks to say.
@@ -173,6 +209,7 @@ impl Way {
         address: Ipv4Addr,
         route: &Route,
         link: &Link,
+        below: &[(u32, Link)],
         entry: Option<&Entry>,
     ) -> Result<NextHop, Obstacle> {
         let via = (route.interface, route.gateway.unwrap_or(address));
@@ -183,6 +220,7 @@ impl Way {
         if let Some(mac) = entry.and_then(|entry| entry.mac) {
             self.mac = Some(mac);
         }
+        self.below = below.iter().map(|(index, _)| *index).collect();
         if !link.up {
             return Err(Obstacle::LinkDown(link.name.clone()));
         }
@@ -198,14 +236,27 @@ impl Way {
                 _ => Obstacle::Asked(via.1),
             });
         };
+        let mut tags = [VlanTag::NONE; MOST_TAGS];
+        let devices = std::iter::once(link).chain(below.iter().map(|(_, link)| link));
+        // The device that the route names puts its tag next to the packet.
+        let inside_out: Vec<_> = devices.filter_map(|link| link.vlan).collect();
+        for (tag, vlan) in tags.iter_mut().zip(inside_out.iter().rev()) {
+            *tag = vlan.tag;
+        }
+        let mut mtu = route.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu));
+        if let Some((_, physical)) = below.last() {
+            // A frame with one tag may be longer by that than the MTU says; the kernel sends none with two that is longer by both.
+            let more_tags = inside_out.len().saturating_sub(1) * VLAN_LEN;
+            mtu = mtu.min(physical.mtu.saturating_sub(more_tags as u32));
+        }
         Ok(NextHop {
             destination,
             source: source_mac,
-            ifindex: route.interface,
+            ifindex: below.last().map_or(route.interface, |(index, _)| *index),
+            tags,
             outer_source: source.octets(),
             // No IPv4 packet is longer than this.
-            mtu: u16::try_from(route.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu)))
-                .unwrap_or(u16::MAX),
+            mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
             // The rest is of the mode, which only the resolver knows.
             ..NextHop::default()
         })
@@ -282,6 +333,20 @@ mod tests {
             mac: Some([2, 0, 0, 0, 0, 1]),
             mtu: 1_500,
             up: true,
+            vlan: None,
+        }
+    }
+
+    /// A VLAN device on the interface with index 3 and MTU 1500.
+    fn vlan(protocol: u16, id: u16) -> Link {
+        Link {
+            name: format!("eth0.{id}"),
+            mac: Some([2, 0, 0, 0, 0, 2]),
+            vlan: Some(Vlan {
+                parent: Some(3),
+                tag: VlanTag::new(protocol, id),
+            }),
+            ..link()
         }
     }
 
@@ -296,7 +361,13 @@ mod tests {
     fn resolved() -> (Way, NextHop) {
         let mut way = Way::default();
         let hop = way
-            .resolve(BACKEND, &route(), &link(), Some(&entry(EntryState::Valid)))
+            .resolve(
+                BACKEND,
+                &route(),
+                &link(),
+                &[],
+                Some(&entry(EntryState::Valid)),
+            )
             .unwrap();
         assert_eq!(way.judge(Instant::now(), Ok(hop)), Some(Some(hop)));
         (way, hop)
@@ -322,9 +393,58 @@ mod tests {
             ..route()
         };
         let hop = way
-            .resolve(BACKEND, &route, &link(), Some(&entry(EntryState::Probing)))
+            .resolve(
+                BACKEND,
+                &route,
+                &link(),
+                &[],
+                Some(&entry(EntryState::Probing)),
+            )
             .unwrap();
         assert_eq!((way.via(), hop.mtu), (Some((7, ROUTER)), 1_400));
+    }
+
+    #[test]
+    fn over_a_vlan_device_the_hop_is_by_its_parent_with_its_tag() {
+        let mut way = Way::default();
+        let entry = entry(EntryState::Valid);
+        let below = [(3, link())];
+        let hop = way
+            .resolve(BACKEND, &route(), &vlan(0x8100, 100), &below, Some(&entry))
+            .unwrap();
+        assert_eq!((hop.ifindex, hop.mtu, hop.tag_count()), (3, 1_500, 1));
+        assert_eq!(hop.tags, [VlanTag::new(0x8100, 100), VlanTag::NONE]);
+        assert_eq!(hop.source, [2, 0, 0, 0, 0, 2], "the VLAN device's own MAC");
+        // Who is asked is known to the VLAN device, whoever carries the question.
+        assert_eq!(way.via(), Some((7, BACKEND)));
+        assert!(way.crosses(7) && way.crosses(3) && !way.crosses(4));
+        let untagged = way
+            .resolve(BACKEND, &route(), &link(), &[], Some(&entry))
+            .unwrap();
+        assert_eq!((untagged.ifindex, untagged.tag_count()), (7, 0));
+        assert!(!way.crosses(3));
+    }
+
+    #[test]
+    fn over_two_vlan_devices_the_outer_tag_is_that_of_the_lower_one() {
+        let below = [(5, vlan(0x88a8, 100)), (3, link())];
+        let entry = entry(EntryState::Valid);
+        let resolve = |below: &[(u32, Link)]| {
+            Way::default().resolve(BACKEND, &route(), &vlan(0x8100, 200), below, Some(&entry))
+        };
+        let hop = resolve(&below).unwrap();
+        assert_eq!((hop.ifindex, hop.tag_count()), (3, 2));
+        assert_eq!(
+            hop.tags,
+            [VlanTag::new(0x88a8, 100), VlanTag::new(0x8100, 200)]
+        );
+        assert_eq!(hop.mtu, 1_496, "the second tag takes its bytes of the MTU");
+        let roomy = Link {
+            mtu: 1_600,
+            ..link()
+        };
+        let below = [below[0].clone(), (3, roomy)];
+        assert_eq!(resolve(&below).unwrap().mtu, 1_500);
     }
 
     #[test]
@@ -335,14 +455,14 @@ mod tests {
             Some(&entry(EntryState::Failed)),
             Some(&entry(EntryState::Incomplete)),
         ] {
-            assert_eq!(way.resolve(BACKEND, &route(), &link(), entry), Ok(hop));
+            assert_eq!(way.resolve(BACKEND, &route(), &link(), &[], entry), Ok(hop));
         }
         let moved = Route {
             gateway: Some(ROUTER),
             ..route()
         };
         assert_eq!(
-            way.resolve(BACKEND, &moved, &link(), None),
+            way.resolve(BACKEND, &moved, &link(), &[], None),
             Err(Obstacle::Asked(ROUTER))
         );
     }
@@ -399,7 +519,7 @@ mod tests {
     #[test]
     fn every_obstacle_of_the_link_is_told_apart() {
         let found = |route: Route, link: Link| {
-            Way::default().resolve(BACKEND, &route, &link, Some(&entry(EntryState::Valid)))
+            Way::default().resolve(BACKEND, &route, &link, &[], Some(&entry(EntryState::Valid)))
         };
         assert_eq!(
             found(

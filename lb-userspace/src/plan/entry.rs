@@ -27,7 +27,8 @@ pub(super) fn new_entry(service: u16, backend: &resolve::Backend) -> Backend {
         backend.mode,
         0,
         hop.is_some(),
-    );
+    )
+    .tagged(hop.map_or(0, |hop| hop.tag_count()));
     Backend {
         state: state.0,
         identity: backend.identity,
@@ -49,31 +50,33 @@ pub(super) struct Change {
 /// What changes of a backend from the entry that is there.
 pub(super) fn change_of(held: &Backend, backend: &resolve::Backend) -> Change {
     let old = BackendState(held.state);
-    let state = |hop: usize, resolved| {
+    let state = |index: usize, hop: &NextHop, resolved| {
         BackendState::new(
             backend.numbered.generation,
             backend.serving,
             backend.mode,
-            hop as u8,
+            index as u8,
             resolved,
         )
+        .tagged(hop.tag_count())
     };
+    let held_hop = &held.hops[old.hop()];
     match backend.hop {
         Hop::Unheard => Change {
             write: None,
-            state: state(old.hop(), old.is_resolved()),
+            state: state(old.hop(), held_hop, old.is_resolved()),
         },
         Hop::Unresolved => Change {
             write: None,
-            state: state(old.hop(), false),
+            state: state(old.hop(), held_hop, false),
         },
-        Hop::Resolved(next) if held.hops[old.hop()] == next => Change {
+        Hop::Resolved(next) if *held_hop == next => Change {
             write: None,
-            state: state(old.hop(), true),
+            state: state(old.hop(), held_hop, true),
         },
         Hop::Resolved(next) => Change {
             write: Some(next),
-            state: state(1 - old.hop(), true),
+            state: state(1 - old.hop(), &next, true),
         },
     }
 }

@@ -13,14 +13,19 @@ use crate::{
     model::Admin,
     resolve::Hop,
     status::{
-        Attachment, BackendStatus, ConfigStatus, FlowTable, Neighbour, Packets, ServiceStatus,
-        Status,
+        Attachment, BackendStatus, ClosedEgress, ConfigStatus, FlowTable, Neighbour, Packets,
+        ServiceStatus, Status,
     },
 };
 
 impl State {
     /// The state of things.
-    pub fn status(&self, attachments: Vec<Attachment>, uptime: Duration) -> Status {
+    pub fn status(
+        &self,
+        attachments: Vec<Attachment>,
+        closed_egress: Vec<ClosedEgress>,
+        uptime: Duration,
+    ) -> Status {
         let total = &self.census.total;
         let used = total.embryo + total.young + total.pin + total.closing;
         let layout = self.maps.capacity.counters();
@@ -41,6 +46,7 @@ impl State {
                 error: self.config_error.clone(),
             },
             attachments,
+            closed_egress,
             flows: FlowTable {
                 capacity: self.census.capacity,
                 embryo: total.embryo,

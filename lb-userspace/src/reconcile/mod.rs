@@ -23,7 +23,7 @@ use crate::{
     dataplane::maps::{Maps, now},
     flows::Census,
     model::{BackendName, HealthReport, NextHopReport, Target},
-    status::{Attachment, Status},
+    status::{Attachment, ClosedEgress, Status},
 };
 
 /// What people ask for.
@@ -70,6 +70,8 @@ pub struct Inputs {
     pub census: watch::Receiver<Arc<Census>>,
     /// Where the program is attached: only passed on to the status.
     pub attachments: watch::Receiver<Vec<Attachment>>,
+    /// Where packets cannot leave: only passed on to the status.
+    pub closed_egress: watch::Receiver<Vec<ClosedEgress>>,
     /// True, or closed: stop, and leave the data path as it is.
     pub shutdown: watch::Receiver<bool>,
 }
@@ -169,7 +171,7 @@ enum Event {
     Health(HealthReport),
     NextHop(NextHopReport),
     Census(Arc<Census>),
-    Attachments,
+    Interfaces,
 }
 
 /// What ends a wait.
@@ -194,7 +196,8 @@ impl Inputs {
             Ok(()) = self.census.changed() => {
                 Next::Event(Event::Census(Arc::clone(&self.census.borrow_and_update())))
             }
-            Ok(()) = self.attachments.changed() => Next::Event(Event::Attachments),
+            Ok(()) = self.attachments.changed() => Next::Event(Event::Interfaces),
+            Ok(()) = self.closed_egress.changed() => Next::Event(Event::Interfaces),
             () = tokio::time::sleep_until(deadline.into()) => Next::Deadline,
         }
     }
@@ -251,7 +254,7 @@ impl Worker {
             }
             Event::NextHop(report) => return state.next_hop(report),
             Event::Census(census) => state.counted(census),
-            Event::Attachments => {}
+            Event::Interfaces => {}
         }
         true
     }
@@ -288,7 +291,8 @@ impl Worker {
         set(&outputs.targets, state.targets());
         set(&outputs.addresses, state.addresses());
         let attachments = inputs.attachments.borrow().clone();
-        let status = state.status(attachments, self.begun.elapsed());
+        let closed_egress = inputs.closed_egress.borrow().clone();
+        let status = state.status(attachments, closed_egress, self.begun.elapsed());
         outputs.status.send_replace(Arc::new(status));
     }
 }

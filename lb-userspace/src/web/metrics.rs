@@ -197,12 +197,20 @@ impl Metrics {
             ];
             attached.add(labels, 1);
         }
+        let mut closed = Family::gauge(
+            "egress_closed",
+            "Interfaces on the way to backends that take no frames from XDP programs on others; always 1",
+        );
+        for egress in &status.closed_egress {
+            closed.add(vec![("interface", egress.interface.clone())], 1);
+        }
         for family in [
             build,
             uptime.of(status.uptime_s),
             generation,
             refused.of(status.config.error.is_some()),
             attached,
+            closed,
         ] {
             family.encode(encoder)?;
         }

@@ -19,8 +19,8 @@ use crate::{
     ids::{backend_identity, service_identity},
     model::{Admin, Health},
     status::{
-        AttachMode, Attachment, BackendStatus, ConfigStatus, FlowTable, Generation, Neighbour,
-        ServiceStatus,
+        AttachMode, Attachment, BackendStatus, ClosedEgress, ConfigStatus, FlowTable, Generation,
+        Neighbour, ServiceStatus,
     },
 };
 
@@ -41,6 +41,10 @@ fn a_status() -> Status {
             path: "tether.toml".into(),
             error: None,
         },
+        closed_egress: vec![ClosedEgress {
+            interface: "br0".into(),
+            reason: "its driver cannot".into(),
+        }],
         attachments: vec![Attachment {
             interface: "eth0".into(),
             mode: AttachMode::Native,
@@ -155,6 +159,7 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
         r#"tether_swept_entries_total{why="reclaimed"} 5"#.to_owned(),
         r#"tether_generation{stage="applied"} 3"#.to_owned(),
         r#"tether_attached{interface="eth0",mode="native"} 1"#.to_owned(),
+        r#"tether_egress_closed{interface="br0"} 1"#.to_owned(),
         "# EOF".to_owned(),
     ] {
         assert!(

@@ -7,6 +7,7 @@
 
 mod attach;
 mod decap;
+mod egress;
 #[path = "../../../tests/src/mounts.rs"]
 mod mounts;
 mod open;

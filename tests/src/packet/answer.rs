@@ -4,12 +4,13 @@ use std::net::Ipv4Addr;
 
 use lb_common::{
     backend::{BackendState, Mode, NextHop, Serving},
+    net::VlanTag,
     tcp,
 };
 
 use super::{
     frame::{Packet, checksum},
-    kernel::{ELSEWHERE, INGRESS},
+    kernel::{ELSEWHERE, INGRESS, NOWHERE},
 };
 
 /// A backend as a test says it.
@@ -85,6 +86,24 @@ impl BackendSpec {
         self
     }
 
+    /// The same behind an interface that packets cannot leave by.
+    pub fn nowhere(mut self) -> Self {
+        self.hop.ifindex = NOWHERE;
+        self
+    }
+
+    /// The same by VLANs, the outermost first: EtherType of the tag, and the VLAN.
+    ///
+    /// # Panics
+    /// If there are more than two.
+    pub fn by_vlans(mut self, tags: &[(u16, u16)]) -> Self {
+        self.hop.tags = [VlanTag::NONE; 2];
+        for (place, (protocol, vlan)) in tags.iter().enumerate() {
+            self.hop.tags[place] = VlanTag::new(*protocol, *vlan);
+        }
+        self
+    }
+
     /// The same with another MTU on its way.
     pub fn mtu(mut self, mtu: u16) -> Self {
         self.hop.mtu = mtu;
@@ -100,7 +119,8 @@ impl BackendSpec {
     pub(super) fn state(&self, hop: u8) -> BackendState {
         const MODE_SHIFT: u32 = 9;
         let with_mode_l2 =
-            BackendState::new(self.generation, self.serving, Mode::L2, hop, self.resolved);
+            BackendState::new(self.generation, self.serving, Mode::L2, hop, self.resolved)
+                .tagged(self.hop.tag_count());
         BackendState((with_mode_l2.0 & !(7 << MODE_SHIFT)) | (self.mode << MODE_SHIFT))
     }
 
@@ -125,9 +145,21 @@ impl BackendSpec {
     }
 
     fn addressed(&self, input: &Packet) -> Packet {
-        let sent = input.clone().macs(self.hop.destination, self.hop.source);
-        let ttl = sent.ttl - 1;
-        sent.ttl(ttl)
+        let mut sent = input.clone().macs(self.hop.destination, self.hop.source);
+        sent.ttl -= 1;
+        // Its own tags instead of those it came with, of which only the priorities at the same places stay.
+        sent.tags.clear();
+        for (place, tag) in self.hop.tags.iter().enumerate() {
+            let protocol = u16::from_be_bytes(tag.protocol);
+            if protocol != 0 {
+                let priority = input
+                    .tags
+                    .get(place)
+                    .map_or(0, |(_, control)| control & 0xf000);
+                sent.tags.push((protocol, priority | tag.vlan()));
+            }
+        }
+        sent
     }
 }
 

@@ -13,7 +13,10 @@ use lb_common::{
     maps::{ABI_VERSION, DECAP_PROGRAM, Instance, default},
 };
 use lb_userspace::{
-    dataplane::{kernel::Loaded, maps::Capacity},
+    dataplane::{
+        kernel::{Loaded, bpf::set_device},
+        maps::Capacity,
+    },
     objects,
 };
 use nix::{
@@ -23,8 +26,10 @@ use nix::{
 
 /// Interface that test packets come in by: loopback, which every network namespace has as its first.
 pub const INGRESS: u32 = 1;
-/// An interface that they do not come in by.
+/// An interface that they do not come in by, and may leave by.
 pub const ELSEWHERE: u32 = 7;
+/// An interface that packets cannot leave by.
+pub const NOWHERE: u32 = 8;
 
 /// XDP actions.
 pub mod action {
@@ -109,6 +114,9 @@ impl Tether {
         };
         let loaded = Loaded::private(capacity, instance)
             .map_err(|error| format!("loading tether: {error}"))?;
+        // A test run ends before anything is sent, so any interface will do for what is at that number.
+        set_device(loaded.egress_fd(), ELSEWHERE, INGRESS)
+            .map_err(|error| format!("admitting an egress interface: {error}"))?;
         let prepared = Prepared::for_program(loaded.program());
         Ok(Self { loaded, prepared })
     }

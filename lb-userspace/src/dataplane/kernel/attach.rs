@@ -267,6 +267,14 @@ fn step(interface: &str, pinned: &[Pinned]) -> Result<Step, Error> {
     if let Some(program) = state.program() {
         return Err(foreign(interface, program));
     }
+    let nature =
+        device::nature(index).map_err(device_error(interface, "asking what sort it is"))?;
+    if let Some(bond) = nature.port_of_bond {
+        return Err(Error::BondPort {
+            interface: interface.to_owned(),
+            bond: device::name(bond),
+        });
+    }
     match pinned
         .iter()
         .find(|pinned| pinned.interface == interface && pinned.place == Place::Elsewhere)
@@ -448,7 +456,15 @@ fn create_link(
         }
         Err(error) => error,
     };
-    let reason = why_not_native(&native_error);
+    let nature =
+        device::nature(index).map_err(device_error(interface, "asking what sort it is"))?;
+    let reason = match nature.vlan_on {
+        Some(parent) => format!(
+            "it is a VLAN device, which has no native XDP; tether reads VLAN tags itself, so put {} into `interfaces` in its place",
+            device::name(parent)
+        ),
+        None => why_not_native(&native_error),
+    };
     let merging =
         device::merging(interface).map_err(device_error(interface, "reading its offloads"))?;
     if let Some(merging) = merging {

@@ -1,5 +1,5 @@
-//! The calls of bpf(2) that aya leaves out, or makes with a fallback that cannot be pinned: XDP links and the map of maps by
-//! which a grace period is waited for.
+//! The calls of bpf(2) that aya leaves out, or makes with a fallback that cannot be pinned: XDP links, maps that a program's placeholders
+//! give way to, and the map of maps by which a grace period is waited for.
 //!
 //! (aya's `Xdp::attach` turns to netlink when the kernel refuses a link with EINVAL; what is attached that way ends with nobody's
 //! file descriptor, survives no `kill -9` cleanly, and cannot be replaced atomically.)
@@ -17,6 +17,7 @@ use std::{
 // Commands, types and flags of the kernel's include/uapi/linux/bpf.h.
 const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
+const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
@@ -25,10 +26,13 @@ const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_DETACH: libc::c_long = 34;
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
+const BPF_MAP_TYPE_DEVMAP_HASH: u32 = 25;
 const BPF_LINK_TYPE_XDP: u32 = 6;
 const BPF_XDP: u32 = 37;
 /// A map that can be shared as memory.
 pub const BPF_F_MMAPABLE: u32 = 1 << 10;
+/// Size of a device map's value: interface index, and a program to run on what leaves there, which is none.
+pub const DEVICE_BYTES: u32 = 8;
 /// Generic mode.
 pub const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
 /// Native mode.
@@ -224,6 +228,52 @@ impl Link {
     }
 }
 
+#[repr(C)]
+struct ElementAttributes {
+    map: u32,
+    padding: u32,
+    key: u64,
+    value: u64,
+    flags: u64,
+}
+
+impl ElementAttributes {
+    /// Holds the addresses of key and value, and nothing that keeps them there.
+    fn new<T>(map: BorrowedFd<'_>, key: *const u32, value: *const T) -> Self {
+        Self {
+            map: map.as_raw_fd() as u32,
+            padding: 0,
+            key: key as u64,
+            value: value as u64,
+            flags: 0,
+        }
+    }
+}
+
+/// Puts an interface into a device map, or what is there already once more.
+///
+/// # Errors
+/// EINVAL if there is no such interface in this network namespace, E2BIG if the map is full.
+pub fn set_device(map: BorrowedFd<'_>, key: u32, ifindex: u32) -> io::Result<()> {
+    let value: [u32; DEVICE_BYTES as usize / 4] = [ifindex, 0];
+    let mut attributes = ElementAttributes::new(map, &key, &value);
+    // SAFETY: what BPF_MAP_UPDATE_ELEM takes; key and value have the map's sizes and outlive the call.
+    unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attributes) }.map(drop)
+}
+
+/// Takes an interface out of a device map, if it is there.
+///
+/// # Errors
+/// None that are known.
+pub fn remove_device(map: BorrowedFd<'_>, key: u32) -> io::Result<()> {
+    let mut attributes = ElementAttributes::new(map, &key, std::ptr::null::<u32>());
+    // SAFETY: what BPF_MAP_DELETE_ELEM takes; the key has the map's size and outlives the call.
+    match unsafe { bpf(BPF_MAP_DELETE_ELEM, &mut attributes) } {
+        Err(error) if error.raw_os_error() != Some(libc::ENOENT) => Err(error),
+        _ => Ok(()),
+    }
+}
+
 #[derive(Default)]
 #[repr(C)]
 struct MapAttributes {
@@ -242,14 +292,37 @@ struct MapAttributes {
 /// # Errors
 /// When the kernel refuses: EPERM, ENOMEM, E2BIG.
 pub fn create_shared(name: &str, value_size: u32) -> io::Result<OwnedFd> {
-    let mut attributes = MapAttributes {
-        map_type: BPF_MAP_TYPE_ARRAY,
-        key_size: 4,
-        value_size,
-        max_entries: 1,
-        flags: BPF_F_MMAPABLE,
-        ..MapAttributes::default()
-    };
+    create_named(
+        name,
+        MapAttributes {
+            map_type: BPF_MAP_TYPE_ARRAY,
+            key_size: 4,
+            value_size,
+            max_entries: 1,
+            flags: BPF_F_MMAPABLE,
+            ..MapAttributes::default()
+        },
+    )
+}
+
+/// Creates a device map, by any number for a key.
+///
+/// # Errors
+/// When the kernel refuses: EPERM, ENOMEM.
+pub fn create_devices(name: &str, entries: u32) -> io::Result<OwnedFd> {
+    create_named(
+        name,
+        MapAttributes {
+            map_type: BPF_MAP_TYPE_DEVMAP_HASH,
+            key_size: 4,
+            value_size: DEVICE_BYTES,
+            max_entries: entries,
+            ..MapAttributes::default()
+        },
+    )
+}
+
+fn create_named(name: &str, mut attributes: MapAttributes) -> io::Result<OwnedFd> {
     // The last byte stays zero.
     for (to, from) in attributes.name[..15].iter_mut().zip(name.bytes()) {
         *to = from;
@@ -294,22 +367,8 @@ impl MapInMap {
     /// # Errors
     /// ENOMEM for the call's own few bytes.
     pub fn update(&self) -> io::Result<()> {
-        #[repr(C)]
-        struct Attributes {
-            map: u32,
-            padding: u32,
-            key: u64,
-            value: u64,
-            flags: u64,
-        }
         let (key, value) = (0u32, self.inner.as_raw_fd() as u32);
-        let mut attributes = Attributes {
-            map: self.outer.as_raw_fd() as u32,
-            padding: 0,
-            key: std::ptr::from_ref(&key) as u64,
-            value: std::ptr::from_ref(&value) as u64,
-            flags: 0,
-        };
+        let mut attributes = ElementAttributes::new(self.outer.as_fd(), &key, &value);
         // SAFETY: what BPF_MAP_UPDATE_ELEM takes; key and value have the map's sizes and outlive the call.
         unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attributes) }.map(drop)
     }

@@ -9,7 +9,7 @@ use std::{
 use netlink_packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload};
 use netlink_packet_route::{
     RouteNetlinkMessage,
-    link::{LinkAttribute, LinkMessage, LinkXdp, XdpAttached},
+    link::{InfoKind, InfoPortKind, LinkAttribute, LinkInfo, LinkMessage, LinkXdp, XdpAttached},
 };
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
@@ -84,6 +84,58 @@ fn state_of(attributes: &[LinkXdp]) -> XdpState {
         Some(XdpAttached::SocketBuffer) => XdpState::Generic(program),
         Some(_) => XdpState::Other(program),
     }
+}
+
+/// What sort of interface one is, as far as attaching is concerned.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Nature {
+    /// It is a bond.
+    pub is_bond: bool,
+    /// It is a port of the bond with this index.
+    pub port_of_bond: Option<u32>,
+    /// It is a VLAN device on top of the interface with this index.
+    pub vlan_on: Option<u32>,
+}
+
+/// What sort of interface this is.
+///
+/// # Errors
+/// When the kernel cannot be asked over netlink.
+pub fn nature(ifindex: u32) -> io::Result<Nature> {
+    Ok(nature_of(&get_link(ifindex)?.attributes))
+}
+
+fn nature_of(attributes: &[LinkAttribute]) -> Nature {
+    let (mut kind, mut port_kind, mut master, mut parent) = (None, None, None, None);
+    for attribute in attributes {
+        match attribute {
+            LinkAttribute::Controller(index) => master = Some(*index),
+            LinkAttribute::Link(index) => parent = Some(*index),
+            LinkAttribute::LinkInfo(infos) => {
+                for info in infos {
+                    match info {
+                        LinkInfo::Kind(found) => kind = Some(found),
+                        LinkInfo::PortKind(found) => port_kind = Some(found),
+                        _ => (),
+                    }
+                }
+            }
+            _ => (),
+        }
+    }
+    Nature {
+        is_bond: kind == Some(&InfoKind::Bond),
+        port_of_bond: master.filter(|_| port_kind == Some(&InfoPortKind::Bond)),
+        vlan_on: parent.filter(|_| kind == Some(&InfoKind::Vlan)),
+    }
+}
+
+/// The name of an interface, or its index where it has none here.
+pub fn name(ifindex: u32) -> String {
+    nix::net::if_::if_indextoname(ifindex).map_or_else(
+        |_| format!("index {ifindex}"),
+        |name| name.to_string_lossy().into_owned(),
+    )
 }
 
 fn get_link(ifindex: u32) -> io::Result<LinkMessage> {
@@ -256,6 +308,47 @@ mod tests {
         assert!(!queues(4, 6).crash_virtio(2));
         assert!(!queues(2, 4).crash_virtio(2));
         assert!(!queues(2, 2).crash_virtio(2));
+    }
+
+    #[test]
+    fn ports_of_bonds_and_vlan_devices_are_told_from_their_like() {
+        let told = |kind: Option<InfoKind>, port: Option<InfoPortKind>| {
+            let infos = kind
+                .map(LinkInfo::Kind)
+                .into_iter()
+                .chain(port.map(LinkInfo::PortKind));
+            nature_of(&[
+                LinkAttribute::Link(3),
+                LinkAttribute::LinkInfo(infos.collect()),
+                LinkAttribute::Controller(9),
+            ])
+        };
+        let nothing = Nature::default();
+        assert_eq!(nature_of(&[]), nothing);
+        assert_eq!(
+            told(Some(InfoKind::Veth), Some(InfoPortKind::Bridge)),
+            nothing
+        );
+        let port = Nature {
+            port_of_bond: Some(9),
+            ..nothing
+        };
+        assert_eq!(told(Some(InfoKind::Veth), Some(InfoPortKind::Bond)), port);
+        assert_eq!(
+            told(None, Some(InfoPortKind::Bond)),
+            port,
+            "a card has no kind"
+        );
+        let bond = Nature {
+            is_bond: true,
+            ..nothing
+        };
+        assert_eq!(told(Some(InfoKind::Bond), None), bond);
+        let vlan = Nature {
+            vlan_on: Some(3),
+            ..nothing
+        };
+        assert_eq!(told(Some(InfoKind::Vlan), None), vlan);
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::{io, path::PathBuf};
 
 use aya::{EbpfError, programs::ProgramError};
+use nix::sys::utsname::uname;
 
 use crate::chain::chain;
 
@@ -17,6 +18,14 @@ pub enum Error {
     NoBpffs {
         /// The directory that would have to be.
         path: PathBuf,
+    },
+    /// The kernel lacks what the program needs.
+    #[error("this is Linux {release}, and tether needs 6.1: {}", chain(&**source))]
+    OldKernel {
+        /// As `uname -r` tells it.
+        release: String,
+        /// What failed for lack of it.
+        source: Box<Error>,
     },
     /// A file operation in bpffs failed.
     #[error("{}: {doing}: {source}{}", path.display(), remedy(source))]
@@ -197,6 +206,16 @@ pub enum Error {
         /// Possible CPUs.
         cpus: u32,
     },
+    /// A bond's port.
+    #[error(
+        "interface {interface}: it is a port of the bond {bond}, which sends by any of its ports; attach to the bond: put {bond} into `interfaces` in place of its ports"
+    )]
+    BondPort {
+        /// The interface.
+        interface: String,
+        /// The bond.
+        bond: String,
+    },
     /// Attaching failed in both modes.
     #[error(
         "interface {interface}: attaching the XDP program: {source}{}",
@@ -220,10 +239,37 @@ pub enum Error {
     },
 }
 
+/// Whether a release, as `uname -r` tells it, is from before 6.1. What cannot be read is taken for new.
+fn is_too_old(release: &str) -> bool {
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map_while(|number| number.parse::<u32>().ok());
+    match (numbers.next(), numbers.next()) {
+        (Some(major), Some(minor)) => (major, minor) < (6, 1),
+        _ => false,
+    }
+}
+
 /// Lines of the verifier's log that are shown: the reason is the last of them.
 const LOG_LINES: usize = 20;
 
 impl Error {
+    /// Says that the kernel is too old, if it is: older ones answer with no more than EINVAL to what they do not know.
+    pub(super) fn of_this_kernel(self) -> Self {
+        let release = uname().map_or_else(
+            |_| String::new(),
+            |name| name.release().to_string_lossy().into_owned(),
+        );
+        if is_too_old(&release) {
+            Self::OldKernel {
+                release,
+                source: Box::new(self),
+            }
+        } else {
+            self
+        }
+    }
+
     /// The kernel did not take a program. Without the verifier's words it did not come to verification.
     pub(super) fn program(what: &'static str, error: ProgramError) -> Self {
         match error {
@@ -283,4 +329,26 @@ fn remedy_in(error: &(dyn std::error::Error + 'static)) -> &'static str {
         next = error.source();
     }
     ""
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kernels_from_before_6_1_are_too_old() {
+        for old in ["5.10.0-35-amd64", "5.18.0", "6.0.19", "4.19.0+"] {
+            assert!(is_too_old(old), "{old}");
+        }
+        for new in [
+            "6.1.0-40-amd64",
+            "6.1",
+            "6.18.0",
+            "7.2.13+deb14",
+            "",
+            "unknown",
+        ] {
+            assert!(!is_too_old(new), "{new}");
+        }
+    }
 }

@@ -20,6 +20,7 @@ use super::{
     shapes::{self, Opened, create_maps, refused_call},
 };
 use crate::{
+    chain::chain,
     dataplane::{
         array::Array,
         maps::{Capacity, Maps},
@@ -93,7 +94,7 @@ impl Loaded {
     /// When the kernel refuses the program or the map of its orders.
     pub fn load_copy_program(&mut self) -> Result<Array<Order>, Error> {
         let map = shapes::create_orders()?;
-        stand_in(&mut self.0.ebpf, names::COPIES, map.as_fd())?;
+        stand_in(&self.0.ebpf, names::COPIES, map.as_fd())?;
         load_program(
             &mut self.0.ebpf,
             names::COPY_PROGRAM,
@@ -146,17 +147,18 @@ impl Loaded {
         })
     }
 
+    /// The device map [`names::EGRESS`].
+    ///
+    /// # Panics
+    /// Never: loading has given the program this map.
+    pub fn egress_fd(&self) -> BorrowedFd<'_> {
+        self.map_fd(names::EGRESS)
+            .expect("the program was loaded with this map")
+    }
+
     /// The file descriptor of a map of the program, by its name in [`lb_common::maps`] or by its section in the object.
     pub fn map_fd(&self, name: &str) -> Option<BorrowedFd<'_>> {
-        let map = self
-            .0
-            .ebpf
-            .map(name)
-            .or_else(|| self.0.ebpf.map(&section(name)))?;
-        match map {
-            Map::Array(data) => Some(data.fd().as_fd()),
-            _ => None,
-        }
+        map_fd(&self.0.ebpf, name)
     }
 }
 
@@ -189,9 +191,9 @@ impl Prepared {
         let constants = ConstantsData(constants(capacity, &instance));
         let mut loader = EbpfLoader::new();
         loader.override_global(names::CONSTANTS, &constants, true);
-        let mut ebpf = loader.load(objects::TETHER).map_err(refused("the maps"))?;
+        let ebpf = loader.load(objects::TETHER).map_err(refused("the maps"))?;
         for (name, map) in opened.iter().filter(|(name, _)| **name != names::INSTANCE) {
-            stand_in(&mut ebpf, name, map.as_fd())?;
+            stand_in(&ebpf, name, map.as_fd())?;
         }
         let maps = Maps::of_kernel(capacity, |name| opened[name].as_fd())
             .map_err(|errno| refused_call("mapping the maps' memory")(errno.into()))?;
@@ -214,26 +216,17 @@ fn load_program(ebpf: &mut Ebpf, name: &str, what: &'static str) -> Result<(), E
     program.load().map_err(refused)
 }
 
-/// Puts a map in the place of the one that aya has made of the object's section.
+/// Puts a map in the place of the one that aya has made of the object's section, or of its definition.
 ///
-/// The sections are sized for nothing, since the object does not know how large a map is, and aya knows no way to say so. But the
-/// instructions name a map by the number of its descriptor, which the kernel looks up when it is asked to take the program: so what has that
-/// number by then is the program's map.
-fn stand_in(ebpf: &mut Ebpf, name: &str, map: BorrowedFd<'_>) -> Result<(), Error> {
-    let section = ebpf
-        .map_mut(&section(name))
-        .ok_or_else(|| foreign_object("the object has no section for one of the maps"))?;
-    let Map::Array(placeholder) = section else {
-        return Err(foreign_object("one of the object's maps is no array"));
-    };
+/// The sections are sized for nothing, since the object does not know how large a map is, and aya knows no way to say so; and what is
+/// defined is to be the pinned one. But the instructions name a map by the number of its descriptor, which the kernel looks up when it is
+/// asked to take the program: so what has that number by then is the program's map.
+fn stand_in(ebpf: &Ebpf, name: &str, map: BorrowedFd<'_>) -> Result<(), Error> {
+    let placeholder = map_fd(ebpf, name).ok_or_else(|| {
+        foreign_object("the object lacks one of the maps, or has one of another type in its place")
+    })?;
     // SAFETY: the number is that of a descriptor that aya owns and goes on owning; only what it refers to changes.
-    let placed = unsafe {
-        libc::dup3(
-            map.as_raw_fd(),
-            placeholder.fd().as_fd().as_raw_fd(),
-            libc::O_CLOEXEC,
-        )
-    };
+    let placed = unsafe { libc::dup3(map.as_raw_fd(), placeholder.as_raw_fd(), libc::O_CLOEXEC) };
     if placed < 0 {
         return Err(refused_call("giving the program its maps")(
             io::Error::last_os_error(),
@@ -242,9 +235,16 @@ fn stand_in(ebpf: &mut Ebpf, name: &str, map: BorrowedFd<'_>) -> Result<(), Erro
     Ok(())
 }
 
-/// The section of the object that stands for a map.
-fn section(name: &str) -> String {
-    format!(".bss.{name}")
+/// The descriptor of a map of the program, by its definition's name, by that of the section which stands for it, or by what follows `.bss.`
+/// in that.
+fn map_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Option<BorrowedFd<'a>> {
+    let map = ebpf
+        .map(name)
+        .or_else(|| ebpf.map(&format!(".bss.{name}")))?;
+    match map {
+        Map::Array(data) | Map::DevMapHash(data) => Some(data.fd().as_fd()),
+        _ => None,
+    }
 }
 
 fn refused(what: &'static str) -> impl FnOnce(EbpfError) -> Error {
@@ -281,7 +281,7 @@ fn constants(capacity: Capacity, instance: &Instance) -> Constants {
 /// Creates an instance's maps, pinned.
 ///
 /// # Errors
-/// When the kernel refuses; then nothing stays behind.
+/// When the kernel refuses; then nothing stays behind, or it is logged.
 pub fn create(pins: &Pins, capacity: Capacity) -> Result<Prepared, Error> {
     let instance = new_instance()?;
     let staging = pins.stage_maps()?;
@@ -296,8 +296,13 @@ pub fn create(pins: &Pins, capacity: Capacity) -> Result<Prepared, Error> {
         pins.publish_maps()?;
         Ok(prepared)
     });
-    if created.is_err() {
-        pins.discard_staged()?;
+    if created.is_err()
+        && let Err(error) = pins.discard_staged()
+    {
+        tracing::error!(
+            error = chain(&error),
+            "maps that are not complete stay behind"
+        );
     }
     created
 }

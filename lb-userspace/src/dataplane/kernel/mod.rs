@@ -15,6 +15,8 @@
 //! * [`resize`][]: another size for the flow table; `mirror`: what is to be copied; `copier`: the program that inserts it
 //! * [`seed`][]: the fleet's seed that is kept with the maps
 //! * [`device`][]: what the kernel says about an interface
+//! * [`features`][]: what the kernel says its driver can do
+//! * [`egress`][]: the interfaces that packets may leave by
 //! * [`attach`][]: links
 //! * [`decap`][]: the decapsulator, a program without maps
 //! * [`grace`][]: waiting until no program run still uses what it saw before
@@ -26,7 +28,9 @@ pub mod cleanup;
 mod copier;
 pub mod decap;
 pub mod device;
+pub mod egress;
 mod error;
+pub mod features;
 pub mod grace;
 pub mod load;
 mod mirror;
@@ -43,11 +47,13 @@ pub use self::{
     attach::{Attached, XdpMode},
     cleanup::{Removed, cleanup},
     decap::{attach_decap, detach_decap},
+    egress::{Egress, Refusal},
     error::Error,
     load::{Loaded, possible_cpus},
 };
 use self::{grace::GracePeriod, pins::Pins};
 use super::maps::{Capacity, Maps};
+use crate::chain::chain;
 
 /// What an instance is to be.
 #[derive(Clone, Debug)]
@@ -97,8 +103,8 @@ impl Kernel {
         observe: &mut dyn FnMut(resize::Step),
     ) -> Result<Self, Error> {
         let pins = Pins::open(&options.bpffs)?;
-        let adopted = pins.has_maps();
         let grace = Arc::new(GracePeriod::new()?);
+        let adopted = pins.has_maps();
         let mut not_resized = None;
         let loaded = if adopted {
             let (loaded, refused) =
@@ -106,10 +112,14 @@ impl Kernel {
             not_resized = refused;
             loaded
         } else {
-            let loaded = load::create(&pins, options.capacity)?.load();
-            if loaded.is_err() {
+            let loaded = load::create(&pins, options.capacity)
+                .and_then(load::Prepared::load)
+                .map_err(Error::of_this_kernel);
+            if loaded.is_err()
+                && let Err(error) = pins.discard_maps()
+            {
                 // Nothing runs on these maps, and the next attempt may ask for others.
-                pins.discard_maps()?;
+                tracing::error!(error = chain(&error), "maps that nothing uses stay behind");
             }
             loaded?
         };
@@ -180,6 +190,19 @@ impl Kernel {
     /// links of before stay.
     pub fn attach(&mut self) -> Result<Vec<Attached>, Error> {
         attach::attach_all(&self.pins, self.loaded.program_fd(), &self.interfaces)
+    }
+
+    /// The interfaces that packets may leave by.
+    ///
+    /// # Errors
+    /// When there are no file descriptors left.
+    pub fn egress(&self) -> Result<Egress, Error> {
+        let map = self.loaded.egress_fd().try_clone_to_owned();
+        let map = map.map_err(|source| Error::Bpf {
+            doing: "keeping the map of egress interfaces open",
+            source,
+        })?;
+        Ok(Egress::new(map, self.interfaces.clone()))
     }
 
     /// Whether the program is still attached to all configured interfaces: one may have been recreated, or somebody may have

@@ -52,7 +52,7 @@ pub(super) fn create_table(capacity: &Capacity) -> Result<Opened, Error> {
 pub(super) fn create_orders() -> Result<OwnedFd, Error> {
     Shape {
         name: names::COPIES,
-        bytes: size_of::<copy::Order>() as u64 * u64::from(copy::BATCH),
+        kind: Kind::Whole(size_of::<copy::Order>() as u64 * u64::from(copy::BATCH)),
     }
     .create()
 }
@@ -170,10 +170,19 @@ fn damaged(directory: &Path, name: &str, what: String) -> Error {
     }
 }
 
-/// What a map has to be: an array of one value, which is an array of entries.
+/// What a map has to be.
 struct Shape {
     name: &'static str,
-    bytes: u64,
+    kind: Kind,
+}
+
+/// What a map holds.
+#[derive(Clone, Copy)]
+enum Kind {
+    /// An array of one value of this many bytes, which is an array of entries.
+    Whole(u64),
+    /// So many network devices.
+    Devices(u32),
 }
 
 /// All maps of an instance of this capacity.
@@ -181,7 +190,7 @@ fn shapes(capacity: &Capacity) -> [Shape; names::ALL.len()] {
     fn shape<T>(name: &'static str, entries: u32) -> Shape {
         Shape {
             name,
-            bytes: size_of::<T>() as u64 * u64::from(entries),
+            kind: Kind::Whole(size_of::<T>() as u64 * u64::from(entries)),
         }
     }
     [
@@ -195,20 +204,29 @@ fn shapes(capacity: &Capacity) -> [Shape; names::ALL.len()] {
         shape::<VipBucket>(names::VIPS4, capacity.vip_buckets()),
         shape::<Counter>(names::COUNTERS, capacity.counter_entries()),
         shape::<CpuState>(names::CPUS, capacity.cpus),
+        Shape {
+            name: names::EGRESS,
+            kind: Kind::Devices(names::EGRESS_INTERFACES),
+        },
     ]
 }
 
 impl Shape {
     /// Creates the map.
     fn create(&self) -> Result<OwnedFd, Error> {
-        let created = if self.bytes > MAX_BYTES {
-            Err(io::Error::from_raw_os_error(libc::E2BIG))
-        } else {
-            bpf::create_shared(self.name, self.bytes as u32)
+        let created = match self.kind {
+            Kind::Whole(bytes) if bytes > MAX_BYTES => {
+                Err(io::Error::from_raw_os_error(libc::E2BIG))
+            }
+            Kind::Whole(bytes) => bpf::create_shared(self.name, bytes as u32),
+            Kind::Devices(entries) => bpf::create_devices(self.name, entries),
         };
         created.map_err(|source| Error::Create {
             map: self.name,
-            bytes: self.bytes,
+            bytes: match self.kind {
+                Kind::Whole(bytes) => bytes,
+                Kind::Devices(entries) => u64::from(entries) * u64::from(bpf::DEVICE_BYTES),
+            },
             source,
         })
     }
@@ -224,7 +242,13 @@ impl Shape {
             info.max_entries(),
             info.map_flags() & BPF_F_MMAPABLE,
         );
-        let expected = (Some(MapType::Array), 4, self.bytes, 1, BPF_F_MMAPABLE);
+        let expected = match self.kind {
+            Kind::Whole(bytes) => (Some(MapType::Array), 4, bytes, 1, BPF_F_MMAPABLE),
+            Kind::Devices(entries) => {
+                let bytes = u64::from(bpf::DEVICE_BYTES);
+                (Some(MapType::DevMapHash), 4, bytes, entries, 0)
+            }
+        };
         if found != expected {
             return Err(damaged(
                 directory,

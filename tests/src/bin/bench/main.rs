@@ -4,6 +4,7 @@
 //! is measured is harness and program; the floors are measured in the same harness.
 
 mod harness;
+mod plot;
 mod rows;
 mod table;
 
@@ -22,6 +23,9 @@ struct Arguments {
     /// Writes the rows to this file as JSON.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
+    /// Draws the rows that were measured with several numbers of flows into this file.
+    #[arg(long, value_name = "FILE")]
+    svg: Option<PathBuf>,
     /// Measures only the rows whose name begins so.
     #[arg(long, default_value = "")]
     only: String,
@@ -46,6 +50,9 @@ fn main() -> Result<()> {
     if let Some(path) = arguments.json {
         let json = serde_json::to_string_pretty(&serde_json::json!({ "rows": rows }))?;
         fs::write(&path, json).with_context(|| format!("writing {}", path.display()))?;
+    }
+    if let Some(path) = arguments.svg {
+        plot::draw(&rows, &path).with_context(|| format!("drawing {}", path.display()))?;
     }
     Ok(())
 }

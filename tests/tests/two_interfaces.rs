@@ -1,0 +1,161 @@
+//! A balancer with two interfaces: what comes in by one leaves by the other.
+
+use std::os::fd::OwnedFd;
+use std::time::Duration;
+
+use anyhow::Result;
+use lab::frame::flags;
+use lab::packet_socket::Capture;
+use lab::passing;
+use lab::peer::crowd;
+use lab::stage::Stage;
+use lab::status::{Attachment, Status};
+use lab::topology::{BALANCER_PORT, Lab, Place, Topology, UPLINK, VIP, mac_of};
+use lab::wait;
+
+const CONNECTIONS: usize = 100;
+const SOON: Duration = Duration::from_secs(10);
+
+/// The balancer's interface on the backends' side, and the router's end of it.
+const SECOND: &str = "eth1";
+const SECOND_PORT: &str = "lb2";
+/// The balancer's address there, which is on the backends' link.
+const SECOND_ADDRESS: &str = "10.0.3.2";
+
+/// Gives the balancer a second link, to the farm.
+fn build() -> Result<Lab> {
+    let lab = Topology::new(Place::Farm).build()?;
+    let (balancer, router) = (lab.balancer(), lab.router());
+    router.ip(&format!(
+        "link add {SECOND_PORT} mtu 1600 type veth peer name {SECOND} mtu 1600 netns {}",
+        balancer.net_path().display()
+    ))?;
+    for (host, interface) in [(router, SECOND_PORT), (balancer, SECOND)] {
+        host.sh(&format!("ethtool -K {interface} tx off tso off gso off"))?;
+    }
+    router.ip(&format!("link set {SECOND_PORT} master farm up"))?;
+    balancer.ip(&format!(
+        "link set {SECOND} up\naddress add {SECOND_ADDRESS}/24 dev {SECOND}"
+    ))?;
+    Ok(lab)
+}
+
+/// Lets the router's end take what the program sends: see [`passing`].
+fn open(lab: &Lab) -> Result<OwnedFd> {
+    passing::pass_all(lab.router(), SECOND_PORT)
+}
+
+fn counted(status: &Status, reason: &str) -> u64 {
+    status.reasons[reason].packets
+}
+
+fn goes_in_by_one_and_out_by_the_other(mode: &'static str, seed: u64) -> Result<()> {
+    let lab = build()?;
+    let _open = open(&lab)?;
+    let stage = Stage::on(lab, seed, |config| {
+        config.mode = mode;
+        config.interfaces = vec![UPLINK, SECOND];
+    })?;
+    let status = stage.tether.status()?;
+    let native = |interface: &str| Attachment {
+        interface: interface.into(),
+        mode: "native".into(),
+    };
+    assert_eq!(status.attachments, [native(UPLINK), native(SECOND)]);
+    assert_eq!(status.closed_egress, []);
+
+    let first = Capture::start(stage.lab.router(), BALANCER_PORT)?;
+    let second = Capture::start(stage.lab.router(), SECOND_PORT)?;
+    let connections = stage.clients.open(CONNECTIONS, stage.plan(), |_| {})?;
+    assert_eq!(crowd::echo_all(&connections), [""; 0]);
+    let to_vip = |capture: &Capture| {
+        let mut keys: Vec<_> = capture
+            .segments()
+            .iter()
+            .filter(|s| s.ip.destination == VIP)
+            .map(|s| (s.ip.source, s.tcp.source, s.tcp.seq, s.tcp.ack, s.tcp.flags))
+            .collect();
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    };
+    wait::until("every packet that came has left", SOON, || {
+        let (came, left) = (to_vip(&first), to_vip(&second));
+        (came.len() >= 4 * CONNECTIONS && came == left).then_some(())
+    })?;
+    let is_encapsulated = mode == "ipip";
+    for segment in first.stop() {
+        assert_eq!(segment.outer, None, "nothing left by where it came");
+    }
+    for segment in second.stop().iter().filter(|s| s.ip.destination == VIP) {
+        assert_eq!(segment.outer.is_some(), is_encapsulated);
+        let backends = (0..3).map(|index| mac_of(stage.lab.topology().backend_address(index)));
+        assert!(
+            backends
+                .into_iter()
+                .any(|mac| mac == segment.mac_destination),
+            "no router in between: {segment:?}"
+        );
+        if segment.tcp.flags == flags::SYN {
+            assert_eq!(segment.ip.ttl, 62, "the router's, and the balancer's");
+        }
+    }
+
+    // The clients' packets now come by the other interface: the same flows go on, and leave by it again.
+    stage
+        .lab
+        .router()
+        .ip(&format!("route replace 10.0.0.0/24 via {SECOND_ADDRESS}"))?;
+    assert_eq!(crowd::echo_all(&connections), [""; 0]);
+    assert_eq!(crowd::breaks(&connections), [""; 0]);
+    let status = stage
+        .tether
+        .wait_status("every flow is counted", SOON, |status| {
+            counted(status, "opened") == CONNECTIONS as u64
+        })?;
+    assert_eq!(counted(&status, "no_egress"), 0);
+    stage.close();
+    Ok(())
+}
+
+#[test]
+fn ipip_leaves_by_the_interface_of_the_backends() -> Result<()> {
+    goes_in_by_one_and_out_by_the_other("ipip", 21)
+}
+
+#[test]
+fn l2_leaves_by_the_interface_of_the_backends() -> Result<()> {
+    goes_in_by_one_and_out_by_the_other("l2", 22)
+}
+
+#[test]
+fn an_interface_that_takes_no_frames_is_named_and_used_once_it_does() -> Result<()> {
+    // The router's end has neither a program nor GRO, so the kernel would drop all that is redirected to ours.
+    let lab = build()?;
+    let stage = Stage::on(lab, 23, |config| config.interfaces = vec![UPLINK, SECOND])?;
+    let status = stage.tether.wait_status("it is named", SOON, |status| {
+        status
+            .closed_egress
+            .iter()
+            .any(|egress| egress.interface == SECOND && egress.reason.contains("ethtool -K"))
+    })?;
+    assert_eq!(status.closed_egress.len(), 1);
+    let listing = stage.tether.succeed(&["status"])?;
+    assert!(listing.contains("leaves by eth1: "), "{listing}");
+
+    let unanswered = stage.clients.open_one(stage.plan());
+    assert!(unanswered.is_err(), "nobody can answer what is dropped");
+    let status = stage.tether.wait_status("it is counted", SOON, |status| {
+        counted(status, "no_egress") > 0
+    })?;
+    assert_eq!(counted(&status, "opened"), 0);
+
+    let _open = open(&stage.lab)?;
+    stage
+        .tether
+        .wait_status("it is open", SOON, |status| status.closed_egress.is_empty())?;
+    let connections = stage.clients.open(CONNECTIONS, stage.plan(), |_| {})?;
+    assert_eq!(crowd::echo_all(&connections), [""; 0]);
+    stage.close();
+    Ok(())
+}

@@ -1,0 +1,433 @@
+//! `cargo xtask kernels`: the tests that depend on the kernel, in an emulated machine for each of Debian's kernels.
+//!
+//! Packages are fetched with a configuration of our own and unpacked below the target directory: nothing is installed, and this
+//! machine's apt is not touched. Guests are emulated in software, have their file system in memory, and end with this process.
+
+mod apt;
+mod cache;
+mod cpio;
+mod emulator;
+mod guest;
+mod image;
+mod kernel;
+
+use std::{fs, path::PathBuf, process::ExitCode};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use lab_guest::{Plan, Program, Record};
+
+use self::{
+    cache::Cache,
+    emulator::Emulator,
+    guest::Outcome,
+    image::Contents,
+    kernel::{Bootable, Kernel},
+};
+use crate::{
+    cargo::{Built, TestProgram},
+    exec, setup,
+};
+
+/// Modules that tests use without the kernel asking for them.
+const MODULES: [&str; 8] = [
+    "veth",
+    "bridge",
+    "8021q",
+    "bonding",
+    "dummy",
+    "ipip",
+    "virtio_net",
+    "virtio_pci",
+];
+/// The daemon that tests of package `lab` run.
+const DAEMON: &str = "tether-under-test";
+/// How long a test program may take, in seconds: many times what it does, since other work may be going on.
+const LIMIT_S: u64 = 1800;
+/// How many times longer than usual labs wait for a fact before they give up.
+const PATIENCE: &str = "4";
+/// How much of a console a crash is explained with.
+const LAST_WORDS: usize = 60;
+
+/// What can be asked for.
+#[derive(Debug, Args)]
+pub(crate) struct Options {
+    /// Only this kernel
+    #[arg(long)]
+    kernel: Option<Kernel>,
+    /// Only a few tests: that every kernel takes the programs and forwards with them
+    #[arg(long)]
+    smoke: bool,
+    /// Also the packet tests that flood the program with millions of packets, which takes long where all is emulated
+    #[arg(long, conflicts_with = "smoke")]
+    floods: bool,
+    /// Only this test program, whether it is among the usual ones or not, as `guest` or `packet_parse`; may be given several times
+    #[arg(long, value_name = "PROGRAM", conflicts_with_all = ["smoke", "floods"])]
+    only: Vec<String>,
+    /// Keep each guest's file system and console, and print the command that boots it
+    #[arg(long)]
+    keep: bool,
+}
+
+/// How much is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Extent {
+    Smoke,
+    Usual,
+    Floods,
+}
+
+impl Options {
+    fn extent(&self) -> Extent {
+        match self {
+            Self { smoke: true, .. } => Extent::Smoke,
+            Self { floods: true, .. } => Extent::Floods,
+            _ => Extent::Usual,
+        }
+    }
+}
+
+/// Runs the tests and prints a table.
+///
+/// # Errors
+/// If something is missing or a guest cannot be started. Failed tests are told by the exit code.
+pub(crate) fn run(options: &Options) -> Result<ExitCode> {
+    setup::ensure()?;
+    let all_are_well = run_in_all(&Packages::provide(options)?, options)?;
+    Ok(if all_are_well {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    })
+}
+
+/// Whether the oldest kernel takes the programs: the part of this that belongs to every run of the tests.
+///
+/// Said and left out where Debian's packages are not to be had, since the tests are no test of a network.
+///
+/// # Errors
+/// If a guest cannot be started, or a test fails in it.
+pub(crate) fn smoke() -> Result<()> {
+    let options = Options {
+        kernel: Some(Kernel::V6_1),
+        smoke: true,
+        floods: false,
+        only: vec![],
+        keep: false,
+    };
+    match Packages::provide(&options) {
+        Ok(packages) if run_in_all(&packages, &options)? => Ok(()),
+        Ok(_) => {
+            bail!("tests fail on the oldest kernel; `cargo xtask kernels --smoke` runs them alone")
+        }
+        Err(error) => {
+            eprintln!(
+                "WITHOUT the smoke test on the oldest kernel, whose packages cannot be had here: {error:#}"
+            );
+            Ok(())
+        }
+    }
+}
+
+/// What guests are made of.
+struct Packages {
+    cache: Cache,
+    emulator: Emulator,
+    kernels: Vec<(Kernel, Bootable)>,
+}
+
+impl Packages {
+    fn provide(options: &Options) -> Result<Self> {
+        let cache = Cache::open()?;
+        let emulator = Emulator::provide(&cache)?;
+        let wanted = match options.kernel {
+            Some(kernel) => vec![kernel],
+            None => Kernel::value_variants().to_vec(),
+        };
+        let mut kernels = vec![];
+        for kernel in wanted {
+            kernels.push((kernel, kernel.provide(&cache, &emulator)?));
+        }
+        Ok(Self {
+            cache,
+            emulator,
+            kernels,
+        })
+    }
+}
+
+/// Whether all tests pass on all kernels.
+fn run_in_all(packages: &Packages, options: &Options) -> Result<bool> {
+    let tests = Tests::build(options)?;
+    let mut outcomes = vec![];
+    for (kernel, image) in &packages.kernels {
+        let outcome = run_in(*kernel, image, &tests, packages, options.keep)?;
+        outcomes.push((kernel.name(), outcome));
+    }
+    print!("{}", table(&outcomes));
+    Ok(outcomes.iter().all(|(_, outcome)| outcome.is_success()))
+}
+
+/// Boots a guest, says what becomes of it, and removes its files unless they are to be kept.
+fn run_in(
+    kernel: Kernel,
+    image: &Bootable,
+    tests: &Tests,
+    packages: &Packages,
+    keep: bool,
+) -> Result<Outcome> {
+    let Packages {
+        cache, emulator, ..
+    } = packages;
+    let name = kernel.name();
+    let archive = cache.path(&format!("{name}.cpio"));
+    let console = cache.path(&format!("{name}.console"));
+    let scratch = cache.path("stripped");
+    tests
+        .contents()
+        .write(&archive, image, emulator, &scratch)
+        .with_context(|| format!("writing {}", archive.display()))?;
+    fs::remove_file(&scratch)?;
+    let mut command = guest::command(emulator, image, &archive, &console)?;
+    eprintln!("kernels: {name} boots");
+    let outcome = guest::run(&mut command, &tests.plan, |record| {
+        tell(name, record);
+        // It is in the guest's memory by now, and large: nothing of it is left behind however this ends.
+        if !keep && matches!(record, Record::Booted { .. }) {
+            let _ = fs::remove_file(&archive);
+        }
+    })?;
+    if let Some(crash) = &outcome.crash {
+        let words = guest::last_words(&console, LAST_WORDS)?;
+        eprintln!("--- {name}: {crash}; its console's last words:\n{words}");
+    }
+    if keep {
+        eprintln!("kernels: this boots it again: {}", exec::show(&command));
+    } else {
+        fs::remove_file(&console).with_context(|| console.display().to_string())?;
+        // Of a guest that did not get up.
+        let _ = fs::remove_file(&archive);
+    }
+    Ok(outcome)
+}
+
+/// Programs and what to do with them.
+struct Tests {
+    init: PathBuf,
+    helpers: Vec<(&'static str, PathBuf)>,
+    tests: Vec<TestProgram>,
+    plan: Plan,
+}
+
+impl Tests {
+    /// Builds all tests, and chooses.
+    fn build(options: &Options) -> Result<Self> {
+        // The same packages as everywhere, so that dependencies are compiled once.
+        let mut build = exec::cargo();
+        build.args([
+            "test",
+            "--no-run",
+            "--workspace",
+            "--exclude",
+            "lb-ebpf",
+            "--test",
+            "*",
+        ]);
+        let built = Built::by(&mut build)?;
+        let mut tests = vec![];
+        let mut programs = vec![];
+        for package in ["lab", "lab-guest", "lb-userspace"] {
+            for test in built.integration_tests(package) {
+                let filters = if options.only.is_empty() {
+                    choose(package, &test.name, options.extent())
+                } else {
+                    options.only.contains(&test.name).then_some(&[][..])
+                };
+                if let Some(filters) = filters {
+                    programs.push(program(&test, filters));
+                    tests.push(test);
+                }
+            }
+        }
+        let absent = |name: &&String| !tests.iter().any(|test| test.name == **name);
+        if let Some(name) = options.only.iter().find(absent) {
+            bail!("there is no test program called {name} in lab, lab-guest or lb-userspace");
+        }
+        if programs.is_empty() {
+            bail!("cargo reported no test program that runs in a guest");
+        }
+        Ok(Self {
+            init: built.executable("lab-guest")?,
+            helpers: vec![(DAEMON, built.executable(DAEMON)?)],
+            tests,
+            plan: Plan {
+                modules: MODULES.map(str::to_owned).into(),
+                environment: [("LAB_PATIENCE", PATIENCE), ("RUST_BACKTRACE", "1")]
+                    .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                    .into(),
+                programs,
+            },
+        })
+    }
+
+    fn contents(&self) -> Contents<'_> {
+        Contents {
+            init: &self.init,
+            helpers: &self.helpers,
+            tests: &self.tests,
+            plan: &self.plan,
+        }
+    }
+}
+
+/// Whether a test program depends on the kernel and so is run, and with which filters; none are needed for all of its tests.
+fn choose(package: &str, test: &str, extent: Extent) -> Option<&'static [&'static str]> {
+    const ALL: &[&str] = &[];
+    let (least, filters) = match (package, test) {
+        ("lab", "packet_forward") => (Extent::Smoke, ALL),
+        ("lab-guest", _) if extent == Extent::Smoke => {
+            (Extent::Smoke, &["vlan::ipip_leaves_by_the_vlan_that"][..])
+        }
+        ("lab", "packet_flood") => (Extent::Floods, ALL),
+        ("lab", "websocket" | "drain") | ("lab-guest", _) | ("lb-userspace", "kernel") => {
+            (Extent::Usual, ALL)
+        }
+        ("lab", _) if test.starts_with("packet_") => (Extent::Usual, ALL),
+        _ => return None,
+    };
+    (extent >= least).then_some(filters)
+}
+
+fn program(test: &TestProgram, filters: &[&str]) -> Program {
+    let filters = filters.iter().map(|filter| (*filter).to_owned());
+    Program {
+        name: test.name.clone(),
+        path: image::place_of(test),
+        // Labs measure time, so tests run one after the other.
+        arguments: filters.chain(["--test-threads=1".to_owned()]).collect(),
+        limit_s: LIMIT_S,
+    }
+}
+
+/// Progress, and what a program said that failed.
+fn tell(kernel: &str, record: &Record) {
+    match record {
+        Record::Booted { release } => eprintln!("kernels: {kernel}: {release} is up"),
+        Record::Finished(finished) => {
+            let said = match finished.tally {
+                Some(tally) => format!("{} passed, {} failed", tally.passed, tally.failed),
+                None => finished.status.clone(),
+            };
+            let (program, seconds) = (&finished.program, finished.seconds);
+            eprintln!("kernels: {kernel}: {program}: {said} ({seconds:.1} s)");
+            if !finished.succeeded {
+                let (status, output) = (&finished.status, &finished.output);
+                eprintln!("--- {kernel}: {program} ({status})\n{output}");
+            }
+        }
+        Record::Started { .. } | Record::Done => {}
+    }
+}
+
+/// One line for each kernel.
+fn table(outcomes: &[(&str, Outcome)]) -> String {
+    let mut text = format!(
+        "{:<32}{:>7}{:>8}{:>8}{:>9}\n",
+        "kernel", "tests", "passed", "failed", "seconds"
+    );
+    for (name, outcome) in outcomes {
+        let tallies = outcome.finished.iter().filter_map(|program| program.tally);
+        let (mut passed, mut failed) = (0, 0);
+        for tally in tallies {
+            passed += tally.passed;
+            failed += tally.failed + tally.ignored;
+        }
+        let unfinished = outcome
+            .finished
+            .iter()
+            .any(|program| !program.succeeded && program.tally.is_none());
+        let remark = match outcome {
+            Outcome { crash: Some(_), .. } => "  crashed",
+            _ if unfinished => "  a program died",
+            _ => "",
+        };
+        let release = outcome.release.as_deref().unwrap_or(name);
+        let seconds = outcome.took.as_secs_f64();
+        text += &format!(
+            "{release:<32}{:>7}{passed:>8}{failed:>8}{seconds:>9.1}{remark}\n",
+            passed + failed
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use lab_guest::{Finished, Tally};
+
+    use super::*;
+
+    #[test]
+    fn what_depends_on_the_kernel_runs_and_floods_when_asked_for() {
+        for (package, test) in [
+            ("lab", "packet_parse"),
+            ("lab-guest", "guest"),
+            ("lb-userspace", "kernel"),
+            ("lab", "websocket"),
+        ] {
+            assert_eq!(
+                choose(package, test, Extent::Usual),
+                Some(&[][..]),
+                "{test}"
+            );
+        }
+        for extent in [Extent::Smoke, Extent::Usual, Extent::Floods] {
+            assert!(choose("lab", "packet_forward", extent).is_some());
+            assert!(choose("lab-guest", "guest", extent).is_some());
+            assert_eq!(choose("lab", "torture", extent), None);
+            assert_eq!(choose("lb-userspace", "reconcile_loop", extent), None);
+            let floods = choose("lab", "packet_flood", extent).is_some();
+            assert_eq!(floods, extent == Extent::Floods);
+        }
+        assert_eq!(choose("lab", "packet_parse", Extent::Smoke), None);
+    }
+
+    #[test]
+    fn the_table_counts_what_ran_and_says_what_did_not() {
+        let finished = |tally: Option<Tally>| Finished {
+            program: "one".into(),
+            seconds: 1.0,
+            tally,
+            status: "exit status: 101".into(),
+            succeeded: false,
+            output: String::new(),
+        };
+        let tally = Tally {
+            passed: 3,
+            failed: 1,
+            ignored: 1,
+        };
+        let outcome = Outcome {
+            release: Some("6.12.95".into()),
+            finished: vec![finished(Some(tally)), finished(None)],
+            crash: None,
+            took: Duration::from_millis(12_340),
+        };
+        let crashed = Outcome {
+            crash: Some("it went off".into()),
+            ..Outcome::default()
+        };
+        let table = table(&[("6.12", outcome), ("6.1", crashed)]);
+        let lines: Vec<Vec<_>> = table
+            .lines()
+            .map(|line| line.split_whitespace().collect())
+            .collect();
+        assert_eq!(
+            lines[1],
+            ["6.12.95", "5", "3", "2", "12.3", "a", "program", "died"]
+        );
+        assert_eq!(lines[2], ["6.1", "0", "0", "0", "0.0", "crashed"]);
+    }
+}
