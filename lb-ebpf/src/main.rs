@@ -31,9 +31,9 @@ use crate::{count::Tally, parse::Parsed};
 
 /// Steers one packet.
 ///
-/// Two functions, each with the whole way in it: a short one for segments of established flows, and one for everything. So the
-/// short one has nothing to remember but its packet, and neither has the other in its stack: a BPF program has 512 bytes for all
-/// its frames.
+/// Two functions, each with the whole way in it: a short one for segments of established flows in frames without VLAN tags and IPv4
+/// options, and one for everything. So the short one has nothing to remember but its packet, and neither has the other in its stack: a
+/// BPF program has 512 bytes for all its frames.
 #[xdp(frags)]
 fn tether(ctx: XdpContext) -> u32 {
     match established(ctx.ctx) {
@@ -58,6 +58,7 @@ fn established(ctx: *mut xdp_md) -> u32 {
 #[inline(always)]
 fn steer_established(ctx: &XdpContext) -> Option<u32> {
     let segment = parse::plain(ctx)?;
+    // Such a segment is of no established flow: it need not look for its service twice.
     if segment.tcp.has_any(tcp::SYN) {
         return None;
     }

@@ -27,14 +27,12 @@ pub(crate) fn forward_plain(
     backend: *const Backend,
     state: BackendState,
 ) -> Option<u32> {
+    let mode = state.mode()?;
     let hop = hop_in_force(backend, state);
     let action = egress(ctx, hop).ok()?;
-    if state.mode_code() == Mode::Ipip as u8 {
-        ipip::encapsulate_plain(ctx, segment, hop).ok()?;
-    } else if state.mode_code() == Mode::L2 as u8 {
-        l2::rewrite_plain(ctx, hop).ok()?;
-    } else {
-        return None;
+    match mode {
+        Mode::Ipip => ipip::encapsulate_plain(ctx, segment, hop).ok()?,
+        Mode::L2 => l2::rewrite_plain(ctx, hop).ok()?,
     }
     Some(action)
 }
@@ -47,15 +45,12 @@ pub(crate) fn forward(
     backend: *const Backend,
     state: BackendState,
 ) -> Result<u32, Reason> {
-    if state.mode().is_none() {
-        return Err(Reason::UnknownMode);
-    }
+    let mode = state.mode().ok_or(Reason::UnknownMode)?;
     let hop = hop_in_force(backend, state);
     let action = egress(ctx, hop)?;
-    if state.mode_code() == Mode::Ipip as u8 {
-        ipip::encapsulate(ctx, segment, hop, state)?;
-    } else {
-        l2::rewrite(ctx, segment, hop, state)?;
+    match mode {
+        Mode::Ipip => ipip::encapsulate(ctx, segment, hop, state)?,
+        Mode::L2 => l2::rewrite(ctx, segment, hop, state)?,
     }
     Ok(action)
 }

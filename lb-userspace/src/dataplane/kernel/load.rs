@@ -133,15 +133,7 @@ impl Loaded {
 
     /// The file descriptor of a map of the program, by its name in [`lb_common::maps`] or by its section in the object.
     pub fn map_fd(&self, name: &str) -> Option<BorrowedFd<'_>> {
-        let map = self
-            .0
-            .ebpf
-            .map(name)
-            .or_else(|| self.0.ebpf.map(&section(name)))?;
-        match map {
-            Map::Array(data) | Map::DevMapHash(data) => Some(data.fd().as_fd()),
-            _ => None,
-        }
+        map_fd(&self.0.ebpf, name)
     }
 }
 
@@ -177,9 +169,9 @@ impl Prepared {
         let constants = ConstantsData(constants(capacity, &instance));
         let mut loader = EbpfLoader::new();
         loader.override_global(names::CONSTANTS, &constants, true);
-        let mut ebpf = loader.load(objects::TETHER).map_err(refused("the maps"))?;
+        let ebpf = loader.load(objects::TETHER).map_err(refused("the maps"))?;
         for (name, map) in opened.iter().filter(|(name, _)| **name != names::INSTANCE) {
-            stand_in(&mut ebpf, name, map.as_fd())?;
+            stand_in(&ebpf, name, map.as_fd())?;
         }
         let maps = Maps::of_kernel(capacity, |name| opened[name].as_fd())
             .map_err(|errno| refused_call("mapping the maps' memory")(errno.into()))?;
@@ -193,32 +185,15 @@ impl Prepared {
 
 /// Puts a map in the place of the one that aya has made of the object's section, or of its definition.
 ///
-/// The sections are sized for nothing, since the object does not know how large a map is, and aya knows no way to say so; and what is defined
-/// is to be the pinned one. But the
-/// instructions name a map by the number of its descriptor, which the kernel looks up when it is asked to take the program: so what has that
-/// number by then is the program's map.
-fn stand_in(ebpf: &mut Ebpf, name: &str, map: BorrowedFd<'_>) -> Result<(), Error> {
-    let name = match name {
-        names::EGRESS => name.to_owned(),
-        name => section(name),
-    };
-    let placeholder = match ebpf.map_mut(&name) {
-        Some(Map::Array(placeholder) | Map::DevMapHash(placeholder)) => placeholder,
-        Some(_) => {
-            return Err(foreign_object(
-                "one of the object's maps is no array and no device map",
-            ));
-        }
-        None => return Err(foreign_object("the object lacks one of the maps")),
-    };
+/// The sections are sized for nothing, since the object does not know how large a map is, and aya knows no way to say so; and what is
+/// defined is to be the pinned one. But the instructions name a map by the number of its descriptor, which the kernel looks up when it is
+/// asked to take the program: so what has that number by then is the program's map.
+fn stand_in(ebpf: &Ebpf, name: &str, map: BorrowedFd<'_>) -> Result<(), Error> {
+    let placeholder = map_fd(ebpf, name).ok_or_else(|| {
+        foreign_object("the object lacks one of the maps, or has one of another type in its place")
+    })?;
     // SAFETY: the number is that of a descriptor that aya owns and goes on owning; only what it refers to changes.
-    let placed = unsafe {
-        libc::dup3(
-            map.as_raw_fd(),
-            placeholder.fd().as_fd().as_raw_fd(),
-            libc::O_CLOEXEC,
-        )
-    };
+    let placed = unsafe { libc::dup3(map.as_raw_fd(), placeholder.as_raw_fd(), libc::O_CLOEXEC) };
     if placed < 0 {
         return Err(refused_call("giving the program its maps")(
             io::Error::last_os_error(),
@@ -227,9 +202,16 @@ fn stand_in(ebpf: &mut Ebpf, name: &str, map: BorrowedFd<'_>) -> Result<(), Erro
     Ok(())
 }
 
-/// The section of the object that stands for a map.
-fn section(name: &str) -> String {
-    format!(".bss.{name}")
+/// The descriptor of a map of the program, by its definition's name, by that of the section which stands for it, or by what follows `.bss.`
+/// in that.
+fn map_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Option<BorrowedFd<'a>> {
+    let map = ebpf
+        .map(name)
+        .or_else(|| ebpf.map(&format!(".bss.{name}")))?;
+    match map {
+        Map::Array(data) | Map::DevMapHash(data) => Some(data.fd().as_fd()),
+        _ => None,
+    }
 }
 
 /// Creates all maps of this capacity.
