@@ -1,8 +1,11 @@
 //! The entry of a backend: where it is, how to reach it, whether it may take flows.
 
-use core::mem::{offset_of, size_of};
+use core::{
+    mem::{offset_of, size_of},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
-use crate::net::VlanTag;
+use crate::net::{Address, IpVersion, VlanTag};
 
 /// What a backend may be given: derived from admin state and health.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -32,7 +35,7 @@ impl core::fmt::Display for Serving {
     }
 }
 
-/// How packets reach a backend.
+/// How packets reach a backend, as the operator says it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[cfg_attr(
     feature = "user",
@@ -43,8 +46,41 @@ impl core::fmt::Display for Serving {
 pub enum Mode {
     /// Destination MAC rewritten.
     L2 = 1,
-    /// IPv4 in IPv4 (RFC 2003).
+    /// IP in IP: IPv4 in IPv4 (RFC 2003), IPv6 in IPv6 and IPv4 in IPv6 (RFC 2473).
     Ipip = 2,
+}
+
+/// How packets reach a backend, as the data path does it: the mode, and the family of what it adds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u8)]
+pub enum Forwarding {
+    /// Mode `l2`.
+    L2 = 1,
+    /// Mode `ipip`, to a backend with an IPv4 address.
+    InIpv4 = 2,
+    /// Mode `ipip`, to a backend with an IPv6 address.
+    InIpv6 = 3,
+}
+
+impl Forwarding {
+    /// To a backend at this address.
+    #[must_use]
+    pub const fn new(mode: Mode, backend: IpAddr) -> Self {
+        match (mode, backend) {
+            (Mode::L2, _) => Self::L2,
+            (Mode::Ipip, IpAddr::V4(_)) => Self::InIpv4,
+            (Mode::Ipip, IpAddr::V6(_)) => Self::InIpv6,
+        }
+    }
+
+    /// The mode.
+    #[must_use]
+    pub const fn mode(self) -> Mode {
+        match self {
+            Self::L2 => Mode::L2,
+            Self::InIpv4 | Self::InIpv6 => Mode::Ipip,
+        }
+    }
 }
 
 /// The word of a backend that changes: swapped by one store.
@@ -55,7 +91,7 @@ pub enum Mode {
 /// | 5-6 | [`Serving`] |
 /// | 7 | which of the two next hops is in force |
 /// | 8 | resolved: that next hop is valid |
-/// | 9-11 | [`Mode`] |
+/// | 9-11 | [`Forwarding`] |
 /// | 12-13 | how many VLAN tags that next hop has: 0 to 2 |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(transparent)]
@@ -65,7 +101,7 @@ impl BackendState {
     const SERVING_SHIFT: u32 = 5;
     const HOP: u64 = 1 << 7;
     const RESOLVED: u64 = 1 << 8;
-    const MODE_SHIFT: u32 = 9;
+    const FORWARDING_SHIFT: u32 = 9;
     const TAGS_SHIFT: u32 = 12;
     const TAGS: u64 = 3 << Self::TAGS_SHIFT;
 
@@ -74,7 +110,7 @@ impl BackendState {
     pub const fn new(
         generation: u8,
         serving: Serving,
-        mode: Mode,
+        forwarding: Forwarding,
         hop: u8,
         resolved: bool,
     ) -> Self {
@@ -83,7 +119,7 @@ impl BackendState {
                 | ((serving as u64) << Self::SERVING_SHIFT)
                 | ((hop as u64 & 1) << 7)
                 | ((resolved as u64) << 8)
-                | ((mode as u64) << Self::MODE_SHIFT),
+                | ((forwarding as u64) << Self::FORWARDING_SHIFT),
         )
     }
 
@@ -136,18 +172,13 @@ impl BackendState {
             && !matches!(self.serving(), Serving::None)
     }
 
-    /// The mode's code, as in [`Mode`]; 0 in an entry that was never written.
+    /// How packets are forwarded, if the entry was ever written.
     #[inline(always)]
-    pub const fn mode_code(self) -> u8 {
-        ((self.0 >> Self::MODE_SHIFT) & 7) as u8
-    }
-
-    /// The mode, if the entry was ever written.
-    #[inline(always)]
-    pub const fn mode(self) -> Option<Mode> {
-        match self.mode_code() {
-            1 => Some(Mode::L2),
-            2 => Some(Mode::Ipip),
+    pub const fn forwarding(self) -> Option<Forwarding> {
+        match (self.0 >> Self::FORWARDING_SHIFT) & 7 {
+            1 => Some(Forwarding::L2),
+            2 => Some(Forwarding::InIpv4),
+            3 => Some(Forwarding::InIpv6),
             _ => None,
         }
     }
@@ -155,8 +186,8 @@ impl BackendState {
 
 /// How a packet leaves for a backend. Resolved by the daemon, so the data path looks up no route.
 ///
-/// Laid out as it goes onto the wire, so that few and wide loads and stores write it: the first 16 bytes are those of an untagged frame of
-/// mode `ipip`, the next eight the outer header's addresses; the last eight those that follow the addresses of a tagged one.
+/// Laid out as it goes onto the wire, so that few and wide loads and stores write it: the first 16 bytes are those of an untagged encapsulated
+/// frame, the last eight those that follow the MAC addresses of a tagged one. The first half is all that an untagged frame in IPv4 needs.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(8))]
 pub struct NextHop {
@@ -164,20 +195,18 @@ pub struct NextHop {
     pub destination: [u8; 6],
     /// MAC of the egress interface.
     pub source: [u8; 6],
-    /// `ipip`: EtherType of IPv4, network byte order.
+    /// `ipip`: EtherType of the outer header, network byte order.
     pub ethertype: [u8; 2],
-    /// `ipip`: the outer header's version and length, and a type of service of 0.
+    /// `ipip`: the outer header's first two bytes, with a type of service or traffic class of 0.
     pub outer_start: [u8; 2],
-    /// `ipip`: source of the outer header, network byte order.
-    pub outer_source: [u8; 4],
-    /// `ipip`: destination of the outer header, which is the backend, network byte order.
-    pub outer_destination: [u8; 4],
     /// Index of the egress interface: the physical one (or a bond's master) below any VLAN devices.
     pub ifindex: u32,
     /// MTU of the egress interface or the route, in bytes from the IP header on.
     pub mtu: u16,
-    /// `ipip`: the outer header's checksum as a folded sum of all that is constant: everything but length and type of service.
+    /// `ipip` in IPv4: the outer header's checksum as a folded sum of all that is constant: everything but length and type of service.
     pub checksum_base: u16,
+    /// `ipip`: the outer header's addresses, this host's and then the backend's: twice four bytes in IPv4, twice sixteen in IPv6.
+    pub outer: [u8; 32],
     /// VLAN tags that the frame leaves with, the outermost first.
     pub tags: [VlanTag; 2],
 }
@@ -191,21 +220,63 @@ impl NextHop {
             + (u16::from_ne_bytes(inner.protocol) != 0) as u8
     }
 
-    /// As it is for mode `ipip` and a backend, given in host byte order.
+    /// The same, its outer header being from `source`: what [`NextHop::encapsulating`] completes.
     #[must_use]
-    pub const fn encapsulating(self, backend: u32) -> Self {
+    pub const fn from_source(self, source: IpAddr) -> Self {
+        let mut outer = [0; 32];
+        match source {
+            IpAddr::V4(source) => put(&mut outer, 0, &source.octets()),
+            IpAddr::V6(source) => put(&mut outer, 0, &source.octets()),
+        }
+        Self { outer, ..self }
+    }
+
+    /// What [`NextHop::from_source`] was given, an address of this version of IP.
+    #[must_use]
+    pub const fn source_address(&self, version: IpVersion) -> IpAddr {
+        let [a, b, c, d, rest @ ..] = self.outer;
+        let [e, f, g, h, i, j, k, l, m, n, o, p, ..] = rest;
+        match version {
+            IpVersion::V4 => IpAddr::V4(Ipv4Addr::new(a, b, c, d)),
+            IpVersion::V6 => IpAddr::V6(Ipv6Addr::from_octets([
+                a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p,
+            ])),
+        }
+    }
+
+    /// As it is for mode `ipip` and a backend, whose family is that of the source.
+    #[must_use]
+    pub const fn encapsulating(self, backend: IpAddr) -> Self {
         use crate::{
             csum::{fold, halves},
-            headers::{ETHERTYPE_IPV4, IPV4_DF, PROTO_IPIP, TTL},
+            headers::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4_DF, PROTO_IPIP, TTL},
         };
-        let source = u32::from_be_bytes(self.outer_source);
-        let constant = 0x4500 + IPV4_DF as u64 + (((TTL as u64) << 8) | PROTO_IPIP as u64);
-        Self {
-            ethertype: ETHERTYPE_IPV4.to_be_bytes(),
-            outer_start: [0x45, 0],
-            outer_destination: backend.to_be_bytes(),
-            checksum_base: fold(constant + halves(source) + halves(backend)),
-            ..self
+        let mut outer = self.outer;
+        match backend {
+            IpAddr::V4(backend) => {
+                let [a, b, c, d, ..] = self.outer;
+                let source = u32::from_be_bytes([a, b, c, d]);
+                let constant = 0x4500 + IPV4_DF as u64 + (((TTL as u64) << 8) | PROTO_IPIP as u64);
+                let sum = constant + halves(source) + halves(backend.to_bits());
+                put(&mut outer, 4, &backend.octets());
+                Self {
+                    ethertype: ETHERTYPE_IPV4.to_be_bytes(),
+                    outer_start: [0x45, 0],
+                    outer,
+                    checksum_base: fold(sum),
+                    ..self
+                }
+            }
+            IpAddr::V6(backend) => {
+                put(&mut outer, 16, &backend.octets());
+                Self {
+                    ethertype: ETHERTYPE_IPV6.to_be_bytes(),
+                    outer_start: [0x60, 0],
+                    outer,
+                    checksum_base: 0,
+                    ..self
+                }
+            }
         }
     }
 
@@ -215,15 +286,25 @@ impl NextHop {
         Self {
             ethertype: [0; 2],
             outer_start: [0; 2],
-            outer_source: [0; 4],
-            outer_destination: [0; 4],
+            outer: [0; 32],
             checksum_base: 0,
             ..self
         }
     }
 }
 
-/// One backend, two cache lines. Written before anything refers to it.
+/// Copies bytes into a place that has room for them.
+const fn put(to: &mut [u8; 32], at: usize, from: &[u8]) {
+    let mut index = 0;
+    while index < from.len() {
+        to[at + index] = from[index];
+        index += 1;
+    }
+}
+
+/// One backend, three cache lines. Written before anything refers to it.
+///
+/// What an untagged frame in IPv4 needs of the first next hop is in the first of them, together with the state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct Backend {
@@ -231,26 +312,23 @@ pub struct Backend {
     pub state: u64,
     /// Hash of the backend's full identity (service, name, address, port, mode); 0 is an entry that is not in use.
     pub identity: u64,
-    /// Address, host byte order.
-    pub address: u32,
+    /// Address.
+    pub address: Address,
+    /// Two next hops, of which the state names one: the daemon writes the other, then swaps the state. It lets a grace period pass
+    /// before it writes the first again.
+    pub hops: [NextHop; 2],
     /// Port, host byte order.
     pub port: u16,
     /// Id of the service it belongs to.
     pub service: u16,
     /// Zero.
-    pub reserved: u64,
-    /// Two next hops, of which the state names one: the daemon writes the other, then swaps the state. It lets a grace period pass
-    /// before it writes the first again.
-    pub hops: [NextHop; 2],
-    /// Zero.
-    pub reserved_end: [u64; 2],
+    pub reserved: [u32; 7],
 }
 
-const _: () = assert!(size_of::<NextHop>() == 40 && offset_of!(NextHop, source) == 6);
-const _: () =
-    assert!(offset_of!(NextHop, outer_start) == 14 && offset_of!(NextHop, outer_destination) == 20);
-const _: () = assert!(offset_of!(NextHop, tags) == 32 && size_of::<VlanTag>() == 4);
-const _: () = assert!(size_of::<Backend>() == 128 && offset_of!(Backend, hops) == 32);
+const _: () = assert!(size_of::<NextHop>() == 64 && offset_of!(NextHop, source) == 6);
+const _: () = assert!(offset_of!(NextHop, outer_start) == 14 && offset_of!(NextHop, outer) == 24);
+const _: () = assert!(offset_of!(NextHop, tags) == 56 && size_of::<VlanTag>() == 4);
+const _: () = assert!(size_of::<Backend>() == 192 && offset_of!(Backend, hops) == 32);
 
 #[cfg(test)]
 mod tests {
@@ -259,11 +337,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_state_keeps_what_it_is_given(generation in 0u8..32, serving in 0u8..3, mode in 1u8..3, hop in 0u8..2, tags in 0u8..3, resolved: bool) {
+        fn a_state_keeps_what_it_is_given(generation in 0u8..32, serving in 0u8..3, forwarding in 0u8..3, hop in 0u8..2, tags in 0u8..3, resolved: bool) {
             let serving = [Serving::None, Serving::ExistingOnly, Serving::New][serving as usize];
-            let mode = if mode == 1 { Mode::L2 } else { Mode::Ipip };
-            let state = BackendState::new(generation, serving, mode, hop, resolved).tagged(tags);
-            prop_assert_eq!((state.generation(), state.serving(), state.mode()), (generation, serving, Some(mode)));
+            let forwarding = [Forwarding::L2, Forwarding::InIpv4, Forwarding::InIpv6][forwarding as usize];
+            let state = BackendState::new(generation, serving, forwarding, hop, resolved).tagged(tags);
+            prop_assert_eq!((state.generation(), state.serving(), state.forwarding()), (generation, serving, Some(forwarding)));
             prop_assert_eq!((state.hop(), state.is_resolved()), (usize::from(hop), resolved));
             prop_assert_eq!((state.tags(), state.tagged(0).tags()), (tags, 0));
             let forwards = resolved && tags == 0 && serving != Serving::None;
@@ -287,7 +365,7 @@ mod tests {
     fn an_unwritten_entry_serves_nothing() {
         let state = BackendState::default();
         assert_eq!(
-            (state.serving(), state.is_resolved(), state.mode()),
+            (state.serving(), state.is_resolved(), state.forwarding()),
             (Serving::None, false, None)
         );
     }

@@ -21,8 +21,10 @@ pub const ORDERS: &str = "ORDERS";
 /// Map with the program under test: program array of one.
 pub const UNDER_TEST: &str = "UNDER_TEST";
 
-/// Length of the packets that the harness makes, in bytes of frame: the least that Ethernet has.
+/// Length of the IPv4 packets that the harness makes, in bytes of frame: the least that Ethernet has.
 pub const FRAME_LEN: usize = 60;
+/// Length of the IPv6 packets that the harness makes, in bytes of frame: a segment without data.
+pub const FRAME6_LEN: usize = 74;
 
 /// How much headroom [`POISON`] fills, in bytes.
 pub const POISON_LEN: usize = 64;
@@ -52,15 +54,26 @@ pub struct Orders {
     pub flows: u32,
     /// State: of the random generator (never 0), or the number of the next flow.
     pub state: u32,
-    /// Destination address, host byte order.
+    /// Destination address, host byte order; of an IPv6 packet what [`address6`] makes of it.
     pub destination: u32,
     /// Destination port, host byte order.
     pub port: u32,
     /// Sequence number of all segments.
     pub seq: u32,
+    /// An [`crate::net::IpVersion`].
+    pub version: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<Orders>() == 24);
+const _: () = assert!(size_of::<Orders>() == 32);
+
+/// The IPv6 address that stands for an IPv4 one, as [`crate::net::Address::words`] gives it.
+#[inline(always)]
+pub const fn address6(address: u32) -> [u64; 2] {
+    const PREFIX: u64 = u64::from_le_bytes([0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 1]);
+    [PREFIX, (address as u64).to_be()]
+}
 
 /// The client of flow `number`: its address and port, host byte order. 2^14 ports an address.
 #[inline(always)]

@@ -6,11 +6,15 @@ pub const ETH_LEN: usize = 14;
 pub const VLAN_LEN: usize = 4;
 /// IPv4 header without options, bytes.
 pub const IPV4_LEN: usize = 20;
+/// IPv6 header without extension headers, bytes.
+pub const IPV6_LEN: usize = 40;
 /// TCP header without options, bytes.
 pub const TCP_LEN: usize = 20;
 
 /// EtherType of IPv4.
 pub const ETHERTYPE_IPV4: u16 = 0x0800;
+/// EtherType of IPv6.
+pub const ETHERTYPE_IPV6: u16 = 0x86dd;
 /// EtherType of an 802.1Q tag.
 pub const ETHERTYPE_VLAN: u16 = 0x8100;
 /// EtherType of an 802.1ad service tag.
@@ -21,6 +25,17 @@ pub const PROTO_IPIP: u8 = 4;
 /// Protocol number of TCP.
 pub const PROTO_TCP: u8 = 6;
 
+/// Protocol number of IPv6 in IPv6 or IPv4 (RFC 2473).
+pub const PROTO_IPV6: u8 = 41;
+/// Next header: hop-by-hop options (RFC 8200, section 4.3).
+pub const NEXT_HOP_BY_HOP: u8 = 0;
+/// Next header: routing (RFC 8200, section 4.4).
+pub const NEXT_ROUTING: u8 = 43;
+/// Next header: fragment (RFC 8200, section 4.5).
+pub const NEXT_FRAGMENT: u8 = 44;
+/// Next header: destination options (RFC 8200, section 4.6).
+pub const NEXT_DESTINATION: u8 = 60;
+
 /// IPv4's don't-fragment flag, in the flags-and-offset word.
 pub const IPV4_DF: u16 = 0x4000;
 /// IPv4's more-fragments flag, in the flags-and-offset word.
@@ -28,5 +43,8 @@ pub const IPV4_MF: u16 = 0x2000;
 /// IPv4's fragment offset, in the flags-and-offset word, in units of 8 bytes.
 pub const IPV4_OFFSET: u16 = 0x1fff;
 
-/// The TTL of packets that start here.
+/// IPv6's fragment offset, in the offset-and-flag word of the fragment header.
+pub const IPV6_OFFSET: u16 = 0xfff8;
+
+/// The TTL or hop limit of packets that start here.
 pub const TTL: u8 = 64;

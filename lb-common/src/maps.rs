@@ -1,17 +1,22 @@
-//! Names, versions and capacities of the maps: written nowhere else. Each map but [`EGRESS`] has one value, which is an array.
+//! Names, versions and capacities of the maps: written nowhere else. Each map but [`EGRESS`] and
+//! [`PROGRAMS`] has one value, which is an array.
 
 use core::mem::size_of;
 
 /// Version of all layouts in this crate, and of where things are found in them: the homes of flows and of VIPs, and the choice of a slot. It
 /// changes whenever any of them does; a daemon that meets maps of another version refuses, or migrates.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// IPv4 flow table: array of [`crate::flow::v4::Bucket`].
 pub const FLOWS4: &str = "FLOWS4";
-/// Facts for people about IPv4 flows: array of [`crate::flow::v4::Facts`], parallel to [`FLOWS4`].
+/// Facts for people about IPv4 flows: array of [`crate::flow::bucket::Facts`], parallel to [`FLOWS4`].
 pub const FACTS4: &str = "FACTS4";
-/// Until when [`FLOWS4`] is only read: array of one [`Hold`].
-pub const HOLD4: &str = "HOLD4";
+/// IPv6 flow table: array of [`crate::flow::v6::Bucket`].
+pub const FLOWS6: &str = "FLOWS6";
+/// Facts for people about IPv6 flows: array of [`crate::flow::bucket::Facts`], parallel to [`FLOWS6`].
+pub const FACTS6: &str = "FACTS6";
+/// Until when the flow tables are only read: array of one [`Hold`].
+pub const HOLD: &str = "HOLD";
 /// All Maglev tables: array of [`crate::maglev::Slot`].
 pub const TABLES: &str = "TABLES";
 /// Services by id: array of [`crate::service::Service`].
@@ -20,6 +25,8 @@ pub const SERVICES: &str = "SERVICES";
 pub const BACKENDS: &str = "BACKENDS";
 /// IPv4 VIPs: array of [`crate::vip::VipBucket`].
 pub const VIPS4: &str = "VIPS4";
+/// IPv6 VIPs: array of [`crate::vip::VipBucket`].
+pub const VIPS6: &str = "VIPS6";
 /// Counters: array of [`crate::counters::Counter`], shaped by [`crate::counters::Layout`].
 pub const COUNTERS: &str = "COUNTERS";
 /// What each CPU keeps for itself: array of [`crate::counters::CpuState`], by CPU number.
@@ -28,21 +35,30 @@ pub const CPUS: &str = "CPUS";
 pub const EGRESS: &str = "EGRESS";
 /// Entries in [`EGRESS`].
 pub const EGRESS_INTERFACES: u32 = 1_024;
+/// The programs that [`PROGRAM`] hands packets on to: program array, by these indices.
+pub const PROGRAMS: &str = "PROGRAMS";
+/// Index in [`PROGRAMS`] of [`IPV6_PROGRAM`].
+pub const IPV6_INDEX: u32 = 0;
+/// Entries in [`PROGRAMS`].
+pub const PROGRAMS_LEN: u32 = 1;
 /// The instance's own facts: array of one [`Instance`].
 pub const INSTANCE: &str = "INSTANCE";
 
 /// Every map.
-pub const ALL: [&str; 11] = [
-    INSTANCE, FLOWS4, FACTS4, HOLD4, TABLES, SERVICES, BACKENDS, VIPS4, COUNTERS, CPUS, EGRESS,
+pub const ALL: [&str; 15] = [
+    INSTANCE, FLOWS4, FACTS4, FLOWS6, FACTS6, HOLD, TABLES, SERVICES, BACKENDS, VIPS4, VIPS6,
+    COUNTERS, CPUS, EGRESS, PROGRAMS,
 ];
-/// Those that make up the flow table: another table has others.
-pub const OF_FLOWS: [&str; 3] = [FLOWS4, FACTS4, HOLD4];
+/// Those that make up the flow tables, or that programs of other tables must not share: tables of another size have others.
+pub const OF_FLOWS: [&str; 6] = [FLOWS4, FACTS4, FLOWS6, FACTS6, HOLD, PROGRAMS];
 
 /// What the daemon has inserted, while it moves flows to another table: array of [`crate::flow::copy::Order`]. Never pinned.
 pub const COPIES: &str = "COPIES";
 
 /// Name of the load balancer's XDP program.
 pub const PROGRAM: &str = "tether";
+/// Name of the program that [`PROGRAM`] hands IPv6 packets on to.
+pub const IPV6_PROGRAM: &str = "tether6";
 /// Name of the program that inserts entries for the daemon; it meets no packet but that of a test run.
 pub const COPY_PROGRAM: &str = "copy";
 /// Name of the decapsulating XDP program.
@@ -62,9 +78,9 @@ pub struct Instance {
     pub fleet_seed: [u64; 4],
 }
 
-/// Until when the entries of a flow table are only read.
+/// Until when the entries of the flow tables are only read.
 ///
-/// While it is held, everything is forwarded as before, but nothing is written: so the daemon can copy the table exactly. What would be lost
+/// While they are held, everything is forwarded as before, but nothing is written: so the daemon can copy them exactly. What would be lost
 /// with that (the end of a flow, the promotion of one) is dropped, and comes again. It is a moment and no switch, so that a daemon
 /// which dies meanwhile leaves nothing behind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -85,8 +101,10 @@ pub struct Constants {
     /// Secret that keys the flow table's buckets: [`Instance::flow_seed`].
     pub flow_seed: crate::hash::Seed,
     /// Buckets in [`FLOWS4`].
-    pub flow_buckets: u32,
-    /// Buckets in [`VIPS4`].
+    pub flow4_buckets: u32,
+    /// Buckets in [`FLOWS6`].
+    pub flow6_buckets: u32,
+    /// Buckets in [`VIPS4`] and in [`VIPS6`].
     pub vip_buckets: u32,
     /// Shape of [`COUNTERS`].
     pub counters: crate::counters::Layout,
@@ -98,13 +116,15 @@ pub struct Constants {
     pub cpus: u32,
     /// Entries in [`COUNTERS`].
     pub counter_entries: u32,
+    /// Zero.
+    pub reserved: u32,
     /// Nanoseconds an adoption costs a CPU, see [`crate::counters::spend`].
     pub adoption_cost_ns: u64,
     /// Nanoseconds a reset costs a CPU.
     pub reset_cost_ns: u64,
 }
 
-const _: () = assert!(size_of::<Instance>() == 64 && size_of::<Constants>() == 72);
+const _: () = assert!(size_of::<Instance>() == 64 && size_of::<Constants>() == 80);
 
 /// Name of the global in the BPF object that holds [`Constants`].
 pub const CONSTANTS: &str = "CONSTANTS";
@@ -116,6 +136,8 @@ pub const BURST_NS: u64 = 100_000_000;
 pub mod default {
     /// IPv4 flows.
     pub const FLOWS: u32 = 1_000_000;
+    /// IPv6 flows.
+    pub const FLOWS6: u32 = 250_000;
     /// Services.
     pub const SERVICES: u32 = 4_096;
     /// Backends.
@@ -132,26 +154,42 @@ pub mod default {
 mod tests {
     use super::*;
     use crate::{
-        flow::v4::Key,
+        flow::{FlowKey, v4, v6},
         hash::Seed,
-        maglev::{client_word, slot_index},
+        maglev::slot_index,
+        net::Address,
         vip::{self, VipEntry},
     };
 
     /// A change of any of these numbers loses every flow that an older version has pinned, unless the version changes too.
     #[test]
-    fn what_version_3_finds_where() {
-        assert_eq!(ABI_VERSION, 3);
+    fn what_version_4_finds_where() {
+        assert_eq!(ABI_VERSION, 4);
         let seed = Seed::new([0x1234_5678_9abc_def0, 3, 5]);
-        let key = Key::new(0x0a00_0001, 40_000, 7);
-        let client = client_word(key.address(), key.port());
+        let key = v4::Key::new(0x0a00_0001, 40_000, 7);
+        let slot = |client| slot_index(client, &seed, 0, 65_537);
         assert_eq!(
             (
                 key.homes(&seed, 416_667),
                 vip::homes(VipEntry::key(0x0a00_0001, 443), 4_096),
-                slot_index(client, &seed, 0, 65_537),
+                slot(key.client_word(&seed)),
             ),
             ([174_262, 26_694], [3_097, 1_067], 27_409)
+        );
+        let address = Address::from(core::net::IpAddr::from([0x2001, 0xdb8, 0, 1, 2, 3, 4, 5]));
+        let key = v6::Key::new(address.words(), 40_000, 7);
+        let vip = VipEntry::key6(address.words(), 443);
+        assert_eq!(
+            (
+                key.homes(&seed, 104_167),
+                (vip, vip::homes(vip, 4_096)),
+                slot(key.client_word(&seed)),
+            ),
+            (
+                [61_596, 67_835],
+                (4_852_275_187_557_662_720, [1_510, 3_154]),
+                38_563
+            )
         );
     }
 }

@@ -1,5 +1,70 @@
 //! Addresses and VLAN tags as they are on the wire.
 
+use core::net::{IpAddr, Ipv6Addr};
+
+/// A version of IP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(u32)]
+pub enum IpVersion {
+    /// IPv4.
+    V4 = 4,
+    /// IPv6.
+    V6 = 6,
+}
+
+impl IpVersion {
+    /// That of an address.
+    #[must_use]
+    pub const fn of(address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(_) => Self::V4,
+            IpAddr::V6(_) => Self::V6,
+        }
+    }
+}
+
+/// An IPv6 address, or an IPv4 one in its place (IPv4-mapped: RFC 4291, section 2.5.5.2).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[repr(C, align(8))]
+pub struct Address(pub [u8; 16]);
+
+impl Address {
+    /// Its two halves, each as a word is loaded from a packet.
+    #[inline(always)]
+    #[must_use]
+    pub const fn words(self) -> [u64; 2] {
+        let [a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p] = self.0;
+        [
+            u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
+            u64::from_ne_bytes([i, j, k, l, m, n, o, p]),
+        ]
+    }
+
+    /// From the halves as [`Address::words`] gives them.
+    #[inline(always)]
+    #[must_use]
+    pub const fn of_words(words: [u64; 2]) -> Self {
+        let [a, b, c, d, e, f, g, h] = words[0].to_ne_bytes();
+        let [i, j, k, l, m, n, o, p] = words[1].to_ne_bytes();
+        Self([a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p])
+    }
+}
+
+impl From<IpAddr> for Address {
+    fn from(address: IpAddr) -> Self {
+        Self(match address {
+            IpAddr::V4(address) => address.to_ipv6_mapped().octets(),
+            IpAddr::V6(address) => address.octets(),
+        })
+    }
+}
+
+impl From<Address> for IpAddr {
+    fn from(address: Address) -> Self {
+        Ipv6Addr::from(address.0).to_canonical()
+    }
+}
+
 /// An Ethernet address.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
 #[repr(transparent)]
@@ -54,5 +119,20 @@ impl core::fmt::Display for VlanTag {
             _ => "802.1Q",
         };
         write!(f, "{standard} {}", self.vlan())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_keeps_its_family_and_its_bytes() {
+        for text in ["10.0.0.1", "2001:db8::1", "::", "0.0.0.0", "::1"] {
+            let address: IpAddr = text.parse().unwrap();
+            let bytes = Address::from(address);
+            assert_eq!(IpAddr::from(bytes), address);
+            assert_eq!(Address::of_words(bytes.words()), bytes);
+        }
     }
 }

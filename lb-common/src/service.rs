@@ -2,7 +2,7 @@
 
 use core::mem::{offset_of, size_of};
 
-use crate::hash::Seed;
+use crate::{hash::Seed, net::Address};
 
 /// One service, one cache line. Written before the directory of VIPs names it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -14,14 +14,13 @@ pub struct Service {
     pub seed: Seed,
     /// Hash of the service's full identity (name, VIP, port, mode); 0 is an entry that is not in use.
     pub identity: u64,
-    /// VIP, host byte order.
-    pub vip: u32,
+    /// VIP.
+    pub vip: Address,
     /// Port, host byte order.
     pub port: u16,
     /// Zero.
-    pub reserved: u16,
-    /// Zero.
-    pub reserved_end: [u64; 2],
+    pub reserved: [u16; 3],
 }
 
 const _: () = assert!(size_of::<Service>() == 64 && offset_of!(Service, identity) == 32);
+const _: () = assert!(offset_of!(Service, vip) == 40 && offset_of!(Service, port) == 56);

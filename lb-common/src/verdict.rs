@@ -57,9 +57,9 @@ macro_rules! reasons {
 }
 
 reasons! {
-    /// Not IPv4: ARP, IPv6, anything else.
-    NotIpv4 = 0, "not_ipv4", Pass, Expected;
-    /// IPv4, but not for a service.
+    /// Neither IPv4 nor IPv6: ARP, anything else.
+    NotIp = 0, "not_ip", Pass, Expected;
+    /// Not for a service.
     NotService = 1, "not_service", Pass, Expected;
     /// Shorter than its own headers, or these contradict each other, and so not known to be for a service.
     Malformed = 2, "malformed", Pass, Expected;
@@ -117,6 +117,8 @@ reasons! {
     NoEgress = 27, "no_egress", Drop, Configuration;
     /// The flow table was held for a moment, to be copied, and the segment would have changed its flow's entry: it comes again.
     Held = 28, "held", Drop, Expected;
+    /// An IPv6 packet, while the program for those is not in its place.
+    NoProgram = 29, "no_program", Pass, ShouldNeverHappen;
 }
 
 impl Reason {

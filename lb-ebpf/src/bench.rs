@@ -17,14 +17,18 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use lb_common::{
-    bench::{FRAME_LEN, Kind, Orders, client, next},
+    bench::{FRAME_LEN, FRAME6_LEN, Kind, Orders, address6, client, next},
     csum,
     hash::scale,
-    headers::{ETH_LEN, ETHERTYPE_IPV4, IPV4_DF, IPV4_LEN, PROTO_IPIP, PROTO_TCP, TTL},
+    headers::{
+        ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4_DF, IPV4_LEN, IPV6_LEN, PROTO_IPIP,
+        PROTO_TCP, TCP_LEN, TTL,
+    },
+    net::IpVersion,
     tcp,
 };
 
-use lb_ebpf::packet::Frame;
+use lb_ebpf::packet::{Bytes, Frame};
 
 #[map]
 static ORDERS: Array<Orders> = Array::with_max_entries(1, BPF_F_MMAPABLE);
@@ -61,18 +65,57 @@ fn make(ctx: &XdpContext) -> Option<()> {
         tcp::ACK
     };
 
-    if Frame::of(ctx).at(0, FRAME_LEN + IPV4_LEN).is_some() {
-        // SAFETY: a helper on the context.
-        if unsafe { bpf_xdp_adjust_head(ctx.ctx, IPV4_LEN as i32) } != 0 {
-            return None;
-        }
+    let segment = Segment {
+        source,
+        source_port,
+        flags,
+    };
+    if orders.version == IpVersion::V6 as u32 {
+        let bytes = fresh(ctx, FRAME6_LEN)?;
+        write_ipv6(bytes, orders, &segment);
+    } else {
+        let bytes = fresh(ctx, FRAME_LEN)?;
+        write_ipv4(bytes, orders, &segment);
     }
-    let length = (FRAME_LEN - ETH_LEN) as u16;
-    let bytes = Frame::of(ctx).at(0, FRAME_LEN)?;
+    Some(())
+}
+
+struct Segment {
+    source: u32,
+    source_port: u16,
+    flags: u8,
+}
+
+/// The frame without what the round before has put before it.
+#[inline(always)]
+fn fresh(ctx: &XdpContext, len: usize) -> Option<Bytes> {
+    let grown = if Frame::of(ctx).at(0, len + IPV6_LEN).is_some() {
+        IPV6_LEN
+    } else if Frame::of(ctx).at(0, len + IPV4_LEN).is_some() {
+        IPV4_LEN
+    } else {
+        0
+    };
+    // SAFETY: a helper on the context.
+    if grown != 0 && unsafe { bpf_xdp_adjust_head(ctx.ctx, grown as i32) } != 0 {
+        return None;
+    }
+    Frame::of(ctx).at(0, len)
+}
+
+#[inline(always)]
+fn write_ethernet(bytes: Bytes, ethertype: u16) {
     bytes.set_u32(0, 0x0200_0000);
     bytes.set_u32(4, 0x0001_0200);
     bytes.set_u32(8, 0x0000_0002);
-    bytes.set_u16(12, ETHERTYPE_IPV4);
+    bytes.set_u16(12, ethertype);
+}
+
+#[inline(always)]
+fn write_ipv4(bytes: Bytes, orders: &Orders, segment: &Segment) {
+    let length = (FRAME_LEN - ETH_LEN) as u16;
+    let source = segment.source;
+    write_ethernet(bytes, ETHERTYPE_IPV4);
     bytes.set_u32(14, 0x4500_0000 | length as u32);
     bytes.set_u32(18, IPV4_DF as u32);
     let constant =
@@ -84,12 +127,32 @@ fn make(ctx: &XdpContext) -> Option<()> {
     );
     bytes.set_u32(26, source);
     bytes.set_u32(30, orders.destination);
-    bytes.set_u32(34, ((source_port as u32) << 16) | orders.port);
-    bytes.set_u32(38, orders.seq);
-    bytes.set_u32(42, 1);
-    bytes.set_u32(46, 0x5000_ffff | ((flags as u32) << 16));
-    bytes.set_u32(50, 0);
-    Some(())
+    write_tcp(bytes.after(ETH_LEN + IPV4_LEN), orders, segment);
+}
+
+#[inline(always)]
+fn write_ipv6(bytes: Bytes, orders: &Orders, segment: &Segment) {
+    write_ethernet(bytes, ETHERTYPE_IPV6);
+    bytes.set_u32(14, 0x6000_0000);
+    bytes.set_u32(
+        18,
+        ((TCP_LEN as u32) << 16) | ((PROTO_TCP as u32) << 8) | TTL as u32,
+    );
+    let (source, destination) = (address6(segment.source), address6(orders.destination));
+    bytes.set_raw64(22, source[0]);
+    bytes.set_raw64(30, source[1]);
+    bytes.set_raw64(38, destination[0]);
+    bytes.set_raw64(46, destination[1]);
+    write_tcp(bytes.after(ETH_LEN + IPV6_LEN), orders, segment);
+}
+
+#[inline(always)]
+fn write_tcp(bytes: Bytes, orders: &Orders, segment: &Segment) {
+    bytes.set_u32(0, ((segment.source_port as u32) << 16) | orders.port);
+    bytes.set_u32(4, orders.seq);
+    bytes.set_u32(8, 1);
+    bytes.set_u32(12, 0x5000_ffff | ((segment.flags as u32) << 16));
+    bytes.set_u32(16, 0);
 }
 
 /// Returns at once.
@@ -98,13 +161,18 @@ fn floor_return(_: XdpContext) -> u32 {
     xdp_action::XDP_DROP
 }
 
-/// Parses IPv4 and TCP, swaps the MAC addresses and transmits.
+/// Parses IP and TCP, swaps the MAC addresses and transmits.
 #[xdp(frags)]
 fn floor_swap(ctx: XdpContext) -> u32 {
-    let Some(bytes) = Frame::of(&ctx).at(0, ETH_LEN + 2 * IPV4_LEN) else {
+    let Some(bytes) = Frame::of(&ctx).at(0, ETH_LEN + IPV4_LEN + TCP_LEN) else {
         return xdp_action::XDP_PASS;
     };
-    if bytes.u16(12) != ETHERTYPE_IPV4 || bytes.u8(ETH_LEN + 9) != PROTO_TCP {
+    let protocol = match bytes.u16(12) {
+        ETHERTYPE_IPV4 => bytes.u8(ETH_LEN + 9),
+        ETHERTYPE_IPV6 => bytes.u8(ETH_LEN + 6),
+        _ => return xdp_action::XDP_PASS,
+    };
+    if protocol != PROTO_TCP {
         return xdp_action::XDP_PASS;
     }
     let (a, b, c) = (bytes.raw32(0), bytes.raw32(4), bytes.raw32(8));

@@ -10,6 +10,7 @@
 
 mod copy;
 mod count;
+mod family;
 mod flow;
 mod forward;
 mod hide;
@@ -24,48 +25,93 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use lb_common::{
+    headers::{ETHERTYPE_IPV4, ETHERTYPE_IPV6},
     tcp,
     verdict::{Reason, Verdict},
 };
 
-use crate::{count::Tally, parse::Parsed};
+use crate::{
+    count::Tally,
+    family::{Family, V4, V6},
+    parse::{Network, Parse as _, Parsed},
+};
 
-/// Steers one packet.
+use lb_ebpf::packet::{Bytes, Frame};
+
+/// Steers one packet; one of IPv6 is handed on to [`tether6`].
 ///
-/// Two functions, each with the whole way in it: a short one for segments of established flows in frames without VLAN tags and IPv4
-/// options, and one for everything. So the short one has nothing to remember but its packet, and neither has the other in its stack: a
-/// BPF program has 512 bytes for all its frames.
+/// For each version of IP two functions, each with the whole way in it: a short one for segments of established flows in frames without VLAN
+/// tags and without anything between the IP header and TCP's, and one for everything. So the short one has nothing to remember but its
+/// packet, and none has another in its stack: a BPF program has 512 bytes for all its frames. Two programs, since both together would be
+/// more than the verifier of 6.1 walks through.
 #[xdp(frags)]
 fn tether(ctx: XdpContext) -> u32 {
-    match established(ctx.ctx) {
-        UNDECIDED => any(ctx.ctx),
+    let mut action = established4(ctx.ctx);
+    if action == OTHER {
+        action = any4(ctx.ctx);
+    }
+    if action == IPV6 {
+        maps::hand_on_ipv6(&ctx);
+        Tally::new().count(Reason::NoProgram);
+        action = xdp_action::XDP_PASS;
+    }
+    action
+}
+
+/// Steers one packet of IPv6.
+#[xdp(frags)]
+fn tether6(ctx: XdpContext) -> u32 {
+    match established6(ctx.ctx) {
+        OTHER => any6(ctx.ctx),
         action => action,
     }
 }
 
-/// No XDP action.
-const UNDECIDED: u32 = u32::MAX;
+// What a function returns that leaves the packet to another. No XDP actions.
+/// It is not for this function.
+const OTHER: u32 = u32::MAX;
+/// It is IPv6, or may be.
+const IPV6: u32 = u32::MAX - 1;
 
 #[inline(never)]
-fn established(ctx: *mut xdp_md) -> u32 {
-    match steer_established(&XdpContext::new(ctx)) {
-        Some(action) => action,
-        None => UNDECIDED,
+fn established4(ctx: *mut xdp_md) -> u32 {
+    let ctx = XdpContext::new(ctx);
+    let Some(frame) = Frame::of(&ctx).at(0, V4::PLAIN_LEN) else {
+        return OTHER;
+    };
+    let ethertype = frame.raw16(12);
+    if ethertype == ETHERTYPE_IPV4.to_be() {
+        steer_established::<V4>(&ctx, frame).unwrap_or(OTHER)
+    } else if ethertype == ETHERTYPE_IPV6.to_be() {
+        IPV6
+    } else {
+        OTHER
+    }
+}
+
+#[inline(never)]
+fn established6(ctx: *mut xdp_md) -> u32 {
+    let ctx = XdpContext::new(ctx);
+    match Frame::of(&ctx).at(0, V6::PLAIN_LEN) {
+        Some(frame) if frame.raw16(12) == ETHERTYPE_IPV6.to_be() => {
+            steer_established::<V6>(&ctx, frame).unwrap_or(OTHER)
+        }
+        _ => OTHER,
     }
 }
 
 /// The way of a segment of an established flow, and of one for no service. Anything else is left to [`any`] as it is; but a frame
 /// without headroom has lost one of its TTL by then, and is dropped there.
 #[inline(always)]
-fn steer_established(ctx: &XdpContext) -> Option<u32> {
-    let segment = parse::plain(ctx)?;
+fn steer_established<F: Family>(ctx: &XdpContext, frame: Bytes) -> Option<u32> {
+    let (segment, ends) = F::plain(frame)?;
     // Such a segment is of no established flow: it need not look for its service twice.
     if segment.tcp.has_any(tcp::SYN) {
         return None;
     }
     let mut tally = Tally::new();
     tally.bytes = segment.bytes();
-    let service = match service::look_up(segment.destination, segment.destination_port) {
+    let service = match F::service(ends.destination, segment.destination_port) {
         Ok(service) => service,
         Err(Reason::NotService) => {
             tally.count(Reason::NotService);
@@ -73,19 +119,43 @@ fn steer_established(ctx: &XdpContext) -> Option<u32> {
         }
         Err(_) => return None,
     };
-    let (backend, state, id) = flow::established(service, &segment)?;
-    let action = forward::forward_plain(ctx, &segment, backend, state)?;
+    let (backend, state, id) = flow::established::<F>(service, &segment, ends.source)?;
+    let action = forward::forward_plain::<F>(ctx, &segment, backend, state)?;
     tally.service(service);
     tally.backend(id);
     tally.count(Reason::Established);
     Some(action)
 }
 
-/// The only place where a verdict becomes an XDP action and a counter, but for the two of [`steer_established`].
+/// Any packet but one of IPv6.
 #[inline(never)]
-fn any(ctx: *mut xdp_md) -> u32 {
+fn any4(ctx: *mut xdp_md) -> u32 {
+    let context = XdpContext::new(ctx);
+    match parse::network(&context) {
+        Ok(Network::V4(offset)) => any::<V4>(&context, Ok(offset)),
+        Ok(Network::V6(_)) => IPV6,
+        Err(reason) => any::<V4>(&context, Err(reason)),
+    }
+}
+
+/// A packet of IPv6.
+#[inline(never)]
+fn any6(ctx: *mut xdp_md) -> u32 {
+    let context = XdpContext::new(ctx);
+    let offset = match parse::network(&context) {
+        Ok(Network::V6(offset)) => Ok(offset),
+        Ok(Network::V4(_)) => Err(Reason::NotIp),
+        Err(reason) => Err(reason),
+    };
+    any::<V6>(&context, offset)
+}
+
+/// The only place where a verdict becomes an XDP action and a counter, but for the two of [`steer_established`].
+#[inline(always)]
+fn any<F: Family>(ctx: &XdpContext, network: Result<usize, Reason>) -> u32 {
     let mut tally = Tally::new();
-    let (reason, action) = match steer(&XdpContext::new(ctx), &mut tally) {
+    let steered = network.and_then(|offset| steer::<F>(ctx, offset, &mut tally));
+    let (reason, action) = match steered {
         Ok((reason, action)) => (reason, action),
         Err(reason) => match reason.verdict() {
             Verdict::Pass => (reason, xdp_action::XDP_PASS),
@@ -94,7 +164,7 @@ fn any(ctx: *mut xdp_md) -> u32 {
     };
     tally.count(reason);
     #[cfg(feature = "log")]
-    log(ctx, reason as u32, action);
+    log(ctx.ctx, reason as u32, action);
     action
 }
 
@@ -110,27 +180,38 @@ fn log(ctx: *mut xdp_md, reason: u32, action: u32) {
 
 /// The packet's way. Ends in the reason and action of a packet that leaves from here, or in the reason why it does not.
 #[inline(always)]
-fn steer(ctx: &XdpContext, tally: &mut Tally) -> Result<(Reason, u32), Reason> {
-    let segment = match parse::parse(ctx)? {
-        Parsed::Segment(segment) => segment,
+fn steer<F: Family>(
+    ctx: &XdpContext,
+    network: usize,
+    tally: &mut Tally,
+) -> Result<(Reason, u32), Reason> {
+    let (segment, ends) = match F::parse(ctx, network)? {
+        Parsed::Segment(segment, ends) => (segment, ends),
         Parsed::Fragment { destination, bytes } => {
             tally.bytes = bytes;
-            return Err(service::of_fragment(destination));
+            // Forwarded it would be as if it were not for a VIP.
+            return Err(if F::is_only_vip(destination) {
+                Reason::Fragment
+            } else {
+                Reason::NotService
+            });
         }
     };
     tally.bytes = segment.bytes();
-    let service = service::look_up(segment.destination, segment.destination_port)?;
+    let service = F::service(ends.destination, segment.destination_port)?;
     tally.service(service);
-    let steered = flow::otherwise(service, &segment);
-    if let Some((_, _, id)) = steered.backend {
-        tally.backend(id);
+    let steered = flow::otherwise::<F>(service, &segment, ends.source);
+    if steered.backend != 0 {
+        tally.backend(steered.backend);
     }
     let reason = steered.reason;
-    match (reason.verdict(), steered.backend) {
-        (Verdict::Forward, Some((backend, state, _))) => {
-            forward::forward(ctx, &segment, backend, state).map(|action| (reason, action))
+    let action = match reason.verdict() {
+        Verdict::Forward => {
+            let (backend, state) = maps::backend(steered.backend).ok_or(Reason::StaleGeneration)?;
+            forward::forward::<F>(ctx, &segment, backend, state)?
         }
-        (Verdict::Reset, _) => forward::reset(ctx).map(|action| (reason, action)),
-        _ => Err(reason),
-    }
+        Verdict::Reset => forward::reset::<F>(ctx)?,
+        _ => return Err(reason),
+    };
+    Ok((reason, action))
 }

@@ -1,6 +1,6 @@
 //! The maps, and the only access to them.
 //!
-//! All but one are plain arrays that the daemon maps into its memory too, and creates, since it knows their sizes.
+//! All but two are plain arrays that the daemon maps into its memory too, and creates, since it knows their sizes.
 
 use core::sync::atomic::AtomicU64;
 
@@ -8,19 +8,21 @@ use aya_ebpf::{
     bindings::xdp_action,
     helpers::generated::{bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns},
     macros::map,
-    maps::DevMapHash,
+    maps::{DevMapHash, ProgramArray},
+    programs::XdpContext,
 };
 use lb_common::{
     backend::{Backend, BackendState},
     clock::Tick,
     counters::{Counter, CpuState, Layout, spend},
     flow::{
+        bucket::Facts,
         copy::{BATCH, Order},
-        v4,
+        v4, v6,
     },
     hash::Seed,
     maglev::{Slot, TableRef},
-    maps::{BURST_NS, Constants, EGRESS_INTERFACES, Hold},
+    maps::{BURST_NS, Constants, EGRESS_INTERFACES, Hold, IPV6_INDEX, PROGRAMS_LEN},
     service::Service,
     vip::VipBucket,
 };
@@ -71,12 +73,15 @@ macro_rules! maps {
 
 maps! {
     FLOWS4: v4::Bucket,
-    FACTS4: v4::Facts,
-    HOLD4: Hold,
+    FACTS4: Facts,
+    FLOWS6: v6::Bucket,
+    FACTS6: Facts,
+    HOLD: Hold,
     TABLES: u64,
     SERVICES: Service,
     BACKENDS: Backend,
     VIPS4: VipBucket,
+    VIPS6: VipBucket,
     COUNTERS: Counter,
     CPUS: CpuState,
     COPIES: Order,
@@ -87,6 +92,10 @@ maps! {
 #[map]
 static EGRESS: DevMapHash = DevMapHash::with_max_entries(EGRESS_INTERFACES, 0);
 
+/// What comes after [`hand_on_ipv6`].
+#[map]
+static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(PROGRAMS_LEN, 0);
+
 /// Set by the daemon before the program is loaded; the verifier knows their values.
 #[unsafe(no_mangle)]
 static CONSTANTS: Constants = Constants {
@@ -95,13 +104,15 @@ static CONSTANTS: Constants = Constants {
         first: 1,
         second: 1,
     },
-    flow_buckets: 2,
+    flow4_buckets: 2,
+    flow6_buckets: 2,
     vip_buckets: 1,
     counters: Layout::new(1, 1),
     backends: 1,
     table_slots: 1,
     cpus: 1,
     counter_entries: 1,
+    reserved: 0,
     adoption_cost_ns: 0,
     reset_cost_ns: 0,
 };
@@ -124,8 +135,13 @@ pub(crate) fn flow_seed() -> Seed {
 }
 
 #[inline(always)]
-pub(crate) fn flow_buckets() -> u32 {
-    constant!(flow_buckets)
+pub(crate) fn flow4_buckets() -> u32 {
+    constant!(flow4_buckets)
+}
+
+#[inline(always)]
+pub(crate) fn flow6_buckets() -> u32 {
+    constant!(flow6_buckets)
 }
 
 #[inline(always)]
@@ -189,18 +205,28 @@ fn cpu() -> u32 {
 
 #[inline(always)]
 pub(crate) fn flows4(index: u32) -> Option<*mut v4::Bucket> {
-    FLOWS4.at(index, flow_buckets())
+    FLOWS4.at(index, flow4_buckets())
 }
 
 #[inline(always)]
-pub(crate) fn facts4(index: u32) -> Option<*mut v4::Facts> {
-    FACTS4.at(index, flow_buckets())
+pub(crate) fn facts4(index: u32) -> Option<*mut Facts> {
+    FACTS4.at(index, flow4_buckets())
 }
 
-/// Whether the flow table is only read for the moment.
+#[inline(always)]
+pub(crate) fn flows6(index: u32) -> Option<*mut v6::Bucket> {
+    FLOWS6.at(index, flow6_buckets())
+}
+
+#[inline(always)]
+pub(crate) fn facts6(index: u32) -> Option<*mut Facts> {
+    FACTS6.at(index, flow6_buckets())
+}
+
+/// Whether the flow tables are only read for the moment.
 #[inline(always)]
 pub(crate) fn is_held() -> bool {
-    let Some(hold) = HOLD4.at(0, 1) else {
+    let Some(hold) = HOLD.at(0, 1) else {
         return false;
     };
     // SAFETY: an entry of the map. Volatile: the daemon writes it meanwhile.
@@ -217,6 +243,11 @@ pub(crate) fn order(index: u32) -> Option<*mut Order> {
 #[inline(always)]
 pub(crate) fn vips4(index: u32) -> Option<*const VipBucket> {
     VIPS4.at(index, vip_buckets()).map(<*mut _>::cast_const)
+}
+
+#[inline(always)]
+pub(crate) fn vips6(index: u32) -> Option<*const VipBucket> {
+    VIPS6.at(index, vip_buckets()).map(<*mut _>::cast_const)
 }
 
 /// Takes one permission to adopt a flow from this CPU's bounded rate.
@@ -286,6 +317,13 @@ pub(crate) fn backend(id: u32) -> Option<(*const Backend, BackendState)> {
 #[inline(always)]
 pub(crate) fn redirect(ifindex: u32) -> Option<u32> {
     EGRESS.redirect(ifindex, xdp_action::XDP_DROP as u64).ok()
+}
+
+/// Has the program for IPv6 go on with the packet. Returns only if there is none.
+#[inline(always)]
+pub(crate) fn hand_on_ipv6(ctx: &XdpContext) {
+    // SAFETY: a helper on the context.
+    unsafe { PROGRAMS.tail_call(ctx, IPV6_INDEX) };
 }
 
 /// Where this CPU's counters begin.

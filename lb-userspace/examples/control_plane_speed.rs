@@ -26,6 +26,7 @@ const SEED: [u64; 4] = [1, 2, 3, 4];
 const RUNS: usize = 11;
 const LIMITS: Limits = Limits {
     flows: 1_000,
+    flows6: 1_000,
     services: 4_096,
     backends: 32_768,
     table_slots: 4_194_304,
@@ -128,6 +129,7 @@ impl World {
     fn new(services: usize, backends: usize, table_size: u32) -> anyhow::Result<Self> {
         let capacity = Capacity::for_flows(
             LIMITS.flows,
+            LIMITS.flows6,
             LIMITS.services,
             LIMITS.backends,
             LIMITS.table_slots,
@@ -194,7 +196,9 @@ impl World {
 
 fn config(services: usize, backends: usize, table_size: u32, state_dir: PathBuf) -> Config {
     let address = |service: usize, backend: usize| {
-        Ipv4Addr::from_bits(0x0a80_0000 + (service * backends + backend) as u32)
+        IpAddr::from(Ipv4Addr::from_bits(
+            0x0a80_0000 + (service * backends + backend) as u32,
+        ))
     };
     Config {
         path: "speed.toml".into(),
@@ -207,7 +211,7 @@ fn config(services: usize, backends: usize, table_size: u32, state_dir: PathBuf)
         services: (0..services)
             .map(|s| Service {
                 name: format!("service-{s}"),
-                vip: Ipv4Addr::from_bits(0x0a00_0001 + s as u32),
+                vip: Ipv4Addr::from_bits(0x0a00_0001 + s as u32).into(),
                 port: 80,
                 mode: Mode::Ipip,
                 table_size,
@@ -226,7 +230,7 @@ fn config(services: usize, backends: usize, table_size: u32, state_dir: PathBuf)
                             fall: 3,
                             rise: 2,
                         },
-                        check_address: SocketAddr::new(IpAddr::V4(address(s, b)), 80),
+                        check_address: SocketAddr::new(address(s, b), 80),
                     })
                     .collect(),
             })

@@ -1,6 +1,9 @@
 //! What is wanted: the configuration joined with what was asked for at runtime.
 
-use std::{collections::BTreeSet, net::Ipv4Addr, net::SocketAddr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+};
 
 use lb_common::backend::Mode;
 
@@ -14,14 +17,14 @@ use crate::{
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Endpoint {
     /// Its VIP.
-    pub vip: Ipv4Addr,
+    pub vip: IpAddr,
     /// Its port.
     pub port: u16,
 }
 
 impl std::fmt::Display for Endpoint {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "{}:{}", self.vip, self.port)
+        SocketAddr::new(self.vip, self.port).fmt(f)
     }
 }
 
@@ -50,7 +53,7 @@ pub struct Backend {
     /// Its name.
     pub name: BackendName,
     /// Its address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its port.
     pub port: u16,
     /// Its share of new flows.

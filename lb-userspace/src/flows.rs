@@ -1,12 +1,12 @@
-//! The flow table, seen from the daemon: counted, expired, kept from wrapping, relieved under pressure.
+//! The flow tables, seen from the daemon: counted, expired, kept from wrapping, relieved under pressure.
 //!
 //! The daemon never inserts and never writes a key; what it changes, it changes by one compare-and-exchange of a value word with
 //! what it saw there.
 //!
 //! * [`judge`][]: what becomes of one entry; pure
 //! * [`today`][]: what today's tables say about a flow
-//! * [`fill`][]: how full the table is, in steps that are told
-//! * [`sweeper`][]: passes over the table, in steps
+//! * [`fill`][]: how full a table is, in steps that are told
+//! * [`sweeper`][]: passes over the tables, in steps
 
 mod census;
 pub mod fill;
@@ -27,9 +27,9 @@ use lb_common::clock::Tick;
 use tokio::sync::watch;
 
 pub use self::{fill::Fill, sweeper::Sweeper, today::pick_of};
-use crate::dataplane::maps::Maps;
+use crate::{by_version::ByVersion, dataplane::maps::Maps};
 
-/// Entries of the flow table, counted by state.
+/// Entries of the flow tables, counted by state.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// A SYN was seen.
@@ -44,6 +44,42 @@ pub struct Counts {
     pub active: u64,
     /// Of the young and pins: not seen for ten minutes.
     pub idle: u64,
+}
+
+impl Counts {
+    /// All of them.
+    pub fn entries(&self) -> u64 {
+        self.embryo + self.settled()
+    }
+
+    /// All but the embryos, which give way to any flow.
+    pub fn settled(&self) -> u64 {
+        self.young + self.pin + self.closing
+    }
+}
+
+impl std::ops::Add for Counts {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            embryo: self.embryo + other.embryo,
+            young: self.young + other.young,
+            pin: self.pin + other.pin,
+            closing: self.closing + other.closing,
+            active: self.active + other.active,
+            idle: self.idle + other.idle,
+        }
+    }
+}
+
+/// One flow table, counted.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct TableCensus {
+    /// Entries that it has room for.
+    pub capacity: u64,
+    /// Its entries.
+    pub counts: Counts,
 }
 
 /// What the sweep has changed since the daemon started.
@@ -65,9 +101,9 @@ pub struct Swept {
     pub clamped: u64,
 }
 
-/// The whole flow table, counted in one pass.
+/// Both flow tables, counted in one pass.
 ///
-/// The table goes on changing while it is counted: an entry that is relocated meanwhile may be counted twice or not at all. That one
+/// They go on changing while they are counted: an entry that is relocated meanwhile may be counted twice or not at all. That one
 /// pass has met no entry of a backend proves nothing; two passes, with a grace period between, do.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Census {
@@ -75,10 +111,8 @@ pub struct Census {
     pub scans: u64,
     /// When the pass ended.
     pub at: Tick,
-    /// Entries that the table has room for.
-    pub capacity: u64,
-    /// All entries.
-    pub total: Counts,
+    /// Each table.
+    pub tables: ByVersion<TableCensus>,
     /// By backend id and generation; absent is none.
     pub by_backend: HashMap<(u32, u8), Counts>,
     /// By service id; absent is none.
@@ -93,8 +127,7 @@ impl Default for Census {
         Self {
             scans: 0,
             at: Tick(0),
-            capacity: 0,
-            total: Counts::default(),
+            tables: ByVersion::default(),
             by_backend: HashMap::new(),
             by_service: HashMap::new(),
             swept: Swept::default(),
@@ -102,24 +135,31 @@ impl Default for Census {
     }
 }
 
-/// Buckets in a step: 256 KiB of memory, some tenths of a millisecond.
+impl Census {
+    /// All entries, of both versions of IP.
+    pub fn total(&self) -> Counts {
+        self.tables.v4.counts + self.tables.v6.counts
+    }
+}
+
+/// Buckets in a step: 256 KiB of memory, in IPv6 twice that; some tenths of a millisecond.
 const STEP_BUCKETS: u32 = 4096;
 /// How long a pass takes, with its pauses: how old a census may be.
 const PASS: Duration = Duration::from_secs(2);
-/// How long a pass takes at most, however large the table: far less than the age (128 s) from which an embryo's tick, which wraps after
+/// How long a pass takes at most, however large the tables: far less than the age (128 s) from which an embryo's tick, which wraps after
 /// 275 s, must be noticed.
 const LONGEST_PASS: Duration = Duration::from_secs(30);
 /// A pass is stretched so that the sweep takes at most one part in so many of a core.
 const SHARE: u32 = 40;
 
-/// Sweeps the flow table until told to stop: `shutdown` true, or closed. Each pass ends with a new census; the first pass makes no pauses.
+/// Sweeps the flow tables until told to stop: `shutdown` true, or closed. Each pass ends with a new census; the first pass makes no pauses.
 pub async fn sweep(
     maps: Arc<Maps>,
     census: watch::Sender<Arc<Census>>,
     mut shutdown: watch::Receiver<bool>,
 ) {
-    let steps = maps.flows4.len().div_ceil(STEP_BUCKETS).max(1);
     let mut sweeper = Sweeper::new(maps);
+    let steps = sweeper.steps(STEP_BUCKETS);
     let mut period = Duration::ZERO;
     loop {
         let begin = tokio::time::Instant::now();

@@ -1,6 +1,6 @@
 //! What each service and backend is given, from what is wanted and what is found out. Pure.
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 
 use lb_common::{
     backend::{Mode, NextHop, Serving},
@@ -52,7 +52,7 @@ pub struct BackendFacts<'a> {
     /// Its name in the service.
     pub name: &'a str,
     /// Its address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its port.
     pub port: u16,
     /// Its mode.
@@ -158,7 +158,7 @@ pub struct Backend {
     /// Its identity.
     pub identity: u64,
     /// Its address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its port.
     pub port: u16,
     /// Its mode.
@@ -304,7 +304,7 @@ fn fell_together<'f>(backends: impl Iterator<Item = &'f BackendFacts<'f>>) -> bo
 fn complete(backend: &BackendFacts<'_>) -> Hop {
     match backend.hop {
         Hop::Resolved(hop) => Hop::Resolved(match backend.mode {
-            Mode::Ipip => hop.encapsulating(backend.address.to_bits()),
+            Mode::Ipip => hop.encapsulating(backend.address),
             Mode::L2 => hop.bare(),
         }),
         other => other,

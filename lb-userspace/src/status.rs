@@ -2,13 +2,14 @@
 //!
 //! Built by the reconciler, served by the admin socket, read by the command line; hence both directions of serde.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, path::PathBuf};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 use lb_common::backend::{Mode, Serving};
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    flows::{Counts, Fill},
+    by_version::ByVersion,
+    flows::{Census, Counts, Fill},
     model::{Admin, Health, Suspension},
 };
 
@@ -29,8 +30,8 @@ pub struct Status {
     pub attachments: Vec<Attachment>,
     /// Interfaces on the way to backends that only packets which came in by them can leave by.
     pub closed_egress: Vec<ClosedEgress>,
-    /// The flow table as a whole.
-    pub flows: FlowTable,
+    /// The flow tables.
+    pub flows: Flows,
     /// Services, by name; removed ones that still have flows among them.
     pub services: Vec<ServiceStatus>,
     /// Packets and bytes of every reason, by its name.
@@ -85,10 +86,10 @@ pub enum AttachMode {
     Generic,
 }
 
-/// The flow table as a whole.
+/// What the flow tables hold, both together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct FlowTable {
-    /// Entries that it has room for.
+pub struct Flows {
+    /// Entries that they have room for.
     pub capacity: u64,
     /// Entries whose SYN was seen.
     pub embryo: u64,
@@ -101,9 +102,54 @@ pub struct FlowTable {
     /// Entries in use, as a fraction of the capacity.
     #[serde(rename = "use")]
     pub used: f64,
-    /// How full it is, in steps: without embryos, which give way to any flow.
+    /// How full the fuller one is, in steps: without embryos, which give way to any flow.
     #[serde(default)]
     pub fill: Fill,
+    /// Each table, by version of IP.
+    #[serde(default)]
+    pub tables: ByVersion<FlowTable>,
+}
+
+/// One flow table.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FlowTable {
+    /// Entries that it has room for.
+    pub capacity: u64,
+    /// Entries in use, as a fraction of the capacity.
+    #[serde(rename = "use")]
+    pub used: f64,
+    /// How full it is, in steps: without embryos.
+    pub fill: Fill,
+}
+
+impl Flows {
+    /// As they were counted.
+    pub fn new(census: &Census, fill: ByVersion<Fill>) -> Self {
+        let tables = ByVersion::of(|version| {
+            let table = &census.tables[version];
+            FlowTable {
+                capacity: table.capacity,
+                used: ratio(table.counts.entries(), table.capacity),
+                fill: fill[version],
+            }
+        });
+        let total = census.total();
+        let capacity = tables.v4.capacity + tables.v6.capacity;
+        Self {
+            capacity,
+            embryo: total.embryo,
+            young: total.young,
+            pin: total.pin,
+            closing: total.closing,
+            used: ratio(total.entries(), capacity),
+            fill: fill.v4.max(fill.v6),
+            tables,
+        }
+    }
+}
+
+fn ratio(part: u64, whole: u64) -> f64 {
+    part as f64 / whole.max(1) as f64
 }
 
 /// A service.
@@ -112,7 +158,7 @@ pub struct ServiceStatus {
     /// Its name.
     pub name: String,
     /// Its VIP.
-    pub vip: Ipv4Addr,
+    pub vip: IpAddr,
     /// Its port.
     pub port: u16,
     /// Its mode.
@@ -135,7 +181,7 @@ pub struct BackendStatus {
     /// Its name in the service.
     pub name: String,
     /// Its address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its port.
     pub port: u16,
     /// Its weight.

@@ -5,7 +5,7 @@
 
 use std::{
     future::Future,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsRawFd as _, OwnedFd},
     process::Command,
     sync::mpsc,
@@ -18,16 +18,48 @@ use nix::sched::{CloneFlags, setns, unshare};
 /// How long anything that will come is waited for.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
 
-/// This side's address.
-pub(crate) const HERE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 1);
-/// The other side's address.
-pub(crate) const THERE: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 2);
+/// The addresses of two hosts in one version of IP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Network {
+    /// This side's.
+    pub(crate) here: IpAddr,
+    /// The other side's.
+    pub(crate) there: IpAddr,
+    /// One on the link that nobody has.
+    pub(crate) nobody: IpAddr,
+    /// One behind the other side, which has it on its loopback.
+    pub(crate) behind: IpAddr,
+    /// Length of the link's prefix.
+    prefix: u8,
+}
+
+/// In IPv4.
+pub(crate) const FOUR: Network = Network {
+    here: four(10, 77, 0, 1),
+    there: four(10, 77, 0, 2),
+    nobody: four(10, 77, 0, 99),
+    behind: four(10, 78, 0, 7),
+    prefix: 24,
+};
+/// In IPv6.
+pub(crate) const SIX: Network = Network {
+    here: six(77, 1),
+    there: six(77, 2),
+    nobody: six(77, 99),
+    behind: six(78, 7),
+    prefix: 64,
+};
+
+const fn four(a: u8, b: u8, c: u8, d: u8) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(a, b, c, d))
+}
+
+const fn six(link: u16, host: u16) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, link, 0, 0, 0, host))
+}
+
 /// The other side's MAC.
 pub(crate) const THERE_MAC: &str = "02:00:00:00:00:02";
-/// An address on the link that nobody has.
-pub(crate) const NOBODY: Ipv4Addr = Ipv4Addr::new(10, 77, 0, 99);
-/// An address behind the other side, which has it on its loopback.
-pub(crate) const BEHIND: Ipv4Addr = Ipv4Addr::new(10, 78, 0, 7);
 
 type Job = Box<dyn FnOnce() + Send>;
 
@@ -120,14 +152,26 @@ impl Pair {
         near.ip(&format!(
             "link add near type veth peer name far address {THERE_MAC} netns {there}"
         ));
-        near.ip(&format!("addr add {HERE}/24 dev near"));
         near.ip("link set near up");
-        far.ip(&format!("addr add {THERE}/24 dev far"));
         far.ip("link set far up");
-        far.ip(&format!("addr add {BEHIND}/32 dev lo"));
-        near.ip(&format!("route add {BEHIND}/32 via {THERE}"));
         wait_for("carrier", || near.ip("link show near").contains("state UP"));
-        Self { near, far }
+        let pair = Self { near, far };
+        pair.brighten();
+        for network in [FOUR, SIX] {
+            let Network {
+                here,
+                there,
+                behind,
+                prefix,
+                ..
+            } = network;
+            // Nobody is asked whether an IPv6 address is taken: that takes a second.
+            pair.near
+                .ip(&format!("addr add {here}/{prefix} dev near nodad"));
+            pair.far.ip(&format!("addr add {behind} dev lo"));
+            pair.near.ip(&format!("route add {behind} via {there}"));
+        }
+        pair
     }
 
     /// Lets the far host vanish without a word. The cable stays plugged in.
@@ -137,7 +181,10 @@ impl Pair {
 
     /// Brings it back.
     pub(crate) fn brighten(&self) {
-        self.far.ip(&format!("addr add {THERE}/24 dev far"));
+        for Network { there, prefix, .. } in [FOUR, SIX] {
+            self.far
+                .ip(&format!("addr add {there}/{prefix} dev far nodad"));
+        }
     }
 }
 

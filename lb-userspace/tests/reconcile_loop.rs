@@ -3,20 +3,25 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, SocketAddr},
     path::{Path, PathBuf},
     sync::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
-use lb_common::backend::{BackendState, NextHop, Serving};
+use lb_common::{
+    backend::{BackendState, NextHop, Serving},
+    net::{Address, IpVersion},
+    vip::{VipEntry, WAYS},
+};
 use lb_userspace::{
+    by_version::ByVersion,
     config::{self, Config},
     dataplane::maps::{Capacity, Maps},
-    flows::{Census, Counts},
+    flows::{Census, Counts, TableCensus},
     model::{BackendName, Health, HealthReport, NextHopReport, Target},
     reconcile::{self, Command, Inputs, Outputs},
     status::{BackendStatus, Status},
@@ -37,7 +42,9 @@ struct Daemon {
     census: watch::Sender<Arc<Census>>,
     shutdown: watch::Sender<bool>,
     targets: watch::Receiver<Vec<Target>>,
-    addresses: watch::Receiver<BTreeSet<std::net::IpAddr>>,
+    addresses: watch::Receiver<BTreeSet<IpAddr>>,
+    vips: watch::Receiver<BTreeSet<IpAddr>>,
+    own_vips: watch::Sender<Option<BTreeSet<IpAddr>>>,
     status: watch::Receiver<Arc<Status>>,
     graces: Arc<AtomicUsize>,
     task: JoinHandle<Result<(), reconcile::Error>>,
@@ -45,12 +52,19 @@ struct Daemon {
 
 impl Daemon {
     fn start(maps: &Arc<Maps>, config: Config) -> Self {
+        Self::start_knowing(maps, config, Some(BTreeSet::new()))
+    }
+
+    /// `own` are the VIPs that the host is known to have itself.
+    fn start_knowing(maps: &Arc<Maps>, config: Config, own: Option<BTreeSet<IpAddr>>) -> Self {
         let (commands, command_inputs) = mpsc::channel(16);
         let (health, health_inputs) = mpsc::channel(16);
         let (next_hops, next_hop_inputs) = mpsc::channel(16);
         let (census, census_input) = watch::channel(Arc::new(counted(0, &[])));
         let (_, attachments) = watch::channel(Vec::new());
         let (_, closed_egress) = watch::channel(Vec::new());
+        let (own_vips, own_vips_input) = watch::channel(own);
+        let (vip_output, vips) = watch::channel(BTreeSet::new());
         let (shutdown, shutdown_input) = watch::channel(false);
         let (target_output, targets) = watch::channel(Vec::new());
         let (address_output, addresses) = watch::channel(BTreeSet::new());
@@ -66,6 +80,7 @@ impl Daemon {
             commands: command_inputs,
             health: health_inputs,
             next_hops: next_hop_inputs,
+            own_vips: own_vips_input,
             census: census_input,
             attachments,
             closed_egress,
@@ -74,6 +89,7 @@ impl Daemon {
         let outputs = Outputs {
             targets: target_output,
             addresses: address_output,
+            vips: vip_output,
             status: status_output,
         };
         let run = reconcile::run(
@@ -93,6 +109,8 @@ impl Daemon {
             shutdown,
             targets,
             addresses,
+            vips,
+            own_vips,
             status,
             graces,
         }
@@ -112,10 +130,10 @@ impl Daemon {
         let next_hop = NextHop {
             destination: [2, 0, 0, 0, 0, 1],
             ifindex: 3,
-            outer_source: [10, 0, 1, 2],
             mtu: 1_500,
             ..NextHop::default()
-        };
+        }
+        .from_source([10, 0, 1, 2].into());
         let report = NextHopReport {
             address: address.parse().unwrap(),
             next_hop: Some(next_hop),
@@ -199,8 +217,13 @@ fn counted(scans: u64, flows: &[((u32, u8), u64)]) -> Census {
     };
     Census {
         scans,
-        capacity: 1_000,
-        total: counts(all),
+        tables: ByVersion {
+            v4: TableCensus {
+                capacity: 1_000,
+                counts: counts(all),
+            },
+            v6: TableCensus::default(),
+        },
         by_backend: flows
             .iter()
             .map(|&(backend, flows)| (backend, counts(flows)))
@@ -227,7 +250,7 @@ struct Machine {
 
 impl Machine {
     fn new(test: &str) -> Self {
-        let capacity = Capacity::for_flows(1_000, 16, 64, 10_000, 1);
+        let capacity = Capacity::for_flows(1_000, 500, 16, 64, 10_000, 1);
         Self {
             directory: std::env::temp_dir()
                 .join(format!("tether-loop-{test}-{}", std::process::id())),
@@ -302,7 +325,7 @@ async fn a_backend_is_drained_removed_and_gone_when_its_last_flow_ends() {
     );
 
     let id = (2, 0);
-    assert_eq!(machine.maps.backends.get(2).address, B2.1.to_bits());
+    assert_eq!(IpAddr::from(machine.maps.backends.get(2).address), B2.1);
     assert_eq!(daemon.reload(machine.config(&[B1])).await, Ok(4));
     daemon.census.send_replace(Arc::new(counted(1, &[(id, 5)])));
     let status = daemon
@@ -403,6 +426,49 @@ async fn without_a_first_word_it_goes_on_after_a_bounded_wait() {
     assert!(status.services[0].fail_open, "nobody is known to be up");
     assert!(serves(&status, "b1", Serving::New));
     daemon.stop().await;
+}
+
+/// A daemon of two services, at an IPv4 and an IPv6 VIP, whose first word has come but for which VIPs are the host's own.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_vip_that_the_host_has_itself_is_marked_before_anything_is_applied() {
+    let machine = Machine::new("own");
+    let mut config = machine.config(&[]);
+    let mut second = config.services[0].clone();
+    second.name = "six".into();
+    second.vip = "2001:db8::1".parse().unwrap();
+    config.services.push(second);
+    let vips: BTreeSet<IpAddr> = config.services.iter().map(|service| service.vip).collect();
+    let mut daemon = Daemon::start_knowing(&machine.maps, config, None);
+    daemon.vips.wait_for(|asked| *asked == vips).await.unwrap();
+    let own = |version| {
+        let key = match version {
+            IpVersion::V4 => VipEntry::key(0x0a00_0001, 0),
+            IpVersion::V6 => {
+                let vip = Address::from("2001:db8::1".parse::<IpAddr>().unwrap());
+                VipEntry::key6(vip.words(), 0)
+            }
+        };
+        (0..machine.maps.capacity.vip_buckets())
+            .flat_map(|bucket| (0..WAYS).map(move |way| (bucket, way)))
+            .map(|(bucket, way)| machine.maps.vip(version, bucket, way))
+            .find(|entry| entry.is_for(key))
+            .map(VipEntry::value)
+    };
+    let both = || [own(IpVersion::V4), own(IpVersion::V6)];
+    assert_eq!(both(), [None, None]);
+    daemon.own_vips.send_replace(Some(vips));
+    daemon
+        .until("applied", |status| status.generation.applied > 0)
+        .await;
+    assert_eq!(both(), [Some(VipEntry::HOST_OWNED), None]);
+    daemon.own_vips.send_replace(Some(BTreeSet::new()));
+    let deadline = Instant::now() + PATIENCE;
+    while !matches!(both(), [Some(0), Some(1 | 2)]) {
+        assert!(Instant::now() < deadline, "{:?}", both());
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    daemon.shutdown.send_replace(true);
+    daemon.task.await.unwrap().unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -4,7 +4,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     sync::{
         Arc,
@@ -16,7 +16,9 @@ use std::{
 use lb_common::{
     backend::{BackendState, Mode, NextHop, Serving},
     clock::Tick,
-    maglev::{PICK_ATTEMPTS, TableRef, client_word, slot_index},
+    flow::{FlowKey as _, v4, v6},
+    maglev::{PICK_ATTEMPTS, TableRef, slot_index},
+    net::{Address, IpVersion},
     vip::{self, VipEntry, WAYS, homes},
 };
 use lb_userspace::{
@@ -33,10 +35,16 @@ const SEED: [u64; 4] = [11, 22, 33, 44];
 /// Few, so that ids and room run out now and then.
 const LIMITS: Limits = Limits {
     flows: 100,
+    flows6: 100,
     services: 4,
     backends: 20,
     table_slots: 1_500,
 };
+const VERSIONS: [IpVersion; 2] = [IpVersion::V4, IpVersion::V6];
+const VIPS: [IpAddr; 2] = [
+    IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1)),
+    IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
+];
 const SERVICES: usize = 4;
 const BACKENDS: usize = 4;
 
@@ -52,6 +60,8 @@ enum Event {
     End(usize),
     Scan,
     Pass(u32),
+    /// The host has the IPv4 VIP itself, the IPv6 one.
+    HostOwns(bool, bool),
     Drift(Drift),
     Restart,
     /// The daemon dies after so many operations of its next plan, and another starts.
@@ -61,7 +71,7 @@ enum Event {
 #[derive(Clone, Debug)]
 enum Drift {
     State(u32, Serving),
-    Vip(u32, usize),
+    Vip(IpVersion, u32, usize),
     Slot(u32),
 }
 
@@ -88,8 +98,12 @@ fn event() -> impl Strategy<Value = Event> {
     let serving = prop::sample::select(vec![Serving::None, Serving::ExistingOnly, Serving::New]);
     let drift = prop_oneof![
         (1..LIMITS.backends, serving).prop_map(|(id, serving)| Drift::State(id, serving)),
-        (0..vip::buckets_for(LIMITS.services), 0..WAYS)
-            .prop_map(|(bucket, way)| Drift::Vip(bucket, way)),
+        (
+            prop::sample::select(VERSIONS.to_vec()),
+            0..vip::buckets_for(LIMITS.services),
+            0..WAYS
+        )
+            .prop_map(|(version, bucket, way)| Drift::Vip(version, bucket, way)),
         (0..LIMITS.table_slots).prop_map(Drift::Slot),
     ];
     prop_oneof![
@@ -102,6 +116,7 @@ fn event() -> impl Strategy<Value = Event> {
         4 => any::<prop::sample::Index>().prop_map(|index| Event::End(index.index(1 << 20))),
         10 => Just(Event::Scan),
         2 => prop_oneof![1u32..20, 100u32..400].prop_map(Event::Pass),
+        1 => any::<(bool, bool)>().prop_map(|(v4, v6)| Event::HostOwns(v4, v6)),
         1 => drift.prop_map(Event::Drift),
         1 => Just(Event::Restart),
         1 => (0usize..30).prop_map(Event::Die),
@@ -144,11 +159,20 @@ fn service() -> impl Strategy<Value = ServicePlan> {
         })
 }
 
-fn endpoint(service: usize) -> (Ipv4Addr, u16) {
-    (
-        Ipv4Addr::new(10, 0, 0, 1 + service as u8 / 2),
-        80 + service as u16 % 2,
-    )
+/// Two services at one IPv4 VIP, two at one IPv6 VIP.
+fn endpoint(service: usize) -> (IpAddr, u16) {
+    (VIPS[service / 2], 80 + service as u16 % 2)
+}
+
+/// Of IPv4 VIPs some backends have IPv6 addresses; of IPv6 VIPs all have.
+fn address(service: usize, backend: usize, moved: bool) -> IpAddr {
+    let (moved, n, b) = (u8::from(moved), service as u8, backend as u8);
+    if endpoint(service).0.is_ipv4() && b % 2 == 0 {
+        [10, 1 + moved, n, b].into()
+    } else {
+        let host = u16::from_be_bytes([n, b]);
+        Ipv6Addr::new(0x2001, 0xdb8, 0, moved.into(), 0, 0, 1, host).into()
+    }
 }
 
 fn config(services: &[Option<ServicePlan>], state_dir: PathBuf) -> Config {
@@ -157,7 +181,7 @@ fn config(services: &[Option<ServicePlan>], state_dir: PathBuf) -> Config {
         let (vip, port) = endpoint(n);
         let backends = plan.backends.iter().enumerate().filter_map(|(b, backend)| {
             let backend = backend.as_ref()?;
-            let address = Ipv4Addr::new(10, 1 + u8::from(backend.moved), n as u8, b as u8);
+            let address = address(n, b, backend.moved);
             Some(Backend {
                 name: format!("b{b}"),
                 address,
@@ -228,7 +252,7 @@ impl Drop for Directory {
 #[derive(Clone, Debug)]
 struct Flow {
     service: u16,
-    vip: (Ipv4Addr, u16),
+    vip: (IpAddr, u16),
     backend: (u32, u8),
     identity: u64,
 }
@@ -250,6 +274,8 @@ struct World {
     now: Tick,
     now_ms: u64,
     readable: Readable,
+    /// VIPs that the host itself has, as the state was told.
+    own: BTreeSet<IpAddr>,
     /// Identity and number of each backend with flows: they must stay together.
     numbers: HashMap<u64, (u32, u8)>,
 }
@@ -259,6 +285,7 @@ impl World {
         let directory = Directory::new();
         let capacity = Capacity::for_flows(
             LIMITS.flows,
+            LIMITS.flows6,
             LIMITS.services,
             LIMITS.backends,
             LIMITS.table_slots,
@@ -279,6 +306,7 @@ impl World {
             now,
             now_ms: 0,
             readable: Readable::default(),
+            own: BTreeSet::new(),
             numbers: HashMap::new(),
         }
     }
@@ -311,14 +339,16 @@ impl World {
             }
             Event::NextHop(service, backend, mac) => {
                 if let Some((_, address)) = self.named(*service, *backend) {
-                    let next_hop = mac.map(|last| NextHop {
-                        destination: [2, 0, 0, 0, 0, last],
-                        ifindex: 1,
-                        outer_source: [10, 0, 0, 1],
-                        mtu: 1500,
-                        ..NextHop::default()
-                    });
                     let address: IpAddr = address.ip();
+                    let next_hop = mac.map(|last| {
+                        NextHop {
+                            destination: [2, 0, 0, 0, 0, last],
+                            ifindex: 1,
+                            mtu: 1500,
+                            ..NextHop::default()
+                        }
+                        .from_source(VIPS[usize::from(address.is_ipv6())])
+                    });
                     self.state.next_hop(NextHopReport {
                         address,
                         next_hop,
@@ -354,6 +384,11 @@ impl World {
                 self.state.counted(Arc::new(census));
             }
             Event::Pass(ticks) => self.now = self.now.later(*ticks),
+            Event::HostOwns(v4, v6) => {
+                let own = VIPS.into_iter().zip([*v4, *v6]);
+                self.own = own.filter(|(_, own)| *own).map(|(vip, _)| vip).collect();
+                self.state.host_owns(self.own.clone());
+            }
             Event::Drift(drift) => {
                 self.drift(drift);
                 self.state.observe(self.now);
@@ -396,6 +431,7 @@ impl World {
         self.scans = 0;
         let (maps, config) = (Arc::clone(&self.maps), self.config.clone());
         self.state = State::adopt(maps, SEED, config, census, self.now).unwrap();
+        self.own.clear();
     }
 
     /// Somebody else writes to the maps, but nothing that a flow rests on.
@@ -403,14 +439,15 @@ impl World {
         match *drift {
             Drift::State(id, serving) => {
                 let state = self.maps.state(id);
-                if let Some(mode) = state.mode() {
-                    let generation = state.generation();
-                    let state =
-                        BackendState::new(generation, serving, mode, state.hop() as u8, false);
+                if let Some(forwarding) = state.forwarding() {
+                    let (generation, hop) = (state.generation(), state.hop() as u8);
+                    let state = BackendState::new(generation, serving, forwarding, hop, false);
                     self.maps.set_state(id, state);
                 }
             }
-            Drift::Vip(bucket, way) => self.maps.set_vip(bucket, way, VipEntry::default()),
+            Drift::Vip(version, bucket, way) => {
+                self.maps.set_vip(version, bucket, way, VipEntry::default());
+            }
             Drift::Slot(index) => self.maps.tables.word(index, 0).store(0, Ordering::SeqCst),
         }
     }
@@ -426,7 +463,10 @@ impl World {
         if table.size() == 0 {
             return;
         }
-        let client = client_word(0x0b00_0001, port);
+        let client = match vip.0 {
+            IpAddr::V4(_) => v4::Key::new(0x0b00_0001, port, service).client_word(&entry.seed),
+            IpAddr::V6(_) => v6::Key::new([7, 1], port, service).client_word(&entry.seed),
+        };
         for attempt in 0..PICK_ATTEMPTS {
             let index = table.offset() + slot_index(client, &entry.seed, attempt, table.size());
             let id = self.maps.tables.get(index).current();
@@ -559,18 +599,19 @@ impl World {
             }
             tables.push(table);
         }
-        for bucket in 0..self.maps.capacity.vip_buckets() {
-            for way in 0..WAYS {
-                let entry = self.maps.vip(bucket, way);
-                if entry.0 != 0 && entry.port() != 0 {
-                    let service = self.maps.services.get(u32::from(entry.value()));
-                    assert!(
-                        (service.vip, service.port) == (entry.address(), entry.port())
-                            && service.identity != 0,
-                        "{operation}: the directory names a service that is not there"
-                    );
-                }
+        for (version, entry) in directories(&self.maps) {
+            // A VIP's own entry in IPv4 names no service.
+            if version == IpVersion::V4 && entry.own_key() >> 16 & 0xffff == 0 {
+                continue;
             }
+            let service = self.maps.services.get(u32::from(entry.value()));
+            let vip = service.vip.into();
+            let names_it = entry.is_for(key(vip, service.port))
+                || version == IpVersion::V6 && entry.is_for(key(vip, 0));
+            assert!(
+                names_it && service.identity != 0,
+                "{operation}: the directory names a service that is not there"
+            );
         }
         for flow in &self.flows {
             let (id, generation) = flow.backend;
@@ -597,6 +638,19 @@ impl World {
             );
         }
         let status = self.state.status(Vec::new(), Vec::new(), Duration::ZERO);
+        for vip in VIPS {
+            let is_listed = (80..82).any(|port| look_up(&self.maps, (vip, port)).is_some());
+            let expected = match (vip, self.own.contains(&vip)) {
+                _ if !is_listed => None,
+                (IpAddr::V4(_), own) => Some(if own { VipEntry::HOST_OWNED } else { 0 }),
+                (IpAddr::V6(_), true) => None,
+                // The one with the lower id, which the invariants compare with the VIP.
+                (IpAddr::V6(_), false) => (80..82)
+                    .filter_map(|port| look_up(&self.maps, (vip, port)))
+                    .min(),
+            };
+            assert_eq!(look_up(&self.maps, (vip, 0)), expected, "{vip}");
+        }
         for service in &status.services {
             if service.removed || service.error.is_some() {
                 continue;
@@ -655,20 +709,40 @@ impl World {
                 "backend {id} is left"
             );
         }
-        for bucket in 0..self.maps.capacity.vip_buckets() {
-            assert_eq!(self.maps.vips4.get(bucket).entries, [0; WAYS]);
-        }
+        assert_eq!(directories(&self.maps), []);
     }
 }
 
-/// The service that the data path finds for a VIP and port.
-fn look_up(maps: &Maps, (vip, port): (Ipv4Addr, u16)) -> Option<u16> {
-    let key = VipEntry::key(vip.to_bits(), port);
+/// The key of a VIP and port in its directory.
+fn key(vip: IpAddr, port: u16) -> u64 {
+    match vip {
+        IpAddr::V4(vip) => VipEntry::key(vip.to_bits(), port),
+        IpAddr::V6(_) => VipEntry::key6(Address::from(vip).words(), port),
+    }
+}
+
+/// What the data path finds for a VIP and port: a service, and for port 0 what the VIP's own entry says.
+fn look_up(maps: &Maps, (vip, port): (IpAddr, u16)) -> Option<u16> {
+    let (key, version) = (key(vip, port), IpVersion::of(vip));
     homes(key, maps.capacity.vip_buckets())
         .into_iter()
-        .flat_map(|bucket| (0..WAYS).map(move |way| maps.vip(bucket, way)))
+        .flat_map(|bucket| (0..WAYS).map(move |way| maps.vip(version, bucket, way)))
         .find(|entry| entry.is_for(key))
         .map(VipEntry::value)
+}
+
+/// All entries of both directories.
+fn directories(maps: &Maps) -> Vec<(IpVersion, VipEntry)> {
+    VERSIONS
+        .into_iter()
+        .flat_map(|version| {
+            let buckets = 0..maps.capacity.vip_buckets();
+            buckets
+                .flat_map(|bucket| (0..WAYS).map(move |way| (bucket, way)))
+                .map(move |(bucket, way)| (version, maps.vip(version, bucket, way)))
+        })
+        .filter(|(_, entry)| entry.0 != 0)
+        .collect()
 }
 
 fn census(flows: &[Flow], scans: u64, at: Tick) -> Census {

@@ -11,9 +11,10 @@ use std::{
 
 use lb_common::clock::Tick;
 use lb_userspace::{
+    by_version::ByVersion,
     config::{self, Config},
     dataplane::maps::{Capacity, Maps},
-    flows::{Census, Counts, Fill},
+    flows::{Census, Counts, Fill, TableCensus},
     model::{Admin, BackendName},
     reconcile::{Error, State},
     status::{ServiceStatus, Status},
@@ -78,7 +79,7 @@ impl Machine {
             tracing::subscriber::set_global_default(tracing_subscriber::registry().with(Log))
                 .unwrap();
         });
-        let capacity = Capacity::for_flows(1_000, 2, 3, 10_000, 1);
+        let capacity = Capacity::for_flows(1_000, 600, 2, 3, 10_000, 1);
         let directory =
             std::env::temp_dir().join(format!("tether-words-{test}-{}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
@@ -96,7 +97,7 @@ impl Machine {
     fn config(&self, backends: &[&str]) -> Config {
         let mut text = format!(
             "interfaces = [\"eth0\"]\nstate_dir = {:?}\n\
-             [limits]\nflows = 1000\nservices = 2\nbackends = 3\ntable_slots = 10000\n\
+             [limits]\nflows = 1000\nflows6 = 600\nservices = 2\nbackends = 3\ntable_slots = 10000\n\
              [[service]]\nname = \"chat\"\nvip = \"10.0.0.1\"\nport = 80\nmode = \"ipip\"\ntable_size = 1009\nmin_healthy = 0\n",
             self.directory
         );
@@ -383,19 +384,29 @@ fn a_table_that_fills_is_warned_of_once_a_crossing() {
     let machine = Machine::new("filling");
     let mut state = machine.adopt(machine.config(&["b1"])).unwrap();
     assert_eq!(said(), []);
-    let mut count = |pin| {
-        let total = Counts {
-            pin,
-            ..Counts::default()
+    let mut count_both = |v4, v6| {
+        let table = |pin| TableCensus {
+            capacity: 1_000,
+            counts: Counts {
+                pin,
+                ..Counts::default()
+            },
         };
         let census = Census {
-            capacity: 1_000,
-            total,
+            tables: ByVersion {
+                v4: table(v4),
+                v6: table(v6),
+            },
             ..Census::default()
         };
         state.counted(Arc::new(census));
-        state.status(vec![], vec![], Duration::ZERO).flows.fill
+        let flows = state.status(vec![], vec![], Duration::ZERO).flows;
+        let fills = [flows.tables.v4.fill, flows.tables.v6.fill];
+        assert_eq!((flows.pin, flows.capacity), (v4 + v6, 2_000));
+        assert_eq!(Some(flows.fill), fills.into_iter().max());
+        fills
     };
+    let mut count = |pin| count_both(pin, 0)[0];
     assert_eq!(count(499), Fill::Low);
     assert_eq!(said(), []);
     assert_eq!(count(510), Fill::Half);
@@ -405,7 +416,10 @@ fn a_table_that_fills_is_warned_of_once_a_crossing() {
         "restart the daemon",
         "flows go on",
     ];
-    assert_said(Level::WARN, &[&["over 50%"][..], &remedy].concat());
+    assert_said(
+        Level::WARN,
+        &[&["over 50% of the IPv4"][..], &remedy].concat(),
+    );
     // To and fro across the mark is one crossing.
     for pin in [490, 520, 699] {
         assert_eq!(count(pin), Fill::Half);
@@ -415,4 +429,21 @@ fn a_table_that_fills_is_warned_of_once_a_crossing() {
     assert_said(Level::WARN, &[&["over 70%"][..], &remedy].concat());
     assert_eq!(count(100), Fill::Low);
     assert_eq!(said(), []);
+    // Each table by itself.
+    assert_eq!(count_both(100, 700), [Fill::Low, Fill::High]);
+    let remedy = [
+        "over 70% of the IPv6",
+        "flows6 = 1200 in [limits] of",
+        "about 60 bytes",
+    ];
+    assert_said(Level::WARN, &remedy);
+    assert_eq!(count_both(500, 700), [Fill::Half, Fill::High]);
+    assert_said(
+        Level::WARN,
+        &[
+            "over 50% of the IPv4",
+            "flows = 2000 in [limits] of",
+            "about 34 bytes",
+        ],
+    );
 }

@@ -1,10 +1,12 @@
 //! A configuration for the daemon under test, as a value that tests change.
 
 use std::fmt::Write as _;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
+
+use lb_common::net::IpVersion;
 
 use crate::peer::backend::{HEALTH_PORT, PORT};
-use crate::topology::{Place, Topology, UPLINK, VIP, backend_name};
+use crate::topology::{Place, Topology, UPLINK, backend_name};
 
 /// The name of the service that the lab's configuration has.
 pub const SERVICE: &str = "chat";
@@ -24,7 +26,7 @@ pub struct BackendSpec {
     /// Its name.
     pub name: String,
     /// Its address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its weight.
     pub weight: u16,
 }
@@ -34,6 +36,8 @@ pub struct BackendSpec {
 pub struct Config {
     /// The balancer's interfaces that the program is attached to.
     pub interfaces: Vec<&'static str>,
+    /// The service's address.
+    pub vip: IpAddr,
     /// `ipip` or `l2`.
     pub mode: &'static str,
     /// How backends are checked.
@@ -46,8 +50,10 @@ pub struct Config {
     pub fall: u8,
     /// Good checks in a row that bring it back.
     pub rise: u8,
-    /// The capacity for flows; small, since every lab has a table of its own.
+    /// The capacity for IPv4 flows; small, since every lab has tables of its own.
     pub flows: u32,
+    /// The capacity for IPv6 flows.
+    pub flows6: u32,
     /// The backends.
     pub backends: Vec<BackendSpec>,
 }
@@ -63,6 +69,7 @@ impl Config {
         });
         Self {
             interfaces: vec![UPLINK],
+            vip: topology.vip(),
             mode: match topology.place {
                 Place::Segment => "l2",
                 Place::Farm => "ipip",
@@ -73,6 +80,7 @@ impl Config {
             fall: 3,
             rise: 2,
             flows: 20_000,
+            flows6: 20_000,
             backends: backends.collect(),
         }
     }
@@ -82,11 +90,13 @@ impl Config {
     pub fn text(&self) -> String {
         let mut text = format!(
             "interfaces = {:?}\n\n\
-             [limits]\nflows = {}\nservices = 16\nbackends = 256\ntable_slots = 524288\n\n\
-             [[service]]\nname = \"{SERVICE}\"\nvip = \"{VIP}\"\nport = {PORT}\nmode = \"{}\"\n\n\
+             [limits]\nflows = {}\nflows6 = {}\nservices = 16\nbackends = 256\ntable_slots = 524288\n\n\
+             [[service]]\nname = \"{SERVICE}\"\nvip = \"{}\"\nport = {PORT}\nmode = \"{}\"\n\n\
              [service.health]\ninterval = \"{}ms\"\ntimeout = \"{}ms\"\nfall = {}\nrise = {}\n",
             self.interfaces,
             self.flows,
+            self.flows6,
+            self.vip,
             self.mode,
             self.interval_ms,
             self.timeout_ms,
@@ -109,6 +119,17 @@ impl Config {
             );
         }
         text
+    }
+
+    /// The same with another capacity for flows of one version.
+    #[must_use]
+    pub fn with_flows(&self, version: IpVersion, flows: u32) -> Self {
+        let mut other = self.clone();
+        match version {
+            IpVersion::V4 => other.flows = flows,
+            IpVersion::V6 => other.flows6 = flows,
+        }
+        other
     }
 
     /// The same without one backend.

@@ -2,7 +2,7 @@
 //!
 //! Written from the RFCs and not from `lb-common`, so that a mistake there is not repeated here.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 
 /// TCP's flag bits, as in byte 13 of its header.
 pub mod flags {
@@ -19,26 +19,38 @@ pub mod flags {
 }
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
-const PROTOCOL_IPIP: u8 = 4;
+const ETHERTYPE_IPV6: u16 = 0x86dd;
+const PROTOCOL_IPV4: u8 = 4;
 const PROTOCOL_TCP: u8 = 6;
+const PROTOCOL_IPV6: u8 = 41;
+const PROTOCOL_ICMPV6: u8 = 58;
 const ETHERNET: usize = 14;
+const IPV4: usize = 20;
+const IPV6: usize = 40;
+/// ICMPv6's types of the two messages that resolve neighbours (RFC 4861, sections 4.3 and 4.4).
+const SOLICITATION: u8 = 135;
+const ADVERTISEMENT: u8 = 136;
 
 /// A hardware address.
 pub type Mac = [u8; 6];
 
-/// An IPv4 header's fields that tests look at.
+/// An IP header's fields that tests look at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Ip {
     /// Source address.
-    pub source: Ipv4Addr,
+    pub source: IpAddr,
     /// Destination address.
-    pub destination: Ipv4Addr,
-    /// Time to live.
+    pub destination: IpAddr,
+    /// What comes after the header: IPv4's protocol, IPv6's next header.
+    pub protocol: u8,
+    /// Time to live, or hop limit.
     pub ttl: u8,
     /// Total length in bytes, header included.
     pub length: u16,
-    /// Whether the header's checksum is right.
+    /// Whether the header's checksum is right; an IPv6 header has none to be wrong.
     pub checksum_ok: bool,
+    /// IPv6's flow label; 0 in IPv4, and from a sender that gives none.
+    pub flow_label: u32,
 }
 
 /// A TCP header's fields that tests look at, and its payload.
@@ -66,7 +78,7 @@ impl Tcp {
     }
 }
 
-/// An IPv4 TCP segment in a frame, bare or behind one more IPv4 header.
+/// A TCP segment in a frame, bare or behind one more IP header.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Segment {
     /// Destination MAC of the frame.
@@ -81,22 +93,26 @@ pub struct Segment {
     pub tcp: Tcp,
 }
 
-/// Takes a frame apart; `None` for everything that is not IPv4 TCP, bare or in one IPv4 header, or is cut short.
+/// Takes a frame apart; `None` for everything that is not TCP in IPv4 or IPv6 without extension headers, bare or in one more such
+/// header, or is cut short.
 #[must_use]
 pub fn parse(frame: &[u8]) -> Option<Segment> {
     let mac_destination = frame.get(0..6)?.try_into().ok()?;
     let mac_source = frame.get(6..12)?.try_into().ok()?;
-    if u16_at(frame, 12)? != ETHERTYPE_IPV4 {
-        return None;
-    }
-    let (first, protocol, payload) = parse_ip(frame.get(ETHERNET..)?)?;
-    let (outer, ip, protocol, payload) = if protocol == PROTOCOL_IPIP {
-        let (inner, protocol, payload) = parse_ip(payload)?;
-        (Some(first), inner, protocol, payload)
-    } else {
-        (None, first, protocol, payload)
+    let (first, payload) = parse_ip(u16_at(frame, 12)?, frame.get(ETHERNET..)?)?;
+    let inner = match first.protocol {
+        PROTOCOL_IPV4 => Some(ETHERTYPE_IPV4),
+        PROTOCOL_IPV6 => Some(ETHERTYPE_IPV6),
+        _ => None,
     };
-    if protocol != PROTOCOL_TCP {
+    let (outer, ip, payload) = match inner {
+        Some(ethertype) => {
+            let (inner, payload) = parse_ip(ethertype, payload)?;
+            (Some(first), inner, payload)
+        }
+        None => (None, first, payload),
+    };
+    if ip.protocol != PROTOCOL_TCP {
         return None;
     }
     let header = usize::from(*payload.get(12)? >> 4) * 4;
@@ -117,20 +133,71 @@ pub fn parse(frame: &[u8]) -> Option<Segment> {
     })
 }
 
-fn parse_ip(bytes: &[u8]) -> Option<(Ip, u8, &[u8])> {
+/// One of NDP's messages that resolve neighbours.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Discovery {
+    /// Who has this address?
+    Solicitation(Ipv6Addr),
+    /// The sender has it.
+    Advertisement(Ipv6Addr),
+}
+
+/// What a frame says about neighbours; `None` for everything else.
+#[must_use]
+pub fn parse_discovery(frame: &[u8]) -> Option<Discovery> {
+    let (ip, message) = parse_ip(u16_at(frame, 12)?, frame.get(ETHERNET..)?)?;
+    if ip.protocol != PROTOCOL_ICMPV6 {
+        return None;
+    }
+    let target = <[u8; 16]>::try_from(message.get(8..24)?).ok()?.into();
+    match message[0] {
+        SOLICITATION => Some(Discovery::Solicitation(target)),
+        ADVERTISEMENT => Some(Discovery::Advertisement(target)),
+        _ => None,
+    }
+}
+
+/// The header, and what comes after it.
+fn parse_ip(ethertype: u16, bytes: &[u8]) -> Option<(Ip, &[u8])> {
+    match (ethertype, bytes.first()? >> 4) {
+        (ETHERTYPE_IPV4, 4) => parse_ipv4(bytes),
+        (ETHERTYPE_IPV6, 6) => parse_ipv6(bytes),
+        _ => None,
+    }
+}
+
+fn parse_ipv4(bytes: &[u8]) -> Option<(Ip, &[u8])> {
     let header = usize::from(bytes.first()? & 0x0f) * 4;
-    if bytes[0] >> 4 != 4 || header < 20 {
+    if header < IPV4 {
         return None;
     }
     let length = u16_at(bytes, 2)?;
+    let address = |at: usize| Some(<[u8; 4]>::try_from(bytes.get(at..at + 4)?).ok()?.into());
     let ip = Ip {
-        source: Ipv4Addr::from(u32_at(bytes, 12)?),
-        destination: Ipv4Addr::from(u32_at(bytes, 16)?),
+        source: address(12)?,
+        destination: address(16)?,
+        protocol: *bytes.get(9)?,
         ttl: *bytes.get(8)?,
         length,
         checksum_ok: checksum(bytes.get(..header)?) == 0,
+        flow_label: 0,
     };
-    Some((ip, bytes[9], bytes.get(header..usize::from(length))?))
+    Some((ip, bytes.get(header..usize::from(length))?))
+}
+
+fn parse_ipv6(bytes: &[u8]) -> Option<(Ip, &[u8])> {
+    let length = u16_at(bytes, 4)?.checked_add(IPV6 as u16)?;
+    let address = |at: usize| Some(<[u8; 16]>::try_from(bytes.get(at..at + 16)?).ok()?.into());
+    let ip = Ip {
+        source: address(8)?,
+        destination: address(24)?,
+        protocol: *bytes.get(6)?,
+        ttl: *bytes.get(7)?,
+        length,
+        checksum_ok: true,
+        flow_label: u32_at(bytes, 0)? & 0xf_ffff,
+    };
+    Some((ip, bytes.get(IPV6..usize::from(length))?))
 }
 
 /// What is needed to put a TCP segment without options into a frame.
@@ -141,9 +208,9 @@ pub struct Build {
     /// Source MAC of the frame.
     pub mac_source: Mac,
     /// Source address and port.
-    pub source: (Ipv4Addr, u16),
-    /// Destination address and port.
-    pub destination: (Ipv4Addr, u16),
+    pub source: SocketAddr,
+    /// Destination address and port, of the same version.
+    pub destination: SocketAddr,
     /// Sequence number.
     pub seq: u32,
     /// Acknowledgement number.
@@ -153,43 +220,56 @@ pub struct Build {
 }
 
 impl Build {
-    /// The frame, with TTL 64, a window of 65535 and both checksums right.
+    /// The frame, with a TTL or hop limit of 64, a window of 65535 and right checksums.
     ///
     /// # Panics
-    /// When `payload` does not fit into an IPv4 packet.
+    /// When `payload` does not fit into a packet, or the addresses are of two versions.
     #[must_use]
     pub fn frame(&self, payload: &[u8]) -> Vec<u8> {
         let tcp_length = u16::try_from(20 + payload.len()).expect("a segment fits into a packet");
-        let length = tcp_length
-            .checked_add(20)
-            .expect("a segment fits into a packet");
-        let mut frame = Vec::with_capacity(ETHERNET + usize::from(length));
+        let mut frame = Vec::with_capacity(ETHERNET + IPV6 + usize::from(tcp_length));
         frame.extend(self.mac_destination);
         frame.extend(self.mac_source);
-        frame.extend(ETHERTYPE_IPV4.to_be_bytes());
-
-        frame.extend([0x45, 0]);
-        frame.extend(length.to_be_bytes());
-        frame.extend([0, 0, 0x40, 0, 64, PROTOCOL_TCP, 0, 0]);
-        frame.extend(self.source.0.octets());
-        frame.extend(self.destination.0.octets());
-        let sum = checksum(&frame[ETHERNET..]);
-        frame[ETHERNET + 10..ETHERNET + 12].copy_from_slice(&sum.to_be_bytes());
+        // The addresses, in TCP's pseudo-header as in IP's.
+        let mut addresses = vec![];
+        match (self.source.ip(), self.destination.ip()) {
+            (IpAddr::V4(source), IpAddr::V4(destination)) => {
+                addresses.extend(source.octets());
+                addresses.extend(destination.octets());
+                let length = tcp_length.checked_add(IPV4 as u16);
+                frame.extend(ETHERTYPE_IPV4.to_be_bytes());
+                frame.extend([0x45, 0]);
+                frame.extend(length.expect("a segment fits into a packet").to_be_bytes());
+                frame.extend([0, 0, 0x40, 0, 64, PROTOCOL_TCP, 0, 0]);
+                frame.extend(&addresses);
+                let sum = checksum(&frame[ETHERNET..]);
+                frame[ETHERNET + 10..ETHERNET + 12].copy_from_slice(&sum.to_be_bytes());
+            }
+            (IpAddr::V6(source), IpAddr::V6(destination)) => {
+                addresses.extend(source.octets());
+                addresses.extend(destination.octets());
+                frame.extend(ETHERTYPE_IPV6.to_be_bytes());
+                frame.extend([0x60, 0, 0, 0]);
+                frame.extend(tcp_length.to_be_bytes());
+                frame.extend([PROTOCOL_TCP, 64]);
+                frame.extend(&addresses);
+            }
+            (source, destination) => panic!("{source} cannot write to {destination}"),
+        }
 
         let tcp = frame.len();
-        frame.extend(self.source.1.to_be_bytes());
-        frame.extend(self.destination.1.to_be_bytes());
+        frame.extend(self.source.port().to_be_bytes());
+        frame.extend(self.destination.port().to_be_bytes());
         frame.extend(self.seq.to_be_bytes());
         frame.extend(self.ack.to_be_bytes());
         frame.extend([0x50, self.flags, 0xff, 0xff, 0, 0, 0, 0]);
         frame.extend(payload);
-        let mut pseudo = Vec::with_capacity(12 + usize::from(tcp_length));
-        pseudo.extend(self.source.0.octets());
-        pseudo.extend(self.destination.0.octets());
-        pseudo.extend([0, PROTOCOL_TCP]);
-        pseudo.extend(tcp_length.to_be_bytes());
-        pseudo.extend(&frame[tcp..]);
-        let sum = checksum(&pseudo);
+        // As in RFC 793 and in RFC 8200, section 8.1, whose zeros add nothing.
+        let mut summed = addresses;
+        summed.extend([0, PROTOCOL_TCP]);
+        summed.extend(tcp_length.to_be_bytes());
+        summed.extend(&frame[tcp..]);
+        let sum = checksum(&summed);
         frame[tcp + 16..tcp + 18].copy_from_slice(&sum.to_be_bytes());
         frame
     }
@@ -217,75 +297,99 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use lb_common::net::IpVersion;
 
-    const BUILD: Build = Build {
-        mac_destination: [2, 0, 0, 0, 0, 1],
-        mac_source: [2, 0, 0, 0, 0, 2],
-        source: (Ipv4Addr::new(10, 0, 1, 10), 40000),
-        destination: (Ipv4Addr::new(10, 0, 0, 1), 80),
-        seq: 0x0102_0304,
-        ack: 0,
-        flags: flags::SYN,
-    };
+    use super::*;
+    use crate::address::{VERSIONS, balancer, client, vip};
+
+    fn build(version: IpVersion) -> Build {
+        Build {
+            mac_destination: [2, 0, 0, 0, 0, 1],
+            mac_source: [2, 0, 0, 0, 0, 2],
+            source: (client(version, 0), 40000).into(),
+            destination: (vip(version), 80).into(),
+            seq: 0x0102_0304,
+            ack: 0,
+            flags: flags::SYN,
+        }
+    }
 
     #[test]
     fn what_is_built_is_what_is_parsed() {
-        let segment = parse(&BUILD.frame(b"odd")).expect("a frame");
-        assert_eq!(segment.outer, None);
-        assert_eq!((segment.ip.source, segment.tcp.source), BUILD.source);
-        assert_eq!(
-            (segment.ip.destination, segment.tcp.destination),
-            BUILD.destination
-        );
-        assert_eq!(
-            (segment.ip.ttl, segment.ip.length, segment.ip.checksum_ok),
-            (64, 43, true)
-        );
-        assert_eq!((segment.tcp.seq, segment.tcp.ack), (0x0102_0304, 0));
-        assert!(segment.tcp.has(flags::SYN) && !segment.tcp.has(flags::ACK));
-        assert_eq!(segment.tcp.payload, b"odd");
+        for (version, length) in VERSIONS.into_iter().zip([43, 63]) {
+            let build = build(version);
+            let segment = parse(&build.frame(b"odd")).expect("a frame");
+            assert_eq!(segment.outer, None);
+            let source = (segment.ip.source, segment.tcp.source);
+            assert_eq!(SocketAddr::from(source), build.source);
+            let destination = (segment.ip.destination, segment.tcp.destination);
+            assert_eq!(SocketAddr::from(destination), build.destination);
+            assert_eq!(
+                (segment.ip.ttl, segment.ip.length, segment.ip.checksum_ok),
+                (64, length, true)
+            );
+            assert_eq!((segment.tcp.seq, segment.tcp.ack), (0x0102_0304, 0));
+            assert!(segment.tcp.has(flags::SYN) && !segment.tcp.has(flags::ACK));
+            assert_eq!(segment.tcp.payload, b"odd");
+        }
+    }
+
+    #[test]
+    fn the_tcp_checksum_of_ipv6_covers_the_addresses() {
+        let frame = build(IpVersion::V6).frame(b"odd");
+        let mut summed = frame[ETHERNET + 8..ETHERNET + IPV6].to_vec();
+        summed.extend([0, 0, 0, 23, 0, 0, 0, PROTOCOL_TCP]);
+        summed.extend(&frame[ETHERNET + IPV6..]);
+        assert_eq!(checksum(&summed), 0);
     }
 
     #[test]
     fn an_encapsulated_segment_shows_both_headers() {
-        let bare = BUILD.frame(b"");
+        let bare = build(IpVersion::V4).frame(b"");
         let mut frame = bare[..ETHERNET].to_vec();
-        frame.extend([
-            0x45,
-            0,
-            0,
-            60,
-            0,
-            0,
-            0,
-            0,
-            9,
-            PROTOCOL_IPIP,
-            0,
-            0,
-            10,
-            0,
-            2,
-            2,
-            10,
-            0,
-            3,
-            11,
-        ]);
+        frame.extend([0x45, 0, 0, 60, 0, 0, 0, 0, 9, PROTOCOL_IPV4, 0, 0]);
+        frame.extend([10, 0, 2, 2, 10, 0, 3, 11]);
         frame.extend(&bare[ETHERNET..]);
         let segment = parse(&frame).expect("a frame");
         let outer = segment.outer.expect("an outer header");
         assert_eq!((outer.ttl, outer.checksum_ok), (9, false));
-        assert_eq!(outer.destination, Ipv4Addr::new(10, 0, 3, 11));
-        assert_eq!(segment.ip.destination, BUILD.destination.0);
+        assert_eq!(outer.source, balancer(IpVersion::V4));
+        assert_eq!(segment.ip.destination, vip(IpVersion::V4));
+    }
+
+    #[test]
+    fn either_version_shows_within_ipv6() {
+        for (version, protocol) in VERSIONS.into_iter().zip([PROTOCOL_IPV4, PROTOCOL_IPV6]) {
+            let bare = build(version).frame(b"");
+            let inner = &bare[ETHERNET..];
+            let mut frame = bare[..12].to_vec();
+            frame.extend(ETHERTYPE_IPV6.to_be_bytes());
+            frame.extend([0x60, 0x0a, 0xbc, 0xde, 0, inner.len() as u8, protocol, 9]);
+            for address in [balancer(IpVersion::V6), client(IpVersion::V6, 7)] {
+                let IpAddr::V6(address) = address else {
+                    panic!("asked for IPv6")
+                };
+                frame.extend(address.octets());
+            }
+            frame.extend(inner);
+            let segment = parse(&frame).expect("a frame");
+            let outer = segment.outer.expect("an outer header");
+            assert_eq!((outer.protocol, outer.ttl), (protocol, 9));
+            assert_eq!(outer.flow_label, 0xa_bcde);
+            assert_eq!(outer.length, segment.ip.length + 40);
+            assert_eq!(outer.source, balancer(IpVersion::V6));
+            assert_eq!(outer.destination, client(IpVersion::V6, 7));
+            assert_eq!(segment.ip.destination, vip(version));
+        }
     }
 
     #[test]
     fn every_truncation_is_refused() {
-        let frame = BUILD.frame(b"payload");
-        for length in 0..frame.len() {
-            assert_eq!(parse(&frame[..length]), None, "{length} bytes");
+        for version in VERSIONS {
+            let frame = build(version).frame(b"payload");
+            for length in 0..frame.len() {
+                assert_eq!(parse(&frame[..length]), None, "{length} bytes");
+            }
         }
     }
 }

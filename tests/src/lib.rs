@@ -1,6 +1,7 @@
 //! Tether's lab: a network of clients, router, load balancer and backends in namespaces, the peers that talk across it, and
 //! the daemon under test, all as values that clean up after themselves.
 
+pub mod address;
 pub mod config;
 pub mod frame;
 mod mounts;

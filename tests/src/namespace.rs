@@ -7,6 +7,7 @@
 //! that outlived the lab would keep its namespaces alive.
 
 use std::fs::File;
+use std::net::IpAddr;
 use std::os::unix::process::CommandExt as _;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ use anyhow::{Context as _, Result, bail};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, setns, unshare};
 
+use crate::address;
 use crate::mounts;
 
 type Job = Box<dyn FnOnce() + Send>;
@@ -35,7 +37,7 @@ pub struct Namespace {
 }
 
 impl Namespace {
-    /// Makes a namespace with its loopback up, IPv6 silent, and private `/sys`, `/sys/fs/bpf` and `/run`.
+    /// Makes a namespace with its loopback up, IPv6 that asks nobody for addresses, and private `/sys`, `/sys/fs/bpf` and `/run`.
     ///
     /// `name` is for people: it appears in messages and as the thread's name.
     ///
@@ -67,10 +69,15 @@ impl Namespace {
             thread: Some(thread),
         };
         for key in ["all", "default", "lo"] {
-            namespace.sysctl(&format!("net/ipv6/conf/{key}/disable_ipv6"), "1")?;
+            // What is known of a fresh namespace depends on `net.core.devconf_inherit_init_net`.
+            namespace.sysctl(&format!("net/ipv6/conf/{key}/disable_ipv6"), "0")?;
         }
         for key in ["all", "default"] {
             namespace.sysctl(&format!("net/ipv4/conf/{key}/rp_filter"), "0")?;
+            // Link-local addresses are usable at once too, and no interface asks for routers.
+            for (what, value) in [("accept_dad", "0"), ("accept_ra", "0")] {
+                namespace.sysctl(&format!("net/ipv6/conf/{key}/{what}"), value)?;
+            }
         }
         namespace.ip("link set lo up")?;
         Ok(namespace)
@@ -235,6 +242,20 @@ impl Namespace {
             );
         }
         Ok(())
+    }
+
+    /// Gives `interface` addresses on its link, for use at once: nobody else in a lab could have them, so IPv6 does not look for
+    /// duplicates first.
+    ///
+    /// # Errors
+    /// When there is no such interface.
+    pub fn join(&self, interface: &str, addresses: &[IpAddr]) -> Result<()> {
+        let lines = addresses.iter().map(|address| {
+            let at_once = if address.is_ipv6() { "nodad" } else { "" };
+            let address = address::on_link(*address);
+            format!("address add {address} dev {interface} {at_once}\n")
+        });
+        self.ip(&lines.collect::<String>())
     }
 
     /// Writes a sysctl, named by its path below `/proc/sys`.

@@ -1,7 +1,7 @@
 //! AF_PACKET sockets: looking at the frames of a leg, and putting frames of any origin on it.
 
 use std::io;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::frame::{self, Build, Mac, Segment, flags};
+use crate::frame::{self, Build, Discovery, Mac, Segment, flags};
 use crate::namespace::Namespace;
 use crate::random::Random;
 use crate::wait;
@@ -177,14 +177,21 @@ impl Capture {
         })
     }
 
-    /// The IPv4 TCP segments seen so far, bare or encapsulated, in order.
+    /// The TCP segments seen so far, bare or encapsulated, in order.
     #[must_use]
     pub fn segments(&self) -> Vec<Segment> {
+        self.read(frame::parse)
+    }
+
+    /// The frames that resolve IPv6 neighbours seen so far, as they are, in order.
+    #[must_use]
+    pub fn discoveries(&self) -> Vec<(Discovery, Vec<u8>)> {
+        self.read(|bytes| Some((frame::parse_discovery(bytes)?, bytes.to_vec())))
+    }
+
+    fn read<T>(&self, parse: impl Fn(&[u8]) -> Option<T>) -> Vec<T> {
         let frames = self.frames.lock().unwrap_or_else(PoisonError::into_inner);
-        frames
-            .iter()
-            .filter_map(|bytes| frame::parse(bytes))
-            .collect()
+        frames.iter().filter_map(|bytes| parse(bytes)).collect()
     }
 
     /// Waits until a segment that satisfies `wanted` has been seen, and returns the first.
@@ -251,9 +258,9 @@ pub struct SynFlood {
 #[derive(Debug, Clone, Copy)]
 pub struct FloodPlan {
     /// The sources' prefix: its address and length in bits. Keep it apart from real clients.
-    pub prefix: (Ipv4Addr, u8),
+    pub prefix: (IpAddr, u8),
     /// Where the SYNs go.
-    pub target: (Ipv4Addr, u16),
+    pub target: SocketAddr,
     /// Source and destination MAC on the leg that is flooded.
     pub macs: (Mac, Mac),
     /// SYNs a second.
@@ -324,17 +331,18 @@ fn flood(
 ) -> io::Result<()> {
     const BEAT: Duration = Duration::from_millis(5);
     let mut random = Random::new(plan.seed);
-    let hosts = u32::MAX.checked_shr(plan.prefix.1.into()).unwrap_or(0);
     let started = Instant::now();
     while !stop.load(Ordering::Acquire) {
         let due = (started.elapsed().as_secs_f64() * f64::from(plan.rate)) as u64;
         while sent.load(Ordering::Relaxed) < due {
             let dice = random.bits();
-            let host = (u32::from(plan.prefix.0) & !hosts) | (dice as u32 & hosts);
             let build = Build {
                 mac_source: plan.macs.0,
                 mac_destination: plan.macs.1,
-                source: (host.into(), 1024 + ((dice >> 32) % 60_000) as u16),
+                source: SocketAddr::new(
+                    host_of(plan.prefix, dice as u32),
+                    1024 + ((dice >> 32) % 60_000) as u16,
+                ),
                 destination: plan.target,
                 seq: random.bits() as u32,
                 ack: 0,
@@ -354,4 +362,18 @@ fn flood(
         std::thread::sleep(BEAT);
     }
     Ok(())
+}
+
+/// A host of a prefix.
+fn host_of((prefix, length): (IpAddr, u8), number: u32) -> IpAddr {
+    let ones = u128::MAX.checked_shr(length.into()).unwrap_or(0);
+    match prefix {
+        IpAddr::V4(prefix) => {
+            let hosts = (ones >> 96) as u32;
+            IpAddr::V4(((prefix.to_bits() & !hosts) | (number & hosts)).into())
+        }
+        IpAddr::V6(prefix) => {
+            IpAddr::V6(((prefix.to_bits() & !ones) | (u128::from(number) & ones)).into())
+        }
+    }
 }

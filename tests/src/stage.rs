@@ -1,6 +1,6 @@
 //! Everything at once: a lab, Tether on its balancer, WebSocket backends, and clients ready to connect.
 
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -9,7 +9,7 @@ use crate::config::Config;
 use crate::peer::backend::{Backend, PORT};
 use crate::peer::client::{Clients, Plan};
 use crate::tether::{self, Tether};
-use crate::topology::{Lab, Topology, UPLINK, VIP};
+use crate::topology::{Lab, Topology, UPLINK};
 
 /// A stage. One that is dropped without [`Stage::close`] is taken for a failure and describes itself on standard error first.
 #[derive(Debug)]
@@ -92,7 +92,7 @@ impl Stage {
     /// A plan for connections to the VIP.
     #[must_use]
     pub fn plan(&self) -> Plan {
-        Plan::new(SocketAddrV4::new(VIP, PORT))
+        Plan::new(SocketAddr::new(self.config.vip, PORT))
     }
 
     /// The backend of a name.

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use lb_common::net::IpVersion;
 use serde::Deserialize;
 
 /// The whole answer.
@@ -17,7 +18,7 @@ pub struct Status {
     pub attachments: Vec<Attachment>,
     /// Interfaces that packets which came in by another one cannot leave by.
     pub closed_egress: Vec<ClosedEgress>,
-    /// The flow table.
+    /// The flow tables, both together.
     pub flows: Flows,
     /// The services.
     pub services: Vec<Service>,
@@ -76,8 +77,37 @@ pub struct Flows {
     pub pin: u64,
     /// Flows that ended and linger.
     pub closing: u64,
-    /// How full the table is: `low`, `half` or `high`.
+    /// How full the fuller table is: `low`, `half` or `high`.
     pub fill: String,
+    /// Each table.
+    pub tables: Tables,
+}
+
+/// See `Flows::tables`.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct Tables {
+    /// That of IPv4 flows.
+    pub v4: Table,
+    /// That of IPv6 flows.
+    pub v6: Table,
+}
+
+impl Tables {
+    /// That of a version.
+    #[must_use]
+    pub const fn of(&self, version: IpVersion) -> &Table {
+        match version {
+            IpVersion::V4 => &self.v4,
+            IpVersion::V6 => &self.v6,
+        }
+    }
+}
+
+/// One flow table.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct Table {
+    /// Entries that fit.
+    pub capacity: u64,
 }
 
 /// See `Status::reasons`.

@@ -7,24 +7,21 @@
 //! ```
 //!
 //! Segment and farm are bridges inside the router's namespace. The router sends the VIP's packets to the balancer; backends
-//! have the VIP on their loopback and answer clients directly, through the router.
+//! have the VIP on their loopback and answer clients directly, through the router. Every host has addresses of both versions of
+//! IP (see [`crate::address`]); which of them a service uses is its [`Family`].
 
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use anyhow::{Context as _, Result};
+use lb_common::net::IpVersion;
 
+use crate::address::{self, Family, Network, VERSIONS, mac_of, mac_text};
 use crate::frame::Mac;
 use crate::namespace::Namespace;
 use crate::passing;
 
-/// The address that clients connect to.
-pub const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
-/// The balancer's own address.
-pub const BALANCER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 2);
-/// The prefix that floods are sent from: RFC 2544's. The router drops what is sent there.
-pub const SPOOFED: (Ipv4Addr, u8) = (Ipv4Addr::new(198, 18, 0, 0), 15);
 /// The name that every host but the router knows its only link by.
 pub const UPLINK: &str = "eth0";
 /// The router's interface on the clients' side.
@@ -45,6 +42,17 @@ pub enum Place {
     Farm,
 }
 
+impl Place {
+    /// The network there.
+    #[must_use]
+    pub const fn network(self) -> Network {
+        match self {
+            Self::Segment => Network::Segment,
+            Self::Farm => Network::Farm,
+        }
+    }
+}
+
 /// What to build.
 #[derive(Debug, Clone, Copy)]
 pub struct Topology {
@@ -54,17 +62,50 @@ pub struct Topology {
     pub backends: u8,
     /// Where they live.
     pub place: Place,
+    /// The versions of IP that the service uses.
+    pub family: Family,
 }
 
 impl Topology {
-    /// Three backends at `place`, clients with eight addresses.
+    /// Three backends at `place`, clients with eight addresses, all in IPv4.
     #[must_use]
     pub fn new(place: Place) -> Self {
         Self {
             client_addresses: 8,
             backends: 3,
             place,
+            family: Family::V4,
         }
+    }
+
+    /// The same for a service in `family`.
+    #[must_use]
+    pub fn in_family(self, family: Family) -> Self {
+        Self { family, ..self }
+    }
+
+    /// The address that clients connect to.
+    #[must_use]
+    pub fn vip(&self) -> IpAddr {
+        address::vip(self.family.vip())
+    }
+
+    /// The balancer's address towards backends.
+    #[must_use]
+    pub fn balancer_address(&self) -> IpAddr {
+        address::balancer(self.family.backends())
+    }
+
+    /// The clients' source addresses.
+    #[must_use]
+    pub fn sources(&self) -> Vec<IpAddr> {
+        self.sources_in(self.family.vip())
+    }
+
+    fn sources_in(&self, version: IpVersion) -> Vec<IpAddr> {
+        (0..self.client_addresses)
+            .map(|index| address::client(version, index))
+            .collect()
     }
 
     /// Builds it.
@@ -73,45 +114,51 @@ impl Topology {
     /// Without root, iproute2 or ethtool, or when the kernel lacks veth or bridges. What was built by then is gone.
     pub fn build(&self) -> Result<Lab> {
         let router = Namespace::new("router")?;
-        router.sysctl("net/ipv4/ip_forward", "1")?;
-        // A backend that went dark is to be found out by Tether, not announced by the router.
+        for key in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+            router.sysctl(&format!("net/{key}"), "1")?;
+        }
         router.ip(
             "link add segment mtu 1600 type bridge stp_state 0 forward_delay 0 mcast_snooping 0
              link add farm mtu 1600 type bridge stp_state 0 forward_delay 0 mcast_snooping 0
-             address add 10.0.2.1/24 dev segment
-             address add 10.0.3.1/24 dev farm
              link set segment up
-             link set farm up
-             route add blackhole 198.18.0.0/15",
+             link set farm up",
         )?;
+        for (network, bridge) in [(Network::Segment, "segment"), (Network::Farm, "farm")] {
+            router.join(bridge, &VERSIONS.map(|v| network.gateway(v)))?;
+        }
+        for version in VERSIONS {
+            // A backend that went dark is to be found out by Tether, not announced by the router.
+            let (prefix, length) = address::spoofed(version);
+            router.ip(&format!("route add blackhole {prefix}/{length}"))?;
+        }
 
-        let sources: Vec<Ipv4Addr> = (0..self.client_addresses).map(client_address).collect();
         let client = Namespace::new("client")?;
-        connect(&client, &router, CLIENT_PORT, mac_of(sources[0]), MTU)?;
-        router.ip("address add 10.0.1.1/24 dev client\nlink set client up")?;
-        let addresses = sources
-            .iter()
-            .map(|a| format!("address add {a}/24 dev eth0\n"));
-        client.ip(&(addresses.collect::<String>() + "route add default via 10.0.1.1"))?;
+        let mac = mac_of(address::client(IpVersion::V4, 0));
+        connect(&client, &router, CLIENT_PORT, mac, MTU)?;
+        router.ip(&format!("link set {CLIENT_PORT} up"))?;
+        let gateways = VERSIONS.map(|v| Network::Clients.gateway(v));
+        router.join(CLIENT_PORT, &gateways)?;
+        for version in VERSIONS {
+            client.join(UPLINK, &self.sources_in(version))?;
+        }
+        route_by(&client, gateways)?;
         // 1,000 connections from few addresses, all to one address and port.
         client.sysctl("net/ipv4/ip_local_port_range", "10240 65000")?;
 
         let balancer = Namespace::new("balancer")?;
-        connect(
-            &balancer,
-            &router,
-            BALANCER_PORT,
-            mac_of(BALANCER),
-            WIDE_MTU,
-        )?;
+        let addresses = VERSIONS.map(address::balancer);
+        let mac = mac_of(addresses[0]);
+        connect(&balancer, &router, BALANCER_PORT, mac, WIDE_MTU)?;
         // Merging by GRO, which XDP turns on in some kernels, is held off: captures are to show what was sent.
-        router.ip(&format!(
-            "link set lb gro_max_size 1\nlink set lb master segment up\nroute add 10.0.0.0/24 via {BALANCER}"
-        ))?;
+        router.ip("link set lb gro_max_size 1\nlink set lb master segment up")?;
+        for version in VERSIONS {
+            let vips = Network::Vips.prefix(version);
+            let balancer = address::balancer(version);
+            router.ip(&format!("route add {vips} via {balancer}"))?;
+        }
         let passing = passing::pass_all(&router, BALANCER_PORT)?;
-        balancer.ip(&format!(
-            "address add {BALANCER}/24 dev eth0\nroute add default via 10.0.2.1"
-        ))?;
+        balancer.join(UPLINK, &addresses)?;
+        route_by(&balancer, VERSIONS.map(|v| Network::Segment.gateway(v)))?;
 
         let mut backends = vec![];
         for index in 0..self.backends {
@@ -122,7 +169,7 @@ impl Topology {
             router: Arc::new(router),
             balancer: Arc::new(balancer),
             backends,
-            sources,
+            sources: self.sources(),
             topology: *self,
             _passing: passing,
         })
@@ -130,31 +177,35 @@ impl Topology {
 
     fn backend(&self, router: &Namespace, index: u8) -> Result<Namespace> {
         let name = backend_name(index);
-        let address = self.backend_address(index);
-        let (bridge, gateway) = match self.place {
-            Place::Segment => ("segment", "10.0.2.1"),
-            Place::Farm => ("farm", "10.0.3.1"),
+        let addresses = VERSIONS.map(|version| self.backend_address_in(version, index));
+        let bridge = match self.place {
+            Place::Segment => "segment",
+            Place::Farm => "farm",
         };
         let host = Namespace::new(&name)?;
-        connect(&host, router, &name, mac_of(address), WIDE_MTU)?;
+        connect(&host, router, &name, mac_of(addresses[0]), WIDE_MTU)?;
         router.ip(&format!("link set {name} master {bridge} up"))?;
-        // The VIP is the balancer's on the wire: a backend must neither answer ARP for it nor ask with it.
+        // The VIP is the balancer's on the wire: a backend must neither answer ARP for it nor ask with it. NDP does neither for
+        // an address of another interface.
         for (key, value) in [("arp_ignore", "1"), ("arp_announce", "2")] {
             host.sysctl(&format!("net/ipv4/conf/all/{key}"), value)?;
         }
-        host.ip(&format!(
-            "address add {VIP}/32 dev lo\naddress add {address}/24 dev eth0\nroute add default via {gateway}"
-        ))?;
+        for vip in VERSIONS.map(address::vip) {
+            host.ip(&format!("address add {vip} dev lo"))?;
+        }
+        host.join(UPLINK, &addresses)?;
+        route_by(&host, VERSIONS.map(|v| self.place.network().gateway(v)))?;
         Ok(host)
     }
 
     /// The address of a backend, counted from 0.
     #[must_use]
-    pub fn backend_address(&self, index: u8) -> Ipv4Addr {
-        match self.place {
-            Place::Segment => Ipv4Addr::new(10, 0, 2, 11 + index),
-            Place::Farm => Ipv4Addr::new(10, 0, 3, 11 + index),
-        }
+    pub fn backend_address(&self, index: u8) -> IpAddr {
+        self.backend_address_in(self.family.backends(), index)
+    }
+
+    fn backend_address_in(&self, version: IpVersion, index: u8) -> IpAddr {
+        self.place.network().host(version, 11 + index)
     }
 }
 
@@ -164,25 +215,6 @@ pub fn backend_name(index: u8) -> String {
     format!("b{}", index + 1)
 }
 
-/// An address of the clients' host, counted from 0.
-#[must_use]
-pub fn client_address(index: u8) -> Ipv4Addr {
-    Ipv4Addr::new(10, 0, 1, 10 + index)
-}
-
-/// The MAC that the lab gives to the host of an address: readable in a capture.
-#[must_use]
-pub fn mac_of(address: Ipv4Addr) -> Mac {
-    let [a, b, c, d] = address.octets();
-    [2, 0, a, b, c, d]
-}
-
-/// A MAC as iproute2 writes it.
-#[must_use]
-pub fn mac_text(mac: Mac) -> String {
-    mac.map(|byte| format!("{byte:02x}")).join(":")
-}
-
 /// A built network. Dropping it takes all of it away.
 #[derive(Debug)]
 pub struct Lab {
@@ -190,7 +222,7 @@ pub struct Lab {
     router: Arc<Namespace>,
     balancer: Arc<Namespace>,
     backends: Vec<Arc<Namespace>>,
-    sources: Vec<Ipv4Addr>,
+    sources: Vec<IpAddr>,
     topology: Topology,
     _passing: OwnedFd,
 }
@@ -227,9 +259,9 @@ impl Lab {
             .chain(&self.backends)
     }
 
-    /// The clients' source addresses.
+    /// The clients' source addresses, in the version of the VIP.
     #[must_use]
-    pub fn sources(&self) -> &[Ipv4Addr] {
+    pub fn sources(&self) -> &[IpAddr] {
         &self.sources
     }
 
@@ -284,6 +316,7 @@ impl Lab {
                 "ip -statistics link",
                 "ip neigh",
                 "ip route",
+                "ip -6 route",
                 "ss --tcp --summary",
             ] {
                 let said = host.sh(line).unwrap_or_else(|error| format!("{error:#}"));
@@ -318,4 +351,11 @@ fn connect(host: &Namespace, router: &Namespace, port: &str, mac: Mac, mtu: u16)
         namespace.sh(&format!("ethtool -K {interface} tx off tso off gso off"))?;
     }
     host.ip(&format!("link set {UPLINK} up"))
+}
+
+/// Sends what is for elsewhere to `gateways`.
+fn route_by(host: &Namespace, gateways: [IpAddr; 2]) -> Result<()> {
+    host.ip(&gateways
+        .map(|gateway| format!("route add default via {gateway}\n"))
+        .concat())
 }

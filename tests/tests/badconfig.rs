@@ -4,6 +4,7 @@ use std::process::Output;
 use std::time::Duration;
 
 use anyhow::Result;
+use lab::address::Family;
 use lab::config::Config;
 use lab::namespace::Namespace;
 use lab::peer::crowd;
@@ -13,10 +14,17 @@ use lab::topology::{Place, Topology};
 use nix::sys::signal::Signal;
 
 const SOON: Duration = Duration::from_secs(10);
+/// Where the farm's second backend is, in IPv6.
+const B2_IN_IPV6: &str = "fd00:10:0:3::c";
 
 /// A configuration of one service on 10.0.0.1, before something is done to it.
 fn good() -> String {
-    Config::new(Topology::new(Place::Farm)).text()
+    good_in(Family::V4)
+}
+
+/// The same in any family.
+fn good_in(family: Family) -> String {
+    Config::new(Topology::new(Place::Farm).in_family(family)).text()
 }
 
 fn said(output: &Output) -> String {
@@ -59,8 +67,10 @@ fn assert_complaint(output: &Output, text: &str, mark: &str, words: &[&str]) {
 #[test]
 fn a_good_file_passes() -> Result<()> {
     let host = Namespace::new("check")?;
-    let output = check(&host, &good())?;
-    assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    for family in [Family::V4, Family::V6, Family::V4InV6] {
+        let output = check(&host, &good_in(family))?;
+        assert_eq!(output.status.code(), Some(0), "{}", said(&output));
+    }
     Ok(())
 }
 
@@ -120,9 +130,9 @@ fn each_mistake_is_told_with_its_place_and_remedy() -> Result<()> {
         ),
         (
             "a backend in the wrong family",
-            replaced("\"10.0.3.12\"", "\"fd00::12\""),
-            "fd00::12",
-            &["b2", "fd00::12"],
+            good_in(Family::V6).replacen(B2_IN_IPV6, "10.0.3.12", 1),
+            "10.0.3.12",
+            &["b2", "10.0.3.12"],
         ),
         (
             "an address that is none",
@@ -178,12 +188,12 @@ fn each_mistake_is_told_with_its_place_and_remedy() -> Result<()> {
 #[test]
 fn all_mistakes_are_told_at_once() -> Result<()> {
     let host = Namespace::new("check")?;
-    let text = good()
+    let text = good_in(Family::V6)
         .replacen("port = 80", "port = 0", 1)
-        .replacen("\"10.0.3.12\"", "\"fd00::12\"", 1)
+        .replacen(B2_IN_IPV6, "10.0.3.12", 1)
         .replacen("weight = 100", "weight = 5000", 1);
     let output = check(&host, &text)?;
-    for mark in ["port = 0", "fd00::12", "weight = 5000"] {
+    for mark in ["port = 0", "10.0.3.12", "weight = 5000"] {
         assert_complaint(&output, &text, mark, &[]);
     }
     Ok(())

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::Result;
+use lab::address::Family;
 use lab::config::SERVICE;
 use lab::peer::client::{self, Connection};
 use lab::peer::crowd;
@@ -22,7 +23,17 @@ fn assert_talking(connections: &[Connection]) -> Result<()> {
 
 #[test]
 fn by_command() -> Result<()> {
-    let stage = Stage::set(Topology::new(Place::Farm), 21, |_| {})?;
+    drains_by_command(Family::V4)
+}
+
+#[test]
+fn by_command_in_ipv6() -> Result<()> {
+    drains_by_command(Family::V6)
+}
+
+fn drains_by_command(family: Family) -> Result<()> {
+    let topology = Topology::new(Place::Farm).in_family(family);
+    let stage = Stage::set(topology, 21, |_| {})?;
     let connections = stage
         .clients
         .open(150, stage.plan().talking(PACE), |_| {})?;
@@ -79,7 +90,17 @@ fn by_command_for_a_backend_that_does_not_exist() -> Result<()> {
 
 #[test]
 fn by_removal_from_the_file() -> Result<()> {
-    let stage = Stage::set(Topology::new(Place::Segment), 23, |_| {})?;
+    drains_by_removal(Family::V4)
+}
+
+#[test]
+fn by_removal_from_the_file_in_ipv6() -> Result<()> {
+    drains_by_removal(Family::V6)
+}
+
+fn drains_by_removal(family: Family) -> Result<()> {
+    let topology = Topology::new(Place::Segment).in_family(family);
+    let stage = Stage::set(topology, 23, |_| {})?;
     let connections = stage
         .clients
         .open(150, stage.plan().talking(PACE), |_| {})?;

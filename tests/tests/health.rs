@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use lab::address::Family;
 use lab::config::Check;
 use lab::frame::{Segment, flags};
 use lab::packet_socket::Capture;
@@ -10,7 +11,7 @@ use lab::peer::backend::Answer;
 use lab::peer::client::Break;
 use lab::peer::crowd;
 use lab::stage::Stage;
-use lab::topology::{CLIENT_PORT, Place, Topology, VIP};
+use lab::topology::{CLIENT_PORT, Place, Topology};
 use lab::wait;
 
 const SOON: Duration = Duration::from_secs(15);
@@ -18,13 +19,13 @@ const PACE: Duration = Duration::from_millis(250);
 
 /// b1 is made to refuse and to come round again: its flows never notice, and nothing new reaches it in between.
 fn refuses(
+    family: Family,
     check: Check,
     refuse: impl Fn(&Stage) -> Result<()>,
     relent: impl Fn(&Stage) -> Result<()>,
 ) -> Result<()> {
-    let stage = Stage::set(Topology::new(Place::Farm), 31, |config| {
-        config.check = check
-    })?;
+    let topology = Topology::new(Place::Farm).in_family(family);
+    let stage = Stage::set(topology, 31, |config| config.check = check)?;
     let connections = stage.clients.open(90, stage.plan().talking(PACE), |_| {})?;
     let held = crowd::on(&connections, "b1").len();
     assert!(held > 10, "{held} on b1");
@@ -61,6 +62,17 @@ fn refuses(
 #[test]
 fn a_closed_listener_is_refusing() -> Result<()> {
     refuses(
+        Family::V4,
+        Check::Tcp,
+        |s| s.backends[0].close_listeners(),
+        |s| s.backends[0].open_listeners(),
+    )
+}
+
+#[test]
+fn a_closed_listener_is_refusing_in_ipv6() -> Result<()> {
+    refuses(
+        Family::V6,
         Check::Tcp,
         |s| s.backends[0].close_listeners(),
         |s| s.backends[0].open_listeners(),
@@ -70,6 +82,7 @@ fn a_closed_listener_is_refusing() -> Result<()> {
 #[test]
 fn a_wrong_status_is_refusing() -> Result<()> {
     refuses(
+        Family::V4,
         Check::Http,
         |s| {
             s.backends[0].answer(Answer::Status(503));
@@ -85,6 +98,7 @@ fn a_wrong_status_is_refusing() -> Result<()> {
 #[test]
 fn a_check_without_an_answer_is_refusing() -> Result<()> {
     refuses(
+        Family::V4,
         Check::Http,
         |s| {
             s.backends[0].answer(Answer::Hang);
@@ -99,8 +113,8 @@ fn a_check_without_an_answer_is_refusing() -> Result<()> {
 
 /// b2's link dies. Those of its clients that speak get one valid RST and are elsewhere at once; those that are silent until it
 /// is back never notice; everyone else talks on.
-fn goes_dark(place: Place) -> Result<()> {
-    let stage = Stage::set(Topology::new(place), 32, |_| {})?;
+fn goes_dark(place: Place, family: Family) -> Result<()> {
+    let stage = Stage::set(Topology::new(place).in_family(family), 32, |_| {})?;
     let connections = stage
         .clients
         .open(150, stage.plan().reconnecting(), |_| {})?;
@@ -146,7 +160,7 @@ fn goes_dark(place: Place) -> Result<()> {
         );
 
         let mine =
-            |s: &&Segment| s.ip.source == *first.local.ip() && s.tcp.source == first.local.port();
+            |s: &&Segment| s.ip.source == first.local.ip() && s.tcp.source == first.local.port();
         let asked = segments
             .iter()
             .find(mine)
@@ -154,13 +168,13 @@ fn goes_dark(place: Place) -> Result<()> {
         let resets: Vec<_> = segments
             .iter()
             .filter(|s| {
-                s.ip.destination == *first.local.ip() && s.tcp.destination == first.local.port()
+                s.ip.destination == first.local.ip() && s.tcp.destination == first.local.port()
             })
             .collect();
         // Each in answer to one packet: no ACK flag, the number that the client expects, from the VIP's port.
         let reset = resets.first().context("no RST on the wire")?;
         assert_eq!(reset.tcp.flags, flags::RST, "{reset:?}");
-        assert_eq!((reset.ip.source, reset.tcp.source), (VIP, 80));
+        assert_eq!((reset.ip.source, reset.tcp.source), (stage.config.vip, 80));
         assert_eq!(reset.tcp.seq, asked.tcp.ack);
         assert!(reset.ip.checksum_ok);
     }
@@ -182,12 +196,27 @@ fn goes_dark(place: Place) -> Result<()> {
 
 #[test]
 fn a_dark_routed_backend_is_down_and_its_clients_are_reset() -> Result<()> {
-    goes_dark(Place::Farm)
+    goes_dark(Place::Farm, Family::V4)
+}
+
+#[test]
+fn a_dark_routed_backend_is_down_and_its_clients_are_reset_in_ipv6() -> Result<()> {
+    goes_dark(Place::Farm, Family::V6)
+}
+
+#[test]
+fn a_dark_routed_ipv6_backend_is_down_and_its_ipv4_clients_are_reset() -> Result<()> {
+    goes_dark(Place::Farm, Family::V4InV6)
 }
 
 #[test]
 fn a_dark_backend_on_the_link_is_down_and_its_clients_are_reset() -> Result<()> {
-    goes_dark(Place::Segment)
+    goes_dark(Place::Segment, Family::V4)
+}
+
+#[test]
+fn a_dark_backend_on_the_link_is_down_and_its_clients_are_reset_in_ipv6() -> Result<()> {
+    goes_dark(Place::Segment, Family::V6)
 }
 
 /// When every backend seems gone, it may well be this machine: nobody is reset, and who waits is served when they are back.
@@ -206,7 +235,7 @@ fn when_all_go_dark_nobody_is_reset() -> Result<()> {
         .wait_status("the service fails open", SOON, |s| s.services[0].fail_open)?;
     let capture = Capture::start(stage.lab.router(), CLIENT_PORT)?;
     crowd::set_pace(&connections, Some(PACE));
-    let spoke = |s: &Segment| s.ip.destination == VIP && !s.tcp.payload.is_empty();
+    let spoke = |s: &Segment| s.ip.destination == stage.config.vip && !s.tcp.payload.is_empty();
     let sources = || {
         let spoke = capture.segments().into_iter().filter(spoke);
         spoke
@@ -221,7 +250,7 @@ fn when_all_go_dark_nobody_is_reset() -> Result<()> {
     assert!(
         !seen
             .iter()
-            .any(|s| s.ip.source == VIP && s.tcp.has(flags::RST))
+            .any(|s| s.ip.source == stage.config.vip && s.tcp.has(flags::RST))
     );
     // When they come back, the first that is up ends fail-open; who is on one that is not known to be up yet may be reset then.
     for index in 0..3 {

@@ -1,46 +1,48 @@
 //! The lab itself, without Tether.
 
 use std::collections::BTreeMap;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
+use anyhow::{Context as _, Result};
+use lab::address::{self, Family, Network, VERSIONS, mac_of};
 use lab::frame::{Build, flags};
 use lab::packet_socket::{Capture, FloodPlan, SynFlood, inject};
 use lab::peer::backend::{Answer, Backend, HEALTH_PORT, PORT};
 use lab::peer::client::{Break, Clients, Close, Plan};
 use lab::peer::crowd;
 use lab::peer::raw;
-use lab::topology::{
-    BALANCER, BALANCER_PORT, Lab, Place, SPOOFED, Topology, UPLINK, VIP, client_address, mac_of,
-};
+use lab::topology::{BALANCER_PORT, Lab, Place, Topology, UPLINK};
 use lab::wait;
 
 const SOON: Duration = Duration::from_secs(5);
 
 fn straight_to(lab: &Lab, index: u8) -> Plan {
-    Plan::new(SocketAddrV4::new(
-        lab.topology().backend_address(index),
-        PORT,
-    ))
+    Plan::new(SocketAddr::new(lab.topology().backend_address(index), PORT))
 }
 
 #[test]
 fn clients_talk_straight_to_a_backend_through_the_router() {
-    let lab = Topology::new(Place::Farm).build().unwrap();
-    let backend = Backend::start(&lab.backends()[0]).unwrap();
-    let clients = Clients::start(lab.client(), lab.sources(), 1).unwrap();
-    let capture = Capture::start(lab.router(), "b1").unwrap();
+    talk_straight(Family::V4).unwrap();
+    talk_straight(Family::V6).unwrap();
+}
+
+fn talk_straight(family: Family) -> Result<()> {
+    let topology = Topology::new(Place::Farm).in_family(family);
+    let lab = topology.build()?;
+    let backend = Backend::start(&lab.backends()[0])?;
+    let clients = Clients::start(lab.client(), lab.sources(), 1)?;
+    let capture = Capture::start(lab.router(), "b1")?;
 
     let plan = straight_to(&lab, 0).talking(Duration::from_millis(20));
-    let connections = clients.open(100, plan, |_| {}).unwrap();
+    let connections = clients.open(100, plan, |_| {})?;
 
     wait::until("every client got five echoes", SOON, || {
         connections
             .iter()
             .all(|c| c.history().lives[0].echoes >= 5)
             .then_some(())
-    })
-    .unwrap();
+    })?;
     assert_eq!(crowd::echo_all(&connections), [""; 0]);
     assert_eq!(crowd::breaks(&connections), [""; 0]);
     assert_eq!(
@@ -66,6 +68,7 @@ fn clients_talk_straight_to_a_backend_through_the_router() {
             mac_of(lab.topology().backend_address(0))
         );
     }
+    Ok(())
 }
 
 #[test]
@@ -92,44 +95,48 @@ fn a_link_that_dies_is_silent_and_can_come_back() {
 
 #[test]
 fn a_client_that_is_reset_tells_why_and_connects_again() {
-    let lab = Topology::new(Place::Farm).build().unwrap();
-    let _backend = Backend::start(&lab.backends()[0]).unwrap();
-    let clients = Clients::start(lab.client(), &lab.sources()[..1], 3).unwrap();
-    let connection = clients
-        .open_one(straight_to(&lab, 0).reconnecting())
-        .unwrap();
+    resets_a_client(Family::V4).unwrap();
+    resets_a_client(Family::V6).unwrap();
+}
+
+fn resets_a_client(family: Family) -> Result<()> {
+    let topology = Topology::new(Place::Farm).in_family(family);
+    let lab = topology.build()?;
+    let _backend = Backend::start(&lab.backends()[0])?;
+    let clients = Clients::start(lab.client(), &lab.sources()[..1], 3)?;
+    let connection = clients.open_one(straight_to(&lab, 0).reconnecting())?;
     let first = connection.history().lives[0].clone();
 
     // Forge the backend's RST with the number that the client expects: one past the last byte that the backend sent.
-    let capture = Capture::start(lab.router(), "client").unwrap();
-    connection.echo().unwrap();
+    let capture = Capture::start(lab.router(), "client")?;
+    connection.echo()?;
     let sent = capture.stop();
     let last = sent
         .iter()
-        .rfind(|s| s.ip.destination == *first.local.ip())
-        .unwrap();
+        .rfind(|s| s.ip.destination == first.local.ip())
+        .context("the echo is on the wire")?;
     let forged = Build {
         mac_destination: last.mac_destination,
         mac_source: last.mac_source,
-        source: (last.ip.source, last.tcp.source),
-        destination: (last.ip.destination, last.tcp.destination),
+        source: (last.ip.source, last.tcp.source).into(),
+        destination: (last.ip.destination, last.tcp.destination).into(),
         seq: last
             .tcp
             .seq
-            .wrapping_add(u32::try_from(last.tcp.payload.len()).unwrap()),
+            .wrapping_add(u32::try_from(last.tcp.payload.len())?),
         ack: 0,
         flags: flags::RST,
     };
-    inject(lab.router(), "client", vec![forged.frame(&[])]).unwrap();
+    inject(lab.router(), "client", vec![forged.frame(&[])])?;
 
     let history = wait::until("the client has a second life", SOON, || {
         let history = connection.history();
         (history.lives.len() == 2).then_some(history)
-    })
-    .unwrap();
-    let (life, why) = history.breaks().next().unwrap();
+    })?;
+    let (life, why) = history.breaks().next().context("the first life broke")?;
     assert_eq!((life.local, why), (first.local, &Break::Reset));
-    connection.echo().unwrap();
+    connection.echo()?;
+    Ok(())
 }
 
 #[test]
@@ -155,7 +162,7 @@ fn clients_close_in_three_ways() {
             .close(Close::Orderly)
             .unwrap();
         let mut segments = capture.stop();
-        segments.retain(|s| s.ip.source == *local.ip() && s.tcp.source == local.port());
+        segments.retain(|s| s.ip.source == local.ip() && s.tcp.source == local.port());
         let flagged = |bits| segments.iter().any(|s| s.tcp.has(bits));
         assert_eq!(flagged(flags::FIN), how == Close::Orderly, "{how:?}");
         assert_eq!(flagged(flags::RST), how == Close::Abort, "{how:?}");
@@ -196,36 +203,83 @@ fn a_backend_answers_checks_as_it_is_told() {
 
 #[test]
 fn a_flood_comes_from_its_prefix_and_reaches_the_balancer() {
-    let lab = Topology::new(Place::Farm).build().unwrap();
-    let capture = Capture::start(lab.router(), BALANCER_PORT).unwrap();
+    floods(Family::V4).unwrap();
+    floods(Family::V6).unwrap();
+}
+
+fn floods(family: Family) -> Result<()> {
+    let lab = Topology::new(Place::Farm).in_family(family).build()?;
+    let capture = Capture::start(lab.router(), BALANCER_PORT)?;
+    let prefix = address::spoofed(family.vip());
     let plan = FloodPlan {
-        prefix: SPOOFED,
-        target: (VIP, PORT),
-        macs: (mac_of(client_address(0)), lab.router_mac("client").unwrap()),
+        prefix,
+        target: (lab.topology().vip(), PORT).into(),
+        macs: (mac_of(lab.sources()[0]), lab.router_mac("client")?),
         rate: 5_000,
         seed: 6,
     };
-    let flood = SynFlood::start(lab.client(), UPLINK, plan).unwrap();
+    let flood = SynFlood::start(lab.client(), UPLINK, plan)?;
     wait::until("a thousand SYNs", SOON, || {
         (flood.sent() >= 1_000).then_some(())
-    })
-    .unwrap();
-    let sent = flood.stop().unwrap();
+    })?;
+    let sent = flood.stop()?;
 
     let segments = capture.stop();
     assert!(
-        segments.len() * 10 >= usize::try_from(sent).unwrap() * 9,
+        segments.len() * 10 >= usize::try_from(sent)? * 9,
         "{} of {sent}",
         segments.len()
     );
     let mut sources = std::collections::BTreeSet::new();
     for segment in &segments {
         assert!(segment.tcp.has(flags::SYN) && segment.ip.checksum_ok);
-        assert_eq!(segment.ip.source.octets()[0..1], SPOOFED.0.octets()[0..1]);
-        assert!((18..=19).contains(&segment.ip.source.octets()[1]));
-        assert_eq!(segment.mac_destination, mac_of(BALANCER));
+        match (segment.ip.source, prefix) {
+            (IpAddr::V4(source), (IpAddr::V4(_), 15)) => {
+                assert!(matches!(source.octets(), [198, 18..=19, ..]), "{source}");
+            }
+            (IpAddr::V6(source), (IpAddr::V6(_), 48)) => {
+                assert_eq!(source.segments()[..3], [0x2001, 2, 0]);
+            }
+            other => panic!("not as planned: {other:?}"),
+        }
+        let balancer = lab.topology().balancer_address();
+        assert_eq!(segment.mac_destination, mac_of(balancer));
         sources.insert(segment.ip.source);
     }
     assert!(sources.len() > 900, "{} sources", sources.len());
-    assert!(!sources.contains(&Ipv4Addr::UNSPECIFIED));
+    Ok(())
+}
+
+/// A backend has the VIP and says so to nobody, neither by ARP nor by NDP.
+#[test]
+fn no_backend_claims_the_vip() {
+    let lab = Topology::new(Place::Segment).build().unwrap();
+    let router = lab.router();
+    for family in ["ipv4", "ipv6"] {
+        // It gives up after one question.
+        let questions = format!("net/{family}/neigh/segment/mcast_solicit");
+        router.sysctl(&questions, "1").unwrap();
+    }
+    let resolves = |address: IpAddr| {
+        // The packet is only to make the router ask.
+        let _ = raw::connect(router, (address, PORT).into(), Duration::from_millis(200));
+        let line = format!("ip neighbour show to {address} dev segment");
+        wait::until_seen(
+            "the router has its answer, or gives up",
+            SOON,
+            || router.sh(&line),
+            |said| said.contains("lladdr") || said.contains("FAILED"),
+        )
+        .unwrap()
+        .contains("lladdr")
+    };
+    for version in VERSIONS {
+        let backend = Network::Segment.host(version, 11);
+        assert!(resolves(backend), "{backend}");
+        let vip = address::vip(version);
+        router.ip(&format!("route add {vip} dev segment")).unwrap();
+        assert!(!resolves(vip), "{vip}");
+        let said = lab.backends()[0].sh("ip address show dev lo").unwrap();
+        assert!(said.contains(&vip.to_string()), "{said}");
+    }
 }

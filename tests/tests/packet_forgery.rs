@@ -13,7 +13,17 @@ use lb_common::{
     verdict::Reason,
 };
 
-#[test]
+lab::in_both_versions![
+    a_spoofed_syn_against_a_pin_never_moves_it,
+    a_spoofed_syn_against_a_pin_of_a_draining_backend_never_moves_it,
+    a_whole_spoofed_handshake_against_a_pin_never_moves_it,
+    a_spoofed_fin_or_rst_outside_the_window_leaves_a_hint_that_data_clears,
+    a_spoofed_fin_or_rst_within_the_window_does_not_move_a_pin_either,
+    a_port_used_again_belongs_to_its_challenger_from_its_first_acknowledgement_on,
+    a_third_use_of_a_port_takes_the_place_of_the_entry_that_is_closing,
+    a_third_use_of_a_port_with_two_living_entries_goes_where_its_packets_will_and_writes_nothing,
+];
+
 fn a_spoofed_syn_against_a_pin_never_moves_it() {
     let (world, pin) = pinned();
     for (isn, reason) in [
@@ -35,7 +45,6 @@ fn a_spoofed_syn_against_a_pin_never_moves_it() {
     assert_eq!(world.entries(CLIENT.key()).len(), 2, "at most two a key");
 }
 
-#[test]
 fn a_spoofed_syn_against_a_pin_of_a_draining_backend_never_moves_it() {
     let (world, pin) = pinned();
     world.backend(&BackendSpec::l2(2).serving(Serving::ExistingOnly));
@@ -52,7 +61,6 @@ fn a_spoofed_syn_against_a_pin_of_a_draining_backend_never_moves_it() {
     assert_eq!(word, pin.with(Word::CONTESTED));
 }
 
-#[test]
 fn a_whole_spoofed_handshake_against_a_pin_never_moves_it() {
     let (world, pin) = pinned();
     world.backend(&BackendSpec::l2(2).serving(Serving::ExistingOnly));
@@ -93,7 +101,6 @@ fn a_whole_spoofed_handshake_against_a_pin_never_moves_it() {
     assert!(both.iter().any(|(_, word)| word.backend() == pin.backend()));
 }
 
-#[test]
 fn a_spoofed_fin_or_rst_outside_the_window_leaves_a_hint_that_data_clears() {
     for flags in [FIN, FIN | ACK, RST, RST | ACK] {
         let (world, pin) = pinned();
@@ -116,7 +123,6 @@ fn a_spoofed_fin_or_rst_outside_the_window_leaves_a_hint_that_data_clears() {
 }
 
 /// Who guesses the window too closes the entry, and the flow goes on all the same: closing forwards.
-#[test]
 fn a_spoofed_fin_or_rst_within_the_window_does_not_move_a_pin_either() {
     for forged in [fin(), rst()] {
         let (world, pin) = pinned();
@@ -144,7 +150,6 @@ fn a_spoofed_fin_or_rst_within_the_window_does_not_move_a_pin_either() {
     }
 }
 
-#[test]
 fn a_port_used_again_belongs_to_its_challenger_from_its_first_acknowledgement_on() {
     let (world, _) = pinned();
     world.backend(&BackendSpec::l2(2).serving(Serving::ExistingOnly));
@@ -174,7 +179,6 @@ fn a_port_used_again_belongs_to_its_challenger_from_its_first_acknowledgement_on
     world.entry_in(CLIENT.key(), State::Pin);
 }
 
-#[test]
 fn a_third_use_of_a_port_takes_the_place_of_the_entry_that_is_closing() {
     let world = World::new();
     let now = world.now();
@@ -190,7 +194,6 @@ fn a_third_use_of_a_port_takes_the_place_of_the_entry_that_is_closing() {
     assert_eq!(world.at(kept).1, pin);
 }
 
-#[test]
 fn a_third_use_of_a_port_with_two_living_entries_goes_where_its_packets_will_and_writes_nothing() {
     let world = World::new();
     let now = world.now();

@@ -18,7 +18,31 @@ use lb_common::{
     verdict::Reason,
 };
 
-#[test]
+lab::in_both_versions![
+    a_syn_makes_an_embryo_that_holds_its_sequence_number,
+    the_same_syn_again_writes_nothing,
+    the_same_syn_keeps_its_backend_when_the_table_has_changed,
+    another_syn_of_an_embryo_takes_its_place_and_its_backend_if_that_takes_new_flows,
+    an_ack_within_the_window_after_the_syn_promotes_and_notes_when,
+    an_ack_outside_the_window_does_not_promote_and_goes_to_the_embryos_backend,
+    promotion_follows_a_sequence_number_that_wraps,
+    a_fin_a_rst_or_a_segment_without_ack_does_not_promote,
+    a_young_flow_becomes_a_pin_with_the_first_packet_after_30_seconds_and_not_before,
+    a_pin_is_refreshed_by_every_packet_however_long_it_was_idle,
+    a_flow_keeps_its_backend_when_the_table_changes,
+    the_epoch_moves_ahead_with_the_stream_and_not_back,
+    a_jump_of_the_epoch_is_believed_by_a_second_packet_only,
+    a_fin_in_the_window_closes_and_still_forwards,
+    a_rst_in_the_window_closes_and_still_forwards,
+    an_exception_that_closes_by_fin_is_marked_as_one,
+    data_after_a_fin_revives_the_flow_which_must_prove_itself_again,
+    any_segment_after_a_rst_revives_the_flow_which_must_prove_itself_again,
+    a_closing_entry_past_its_linger_makes_place_for_the_next_flow_of_its_port,
+    a_reused_backend_id_never_inherits_flows,
+    a_syn_on_an_embryo_of_a_reused_backend_id_is_a_new_flow,
+    an_embryo_past_128_seconds_still_gives_the_same_syn_its_backend_until_it_is_swept,
+];
+
 fn a_syn_makes_an_embryo_that_holds_its_sequence_number() {
     let world = World::new();
     let now = world.now();
@@ -27,7 +51,6 @@ fn a_syn_makes_an_embryo_that_holds_its_sequence_number() {
     assert_eq!(world.entry(CLIENT.key()), embryo);
 }
 
-#[test]
 fn the_same_syn_again_writes_nothing() {
     let world = World::new();
     world.send(&CLIENT.syn());
@@ -37,7 +60,6 @@ fn the_same_syn_again_writes_nothing() {
     assert_eq!(world.entry(CLIENT.key()), before);
 }
 
-#[test]
 fn the_same_syn_keeps_its_backend_when_the_table_has_changed() {
     let world = World::new();
     let now = world.now();
@@ -53,7 +75,6 @@ fn the_same_syn_keeps_its_backend_when_the_table_has_changed() {
     assert_eq!(world.entry(CLIENT.key()).backend(), backend(1));
 }
 
-#[test]
 fn another_syn_of_an_embryo_takes_its_place_and_its_backend_if_that_takes_new_flows() {
     for (serving, taker) in [
         (Serving::New, 2),
@@ -70,7 +91,6 @@ fn another_syn_of_an_embryo_takes_its_place_and_its_backend_if_that_takes_new_fl
     }
 }
 
-#[test]
 fn an_ack_within_the_window_after_the_syn_promotes_and_notes_when() {
     let isn = CLIENT.syn().as_tcp().seq;
     for ahead in [0, 1, 1_460, PROMOTION_WINDOW] {
@@ -86,7 +106,6 @@ fn an_ack_within_the_window_after_the_syn_promotes_and_notes_when() {
     }
 }
 
-#[test]
 fn an_ack_outside_the_window_does_not_promote_and_goes_to_the_embryos_backend() {
     let isn = CLIENT.syn().as_tcp().seq;
     for seq in [
@@ -102,7 +121,6 @@ fn an_ack_outside_the_window_does_not_promote_and_goes_to_the_embryos_backend() 
     }
 }
 
-#[test]
 fn promotion_follows_a_sequence_number_that_wraps() {
     let world = World::new();
     world.send(&CLIENT.syn().seq(u32::MAX));
@@ -111,7 +129,6 @@ fn promotion_follows_a_sequence_number_that_wraps() {
     assert_eq!(young.epoch(), 0);
 }
 
-#[test]
 fn a_fin_a_rst_or_a_segment_without_ack_does_not_promote() {
     for flags in [FIN | ACK, RST, RST | ACK, FIN, 0] {
         let world = World::new();
@@ -123,7 +140,6 @@ fn a_fin_a_rst_or_a_segment_without_ack_does_not_promote() {
     }
 }
 
-#[test]
 fn a_young_flow_becomes_a_pin_with_the_first_packet_after_30_seconds_and_not_before() {
     let world = World::new();
     let now = world.now();
@@ -140,7 +156,6 @@ fn a_young_flow_becomes_a_pin_with_the_first_packet_after_30_seconds_and_not_bef
     assert_eq!(world.entry(CLIENT.key()), live(State::Pin, now));
 }
 
-#[test]
 fn a_pin_is_refreshed_by_every_packet_however_long_it_was_idle() {
     for idle in [0, 1, 1_000, 20_000, 1 << 19] {
         let world = World::new();
@@ -151,7 +166,6 @@ fn a_pin_is_refreshed_by_every_packet_however_long_it_was_idle() {
     }
 }
 
-#[test]
 fn a_flow_keeps_its_backend_when_the_table_changes() {
     let (world, pin) = pinned();
     assert_to(
@@ -171,7 +185,6 @@ fn a_flow_keeps_its_backend_when_the_table_changes() {
     assert_eq!(world.entry(CLIENT.key()), pin);
 }
 
-#[test]
 fn the_epoch_moves_ahead_with_the_stream_and_not_back() {
     let world = World::new();
     let now = world.now();
@@ -196,7 +209,6 @@ fn the_epoch_moves_ahead_with_the_stream_and_not_back() {
     }
 }
 
-#[test]
 fn a_jump_of_the_epoch_is_believed_by_a_second_packet_only() {
     let world = World::new();
     let now = world.now();
@@ -213,7 +225,6 @@ fn a_jump_of_the_epoch_is_believed_by_a_second_packet_only() {
     assert_eq!(world.entry(CLIENT.key()), jumped);
 }
 
-#[test]
 fn a_fin_in_the_window_closes_and_still_forwards() {
     for state in [State::Young, State::Pin] {
         let world = World::new();
@@ -228,7 +239,6 @@ fn a_fin_in_the_window_closes_and_still_forwards() {
     }
 }
 
-#[test]
 fn a_rst_in_the_window_closes_and_still_forwards() {
     let world = World::new();
     let now = world.now();
@@ -241,7 +251,6 @@ fn a_rst_in_the_window_closes_and_still_forwards() {
     assert_eq!(world.entry(CLIENT.key()), closing);
 }
 
-#[test]
 fn an_exception_that_closes_by_fin_is_marked_as_one() {
     let (world, pin) = pinned();
     assert_to(&world, &fin(), Reason::Established, 2);
@@ -250,7 +259,6 @@ fn an_exception_that_closes_by_fin_is_marked_as_one() {
     assert_eq!(closing.linger(), LINGER_EXCEPTION_TICKS);
 }
 
-#[test]
 fn data_after_a_fin_revives_the_flow_which_must_prove_itself_again() {
     let world = World::new();
     let now = world.now();
@@ -264,7 +272,6 @@ fn data_after_a_fin_revives_the_flow_which_must_prove_itself_again() {
     assert_eq!(world.entry(CLIENT.key()), live(State::Young, now));
 }
 
-#[test]
 fn any_segment_after_a_rst_revives_the_flow_which_must_prove_itself_again() {
     let world = World::new();
     let now = world.now();
@@ -274,7 +281,6 @@ fn any_segment_after_a_rst_revives_the_flow_which_must_prove_itself_again() {
     assert_eq!(world.entry(CLIENT.key()), live(State::Young, now));
 }
 
-#[test]
 fn a_closing_entry_past_its_linger_makes_place_for_the_next_flow_of_its_port() {
     for (flags, linger) in [
         (0, LINGER_FIN_TICKS),
@@ -297,7 +303,6 @@ fn a_closing_entry_past_its_linger_makes_place_for_the_next_flow_of_its_port() {
     }
 }
 
-#[test]
 fn a_reused_backend_id_never_inherits_flows() {
     let world = World::new();
     world.backend(&BackendSpec::l2(1).generation(3));
@@ -324,7 +329,6 @@ fn a_reused_backend_id_never_inherits_flows() {
     assert_eq!(world.entry(CLIENT.key()).backend(), BackendRef::new(1, 3));
 }
 
-#[test]
 fn a_syn_on_an_embryo_of_a_reused_backend_id_is_a_new_flow() {
     let world = World::new();
     world.backend(&BackendSpec::l2(1).generation(3));
@@ -336,7 +340,6 @@ fn a_syn_on_an_embryo_of_a_reused_backend_id_is_a_new_flow() {
     assert_eq!(world.entry(CLIENT.key()), embryo);
 }
 
-#[test]
 fn an_embryo_past_128_seconds_still_gives_the_same_syn_its_backend_until_it_is_swept() {
     let world = World::new();
     let now = world.now();

@@ -7,14 +7,43 @@ use lab::packet::{
     kernel::action, passed,
 };
 use lb_common::{
+    net::IpVersion,
     tcp::{ACK, FIN, RST, SYN},
     verdict::{Reason, Verdict},
     vip::VipEntry,
 };
 
+lab::in_both_versions![
+    a_syn_for_the_vip_opens_a_flow,
+    udp_for_the_vips_port_is_the_hosts,
+    another_port_of_the_vip_is_the_hosts,
+    port_0_of_the_vip_is_no_service_though_the_directory_has_an_entry_of_it,
+    another_address_is_the_hosts,
+    a_packet_from_the_vip_is_the_hosts,
+    each_service_has_its_own_port_table_and_flows,
+    a_full_directory_finds_every_service,
+    a_vlan_tag_is_stepped_over,
+    two_vlan_tags_are_stepped_over,
+    three_vlan_tags_are_the_hosts,
+    an_ip_version_other_than_the_frames_is_malformed,
+    a_tcp_data_offset_below_20_is_malformed,
+    a_tcp_data_offset_beyond_the_packet_is_malformed,
+    padding_is_no_part_of_the_packet,
+    a_total_length_shorter_than_the_headers_is_malformed,
+    a_total_length_beyond_the_frame_is_counted_and_forwarded_as_it_is,
+    a_first_fragment_has_ports_and_is_steered,
+    a_later_tcp_fragment_for_a_vip_that_the_host_does_not_own_is_dropped,
+    a_later_tcp_fragment_for_a_vip_that_the_host_owns_is_the_hosts,
+    a_later_tcp_fragment_for_another_address_is_the_hosts,
+    a_later_udp_fragment_for_a_vip_is_the_hosts,
+    a_syn_with_ack_fin_or_rst_is_dropped_and_leaves_no_entry,
+    the_flags_that_say_nothing_of_a_flows_life_change_nothing,
+    every_truncation_of_every_fixture_passes_unchanged_or_goes_by_whole_headers,
+    a_service_that_the_directory_names_and_that_is_beyond_the_map_is_missing,
+];
+
 const BACKEND: fn() -> BackendSpec = || BackendSpec::l2(1);
 
-#[test]
 fn a_syn_for_the_vip_opens_a_flow() {
     let world = World::new();
     let syn = CLIENT.syn();
@@ -34,20 +63,9 @@ fn an_arp_request_for_the_vip_is_the_hosts() {
     frame.extend([0; 6]);
     frame.extend(VIP.octets());
     frame.extend([0; 18]);
-    world.send_bytes(&frame, 0).expect(&passed(Reason::NotIpv4));
+    world.send_bytes(&frame, 0).expect(&passed(Reason::NotIp));
 }
 
-#[test]
-fn ipv6_is_the_hosts() {
-    let world = World::new();
-    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2, 0x86, 0xdd];
-    frame.extend([0x60, 0, 0, 0, 0, 20, 6, 64]);
-    frame.extend([0x20; 32]);
-    frame.extend([0; 20]);
-    world.send_bytes(&frame, 0).expect(&passed(Reason::NotIpv4));
-}
-
-#[test]
 fn udp_for_the_vips_port_is_the_hosts() {
     let world = World::new();
     let mut udp = CLIENT.1.to_be_bytes().to_vec();
@@ -68,22 +86,19 @@ fn an_icmp_echo_request_for_the_vip_is_the_hosts() {
         .expect(&passed(Reason::NotService).counting(0));
 }
 
-#[test]
 fn another_port_of_the_vip_is_the_hosts() {
     let world = World::new();
     let packet = Packet::tcp((CLIENT.0, CLIENT.1), (VIP, VIP_PORT + 1), SYN);
     world.send(&packet).expect(&passed(Reason::NotService));
 }
 
-#[test]
 fn port_0_of_the_vip_is_no_service_though_the_directory_has_an_entry_of_it() {
     let world = World::new();
-    world.vip(VIP, 0);
+    world.vip(VIP, false);
     let packet = Packet::tcp((CLIENT.0, CLIENT.1), (VIP, 0), SYN);
     world.send(&packet).expect(&passed(Reason::NotService));
 }
 
-#[test]
 fn another_address_is_the_hosts() {
     let world = World::new();
     let packet = Packet::tcp(
@@ -94,14 +109,12 @@ fn another_address_is_the_hosts() {
     world.send(&packet).expect(&passed(Reason::NotService));
 }
 
-#[test]
 fn a_packet_from_the_vip_is_the_hosts() {
     let world = World::new();
     let packet = Packet::tcp((VIP, VIP_PORT), (CLIENT.0, CLIENT.1), SYN | ACK);
     world.send(&packet).expect(&passed(Reason::NotService));
 }
 
-#[test]
 fn each_service_has_its_own_port_table_and_flows() {
     let mut world = World::new();
     world.service(2, VIP, 80, &[2]);
@@ -114,12 +127,11 @@ fn each_service_has_its_own_port_table_and_flows() {
         .expect(&forwarded(Reason::Opened, 1, BACKEND().l2_output(&syn)));
 }
 
-#[test]
 fn a_full_directory_finds_every_service() {
     let mut world = World::new();
     for id in 2..8 {
         world.service(id, VIP, 8_000 + id, &[1]);
-        world.vip(Ipv4Addr::new(192, 0, 2, 10 + id as u8), 0);
+        world.vip(Ipv4Addr::new(192, 0, 2, 10 + id as u8), false);
     }
     for id in 2..8 {
         let syn = Packet::tcp((CLIENT.0, CLIENT.1), (VIP, 8_000 + id), SYN);
@@ -128,7 +140,6 @@ fn a_full_directory_finds_every_service() {
     }
 }
 
-#[test]
 fn a_vlan_tag_is_stepped_over() {
     let world = World::new();
     let syn = CLIENT.syn().tagged(0x8100, 0x6064);
@@ -137,7 +148,6 @@ fn a_vlan_tag_is_stepped_over() {
         .expect(&forwarded(Reason::Opened, 1, BACKEND().l2_output(&syn)));
 }
 
-#[test]
 fn two_vlan_tags_are_stepped_over() {
     let world = World::new();
     for outer in [0x88a8, 0x8100] {
@@ -149,7 +159,6 @@ fn two_vlan_tags_are_stepped_over() {
     }
 }
 
-#[test]
 fn three_vlan_tags_are_the_hosts() {
     let world = World::new();
     let syn = CLIENT
@@ -157,9 +166,7 @@ fn three_vlan_tags_are_the_hosts() {
         .tagged(0x8100, 1)
         .tagged(0x8100, 2)
         .tagged(0x8100, 3);
-    world
-        .send(&syn)
-        .expect(&passed(Reason::NotIpv4).counting(0));
+    world.send(&syn).expect(&passed(Reason::NotIp).counting(0));
 }
 
 #[test]
@@ -186,11 +193,11 @@ fn an_ipv4_header_length_below_20_is_malformed() {
     }
 }
 
-#[test]
-fn an_ip_version_other_than_4_is_malformed() {
+fn an_ip_version_other_than_the_frames_is_malformed() {
     let world = World::new();
     let mut frame = CLIENT.syn().bytes();
-    for version in (0..16).filter(|version| *version != 4) {
+    let own = frame[14] >> 4;
+    for version in (0..16).filter(|version| *version != own) {
         frame[14] = version << 4 | 5;
         world
             .send_bytes(&frame, 0)
@@ -198,39 +205,43 @@ fn an_ip_version_other_than_4_is_malformed() {
     }
 }
 
-#[test]
+/// Where the length of the TCP header is in a frame.
+fn data_offset(packet: &Packet) -> usize {
+    packet.network() + packet.headers_len() + 12
+}
+
 fn a_tcp_data_offset_below_20_is_malformed() {
     let world = World::new();
-    let mut frame = CLIENT.syn().payload(&[7; 40]).bytes();
+    let packet = CLIENT.syn().payload(&[7; 40]);
+    let mut frame = packet.bytes();
     for words in 0..5 {
-        frame[46] = words << 4;
+        frame[data_offset(&packet)] = words << 4;
         world
             .send_bytes(&frame, 0)
             .expect(&passed(Reason::Malformed));
     }
 }
 
-#[test]
 fn a_tcp_data_offset_beyond_the_packet_is_malformed() {
     let world = World::new();
     let packet = CLIENT.syn().with_tcp(|tcp| tcp.payload = vec![0; 12]);
     let mut frame = packet.bytes();
-    frame[46] = 8 << 4;
+    let at = data_offset(&packet);
+    frame[at] = 8 << 4;
     let counted = packet.counted();
     world
         .send_bytes(&frame, counted)
         .expect(&forwarded(Reason::Opened, 1, {
             let mut sent = BACKEND().l2_output(&packet);
-            sent[46] = 8 << 4;
+            sent[at] = 8 << 4;
             sent
         }));
-    frame[46] = 9 << 4;
+    frame[at] = 9 << 4;
     world
         .send_bytes(&frame, 0)
         .expect(&passed(Reason::Malformed));
 }
 
-#[test]
 fn padding_is_no_part_of_the_packet() {
     let world = World::new();
     // 40 bytes of packet in the least frame that Ethernet has.
@@ -254,20 +265,24 @@ fn padding_is_no_part_of_the_packet() {
     }
 }
 
-#[test]
 fn a_total_length_shorter_than_the_headers_is_malformed() {
     let world = World::new();
-    for length in 0..40 {
+    let syn = CLIENT.syn();
+    // In IPv6 the header says how long the rest is.
+    let least = match syn.version {
+        IpVersion::V4 => 0,
+        IpVersion::V6 => 40,
+    };
+    for length in least..syn.length() {
         world
-            .send_bytes(&CLIENT.syn().total_length(length).bytes(), 0)
+            .send_bytes(&syn.clone().total_length(length).bytes(), 0)
             .expect(&passed(Reason::Malformed));
     }
 }
 
 /// The backend finds out: only the headers are looked at here, whose lengths are all right.
-#[test]
 fn a_total_length_beyond_the_frame_is_counted_and_forwarded_as_it_is() {
-    for length in [41, 1_480] {
+    for length in [61, 1_460] {
         let backend = BackendSpec::ipip(1);
         let world = World::with(&backend);
         let packet = CLIENT.syn().total_length(length);
@@ -277,7 +292,6 @@ fn a_total_length_beyond_the_frame_is_counted_and_forwarded_as_it_is() {
     }
 }
 
-#[test]
 fn a_first_fragment_has_ports_and_is_steered() {
     let world = World::new();
     let syn = CLIENT.syn().fragment(0x2000);
@@ -286,10 +300,9 @@ fn a_first_fragment_has_ports_and_is_steered() {
         .expect(&forwarded(Reason::Opened, 1, BACKEND().l2_output(&syn)));
 }
 
-#[test]
 fn a_later_tcp_fragment_for_a_vip_that_the_host_does_not_own_is_dropped() {
     let world = World::new();
-    world.vip(VIP, 0);
+    world.vip(VIP, false);
     for offset in [1, 0x2001, 0x1fff, 0x3fff] {
         let fragment = CLIENT.syn().fragment(offset);
         world
@@ -298,16 +311,14 @@ fn a_later_tcp_fragment_for_a_vip_that_the_host_does_not_own_is_dropped() {
     }
 }
 
-#[test]
 fn a_later_tcp_fragment_for_a_vip_that_the_host_owns_is_the_hosts() {
     let world = World::new();
-    world.vip(VIP, VipEntry::HOST_OWNED);
+    world.vip(VIP, true);
     world
         .send(&CLIENT.syn().fragment(0x00b9))
         .expect(&passed(Reason::NotService));
 }
 
-#[test]
 fn a_later_tcp_fragment_for_another_address_is_the_hosts() {
     let world = World::new();
     let fragment =
@@ -315,17 +326,15 @@ fn a_later_tcp_fragment_for_another_address_is_the_hosts() {
     world.send(&fragment).expect(&passed(Reason::NotService));
 }
 
-#[test]
 fn a_later_udp_fragment_for_a_vip_is_the_hosts() {
     let world = World::new();
-    world.vip(VIP, 0);
+    world.vip(VIP, false);
     let fragment = CLIENT.syn().carrying(17, &[0; 24]).fragment(0x00b9);
     world
         .send(&fragment)
         .expect(&passed(Reason::NotService).counting(0));
 }
 
-#[test]
 fn a_syn_with_ack_fin_or_rst_is_dropped_and_leaves_no_entry() {
     let world = World::new();
     for more in [
@@ -344,7 +353,6 @@ fn a_syn_with_ack_fin_or_rst_is_dropped_and_leaves_no_entry() {
     assert_eq!(world.values().len(), 0);
 }
 
-#[test]
 fn the_flags_that_say_nothing_of_a_flows_life_change_nothing() {
     let world = World::new();
     // PSH, URG, ECE, CWR.
@@ -379,15 +387,14 @@ fn fixtures() -> Vec<Packet> {
 
 /// A truncated frame is the host's until all its headers are there. Beyond them it goes by its headers: the program does not ask
 /// how long a frame of several buffers is.
-#[test]
 fn every_truncation_of_every_fixture_passes_unchanged_or_goes_by_whole_headers() {
     for backend in [BackendSpec::l2(1), BackendSpec::ipip(1)] {
         let world = World::with(&backend);
-        world.vip(VIP, 0);
+        world.vip(VIP, false);
         for packet in fixtures() {
             let whole = packet.bytes();
             let later = packet.fragment & 0x1fff != 0;
-            let headers = packet.network() + 20 + if later { 0 } else { packet.options.len() + 20 };
+            let headers = packet.network() + packet.headers_len() + if later { 0 } else { 20 };
             for length in 14..whole.len() {
                 let cut = &whole[..length];
                 let run = world.send_bytes(cut, packet.counted());
@@ -418,13 +425,12 @@ fn every_truncation_of_every_fixture_passes_unchanged_or_goes_by_whole_headers()
     }
 }
 
-#[test]
 fn a_service_that_the_directory_names_and_that_is_beyond_the_map_is_missing() {
     let world = World::new();
     // The first of these would be counted as a backend, and the last as another CPU's reason.
     let room = world.maps.capacity.services as u16;
     for (port, id) in [(80, room), (81, room + 1), (82, 4_000)] {
-        world.direct(VipEntry::new(VIP.into(), port, id));
+        world.direct(VipEntry::of(World::vip_key(VIP, port), id));
         let packet = Packet::tcp((CLIENT.0, CLIENT.1), (VIP, port), SYN);
         world
             .send(&packet)

@@ -3,16 +3,20 @@
 use std::time::Duration;
 
 use lab::packet::{
-    BackendSpec, CLIENT, Client, Packet, Run, VIP, VIP_PORT, World, entries::backend,
+    BackendSpec, CLIENT, Client, Packet, Run, VIP, VIP_PORT, World, entries::backend, in_version,
     kernel::action,
 };
 use lb_common::{
     backend::Serving,
+    bench::CROWD_LEN,
     flow::word::{BackendRef, State, Word},
+    net::IpVersion,
     tcp::{ACK, RST, SYN},
     verdict::{Reason, Verdict},
     vip::VipEntry,
 };
+
+lab::in_both_versions![every_reason_is_reached_by_some_packet,];
 
 /// Sends a packet that ends in `reason`; none if no packet can, and why.
 fn reach(reason: Reason) -> Result<Run, &'static str> {
@@ -25,9 +29,9 @@ fn reach(reason: Reason) -> Result<Run, &'static str> {
     };
     let syn = CLIENT.syn();
     Ok(match reason {
-        Reason::NotIpv4 => {
+        Reason::NotIp => {
             let mut frame = syn.bytes();
-            frame[12..14].copy_from_slice(&[0x86, 0xdd]);
+            frame[12..14].copy_from_slice(&[0x88, 0xcc]);
             world.send_bytes(&frame, 0)
         }
         Reason::NotService => world.send(&Packet::tcp((CLIENT.0, 1), (VIP, VIP_PORT + 1), SYN)),
@@ -98,16 +102,16 @@ fn reach(reason: Reason) -> Result<Run, &'static str> {
         }
         Reason::BadFlags => world.send(&CLIENT.sends(SYN | ACK)),
         Reason::Fragment => {
-            world.vip(VIP, 0);
+            world.vip(VIP, false);
             world.send(&syn.fragment(1))
         }
         Reason::TtlExpired => world.send(&syn.ttl(1)),
         Reason::TooBig => {
-            world.backend(&BackendSpec::ipip(1).mtu(59));
-            world.send(&syn)
+            world.backend(&BackendSpec::ipip(1).mtu(1_500));
+            world.send(&syn.of_length(1_500))
         }
         Reason::ServiceMissing => {
-            world.direct(VipEntry::new(VIP.into(), 80, u16::MAX));
+            world.direct(VipEntry::of(World::vip_key(VIP, 80), u16::MAX));
             world.send(&Packet::tcp((CLIENT.0, 1), (VIP, 80), SYN))
         }
         Reason::StaleGeneration => {
@@ -115,12 +119,12 @@ fn reach(reason: Reason) -> Result<Run, &'static str> {
             world.send(&CLIENT.ack())
         }
         Reason::UnknownMode => {
-            world.backend(&BackendSpec::l2(1).mode_code(0));
+            world.backend(&BackendSpec::l2(1).forwarding_code(0));
             world.send(&syn)
         }
         Reason::NoHeadroom => {
             world.backend(&BackendSpec::ipip(1));
-            world.send_without_headroom(&syn.payload(&[0; 74]))
+            world.send_without_headroom(&syn.of_length(CROWD_LEN - 14))
         }
         Reason::NoEgress => {
             world.backend(&BackendSpec::l2(1).nowhere());
@@ -131,12 +135,18 @@ fn reach(reason: Reason) -> Result<Run, &'static str> {
             world.hold(Duration::from_secs(60));
             world.send(&CLIENT.ack().with_tcp(|tcp| tcp.flags = RST | ACK))
         }
+        Reason::NoProgram => {
+            let mut run = None;
+            world.without_ipv6_program(|world| {
+                in_version(IpVersion::V6, || run = Some(world.send(&CLIENT.syn())));
+            });
+            return run.ok_or("nothing was sent");
+        }
         // bpf_xdp_adjust_tail refuses to shrink only what would be shorter than an Ethernet header.
         Reason::NoReset => return Err("no kernel refuses to cut a frame to the length of a RST"),
     })
 }
 
-#[test]
 fn every_reason_is_reached_by_some_packet() {
     for reason in Reason::ALL {
         let run = match reach(*reason) {

@@ -9,6 +9,28 @@ use lb_common::{
     verdict::Reason,
 };
 
+lab::in_both_versions![
+    a_pure_ack_is_answered,
+    data_is_answered,
+    a_fin_is_answered,
+    a_segment_without_any_flag_is_answered_with_an_acknowledgement_of_its_data,
+    a_segment_with_options_is_answered_without,
+    tags_stay_on_the_answer,
+    a_first_fragment_and_any_ttl_are_answered,
+    padding_is_cut_off_the_answer,
+    a_frame_of_several_buffers_is_answered_by_a_short_one,
+    a_rst_is_never_answered,
+    every_packet_of_a_dead_flow_is_answered_and_the_entry_stays,
+    a_flow_of_a_backend_that_returns_goes_on,
+    a_fin_to_a_dead_backend_closes_the_entry,
+    without_any_backend_an_unknown_segment_is_answered,
+    without_any_backend_a_rst_and_a_segment_that_says_nothing_are_dropped,
+    without_any_backend_a_syn_is_dropped_so_that_the_client_tries_again,
+    a_service_without_a_table_takes_nothing,
+    resets_beyond_their_rate_are_dropped_and_counted,
+    a_reset_that_may_not_be_sent_is_a_drop_that_counts_for_the_dead_backend,
+];
+
 /// A world with an established flow of [`CLIENT`] whose backend has died.
 fn dead() -> World {
     let world = World::new();
@@ -25,7 +47,6 @@ fn assert_answered(packet: &Packet) {
         .expect(&answered(Reason::BackendDead, reset_output(packet)).of_backend(1));
 }
 
-#[test]
 fn a_pure_ack_is_answered() {
     assert_answered(&CLIENT.ack());
 }
@@ -44,14 +65,12 @@ fn a_rst_byte_by_byte() {
     assert_eq!(output, expected);
 }
 
-#[test]
 fn data_is_answered() {
     for length in [1, 2, 3, 100, 1_460] {
         assert_answered(&CLIENT.ack().payload(&vec![0xff; length]));
     }
 }
 
-#[test]
 fn a_fin_is_answered() {
     assert_answered(&CLIENT.ack().with_tcp(|tcp| tcp.flags = FIN | ACK));
     // Without ACK: zero, and an acknowledgement of the FIN.
@@ -59,12 +78,10 @@ fn a_fin_is_answered() {
     assert_answered(&CLIENT.ack().payload(b"bye").with_tcp(|tcp| tcp.flags = FIN));
 }
 
-#[test]
 fn a_segment_without_any_flag_is_answered_with_an_acknowledgement_of_its_data() {
     assert_answered(&CLIENT.ack().payload(b"12345").with_tcp(|tcp| tcp.flags = 0));
 }
 
-#[test]
 fn a_segment_with_options_is_answered_without() {
     assert_answered(&CLIENT.ack().tcp_options(&[1; 12]).payload(b"data"));
     assert_answered(&CLIENT.ack().options(&[1; 40]));
@@ -85,7 +102,6 @@ fn a_segment_with_options_is_answered_without() {
     );
 }
 
-#[test]
 fn tags_stay_on_the_answer() {
     assert_answered(&CLIENT.ack().tagged(0x8100, 0x6064));
     assert_answered(
@@ -97,22 +113,18 @@ fn tags_stay_on_the_answer() {
     );
 }
 
-#[test]
 fn a_first_fragment_and_any_ttl_are_answered() {
     assert_answered(&CLIENT.ack().fragment(0x2000).ttl(1));
 }
 
-#[test]
 fn padding_is_cut_off_the_answer() {
     assert_answered(&CLIENT.ack().padded(6));
 }
 
-#[test]
 fn a_frame_of_several_buffers_is_answered_by_a_short_one() {
     assert_answered(&CLIENT.ack().payload(&vec![1; 8_500]));
 }
 
-#[test]
 fn a_rst_is_never_answered() {
     for flags in [RST, RST | ACK, RST | FIN, RST | FIN | ACK] {
         let packet = CLIENT.ack().with_tcp(|tcp| tcp.flags = flags);
@@ -123,7 +135,6 @@ fn a_rst_is_never_answered() {
 }
 
 /// Data in flight can make the first RST inexact; the client's challenge ACK draws the exact one.
-#[test]
 fn every_packet_of_a_dead_flow_is_answered_and_the_entry_stays() {
     let world = dead();
     let before = world.entry(CLIENT.key());
@@ -136,7 +147,6 @@ fn every_packet_of_a_dead_flow_is_answered_and_the_entry_stays() {
     assert_eq!(world.entry(CLIENT.key()), before);
 }
 
-#[test]
 fn a_flow_of_a_backend_that_returns_goes_on() {
     let world = dead();
     world.send(&CLIENT.ack());
@@ -149,14 +159,12 @@ fn a_flow_of_a_backend_that_returns_goes_on() {
     ));
 }
 
-#[test]
 fn a_fin_to_a_dead_backend_closes_the_entry() {
     let world = dead();
     world.send(&CLIENT.ack().with_tcp(|tcp| tcp.flags = FIN | ACK));
     assert!(world.entry(CLIENT.key()).is(State::Closing));
 }
 
-#[test]
 fn without_any_backend_an_unknown_segment_is_answered() {
     let mut world = World::new();
     world.table(1, &[lb_common::maglev::Slot::default(); 3]);
@@ -168,7 +176,6 @@ fn without_any_backend_an_unknown_segment_is_answered() {
     assert_eq!(world.values().len(), 0);
 }
 
-#[test]
 fn without_any_backend_a_rst_and_a_segment_that_says_nothing_are_dropped() {
     let world = World::with(&BackendSpec::l2(1).serving(Serving::None));
     for packet in [CLIENT.sends(RST), CLIENT.sends(RST | ACK), CLIENT.sends(0)] {
@@ -176,7 +183,6 @@ fn without_any_backend_a_rst_and_a_segment_that_says_nothing_are_dropped() {
     }
 }
 
-#[test]
 fn without_any_backend_a_syn_is_dropped_so_that_the_client_tries_again() {
     for serving in [Serving::None, Serving::ExistingOnly] {
         let world = World::with(&BackendSpec::l2(1).serving(serving));
@@ -187,7 +193,6 @@ fn without_any_backend_a_syn_is_dropped_so_that_the_client_tries_again() {
     }
 }
 
-#[test]
 fn a_service_without_a_table_takes_nothing() {
     let mut world = World::new();
     world.service(2, lab::packet::VIP, 80, &[]);
@@ -201,7 +206,6 @@ fn a_service_without_a_table_takes_nothing() {
     world.send(&ack).expect(&answer.of_service(2));
 }
 
-#[test]
 fn resets_beyond_their_rate_are_dropped_and_counted() {
     const SAVED: u64 = 5;
     const HITS: u64 = 100;
@@ -222,7 +226,6 @@ fn resets_beyond_their_rate_are_dropped_and_counted() {
     assert!((SAVED..=most).contains(&sent), "{sent} in {elapsed_ns} ns");
 }
 
-#[test]
 fn a_reset_that_may_not_be_sent_is_a_drop_that_counts_for_the_dead_backend() {
     dead()
         .send_without_resets(&CLIENT.ack())

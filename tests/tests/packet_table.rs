@@ -18,6 +18,28 @@ use lb_common::{
     verdict::Reason,
 };
 
+lab::in_both_versions![
+    a_new_flow_takes_the_first_empty_place_of_its_two_homes,
+    a_new_flow_takes_the_place_of_a_closing_entry_past_its_linger,
+    a_vacant_place_is_taken_before_any_embryos,
+    the_oldest_embryo_makes_place_when_there_is_no_other,
+    nothing_living_is_taken_however_idle_and_the_flow_is_served_unpinned,
+    a_full_pair_of_buckets_moves_one_flow_to_its_other_home,
+    a_flow_moves_to_a_vacant_place_only,
+    an_unknown_flow_is_adopted_as_young_and_foreign,
+    adoption_takes_vacant_places_only_and_serves_the_flow_all_the_same,
+    adoption_does_not_move_other_flows,
+    a_fin_a_rst_or_a_segment_without_ack_of_an_unknown_flow_is_forwarded_and_never_adopted,
+    adoptions_beyond_their_rate_are_forwarded_without_an_entry,
+    an_unknown_flow_goes_to_the_slots_previous_backend_for_ten_minutes,
+    an_unknown_flow_goes_to_the_current_backend_if_the_previous_one_is_dead,
+    an_unknown_flow_is_refused_if_neither_backend_serves,
+    a_new_flow_goes_to_the_slots_current_backend_during_a_handover,
+    a_new_flow_without_a_place_goes_where_its_next_packets_will,
+    a_new_flow_tries_four_slots_for_a_backend_that_takes_it,
+    a_flow_of_a_table_of_several_backends_goes_to_its_slots_owner,
+];
+
 fn pin(now: Tick) -> Word {
     Word::live(State::Pin, backend(2), 7, now, 0)
 }
@@ -34,7 +56,6 @@ fn fill(world: &World, value: impl Fn(u32) -> Word) -> Vec<(Place, Client)> {
     filled
 }
 
-#[test]
 fn a_new_flow_takes_the_first_empty_place_of_its_two_homes() {
     for empty in 0..8 {
         let world = World::new();
@@ -49,7 +70,6 @@ fn a_new_flow_takes_the_first_empty_place_of_its_two_homes() {
     }
 }
 
-#[test]
 fn a_new_flow_takes_the_place_of_a_closing_entry_past_its_linger() {
     let world = World::new();
     let now = world.now();
@@ -63,7 +83,6 @@ fn a_new_flow_takes_the_place_of_a_closing_entry_past_its_linger() {
     assert_eq!(place, filled[5].0);
 }
 
-#[test]
 fn a_vacant_place_is_taken_before_any_embryos() {
     let world = World::new();
     let now = world.now();
@@ -76,7 +95,6 @@ fn a_vacant_place_is_taken_before_any_embryos() {
     assert_eq!(place, filled[7].0);
 }
 
-#[test]
 fn the_oldest_embryo_makes_place_when_there_is_no_other() {
     for oldest in 0..8 {
         let world = World::new();
@@ -96,7 +114,6 @@ fn the_oldest_embryo_makes_place_when_there_is_no_other() {
     }
 }
 
-#[test]
 fn nothing_living_is_taken_however_idle_and_the_flow_is_served_unpinned() {
     let world = World::new();
     let now = world.now();
@@ -134,7 +151,6 @@ fn movable(world: &World) -> (Client, u32, u32) {
         .expect("a flow that has one home in common")
 }
 
-#[test]
 fn a_full_pair_of_buckets_moves_one_flow_to_its_other_home() {
     for state in [State::Young, State::Pin, State::Closing] {
         let world = World::new();
@@ -148,9 +164,9 @@ fn a_full_pair_of_buckets_moves_one_flow_to_its_other_home() {
             .expect("the bucket is full");
         let word = Word::live(state, backend(2), 9, ago(now, 3), Word::FOREIGN);
         world.put(source, mover.key(), word);
-        let mut facts = world.maps.facts4.get(source.index);
+        let mut facts = world.facts().get(source.index);
         facts.first_seen[source.way as usize] = 4_711;
-        world.maps.facts4.set(source.index, &facts);
+        world.facts().set(source.index, &facts);
 
         assert_to(&world, &CLIENT.syn(), Reason::Opened, 1);
         let (place, _) = world.entry_in(CLIENT.key(), State::Embryo);
@@ -165,7 +181,6 @@ fn a_full_pair_of_buckets_moves_one_flow_to_its_other_home() {
     }
 }
 
-#[test]
 fn a_flow_moves_to_a_vacant_place_only() {
     let world = World::new();
     let now = world.now();
@@ -188,7 +203,6 @@ fn a_flow_moves_to_a_vacant_place_only() {
     assert_eq!(format!("{:?}", world.values()), before);
 }
 
-#[test]
 fn an_unknown_flow_is_adopted_as_young_and_foreign() {
     let world = World::new();
     let now = world.now();
@@ -204,7 +218,6 @@ fn an_unknown_flow_is_adopted_as_young_and_foreign() {
     assert_to(&world, &data, Reason::Established, 1);
 }
 
-#[test]
 fn adoption_takes_vacant_places_only_and_serves_the_flow_all_the_same() {
     let world = World::new();
     let now = world.now();
@@ -214,7 +227,6 @@ fn adoption_takes_vacant_places_only_and_serves_the_flow_all_the_same() {
     assert_eq!(format!("{:?}", world.values()), before);
 }
 
-#[test]
 fn adoption_does_not_move_other_flows() {
     let world = World::new();
     let now = world.now();
@@ -227,7 +239,6 @@ fn adoption_does_not_move_other_flows() {
     assert_eq!(format!("{:?}", world.values()), before);
 }
 
-#[test]
 fn a_fin_a_rst_or_a_segment_without_ack_of_an_unknown_flow_is_forwarded_and_never_adopted() {
     let world = World::new();
     for flags in [FIN, FIN | ACK, RST, RST | ACK, FIN | RST, 0] {
@@ -236,7 +247,6 @@ fn a_fin_a_rst_or_a_segment_without_ack_of_an_unknown_flow_is_forwarded_and_neve
     assert_eq!(world.values().len(), 0);
 }
 
-#[test]
 fn adoptions_beyond_their_rate_are_forwarded_without_an_entry() {
     let world = World::full_size();
     let flows = 1_000;
@@ -260,7 +270,6 @@ fn handed_over(ticks: u32) -> World {
     world
 }
 
-#[test]
 fn an_unknown_flow_goes_to_the_slots_previous_backend_for_ten_minutes() {
     let world = handed_over(HANDOVER_TICKS - 1);
     assert_to(&world, &CLIENT.ack(), Reason::Adopted, 2);
@@ -272,7 +281,6 @@ fn an_unknown_flow_goes_to_the_slots_previous_backend_for_ten_minutes() {
     assert_to(&world, &CLIENT.ack(), Reason::Adopted, 1);
 }
 
-#[test]
 fn an_unknown_flow_goes_to_the_current_backend_if_the_previous_one_is_dead() {
     let world = handed_over(1);
     world.backend(&BackendSpec::l2(2).serving(Serving::ExistingOnly));
@@ -282,7 +290,6 @@ fn an_unknown_flow_goes_to_the_current_backend_if_the_previous_one_is_dead() {
     assert_to(&world, &other.ack(), Reason::Adopted, 1);
 }
 
-#[test]
 fn an_unknown_flow_is_refused_if_neither_backend_serves() {
     let world = handed_over(1);
     world.backend(&BackendSpec::l2(1).serving(Serving::None));
@@ -293,13 +300,11 @@ fn an_unknown_flow_is_refused_if_neither_backend_serves() {
         .expect(&answered(Reason::NoBackendForFlow, reset_output(&ack)));
 }
 
-#[test]
 fn a_new_flow_goes_to_the_slots_current_backend_during_a_handover() {
     let world = handed_over(1);
     assert_to(&world, &CLIENT.syn(), Reason::Opened, 1);
 }
 
-#[test]
 fn a_new_flow_without_a_place_goes_where_its_next_packets_will() {
     let world = handed_over(1);
     let now = world.now();
@@ -308,7 +313,6 @@ fn a_new_flow_without_a_place_goes_where_its_next_packets_will() {
     assert_to(&world, &CLIENT.ack(), Reason::Unadopted, 2);
 }
 
-#[test]
 fn a_new_flow_tries_four_slots_for_a_backend_that_takes_it() {
     const SIZE: u32 = 61;
     let slots: Vec<usize> = (0..PICK_ATTEMPTS)
@@ -324,7 +328,6 @@ fn a_new_flow_tries_four_slots_for_a_backend_that_takes_it() {
     }
 }
 
-#[test]
 fn a_flow_of_a_table_of_several_backends_goes_to_its_slots_owner() {
     const SIZE: u32 = 61;
     let mut world = World::new();

@@ -1,7 +1,20 @@
 //! VLANs: whatever tags a packet comes with, it leaves with those of the way to its backend.
 
 use lab::packet::{BackendSpec, CLIENT, Packet, World, answered, dropped, forwarded, reset_output};
-use lb_common::{backend::Serving, headers::VLAN_LEN, verdict::Reason};
+use lb_common::{backend::Serving, bench::CROWD_LEN, headers::VLAN_LEN, verdict::Reason};
+
+lab::in_both_versions![
+    a_packet_leaves_with_the_tags_of_its_backends_way_whatever_it_came_with,
+    a_flow_is_established_whatever_tags_its_packets_lose_or_get,
+    a_truncated_frame_passes_or_leaves_as_far_as_it_goes,
+    a_frame_of_several_buffers_gets_and_loses_tags_too,
+    a_packet_that_gets_tags_may_be_as_long_as_the_mtu_and_no_longer,
+    a_frame_without_room_for_more_tags_is_dropped,
+    tags_and_next_hop_change_together,
+    a_backend_by_a_vlan_of_another_interface_is_reached_by_redirection,
+    an_interface_that_takes_no_frames_is_a_reason_of_its_own,
+    a_reset_keeps_the_tags_that_its_cause_came_with,
+];
 
 /// Tags as [`Packet::tagged`] has them, the outermost first.
 type Tags = &'static [(u16, u16)];
@@ -44,7 +57,6 @@ fn modes() -> [(BackendSpec, Output); 2] {
     ]
 }
 
-#[test]
 fn a_packet_leaves_with_the_tags_of_its_backends_way_whatever_it_came_with() {
     for (backend, output) in modes() {
         for leave in LEAVE {
@@ -77,7 +89,6 @@ fn a_packet_leaves_with_the_tags_of_its_backends_way_whatever_it_came_with() {
 }
 
 /// The short way and the long one are told apart by nothing but the bytes: both count an established flow as such.
-#[test]
 fn a_flow_is_established_whatever_tags_its_packets_lose_or_get() {
     for (backend, output) in modes() {
         for leave in LEAVE {
@@ -121,7 +132,6 @@ fn a_second_tag_byte_by_byte() {
 }
 
 /// What is cut off a frame's end behind its headers is missing at the end of what leaves, and nothing else is.
-#[test]
 fn a_truncated_frame_passes_or_leaves_as_far_as_it_goes() {
     for (backend, output) in modes() {
         for leave in LEAVE {
@@ -130,7 +140,7 @@ fn a_truncated_frame_passes_or_leaves_as_far_as_it_goes() {
             for came in CAME {
                 let packet = tagged(CLIENT.syn().options(&[1; 8]).payload(b"early"), came);
                 let (whole, sent) = (packet.bytes(), output(&backend, &packet));
-                let headers = packet.network() + 28 + 20;
+                let headers = packet.network() + packet.headers_len() + 20;
                 for length in 14..whole.len() {
                     let run = world.send_bytes(&whole[..length], packet.counted());
                     if length < headers {
@@ -147,7 +157,6 @@ fn a_truncated_frame_passes_or_leaves_as_far_as_it_goes() {
     }
 }
 
-#[test]
 fn a_frame_of_several_buffers_gets_and_loses_tags_too() {
     for (backend, output) in modes() {
         for leave in LEAVE {
@@ -163,13 +172,8 @@ fn a_frame_of_several_buffers_gets_and_loses_tags_too() {
     }
 }
 
-#[test]
 fn a_packet_that_gets_tags_may_be_as_long_as_the_mtu_and_no_longer() {
-    // 40 bytes of headers.
-    let (fits, too_big) = (
-        CLIENT.syn().payload(&[0; 460]),
-        CLIENT.syn().payload(&[0; 461]),
-    );
+    let (fits, too_big) = (CLIENT.syn().of_length(500), CLIENT.syn().of_length(501));
     for leave in LEAVE {
         let backend = BackendSpec::l2(1).by_vlans(leave).mtu(500);
         let world = World::with(&backend);
@@ -190,14 +194,13 @@ fn a_packet_that_gets_tags_may_be_as_long_as_the_mtu_and_no_longer() {
     }
 }
 
-#[test]
 fn a_frame_without_room_for_more_tags_is_dropped() {
     for leave in LEAVE {
         let backend = BackendSpec::l2(1).by_vlans(leave);
         let world = World::with(&backend);
         for came in CAME {
-            let head = 54 + came.len() * VLAN_LEN;
-            let packet = tagged(CLIENT.syn().payload(&vec![0; 128 - head]), came);
+            let head = 14 + came.len() * VLAN_LEN;
+            let packet = tagged(CLIENT.syn().of_length(CROWD_LEN - head), came);
             let run = world.send_without_headroom(&packet);
             if leave.len() > came.len() {
                 run.expect(&dropped(Reason::NoHeadroom).of_backend(1));
@@ -209,7 +212,6 @@ fn a_frame_without_room_for_more_tags_is_dropped() {
     }
 }
 
-#[test]
 fn tags_and_next_hop_change_together() {
     let first = BackendSpec::l2(1);
     let second = BackendSpec::ipip(1)
@@ -231,7 +233,6 @@ fn tags_and_next_hop_change_together() {
         .expect(&forwarded(Reason::Established, 1, first.l2_output(&data)));
 }
 
-#[test]
 fn a_backend_by_a_vlan_of_another_interface_is_reached_by_redirection() {
     for (backend, output) in modes() {
         for leave in LEAVE {
@@ -250,7 +251,6 @@ fn a_backend_by_a_vlan_of_another_interface_is_reached_by_redirection() {
     }
 }
 
-#[test]
 fn an_interface_that_takes_no_frames_is_a_reason_of_its_own() {
     for (backend, _) in modes() {
         for leave in [LEAVE[0], LEAVE[1]] {
@@ -270,7 +270,6 @@ fn an_interface_that_takes_no_frames_is_a_reason_of_its_own() {
 }
 
 /// A RST goes to the client, by the way that its packet came.
-#[test]
 fn a_reset_keeps_the_tags_that_its_cause_came_with() {
     for leave in LEAVE {
         let backend = BackendSpec::l2(1).by_vlans(leave);

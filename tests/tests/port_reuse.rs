@@ -3,19 +3,29 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use lab::address::Family;
 use lab::config::SERVICE;
+use lab::namespace::Namespace;
 use lab::peer::client::{Clients, Close};
 use lab::stage::Stage;
 use lab::topology::{Place, Topology};
+use lab::wait;
 
 const SOON: Duration = Duration::from_secs(10);
 const WAYS: [Close; 3] = [Close::Orderly, Close::Abort, Close::Vanish];
 const FIRST_PORT: u16 = 20_000;
 
+/// When a client has closed, the last acknowledgement may still be on its way, and until it is there the kernel keeps the port.
+fn wait_free(client: &Namespace, port: u16) -> Result<()> {
+    let line = format!("ss --no-header --tcp --numeric state all sport = :{port}");
+    let kept = || client.sh(&line);
+    wait::until_seen("the port is free", SOON, kept, String::is_empty).map(drop)
+}
+
 /// The same port again and again, after each way of closing, at backends of a service that stays as it is.
-#[test]
-fn the_same_port_connects_again() -> Result<()> {
-    let stage = Stage::set(Topology::new(Place::Farm), 61, |_| {})?;
+fn connects_again(family: Family) -> Result<()> {
+    let topology = Topology::new(Place::Farm).in_family(family);
+    let stage = Stage::set(topology, 61, |_| {})?;
     let clients = Clients::start(stage.lab.client(), &stage.lab.sources()[..1], 61)?;
     for offset in 0..20 {
         for how in WAYS {
@@ -27,15 +37,31 @@ fn the_same_port_connects_again() -> Result<()> {
                 .echo()
                 .with_context(|| format!("before {how:?}"))?;
             connection.close(how)?;
+            wait_free(stage.lab.client(), FIRST_PORT + offset)?;
         }
     }
     stage.close();
     Ok(())
 }
 
+#[test]
+fn the_same_port_connects_again() -> Result<()> {
+    connects_again(Family::V4)
+}
+
+#[test]
+fn the_same_port_connects_again_in_ipv6() -> Result<()> {
+    connects_again(Family::V6)
+}
+
+#[test]
+fn the_same_ipv4_port_connects_again_to_ipv6_backends() -> Result<()> {
+    connects_again(Family::V4InV6)
+}
+
 /// Between two uses of a port its backend has begun to drain: the second connection is a new flow, and goes elsewhere.
-fn moves_on(place: Place) -> Result<()> {
-    let stage = Stage::set(Topology::new(place), 62, |_| {})?;
+fn moves_on(place: Place, family: Family) -> Result<()> {
+    let stage = Stage::set(Topology::new(place).in_family(family), 62, |_| {})?;
     let clients = Clients::start(stage.lab.client(), &stage.lab.sources()[..1], 62)?;
     for (how, port) in WAYS.into_iter().zip(FIRST_PORT..) {
         let plan = stage.plan().from_port(port);
@@ -83,10 +109,20 @@ fn moves_on(place: Place) -> Result<()> {
 
 #[test]
 fn a_reused_port_leaves_a_draining_backend_ipip() -> Result<()> {
-    moves_on(Place::Farm)
+    moves_on(Place::Farm, Family::V4)
+}
+
+#[test]
+fn a_reused_port_leaves_a_draining_backend_ipip_in_ipv6() -> Result<()> {
+    moves_on(Place::Farm, Family::V6)
 }
 
 #[test]
 fn a_reused_port_leaves_a_draining_backend_l2() -> Result<()> {
-    moves_on(Place::Segment)
+    moves_on(Place::Segment, Family::V4)
+}
+
+#[test]
+fn a_reused_port_leaves_a_draining_backend_l2_in_ipv6() -> Result<()> {
+    moves_on(Place::Segment, Family::V6)
 }

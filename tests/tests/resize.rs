@@ -3,13 +3,14 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use lab::config::Config;
+use lab::address::Family;
 use lab::peer::client::Connection;
 use lab::peer::crowd;
 use lab::stage::Stage;
 use lab::tether::{CONFIG_PATH, Tether};
 use lab::topology::{Place, Topology};
-use lb_common::flow::v4::{WAYS, buckets_for};
+use lb_common::flow::bucket::{WAYS, buckets_for};
+use lb_common::net::IpVersion;
 
 const SOON: Duration = Duration::from_secs(30);
 const PACE: Duration = Duration::from_millis(250);
@@ -40,30 +41,38 @@ fn wait_counted(tether: &Tether, connections: &[Connection]) -> Result<()> {
 
 #[test]
 fn connections_outlive_a_larger_and_a_smaller_flow_table() -> Result<()> {
-    let mut stage = Stage::set(Topology::new(Place::Farm), 46, |_| {})?;
+    outlive_a_larger_and_a_smaller_flow_table(Family::V4)
+}
+
+#[test]
+fn ipv6_connections_outlive_a_larger_and_a_smaller_flow_table() -> Result<()> {
+    outlive_a_larger_and_a_smaller_flow_table(Family::V6)
+}
+
+fn outlive_a_larger_and_a_smaller_flow_table(family: Family) -> Result<()> {
+    let topology = Topology::new(Place::Farm).in_family(family);
+    let mut stage = Stage::set(topology, 46, |_| {})?;
+    let version = family.vip();
     let small = stage.config.flows;
     let mut connections = stage
         .clients
         .open(500, stage.plan().talking(PACE), |_| {})?;
     assert_talking(&connections)?;
     for flows in [4 * small, small] {
-        let config = Config {
-            flows,
-            ..stage.config.clone()
-        };
+        let config = stage.config.with_flows(version, flows);
         stage.lab.balancer().write(CONFIG_PATH, &config.text())?;
         stage.tether.terminate()?;
         stage.tether.restart()?;
         stage.wait_serving()?;
         assert!(
-            stage.tether.log().contains("flow table resized"),
+            stage.tether.log().contains("flow tables resized"),
             "{}",
             stage.tether.log()
         );
         stage
             .tether
             .wait_status("the table is counted", SOON, |status| {
-                status.flows.capacity == places(flows)
+                status.flows.tables.of(version).capacity == places(flows)
             })?;
         wait_counted(&stage.tether, &connections)?;
         assert_talking(&connections)?;
@@ -85,17 +94,14 @@ fn a_table_that_would_be_too_small_stays_and_the_daemon_serves() -> Result<()> {
         .clients
         .open(100, stage.plan().talking(PACE), |_| {})?;
     wait_counted(&stage.tether, &connections)?;
-    let config = Config {
-        flows: 50,
-        ..stage.config.clone()
-    };
+    let config = stage.config.with_flows(IpVersion::V4, 50);
     stage.lab.balancer().write(CONFIG_PATH, &config.text())?;
     stage.tether.kill()?;
     stage.tether.restart()?;
     stage.wait_serving()?;
     let log = stage.tether.log();
     for part in [
-        "the flow table stays as large as it is",
+        "the flow tables stay as large as they are",
         "has no room for them",
         "`flows` in [limits]",
     ] {
@@ -105,7 +111,7 @@ fn a_table_that_would_be_too_small_stays_and_the_daemon_serves() -> Result<()> {
     stage
         .tether
         .wait_status("the table is counted", SOON, |status| {
-            status.flows.capacity == places(flows)
+            status.flows.tables.v4.capacity == places(flows)
         })?;
     stage.close();
     Ok(())

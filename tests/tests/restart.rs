@@ -1,9 +1,10 @@
 //! Flows outlive the daemon, however it ends; only `tether cleanup` ends the forwarding, and leaves no trace.
 
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use anyhow::Result;
+use lab::address::Family;
 use lab::config::{Config, SERVICE};
 use lab::namespace::Namespace;
 use lab::peer::backend::{Backend, PORT};
@@ -11,7 +12,7 @@ use lab::peer::client::{Clients, Connection, Plan};
 use lab::peer::crowd;
 use lab::stage::Stage;
 use lab::tether::{CONFIG_PATH, PINS, Tether};
-use lab::topology::{Place, Topology, VIP};
+use lab::topology::{Place, Topology};
 use nix::sys::signal::Signal;
 
 const SOON: Duration = Duration::from_secs(15);
@@ -24,8 +25,9 @@ fn assert_talking(connections: &[Connection]) -> Result<()> {
     Ok(())
 }
 
-fn ends(signal: Signal) -> Result<()> {
-    let mut stage = Stage::set(Topology::new(Place::Farm), 41, |_| {})?;
+fn ends(signal: Signal, family: Family) -> Result<()> {
+    let topology = Topology::new(Place::Farm).in_family(family);
+    let mut stage = Stage::set(topology, 41, |_| {})?;
     let mut connections = stage
         .clients
         .open(100, stage.plan().talking(PACE), |_| {})?;
@@ -68,12 +70,17 @@ fn ends(signal: Signal) -> Result<()> {
 
 #[test]
 fn flows_outlive_a_killed_daemon() -> Result<()> {
-    ends(Signal::SIGKILL)
+    ends(Signal::SIGKILL, Family::V4)
+}
+
+#[test]
+fn ipv6_flows_outlive_a_killed_daemon() -> Result<()> {
+    ends(Signal::SIGKILL, Family::V6)
 }
 
 #[test]
 fn flows_outlive_a_stopped_daemon() -> Result<()> {
-    ends(Signal::SIGTERM)
+    ends(Signal::SIGTERM, Family::V4)
 }
 
 #[test]
@@ -141,6 +148,7 @@ fn traces(host: &Namespace) -> Result<String> {
         "ip -details link show dev eth0",
         "ip address show dev eth0",
         "ip route",
+        "ip -6 route",
         "ethtool --show-features eth0",
         "ss --no-header --listening --tcp --unix",
     ] {
@@ -164,7 +172,7 @@ fn cleanup_removes_every_trace() -> Result<()> {
         .map(|b| Backend::start(b))
         .collect::<Result<_>>()?;
     let clients = Clients::start(lab.client(), lab.sources(), 44)?;
-    let plan = Plan::new(SocketAddrV4::new(VIP, PORT));
+    let plan = Plan::new(SocketAddr::new(config.vip, PORT));
 
     let mut tether = Tether::start(host, &config.text())?;
     tether.wait_ready()?;

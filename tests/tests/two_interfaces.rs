@@ -1,17 +1,20 @@
 //! A balancer with two interfaces: what comes in by one leaves by the other.
 
+use std::net::IpAddr;
 use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use anyhow::Result;
+use lab::address::{Family, Network, VERSIONS, mac_of};
 use lab::frame::flags;
 use lab::packet_socket::Capture;
 use lab::passing;
 use lab::peer::crowd;
 use lab::stage::Stage;
 use lab::status::{Attachment, Status};
-use lab::topology::{BALANCER_PORT, Lab, Place, Topology, UPLINK, VIP, mac_of};
+use lab::topology::{BALANCER_PORT, Lab, Place, Topology, UPLINK};
 use lab::wait;
+use lb_common::net::IpVersion;
 
 const CONNECTIONS: usize = 100;
 const SOON: Duration = Duration::from_secs(10);
@@ -20,11 +23,13 @@ const SOON: Duration = Duration::from_secs(10);
 const SECOND: &str = "eth1";
 const SECOND_PORT: &str = "lb2";
 /// The balancer's address there, which is on the backends' link.
-const SECOND_ADDRESS: &str = "10.0.3.2";
+const fn second_address(version: IpVersion) -> IpAddr {
+    Network::Farm.host(version, 2)
+}
 
 /// Gives the balancer a second link, to the farm.
-fn build() -> Result<Lab> {
-    let lab = Topology::new(Place::Farm).build()?;
+fn build(family: Family) -> Result<Lab> {
+    let lab = Topology::new(Place::Farm).in_family(family).build()?;
     let (balancer, router) = (lab.balancer(), lab.router());
     router.ip(&format!(
         "link add {SECOND_PORT} mtu 1600 type veth peer name {SECOND} mtu 1600 netns {}",
@@ -34,9 +39,8 @@ fn build() -> Result<Lab> {
         host.sh(&format!("ethtool -K {interface} tx off tso off gso off"))?;
     }
     router.ip(&format!("link set {SECOND_PORT} master farm up"))?;
-    balancer.ip(&format!(
-        "link set {SECOND} up\naddress add {SECOND_ADDRESS}/24 dev {SECOND}"
-    ))?;
+    balancer.ip(&format!("link set {SECOND} up"))?;
+    balancer.join(SECOND, &VERSIONS.map(second_address))?;
     Ok(lab)
 }
 
@@ -49,8 +53,12 @@ fn counted(status: &Status, reason: &str) -> u64 {
     status.reasons[reason].packets
 }
 
-fn goes_in_by_one_and_out_by_the_other(mode: &'static str, seed: u64) -> Result<()> {
-    let lab = build()?;
+fn goes_in_by_one_and_out_by_the_other(
+    mode: &'static str,
+    family: Family,
+    seed: u64,
+) -> Result<()> {
+    let lab = build(family)?;
     let _open = open(&lab)?;
     let stage = Stage::on(lab, seed, |config| {
         config.mode = mode;
@@ -64,6 +72,7 @@ fn goes_in_by_one_and_out_by_the_other(mode: &'static str, seed: u64) -> Result<
     assert_eq!(status.attachments, [native(UPLINK), native(SECOND)]);
     assert_eq!(status.closed_egress, []);
 
+    let vip = stage.config.vip;
     let first = Capture::start(stage.lab.router(), BALANCER_PORT)?;
     let second = Capture::start(stage.lab.router(), SECOND_PORT)?;
     let connections = stage.clients.open(CONNECTIONS, stage.plan(), |_| {})?;
@@ -72,7 +81,7 @@ fn goes_in_by_one_and_out_by_the_other(mode: &'static str, seed: u64) -> Result<
         let mut keys: Vec<_> = capture
             .segments()
             .iter()
-            .filter(|s| s.ip.destination == VIP)
+            .filter(|s| s.ip.destination == vip)
             .map(|s| (s.ip.source, s.tcp.source, s.tcp.seq, s.tcp.ack, s.tcp.flags))
             .collect();
         keys.sort_unstable();
@@ -87,7 +96,7 @@ fn goes_in_by_one_and_out_by_the_other(mode: &'static str, seed: u64) -> Result<
     for segment in first.stop() {
         assert_eq!(segment.outer, None, "nothing left by where it came");
     }
-    for segment in second.stop().iter().filter(|s| s.ip.destination == VIP) {
+    for segment in second.stop().iter().filter(|s| s.ip.destination == vip) {
         assert_eq!(segment.outer.is_some(), is_encapsulated);
         let backends = (0..3).map(|index| mac_of(stage.lab.topology().backend_address(index)));
         assert!(
@@ -102,10 +111,12 @@ fn goes_in_by_one_and_out_by_the_other(mode: &'static str, seed: u64) -> Result<
     }
 
     // The clients' packets now come by the other interface: the same flows go on, and leave by it again.
-    stage
-        .lab
-        .router()
-        .ip(&format!("route replace 10.0.0.0/24 via {SECOND_ADDRESS}"))?;
+    let version = family.vip();
+    stage.lab.router().ip(&format!(
+        "route replace {} via {}",
+        Network::Vips.prefix(version),
+        second_address(version)
+    ))?;
     assert_eq!(crowd::echo_all(&connections), [""; 0]);
     assert_eq!(crowd::breaks(&connections), [""; 0]);
     let status = stage
@@ -120,18 +131,28 @@ fn goes_in_by_one_and_out_by_the_other(mode: &'static str, seed: u64) -> Result<
 
 #[test]
 fn ipip_leaves_by_the_interface_of_the_backends() -> Result<()> {
-    goes_in_by_one_and_out_by_the_other("ipip", 21)
+    goes_in_by_one_and_out_by_the_other("ipip", Family::V4, 21)
+}
+
+#[test]
+fn ipip_leaves_by_the_interface_of_the_backends_in_ipv6() -> Result<()> {
+    goes_in_by_one_and_out_by_the_other("ipip", Family::V6, 24)
 }
 
 #[test]
 fn l2_leaves_by_the_interface_of_the_backends() -> Result<()> {
-    goes_in_by_one_and_out_by_the_other("l2", 22)
+    goes_in_by_one_and_out_by_the_other("l2", Family::V4, 22)
+}
+
+#[test]
+fn l2_leaves_by_the_interface_of_the_backends_in_ipv6() -> Result<()> {
+    goes_in_by_one_and_out_by_the_other("l2", Family::V6, 25)
 }
 
 #[test]
 fn an_interface_that_takes_no_frames_is_named_and_used_once_it_does() -> Result<()> {
     // The router's end has neither a program nor GRO, so the kernel would drop all that is redirected to ours.
-    let lab = build()?;
+    let lab = build(Family::V4)?;
     let stage = Stage::on(lab, 23, |config| config.interfaces = vec![UPLINK, SECOND])?;
     let status = stage.tether.wait_status("it is named", SOON, |status| {
         status

@@ -3,11 +3,13 @@
 use std::os::fd::OwnedFd;
 
 use anyhow::{Context as _, Result};
+use lab::address::{self, mac_of, mac_text};
 use lab::passing;
 use lab::stage::Stage;
 use lab::tether;
-use lab::topology::{BALANCER, Lab, Place, Topology, UPLINK, mac_of, mac_text};
+use lab::topology::{Lab, Place, Topology, UPLINK};
 use lab::wait;
+use lb_common::net::IpVersion;
 
 use crate::ground::{SOON, assert_echo, assert_native, converse, lacking, plugged, unplug};
 
@@ -23,7 +25,7 @@ fn bond(lab: &Lab) -> Result<[OwnedFd; 2]> {
     balancer
         .ip(&format!(
             "link add {UPLINK} mtu 1600 address {} type bond mode active-backup miimon 50 num_grat_arp 3",
-            mac_text(mac_of(BALANCER))
+            mac_text(mac_of(address::balancer(IpVersion::V4)))
         ))
         .with_context(|| lacking("bonds"))?;
     let mut passing = vec![];

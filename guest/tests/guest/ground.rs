@@ -3,11 +3,13 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use lab::address::{balancer, on_link};
 use lab::peer::client::Connection;
 use lab::peer::crowd;
 use lab::stage::Stage;
 use lab::status::Attachment;
-use lab::topology::{BALANCER, Lab, UPLINK};
+use lab::topology::{Lab, UPLINK};
+use lb_common::net::IpVersion;
 
 /// For everything that takes no longer than a few packets.
 pub(crate) const SOON: Duration = Duration::from_secs(20);
@@ -29,8 +31,9 @@ pub(crate) fn unplug(lab: &Lab) -> Result<()> {
 pub(crate) fn plugged(lab: &Lab) -> Result<()> {
     lab.balancer().ip(&format!(
         "link set {UPLINK} up
-         address add {BALANCER}/24 dev {UPLINK}
-         route add default via 10.0.2.1"
+         address add {} dev {UPLINK}
+         route add default via 10.0.2.1",
+        on_link(balancer(IpVersion::V4))
     ))
 }
 

@@ -4,11 +4,13 @@ use std::fs;
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use lab::address::{self, mac_of, mac_text};
 use lab::namespace::Namespace;
 use lab::stage::Stage;
-use lab::topology::{BALANCER, BALANCER_PORT, Lab, Place, Topology, UPLINK, mac_of, mac_text};
+use lab::topology::{BALANCER_PORT, Lab, Place, Topology, UPLINK};
 use lab::wait;
 use lab_guest::CARDS;
+use lb_common::net::IpVersion;
 
 use crate::ground::{SOON, assert_native, converse, lacking, plugged, unplug};
 
@@ -47,7 +49,7 @@ fn wire(lab: &Lab) -> Result<()> {
     insert(CARDS[1], lab.router(), BALANCER_PORT)?;
     lab.balancer().ip(&format!(
         "link set {UPLINK} address {}",
-        mac_text(mac_of(BALANCER))
+        mac_text(mac_of(address::balancer(IpVersion::V4)))
     ))?;
     lab.router()
         .ip(&format!("link set {BALANCER_PORT} master segment up"))?;

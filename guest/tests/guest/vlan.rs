@@ -1,11 +1,15 @@
 //! VLAN devices: the VIP's packets come by one way, with tags or without, and leave by the way of the route to the backends.
 
+use std::net::IpAddr;
+
 use anyhow::{Context as _, Result};
+use lab::address::{mac_of, vip};
 use lab::namespace::Namespace;
 use lab::packet_socket::Capture;
 use lab::stage::Stage;
-use lab::topology::{BALANCER_PORT, Lab, Place, Topology, UPLINK, VIP, mac_of};
+use lab::topology::{BALANCER_PORT, Lab, Place, Topology, UPLINK};
 use lab::wait;
+use lb_common::net::IpVersion;
 
 use crate::ground::{SOON, assert_native, converse, lacking};
 
@@ -99,7 +103,7 @@ fn to_vip(capture: &Capture, encapsulated: bool) -> Vec<impl Ord + std::fmt::Deb
     let segments = capture.segments();
     let mut seqs: Vec<_> = segments
         .iter()
-        .filter(|s| s.ip.destination == VIP && s.outer.is_some() == encapsulated)
+        .filter(|s| s.ip.destination == vip(IpVersion::V4) && s.outer.is_some() == encapsulated)
         .map(|s| (s.ip.source, s.tcp.source, s.tcp.seq, s.tcp.ack, s.tcp.flags))
         .collect();
     seqs.sort_unstable();
@@ -131,7 +135,7 @@ fn ipip(come: Link, leave: Link, seed: u64) -> Result<()> {
     }
     for segment in leaving.stop() {
         if let Some(outer) = segment.outer {
-            assert_eq!(outer.source.octets(), [10, 0, leave.network, 2]);
+            assert_eq!(outer.source, IpAddr::from([10, 0, leave.network, 2]));
         }
     }
     stage.close();
@@ -166,7 +170,7 @@ fn ipip_leaves_by_two_vlans_with_what_came_by_one() -> Result<()> {
 /// Backends whose addresses are on `leave` itself, as mode `l2` needs.
 fn l2(come: Link, leave: Link, seed: u64) -> Result<()> {
     let (lab, _) = build(Place::Segment, come, leave)?;
-    let address = |index: usize| std::net::Ipv4Addr::new(10, 0, leave.network, 11 + index as u8);
+    let address = |index: usize| IpAddr::from([10, 0, leave.network, 11 + index as u8]);
     let mut captures = vec![];
     for (index, backend) in lab.backends().iter().enumerate() {
         let device = devices(backend, UPLINK, leave)?;
@@ -187,7 +191,7 @@ fn l2(come: Link, leave: Link, seed: u64) -> Result<()> {
         // Its card's, whatever device is on top of it.
         let mac = mac_of(stage.lab.topology().backend_address(u8::try_from(index)?));
         for segment in capture.stop() {
-            if segment.ip.destination == VIP {
+            if segment.ip.destination == vip(IpVersion::V4) {
                 assert_eq!((segment.outer, segment.mac_destination), (None, mac));
                 opened += usize::from(segment.tcp.flags == lab::frame::flags::SYN);
             }

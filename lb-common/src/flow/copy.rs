@@ -7,7 +7,7 @@ use super::{
     word::Word,
 };
 
-/// Orders in a batch: 512 KiB of them.
+/// Orders in a batch: 768 KiB of them.
 pub const BATCH: u32 = 16_384;
 
 /// Bytes of the frame of a test run that carries out orders, of which the first four are the number of the next one, in host byte order.
@@ -53,8 +53,8 @@ impl Outcome {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Order {
-    /// Its key.
-    pub key: u64,
+    /// Its key: of an IPv4 flow the first word.
+    pub key: [u64; 3],
     /// Its [`Word`].
     pub value: u64,
     /// The fact for people that goes with it: first seen, in ticks since boot.
@@ -63,11 +63,11 @@ pub struct Order {
     pub kind: u32,
     /// An [`Outcome`]: what came of it.
     pub outcome: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// An [`crate::net::IpVersion`]: that of the flow table.
+    pub version: u32,
 }
 
-const _: () = assert!(size_of::<Order>() == 32 && offset_of!(Order, outcome) == 24);
+const _: () = assert!(size_of::<Order>() == 48 && offset_of!(Order, outcome) == 40);
 
 /// Inserts an entry. Gives its place if it is in the table then.
 #[inline(always)]

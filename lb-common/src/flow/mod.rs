@@ -5,11 +5,26 @@
 //! * [`life`]: what one packet does to one entry; pure
 //! * [`steer`]: what one packet does to the table, and which backend it gets
 //! * [`copy`]: how entries move to another table
-//! * [`v4`]: keys and buckets of IPv4 flows
+//! * [`bucket`]: what the tables of both families have in common
+//! * [`v4`], [`v6`]: keys and buckets of IPv4 and of IPv6 flows
 
+pub mod bucket;
 pub mod copy;
 pub mod life;
 pub mod steer;
 pub mod table;
 pub mod v4;
+pub mod v6;
 pub mod word;
+
+use crate::hash::Seed;
+
+/// What identifies a flow of either family: a client's endpoint and a service.
+pub trait FlowKey: Copy + PartialEq {
+    /// The service's id.
+    fn service(&self) -> u16;
+    /// The key's two buckets in a table of `buckets`: different ones if there are at least two.
+    fn homes(&self, seed: &Seed, buckets: u32) -> [u32; 2];
+    /// What of the client decides its slot in a table of the service with this seed: see [`crate::maglev::slot_index`].
+    fn client_word(&self, seed: &Seed) -> u64;
+}

@@ -35,12 +35,13 @@ pub trait World: Memory {
 }
 
 /// The outcome for one packet.
-#[derive(Clone, Copy, Debug)]
-pub struct Steered<B> {
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Steered {
     /// Why, which carries the verdict.
     pub reason: Reason,
-    /// The backend that it concerns, its state and its id: always for verdicts that forward.
-    pub backend: Option<(B, BackendState, u32)>,
+    /// Id of the backend that it concerns, always for verdicts that forward; 0 is none. (No option: the compiler would spill what is in none,
+    /// which the verifier refuses to see read.)
+    pub backend: u32,
 }
 
 /// One packet on its way through the flow stage.
@@ -52,16 +53,11 @@ struct Visit<'a, W: World> {
 
 /// Steers one TCP segment of flow `key`: [`established`], and if that is not its way, [`otherwise`].
 #[inline(always)]
-pub fn steer<W: World>(
-    world: &W,
-    key: &W::Key,
-    segment: &Segment,
-    now: Tick,
-) -> Steered<W::Backend> {
+pub fn steer<W: World>(world: &W, key: &W::Key, segment: &Segment, now: Tick) -> Steered {
     match established(world, key, segment, now) {
-        Some(backend) => Steered {
+        Some((_, _, id)) => Steered {
             reason: Reason::Established,
-            backend: Some(backend),
+            backend: id,
         },
         None => otherwise(world, key, segment, now),
     }
@@ -96,12 +92,7 @@ pub fn established<W: World>(
 
 /// Steers a segment for which [`established`] has found no way.
 #[inline(always)]
-pub fn otherwise<W: World>(
-    world: &W,
-    key: &W::Key,
-    segment: &Segment,
-    now: Tick,
-) -> Steered<W::Backend> {
+pub fn otherwise<W: World>(world: &W, key: &W::Key, segment: &Segment, now: Tick) -> Steered {
     let subject = Subject {
         key: *key,
         homes: world.homes(key),
@@ -113,13 +104,9 @@ pub fn otherwise<W: World>(
         segment: *segment,
     }
     .off_the_beaten_track();
-    let backend = match outcome.id() {
-        0 => None,
-        id => world.backend(id).map(|(handle, state)| (handle, state, id)),
-    };
     Steered {
         reason: outcome.reason(),
-        backend,
+        backend: outcome.id(),
     }
 }
 
@@ -230,6 +217,48 @@ struct Plan {
     reason: Reason,
 }
 
+/// What is to become of a packet: a new entry, or else an outcome that needs none.
+///
+/// Both are always there, if only as nothing. Of an enum the compiler would spill what the other variant has, and the verifier refuses to see
+/// read what was never written.
+struct Decision {
+    plan: Plan,
+    outcome: Outcome,
+}
+
+impl Decision {
+    #[inline(always)]
+    const fn plan(plan: Plan) -> Self {
+        Self {
+            plan,
+            outcome: Outcome::without_backend(Reason::Opened),
+        }
+    }
+
+    #[inline(always)]
+    const fn over(outcome: Outcome) -> Self {
+        Self {
+            plan: Plan {
+                choice: Choice {
+                    id: 0,
+                    state: BackendState(0),
+                },
+                word: Word::EMPTY,
+                in_place_of: Entry::NONE,
+                beside: Entry::NONE,
+                reason: Reason::Opened,
+            },
+            outcome,
+        }
+    }
+
+    /// Whether there is a new entry.
+    #[inline(always)]
+    const fn is_plan(&self) -> bool {
+        self.plan.word.0 != Word::EMPTY.0
+    }
+}
+
 /// Whether the key of an entry may have another one.
 #[inline(always)]
 fn is_half_of_a_pair(word: Word) -> bool {
@@ -278,7 +307,7 @@ impl<W: World> Visit<'_, W> {
         }
     }
 
-    #[inline(never)]
+    #[inline(always)]
     fn change_state(&self, entry: &Entry) {
         // Whether an entry that closes is an exception depends on it.
         let pick = if self.segment.ends() {
@@ -314,19 +343,21 @@ impl<W: World> Visit<'_, W> {
     /// Everything for which [`established`] has found no way.
     #[inline(always)]
     fn off_the_beaten_track(&self) -> Outcome {
-        match self.consider() {
-            Ok(plan) => self.record(&plan),
-            Err(outcome) => outcome,
+        let decision = self.consider();
+        if decision.is_plan() {
+            self.record(&decision.plan)
+        } else {
+            decision.outcome
         }
     }
 
-    /// Decides what is to become of a packet: a new entry, or an outcome that needs none.
+    /// Decides what is to become of a packet.
     #[inline(always)]
-    fn consider(&self) -> Result<Plan, Outcome> {
+    fn consider(&self) -> Decision {
         let is_syn = self.segment.has_any(SYN);
         if is_syn && !self.segment.opens() {
             // SYN with ACK, FIN or RST is no client's first segment, and nothing that a client in mid-stream sends.
-            return Err(Outcome::without_backend(Reason::BadFlags));
+            return Decision::over(Outcome::without_backend(Reason::BadFlags));
         }
         // The second look: an entry may have moved between the homes during the first.
         let mut look = Look::ANY;
@@ -350,9 +381,12 @@ impl<W: World> Visit<'_, W> {
             looks += 1;
         }
         if is_syn {
-            self.open(&self.intent(&found, &other)?)
+            match self.intent(&found, &other) {
+                Ok(intent) => self.open(&intent),
+                Err(outcome) => Decision::over(outcome),
+            }
         } else {
-            Err(self.known(&found, &other))
+            Decision::over(self.known(&found, &other))
         }
     }
 
@@ -479,61 +513,61 @@ impl<W: World> Visit<'_, W> {
 
     /// Chooses the backend of a SYN.
     #[inline(always)]
-    fn open(&self, intent: &Intent) -> Result<Plan, Outcome> {
+    fn open(&self, intent: &Intent) -> Decision {
         if intent.preferred.id() != 0
             && let Some(kept) = self.backend_of(intent.preferred)
         {
             match kept.state.serving() {
                 // The same SYN keeps its backend, unless that now serves none, and writes nothing.
                 Serving::New | Serving::ExistingOnly if intent.same_syn => {
-                    return Err(kept.forward(intent.reason));
+                    return Decision::over(kept.forward(intent.reason));
                 }
                 // Another one keeps it only if it takes new flows.
-                Serving::New if kept.state.is_resolved() => return Ok(self.plan(intent, kept)),
+                Serving::New if kept.state.is_resolved() => return self.plan(intent, kept),
                 _ => {}
             }
         }
         match self.pick_new() {
-            Ok(choice) => Ok(self.plan(intent, choice)),
-            Err(reason) => Err(Outcome::without_backend(reason)),
+            Ok(choice) => self.plan(intent, choice),
+            Err(reason) => Decision::over(Outcome::without_backend(reason)),
         }
     }
 
     #[inline(always)]
-    fn plan(&self, intent: &Intent, choice: Choice) -> Plan {
+    fn plan(&self, intent: &Intent, choice: Choice) -> Decision {
         let word = if intent.state as u8 == State::Challenger as u8 {
             Word::challenger(choice.reference(), self.segment.seq, self.subject.now)
         } else {
             Word::embryo(choice.reference(), self.segment.seq, self.subject.now)
         };
-        Plan {
+        Decision::plan(Plan {
             choice,
             word,
             in_place_of: intent.in_place_of,
             beside: intent.beside,
             reason: intent.reason,
-        }
+        })
     }
 
     /// Chooses the backend of a segment of a flow without an entry that is no SYN: state was lost, or another load balancer had
     /// it. It is the slot's previous backend while the slot is handed over, else the current one.
     #[inline(always)]
-    fn adopt(&self) -> Result<Plan, Outcome> {
+    fn adopt(&self) -> Decision {
         let Some(slot) = self.world.slot(&self.subject.key, 0) else {
-            return Err(self.refuse());
+            return Decision::over(self.refuse());
         };
         let choice = match self.serving(slot.handing_over(self.subject.now)) {
             Some(previous) => previous,
             None => match self.serving(slot.current()) {
                 Some(current) => current,
-                None => return Err(self.refuse()),
+                None => return Decision::over(self.refuse()),
             },
         };
         if !self.segment.continues() {
-            return Err(choice.forward(Reason::Stray));
+            return Decision::over(choice.forward(Reason::Stray));
         }
         if !choice.state.is_resolved() || !self.world.may_adopt() {
-            return Err(choice.forward(Reason::Unadopted));
+            return Decision::over(choice.forward(Reason::Unadopted));
         }
         let epoch = epoch_of(self.segment.seq);
         let word = Word::live(
@@ -543,7 +577,7 @@ impl<W: World> Visit<'_, W> {
             self.subject.now,
             Word::FOREIGN,
         );
-        Ok(Plan {
+        Decision::plan(Plan {
             choice,
             word,
             in_place_of: Entry::NONE,

@@ -26,6 +26,11 @@ pub trait Memory {
     fn bucket(&self, index: u32) -> Option<Self::Bucket>;
     /// Loads a key. It means something only between two equal loads of its value.
     fn key(&self, bucket: Self::Bucket, way: u32) -> Self::Key;
+    /// Whether a place holds `key`: as [`Memory::key`], which it need not load whole.
+    #[inline(always)]
+    fn holds(&self, bucket: Self::Bucket, way: u32, key: &Self::Key) -> bool {
+        self.key(bucket, way) == *key
+    }
     /// Loads a value (acquire).
     fn value(&self, bucket: Self::Bucket, way: u32) -> Word;
     /// Stores the key of a place that is busy by our hand.
@@ -116,18 +121,18 @@ pub enum Inserted {
 #[inline(always)]
 fn read<M: Memory>(memory: &M, bucket: M::Bucket, way: u32, key: &M::Key) -> Option<Word> {
     // Most places hold other keys: look at the key first, and let the loads below decide.
-    if memory.key(bucket, way) != *key {
+    if !memory.holds(bucket, way, key) {
         return None;
     }
     let first = memory.value(bucket, way);
-    if !first.is_entry() || memory.key(bucket, way) != *key {
+    if !first.is_entry() || !memory.holds(bucket, way, key) {
         return None;
     }
     let second = memory.value(bucket, way);
     if first == second {
         return Some(second);
     }
-    if !second.is_entry() || memory.key(bucket, way) != *key {
+    if !second.is_entry() || !memory.holds(bucket, way, key) {
         return None;
     }
     let third = memory.value(bucket, way);
@@ -173,10 +178,10 @@ pub fn glance<M: Memory>(memory: &M, key: &M::Key) -> Option<Glimpse<M::Bucket>>
             let mut way = 0;
             while way < M::WAYS {
                 // Most places hold other keys: look at the key first, and let the loads below decide.
-                if memory.key(bucket, way) == *key {
+                if memory.holds(bucket, way, key) {
                     let word = memory.value(bucket, way);
                     if word.is_open()
-                        && memory.key(bucket, way) == *key
+                        && memory.holds(bucket, way, key)
                         && memory.value(bucket, way) == word
                     {
                         return Some(Glimpse { bucket, way, word });

@@ -2,13 +2,17 @@
 
 use core::mem::{align_of, offset_of, size_of};
 
-use crate::hash::{Seed, mix, scale};
-
-/// Entries in a bucket.
-pub const WAYS: u32 = 4;
+use super::{
+    FlowKey,
+    bucket::{self, WAYS},
+};
+use crate::{
+    hash::{Seed, mix},
+    maglev::client_word,
+};
 
 /// The key of an IPv4 flow: client address (bits 32-63), client port (16-31), service id (0-15), all in host byte order. Exact.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(transparent)]
 pub struct Key(pub u64);
 
@@ -30,22 +34,22 @@ impl Key {
     pub const fn port(self) -> u16 {
         (self.0 >> 16) as u16
     }
+}
 
-    /// The service id.
+impl FlowKey for Key {
     #[inline(always)]
-    pub const fn service(self) -> u16 {
+    fn service(&self) -> u16 {
         self.0 as u16
     }
 
-    /// The key's two buckets in a table of `buckets`: different ones if there are at least two.
     #[inline(always)]
-    pub const fn homes(self, seed: &Seed, buckets: u32) -> [u32; 2] {
-        let mixed = mix(self.0, seed);
-        let first = scale((mixed >> 32) as u32, buckets) as u64;
-        let second = scale(mixed as u32, buckets - 1) as u64;
-        // One of the others: those from the first on move up by one. Without a branch, so that the verifier sees one pair of homes and not three.
-        let is_from_first_on = first.wrapping_sub(second + 1) >> 63;
-        [first as u32, (second + is_from_first_on) as u32]
+    fn homes(&self, seed: &Seed, buckets: u32) -> [u32; 2] {
+        bucket::homes(mix(self.0, seed), buckets)
+    }
+
+    #[inline(always)]
+    fn client_word(&self, _: &Seed) -> u64 {
+        client_word(self.address(), self.port())
     }
 }
 
@@ -67,32 +71,12 @@ pub struct Bucket {
     pub entries: [Entry; WAYS as usize],
 }
 
-/// Facts for people, one bucket's: the tick of each entry's promotion.
-#[derive(Clone, Copy, Debug)]
-#[repr(C)]
-pub struct Facts {
-    /// First seen, in ticks since boot; 0 is not known.
-    pub first_seen: [u32; WAYS as usize],
-}
-
 const _: () = assert!(size_of::<Entry>() == 16 && offset_of!(Entry, value) == 8);
 const _: () = assert!(size_of::<Bucket>() == 64 && align_of::<Bucket>() == 64);
-const _: () = assert!(size_of::<Facts>() == 16);
-
-/// How full the table is sized to be, as a fraction: 0.6. There insertion practically never fails.
-pub const LOAD: (u64, u64) = (3, 5);
-
-/// Buckets for a table that holds `flows` flows at the design load: 27 bytes a flow.
-pub const fn buckets_for(flows: u32) -> u32 {
-    let entries = (flows as u64 * LOAD.1).div_ceil(LOAD.0);
-    let buckets = entries.div_ceil(WAYS as u64);
-    // Two homes need two buckets.
-    if buckets < 2 { 2 } else { buckets as u32 }
-}
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use super::{super::bucket::buckets_for, *};
     use proptest::prelude::*;
 
     proptest! {

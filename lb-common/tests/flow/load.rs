@@ -3,8 +3,9 @@
 use lb_common::{
     clock::Tick,
     flow::{
+        bucket::WAYS,
         table::{self, Claim, Inserted, Memory, Subject},
-        v4::{Key, WAYS},
+        v4::Key,
         word::{BackendRef, State, Word},
     },
 };

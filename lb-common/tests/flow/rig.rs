@@ -3,16 +3,18 @@
 use std::cell::Cell;
 
 use lb_common::{
-    backend::{BackendState, Mode, Serving},
+    backend::{BackendState, Forwarding, Serving},
     clock::Tick,
     flow::{
+        FlowKey as _,
+        bucket::WAYS,
         steer::{World, steer},
         table::{Memory, Place},
-        v4::{Key, WAYS},
+        v4::Key,
         word::{State, Word},
     },
     hash::Seed,
-    maglev::{Slot, client_word, slot_index},
+    maglev::{Slot, slot_index},
     tcp::{ACK, FIN, RST, SYN, Segment},
     verdict::Reason,
 };
@@ -86,7 +88,7 @@ impl Rig {
         if self.backends.len() <= id {
             self.backends.resize(id + 1, BackendState::default());
         }
-        self.backends[id] = BackendState::new(generation, serving, Mode::L2, 0, resolved);
+        self.backends[id] = BackendState::new(generation, serving, Forwarding::L2, 0, resolved);
     }
 
     pub(crate) fn serving(&self, id: u32) -> Serving {
@@ -132,7 +134,7 @@ impl Rig {
 
     /// The slot of a flow at an attempt.
     pub(crate) fn slot_of(&self, key: Key, attempt: u32) -> Slot {
-        let client = client_word(key.address(), key.port());
+        let client = key.client_word(&self.seed);
         self.slots[slot_index(client, &self.seed, attempt, self.slots.len() as u32) as usize]
     }
 
@@ -140,7 +142,10 @@ impl Rig {
     pub(crate) fn send(&self, key: Key, segment: Segment, now: Tick) -> Outcome {
         self.flow.set(key);
         let steered = steer(self, &key, &segment, now);
-        (steered.reason, steered.backend.map(|(_, _, id)| id))
+        (
+            steered.reason,
+            (steered.backend != 0).then_some(steered.backend),
+        )
     }
 
     /// The words of all entries of a key, in the order in which they are found.

@@ -6,7 +6,7 @@ use std::{
 };
 
 use lb_common::{
-    backend::{BackendState, Mode, Serving},
+    backend::{BackendState, Forwarding, Serving},
     clock::Tick,
     flow::{
         steer::{Steered, World, steer},
@@ -230,7 +230,7 @@ impl<const N: u32> Cpu<N> {
     /// Steers one segment; reason and backend.
     pub(crate) fn steer(&self, key: u64, segment: Segment, now: Tick) -> (Reason, Option<u32>) {
         let Steered { reason, backend } = steer(self, &key, &segment, now);
-        (reason, backend.map(|(_, _, id)| id))
+        (reason, (backend != 0).then_some(backend))
     }
 }
 
@@ -286,7 +286,7 @@ impl<const N: u32> World for Cpu<N> {
         };
         (1..=4)
             .contains(&id)
-            .then(|| ((), BackendState::new(0, serving, Mode::L2, 0, true)))
+            .then(|| ((), BackendState::new(0, serving, Forwarding::L2, 0, true)))
     }
 
     fn may_adopt(&self) -> bool {

@@ -3,7 +3,7 @@
 use aya_ebpf::{helpers::generated::bpf_xdp_adjust_head, programs::XdpContext};
 use lb_common::{
     backend::{BackendState, NextHop},
-    headers::{ETH_LEN, ETHERTYPE_IPV4, VLAN_LEN},
+    headers::{ETH_LEN, VLAN_LEN},
     verdict::Reason,
 };
 
@@ -22,11 +22,12 @@ pub(super) fn tags_len(state: BackendState) -> usize {
     BackendState(hide::number(state.0)).tags() as usize * VLAN_LEN
 }
 
-/// Writes the head of the frame anew, with `room` bytes between it and the segment's IPv4 header. Gives the offset at which they begin.
+/// Writes the head of the frame anew, for a packet of this EtherType, with `room` bytes between it and the segment's IP header. Gives the offset at which they begin.
 ///
 /// A tag takes the priority of the frame's tag at the same place; where there was none it has priority 0.
 #[inline(always)]
 pub(super) fn write(
+    ethertype: u16,
     ctx: &XdpContext,
     segment: &Segment,
     hop: &NextHop,
@@ -43,7 +44,7 @@ pub(super) fn write(
     // Without a branch: the verifier would follow both sides through all that comes.
     let has = [((old >> 2) | (old >> 3)) as u64 & 1, (old >> 3) as u64 & 1];
     let kept = found & ((PRIORITIES[0] * has[0]) | (PRIORITIES[1] * has[1]));
-    let tags = hop_word(hop, 4) | kept;
+    let tags = hop_word(hop, 7) | kept;
 
     let shift = old as i32 - new as i32 - room as i32;
     // SAFETY: a helper on the context.
@@ -54,7 +55,7 @@ pub(super) fn write(
         .at(0, ETH_LEN + 2 * VLAN_LEN)
         .ok_or(Reason::NoHeadroom)?;
     address(head, hop);
-    let ethertype = ETHERTYPE_IPV4.to_be();
+    let ethertype = ethertype.to_be();
     if new == 0 {
         head.set_raw16(ETH_LEN - 2, ethertype);
     } else if new == VLAN_LEN {

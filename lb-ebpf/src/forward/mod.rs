@@ -1,6 +1,7 @@
 //! Sending a segment on, by its backend's mode.
 
 mod head;
+mod header;
 mod ipip;
 mod l2;
 mod reset;
@@ -9,48 +10,50 @@ use core::mem::{offset_of, size_of};
 
 use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
 use lb_common::{
-    backend::{Backend, BackendState, Mode, NextHop},
-    csum,
+    backend::{Backend, BackendState, Forwarding, NextHop},
     verdict::Reason,
 };
 
 use lb_ebpf::packet::Bytes;
 
+pub(crate) use self::{header::Header, reset::Answer};
 use crate::{maps, parse::Segment};
 
 /// Rewrites a frame without VLAN tags for its backend, whose next hop has none either: in fewer instructions than [`forward`]. Ends in the
 /// XDP action that sends it; what it cannot do is left to [`forward`].
 #[inline(always)]
-pub(crate) fn forward_plain(
+pub(crate) fn forward_plain<H: Header>(
     ctx: &XdpContext,
     segment: &Segment,
     backend: *const Backend,
     state: BackendState,
 ) -> Option<u32> {
-    let mode = state.mode()?;
+    let forwarding = state.forwarding()?;
     let hop = hop_in_force(backend, state);
     let action = egress(ctx, hop).ok()?;
-    match mode {
-        Mode::Ipip => ipip::encapsulate_plain(ctx, segment, hop).ok()?,
-        Mode::L2 => l2::rewrite_plain(ctx, hop).ok()?,
+    match forwarding {
+        Forwarding::InIpv4 => ipip::in_ipv4_plain::<H>(ctx, segment, hop).ok()?,
+        Forwarding::InIpv6 => ipip::in_ipv6_plain::<H>(ctx, segment, hop).ok()?,
+        Forwarding::L2 => l2::rewrite_plain::<H>(ctx, hop).ok()?,
     }
     Some(action)
 }
 
 /// Rewrites the frame for its backend. Ends in the XDP action that sends it.
 #[inline(always)]
-pub(crate) fn forward(
+pub(crate) fn forward<H: Header>(
     ctx: &XdpContext,
     segment: &Segment,
     backend: *const Backend,
     state: BackendState,
 ) -> Result<u32, Reason> {
-    let mode = state.mode().ok_or(Reason::UnknownMode)?;
+    let forwarding = state.forwarding().ok_or(Reason::UnknownMode)?;
     let hop = hop_in_force(backend, state);
     let action = egress(ctx, hop)?;
-    match mode {
-        Mode::Ipip => ipip::encapsulate(ctx, segment, hop, state)?,
-        Mode::L2 => l2::rewrite(ctx, segment, hop, state)?,
+    match forwarding {
+        Forwarding::InIpv4 => ipip::in_ipv4::<H>(ctx, segment, hop, state)?,
+        Forwarding::InIpv6 => ipip::in_ipv6::<H>(ctx, segment, hop, state)?,
+        Forwarding::L2 => l2::rewrite::<H>(ctx, segment, hop, state)?,
     }
     Ok(action)
 }
@@ -67,8 +70,8 @@ fn hop_in_force<'a>(backend: *const Backend, state: BackendState) -> &'a NextHop
 
 /// Answers the frame with a RST. Ends in the XDP action that sends it.
 #[inline(always)]
-pub(crate) fn reset(ctx: &XdpContext) -> Result<u32, Reason> {
-    match reset::answer(ctx.ctx) {
+pub(crate) fn reset<A: Answer>(ctx: &XdpContext) -> Result<u32, Reason> {
+    match A::answer(ctx.ctx) {
         reset::SENT => Ok(xdp_action::XDP_TX),
         code if code == Reason::ResetLimited as u32 => Err(Reason::ResetLimited),
         _ => Err(Reason::NoReset),
@@ -86,11 +89,11 @@ fn egress(ctx: &XdpContext, hop: &NextHop) -> Result<u32, Reason> {
     }
 }
 
-/// Eight bytes of a next hop, as they go onto the wire.
+/// Eight of a next hop's 64 bytes, as they go onto the wire.
 #[inline(always)]
 fn hop_word(hop: &NextHop, index: usize) -> u64 {
-    const _: () = assert!(size_of::<NextHop>() == 40 && offset_of!(NextHop, destination) == 0);
-    // SAFETY: one of five words of an entry of the map, which is aligned.
+    const _: () = assert!(size_of::<NextHop>() == 64 && offset_of!(NextHop, destination) == 0);
+    // SAFETY: one of the words of an entry of the map, which is aligned.
     unsafe {
         core::ptr::from_ref(hop)
             .cast::<u64>()
@@ -104,16 +107,4 @@ fn hop_word(hop: &NextHop, index: usize) -> u64 {
 fn address(ethernet: Bytes, hop: &NextHop) {
     ethernet.set_raw64(0, hop_word(hop, 0));
     ethernet.set_raw32(8, hop_word(hop, 1) as u32);
-}
-
-/// Takes one hop off an IPv4 packet's time to live.
-#[inline(always)]
-fn take_a_hop(ip: Bytes) -> Result<(), Reason> {
-    let time_to_live = ip.u8(8);
-    if time_to_live <= 1 {
-        return Err(Reason::TtlExpired);
-    }
-    ip.set_u8(8, time_to_live - 1);
-    ip.set_raw16(10, csum::after_a_hop(ip.raw16(10)));
-    Ok(())
 }

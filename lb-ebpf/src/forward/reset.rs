@@ -3,30 +3,67 @@
 use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_xdp_adjust_tail, programs::XdpContext};
 use lb_common::{
     csum,
-    headers::{ETH_LEN, IPV4_DF, IPV4_LEN, PROTO_TCP, TCP_LEN, TTL},
+    headers::{ETH_LEN, IPV4_DF, IPV4_LEN, IPV6_LEN, PROTO_TCP, TCP_LEN, TTL},
     tcp,
     verdict::Reason,
 };
 
-use lb_ebpf::packet::Frame;
+use lb_ebpf::packet::{Bytes, Frame};
 
 use crate::{
+    family::{V4, V6},
     maps,
-    parse::{self, Parsed, Segment},
+    parse::{self, Network, Parse, Parsed, Segment},
 };
 
-/// Length of the answer from its IPv4 header on.
-const LENGTH: usize = IPV4_LEN + TCP_LEN;
+/// Answering, in one version of IP.
+pub(crate) trait Answer {
+    /// Turns the frame into the answer and sends it back where it came from. [`SENT`], or the code of a reason. (BPF functions return numbers.)
+    ///
+    /// A function of its own that parses the frame again: the segment would otherwise have to lie in the caller's stack frame, which is
+    /// scarce.
+    fn answer(ctx: *mut xdp_md) -> u32;
+}
 
-/// Turns the frame into the answer and sends it back where it came from.
-///
-/// A function of its own that parses the frame again: the segment would otherwise have to lie in the caller's stack frame, which is
-/// scarce.
+/// What [`Answer::answer`] returns when the answer is ready to be sent.
+pub(super) const SENT: u32 = u32::MAX;
+
+impl Answer for V4 {
+    #[inline(always)]
+    fn answer(ctx: *mut xdp_md) -> u32 {
+        answer4(ctx)
+    }
+}
+
+impl Answer for V6 {
+    #[inline(always)]
+    fn answer(ctx: *mut xdp_md) -> u32 {
+        answer6(ctx)
+    }
+}
+
 #[inline(never)]
-pub(crate) fn answer(ctx: *mut xdp_md) -> u32 {
+fn answer4(ctx: *mut xdp_md) -> u32 {
     let ctx = XdpContext::new(ctx);
-    match parse::parse(&ctx) {
-        Ok(Parsed::Segment(segment)) => match write(&ctx, &segment) {
+    match parse::network(&ctx) {
+        Ok(Network::V4(offset)) => answer::<V4>(&ctx, offset),
+        _ => Reason::NoReset as u32,
+    }
+}
+
+#[inline(never)]
+fn answer6(ctx: *mut xdp_md) -> u32 {
+    let ctx = XdpContext::new(ctx);
+    match parse::network(&ctx) {
+        Ok(Network::V6(offset)) => answer::<V6>(&ctx, offset),
+        _ => Reason::NoReset as u32,
+    }
+}
+
+#[inline(always)]
+fn answer<F: Envelope>(ctx: &XdpContext, network: usize) -> u32 {
+    match F::parse(ctx, network) {
+        Ok(Parsed::Segment(segment, _)) => match write::<F>(ctx, &segment) {
             Ok(()) => SENT,
             Err(reason) => reason as u32,
         },
@@ -34,11 +71,61 @@ pub(crate) fn answer(ctx: *mut xdp_md) -> u32 {
     }
 }
 
-/// What [`answer`] returns when the answer is ready to be sent; else it is the code of a reason. (BPF functions return numbers.)
-pub(crate) const SENT: u32 = u32::MAX;
+/// The IP header of an answer.
+trait Envelope: Parse {
+    /// Its length.
+    const LEN: usize;
+
+    /// Writes it over that of the segment which is answered, its ends swapped. Gives the running sum of the addresses' 16-bit words.
+    fn write(ip: Bytes) -> u64;
+}
+
+impl Envelope for V4 {
+    const LEN: usize = IPV4_LEN;
+
+    #[inline(always)]
+    fn write(ip: Bytes) -> u64 {
+        let (source, destination) = (ip.u32(12), ip.u32(16));
+        const LENGTH: u16 = (IPV4_LEN + TCP_LEN) as u16;
+        ip.set_raw16(0, u16::from_ne_bytes([0x45, 0]));
+        ip.set_u16(2, LENGTH);
+        ip.set_raw16(4, 0);
+        ip.set_u16(6, IPV4_DF);
+        ip.set_raw16(8, u16::from_ne_bytes([TTL, PROTO_TCP]));
+        let addresses = csum::halves(source) + csum::halves(destination);
+        let header =
+            0x4500 + LENGTH as u64 + IPV4_DF as u64 + (((TTL as u64) << 8) | PROTO_TCP as u64);
+        ip.set_u16(10, csum::finish(header + addresses));
+        ip.set_u32(12, destination);
+        ip.set_u32(16, source);
+        addresses
+    }
+}
+
+impl Envelope for V6 {
+    const LEN: usize = IPV6_LEN;
+
+    #[inline(always)]
+    fn write(ip: Bytes) -> u64 {
+        ip.set_u32(0, 0x6000_0000);
+        ip.set_u16(4, TCP_LEN as u16);
+        ip.set_raw16(6, u16::from_ne_bytes([PROTO_TCP, TTL]));
+        // A sum of words in network byte order has its bytes swapped, and is that of 32-bit words too (RFC 1071, section 2).
+        csum::fold(swap(ip, 8, 24) + swap(ip, 16, 32)).swap_bytes() as u64
+    }
+}
+
+/// Swaps two words of a packet. Gives the running sum of their four 32-bit words, in network byte order.
+#[inline(always)]
+fn swap(ip: Bytes, one: usize, other: usize) -> u64 {
+    let (first, second) = (ip.raw64(one), ip.raw64(other));
+    ip.set_raw64(one, second);
+    ip.set_raw64(other, first);
+    (first >> 32) + (first & 0xffff_ffff) + (second >> 32) + (second & 0xffff_ffff)
+}
 
 #[inline(always)]
-fn write(ctx: &XdpContext, segment: &Segment) -> Result<(), Reason> {
+fn write<F: Envelope>(ctx: &XdpContext, segment: &Segment) -> Result<(), Reason> {
     if !maps::may_reset(maps::now_ns()) {
         return Err(Reason::ResetLimited);
     }
@@ -58,43 +145,36 @@ fn write(ctx: &XdpContext, segment: &Segment) -> Result<(), Reason> {
     ethernet.set_raw32(8, (a >> 16) | (b << 16));
 
     let ip = frame
-        .at(segment.network(), LENGTH)
+        .at(segment.network(), F::LEN + TCP_LEN)
         .ok_or(Reason::Malformed)?;
-    ip.set_raw16(0, u16::from_ne_bytes([0x45, 0]));
-    ip.set_u16(2, LENGTH as u16);
-    ip.set_raw16(4, 0);
-    ip.set_u16(6, IPV4_DF);
-    ip.set_raw16(8, u16::from_ne_bytes([TTL, PROTO_TCP]));
-    let addresses = csum::halves(segment.source) + csum::halves(segment.destination);
-    let header = 0x4500 + LENGTH as u64 + IPV4_DF as u64 + (((TTL as u64) << 8) | PROTO_TCP as u64);
-    ip.set_u16(10, csum::finish(header + addresses));
-    ip.set_u32(12, segment.destination);
-    ip.set_u32(16, segment.source);
+    let addresses = F::write(ip);
 
     // A segment without ACK is answered with sequence number 0 and an acknowledgement of all it had, its FIN included.
     let (seq, ack, flags) = if has_ack {
         (acknowledgement, 0, tcp::RST)
     } else {
-        let payload = (segment.length as u32)
-            .wrapping_sub(segment.transport as u32)
+        let payload = segment
+            .length
+            .wrapping_sub(segment.headers_len())
             .wrapping_sub(header_len);
         let taken = payload.wrapping_add(segment.tcp.has(tcp::FIN) as u32);
         (0, segment.tcp.seq.wrapping_add(taken), tcp::RST | tcp::ACK)
     };
     let offset_and_flags = 0x5000 | flags as u16;
-    ip.set_u16(IPV4_LEN, segment.destination_port);
-    ip.set_u16(IPV4_LEN + 2, segment.source_port);
-    ip.set_u32(IPV4_LEN + 4, seq);
-    ip.set_u32(IPV4_LEN + 8, ack);
-    ip.set_u16(IPV4_LEN + 12, offset_and_flags);
-    ip.set_raw32(IPV4_LEN + 14, 0);
-    ip.set_raw16(IPV4_LEN + 18, 0);
+    let tcp = ip.after(F::LEN);
+    tcp.set_u16(0, segment.destination_port);
+    tcp.set_u16(2, segment.source_port);
+    tcp.set_u32(4, seq);
+    tcp.set_u32(8, ack);
+    tcp.set_u16(12, offset_and_flags);
+    tcp.set_raw32(14, 0);
+    tcp.set_raw16(18, 0);
     let pseudo = addresses + PROTO_TCP as u64 + TCP_LEN as u64;
     let ports = segment.destination_port as u64 + segment.source_port as u64;
     let sum = pseudo + ports + csum::halves(seq) + csum::halves(ack) + offset_and_flags as u64;
-    ip.set_u16(IPV4_LEN + 16, csum::finish(sum));
+    tcp.set_u16(16, csum::finish(sum));
 
-    cut(ctx, segment.network() + LENGTH)
+    cut(ctx, segment.network() + F::LEN + TCP_LEN)
 }
 
 /// Cuts the frame to `length` bytes, all buffers of it.

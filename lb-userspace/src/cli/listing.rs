@@ -1,11 +1,11 @@
 //! Listings for people.
 
-use std::fmt::Write as _;
+use std::{fmt::Write as _, net::SocketAddr};
 
 use serde::Serialize;
 
 use crate::{
-    config::Config,
+    config::{Config, Limits},
     flows::Fill,
     status::{BackendStatus, ServiceStatus, Status},
 };
@@ -65,13 +65,21 @@ pub(super) fn status(status: &Status) -> String {
             format!("attached to {}", attached.join(", "))
         },
         format!(
-            "flows: {} pinned, {} young, {} embryos, {} closing; {:.1}% of {} entries in use",
+            "flows: {} pinned, {} young, {} embryos, {} closing; in use: {}",
             flows.pin,
             flows.young,
             flows.embryo,
             flows.closing,
-            flows.used * 100.0,
-            flows.capacity
+            flows
+                .tables
+                .each()
+                .map(|(version, table)| format!(
+                    "{:.1}% of {} entries for IPv{}",
+                    table.used * 100.0,
+                    table.capacity,
+                    version as u32
+                ))
+                .join(", ")
         ),
     ];
     let [head @ .., last] = lines;
@@ -85,8 +93,16 @@ pub(super) fn status(status: &Status) -> String {
         text += &line;
         text.push('\n');
     }
-    if flows.fill != Fill::Low {
-        text += "the flow table fills up: raise flows in [limits] and restart the daemon, which loses no flow\n";
+    for (version, table) in flows.tables.each() {
+        if table.fill != Fill::Low {
+            // Writing to a String cannot fail.
+            let _ = writeln!(
+                text,
+                "the IPv{} flow table fills up: raise {} in [limits] and restart the daemon, which loses no flow",
+                version as u32,
+                Limits::flows_key(version)
+            );
+        }
     }
     if let Some(error) = &status.config.error {
         text += "the latest reload was refused, an older configuration is in force:\n";
@@ -106,10 +122,9 @@ pub(super) fn status(status: &Status) -> String {
 
 fn service_lines(service: &ServiceStatus) -> String {
     let mut text = format!(
-        "{}  {}:{}  {}",
+        "{}  {}  {}",
         service.name,
-        service.vip,
-        service.port,
+        SocketAddr::new(service.vip, service.port),
         word(&service.mode)
     );
     for (is_so, what) in [
@@ -154,7 +169,7 @@ fn service_lines(service: &ServiceStatus) -> String {
 fn backend_row(backend: &BackendStatus) -> [String; 10] {
     [
         backend.name.clone(),
-        format!("{}:{}", backend.address, backend.port),
+        SocketAddr::new(backend.address, backend.port).to_string(),
         backend.weight.to_string(),
         if backend.removed {
             "removed".to_owned()
@@ -233,8 +248,9 @@ mod tests {
         "config":{"path":"/etc/tether/tether.toml","error":"a.toml:1:1: x: bad; mend it"},
         "attachments":[{"interface":"eth0","mode":"native"}],
         "closed_egress":[{"interface":"br0","reason":"its driver cannot"}],
-        "flows":{"capacity":1000,"embryo":0,"young":1,"pin":12,"closing":0,"use":0.013,"fill":"half"},
-        "services":[{"name":"chat","vip":"10.0.0.1","port":80,"mode":"ipip","removed":false,
+        "flows":{"capacity":1000,"embryo":0,"young":1,"pin":12,"closing":0,"use":0.0065,"fill":"half",
+          "tables":{"v4":{"capacity":1000,"use":0.013,"fill":"low"},"v6":{"capacity":500,"use":0.5,"fill":"half"}}},
+        "services":[{"name":"chat","vip":"2001:db8::1","port":80,"mode":"ipip","removed":false,
           "fail_open":true,"resets_suspended":"fail-open","error":null,
           "backends":[{"name":"b1","address":"10.0.1.11","port":80,"weight":100,"admin":"draining",
             "removed":false,"health":"refusing","serving":"existing-only","neighbour":"resolved",
@@ -250,12 +266,12 @@ tether 0.1.0, pid 1, up 1 h 1 min
 configuration /etc/tether/tether.toml, generation 3 applied (4 accepted, 4 resolved)
 attached to eth0 (native)
 no packet that came in by another interface leaves by br0: its driver cannot
-flows: 12 pinned, 1 young, 0 embryos, 0 closing; 1.3% of 1000 entries in use
-the flow table fills up: raise flows in [limits] and restart the daemon, which loses no flow
+flows: 12 pinned, 1 young, 0 embryos, 0 closing; in use: 1.3% of 1000 entries for IPv4, 50.0% of 500 entries for IPv6
+the IPv6 flow table fills up: raise flows6 in [limits] and restart the daemon, which loses no flow
 the latest reload was refused, an older configuration is in force:
   a.toml:1:1: x: bad; mend it
 
-chat  10.0.0.1:80  ipip  FAIL-OPEN: too few backends are usable, all active ones take flows  clients of dead backends are not told: it is in fail-open
+chat  [2001:db8::1]:80  ipip  FAIL-OPEN: too few backends are usable, all active ones take flows  clients of dead backends are not told: it is in fail-open
   BACKEND  ADDRESS       WEIGHT  ADMIN     HEALTH    SERVING        NEIGHBOUR  ACTIVE  IDLE  LAST ERROR
   b1       10.0.1.11:80  100     draining  refusing  existing-only  resolved   11      1     status 503
 

@@ -12,12 +12,12 @@ mod spec;
 use std::{
     fs::File,
     io::Read as _,
-    net::{Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
-use lb_common::backend::Mode;
+use lb_common::{backend::Mode, net::IpVersion};
 
 pub use self::problem::{Problem, Problems};
 use crate::model::{Admin, Check};
@@ -45,18 +45,48 @@ pub struct Config {
 
 /// The most that `flows` in `[limits]` may be.
 pub const MAX_FLOWS: u32 = 20_000_000;
+/// The most that `flows6` in `[limits]` may be.
+pub const MAX_FLOWS6: u32 = 10_000_000;
 
 /// Capacities of the maps. But for that of flows they are fixed while the maps live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// IPv4 flows at the design load.
     pub flows: u32,
+    /// IPv6 flows at the design load.
+    pub flows6: u32,
     /// Entries of the services map; id 0 is not used.
     pub services: u32,
     /// Entries of the backends map; id 0 is not used.
     pub backends: u32,
     /// Slots of the arena.
     pub table_slots: u32,
+}
+
+impl Limits {
+    /// The key of the limit of flows of a version of IP.
+    pub const fn flows_key(version: IpVersion) -> &'static str {
+        match version {
+            IpVersion::V4 => "flows",
+            IpVersion::V6 => "flows6",
+        }
+    }
+
+    /// Flows of a version of IP at the design load.
+    pub const fn flows_of(&self, version: IpVersion) -> u32 {
+        match version {
+            IpVersion::V4 => self.flows,
+            IpVersion::V6 => self.flows6,
+        }
+    }
+
+    /// The most that [`Limits::flows_of`] may be.
+    pub const fn most_flows(version: IpVersion) -> u32 {
+        match version {
+            IpVersion::V4 => MAX_FLOWS,
+            IpVersion::V6 => MAX_FLOWS6,
+        }
+    }
 }
 
 /// Entries of the maps that the services of a configuration take.
@@ -90,7 +120,7 @@ pub struct Service {
     /// Its name.
     pub name: String,
     /// Its VIP.
-    pub vip: Ipv4Addr,
+    pub vip: IpAddr,
     /// Its port, not 0.
     pub port: u16,
     /// Its mode.
@@ -109,7 +139,7 @@ pub struct Backend {
     /// Its name in the service.
     pub name: String,
     /// Its address.
-    pub address: Ipv4Addr,
+    pub address: IpAddr,
     /// Its port, not 0.
     pub port: u16,
     /// Its share of new flows in relation to the others', 0 to 1000.

@@ -222,6 +222,7 @@ fn limits(root: &mut Reader<'_>, findings: &mut Findings<'_>) -> (Limits, LimitS
     let mut limits = Limits {
         flows: default::FLOWS,
         services: default::SERVICES,
+        flows6: default::FLOWS6,
         backends: default::BACKENDS,
         table_slots: default::TABLE_SLOTS,
     };
@@ -235,8 +236,14 @@ fn limits(root: &mut Reader<'_>, findings: &mut Findings<'_>) -> (Limits, LimitS
             *value = number.into_inner();
         }
     };
-    // A flow takes 27 bytes of table, and the verifier lets a program address 512 MiB of a map.
+    // A flow takes 27 bytes of table, in IPv6 54, and the verifier lets a program address 512 MiB of a map.
     take("flows", 1..=super::MAX_FLOWS, &mut limits.flows, &mut None);
+    take(
+        "flows6",
+        1..=super::MAX_FLOWS6,
+        &mut limits.flows6,
+        &mut None,
+    );
     // Ids have 16 bits, backends' 18; id 0 is not used.
     take(
         "services",
@@ -291,7 +298,10 @@ fn unique_services(services: &[PlacedService], findings: &mut Findings<'_>) {
             findings.error(
                 span,
                 &placed.object,
-                format!("{}:{} is {other}'s already", service.vip, service.port),
+                format!(
+                    "{} is {other}'s already",
+                    SocketAddr::new(service.vip, service.port)
+                ),
                 "give each service a VIP and port of its own",
             );
         }

@@ -16,6 +16,7 @@ listen = "off"
 
 [limits]
 flows = 5_000
+flows6 = 3_000
 services = 16
 backends = 64
 table_slots = 20_000
@@ -100,6 +101,7 @@ fn every_key_has_its_effect() {
     assert_eq!(config.metrics, None);
     let limits = Limits {
         flows: 5_000,
+        flows6: 3_000,
         services: 16,
         backends: 64,
         table_slots: 20_000,
@@ -150,6 +152,7 @@ fn what_is_not_said_has_a_default() {
     assert_eq!(config.metrics, Some("127.0.0.1:9477".parse().unwrap()));
     let limits = Limits {
         flows: 1_000_000,
+        flows6: 250_000,
         services: 4_096,
         backends: 32_768,
         table_slots: 4_194_304,
@@ -191,6 +194,68 @@ fn http_asks_for_the_backends_address_unless_told_a_host() {
         status: vec![200..=399],
     };
     assert_eq!(config.services[0].backends[0].check.kind, kind);
+
+    let text = text.replace("10.0.1.11", "2001:db8::11");
+    let config = parse(Path::new("t.toml"), &text).unwrap().config;
+    let backend = &config.services[0].backends[0];
+    let CheckKind::Http { host, .. } = &backend.check.kind else {
+        panic!("{:?}", backend.check);
+    };
+    assert_eq!(host, "[2001:db8::11]");
+    assert_eq!(backend.check_address.to_string(), "[2001:db8::11]:80");
+}
+
+/// What the modes can carry: `l2` any packet to any host on the link, `ipip` both versions in IPv6, and IPv4 alone in IPv4.
+#[test]
+fn vips_and_backends_of_both_versions_go_together_as_the_mode_can() {
+    for (mode, vip, address, is_valid) in [
+        ("ipip", "10.0.0.1", "10.0.1.11", true),
+        ("ipip", "10.0.0.1", "2001:db8::11", true),
+        ("ipip", "2001:db8::1", "2001:db8::11", true),
+        ("ipip", "2001:db8::1", "10.0.1.11", false),
+        ("l2", "2001:db8::1", "10.0.1.11", true),
+        ("l2", "2001:db8::1", "2001:db8::11", true),
+        ("l2", "10.0.0.1", "2001:db8::11", true),
+    ] {
+        let text = SMALL
+            .replace("ipip", mode)
+            .replace("10.0.0.1", vip)
+            .replace("10.0.1.11", address);
+        let parsed = parse(Path::new("t.toml"), &text);
+        assert_eq!(parsed.is_ok(), is_valid, "{mode}: {address} for {vip}");
+        if let Ok(Loaded { config, .. }) = parsed {
+            let service = &config.services[0];
+            assert_eq!(service.vip.to_string(), vip);
+            assert_eq!(service.backends[0].address.to_string(), address);
+        }
+    }
+}
+
+/// The largest tables are such as the verifier lets a program address.
+#[test]
+fn the_largest_flow_tables_are_of_half_a_gibibyte() {
+    use lb_common::flow::{bucket::buckets_for, v4, v6};
+    let bytes = |flows, bucket: usize| u64::from(buckets_for(flows)) * bucket as u64;
+    let most = 512 << 20;
+    assert!(bytes(MAX_FLOWS, size_of::<v4::Bucket>()) <= most);
+    assert!(bytes(MAX_FLOWS6, size_of::<v6::Bucket>()) <= most);
+}
+
+#[test]
+fn two_services_at_one_ipv6_endpoint_are_told_apart_by_nothing() {
+    let text = SMALL
+        .replace("10.0.0.1", "2001:db8::1")
+        .replace("10.0.1.11", "2001:db8::11");
+    let second = text[text.find("[[service]]").unwrap()..]
+        .replace("chat", "game")
+        // The same address, written otherwise.
+        .replace("2001:db8::1\"", "2001:0db8:0::1\"");
+    assert_eq!(
+        errors(&format!("{text}{second}")),
+        [
+            r#"t.toml:12:7: service "game": [2001:db8::1]:80 is service "chat"'s already; give each service a VIP and port of its own"#
+        ]
+    );
 }
 
 #[test]
@@ -248,11 +313,6 @@ fn each_mistake_has_its_place_object_and_remedy() {
         ),
         (
             "10.0.1.11",
-            "2001:db8::1",
-            r#"t.toml:9:11: backend "chat/b1": address 2001:db8::1 is IPv6, but the VIP is IPv4; give an address of the VIP's family"#,
-        ),
-        (
-            "10.0.1.11",
             "10.0.0.1",
             r#"t.toml:9:11: backend "chat/b1": its address is the VIP itself, so packets would come back here; give the address of the backend's own host"#,
         ),
@@ -264,7 +324,37 @@ fn each_mistake_has_its_place_object_and_remedy() {
         (
             "10.0.0.1",
             "2001:db8::1",
-            r#"t.toml:4:7: service "chat": vip 2001:db8::1 is an IPv6 address, which this version does not serve; give an IPv4 address"#,
+            r#"t.toml:9:11: backend "chat/b1": address 10.0.1.11 is IPv4, and mode ipip carries no IPv6 packet in an IPv4 one; give the backend's IPv6 address"#,
+        ),
+        (
+            "10.0.0.1",
+            "fe80::1",
+            r#"t.toml:4:7: service "chat": vip fe80::1 is a link-local address, which is another host's on every link; give a global or unique local address"#,
+        ),
+        (
+            "10.0.0.1",
+            "::ffff:10.0.0.1",
+            r#"t.toml:4:7: service "chat": vip ::ffff:10.0.0.1 is an IPv4 address in IPv6's notation; write 10.0.0.1"#,
+        ),
+        (
+            "10.0.0.1",
+            "ff02::1",
+            r#"t.toml:4:7: service "chat": vip ff02::1 is a multicast address; give a unicast address"#,
+        ),
+        (
+            "10.0.1.11",
+            "::1",
+            r#"t.toml:9:11: backend "chat/b1": address ::1 is a loopback address, which never leaves a host; give a unicast address"#,
+        ),
+        (
+            "10.0.1.11",
+            "::",
+            r#"t.toml:9:11: backend "chat/b1": address :: is of no host; give a unicast address"#,
+        ),
+        (
+            "10.0.0.1",
+            "[2001:db8::1]",
+            r#"t.toml:4:7: service "chat": vip is "[2001:db8::1]", which is no IP address; write it like vip = "10.0.0.1" or vip = "2001:db8::1""#,
         ),
         (
             "10.0.0.1",
@@ -274,7 +364,7 @@ fn each_mistake_has_its_place_object_and_remedy() {
         (
             "10.0.0.1",
             "chat.example",
-            r#"t.toml:4:7: service "chat": vip is "chat.example", which is no IP address; write it like vip = "10.0.0.1""#,
+            r#"t.toml:4:7: service "chat": vip is "chat.example", which is no IP address; write it like vip = "10.0.0.1" or vip = "2001:db8::1""#,
         ),
         (
             "name = \"b1\"",
@@ -345,6 +435,21 @@ fn each_mistake_has_its_place_object_and_remedy() {
             "[\"eth0\"]",
             "[\"eth0\"]\nlimits.flows = 0",
             "t.toml:2:16: limits: flows is 0; give a number from 1 to 20000000",
+        ),
+        (
+            "[\"eth0\"]",
+            "[\"eth0\"]\nlimits.flows = 20000001",
+            "t.toml:2:16: limits: flows is 20000001; give a number from 1 to 20000000",
+        ),
+        (
+            "[\"eth0\"]",
+            "[\"eth0\"]\nlimits.flows6 = 0",
+            "t.toml:2:17: limits: flows6 is 0; give a number from 1 to 10000000",
+        ),
+        (
+            "[\"eth0\"]",
+            "[\"eth0\"]\nlimits.flows6 = 10000001",
+            "t.toml:2:17: limits: flows6 is 10000001; give a number from 1 to 10000000",
         ),
         (
             "[\"eth0\"]",

@@ -2,7 +2,7 @@
 //!
 //! 1. the state directory's lock
 //! 2. the instance in the kernel: adopted if its maps are pinned, else created
-//! 3. health checks, next hops, the sweep of the flow table, the admin socket, the metrics listener, the reconciler
+//! 3. health checks, next hops, the host's own VIPs, the sweep of the flow tables, the admin socket, the metrics listener, the reconciler
 //! 4. the reconciler's first application: it waits, bounded, for first verdicts and next hops
 //! 5. the XDP program: attached, or its old version atomically replaced. On a fresh start this comes after the maps are whole; an
 //!    adopted instance's old program goes on forwarding until here
@@ -39,7 +39,7 @@ use crate::{
     },
     flows, health, neighbour,
     reconcile::{self, Inputs, Outputs},
-    status::{ConfigStatus, FlowTable, Generation, Status},
+    status::{ConfigStatus, Flows, Generation, Status},
     web::{self, Web},
 };
 
@@ -63,7 +63,7 @@ pub fn run(config: Config) -> Result<()> {
     let kernel = Kernel::open(&options(&config)?)?;
     if let Some(error) = kernel.not_resized() {
         tracing::error!(
-            "{}: limits: the flow table stays as large as it is: {error}",
+            "{}: limits: the flow tables stay as large as they are: {error}",
             config.path.display()
         );
     }
@@ -81,6 +81,7 @@ fn options(config: &Config) -> Result<Options> {
         bpffs: config.bpffs.clone(),
         capacity: Capacity::for_flows(
             limits.flows,
+            limits.flows6,
             limits.services,
             limits.backends,
             limits.table_slots,
@@ -136,6 +137,8 @@ async fn run_parts(
     let (hop_reports, hop_queue) = mpsc::channel(QUEUE);
     let (targets, watched_targets) = watch::channel(vec![]);
     let (addresses, watched_addresses) = watch::channel(BTreeSet::new());
+    let (vips, watched_vips) = watch::channel(BTreeSet::new());
+    let (own_vips, watched_own_vips) = watch::channel(None);
     let (census, watched_census) = watch::channel(Arc::new(flows::Census::default()));
     let (attachments, watched_attachments) = watch::channel(vec![]);
     let (closed_egress, watched_closed_egress) = watch::channel(vec![]);
@@ -166,6 +169,7 @@ async fn run_parts(
         commands: command_queue,
         health: health_queue,
         next_hops: hop_queue,
+        own_vips: watched_own_vips,
         census: watched_census.clone(),
         attachments: watched_attachments,
         closed_egress: watched_closed_egress,
@@ -174,6 +178,7 @@ async fn run_parts(
     let outputs = Outputs {
         targets,
         addresses,
+        vips,
         status,
     };
     let mut parts = Parts::default();
@@ -201,7 +206,11 @@ async fn run_parts(
         let running = neighbour::run(watched_addresses, hop_reports, egress, stopping.clone());
         async { running.await.context("no netlink socket") }
     });
-    parts.start("the sweep of the flow table", {
+    parts.start("the watch over the host's own VIPs", {
+        let running = neighbour::own::run(watched_vips, own_vips, stopping.clone());
+        async { running.await.context("no netlink socket") }
+    });
+    parts.start("the sweep of the flow tables", {
         let running = flows::sweep(maps.clone(), census, stopping.clone());
         async {
             running.await;
@@ -313,7 +322,7 @@ fn starting(config: &Config) -> Status {
         },
         attachments: vec![],
         closed_egress: vec![],
-        flows: FlowTable::default(),
+        flows: Flows::default(),
         services: vec![],
         reasons: BTreeMap::new(),
     }

@@ -30,7 +30,9 @@ unsafe impl Entry for lb_common::vip::VipBucket {}
 // SAFETY: as above.
 unsafe impl Entry for lb_common::flow::v4::Bucket {}
 // SAFETY: as above.
-unsafe impl Entry for lb_common::flow::v4::Facts {}
+unsafe impl Entry for lb_common::flow::v6::Bucket {}
+// SAFETY: as above.
+unsafe impl Entry for lb_common::flow::bucket::Facts {}
 // SAFETY: as above.
 unsafe impl Entry for lb_common::counters::Counter {}
 // SAFETY: as above.

@@ -11,9 +11,13 @@ use lb_common::{
     backend::{Backend, BackendState, NextHop},
     clock::Tick,
     counters::{Counter, CpuState, Layout},
-    flow::v4,
+    flow::{
+        bucket::{self, Facts},
+        v4, v6,
+    },
     maglev::{Slot, TableRef},
     maps::{Hold, Instance},
+    net::IpVersion,
     service::Service,
     vip::{self, VipBucket, VipEntry},
 };
@@ -24,7 +28,9 @@ use super::array::Array;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
     /// Buckets of the IPv4 flow table.
-    pub flow_buckets: u32,
+    pub flow4_buckets: u32,
+    /// Buckets of the IPv6 flow table.
+    pub flow6_buckets: u32,
     /// Services.
     pub services: u32,
     /// Backends; id 0 is never used, so one less can be held.
@@ -36,16 +42,18 @@ pub struct Capacity {
 }
 
 impl Capacity {
-    /// For `flows` IPv4 flows at the design load.
+    /// For `flows4` IPv4 and `flows6` IPv6 flows at the design load.
     pub fn for_flows(
-        flows: u32,
+        flows4: u32,
+        flows6: u32,
         services: u32,
         backends: u32,
         table_slots: u32,
         cpus: u32,
     ) -> Self {
         Self {
-            flow_buckets: v4::buckets_for(flows),
+            flow4_buckets: bucket::buckets_for(flows4),
+            flow6_buckets: bucket::buckets_for(flows6),
             services,
             backends,
             table_slots,
@@ -53,7 +61,15 @@ impl Capacity {
         }
     }
 
-    /// Buckets in the directory of VIPs.
+    /// Buckets of the flow table of a version of IP.
+    pub fn flow_buckets(&self, version: IpVersion) -> u32 {
+        match version {
+            IpVersion::V4 => self.flow4_buckets,
+            IpVersion::V6 => self.flow6_buckets,
+        }
+    }
+
+    /// Buckets in each directory of VIPs.
     pub fn vip_buckets(&self) -> u32 {
         vip::buckets_for(self.services)
     }
@@ -79,17 +95,23 @@ pub struct Maps {
     /// IPv4 flow table.
     pub flows4: Array<v4::Bucket>,
     /// Facts for people about IPv4 flows.
-    pub facts4: Array<v4::Facts>,
-    /// Until when the IPv4 flow table is only read, one entry.
-    pub hold4: Array<Hold>,
+    pub facts4: Array<Facts>,
+    /// IPv6 flow table.
+    pub flows6: Array<v6::Bucket>,
+    /// Facts for people about IPv6 flows.
+    pub facts6: Array<Facts>,
+    /// Until when the flow tables are only read, one entry.
+    pub hold: Array<Hold>,
     /// All Maglev tables.
     pub tables: Array<Slot>,
     /// Services by id.
     pub services: Array<Service>,
     /// Backends by id.
     pub backends: Array<Backend>,
-    /// Directory of VIPs.
+    /// Directory of IPv4 VIPs.
     pub vips4: Array<VipBucket>,
+    /// Directory of IPv6 VIPs.
+    pub vips6: Array<VipBucket>,
     /// Counters.
     pub counters: Array<Counter>,
     /// What each CPU keeps for itself.
@@ -105,13 +127,16 @@ impl Maps {
         Ok(Self {
             capacity,
             instance: Array::in_memory(1)?,
-            flows4: Array::in_memory(capacity.flow_buckets)?,
-            facts4: Array::in_memory(capacity.flow_buckets)?,
-            hold4: Array::in_memory(1)?,
+            flows4: Array::in_memory(capacity.flow4_buckets)?,
+            facts4: Array::in_memory(capacity.flow4_buckets)?,
+            flows6: Array::in_memory(capacity.flow6_buckets)?,
+            facts6: Array::in_memory(capacity.flow6_buckets)?,
+            hold: Array::in_memory(1)?,
             tables: Array::in_memory(capacity.table_slots)?,
             services: Array::in_memory(capacity.services)?,
             backends: Array::in_memory(capacity.backends)?,
             vips4: Array::in_memory(capacity.vip_buckets())?,
+            vips6: Array::in_memory(capacity.vip_buckets())?,
             counters: Array::in_memory(capacity.counter_entries())?,
             cpus: Array::in_memory(capacity.cpus)?,
         })
@@ -130,13 +155,16 @@ impl Maps {
         Ok(Self {
             capacity,
             instance: Array::of_map(fd(names::INSTANCE).as_fd(), 1)?,
-            flows4: Array::of_map(fd(names::FLOWS4).as_fd(), capacity.flow_buckets)?,
-            facts4: Array::of_map(fd(names::FACTS4).as_fd(), capacity.flow_buckets)?,
-            hold4: Array::of_map(fd(names::HOLD4).as_fd(), 1)?,
+            flows4: Array::of_map(fd(names::FLOWS4).as_fd(), capacity.flow4_buckets)?,
+            facts4: Array::of_map(fd(names::FACTS4).as_fd(), capacity.flow4_buckets)?,
+            flows6: Array::of_map(fd(names::FLOWS6).as_fd(), capacity.flow6_buckets)?,
+            facts6: Array::of_map(fd(names::FACTS6).as_fd(), capacity.flow6_buckets)?,
+            hold: Array::of_map(fd(names::HOLD).as_fd(), 1)?,
             tables: Array::of_map(fd(names::TABLES).as_fd(), capacity.table_slots)?,
             services: Array::of_map(fd(names::SERVICES).as_fd(), capacity.services)?,
             backends: Array::of_map(fd(names::BACKENDS).as_fd(), capacity.backends)?,
             vips4: Array::of_map(fd(names::VIPS4).as_fd(), capacity.vip_buckets())?,
+            vips6: Array::of_map(fd(names::VIPS6).as_fd(), capacity.vip_buckets())?,
             counters: Array::of_map(fd(names::COUNTERS).as_fd(), capacity.counter_entries())?,
             cpus: Array::of_map(fd(names::CPUS).as_fd(), capacity.cpus)?,
         })
@@ -182,14 +210,22 @@ impl Maps {
         }
     }
 
-    /// One entry of the directory of VIPs.
-    pub fn vip(&self, bucket: u32, way: usize) -> VipEntry {
-        VipEntry(self.vips4.word(bucket, way).load(Ordering::Acquire))
+    /// One entry of the directory of VIPs of a version of IP.
+    pub fn vip(&self, version: IpVersion, bucket: u32, way: usize) -> VipEntry {
+        VipEntry(self.vips(version).word(bucket, way).load(Ordering::Acquire))
+    }
+
+    /// The directory of VIPs of a version of IP.
+    pub fn vips(&self, version: IpVersion) -> &Array<VipBucket> {
+        match version {
+            IpVersion::V4 => &self.vips4,
+            IpVersion::V6 => &self.vips6,
+        }
     }
 
     /// Writes one entry of the directory of VIPs: one store.
-    pub fn set_vip(&self, bucket: u32, way: usize, entry: VipEntry) {
-        self.vips4
+    pub fn set_vip(&self, version: IpVersion, bucket: u32, way: usize, entry: VipEntry) {
+        self.vips(version)
             .word(bucket, way)
             .store(entry.0, Ordering::SeqCst);
     }

@@ -13,7 +13,8 @@ use super::{Counts, judge};
 /// Counts of one pass so far.
 #[derive(Debug)]
 pub(super) struct Tally {
-    pub(super) total: Counts,
+    /// Of the table that is being passed over.
+    table: Counts,
     /// By backend id, for the generation that the id was first met with in this pass.
     backends: Vec<(u8, Counts)>,
     /// Other generations of these ids, and ids beyond the map: there should be none of either.
@@ -25,13 +26,12 @@ pub(super) struct Tally {
 /// What a pass has counted.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Counted {
-    pub(super) total: Counts,
     pub(super) by_backend: HashMap<(u32, u8), Counts>,
     pub(super) by_service: HashMap<u16, Counts>,
 }
 
 impl Counts {
-    fn add(&mut self, word: Word, active: bool) {
+    fn count(&mut self, word: Word, active: bool) {
         match word.state() {
             State::Embryo | State::Challenger => self.embryo += 1,
             State::Young => self.young += 1,
@@ -52,7 +52,7 @@ impl Counts {
 impl Tally {
     pub(super) fn new(backends: u32, services: u32) -> Self {
         Self {
-            total: Counts::default(),
+            table: Counts::default(),
             backends: vec![(0, Counts::default()); backends as usize],
             strays: HashMap::new(),
             services: vec![Counts::default(); services as usize],
@@ -63,7 +63,7 @@ impl Tally {
     /// Counts an entry of a service.
     pub(super) fn add(&mut self, word: Word, service: u16, now: Tick) {
         let active = judge::is_active(word, now);
-        self.total.add(word, active);
+        self.table.count(word, active);
         let backend: BackendRef = word.backend();
         let (id, generation) = (backend.id(), backend.generation());
         let counts = match self.backends.get_mut(id as usize) {
@@ -73,15 +73,20 @@ impl Tally {
             }
             _ => self.strays.entry((id, generation)).or_default(),
         };
-        counts.add(word, active);
+        counts.count(word, active);
         match self.services.get_mut(usize::from(service)) {
             Some(counts) => counts,
             None => self.stray_services.entry(service).or_default(),
         }
-        .add(word, active);
+        .count(word, active);
     }
 
-    /// Everything counted; what is left is empty.
+    /// The counts of the table that was passed over last; what is left is empty.
+    pub(super) fn take_table(&mut self) -> Counts {
+        std::mem::take(&mut self.table)
+    }
+
+    /// Everything else that was counted, in both tables; what is left is empty.
     pub(super) fn take(&mut self) -> Counted {
         let mut by_backend = std::mem::take(&mut self.strays);
         for (id, (generation, counts)) in self.backends.iter_mut().enumerate() {
@@ -96,7 +101,6 @@ impl Tally {
             }
         }
         Counted {
-            total: std::mem::take(&mut self.total),
             by_backend,
             by_service,
         }
@@ -116,8 +120,8 @@ mod tests {
         for (id, generation, service) in [(3, 1, 0), (3, 1, 0), (3, 2, 1), (9, 0, 7)] {
             tally.add(pin(id, generation), service, Tick(100));
         }
+        let total = tally.take_table();
         let Counted {
-            total,
             by_backend,
             by_service,
         } = tally.take();
@@ -141,7 +145,7 @@ mod tests {
         tally.add(Word::live(State::Young, backend, 0, now, 0), 0, now);
         tally.add(Word::live(State::Pin, backend, 0, old, 0), 0, now);
         tally.add(Word::live(State::Closing, backend, 0, now, 0), 0, now);
-        let total = tally.take().total;
+        let total = tally.take_table();
         let expected = Counts {
             embryo: 1,
             young: 1,

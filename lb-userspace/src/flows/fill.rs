@@ -1,10 +1,10 @@
-//! How full the flow table is, told to the operator well before it matters.
+//! How full a flow table is, told to the operator well before it matters.
 
 use serde::{Deserialize, Serialize};
 
-use super::Census;
+use super::TableCensus;
 
-/// How full the flow table is, in steps. A step is left only once the use is clearly below it, so that each crossing is told once.
+/// How full a flow table is, in steps. A step is left only once the use is clearly below it, so that each crossing is told once.
 ///
 /// Embryos do not count: they give way to any flow, and a flood of SYNs is no reason to buy memory.
 #[derive(
@@ -36,9 +36,8 @@ impl Fill {
 
     /// The step after another census.
     #[must_use]
-    pub fn next(self, census: &Census) -> Self {
-        let total = &census.total;
-        let percent = (total.young + total.pin + total.closing) * 100 / census.capacity.max(1);
+    pub fn next(self, table: &TableCensus) -> Self {
+        let percent = table.counts.settled() * 100 / table.capacity.max(1);
         [Self::High, Self::Half]
             .into_iter()
             .find(|step| {
@@ -59,15 +58,14 @@ mod tests {
     use super::*;
     use crate::flows::Counts;
 
-    fn census(percent: u64) -> Census {
-        Census {
+    fn census(percent: u64) -> TableCensus {
+        TableCensus {
             capacity: 1_000,
-            total: Counts {
+            counts: Counts {
                 pin: percent * 10,
                 embryo: 500,
                 ..Counts::default()
             },
-            ..Census::default()
         }
     }
 
@@ -96,6 +94,6 @@ mod tests {
 
     #[test]
     fn a_table_that_was_not_counted_yet_is_not_full() {
-        assert_eq!(Fill::Low.next(&Census::default()), Fill::Low);
+        assert_eq!(Fill::Low.next(&TableCensus::default()), Fill::Low);
     }
 }

@@ -1,18 +1,22 @@
-//! Passes over the flow table, in steps.
+//! Passes over the flow tables, in steps.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
+};
 
 use lb_common::{
     clock::Tick,
     flow::{
-        v4::{Key, WAYS},
+        bucket::WAYS,
+        v4, v6,
         word::{State, Word},
     },
     hash::Seed,
 };
 
 use super::{
-    Census, Swept,
+    Census, Counts, Swept, TableCensus,
     census::{Counted, Tally},
     judge::{
         self, Action, Gone, RECLAIM_PIN_TICKS, RECLAIM_YOUNG_TICKS, first_goes, may_be_duplicate,
@@ -20,28 +24,34 @@ use super::{
     reclaim::Reclaim,
     today::today,
 };
-use crate::dataplane::maps::{self, Maps};
+use crate::{
+    by_version::ByVersion,
+    dataplane::{
+        maps::{self, Maps},
+        table::{Place, Table, TableKey},
+    },
+};
 
 /// Duplicates are looked for in one of so many buckets a pass, since it takes a look at each entry's other home: a cache miss each.
 const DUPLICATES_EVERY: u32 = 16;
 
-/// A place in the table: bucket and way.
-type At = (u32, u32);
-
 /// Counts, expires, clamps, deduplicates and reclaims. Nothing but value words is written, each by one compare-and-exchange with what
 /// was seen, so it can be dropped between any two steps, and its process killed anywhere.
 pub struct Sweeper {
+    common: Common,
+    v4: Sweep<v4::Key>,
+    v6: Sweep<v6::Key>,
+}
+
+/// What the sweeps of both tables have in common.
+struct Common {
     maps: Arc<Maps>,
     clock: Box<dyn Fn() -> Tick + Send>,
     seed: Seed,
-    /// The bucket that the next step begins with.
-    next: u32,
+    /// Full passes over both.
     scans: u64,
     tally: Tally,
-    reclaim: Reclaim,
     swept: Swept,
-    /// Pairs of entries with one key that this pass has met.
-    suspects: Vec<(At, At)>,
 }
 
 impl Sweeper {
@@ -53,35 +63,37 @@ impl Sweeper {
     /// For these maps, on a clock of the caller's, which never goes back.
     pub fn with_clock(maps: Arc<Maps>, clock: impl Fn() -> Tick + Send + 'static) -> Self {
         Self {
-            clock: Box::new(clock),
-            seed: maps.instance.get(0).flow_seed,
-            next: 0,
-            scans: 0,
-            tally: Tally::new(maps.backends.len(), maps.services.len()),
-            reclaim: Reclaim::new(),
-            swept: Swept::default(),
-            suspects: Vec::new(),
-            maps,
+            v4: Sweep::new(),
+            v6: Sweep::new(),
+            common: Common {
+                clock: Box::new(clock),
+                seed: maps.instance.get(0).flow_seed,
+                scans: 0,
+                tally: Tally::new(maps.backends.len(), maps.services.len()),
+                swept: Swept::default(),
+                maps,
+            },
         }
     }
 
-    /// Sweeps up to `buckets` more buckets. At the end of a pass it gives the census, and the next step begins anew.
+    /// In how many steps of so many buckets a pass is done.
+    pub fn steps(&self, buckets: u32) -> u32 {
+        let maps = &self.common.maps;
+        (maps.flows4.len() + maps.flows6.len()).div_ceil(buckets)
+    }
+
+    /// Sweeps up to `buckets` more buckets. At the end of a pass over both tables it gives the census, and the next step begins anew.
     ///
     /// Two passes are to be further apart than any program run lasts: see `settle_suspects`.
     pub fn step(&mut self, buckets: u32) -> Option<Census> {
-        if self.next == 0 {
-            self.settle_suspects();
-        }
-        let end = self
-            .next
-            .saturating_add(buckets)
-            .min(self.maps.flows4.len());
-        let now = (self.clock)();
-        for bucket in self.next..end {
-            self.sweep_bucket(bucket, now);
-        }
-        self.next = end;
-        (end == self.maps.flows4.len()).then(|| self.finish())
+        let left = self.v4.step(buckets, &mut self.common);
+        self.v6.step(left, &mut self.common);
+        let tables = ByVersion {
+            v4: self.v4.counted?,
+            v6: self.v6.counted?,
+        };
+        (self.v4.counted, self.v6.counted) = (None, None);
+        Some(self.common.finish(tables))
     }
 
     /// One whole pass, or what is left of the one begun.
@@ -92,51 +104,97 @@ impl Sweeper {
             }
         }
     }
+}
 
-    fn finish(&mut self) -> Census {
-        self.next = 0;
+impl Common {
+    fn finish(&mut self, tables: ByVersion<TableCensus>) -> Census {
         self.scans += 1;
-        let capacity = u64::from(self.maps.flows4.len()) * u64::from(WAYS);
         let Counted {
-            total,
             by_backend,
             by_service,
         } = self.tally.take();
-        self.reclaim
-            .decide(total.young + total.pin + total.closing, capacity);
         Census {
             scans: self.scans,
             at: (self.clock)(),
-            capacity,
-            total,
+            tables,
             by_backend,
             by_service,
             swept: self.swept,
         }
     }
+}
 
-    fn sweep_bucket(&mut self, bucket: u32, now: Tick) {
-        let maps = Arc::clone(&self.maps);
-        let words = maps.flows4.words(bucket);
+/// The sweep of one table.
+struct Sweep<K> {
+    /// The bucket that the next step begins with.
+    next: u32,
+    reclaim: Reclaim,
+    /// Pairs of entries with one key that this pass has met.
+    suspects: Vec<(Place, Place)>,
+    /// What this pass has counted, once it is over the whole table.
+    counted: Option<TableCensus>,
+    key: std::marker::PhantomData<K>,
+}
+
+impl<K: TableKey> Sweep<K> {
+    fn new() -> Self {
+        Self {
+            next: 0,
+            reclaim: Reclaim::new(),
+            suspects: Vec::new(),
+            counted: None,
+            key: std::marker::PhantomData,
+        }
+    }
+
+    /// Sweeps up to `buckets` more buckets, none if this pass is over. Gives how many more it could have been.
+    fn step(&mut self, buckets: u32, common: &mut Common) -> u32 {
+        if self.counted.is_some() || buckets == 0 {
+            return buckets;
+        }
+        let maps = Arc::clone(&common.maps);
+        let table = K::table(&maps);
+        if self.next == 0 {
+            self.settle_suspects(table, common);
+        }
+        let end = self.next.saturating_add(buckets).min(table.buckets());
+        let now = (common.clock)();
+        for bucket in self.next..end {
+            self.sweep_bucket(table, bucket, now, common);
+        }
+        let left = buckets - (end - self.next);
+        self.next = end;
+        if end == table.buckets() {
+            self.next = 0;
+            let counts: Counts = common.tally.take_table();
+            let capacity = table.capacity();
+            self.reclaim.decide(counts.settled(), capacity);
+            self.counted = Some(TableCensus { capacity, counts });
+        }
+        left
+    }
+
+    fn sweep_bucket(&mut self, table: Table<'_, K>, index: u32, now: Tick, common: &mut Common) {
+        let bucket = table.bucket(index);
         let looks_for_duplicates =
-            u64::from(bucket % DUPLICATES_EVERY) == self.scans % u64::from(DUPLICATES_EVERY);
-        let value = |way: u32| &words[2 * way as usize + 1];
+            u64::from(index % DUPLICATES_EVERY) == common.scans % u64::from(DUPLICATES_EVERY);
+        let value = |way: u32| bucket.value(way);
         let mut is_full = (0..WAYS).all(|way| Word(value(way).load(Ordering::Relaxed)).is_live());
         for way in 0..WAYS {
             let seen = Word(value(way).load(Ordering::Acquire));
             if seen.is(State::Empty) {
                 continue;
             }
-            let key = Key(words[2 * way as usize].load(Ordering::Acquire));
-            let Some(word) = self.treat(value(way), seen, key, now, is_full) else {
+            let key = bucket.key(way);
+            let Some(word) = self.treat(value(way), seen, key, now, is_full, common) else {
                 is_full = false;
                 continue;
             };
             if word.is_entry() {
-                self.tally.add(word, key.service(), now);
+                common.tally.add(word, key.service(), now);
             }
             if looks_for_duplicates && may_be_duplicate(word) {
-                self.look_for_duplicate((bucket, way), key);
+                self.look_for_duplicate(table, (index, way), key, &common.seed);
             }
         }
     }
@@ -144,22 +202,23 @@ impl Sweeper {
     /// Judges one entry, of a bucket that is full or not, and acts. Returns its word afterwards, none if it is gone.
     fn treat(
         &mut self,
-        value: &std::sync::atomic::AtomicU64,
+        value: &AtomicU64,
         seen: Word,
-        key: Key,
+        key: K,
         now: Tick,
         is_full: bool,
+        common: &mut Common,
     ) -> Option<Word> {
         let pressure = self.reclaim.pressure(is_full);
-        let first = judge::judge(seen, now, pressure, || today(&self.maps, key, now));
+        let first = judge::judge(seen, now, pressure, || today(&common.maps, key, now));
         if first == Action::Keep {
-            self.note_reclaimable(seen, key, now);
+            self.note_reclaimable(seen, key, now, &common.maps);
             return Some(seen);
         }
         // Judged again by a clock that was read after the word was: this process may have been stopped since it read the other, for
         // longer than a modular age can tell from a new entry's.
-        let now = (self.clock)();
-        let action = judge::judge(seen, now, pressure, || today(&self.maps, key, now));
+        let now = (common.clock)();
+        let action = judge::judge(seen, now, pressure, || today(&common.maps, key, now));
         let Some(new) = action.word() else {
             return Some(seen);
         };
@@ -172,21 +231,21 @@ impl Sweeper {
         }
         match action {
             Action::Keep => {}
-            Action::Delete(Gone::Expired) => self.swept.expired += 1,
-            Action::Delete(Gone::Ended) => self.swept.ended += 1,
-            Action::Delete(Gone::Invalid) => self.swept.invalid += 1,
+            Action::Delete(Gone::Expired) => common.swept.expired += 1,
+            Action::Delete(Gone::Ended) => common.swept.ended += 1,
+            Action::Delete(Gone::Invalid) => common.swept.invalid += 1,
             Action::Delete(Gone::Reclaimed) => {
-                self.swept.reclaimed += 1;
+                common.swept.reclaimed += 1;
                 self.reclaim.took_one();
             }
-            Action::MarkException(_) => self.swept.marked += 1,
-            Action::Clamp(_) => self.swept.clamped += 1,
+            Action::MarkException(_) => common.swept.marked += 1,
+            Action::Clamp(_) => common.swept.clamped += 1,
         }
         (!new.is(State::Empty)).then_some(new)
     }
 
     /// Under pressure: counts what else could be reclaimed, by age, so that the next pass takes the oldest.
-    fn note_reclaimable(&mut self, word: Word, key: Key, now: Tick) {
+    fn note_reclaimable(&mut self, word: Word, key: K, now: Tick, maps: &Maps) {
         if !self.reclaim.is_on() {
             return;
         }
@@ -196,7 +255,7 @@ impl Sweeper {
             State::Pin => age >= RECLAIM_PIN_TICKS,
             _ => false,
         };
-        if !old || !today(&self.maps, key, now).keeps(word) {
+        if !old || !today(maps, key, now).keeps(word) {
             return;
         }
         if word.is(State::Young) {
@@ -207,16 +266,16 @@ impl Sweeper {
     }
 
     /// Looks for another entry of a key, behind `at` in the order of lookups.
-    fn look_for_duplicate(&mut self, at: At, key: Key) {
+    fn look_for_duplicate(&mut self, table: Table<'_, K>, at: Place, key: K, seed: &Seed) {
         let (bucket, way) = at;
-        let [home, other] = key.homes(&self.seed, self.maps.flows4.len());
+        let [home, other] = table.homes(key, seed);
         let elsewhere = (bucket == home).then_some(other);
         let here = (way + 1..WAYS).map(|way| (bucket, way));
         let there = elsewhere
             .into_iter()
             .flat_map(|bucket| (0..WAYS).map(move |way| (bucket, way)));
         for place in here.chain(there) {
-            if self
+            if table
                 .read(place)
                 .is_some_and(|(found, word)| found == key && may_be_duplicate(word))
             {
@@ -230,42 +289,30 @@ impl Sweeper {
     /// An entry that is being relocated is in both its homes for a moment, and to remove the copy then would lose the flow, since the
     /// original goes next. That moment is some instructions of one program run, so what was a pair a pass ago, seconds, is none of
     /// these.
-    fn settle_suspects(&mut self) {
+    fn settle_suspects(&mut self, table: Table<'_, K>, common: &mut Common) {
         for (first, second) in std::mem::take(&mut self.suspects) {
             let (Some((key, one)), Some((other_key, other))) =
-                (self.read(first), self.read(second))
+                (table.read(first), table.read(second))
             else {
                 continue;
             };
             if key != other_key || !may_be_duplicate(one) || !may_be_duplicate(other) {
                 continue;
             }
-            let now = (self.clock)();
-            let (place, word) = if first_goes(one, other, now) {
+            let now = (common.clock)();
+            let ((bucket, way), word) = if first_goes(one, other, now) {
                 (first, one)
             } else {
                 (second, other)
             };
-            if self
-                .value(place)
+            if table
+                .bucket(bucket)
+                .value(way)
                 .compare_exchange(word.0, Word::EMPTY.0, Ordering::SeqCst, Ordering::Relaxed)
                 .is_ok()
             {
-                self.swept.duplicates += 1;
+                common.swept.duplicates += 1;
             }
         }
-    }
-
-    fn value(&self, (bucket, way): At) -> &std::sync::atomic::AtomicU64 {
-        &self.maps.flows4.words(bucket)[2 * way as usize + 1]
-    }
-
-    /// Reads one entry: value, key, value again, so that both belong together.
-    fn read(&self, at: At) -> Option<(Key, Word)> {
-        let value = self.value(at);
-        let before = value.load(Ordering::Acquire);
-        let key = self.maps.flows4.words(at.0)[2 * at.1 as usize].load(Ordering::Acquire);
-        let after = value.load(Ordering::Acquire);
-        (before == after && Word(after).is_entry()).then_some((Key(key), Word(after)))
     }
 }

@@ -5,9 +5,9 @@ use std::sync::atomic::Ordering;
 use lb_common::{
     backend::Serving,
     clock::Tick,
-    flow::v4::Key,
+    flow::FlowKey,
     hash::Seed,
-    maglev::{Slot, TableRef, client_word, slot_index},
+    maglev::{Slot, TableRef, slot_index},
     service::Service,
 };
 
@@ -15,12 +15,12 @@ use super::judge::Today;
 use crate::dataplane::maps::Maps;
 
 /// The pick of a flow: the backend that its service's table names today. None without a service, a table or an owner of the slot.
-pub fn pick_of(maps: &Maps, key: Key) -> Option<u32> {
+pub fn pick_of(maps: &Maps, key: impl FlowKey) -> Option<u32> {
     slot_of(maps, key).map(Slot::current).filter(|&id| id != 0)
 }
 
 /// The slot of a flow in its service's table, at the first attempt.
-pub fn slot_of(maps: &Maps, key: Key) -> Option<Slot> {
+pub fn slot_of(maps: &Maps, key: impl FlowKey) -> Option<Slot> {
     const SEED: usize = std::mem::offset_of!(Service, seed) / 8;
     const _: () = assert!(std::mem::offset_of!(Service, table) == 0);
     let service = u32::from(key.service());
@@ -37,7 +37,7 @@ pub fn slot_of(maps: &Maps, key: Key) -> Option<Slot> {
         first: words[SEED + 1].load(Ordering::Relaxed),
         second: words[SEED + 2].load(Ordering::Relaxed),
     };
-    let client = client_word(key.address(), key.port());
+    let client = key.client_word(&seed);
     let at = slot_index(client, &seed, 0, table.size());
     let index = table.offset().checked_add(at)?;
     (index < maps.tables.len()).then(|| Slot(maps.tables.word(index, 0).load(Ordering::Acquire)))
@@ -45,7 +45,7 @@ pub fn slot_of(maps: &Maps, key: Key) -> Option<Slot> {
 
 /// Pick, and where an unknown mid-stream packet would go (as [`lb_common::flow::steer`] has it: the previous backend during the
 /// handover, else the current one, if it serves anything).
-pub fn today(maps: &Maps, key: Key, now: Tick) -> Today {
+pub fn today(maps: &Maps, key: impl FlowKey, now: Tick) -> Today {
     let Some(slot) = slot_of(maps, key) else {
         return Today::default();
     };

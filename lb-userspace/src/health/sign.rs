@@ -1,7 +1,7 @@
-//! Signs of life of a backend's host, beside its TCP port: the neighbour entry of one on the link, an ICMP echo of a routed one.
+//! Signs of life of a backend's host, beside its TCP port: the neighbour entry of one on the link, an ICMP or ICMPv6 echo of a routed one.
 //!
 //! **On the link.** After a check without a reply, the kernel is told to confirm the neighbour's entry at once
-//! (`NUD_PROBE`): an entry that is merely used would be trusted for five seconds more before the first question. The kernel then asks by ARP every second. A
+//! (`NUD_PROBE`): an entry that is merely used would be trusted for five seconds more before the first question. The kernel then asks by ARP or NDP every second. A
 //! host that lives answers within a round trip, and its entry's time of confirmation says so. One that has let two questions pass (1.1 s) is
 //! gone, though the kernel calls the entry failed only after the third. So a dark host is found out within about two seconds of the first
 //! check that failed, no raw socket is needed, and it is the kernel's entry that tells, whatever made it true.
@@ -13,19 +13,24 @@
 //! echoes is to be had.
 
 use std::{
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
+use lb_common::net::IpVersion;
+
 use super::{echo::Echo, track::Sign};
-use crate::neighbour::{
-    netlink::Netlink,
-    way::{Entry, EntryState},
+use crate::{
+    by_version::ByVersion,
+    neighbour::{
+        netlink::Netlink,
+        way::{Entry, EntryState},
+    },
 };
 
-/// Two ARP questions, a second apart, and time to answer the second.
+/// Two questions by ARP or NDP, a second apart, and time to answer the second.
 const UNANSWERED: Duration = Duration::from_millis(1_100);
-/// Time for a host on the link to answer ARP, so that one that lives is seen in the same check.
+/// Time for a host on the link to answer ARP or NDP, so that one that lives is seen in the same check.
 const ROUND_TRIP: Duration = Duration::from_millis(30);
 /// Steps in which the kernel tells when an entry was confirmed.
 const CLOCK_STEP: Duration = Duration::from_millis(10);
@@ -40,7 +45,8 @@ const ECHO_PATIENCE: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub(super) struct Senses {
     netlink: Netlink,
-    echo: Option<Echo>,
+    /// By version of IP; none where no socket is to be had.
+    echo: ByVersion<Option<Echo>>,
 }
 
 impl Senses {
@@ -52,18 +58,31 @@ impl Senses {
     /// # Panics
     /// Outside of a tokio runtime.
     pub(super) fn open() -> std::io::Result<Self> {
-        let echo = Echo::open()
-            .inspect_err(|error| {
-                tracing::warn!(
-                    %error,
-                    "no socket for ICMP echoes: a routed backend that vanishes will be called refusing, never down; give the daemon CAP_NET_RAW"
-                );
-            })
-            .ok();
         Ok(Self {
             netlink: Netlink::connect()?,
-            echo,
+            echo: ByVersion::of(open_echo),
         })
+    }
+
+    fn echo(&self, address: IpAddr) -> Option<&Echo> {
+        self.echo[IpVersion::of(address)].as_ref()
+    }
+}
+
+fn open_echo(version: IpVersion) -> Option<Echo> {
+    match Echo::open(version) {
+        Ok(echo) => Some(echo),
+        // A kernel without this version of IP has no backends in it.
+        Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => None,
+        Err(error) => {
+            tracing::warn!(
+                %error,
+                "no socket for ICMP echoes in IPv{}: a routed backend that vanishes will be called refusing, never down; give the daemon \
+                 CAP_NET_RAW",
+                version as u32
+            );
+            None
+        }
     }
 }
 
@@ -109,9 +128,7 @@ impl Signs {
         silent: bool,
         timeout: Duration,
     ) -> Option<bool> {
-        let (IpAddr::V4(address), Some(echo)) = (self.address, &senses.echo) else {
-            return None;
-        };
+        let echo = senses.echo(self.address)?;
         let due = silent
             || self
                 .echoed_at
@@ -120,7 +137,7 @@ impl Signs {
             return None;
         }
         self.echoed_at = Some(Instant::now());
-        Some(echo.ask(address, timeout.min(ECHO_PATIENCE)).await)
+        Some(echo.ask(self.address, timeout.min(ECHO_PATIENCE)).await)
     }
 
     /// The check had a reply: whatever was asked of the neighbour before is settled.
@@ -139,14 +156,10 @@ impl Signs {
             // The first silence: how the host is reached may have changed.
             self.place = None;
         }
-        let place = self.place(senses).await;
-        match (place, self.address) {
-            (Place::OnLink(interface), IpAddr::V4(address)) => {
-                self.look_at_neighbour(senses, interface, address, began)
-                    .await
-            }
-            (Place::Here, _) => Sign::Alive,
-            (Place::ByEcho, _) if senses.echo.is_some() => {
+        match self.place(senses).await {
+            Place::OnLink(interface) => self.look_at_neighbour(senses, interface, began).await,
+            Place::Here => Sign::Alive,
+            Place::ByEcho if senses.echo(self.address).is_some() => {
                 self.asked_at.get_or_insert(began);
                 echoed.map_or(Sign::Asked, Sign::Echo)
             }
@@ -154,13 +167,8 @@ impl Signs {
         }
     }
 
-    async fn look_at_neighbour(
-        &mut self,
-        senses: &Senses,
-        interface: u32,
-        address: Ipv4Addr,
-        began: Instant,
-    ) -> Sign {
+    async fn look_at_neighbour(&mut self, senses: &Senses, interface: u32, began: Instant) -> Sign {
+        let address = self.address;
         if !senses
             .netlink
             .link(interface)
@@ -215,15 +223,12 @@ impl Signs {
     }
 
     async fn find_place(&self, senses: &Senses) -> Place {
-        let IpAddr::V4(address) = self.address else {
-            return Place::Nowhere;
-        };
-        match senses.netlink.route(address).await {
+        match senses.netlink.route(self.address).await {
             Err(_) => Place::Nowhere,
             Ok(route) if route.local => Place::Here,
             Ok(route) if !route.unicast => Place::Nowhere,
             Ok(route) if route.gateway.is_some() || route.foreign_gateway => Place::ByEcho,
-            Ok(route) => match senses.netlink.entry(route.interface, address).await {
+            Ok(route) => match senses.netlink.entry(route.interface, self.address).await {
                 Ok(Some(entry)) if entry.state == EntryState::Fixed => Place::ByEcho,
                 _ => Place::OnLink(route.interface),
             },

@@ -1,6 +1,6 @@
 //! Checks against real sockets, hosts and neighbours.
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -10,7 +10,7 @@ use tokio::{
 use super::*;
 use crate::{
     model::CheckKind,
-    testnet::{BEHIND, HERE, NOBODY, PATIENCE, Pair, THERE, block_on},
+    testnet::{FOUR, Network, PATIENCE, Pair, SIX, block_on},
 };
 
 const PORT: u16 = 80;
@@ -36,20 +36,27 @@ fn http() -> Check {
     }
 }
 
-fn target(address: Ipv4Addr, check: Check) -> Target {
+fn target(address: IpAddr, check: Check) -> Target {
     Target {
         name: BackendName {
             service: "chat".into(),
             backend: address.to_string(),
         },
-        address: SocketAddr::new(address.into(), PORT),
+        address: SocketAddr::new(address, PORT),
         check,
     }
 }
 
 /// A server that sends `response` to whoever asks, and what it was asked.
 async fn server(response: &'static [u8]) -> (SocketAddr, mpsc::Receiver<String>) {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    server_at(Ipv4Addr::LOCALHOST.into(), response).await
+}
+
+async fn server_at(
+    address: IpAddr,
+    response: &'static [u8],
+) -> (SocketAddr, mpsc::Receiver<String>) {
+    let listener = TcpListener::bind((address, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     let (sender, asked) = mpsc::channel(16);
     tokio::spawn(async move {
@@ -115,6 +122,23 @@ fn http_answers_are_told_apart() {
         static HUGE: [u8; 1 << 17] = [b'a'; 1 << 17];
         let (address, _asked) = server(&HUGE).await;
         assert_eq!(probe(address, &http()).await.reply, Reply::No);
+    });
+}
+
+#[test]
+fn backends_are_asked_over_ipv6_too() {
+    let pair = Pair::new();
+    let _server = serve(&pair);
+    block_on(&pair.near, || async {
+        let answer = probe(SocketAddr::new(SIX.there, PORT), &tcp()).await;
+        assert_eq!(answer.reply, Reply::Yes);
+        let (address, mut asked) =
+            server_at(Ipv6Addr::LOCALHOST.into(), b"HTTP/1.1 200 OK\r\n\r\n").await;
+        assert_eq!(probe(address, &http()).await.reply, Reply::Yes);
+        assert!(asked.recv().await.unwrap().starts_with("GET /health"));
+        let closed = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), 1);
+        let answer = probe(closed, &tcp()).await;
+        assert_eq!(replied(&answer), (Reply::No, "the connection was refused"));
     });
 }
 
@@ -205,7 +229,7 @@ impl Checks {
     }
 
     /// Waits for a verdict of one address, and gives the verdicts that its other reports told meanwhile.
-    async fn until(&mut self, address: Ipv4Addr, health: Health) -> Vec<Health> {
+    async fn until(&mut self, address: IpAddr, health: Health) -> Vec<Health> {
         let mut before = vec![];
         loop {
             let report = self.next().await;
@@ -226,8 +250,8 @@ fn serve(pair: &Pair) -> std::sync::mpsc::Sender<()> {
     let (ready, is_ready) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         host.run(move || {
-            // The kernel shakes hands; nobody needs to accept, and what is reset leaves the backlog.
-            let listener = std::net::TcpListener::bind((Ipv4Addr::UNSPECIFIED, PORT)).unwrap();
+            // In both versions of IP. The kernel shakes hands; nobody needs to accept, and what is reset leaves the backlog.
+            let listener = std::net::TcpListener::bind((Ipv6Addr::UNSPECIFIED, PORT)).unwrap();
             listener.set_nonblocking(true).unwrap();
             ready.send(()).unwrap();
             while stopped.recv_timeout(Duration::from_millis(5))
@@ -243,15 +267,22 @@ fn serve(pair: &Pair) -> std::sync::mpsc::Sender<()> {
 
 #[test]
 fn a_dark_host_on_the_link_is_down_within_three_seconds_and_comes_back() {
+    for network in [FOUR, SIX] {
+        a_dark_host_in(network);
+    }
+}
+
+fn a_dark_host_in(network: Network) {
+    let Network { there, .. } = network;
     let pair = Arc::new(Pair::new());
     let _server = serve(&pair);
     let network = pair.clone();
     block_on(&pair.near, move || async move {
-        let mut checks = Checks::start(vec![target(THERE, tcp())]);
-        assert_eq!(checks.until(THERE, Health::Up).await, []);
+        let mut checks = Checks::start(vec![target(there, tcp())]);
+        assert_eq!(checks.until(there, Health::Up).await, []);
         network.darken();
         let dark = Instant::now();
-        let before = checks.until(THERE, Health::Down).await;
+        let before = checks.until(there, Health::Down).await;
         let found_after = dark.elapsed();
         assert!(found_after < Duration::from_secs(3), "{found_after:?}");
         assert!(
@@ -260,33 +291,40 @@ fn a_dark_host_on_the_link_is_down_within_three_seconds_and_comes_back() {
                 .all(|health| matches!(health, Health::Up | Health::Refusing))
         );
         network.brighten();
-        checks.until(THERE, Health::Up).await;
+        checks.until(there, Health::Up).await;
     });
 }
 
 #[test]
 fn a_live_host_without_an_answer_is_refusing_and_never_down() {
+    for network in [FOUR, SIX] {
+        a_live_host_in(network);
+    }
+}
+
+fn a_live_host_in(network: Network) {
+    let Network { here, there, .. } = network;
     let pair = Arc::new(Pair::new());
     let server = serve(&pair);
     let network = pair.clone();
     block_on(&pair.near, move || async move {
-        let mut checks = Checks::start(vec![target(THERE, tcp())]);
-        checks.until(THERE, Health::Up).await;
+        let mut checks = Checks::start(vec![target(there, tcp())]);
+        checks.until(there, Health::Up).await;
         // A closed port is refused by the host's kernel.
         drop(server);
         assert!(
             !checks
-                .until(THERE, Health::Refusing)
+                .until(there, Health::Refusing)
                 .await
                 .contains(&Health::Down)
         );
         let _server = serve(&network);
-        checks.until(THERE, Health::Up).await;
-        // A firewall that drops without a word: ARP still answers.
-        network.far.ip("route add blackhole 10.77.0.1/32");
+        checks.until(there, Health::Up).await;
+        // A firewall that drops without a word: ARP and NDP still answer.
+        network.far.ip(&format!("route add blackhole {here}"));
         assert!(
             !checks
-                .until(THERE, Health::Refusing)
+                .until(there, Health::Refusing)
                 .await
                 .contains(&Health::Down)
         );
@@ -300,28 +338,38 @@ fn a_live_host_without_an_answer_is_refusing_and_never_down() {
 
 #[test]
 fn a_routed_host_is_down_when_its_echoes_end_and_else_refusing() {
+    for network in [FOUR, SIX] {
+        a_routed_host_in(network);
+    }
+}
+
+fn a_routed_host_in(network: Network) {
+    let Network { behind, .. } = network;
     let pair = Arc::new(Pair::new());
     let _server = serve(&pair);
     let network = pair.clone();
     block_on(&pair.near, move || async move {
-        let mut checks = Checks::start(vec![target(BEHIND, tcp())]);
-        checks.until(BEHIND, Health::Up).await;
-        network.far.ip(&format!("addr del {BEHIND}/32 dev lo"));
-        checks.until(BEHIND, Health::Down).await;
-        network.far.ip(&format!("addr add {BEHIND}/32 dev lo"));
-        checks.until(BEHIND, Health::Up).await;
+        let mut checks = Checks::start(vec![target(behind, tcp())]);
+        checks.until(behind, Health::Up).await;
+        network.far.ip(&format!("addr del {behind} dev lo"));
+        checks.until(behind, Health::Down).await;
+        network.far.ip(&format!("addr add {behind} dev lo"));
+        checks.until(behind, Health::Up).await;
     });
     // A host that does not answer echoes while it is up gives no sign by not answering them.
-    pair.far
-        .run(|| std::fs::write("/proc/sys/net/ipv4/icmp_echo_ignore_all", "1").unwrap());
+    pair.far.run(|| {
+        for key in ["ipv4/icmp_echo_ignore_all", "ipv6/icmp/echo_ignore_all"] {
+            std::fs::write(format!("/proc/sys/net/{key}"), "1").unwrap();
+        }
+    });
     let network = pair.clone();
     block_on(&pair.near, move || async move {
-        let mut checks = Checks::start(vec![target(BEHIND, tcp())]);
-        checks.until(BEHIND, Health::Up).await;
-        network.far.ip(&format!("addr del {BEHIND}/32 dev lo"));
+        let mut checks = Checks::start(vec![target(behind, tcp())]);
+        checks.until(behind, Health::Up).await;
+        network.far.ip(&format!("addr del {behind} dev lo"));
         assert!(
             !checks
-                .until(BEHIND, Health::Refusing)
+                .until(behind, Health::Refusing)
                 .await
                 .contains(&Health::Down)
         );
@@ -335,16 +383,23 @@ fn a_routed_host_is_down_when_its_echoes_end_and_else_refusing() {
 
 #[test]
 fn a_host_that_never_was_is_down_and_one_that_is_us_is_not() {
+    for network in [FOUR, SIX] {
+        nobody_and_us_in(network);
+    }
+}
+
+fn nobody_and_us_in(network: Network) {
+    let Network { here, nobody, .. } = network;
     let pair = Pair::new();
-    block_on(&pair.near, || async {
-        let mut checks = Checks::start(vec![target(NOBODY, tcp()), target(HERE, tcp())]);
-        let (mut nobody, mut here) = (Health::Unknown, Health::Unknown);
-        while (nobody, here) != (Health::Down, Health::Refusing) {
+    block_on(&pair.near, move || async move {
+        let mut checks = Checks::start(vec![target(nobody, tcp()), target(here, tcp())]);
+        let (mut of_nobody, mut of_us) = (Health::Unknown, Health::Unknown);
+        while (of_nobody, of_us) != (Health::Down, Health::Refusing) {
             let report = checks.next().await;
-            if report.address.ip() == NOBODY {
-                nobody = report.health;
+            if report.address.ip() == nobody {
+                of_nobody = report.health;
             } else {
-                here = report.health;
+                of_us = report.health;
             }
         }
     });
@@ -355,8 +410,8 @@ fn targets_that_stay_are_not_disturbed() {
     let pair = Arc::new(Pair::new());
     let _server = serve(&pair);
     block_on(&pair.near, || async {
-        let mut checks = Checks::start(vec![target(THERE, tcp())]);
-        checks.until(THERE, Health::Up).await;
+        let mut checks = Checks::start(vec![target(FOUR.there, tcp())]);
+        checks.until(FOUR.there, Health::Up).await;
         // Another one joins, and this one is checked in another way: it is up all along, and only the news is told.
         let asked_otherwise = Check {
             interval: Duration::from_millis(50),
@@ -364,23 +419,26 @@ fn targets_that_stay_are_not_disturbed() {
         };
         checks
             .targets
-            .send(vec![target(BEHIND, tcp()), target(THERE, asked_otherwise)])
+            .send(vec![
+                target(FOUR.behind, tcp()),
+                target(FOUR.there, asked_otherwise),
+            ])
             .unwrap();
         let report = checks.next().await;
         assert_eq!(
             (report.address.ip(), report.health),
-            (BEHIND.into(), Health::Up)
+            (FOUR.behind, Health::Up)
         );
         // Another address under the same name is another backend: it starts anew.
         let moved = Target {
-            name: target(BEHIND, tcp()).name,
-            ..target(THERE, tcp())
+            name: target(FOUR.behind, tcp()).name,
+            ..target(FOUR.there, tcp())
         };
         checks.targets.send(vec![moved]).unwrap();
         let report = checks.next().await;
         assert_eq!(
             (report.address.ip(), report.health),
-            (THERE.into(), Health::Up)
+            (FOUR.there, Health::Up)
         );
     });
 }
@@ -391,7 +449,8 @@ fn a_thousand_backends_cost_less_than_a_twentieth_of_a_core() {
     let _server = serve(&pair);
     // All of them are the far host, behind its one address on the link: each is checked by TCP and by echo.
     pair.far.ip("route add local 10.79.0.0/16 dev lo");
-    pair.near.ip(&format!("route add 10.79.0.0/16 via {THERE}"));
+    pair.near
+        .ip(&format!("route add 10.79.0.0/16 via {}", FOUR.there));
     let check = Check {
         interval: Duration::from_secs(5),
         timeout: Duration::from_secs(2),
@@ -400,7 +459,7 @@ fn a_thousand_backends_cost_less_than_a_twentieth_of_a_core() {
     let targets: Vec<_> = (0..1_000u16)
         .map(|n| {
             target(
-                Ipv4Addr::from_bits(0x0a4f_0000 + u32::from(n) + 1),
+                Ipv4Addr::from_bits(0x0a4f_0000 + u32::from(n) + 1).into(),
                 check.clone(),
             )
         })

@@ -1,6 +1,6 @@
 //! Hashes that must stay the same across versions and machines: SipHash-1-3 over fields with their lengths.
 
-use std::{hash::Hasher, net::Ipv4Addr};
+use std::{hash::Hasher, net::IpAddr};
 
 use lb_common::{backend::Mode, hash::Seed};
 use siphasher::sip128::{Hasher128, SipHasher13};
@@ -42,6 +42,19 @@ impl KeyedHash {
         self
     }
 
+    /// Adds an address: one number of an IPv4 one, three of an IPv6 one, the first of which no IPv4 address is.
+    pub fn address(self, address: IpAddr) -> Self {
+        match address {
+            IpAddr::V4(address) => self.number(u64::from(address.to_bits())),
+            IpAddr::V6(address) => {
+                let bits = address.to_bits();
+                self.number(u64::MAX)
+                    .number((bits >> 64) as u64)
+                    .number(bits as u64)
+            }
+        }
+    }
+
     /// The hash, two words.
     pub fn finish128(self) -> [u64; 2] {
         let hash = self.0.finish128();
@@ -63,9 +76,9 @@ impl KeyedHash {
 ///
 /// Neither name nor mode belong to it. Packets carry only VIP and port, so two objects could not share these; a service that is
 /// renamed or given another mode stays the same object, whose backends change, and so its flows go on.
-pub fn service_identity(vip: Ipv4Addr, port: u16) -> u64 {
+pub fn service_identity(vip: IpAddr, port: u16) -> u64 {
     KeyedHash::public("service")
-        .number(u64::from(vip.to_bits()))
+        .address(vip)
         .number(u64::from(port))
         .identity()
 }
@@ -74,19 +87,19 @@ pub fn service_identity(vip: Ipv4Addr, port: u16) -> u64 {
 ///
 /// `vip` and `service_port` tell apart the old and the new object of a service that moved to another VIP under its name.
 pub fn backend_identity(
-    service: (&str, Ipv4Addr, u16),
+    service: (&str, IpAddr, u16),
     name: &str,
-    address: Ipv4Addr,
+    address: IpAddr,
     port: u16,
     mode: Mode,
 ) -> u64 {
     let (service, vip, service_port) = service;
     KeyedHash::public("backend")
         .text(service)
-        .number(u64::from(vip.to_bits()))
+        .address(vip)
         .number(u64::from(service_port))
         .text(name)
-        .number(u64::from(address.to_bits()))
+        .address(address)
         .number(u64::from(port))
         .number(mode as u64)
         .identity()
@@ -94,10 +107,10 @@ pub fn backend_identity(
 
 /// What keys a service's choice of slots. Of VIP and port rather than of the name, since flows that are not pinned would
 /// otherwise move when a service is renamed.
-pub fn service_seed(fleet: &[u64; 4], vip: Ipv4Addr, port: u16) -> Seed {
+pub fn service_seed(fleet: &[u64; 4], vip: IpAddr, port: u16) -> Seed {
     let words = |purpose| {
         KeyedHash::of_fleet(fleet, purpose)
-            .number(u64::from(vip.to_bits()))
+            .address(vip)
             .number(u64::from(port))
             .finish128()
     };
@@ -134,9 +147,11 @@ mod tests {
     /// Maps outlive the daemon that wrote them: its successor must know whose entries these are.
     #[test]
     fn identities_stay_what_they_are_across_versions() {
-        let vip = Ipv4Addr::new(10, 0, 0, 1);
-        let address = Ipv4Addr::new(10, 0, 1, 11);
+        let vip = IpAddr::from([10, 0, 0, 1]);
+        let address = IpAddr::from([10, 0, 1, 11]);
         let [a, b, c, d] = fleet_seed_of("any secret text");
+        let vip6 = "2001:db8::1".parse().unwrap();
+        let address6 = "2001:db8:0:1::11".parse().unwrap();
         let now = [
             service_identity(vip, 80),
             backend_identity(("chat", vip, 80), "b1", address, 80, Mode::Ipip),
@@ -144,6 +159,10 @@ mod tests {
             b,
             c,
             d,
+            service_identity(vip6, 80),
+            backend_identity(("chat", vip6, 80), "b1", address6, 80, Mode::Ipip),
+            service_seed(&[1, 2, 3, 4], vip, 80).whiten,
+            service_seed(&[1, 2, 3, 4], vip6, 80).whiten,
         ];
         let always = [
             15195492267242242352,
@@ -152,15 +171,20 @@ mod tests {
             5772491972437017312,
             5805753537306365080,
             8716638407951121229,
+            3273573215576265510,
+            17351759687559817759,
+            10848208979477674339,
+            8226088732629608308,
         ];
         assert_eq!(now, always);
     }
 
     #[test]
     fn every_part_of_a_backend_makes_it_another() {
-        let vip = Ipv4Addr::new(10, 0, 0, 1);
-        let address = Ipv4Addr::new(10, 0, 1, 11);
-        let elsewhere = Ipv4Addr::new(10, 0, 1, 12);
+        let vip = IpAddr::from([10, 0, 0, 1]);
+        let address = IpAddr::from([10, 0, 1, 11]);
+        let elsewhere = IpAddr::from([10, 0, 1, 12]);
+        let mapped = IpAddr::from(std::net::Ipv4Addr::new(10, 0, 1, 11).to_ipv6_mapped());
         let identities = [
             backend_identity(("chat", vip, 80), "b1", address, 80, Mode::Ipip),
             backend_identity(("game", vip, 80), "b1", address, 80, Mode::Ipip),
@@ -168,6 +192,7 @@ mod tests {
             backend_identity(("chat", vip, 81), "b1", address, 80, Mode::Ipip),
             backend_identity(("chat", vip, 80), "b2", address, 80, Mode::Ipip),
             backend_identity(("chat", vip, 80), "b1", elsewhere, 80, Mode::Ipip),
+            backend_identity(("chat", vip, 80), "b1", mapped, 80, Mode::Ipip),
             backend_identity(("chat", vip, 80), "b1", address, 81, Mode::Ipip),
             backend_identity(("chat", vip, 80), "b1", address, 80, Mode::L2),
         ];

@@ -11,23 +11,29 @@
 //! | what happens | what is reported |
 //! |---|---|
 //! | the neighbour's MAC, the route, the interface's MAC or an MTU changes | the new next hop, at once |
-//! | the neighbour stops answering ARP | nothing: the known MAC stays, since a hiccup must not cut flows. Health says whether a host is dead |
+//! | the neighbour stops answering ARP or NDP | nothing: the known MAC stays, since a hiccup must not cut flows. Health says whether a host is dead |
 //! | route or link are gone for less than [`way::CONFIRMATION`] | nothing |
 //! | they stay gone, or the neighbour never answered | no next hop: the backend is unresolved |
 //! | events were lost | what a full look at everything finds |
+//!
+//! [`own`] tells which VIPs the host itself has.
 
 pub mod netlink;
+pub mod own;
 pub mod way;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     io,
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use lb_common::{backend::NextHop, net::Mac};
+use lb_common::{
+    backend::NextHop,
+    net::{IpVersion, Mac},
+};
 use tokio::sync::{mpsc, watch};
 
 use self::{
@@ -136,11 +142,8 @@ struct Watched {
     egress: Egress,
     /// Egress interfaces that are closed, by index.
     closed: BTreeMap<u32, ClosedEgress>,
-    ways: BTreeMap<Ipv4Addr, Way>,
-    /// Addresses that cannot be served, so that each is reported once.
-    refused: BTreeSet<IpAddr>,
-    newly_refused: Vec<IpAddr>,
-    marked: BTreeSet<Ipv4Addr>,
+    ways: BTreeMap<IpAddr, Way>,
+    marked: BTreeSet<IpAddr>,
     marked_at: Option<Instant>,
 }
 
@@ -155,42 +158,28 @@ impl Watched {
             egress,
             closed: BTreeMap::new(),
             ways: BTreeMap::new(),
-            refused: BTreeSet::new(),
-            newly_refused: vec![],
             marked: BTreeSet::new(),
             marked_at: None,
         }
     }
 
     fn set_addresses(&mut self, addresses: &BTreeSet<IpAddr>) {
-        self.ways
-            .retain(|address, _| addresses.contains(&IpAddr::V4(*address)));
-        self.refused.retain(|address| addresses.contains(address));
+        self.ways.retain(|address, _| addresses.contains(address));
         self.forget_closed();
         for address in addresses {
-            match address {
-                IpAddr::V4(address) => {
-                    if !self.ways.contains_key(address) {
-                        self.ways.insert(*address, Way::default());
-                        self.mark(*address);
-                    }
-                }
-                IpAddr::V6(_) => {
-                    if self.refused.insert(*address) {
-                        self.newly_refused.push(*address);
-                        self.marked_at.get_or_insert_with(Instant::now);
-                    }
-                }
+            if !self.ways.contains_key(address) {
+                self.ways.insert(*address, Way::default());
+                self.mark(*address);
             }
         }
     }
 
-    fn mark(&mut self, address: Ipv4Addr) {
+    fn mark(&mut self, address: IpAddr) {
         self.marked.insert(address);
         self.marked_at.get_or_insert_with(Instant::now);
     }
 
-    fn mark_where(&mut self, concerned: impl Fn(Ipv4Addr, &Way) -> bool) {
+    fn mark_where(&mut self, concerned: impl Fn(IpAddr, &Way) -> bool) {
         let marked: Vec<_> = self
             .ways
             .iter()
@@ -234,10 +223,6 @@ impl Watched {
     /// Looks at what is marked, and reports what changed.
     async fn look(&mut self) -> Result<(), Ended> {
         self.marked_at = None;
-        for address in std::mem::take(&mut self.newly_refused) {
-            log_obstacle(address, &Obstacle::NotIpv4);
-            self.report(address, None, false).await?;
-        }
         let mut links = HashMap::new();
         let mut admitted = BTreeSet::new();
         for address in std::mem::take(&mut self.marked) {
@@ -256,7 +241,7 @@ impl Watched {
             }
             let report = way.judge(Instant::now(), found);
             if let Some(obstacle) = way.news() {
-                log_obstacle(address.into(), obstacle);
+                log_obstacle(address, obstacle);
             }
             let on_link = way.via().is_some_and(|via| via.1 == address);
             self.ways.insert(address, way);
@@ -264,7 +249,7 @@ impl Watched {
                 if let Some(hop) = next_hop {
                     log_hop(address, &hop);
                 }
-                self.report(address.into(), next_hop, on_link).await?;
+                self.report(address, next_hop, on_link).await?;
             }
         }
         self.forget_closed();
@@ -340,7 +325,7 @@ impl Watched {
 
     async fn find(
         &self,
-        address: Ipv4Addr,
+        address: IpAddr,
         way: &mut Way,
         links: &mut HashMap<u32, Result<Link, Obstacle>>,
     ) -> Result<NextHop, Obstacle> {
@@ -426,7 +411,7 @@ fn log_obstacle(address: IpAddr, obstacle: &Obstacle) {
     tracing::warn!(%address, reason = %obstacle, "something is in the way to a backend");
 }
 
-fn log_hop(address: Ipv4Addr, hop: &NextHop) {
+fn log_hop(address: IpAddr, hop: &NextHop) {
     let vlans: Vec<_> = hop.tags[..usize::from(hop.tag_count())]
         .iter()
         .map(ToString::to_string)
@@ -436,7 +421,7 @@ fn log_hop(address: Ipv4Addr, hop: &NextHop) {
         mac = %Mac(hop.destination),
         interface = hop.ifindex,
         vlans = (!vlans.is_empty()).then(|| vlans.join(", ")),
-        source = %Ipv4Addr::from(hop.outer_source),
+        source = %hop.source_address(IpVersion::of(address)),
         mtu = hop.mtu,
         "next hop resolved"
     );

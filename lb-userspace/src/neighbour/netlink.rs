@@ -1,6 +1,10 @@
 //! Questions to the kernel about routes, links and neighbours, over rtnetlink: the only place that builds or reads its messages.
 
-use std::{io, net::Ipv4Addr, time::Duration};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use futures::{StreamExt as _, channel::mpsc::UnboundedReceiver};
 use lb_common::{headers::ETHERTYPE_VLAN, net::VlanTag};
@@ -10,7 +14,7 @@ use netlink_packet_route::{
     neighbour::{
         NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
     },
-    route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType},
+    route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia},
 };
 use rtnetlink::{
     Handle, MulticastGroup,
@@ -52,11 +56,11 @@ impl Error {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A route to this prefix came, changed or went.
-    Route(Ipv4Addr, u8),
+    Route(IpAddr, u8),
     /// A link came, changed or went.
     Link(u32),
     /// A neighbour's entry came, changed or went; its MAC if it has a valid one.
-    Neighbour(u32, Ipv4Addr, Option<[u8; 6]>),
+    Neighbour(u32, IpAddr, Option<[u8; 6]>),
     /// Anything may have changed: events were lost, or the change concerns no single route.
     Anything,
 }
@@ -101,13 +105,15 @@ fn event(payload: NetlinkPayload<RouteNetlinkMessage>) -> Option<Event> {
                     .attributes
                     .iter()
                     .find_map(|attribute| match attribute {
-                        RouteAttribute::Destination(RouteAddress::Inet(prefix)) => Some(*prefix),
+                        RouteAttribute::Destination(prefix) => ip(prefix),
                         _ => None,
                     });
-                (route.header.address_family == AddressFamily::Inet).then_some(Event::Route(
-                    prefix.unwrap_or(Ipv4Addr::UNSPECIFIED),
-                    route.header.destination_prefix_length,
-                ))
+                let prefix = match route.header.address_family {
+                    AddressFamily::Inet => prefix.unwrap_or(Ipv4Addr::UNSPECIFIED.into()),
+                    AddressFamily::Inet6 => prefix.unwrap_or(Ipv6Addr::UNSPECIFIED.into()),
+                    _ => return None,
+                };
+                Some(Event::Route(prefix, route.header.destination_prefix_length))
             }
             RouteNetlinkMessage::NewLink(link) | RouteNetlinkMessage::DelLink(link) => {
                 Some(Event::Link(link.header.index))
@@ -163,6 +169,9 @@ impl Netlink {
             MulticastGroup::Ipv4Ifaddr,
             MulticastGroup::Ipv4Route,
             MulticastGroup::Ipv4Rule,
+            MulticastGroup::Ipv6Ifaddr,
+            MulticastGroup::Ipv6Route,
+            MulticastGroup::Ipv6Rule,
         ])?;
         tokio::spawn(connection);
         Ok((Self { handle }, Events(events)))
@@ -172,13 +181,16 @@ impl Netlink {
     ///
     /// # Errors
     /// `ENETUNREACH` and the like if there is none.
-    pub async fn route(&self, address: Ipv4Addr) -> Result<Route, Error> {
+    pub async fn route(&self, address: IpAddr) -> Result<Route, Error> {
         let mut message = RouteMessage::default();
-        message.header.address_family = AddressFamily::Inet;
-        message.header.destination_prefix_length = 32;
+        message.header.address_family = address.into();
+        message.header.destination_prefix_length = match address {
+            IpAddr::V4(_) => 32,
+            IpAddr::V6(_) => 128,
+        };
         message
             .attributes
-            .push(RouteAttribute::Destination(RouteAddress::Inet(address)));
+            .push(RouteAttribute::Destination(address.into()));
         match self
             .ask_one(RouteNetlinkMessage::GetRoute(message), 0)
             .await?
@@ -208,7 +220,7 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel cannot be asked.
-    pub async fn entry(&self, interface: u32, address: Ipv4Addr) -> Result<Option<Entry>, Error> {
+    pub async fn entry(&self, interface: u32, address: IpAddr) -> Result<Option<Entry>, Error> {
         let message = neighbour(interface, address);
         match self
             .ask_one(RouteNetlinkMessage::GetNeighbour(message), 0)
@@ -226,7 +238,7 @@ impl Netlink {
     ///
     /// # Errors
     /// When the kernel refuses, as for an interface that is down.
-    pub async fn use_neighbour(&self, interface: u32, address: Ipv4Addr) -> Result<(), Error> {
+    pub async fn use_neighbour(&self, interface: u32, address: IpAddr) -> Result<(), Error> {
         let mut message = neighbour(interface, address);
         message.header.flags = NeighbourFlags::Use;
         self.ask_one(
@@ -243,7 +255,7 @@ impl Netlink {
     ///
     /// # Errors
     /// `EINVAL` if the entry has no MAC, `ENOENT` if there is no entry.
-    pub async fn probe_neighbour(&self, interface: u32, address: Ipv4Addr) -> Result<(), Error> {
+    pub async fn probe_neighbour(&self, interface: u32, address: IpAddr) -> Result<(), Error> {
         let mut message = neighbour(interface, address);
         message.header.state = NeighbourState::Probe;
         self.ask_one(
@@ -279,26 +291,37 @@ impl Netlink {
     }
 }
 
-fn neighbour(interface: u32, address: Ipv4Addr) -> NeighbourMessage {
+fn neighbour(interface: u32, address: IpAddr) -> NeighbourMessage {
     let mut message = NeighbourMessage::default();
-    message.header.family = AddressFamily::Inet;
+    message.header.family = address.into();
     message.header.ifindex = interface;
     message
         .attributes
-        .push(NeighbourAttribute::Destination(NeighbourAddress::Inet(
-            address,
-        )));
+        .push(NeighbourAttribute::Destination(address.into()));
     message
 }
 
-fn neighbour_address(message: &NeighbourMessage) -> Option<Ipv4Addr> {
+fn neighbour_address(message: &NeighbourMessage) -> Option<IpAddr> {
     message
         .attributes
         .iter()
         .find_map(|attribute| match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => Some(*address),
+            NeighbourAttribute::Destination(NeighbourAddress::Inet(address)) => {
+                Some((*address).into())
+            }
+            NeighbourAttribute::Destination(NeighbourAddress::Inet6(address)) => {
+                Some((*address).into())
+            }
             _ => None,
         })
+}
+
+fn ip(address: &RouteAddress) -> Option<IpAddr> {
+    match address {
+        RouteAddress::Inet(address) => Some((*address).into()),
+        RouteAddress::Inet6(address) => Some((*address).into()),
+        _ => None,
+    }
 }
 
 fn read_route(message: &RouteMessage) -> Route {
@@ -314,9 +337,13 @@ fn read_route(message: &RouteMessage) -> Route {
     for attribute in &message.attributes {
         match attribute {
             RouteAttribute::Oif(interface) => route.interface = *interface,
-            RouteAttribute::Gateway(RouteAddress::Inet(gateway)) => route.gateway = Some(*gateway),
+            RouteAttribute::Gateway(gateway) => route.gateway = ip(gateway),
+            RouteAttribute::Via(RouteVia::Inet(gateway)) => route.gateway = Some((*gateway).into()),
+            RouteAttribute::Via(RouteVia::Inet6(gateway)) => {
+                route.gateway = Some((*gateway).into());
+            }
             RouteAttribute::Via(_) => route.foreign_gateway = true,
-            RouteAttribute::PrefSource(RouteAddress::Inet(source)) => route.source = Some(*source),
+            RouteAttribute::PrefSource(source) => route.source = ip(source),
             RouteAttribute::Metrics(metrics) => {
                 route.mtu = metrics.iter().find_map(|metric| match metric {
                     RouteMetric::Mtu(mtu) => Some(*mtu),

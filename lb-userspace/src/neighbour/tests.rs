@@ -1,7 +1,7 @@
 //! Next hops against the kernel's own routes, links and neighbours.
 
 use super::*;
-use crate::testnet::{BEHIND, HERE, Host, NOBODY, PATIENCE, Pair, THERE, block_on};
+use crate::testnet::{FOUR, Host, Network, PATIENCE, Pair, SIX, block_on};
 
 /// The module at work on a host, for a set of addresses.
 struct Running {
@@ -18,21 +18,22 @@ impl Running {
             .expect("the module ended")
     }
 
-    /// The next two reports are that these are resolved, in either order: ARP decides.
-    async fn both_resolved(&mut self, first: Ipv4Addr, second: Ipv4Addr) -> (NextHop, NextHop) {
+    /// The next two reports are that the other side and what is behind it are resolved, in either order: ARP or NDP decides.
+    async fn both_resolved(&mut self, network: Network) -> (NextHop, NextHop) {
+        let Network { there, behind, .. } = network;
         let mut hops = BTreeMap::new();
         for _ in 0..2 {
             let report = self.next().await;
-            assert_eq!(report.on_link, report.address == IpAddr::V4(THERE));
+            assert_eq!(report.on_link, report.address == there);
             hops.insert(report.address, report.next_hop.expect("unresolved"));
         }
-        (hops[&first.into()], hops[&second.into()])
+        (hops[&there], hops[&behind])
     }
 
     /// The next report is of this address and that it is resolved.
-    async fn resolved(&mut self, address: Ipv4Addr) -> NextHop {
+    async fn resolved(&mut self, address: IpAddr) -> NextHop {
         let report = self.next().await;
-        assert_eq!(report.address, IpAddr::V4(address));
+        assert_eq!(report.address, address);
         report.next_hop.expect("unresolved")
     }
 }
@@ -81,32 +82,58 @@ fn own_mac(host: &Host) -> [u8; 6] {
 
 #[test]
 fn on_link_and_routed_backends_are_resolved_by_who_carries_their_packets() {
+    for network in [FOUR, SIX] {
+        ways_are_resolved_in(network);
+    }
+}
+
+fn ways_are_resolved_in(network: Network) {
+    let Network {
+        here,
+        there,
+        nobody,
+        behind,
+        ..
+    } = network;
     let pair = Pair::new();
     let near_mac = own_mac(&pair.near);
     block_on(&pair.near, move || async move {
-        let mut running = start(&[THERE.into(), BEHIND.into()]);
-        let (there, behind) = running.both_resolved(THERE, BEHIND).await;
-        assert_eq!(there.destination, [2, 0, 0, 0, 0, 2]);
-        assert_eq!((there.source, there.mtu), (near_mac, 1_500));
-        assert_eq!(Ipv4Addr::from(there.outer_source), HERE);
-        assert_eq!(behind.destination, there.destination);
-        assert_eq!(behind, there);
+        let mut running = start(&[there, behind]);
+        let (direct, routed) = running.both_resolved(network).await;
+        assert_eq!(direct.destination, [2, 0, 0, 0, 0, 2]);
+        assert_eq!((direct.source, direct.mtu), (near_mac, 1_500));
+        assert_eq!(direct.source_address(IpVersion::of(here)), here);
+        assert_eq!(routed, direct);
 
         // Another address joins; the ones that are known are not reported again.
         running.addresses.send_modify(|addresses| {
-            addresses.insert(NOBODY.into());
-            addresses.insert(HERE.into());
-            addresses.insert("2001:db8::1".parse().unwrap());
+            addresses.insert(nobody);
+            addresses.insert(here);
         });
         let mut unresolved = BTreeSet::new();
-        for _ in 0..3 {
+        for _ in 0..2 {
             let report = running.next().await;
             assert_eq!(report.next_hop, None, "{}", report.address);
             unresolved.insert(report.address);
         }
-        let expected: BTreeSet<IpAddr> =
-            [NOBODY.into(), HERE.into(), "2001:db8::1".parse().unwrap()].into();
+        let expected: BTreeSet<IpAddr> = [nobody, here].into();
         assert_eq!(unresolved, expected);
+    });
+}
+
+/// RFC 5549: IPv4 packets that an IPv6 neighbour takes on.
+#[test]
+fn an_ipv4_route_may_have_an_ipv6_router() {
+    let pair = Pair::new();
+    let beyond: IpAddr = "10.80.0.1".parse().unwrap();
+    let router = SIX.there;
+    pair.near
+        .ip(&format!("route add {beyond} via inet6 {router}"));
+    block_on(&pair.near, move || async move {
+        let mut running = start(&[beyond]);
+        let hop = running.resolved(beyond).await;
+        assert_eq!(hop.destination, mac(crate::testnet::THERE_MAC));
+        assert_eq!(hop.source_address(IpVersion::V4), FOUR.here);
     });
 }
 
@@ -124,8 +151,8 @@ fn an_interface_is_let_out_by_before_a_hop_names_it_and_tried_again_while_it_is_
                 is_open.then_some(()).ok_or_else(|| "shut".to_owned())
             })
         };
-        let mut running = start_with(&[THERE.into()], admit);
-        let hop = running.resolved(THERE).await;
+        let mut running = start_with(&[FOUR.there], admit);
+        let hop = running.resolved(FOUR.there).await;
         assert_eq!(asked.lock().unwrap().first(), Some(&hop.ifindex));
         let closed = ClosedEgress {
             interface: "near".into(),
@@ -139,7 +166,7 @@ fn an_interface_is_let_out_by_before_a_hop_names_it_and_tried_again_while_it_is_
         // What no way leads to is forgotten.
         open.store(false, std::sync::atomic::Ordering::SeqCst);
         running.addresses.send_modify(|addresses| {
-            addresses.insert(BEHIND.into());
+            addresses.insert(FOUR.behind);
         });
         running.closed.wait_for(is_closed).await.unwrap();
         running.addresses.send_modify(BTreeSet::clear);
@@ -149,13 +176,20 @@ fn an_interface_is_let_out_by_before_a_hop_names_it_and_tried_again_while_it_is_
 
 #[test]
 fn changes_of_mac_mtu_and_route_are_followed() {
+    for network in [FOUR, SIX] {
+        changes_are_followed_in(network);
+    }
+}
+
+fn changes_are_followed_in(network: Network) {
+    let Network { there, behind, .. } = network;
     let pair = std::sync::Arc::new(Pair::new());
     let (sender, receiver) = std::sync::mpsc::channel();
     let runner = pair.clone();
     let worker = std::thread::spawn(move || {
         block_on(&runner.near, move || async move {
-            let mut running = start(&[THERE.into(), BEHIND.into()]);
-            let (_, first) = running.both_resolved(THERE, BEHIND).await;
+            let mut running = start(&[there, behind]);
+            let (_, first) = running.both_resolved(network).await;
             sender.send("resolved").unwrap();
             // The other side got another card.
             for _ in 0..2 {
@@ -163,14 +197,14 @@ fn changes_of_mac_mtu_and_route_are_followed() {
                 assert_eq!(report.next_hop.unwrap().destination, [2, 0, 0, 0, 0, 9]);
             }
             sender.send("moved").unwrap();
-            let behind = running.resolved(BEHIND).await;
-            assert_eq!((behind.mtu, first.mtu), (1_300, 1_500));
+            let narrowed = running.resolved(behind).await;
+            assert_eq!((narrowed.mtu, first.mtu), (1_300, 1_500));
             sender.send("narrowed").unwrap();
             // The route is gone for good: the routed backend is unresolved, the one on the link is not concerned.
             let report = running.next().await;
-            assert_eq!((report.address, report.next_hop), (BEHIND.into(), None));
+            assert_eq!((report.address, report.next_hop), (behind, None));
             sender.send("lost").unwrap();
-            running.resolved(BEHIND).await;
+            running.resolved(behind).await;
         });
     });
     // `near` is busy with the module; its network is changed from another thread in the same namespace.
@@ -178,26 +212,33 @@ fn changes_of_mac_mtu_and_route_are_followed() {
     let reached = |stage: &str| assert_eq!(receiver.recv_timeout(PATIENCE).unwrap(), stage);
     reached("resolved");
     far_mac(&pair, "02:00:00:00:00:09");
-    outside.ip(&format!("neigh change {THERE} dev near nud probe"));
+    outside.ip(&format!("neigh change {there} dev near nud probe"));
     reached("moved");
-    outside.ip(&format!("route change {BEHIND}/32 via {THERE} mtu 1300"));
+    outside.ip(&format!("route change {behind} via {there} mtu 1300"));
     reached("narrowed");
-    outside.ip(&format!("route del {BEHIND}/32"));
+    outside.ip(&format!("route del {behind}"));
     reached("lost");
-    outside.ip(&format!("route add {BEHIND}/32 via {THERE}"));
+    outside.ip(&format!("route add {behind} via {there}"));
     worker.join().unwrap();
 }
 
 #[test]
 fn a_host_that_goes_dark_keeps_its_next_hop() {
+    for network in [FOUR, SIX] {
+        darkness_changes_nothing_in(network);
+    }
+}
+
+fn darkness_changes_nothing_in(network: Network) {
+    let Network { there, .. } = network;
     let pair = std::sync::Arc::new(Pair::new());
     let (sender, receiver) = std::sync::mpsc::channel();
     let outside = pair.near.twin();
     let runner = pair.clone();
     let worker = std::thread::spawn(move || {
         block_on(&runner.near, move || async move {
-            let mut running = start(&[THERE.into()]);
-            let known = running.resolved(THERE).await;
+            let mut running = start(&[there]);
+            let known = running.resolved(there).await;
             sender.send(()).unwrap();
             let watcher = running.reports.recv();
             // Nothing is to be reported until the entry has long failed and the host is back with another MAC.
@@ -211,7 +252,7 @@ fn a_host_that_goes_dark_keeps_its_next_hop() {
     });
     receiver.recv_timeout(PATIENCE).unwrap();
     pair.darken();
-    outside.ip(&format!("neigh change {THERE} dev near nud probe"));
+    outside.ip(&format!("neigh change {there} dev near nud probe"));
     crate::testnet::wait_for("the entry fails", || {
         outside.ip("neigh show").contains("FAILED")
     });

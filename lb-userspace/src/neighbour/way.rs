@@ -1,7 +1,7 @@
 //! From a route, a link and a neighbour's entry to a next hop, and when to report it: pure.
 
 use std::{
-    net::Ipv4Addr,
+    net::IpAddr,
     time::{Duration, Instant},
 };
 
@@ -20,11 +20,13 @@ pub struct Route {
     /// Index of the egress interface.
     pub interface: u32,
     /// The router; none if the destination is on the link.
-    pub gateway: Option<Ipv4Addr>,
-    /// The router has an address of another family.
+    ///
+    /// It may be of the other version of IP (RFC 5549): the neighbour is then asked for by that one's means.
+    pub gateway: Option<IpAddr>,
+    /// The router has an address that is neither IPv4 nor IPv6.
     pub foreign_gateway: bool,
     /// This host's address on that route.
-    pub source: Option<Ipv4Addr>,
+    pub source: Option<IpAddr>,
     /// The route's own MTU in bytes, where it has one.
     pub mtu: Option<u32>,
 }
@@ -122,28 +124,33 @@ pub enum Obstacle {
         "its interface {0} is a VLAN in more than one other; route it over an interface with two tags at most"
     )]
     TooManyTags(String),
-    /// The router has an address of another family.
-    #[error("its router has no IPv4 address; give the route an IPv4 gateway")]
+    /// The router has an address that is neither IPv4 nor IPv6.
+    #[error("its router has no IP address; give the route an IP gateway")]
     ForeignGateway,
     /// This host has no address to send from.
     #[error("this host has no address on interface {0} to send from; add one")]
     NoSource(String),
     /// The neighbour has been asked.
-    #[error("its next hop {0} has not answered ARP yet")]
-    Asked(Ipv4Addr),
+    #[error("its next hop {0} has not answered {question} yet", question = question(.0))]
+    Asked(IpAddr),
     /// The neighbour did not answer.
-    #[error("its next hop {0} does not answer ARP on interface {1}")]
-    Silent(Ipv4Addr, String),
-    /// Not in this version.
-    #[error("it is not an IPv4 address")]
-    NotIpv4,
+    #[error("its next hop {0} does not answer {question} on interface {1}", question = question(.0))]
+    Silent(IpAddr, String),
     /// The kernel could not be asked.
     #[error("the kernel could not be asked for its route ({0})")]
     Unasked(String),
 }
 
-/// Who is asked over ARP: the egress interface and the address on it.
-pub type Via = (u32, Ipv4Addr);
+/// By what the MAC of a neighbour is asked for.
+fn question(neighbour: &IpAddr) -> &'static str {
+    match neighbour {
+        IpAddr::V4(_) => "ARP",
+        IpAddr::V6(_) => "neighbour solicitations",
+    }
+}
+
+/// Who is asked for a MAC: the egress interface and the address on it.
+pub type Via = (u32, IpAddr);
 
 /// The way to one address: what was last known and reported.
 #[derive(Clone, Debug, Default)]
@@ -199,14 +206,14 @@ impl Way {
 
     /// From the route, the interface, the links that it is a VLAN of (the nearest first), and the neighbour's entry to the next hop.
     ///
-    /// A neighbour that stopped answering keeps the MAC it had: a hiccup of ARP must not cut flows, and whether the host is dead is
+    /// A neighbour that stopped answering keeps the MAC it had: a hiccup of ARP or NDP must not cut flows, and whether the host is dead is
     /// for the health checks to say.
     ///
     /// # Errors
     /// What is in the way.
     pub fn resolve(
         &mut self,
-        address: Ipv4Addr,
+        address: IpAddr,
         route: &Route,
         link: &Link,
         below: &[(u32, Link)],
@@ -254,12 +261,12 @@ impl Way {
             source: source_mac,
             ifindex: below.last().map_or(route.interface, |(index, _)| *index),
             tags,
-            outer_source: source.octets(),
-            // No IPv4 packet is longer than this.
+            // No packet is longer than this.
             mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
             // The rest is of the mode, which only the resolver knows.
             ..NextHop::default()
-        })
+        }
+        .from_source(source))
     }
 
     /// Takes in what was found, and says what to report, if anything.
@@ -300,19 +307,28 @@ impl Way {
 }
 
 /// Whether a prefix covers an address.
-pub fn covers(prefix: Ipv4Addr, length: u8, address: Ipv4Addr) -> bool {
-    let mask = u32::MAX
-        .checked_shl(32 - u32::from(length.min(32)))
-        .unwrap_or(0);
-    (prefix.to_bits() ^ address.to_bits()) & mask == 0
+pub fn covers(prefix: IpAddr, length: u8, address: IpAddr) -> bool {
+    let differing = match (prefix, address) {
+        (IpAddr::V4(prefix), IpAddr::V4(address)) => {
+            u128::from(prefix.to_bits() ^ address.to_bits()) << 96
+        }
+        (IpAddr::V6(prefix), IpAddr::V6(address)) => prefix.to_bits() ^ address.to_bits(),
+        _ => return false,
+    };
+    differing.leading_zeros() >= u32::from(length)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use lb_common::net::IpVersion;
+
     use super::*;
 
-    const BACKEND: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 11);
-    const ROUTER: Ipv4Addr = Ipv4Addr::new(10, 0, 2, 1);
+    const BACKEND: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 2, 11));
+    const ROUTER: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 2, 1));
+    const SOURCE: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 2, 2));
     const MAC: [u8; 6] = [2, 0, 10, 0, 2, 11];
 
     fn route() -> Route {
@@ -322,7 +338,7 @@ mod tests {
             interface: 7,
             gateway: None,
             foreign_gateway: false,
-            source: Some(Ipv4Addr::new(10, 0, 2, 2)),
+            source: Some(SOURCE),
             mtu: None,
         }
     }
@@ -381,7 +397,10 @@ mod tests {
             (hop.destination, hop.source, hop.ifindex),
             (MAC, [2, 0, 0, 0, 0, 1], 7)
         );
-        assert_eq!((hop.mtu, hop.outer_source), (1_500, [10, 0, 2, 2]));
+        assert_eq!(
+            (hop.mtu, hop.source_address(IpVersion::V4)),
+            (1_500, SOURCE)
+        );
     }
 
     #[test]
@@ -402,6 +421,55 @@ mod tests {
             )
             .unwrap();
         assert_eq!((way.via(), hop.mtu), (Some((7, ROUTER)), 1_400));
+    }
+
+    #[test]
+    fn an_ipv6_backend_is_reached_from_an_ipv6_address() {
+        let backend = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 2, 0, 0, 0, 0x11));
+        let source = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 2, 0, 0, 0, 2));
+        let route = Route {
+            source: Some(source),
+            ..route()
+        };
+        let mut way = Way::default();
+        let mut resolve = |entry| way.resolve(backend, &route, &link(), &[], entry);
+        let asked = resolve(None).unwrap_err().to_string();
+        let failed = entry(EntryState::Failed);
+        let silent = resolve(Some(&failed)).unwrap_err().to_string();
+        assert!(
+            asked.contains("has not answered neighbour solicitations yet"),
+            "{asked}"
+        );
+        assert!(
+            silent.contains("does not answer neighbour solicitations on interface eth0"),
+            "{silent}"
+        );
+        let valid = entry(EntryState::Valid);
+        let hop = resolve(Some(&valid)).unwrap();
+        assert_eq!(hop.source_address(IpVersion::V6), source);
+        assert_eq!(way.via(), Some((7, backend)));
+    }
+
+    /// RFC 5549: the neighbour is asked for by its own version of IP, and the packet is from an address of the backend's.
+    #[test]
+    fn an_ipv4_route_by_an_ipv6_router_is_a_way() {
+        let router = IpAddr::V6(Ipv6Addr::new(0xfe80, 0, 0, 0, 0, 0, 0, 1));
+        let route = Route {
+            gateway: Some(router),
+            ..route()
+        };
+        let mut way = Way::default();
+        let hop = way
+            .resolve(
+                BACKEND,
+                &route,
+                &link(),
+                &[],
+                Some(&entry(EntryState::Valid)),
+            )
+            .unwrap();
+        assert_eq!(way.via(), Some((7, router)));
+        assert_eq!(hop.source_address(IpVersion::V4), SOURCE);
     }
 
     #[test]
@@ -555,9 +623,17 @@ mod tests {
 
     #[test]
     fn prefixes_cover_what_they_should() {
-        let prefix = Ipv4Addr::new(10, 0, 2, 0);
-        assert!(covers(prefix, 24, BACKEND) && !covers(prefix, 24, Ipv4Addr::new(10, 0, 3, 11)));
-        assert!(covers(Ipv4Addr::UNSPECIFIED, 0, BACKEND));
-        assert!(covers(BACKEND, 32, BACKEND) && !covers(BACKEND, 32, ROUTER));
+        let covers = |prefix: &str, length, address: &str| {
+            covers(prefix.parse().unwrap(), length, address.parse().unwrap())
+        };
+        assert!(covers("10.0.2.0", 24, "10.0.2.11") && !covers("10.0.2.0", 24, "10.0.3.11"));
+        assert!(covers("0.0.0.0", 0, "10.0.2.11") && !covers("0.0.0.0", 0, "2001:db8::1"));
+        assert!(covers("10.0.2.11", 32, "10.0.2.11") && !covers("10.0.2.11", 32, "10.0.2.1"));
+        assert!(covers("2001:db8:1::", 48, "2001:db8:1:ffff::1"));
+        assert!(!covers("2001:db8:1::", 48, "2001:db8:2::1"));
+        assert!(covers("::", 0, "2001:db8::1") && !covers("::", 0, "10.0.2.11"));
+        assert!(
+            covers("2001:db8::1", 128, "2001:db8::1") && !covers("2001:db8::1", 128, "2001:db8::2")
+        );
     }
 }

@@ -1,11 +1,14 @@
-//! Arranges the directory of VIPs: which word goes to which bucket.
+//! Arranges a directory of VIPs: which word goes to which bucket.
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashSet},
-    net::Ipv4Addr,
+    collections::{BTreeMap, BTreeSet, HashSet, btree_map::Entry},
+    net::IpAddr,
 };
 
-use lb_common::vip::{VipBucket, VipEntry, WAYS, homes};
+use lb_common::{
+    net::{Address, IpVersion},
+    vip::{VipBucket, VipEntry, WAYS, homes},
+};
 
 use super::Operation;
 use crate::desired::Endpoint;
@@ -23,33 +26,30 @@ pub(super) struct Changes {
     pub(super) unplaced: Vec<u16>,
 }
 
-/// Arranges a directory that holds `listed` services, and an entry for each of their VIPs that the host owns or not.
+/// Arranges the directory of a version of IP: it holds the `listed` services of that version, and an entry for each of their VIPs.
 pub(super) fn arrange(
+    version: IpVersion,
     held: &[VipBucket],
     listed: &[(Endpoint, u16)],
-    host_owned: &BTreeSet<Ipv4Addr>,
+    host_owned: &BTreeSet<IpAddr>,
 ) -> Changes {
-    let mut wanted = BTreeMap::new();
-    for &(Endpoint { vip, port }, service) in listed {
-        let flags = if host_owned.contains(&vip) {
-            VipEntry::HOST_OWNED
-        } else {
-            0
-        };
-        wanted.insert(VipEntry::key(vip.to_bits(), port), service);
-        wanted.insert(VipEntry::key(vip.to_bits(), 0), flags);
-    }
+    let Listing {
+        mut services,
+        vips: mut wanted,
+        mut unplaced,
+    } = Listing::new(version, listed, host_owned);
+    // Should two of them have one key, the service is missed more than the VIP's own entry.
+    wanted.append(&mut services);
     let mut arranger = Arranger {
+        version,
         buckets: held.to_vec(),
         additions: Vec::new(),
     };
     let removals = arranger.keep(&mut wanted);
-    let mut unplaced = Vec::new();
-    for (key, value) in wanted {
-        let entry = VipEntry(key | u64::from(value));
-        if !arranger.insert(key, entry) {
+    for (key, word) in wanted {
+        if !arranger.insert(key, word.entry) {
             // A VIP's own entry that finds no place is missed by nobody but the host's other traffic to it.
-            unplaced.extend((entry.port() != 0).then_some(value));
+            unplaced.extend(word.service);
         }
     }
     Changes {
@@ -59,7 +59,72 @@ pub(super) fn arrange(
     }
 }
 
+/// A word that a directory is to have.
+struct Word {
+    entry: VipEntry,
+    /// The service that is reached by it; none for a VIP's own entry.
+    service: Option<u16>,
+}
+
+/// The words that a directory is to have, by key.
+struct Listing {
+    services: BTreeMap<u64, Word>,
+    vips: BTreeMap<u64, Word>,
+    /// Services whose key is another's too.
+    unplaced: Vec<u16>,
+}
+
+impl Listing {
+    fn new(version: IpVersion, listed: &[(Endpoint, u16)], host_owned: &BTreeSet<IpAddr>) -> Self {
+        let mut listing = Self {
+            services: BTreeMap::new(),
+            vips: BTreeMap::new(),
+            unplaced: Vec::new(),
+        };
+        for &(Endpoint { vip, port }, service) in listed {
+            if IpVersion::of(vip) != version {
+                continue;
+            }
+            let word = Word {
+                entry: VipEntry::of(key(vip, port), service),
+                service: Some(service),
+            };
+            match listing.services.entry(key(vip, port)) {
+                Entry::Vacant(vacant) => {
+                    vacant.insert(word);
+                }
+                Entry::Occupied(_) => listing.unplaced.push(service),
+            }
+            listing.list_vip(vip, service, host_owned.contains(&vip));
+        }
+        listing
+    }
+
+    fn list_vip(&mut self, vip: IpAddr, service: u16, is_host_owned: bool) {
+        let value = match vip {
+            IpAddr::V4(_) if is_host_owned => VipEntry::HOST_OWNED,
+            IpAddr::V4(_) => 0,
+            // Listed only if the host does not own it; by the first of its services.
+            IpAddr::V6(_) if is_host_owned => return,
+            IpAddr::V6(_) => service,
+        };
+        let key = key(vip, 0);
+        self.vips.entry(key).or_insert(Word {
+            entry: VipEntry::of(key, value),
+            service: None,
+        });
+    }
+}
+
+fn key(vip: IpAddr, port: u16) -> u64 {
+    match vip {
+        IpAddr::V4(vip) => VipEntry::key(vip.to_bits(), port),
+        IpAddr::V6(_) => VipEntry::key6(Address::from(vip).words(), port),
+    }
+}
+
 struct Arranger {
+    version: IpVersion,
     /// As they will be once the additions are done.
     buckets: Vec<VipBucket>,
     additions: Vec<Operation>,
@@ -67,7 +132,7 @@ struct Arranger {
 
 impl Arranger {
     /// Takes from `wanted` what is there, with its value corrected; gives the removals of all else.
-    fn keep(&mut self, wanted: &mut BTreeMap<u64, u16>) -> Vec<Operation> {
+    fn keep(&mut self, wanted: &mut BTreeMap<u64, Word>) -> Vec<Operation> {
         let mut removals = Vec::new();
         let mut kept = HashSet::new();
         let count = self.buckets.len() as u32;
@@ -77,16 +142,16 @@ impl Arranger {
                 if entry.0 == 0 {
                     continue;
                 }
-                let key = VipEntry::key(entry.address(), entry.port());
-                let value = wanted.get(&key).copied();
-                match value {
-                    Some(value) if homes(key, count).contains(&bucket) && kept.insert(key) => {
-                        if value != entry.value() {
-                            self.set(bucket, way, VipEntry(key | u64::from(value)));
+                let key = entry.own_key();
+                match wanted.get(&key).map(|word| word.entry) {
+                    Some(wanted) if homes(key, count).contains(&bucket) && kept.insert(key) => {
+                        if wanted != entry {
+                            self.set(bucket, way, wanted);
                         }
                     }
                     // Not wanted, there twice, or where nobody looks.
                     _ => removals.push(Operation::SetVip {
+                        version: self.version,
                         bucket,
                         way,
                         entry: VipEntry::default(),
@@ -124,7 +189,7 @@ impl Arranger {
             .enumerate()
             .take(WAYS * moves.min(1) as usize)
         {
-            let [first, second] = homes(VipEntry::key(entry.address(), entry.port()), count);
+            let [first, second] = homes(entry.own_key(), count);
             // Where nobody looks for it, it is to be removed, and not worth a move.
             if first == second || (bucket != first && bucket != second) {
                 continue;
@@ -147,7 +212,11 @@ impl Arranger {
 
     fn set(&mut self, bucket: u32, way: usize, entry: VipEntry) {
         self.buckets[bucket as usize].entries[way] = entry.0;
-        self.additions
-            .push(Operation::SetVip { bucket, way, entry });
+        self.additions.push(Operation::SetVip {
+            version: self.version,
+            bucket,
+            way,
+            entry,
+        });
     }
 }

@@ -1,6 +1,8 @@
 //! Backends' entries: what they are to be, and what changes of those that are there.
 
-use lb_common::backend::{Backend, BackendState, NextHop};
+use std::net::IpAddr;
+
+use lb_common::backend::{Backend, BackendState, Forwarding, NextHop};
 
 use crate::resolve::{self, Hop};
 
@@ -8,11 +10,15 @@ use crate::resolve::{self, Hop};
 pub(super) fn is_entry_of(held: &Backend, service: u16, backend: &resolve::Backend) -> bool {
     let state = BackendState(held.state);
     held.identity == backend.identity
-        && held.address == backend.address.to_bits()
+        && IpAddr::from(held.address) == backend.address
         && held.port == backend.port
         && held.service == service
         && state.generation() == backend.numbered.generation
-        && state.mode() == Some(backend.mode)
+        && state.forwarding() == Some(forwarding(backend))
+}
+
+fn forwarding(backend: &resolve::Backend) -> Forwarding {
+    Forwarding::new(backend.mode, backend.address)
 }
 
 /// The entry of a backend that is not there yet.
@@ -24,7 +30,7 @@ pub(super) fn new_entry(service: u16, backend: &resolve::Backend) -> Backend {
     let state = BackendState::new(
         backend.numbered.generation,
         backend.serving,
-        backend.mode,
+        forwarding(backend),
         0,
         hop.is_some(),
     )
@@ -32,7 +38,7 @@ pub(super) fn new_entry(service: u16, backend: &resolve::Backend) -> Backend {
     Backend {
         state: state.0,
         identity: backend.identity,
-        address: backend.address.to_bits(),
+        address: backend.address.into(),
         port: backend.port,
         service,
         hops: [hop.unwrap_or_default(), NextHop::default()],
@@ -54,7 +60,7 @@ pub(super) fn change_of(held: &Backend, backend: &resolve::Backend) -> Change {
         BackendState::new(
             backend.numbered.generation,
             backend.serving,
-            backend.mode,
+            forwarding(backend),
             index as u8,
             resolved,
         )

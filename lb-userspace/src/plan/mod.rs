@@ -13,13 +13,14 @@ mod tables;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
-    net::Ipv4Addr,
+    net::IpAddr,
     sync::Arc,
 };
 
 use lb_common::{
     clock::Tick,
     maglev::{HANDOVER_TICKS, TableRef},
+    net::IpVersion,
     service::Service,
 };
 
@@ -44,7 +45,7 @@ pub struct Wanted<'a> {
     /// Services that packets no longer find, though their entries are still there.
     pub unlisted: &'a BTreeSet<u16>,
     /// VIPs that the host has as addresses of its own.
-    pub host_owned: &'a BTreeSet<Ipv4Addr>,
+    pub host_owned: &'a BTreeSet<IpAddr>,
 }
 
 /// What to do, in this order.
@@ -220,10 +221,9 @@ impl Planner<'_> {
             table: named.0,
             seed: service.seed,
             identity,
-            vip: service.endpoint.vip.to_bits(),
+            vip: service.endpoint.vip.into(),
             port: service.endpoint.port,
-            reserved: 0,
-            reserved_end: [0; 2],
+            reserved: [0; 3],
         };
         let unchanged = held.map(|held| Service {
             table: named.0,
@@ -309,19 +309,24 @@ impl Planner<'_> {
             })
             .map(|service| (service.endpoint, service.id))
             .collect();
-        let changes = directory::arrange(&self.observed.vips, &listed, wanted.host_owned);
-        for operation in changes.additions {
-            if matches!(operation, Operation::Grace) {
-                self.grace();
-            } else {
-                self.push(operation);
+        let mut removals = Vec::new();
+        for version in [IpVersion::V4, IpVersion::V6] {
+            let held = self.observed.vips(version);
+            let changes = directory::arrange(version, held, &listed, wanted.host_owned);
+            for operation in changes.additions {
+                if matches!(operation, Operation::Grace) {
+                    self.grace();
+                } else {
+                    self.push(operation);
+                }
             }
+            for service in changes.unplaced {
+                self.plan.deferred.insert(service, Deferred::Directory);
+            }
+            removals.extend(changes.removals);
         }
-        for service in changes.unplaced {
-            self.plan.deferred.insert(service, Deferred::Directory);
-        }
-        let unnamed = !changes.removals.is_empty();
-        self.plan.operations.extend(changes.removals);
+        let unnamed = !removals.is_empty();
+        self.plan.operations.extend(removals);
 
         let services: HashSet<u16> = wanted.services.iter().map(|service| service.id).collect();
         let gone: Vec<u16> = self

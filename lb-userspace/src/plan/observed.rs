@@ -10,12 +10,16 @@ use lb_common::{
     clock::Tick,
     flow::word::BackendRef,
     maglev::{Slot, TableRef},
+    net::IpVersion,
     service::Service,
     vip::VipBucket,
 };
 
 use super::Operation;
-use crate::dataplane::maps::{Capacity, Maps};
+use crate::dataplane::{
+    array::{Array, Entry},
+    maps::{Capacity, Maps},
+};
 
 /// What the maps hold.
 #[derive(Clone, Debug)]
@@ -26,8 +30,10 @@ pub struct Observed {
     pub services: BTreeMap<u16, ObservedService>,
     /// Backends in use, by id.
     pub backends: BTreeMap<u32, Backend>,
-    /// The directory of VIPs.
-    pub vips: Vec<VipBucket>,
+    /// The directory of IPv4 VIPs.
+    pub vips4: Vec<VipBucket>,
+    /// The directory of IPv6 VIPs.
+    pub vips6: Vec<VipBucket>,
     /// What no longer is in use but may still be read.
     pub unsettled: Unsettled,
 }
@@ -54,6 +60,10 @@ impl ObservedService {
     }
 }
 
+fn read_all<T: Entry>(array: &Array<T>) -> Vec<T> {
+    (0..array.len()).map(|index| array.get(index)).collect()
+}
+
 /// What no longer is in use but may still be read, until a grace period has passed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Unsettled {
@@ -70,7 +80,8 @@ impl Observed {
             capacity: maps.capacity,
             services: BTreeMap::new(),
             backends: BTreeMap::new(),
-            vips: (0..maps.vips4.len()).map(|n| maps.vips4.get(n)).collect(),
+            vips4: read_all(&maps.vips4),
+            vips6: read_all(&maps.vips6),
             unsettled,
         };
         for id in 0..u16::try_from(maps.services.len()).unwrap_or(u16::MAX) {
@@ -80,6 +91,14 @@ impl Observed {
             observed.read_backend(maps, id);
         }
         observed
+    }
+
+    /// The directory of VIPs of a version of IP.
+    pub fn vips(&self, version: IpVersion) -> &[VipBucket] {
+        match version {
+            IpVersion::V4 => &self.vips4,
+            IpVersion::V6 => &self.vips6,
+        }
     }
 
     /// Reads anew what an operation has touched.
@@ -101,8 +120,14 @@ impl Observed {
             | Operation::WriteService { id, .. }
             | Operation::ClearService { id }
             | Operation::ForgetHandovers { service: id, .. } => self.read_service(maps, id, now),
-            Operation::SetVip { bucket, .. } => {
-                self.vips[bucket as usize] = maps.vips4.get(bucket);
+            Operation::SetVip {
+                version, bucket, ..
+            } => {
+                let held = match version {
+                    IpVersion::V4 => &mut self.vips4,
+                    IpVersion::V6 => &mut self.vips6,
+                };
+                held[bucket as usize] = maps.vips(version).get(bucket);
             }
             Operation::Grace => {}
         }

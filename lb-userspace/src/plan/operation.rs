@@ -1,12 +1,17 @@
 //! One step of a plan: a handful of stores that cannot fail.
 
-use std::{fmt, sync::Arc, sync::atomic::Ordering};
+use std::{
+    fmt,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+};
 
 use lb_common::{
     backend::{Backend, BackendState, NextHop, Serving},
     clock::Tick,
     hash::Seed,
     maglev::{Slot, TableRef},
+    net::{Address, IpVersion},
     service::Service,
     vip::VipEntry,
 };
@@ -68,6 +73,8 @@ pub enum Operation {
     },
     /// Writes one word of the directory of VIPs.
     SetVip {
+        /// Of which directory.
+        version: IpVersion,
         /// The bucket.
         bucket: u32,
         /// The place in it.
@@ -116,7 +123,12 @@ impl Operation {
             }
             Self::NameTable { service, table } => maps.set_table(*service, *table),
             Self::WriteService { id, entry } => maps.services.set(u32::from(*id), entry),
-            Self::SetVip { bucket, way, entry } => maps.set_vip(*bucket, *way, *entry),
+            Self::SetVip {
+                version,
+                bucket,
+                way,
+                entry,
+            } => maps.set_vip(*version, *bucket, *way, *entry),
             Self::Grace => grace(),
             Self::ForgetHandovers { table, now, .. } => forget_handovers(maps, *table, *now),
             Self::ClearService { id } => {
@@ -125,9 +137,9 @@ impl Operation {
             }
             Self::ClearBackend { id } => {
                 let state = maps.state(*id);
-                let kept = match state.mode() {
-                    Some(mode) => {
-                        BackendState::new(state.generation(), Serving::None, mode, 0, false)
+                let kept = match state.forwarding() {
+                    Some(forwarding) => {
+                        BackendState::new(state.generation(), Serving::None, forwarding, 0, false)
                     }
                     None => BackendState(u64::from(state.generation())),
                 };
@@ -150,10 +162,9 @@ const UNUSED_SERVICE: Service = Service {
         second: 0,
     },
     identity: 0,
-    vip: 0,
+    vip: Address([0; 16]),
     port: 0,
-    reserved: 0,
-    reserved_end: [0; 2],
+    reserved: [0; 3],
 };
 
 fn write_table(maps: &Maps, from: TableRef, to: TableRef, owners: &[u32], now: Tick) {
@@ -212,12 +223,12 @@ impl fmt::Display for Operation {
                 )
             }
             Self::WriteBackend { id, entry } => {
-                let address = std::net::Ipv4Addr::from_bits(entry.address);
+                let address = SocketAddr::new(entry.address.into(), entry.port);
                 let generation = BackendState(entry.state).generation();
-                let (port, service) = (entry.port, entry.service);
+                let service = entry.service;
                 write!(
                     f,
-                    "backend {id}, generation {generation}: write {address}:{port} of service {service}"
+                    "backend {id}, generation {generation}: write {address} of service {service}"
                 )
             }
             Self::WriteTable {
@@ -238,19 +249,25 @@ impl fmt::Display for Operation {
                 )
             }
             Self::WriteService { id, entry } => {
-                let vip = std::net::Ipv4Addr::from_bits(entry.vip);
-                write!(f, "service {id}: write {vip}:{}", entry.port)
+                let vip = SocketAddr::new(entry.vip.into(), entry.port);
+                write!(f, "service {id}: write {vip}")
             }
-            Self::SetVip { bucket, way, entry } if entry.0 == 0 => {
-                write!(f, "directory: clear {bucket}.{way}")
-            }
-            Self::SetVip { bucket, way, entry } => {
-                let address = std::net::Ipv4Addr::from_bits(entry.address());
-                let (port, value) = (entry.port(), entry.value());
-                write!(
-                    f,
-                    "directory: write {bucket}.{way}: {address}:{port} is {value}"
-                )
+            Self::SetVip {
+                version,
+                bucket,
+                way,
+                entry,
+            } => {
+                let version = *version as u32;
+                if entry.0 == 0 {
+                    write!(f, "directory of IPv{version}: clear {bucket}.{way}")
+                } else {
+                    let (key, value) = (entry.own_key() >> 16, entry.value());
+                    write!(
+                        f,
+                        "directory of IPv{version}: write {bucket}.{way}: {key:012x} is {value}"
+                    )
+                }
             }
             Self::Grace => write!(f, "wait for a grace period"),
             Self::ForgetHandovers { service, .. } => {

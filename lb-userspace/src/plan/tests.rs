@@ -1,7 +1,8 @@
 use lb_common::{
-    backend::{BackendState, Mode, NextHop, Serving},
+    backend::{BackendState, Forwarding, Mode, NextHop, Serving},
     maglev::{Slot, TENURE_TICKS},
-    vip::{VipEntry, WAYS, homes},
+    net::Address,
+    vip::{VipBucket, VipEntry, WAYS, homes},
 };
 
 use super::*;
@@ -20,12 +21,14 @@ struct Bench {
     observed: Observed,
     tables: Tables,
     now: Tick,
+    host_owned: BTreeSet<IpAddr>,
 }
 
 impl Bench {
     fn new(table_slots: u32) -> Self {
         let capacity = Capacity {
-            flow_buckets: 2,
+            flow4_buckets: 2,
+            flow6_buckets: 2,
             services: 8,
             backends: 32,
             table_slots,
@@ -39,7 +42,13 @@ impl Bench {
             observed,
             tables: Tables::default(),
             now,
+            host_owned: BTreeSet::new(),
         }
+    }
+
+    /// A directory without entries.
+    fn empty_directory(&self) -> Vec<VipBucket> {
+        vec![VipBucket::default(); self.maps.capacity.vip_buckets() as usize]
     }
 
     fn plan(&mut self, services: &[resolve::Service<'_>]) -> Plan {
@@ -47,7 +56,7 @@ impl Bench {
             fleet_seed: &SEED,
             services,
             unlisted: &BTreeSet::new(),
-            host_owned: &BTreeSet::new(),
+            host_owned: &self.host_owned,
         };
         plan(&wanted, &self.observed, &mut self.tables, self.now)
     }
@@ -66,7 +75,8 @@ impl Bench {
             "what was followed is what is there"
         );
         assert_eq!(self.observed.backends, whole.backends);
-        assert_eq!(self.observed.vips, whole.vips);
+        assert_eq!(self.observed.vips4, whole.vips4);
+        assert_eq!(self.observed.vips6, whole.vips6);
         plan.operations.iter().map(ToString::to_string).collect()
     }
 
@@ -81,7 +91,7 @@ fn backend(id: u32, serving: Serving) -> resolve::Backend {
     resolve::Backend {
         numbered: Numbered { id, generation: 3 },
         identity: u64::from(id) + 1_000,
-        address: Ipv4Addr::new(10, 0, 1, id as u8),
+        address: [10, 0, 1, id as u8].into(),
         port: 80,
         mode: Mode::Ipip,
         serving,
@@ -92,7 +102,7 @@ fn backend(id: u32, serving: Serving) -> resolve::Backend {
 /// A service of number `id` with a table of `size` slots, whose backends `new` share it and `old` keep their flows.
 fn service(id: u16, size: u32, new: &[u32], old: &[u32]) -> resolve::Service<'static> {
     const NAMES: [&str; 8] = ["b0", "b1", "b2", "b3", "b4", "b5", "b6", "b7"];
-    let vip = Ipv4Addr::new(10, 0, 0, id as u8);
+    let vip = IpAddr::from([10, 0, 0, id as u8]);
     resolve::Service {
         id,
         name: "chat",
@@ -128,9 +138,9 @@ fn a_first_plan_builds_from_the_ground_up() {
         homes(key, bench.maps.capacity.vip_buckets())[0]
     });
     let words = [
-        format!("directory: write {}.0: 10.0.0.1:0 is 0", own),
+        format!("directory of IPv4: write {own}.0: 0a0000010000 is 0"),
         format!(
-            "directory: write {}.{}: 10.0.0.1:80 is 1",
+            "directory of IPv4: write {}.{}: 0a0000010050 is 1",
             listed,
             u8::from(own == listed)
         ),
@@ -157,11 +167,11 @@ fn a_removal_takes_apart_from_the_top() {
     bench.converge(&[service(1, 13, &[1, 2], &[])]);
     let operations = bench.converge(&[]);
     assert!(
-        operations[0].starts_with("directory: clear"),
+        operations[0].starts_with("directory of IPv4: clear"),
         "{operations:?}"
     );
     assert!(
-        operations[1].starts_with("directory: clear"),
+        operations[1].starts_with("directory of IPv4: clear"),
         "{operations:?}"
     );
     assert_eq!(
@@ -281,7 +291,7 @@ fn the_next_holder_of_a_services_id_inherits_nothing() {
     bench.converge(&[service(1, 13, &[1], &[])]);
     bench.now = bench.now.later(TENURE_TICKS);
     let mut next = service(1, 13, &[2], &[]);
-    next.endpoint.vip = Ipv4Addr::new(10, 0, 0, 99);
+    next.endpoint.vip = [10, 0, 0, 99].into();
     let operations = bench.converge(&[next.clone()]);
     assert!(
         operations.contains(&"service 1: clear".to_owned()),
@@ -408,8 +418,9 @@ fn what_somebody_else_broke_is_mended() {
         }),
         ("the directory", |maps| {
             for bucket in 0..maps.capacity.vip_buckets() {
-                maps.set_vip(bucket, 0, VipEntry::new(0x0a00_0001, 80, 7));
-                maps.set_vip(bucket, 1, VipEntry::default());
+                let wrong = VipEntry::new(0x0a00_0001, 80, 7);
+                maps.set_vip(IpVersion::V4, bucket, 0, wrong);
+                maps.set_vip(IpVersion::V4, bucket, 1, VipEntry::default());
             }
         }),
     ];
@@ -431,7 +442,7 @@ fn what_somebody_else_broke_is_mended() {
         assert_eq!(entry(&bench.observed), entry(&before), "{what}");
         let words = |observed: &Observed| -> BTreeSet<u64> {
             observed
-                .vips
+                .vips4
                 .iter()
                 .flat_map(|bucket| bucket.entries)
                 .collect()
@@ -444,28 +455,47 @@ fn what_somebody_else_broke_is_mended() {
 /// As full as it gets: every word that is moved must be found before and after every operation.
 #[test]
 fn a_full_directory_makes_place_by_moving_words() {
-    let moves = (0..20)
-        .map(|start| fill_directory(1_000 + 977 * start))
-        .sum::<u32>();
-    assert!(moves > 0, "no word was ever moved");
+    for vip in ["10.0.0.1", "2001:db8::1"] {
+        let vip = vip.parse().unwrap();
+        let moves = (0..20)
+            .map(|start| fill_directory(vip, 1_000 + 977 * start))
+            .sum::<u32>();
+        assert!(moves > 0, "no word of {vip} was ever moved");
+    }
+}
+
+/// The key of a VIP and port in its directory.
+fn key_of(vip: IpAddr, port: u16) -> u64 {
+    match vip {
+        IpAddr::V4(vip) => VipEntry::key(vip.to_bits(), port),
+        IpAddr::V6(_) => VipEntry::key6(Address::from(vip).words(), port),
+    }
+}
+
+/// What a directory holds for a VIP and port.
+fn find(directory: &[VipBucket], vip: IpAddr, port: u16) -> Option<u16> {
+    let key = key_of(vip, port);
+    homes(key, directory.len() as u32)
+        .into_iter()
+        .flat_map(|bucket| directory[bucket as usize].entries)
+        .map(VipEntry)
+        .find(|entry| entry.is_for(key))
+        .map(VipEntry::value)
 }
 
 /// Lists services at ports from `start` on until the directory is full. Returns how many words were moved for them.
-fn fill_directory(start: u16) -> u32 {
+fn fill_directory(vip: IpAddr, start: u16) -> u32 {
     let buckets = 4;
-    let mut held = vec![lb_common::vip::VipBucket::default(); buckets as usize];
+    let mut held = vec![VipBucket::default(); buckets];
     let mut listed: Vec<(Endpoint, u16)> = Vec::new();
     let mut moved = 0;
     for id in 1.. {
         // One VIP, so that its own entry takes one word of the sixteen.
-        let vip = Ipv4Addr::new(10, 0, 0, 1);
-        let endpoint = Endpoint {
-            vip,
-            port: start + id,
-        };
+        let port = start + id;
+        let endpoint = Endpoint { vip, port };
         let mut wanted = listed.clone();
         wanted.push((endpoint, id));
-        let changes = directory::arrange(&held, &wanted, &BTreeSet::new());
+        let changes = directory::arrange(IpVersion::of(vip), &held, &wanted, &BTreeSet::new());
         if !changes.unplaced.is_empty() {
             assert_eq!(changes.unplaced, [id]);
             break;
@@ -478,7 +508,13 @@ fn fill_directory(start: u16) -> u32 {
                     moved += 1;
                     writes_since_grace.clear();
                 }
-                Operation::SetVip { bucket, way, entry } => {
+                Operation::SetVip {
+                    version,
+                    bucket,
+                    way,
+                    entry,
+                } => {
+                    assert_eq!(version, IpVersion::of(vip));
                     let old = held[bucket as usize].entries[way];
                     assert!(
                         old == 0 || !writes_since_grace.contains(&old),
@@ -489,22 +525,117 @@ fn fill_directory(start: u16) -> u32 {
                 }
                 ref other => panic!("{other}"),
             }
-            for &(Endpoint { vip, port }, id) in &listed {
-                let key = VipEntry::key(vip.to_bits(), port);
-                let found = homes(key, buckets).into_iter().any(|bucket| {
-                    held[bucket as usize]
-                        .entries
-                        .contains(&(key | u64::from(id)))
-                });
-                assert!(found, "{vip}:{port} is lost");
+            for &(endpoint, id) in &listed {
+                let found = find(&held, endpoint.vip, endpoint.port);
+                assert_eq!(found, Some(id), "{endpoint} is lost");
             }
         }
         listed = wanted;
-        assert!(
-            listed.len() < buckets as usize * WAYS,
-            "more services than words"
-        );
+        assert!(listed.len() < buckets * WAYS, "more services than words");
     }
     assert!(listed.len() >= 10, "full at {} of 15", listed.len());
     moved
+}
+
+/// The same service at an IPv6 VIP that all of this kind share; port 80 and the service's number.
+fn service6(id: u16) -> resolve::Service<'static> {
+    resolve::Service {
+        endpoint: Endpoint {
+            vip: VIP6,
+            port: 80 + id,
+        },
+        ..service(id, 13, &[u32::from(id)], &[])
+    }
+}
+
+const VIP6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
+
+#[test]
+fn an_ipv6_vip_is_listed_by_one_of_its_services_and_by_the_next_when_that_goes() {
+    let mut bench = Bench::new(1_000);
+    let (one, two) = (service6(1), service6(2));
+    bench.converge(&[one.clone(), two.clone()]);
+    let found = |bench: &Bench, port| find(&bench.observed.vips6, VIP6, port);
+    let all = |bench: &Bench| [0, 81, 82].map(|port| found(bench, port));
+    assert_eq!(all(&bench), [Some(1), Some(1), Some(2)]);
+    assert_eq!(bench.observed.vips4, bench.empty_directory());
+
+    // Its own entry names the other one before the first is cleared, and a grace period passes in between.
+    let operations = bench.converge(std::slice::from_ref(&two));
+    assert_eq!(all(&bench), [Some(2), None, Some(2)]);
+    let at = |what: &str| {
+        operations
+            .iter()
+            .position(|operation| operation.contains(what))
+            .unwrap_or_else(|| panic!("no {what:?} in {operations:#?}"))
+    };
+    let renamed = at("directory of IPv6: write");
+    assert!(renamed < at("wait for a grace period"), "{operations:#?}");
+    assert!(
+        at("wait for a grace period") < at("service 1: clear"),
+        "{operations:#?}"
+    );
+    assert_eq!(bench.converge(std::slice::from_ref(&two)), [] as [&str; 0]);
+
+    bench.converge(&[]);
+    assert_eq!(bench.observed.vips6, bench.empty_directory());
+}
+
+#[test]
+fn a_vip_that_the_host_owns_is_marked_in_ipv4_and_not_listed_by_itself_in_ipv6() {
+    let mut bench = Bench::new(1_000);
+    let wanted = [service(3, 13, &[3], &[]), service6(1)];
+    let vip4 = wanted[0].endpoint.vip;
+    let own = |bench: &Bench| {
+        [
+            find(&bench.observed.vips4, vip4, 0),
+            find(&bench.observed.vips6, VIP6, 0),
+        ]
+    };
+    bench.converge(&wanted);
+    assert_eq!(own(&bench), [Some(0), Some(1)]);
+    for (host_owned, expected) in [
+        (vec![vip4, VIP6], [Some(VipEntry::HOST_OWNED), None]),
+        (vec![VIP6], [Some(0), None]),
+        (vec![], [Some(0), Some(1)]),
+    ] {
+        bench.host_owned = host_owned.into_iter().collect();
+        assert_ne!(bench.converge(&wanted), [] as [&str; 0]);
+        assert_eq!(own(&bench), expected);
+        assert_eq!(find(&bench.observed.vips6, VIP6, 81), Some(1));
+        assert_eq!(bench.converge(&wanted), [] as [&str; 0]);
+    }
+}
+
+#[test]
+fn a_backends_entry_says_how_the_data_path_reaches_it() {
+    let mut bench = Bench::new(1_000);
+    let mut wanted = service6(1);
+    let source = "2001:db8:1::2".parse().unwrap();
+    let address: IpAddr = "2001:db8:1::11".parse().unwrap();
+    let hop = NextHop {
+        ifindex: 7,
+        ..NextHop::default()
+    }
+    .from_source(source)
+    .encapsulating(address);
+    wanted.backends[0].address = address;
+    wanted.backends[0].hop = Hop::Resolved(hop);
+    let operations = bench.converge(std::slice::from_ref(&wanted));
+    assert_eq!(
+        operations[0],
+        "backend 1, generation 3: write [2001:db8:1::11]:80 of service 1"
+    );
+    let entry = bench.maps.backends.get(1);
+    assert_eq!(
+        BackendState(entry.state).forwarding(),
+        Some(Forwarding::InIpv6)
+    );
+    assert_eq!((IpAddr::from(entry.address), entry.hops[0]), (address, hop));
+    assert_eq!(
+        IpAddr::from(bench.maps.services.get(1).vip),
+        VIP6,
+        "what fingerprints are compared with"
+    );
+    assert_eq!(bench.converge(&[wanted]), [] as [&str; 0]);
 }

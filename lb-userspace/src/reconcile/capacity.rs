@@ -1,10 +1,14 @@
 //! A configuration's limits beside the sizes of maps that were made for another one. Those stay while the daemon runs; at its start the flow
-//! table alone is resized.
+//! tables alone are resized.
 
-use lb_common::flow::v4;
+use lb_common::{
+    flow::bucket::{self, Facts},
+    flow::{v4, v6},
+    net::IpVersion,
+};
 
 use crate::{
-    config::{Config, MAX_FLOWS},
+    config::{Config, Limits},
     dataplane::{kernel::resize, maps::Capacity},
     flows::Fill,
 };
@@ -55,19 +59,39 @@ pub(super) fn other_limits(config: &Config, capacity: &Capacity) -> Vec<String> 
         ));
     }
     // Limits that come to the same number of buckets are the same.
-    if v4::buckets_for(limits.flows) != capacity.flow_buckets {
+    let sizes: Vec<String> = [IpVersion::V4, IpVersion::V6]
+        .into_iter()
+        .map(|version| {
+            (
+                version,
+                limits.flows_of(version),
+                capacity.flow_buckets(version),
+            )
+        })
+        .filter(|&(_, configured, held)| bucket::buckets_for(configured) != held)
+        .map(|(version, configured, held)| {
+            let (key, flows) = (Limits::flows_key(version), resize::flows_in(held));
+            format!("{key} = {flows} (not {configured})")
+        })
+        .collect();
+    if !sizes.is_empty() {
         warnings.push(format!(
-            "{path}: limits: the flow table is made for flows = {} (not {}); restart the daemon to have it resized, which loses no flow",
-            resize::flows_in(capacity.flow_buckets),
-            limits.flows
+            "{path}: limits: the flow tables are made for {}; restart the daemon to have them resized, which loses no flow",
+            sizes.join(", ")
         ));
     }
     warnings
 }
 
-/// What to say when the flow table has become so full.
-pub(super) fn filling(config: &Config, fill: Fill, capacity: &Capacity) -> String {
-    let flows = resize::flows_in(capacity.flow_buckets);
+/// What to say when the flow table of a version of IP has become so full.
+pub(super) fn filling(
+    config: &Config,
+    version: IpVersion,
+    fill: Fill,
+    capacity: &Capacity,
+) -> String {
+    let flows = resize::flows_in(capacity.flow_buckets(version));
+    let bytes = bytes_a_flow(version);
     let (percent, danger) = match fill {
         Fill::Low | Fill::Half => (50, "new flows find their places up to 60%"),
         Fill::High => (
@@ -76,11 +100,23 @@ pub(super) fn filling(config: &Config, fill: Fill, capacity: &Capacity) -> Strin
         ),
     };
     format!(
-        "over {percent}% of the flow table is in use: {danger}; it is made for {flows} flows, so set flows = {} in [limits] of {} and restart the \
-         daemon: flows go on, and are moved to a larger table (about 34 bytes for each flow; {} MiB more, and that of both tables while they \
+        "over {percent}% of the IPv{} flow table is in use: {danger}; it is made for {flows} flows, so set {} = {} in [limits] of {} and restart the \
+         daemon: flows go on, and are moved to a larger table (about {bytes} bytes for each flow; {} MiB more, and that of both tables while they \
          are moved)",
-        (2 * flows).min(MAX_FLOWS.into()),
+        version as u32,
+        Limits::flows_key(version),
+        (2 * flows).min(Limits::most_flows(version).into()),
         config.path.display(),
-        (flows * 34).div_ceil(1 << 20)
+        (flows * bytes).div_ceil(1 << 20)
     )
+}
+
+/// Bytes of memory for each flow that a table is made for, facts for people among them.
+fn bytes_a_flow(version: IpVersion) -> u64 {
+    let bucket = match version {
+        IpVersion::V4 => size_of::<v4::Bucket>(),
+        IpVersion::V6 => size_of::<v6::Bucket>(),
+    };
+    let (load, whole) = bucket::LOAD;
+    ((bucket + size_of::<Facts>()) as u64 * whole).div_ceil(u64::from(bucket::WAYS) * load)
 }

@@ -1,6 +1,6 @@
 //! The status, as people and scripts see it.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, time::Duration};
 
 use lb_common::verdict::Reason;
 
@@ -13,7 +13,7 @@ use crate::{
     model::Admin,
     resolve::Hop,
     status::{
-        Attachment, BackendStatus, ClosedEgress, ConfigStatus, FlowTable, Neighbour, Packets,
+        Attachment, BackendStatus, ClosedEgress, ConfigStatus, Flows, Neighbour, Packets,
         ServiceStatus, Status,
     },
 };
@@ -26,8 +26,6 @@ impl State {
         closed_egress: Vec<ClosedEgress>,
         uptime: Duration,
     ) -> Status {
-        let total = &self.census.total;
-        let used = total.embryo + total.young + total.pin + total.closing;
         let layout = self.maps.capacity.counters();
         let mut services: Vec<ServiceStatus> = self
             .registry
@@ -47,15 +45,7 @@ impl State {
             },
             attachments,
             closed_egress,
-            flows: FlowTable {
-                capacity: self.census.capacity,
-                embryo: total.embryo,
-                young: total.young,
-                pin: total.pin,
-                closing: total.closing,
-                used: used as f64 / self.census.capacity.max(1) as f64,
-                fill: self.fill,
-            },
+            flows: Flows::new(&self.census, self.fill),
             services,
             reasons: Reason::ALL
                 .iter()
@@ -121,7 +111,7 @@ impl State {
             .unwrap_or_default();
         let hop = self
             .hops
-            .get(&IpAddr::V4(backend.address))
+            .get(&backend.address)
             .map_or(Hop::Unheard, |found| found.for_mode(backend.mode));
         let resolved = match hop {
             Hop::Resolved(_) => true,

@@ -5,7 +5,7 @@ use std::{
     fs::{self, DirBuilder},
     io,
     io::Write,
-    net::Ipv4Addr,
+    net::IpAddr,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
 };
@@ -38,7 +38,7 @@ pub(super) struct Memory {
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct ServiceName {
-    vip: Ipv4Addr,
+    vip: IpAddr,
     port: u16,
     name: String,
 }
@@ -154,7 +154,7 @@ mod tests {
             backend: "b1".to_owned(),
         };
         let endpoint = Endpoint {
-            vip: Ipv4Addr::new(10, 0, 0, 1),
+            vip: "2001:db8::1".parse().unwrap(),
             port: 80,
         };
         let memory = Memory::new(

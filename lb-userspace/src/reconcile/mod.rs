@@ -66,7 +66,9 @@ pub struct Inputs {
     pub health: mpsc::Receiver<HealthReport>,
     /// Ways to addresses.
     pub next_hops: mpsc::Receiver<NextHopReport>,
-    /// What the flow table holds.
+    /// The VIPs that the host itself has; none before that is known.
+    pub own_vips: watch::Receiver<Option<BTreeSet<IpAddr>>>,
+    /// What the flow tables hold.
     pub census: watch::Receiver<Arc<Census>>,
     /// Where the program is attached: only passed on to the status.
     pub attachments: watch::Receiver<Vec<Attachment>>,
@@ -83,6 +85,8 @@ pub struct Outputs {
     pub targets: watch::Sender<Vec<Target>>,
     /// The addresses whose next hops it wants to know.
     pub addresses: watch::Sender<BTreeSet<IpAddr>>,
+    /// The VIPs of which it wants to know whether the host itself has them.
+    pub vips: watch::Sender<BTreeSet<IpAddr>>,
     /// The state of things. Its `generation.resolved` is not 0 from the first application on; `generation.applied` follows once
     /// every service has what it needs.
     pub status: watch::Sender<Arc<Status>>,
@@ -130,6 +134,9 @@ pub async fn run(
         begun,
         outputs,
     };
+    if let Some(own) = inputs.own_vips.borrow_and_update().clone() {
+        worker.state.host_owns(own);
+    }
     worker.publish(&inputs);
     let first_word = begun + FIRST_WORD;
     while !worker.state.is_informed() && Instant::now() < first_word {
@@ -170,6 +177,7 @@ enum Event {
     Command(Command),
     Health(HealthReport),
     NextHop(NextHopReport),
+    OwnVips(Option<BTreeSet<IpAddr>>),
     Census(Arc<Census>),
     Interfaces,
 }
@@ -193,6 +201,9 @@ impl Inputs {
             Some(command) = self.commands.recv() => Next::Event(Event::Command(command)),
             Some(report) = self.health.recv() => Next::Event(Event::Health(report)),
             Some(report) = self.next_hops.recv() => Next::Event(Event::NextHop(report)),
+            Ok(()) = self.own_vips.changed() => {
+                Next::Event(Event::OwnVips(self.own_vips.borrow_and_update().clone()))
+            }
             Ok(()) = self.census.changed() => {
                 Next::Event(Event::Census(Arc::clone(&self.census.borrow_and_update())))
             }
@@ -253,6 +264,7 @@ impl Worker {
                 return state.heard(report, u64::try_from(since).unwrap_or(u64::MAX));
             }
             Event::NextHop(report) => return state.next_hop(report),
+            Event::OwnVips(own) => return own.is_some_and(|own| state.host_owns(own)),
             Event::Census(census) => state.counted(census),
             Event::Interfaces => {}
         }
@@ -290,6 +302,7 @@ impl Worker {
         let (state, outputs) = (&self.state, &self.outputs);
         set(&outputs.targets, state.targets());
         set(&outputs.addresses, state.addresses());
+        set(&outputs.vips, state.vips());
         let attachments = inputs.attachments.borrow().clone();
         let closed_egress = inputs.closed_egress.borrow().clone();
         let status = state.status(attachments, closed_egress, self.begun.elapsed());

@@ -2,7 +2,7 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
 };
 
 use lb_common::backend::{Mode, Serving};
@@ -42,7 +42,7 @@ pub(super) struct BackendRecord {
     pub(super) numbered: Numbered,
     pub(super) identity: u64,
     pub(super) name: BackendName,
-    pub(super) address: Ipv4Addr,
+    pub(super) address: IpAddr,
     pub(super) port: u16,
     pub(super) mode: Mode,
     pub(super) weight: u16,
@@ -95,7 +95,7 @@ impl BackendRecord {
             fell_at_ms: self.fell_at_ms,
             held: self.held,
             hop: hops
-                .get(&IpAddr::V4(self.address))
+                .get(&self.address)
                 .map_or(Hop::Unheard, |found| found.for_mode(self.mode)),
         }
     }

@@ -2,10 +2,10 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
 };
 
-use lb_common::backend::{BackendState, Mode, Serving};
+use lb_common::backend::{BackendState, Forwarding, Mode, Serving};
 
 use super::{
     memory::Memory,
@@ -43,7 +43,7 @@ impl Registry {
             .iter()
             .map(|(&id, held)| {
                 let endpoint = Endpoint {
-                    vip: Ipv4Addr::from_bits(held.entry.vip),
+                    vip: held.entry.vip.into(),
                     port: held.entry.port,
                 };
                 let name = memory.service(endpoint);
@@ -84,14 +84,15 @@ impl Registry {
                 id,
                 generation: state.generation(),
             };
-            let (Some(service), Some(mode)) =
-                (registry.services.get_mut(&held.service), state.mode())
-            else {
+            let (Some(service), Some(mode)) = (
+                registry.services.get_mut(&held.service),
+                state.forwarding().map(Forwarding::mode),
+            ) else {
                 // Its service went first, as removal has it, and it had no flows then. The first plan takes it out.
                 registry.backend_ids.give_back(numbered);
                 continue;
             };
-            let address = Ipv4Addr::from_bits(held.address);
+            let address = IpAddr::from(held.address);
             let endpoint = SocketAddr::from((address, held.port));
             let name = memory
                 .backend(held.identity)
@@ -286,7 +287,7 @@ impl Registry {
         for (&id, service) in &mut self.services {
             let held = observed.services.get(&id);
             if service.wanted.is_none() {
-                let entries = census.by_service.get(&id).map_or(0, entries);
+                let entries = census.by_service.get(&id).map_or(0, Counts::entries);
                 service.quiet = service.quiet.seen(false, entries, census.scans);
                 if entries > 0 {
                     service.unlisted = false;
@@ -305,7 +306,7 @@ impl Registry {
                     return true;
                 }
                 let Numbered { id, generation } = backend.numbered;
-                let entries = census.by_backend.get(&(id, generation)).map_or(0, entries);
+                let entries = census.by_backend.get(&(id, generation)).map_or(0, Counts::entries);
                 let named = held.is_some_and(|held| held.names(id));
                 backend.quiet = backend.quiet.seen(named, entries, census.scans);
                 if !backend.quiet.is_proven() {
@@ -446,18 +447,14 @@ impl Registry {
 
     /// Addresses to which the way is to be known.
     pub(super) fn addresses(&self) -> BTreeSet<IpAddr> {
-        self.backends()
-            .map(|backend| backend.address.into())
-            .collect()
+        self.backends().map(|backend| backend.address).collect()
     }
 
     /// Whether every wanted backend has a verdict and is known to be reachable or not.
     pub(super) fn is_informed(&self, hops: &HashMap<IpAddr, Found>) -> bool {
         self.backends()
             .filter(|backend| backend.wanted.is_some())
-            .all(|backend| {
-                backend.health != Health::Unknown && hops.contains_key(&IpAddr::V4(backend.address))
-            })
+            .all(|backend| backend.health != Health::Unknown && hops.contains_key(&backend.address))
     }
 
     /// All services, by id.
@@ -493,9 +490,4 @@ fn listed(names: &[&str]) -> String {
         format!(" and {} more", rest.len())
     };
     format!("{what} {}{more}", shown.join(", "))
-}
-
-/// Entries of the flow table that a count stands for.
-fn entries(counts: &Counts) -> u64 {
-    counts.embryo + counts.young + counts.pin + counts.closing
 }

@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    net::{IpAddr, Ipv4Addr},
+    net::IpAddr,
     sync::Arc,
 };
 
@@ -14,6 +14,7 @@ use super::{
     registry::{Outcome, Registry},
 };
 use crate::{
+    by_version::ByVersion,
     config::Config,
     dataplane::maps::Maps,
     desired,
@@ -35,10 +36,11 @@ pub struct State {
     pub(super) registry: Registry,
     pub(super) hops: HashMap<IpAddr, Found>,
     pub(super) census: Arc<Census>,
-    pub(super) fill: Fill,
+    pub(super) fill: ByVersion<Fill>,
     observed: Observed,
     tables: Tables,
-    host_owned: BTreeSet<Ipv4Addr>,
+    /// VIPs that the host itself has; none before that is known.
+    host_owned: Option<BTreeSet<IpAddr>>,
     pub(super) deferred: BTreeMap<u16, Deferred>,
     pub(super) generation: Generation,
     saved: Memory,
@@ -72,11 +74,11 @@ impl State {
             config_error: None,
             drained: saved.drained.clone(),
             hops: HashMap::new(),
-            fill: Fill::default(),
+            fill: ByVersion::default(),
             census,
             observed,
             tables: Tables::default(),
-            host_owned: BTreeSet::new(),
+            host_owned: None,
             deferred: BTreeMap::new(),
             generation: Generation {
                 accepted: 1,
@@ -171,18 +173,32 @@ impl State {
         old != Some(found)
     }
 
+    /// Takes in which VIPs the host itself has. False if it is no news.
+    pub fn host_owns(&mut self, vips: BTreeSet<IpAddr>) -> bool {
+        let news = self.host_owned.as_ref() != Some(&vips);
+        self.host_owned = Some(vips);
+        news
+    }
+
     /// Takes in the latest census.
     pub fn counted(&mut self, census: Arc<Census>) {
-        let fill = self.fill.next(&census);
-        if fill > self.fill {
-            tracing::warn!(
-                "{}",
-                capacity::filling(&self.config, fill, &self.maps.capacity)
-            );
-        } else if fill < self.fill {
-            tracing::info!(?fill, "the flow table is less full again");
+        for (version, table) in census.tables.each() {
+            let was = self.fill[version];
+            let fill = was.next(table);
+            if fill > was {
+                tracing::warn!(
+                    "{}",
+                    capacity::filling(&self.config, version, fill, &self.maps.capacity)
+                );
+            } else if fill < was {
+                tracing::info!(
+                    ?fill,
+                    "the IPv{} flow table is less full again",
+                    version as u32
+                );
+            }
+            self.fill[version] = fill;
         }
-        self.fill = fill;
         self.census = census;
     }
 
@@ -192,7 +208,8 @@ impl State {
         let fresh = Observed::read(&self.maps, unsettled, now);
         if fresh.services != self.observed.services
             || fresh.backends != self.observed.backends
-            || fresh.vips != self.observed.vips
+            || fresh.vips4 != self.observed.vips4
+            || fresh.vips6 != self.observed.vips6
         {
             tracing::warn!("the maps are not as they were left: mending them");
         }
@@ -211,11 +228,12 @@ impl State {
         let unlisted = self.registry.unlisted();
         let facts = self.registry.facts(&self.hops);
         let services = resolve::resolve(&self.fleet_seed, &facts);
+        let nowhere = BTreeSet::new();
         let wanted = Wanted {
             fleet_seed: &self.fleet_seed,
             services: &services,
             unlisted: &unlisted,
-            host_owned: &self.host_owned,
+            host_owned: self.host_owned.as_ref().unwrap_or(&nowhere),
         };
         let plan = plan::plan(&wanted, &self.observed, &mut self.tables, now);
         let outcomes = services
@@ -279,9 +297,15 @@ impl State {
         self.registry.addresses()
     }
 
-    /// Whether all that is wanted has a first verdict and a first word about the way to it.
+    /// The VIPs of which it is to be known whether the host itself has them.
+    pub fn vips(&self) -> BTreeSet<IpAddr> {
+        let services = self.registry.services();
+        services.map(|service| service.endpoint.vip).collect()
+    }
+
+    /// Whether all that is wanted has a first verdict and a first word about the way to it, and it is known which VIPs are the host's own.
     pub fn is_informed(&self) -> bool {
-        self.registry.is_informed(&self.hops)
+        self.registry.is_informed(&self.hops) && self.host_owned.is_some()
     }
 
     fn accepted(&mut self) {

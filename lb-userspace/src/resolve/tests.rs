@@ -9,7 +9,7 @@ fn backend(id: u32, change: impl Fn(&mut BackendFacts<'static>)) -> BackendFacts
         numbered: Numbered { id, generation: 0 },
         identity: u64::from(id),
         name: NAMES[id as usize],
-        address: Ipv4Addr::new(10, 0, 1, id as u8),
+        address: [10, 0, 1, id as u8].into(),
         port: 80,
         mode: Mode::Ipip,
         wanted: Some(WantedBackend {
@@ -48,7 +48,7 @@ fn service(backends: Vec<BackendFacts<'static>>) -> ServiceFacts<'static> {
         id: 1,
         name: "chat",
         endpoint: Endpoint {
-            vip: Ipv4Addr::new(10, 0, 0, 1),
+            vip: [10, 0, 0, 1].into(),
             port: 80,
         },
         wanted: Some(WantedService {
@@ -335,23 +335,27 @@ fn a_next_hop_that_is_missing_changes_no_table() {
 
 #[test]
 fn the_outer_header_is_made_for_each_backend() {
-    let hop = NextHop {
-        outer_source: [10, 0, 0, 1],
-        mtu: 1_500,
-        ..NextHop::default()
-    };
-    let with = |mode| {
-        let facts = backend(2, |b| {
-            b.mode = mode;
-            b.hop = Hop::Resolved(hop);
-        });
-        one(service(vec![facts])).backends[0].hop
-    };
-    assert_eq!(
-        with(Mode::Ipip),
-        Hop::Resolved(hop.encapsulating(0x0a00_0102))
-    );
-    assert_eq!(with(Mode::L2), Hop::Resolved(hop.bare()));
+    for (source, address) in [("10.0.0.1", "10.0.1.2"), ("2001:db8::1", "2001:db8:1::2")] {
+        let (source, address): (IpAddr, IpAddr) =
+            (source.parse().unwrap(), address.parse().unwrap());
+        let hop = NextHop {
+            mtu: 1_500,
+            ..NextHop::default()
+        }
+        .from_source(source);
+        let with = |mode| {
+            let facts = backend(2, |b| {
+                b.mode = mode;
+                b.address = address;
+                b.hop = Hop::Resolved(hop);
+            });
+            one(service(vec![facts])).backends[0].hop
+        };
+        let complete = hop.encapsulating(address);
+        assert_ne!(complete, hop);
+        assert_eq!(with(Mode::Ipip), Hop::Resolved(complete));
+        assert_eq!(with(Mode::L2), Hop::Resolved(hop.bare()));
+    }
 }
 
 #[test]

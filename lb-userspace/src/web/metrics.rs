@@ -1,9 +1,10 @@
 //! Metrics, computed when they are asked for: counters from the maps, everything else from the status.
 
-use std::{collections::HashMap, fmt, sync::Arc};
+use std::{collections::HashMap, fmt, net::SocketAddr, sync::Arc};
 
 use lb_common::{
     counters::Counter,
+    net::IpVersion,
     verdict::{Reason, Verdict},
 };
 use prometheus_client::{
@@ -243,21 +244,20 @@ impl Metrics {
     }
 
     fn flow_table(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
-        let flows = &self.status.flows;
-        let mut by_state = Family::gauge("flows", "Entries of the flow table, by state");
-        for (state, number) in [
-            ("embryo", flows.embryo),
-            ("young", flows.young),
-            ("pin", flows.pin),
-            ("closing", flows.closing),
-        ] {
-            by_state.add(vec![("state", state.into())], number);
+        let mut by_state = Family::gauge(
+            "flows",
+            "Entries of the flow tables, by state and version of IP",
+        );
+        for (version, table) in self.census.tables.each() {
+            for (state, number) in states(&table.counts.into()) {
+                by_state.add(with(of_version(version), "state", state.into()), number);
+            }
         }
         by_state.encode(encoder)?;
         let swept = &self.census.swept;
         let mut changed = Family::counter(
             "swept_entries",
-            "Entries of the flow table that the daemon's sweep changed, by why",
+            "Entries of the flow tables that the daemon's sweep changed, by why",
         );
         for (why, number) in [
             ("expired", swept.expired),
@@ -271,21 +271,28 @@ impl Metrics {
             changed.add(vec![("why", why.into())], number);
         }
         changed.encode(encoder)?;
-        Family::gauge("flow_capacity", "Entries that the flow table has room for")
-            .of(flows.capacity)
-            .encode(encoder)?;
-        Family::gauge(
+        let mut capacity = Family::gauge(
+            "flow_capacity",
+            "Entries that the flow table of a version of IP has room for",
+        );
+        let mut used = Family::gauge(
             "flow_use_ratio",
-            "Entries in use, as a fraction of the capacity",
-        )
-        .of(Value::Ratio(flows.used))
-        .encode(encoder)?;
-        Family::gauge(
+            "Entries in use, as a fraction of the table's capacity",
+        );
+        let mut fill = Family::gauge(
             "flow_fill_level",
-            "How full the flow table is, without embryos: 1 from 50%, 2 from 70% on; then raise `flows` in [limits] and restart the daemon",
-        )
-        .of(flows.fill.level())
-        .encode(encoder)
+            "How full a flow table is, without embryos: 1 from 50%, 2 from 70% on; then raise `flows` (IPv4) or `flows6` in [limits] and restart the \
+             daemon",
+        );
+        for (version, table) in self.status.flows.tables.each() {
+            capacity.add(of_version(version), table.capacity);
+            used.add(of_version(version), Value::Ratio(table.used));
+            fill.add(of_version(version), table.fill.level());
+        }
+        for family in [capacity, used, fill] {
+            family.encode(encoder)?;
+        }
+        Ok(())
     }
 
     fn services(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
@@ -353,7 +360,7 @@ impl Metrics {
                 if let Some(id) = ids.get(&identity) {
                     traffic.add(labels(), self.maps.counter(layout.backend(*id)));
                 }
-                for (state, number) in by_state(&backend.flows) {
+                for (state, number) in states(&backend.flows) {
                     flows.add(with(labels(), "state", state.into()), number);
                 }
                 for verdict in [Health::Unknown, Health::Up, Health::Refusing, Health::Down] {
@@ -393,7 +400,10 @@ fn ids(entries: u32, identity: impl Fn(u32) -> u64) -> HashMap<u64, u32> {
 fn service_labels(service: &ServiceStatus) -> Labels {
     vec![
         ("service", service.name.clone()),
-        ("vip", format!("{}:{}", service.vip, service.port)),
+        (
+            "vip",
+            SocketAddr::new(service.vip, service.port).to_string(),
+        ),
     ]
 }
 
@@ -401,8 +411,13 @@ fn service_labels(service: &ServiceStatus) -> Labels {
 fn backend_labels(service: &ServiceStatus, backend: &BackendStatus) -> Labels {
     let mut labels = service_labels(service);
     labels.push(("backend", backend.name.clone()));
-    labels.push(("address", format!("{}:{}", backend.address, backend.port)));
+    let address = SocketAddr::new(backend.address, backend.port);
+    labels.push(("address", address.to_string()));
     labels
+}
+
+fn of_version(version: IpVersion) -> Labels {
+    vec![("version", (version as u32).to_string())]
 }
 
 fn with(mut labels: Labels, name: &'static str, value: String) -> Labels {
@@ -410,7 +425,7 @@ fn with(mut labels: Labels, name: &'static str, value: String) -> Labels {
     labels
 }
 
-fn by_state(flows: &BackendFlows) -> [(&'static str, u64); 4] {
+fn states(flows: &BackendFlows) -> [(&'static str, u64); 4] {
     [
         ("embryo", flows.embryo),
         ("young", flows.young),

@@ -1,6 +1,6 @@
 //! The listener over a real socket, with counters and a status made for the purpose.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use lb_common::{
     backend::{Backend, Mode, Serving},
@@ -15,17 +15,19 @@ use tokio::{
 
 use super::*;
 use crate::{
+    by_version::ByVersion,
     dataplane::maps::Capacity,
+    flows::{Counts, Fill},
     ids::{backend_identity, service_identity},
     model::{Admin, Health},
     status::{
-        AttachMode, Attachment, BackendStatus, ClosedEgress, ConfigStatus, FlowTable, Generation,
-        Neighbour, ServiceStatus,
+        AttachMode, Attachment, BackendStatus, ClosedEgress, ConfigStatus, FlowTable, Flows,
+        Generation, Neighbour, ServiceStatus,
     },
 };
 
-const VIP: Ipv4Addr = Ipv4Addr::new(10, 0, 0, 1);
-const ADDRESS: Ipv4Addr = Ipv4Addr::new(10, 0, 1, 11);
+const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
+const ADDRESS: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, 0x11));
 
 fn a_status() -> Status {
     Status {
@@ -49,11 +51,19 @@ fn a_status() -> Status {
             interface: "eth0".into(),
             mode: AttachMode::Native,
         }],
-        flows: FlowTable {
-            capacity: 100,
-            pin: 25,
-            used: 0.25,
-            fill: crate::flows::Fill::Half,
+        flows: Flows {
+            tables: ByVersion {
+                v4: FlowTable {
+                    capacity: 100,
+                    used: 0.25,
+                    fill: Fill::Half,
+                },
+                v6: FlowTable {
+                    capacity: 60,
+                    used: 0.75,
+                    fill: Fill::High,
+                },
+            },
             ..Default::default()
         },
         services: vec![ServiceStatus {
@@ -84,7 +94,7 @@ fn a_status() -> Status {
 }
 
 fn counted_maps() -> Arc<Maps> {
-    let capacity = Capacity::for_flows(100, 8, 8, 1_024, 2);
+    let capacity = Capacity::for_flows(100, 50, 8, 8, 1_024, 2);
     let maps = Maps::in_memory(capacity).unwrap();
     let layout = capacity.counters();
     // The service has id 2, the backend id 5; the counters of two CPUs add up.
@@ -128,6 +138,12 @@ async fn start(status: Status) -> (SocketAddr, watch::Sender<Arc<Status>>, watch
     let (stop, shutdown) = watch::channel(false);
     let mut counted = Census::default();
     counted.swept.reclaimed = 5;
+    let pins = |pin| Counts {
+        pin,
+        ..Counts::default()
+    };
+    counted.tables.v4.counts = pins(25);
+    counted.tables.v6.counts = pins(45);
     // What was last said can be read when the sender is gone.
     let (_, census) = watch::channel(Arc::new(counted));
     let web = Web::new(counted_maps(), watched, census);
@@ -141,7 +157,7 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
     let (code, text) = get(address, "/metrics").await;
     assert_eq!(code, 200);
     let service = r#"service="chat",vip="10.0.0.1:80""#;
-    let backend = format!(r#"{service},backend="b1",address="10.0.1.11:80""#);
+    let backend = format!(r#"{service},backend="b1",address="[2001:db8:0:1::11]:80""#);
     for line in [
         r#"tether_reason_packets_total{reason="established",verdict="forward"} 17"#.to_owned(),
         r#"tether_reason_bytes_total{reason="established",verdict="forward"} 1020"#.to_owned(),
@@ -153,9 +169,14 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
         format!(r#"tether_backend_health{{{backend},health="down"}} 0"#),
         format!(r#"tether_backend_serving{{{backend},serving="existing-only"}} 0"#),
         format!("tether_backend_resolved{{{backend}}} 1"),
-        r#"tether_flows{state="pin"} 25"#.to_owned(),
-        "tether_flow_use_ratio 0.25".to_owned(),
-        "tether_flow_fill_level 1".to_owned(),
+        r#"tether_flows{version="4",state="pin"} 25"#.to_owned(),
+        r#"tether_flows{version="6",state="pin"} 45"#.to_owned(),
+        r#"tether_flow_capacity{version="4"} 100"#.to_owned(),
+        r#"tether_flow_capacity{version="6"} 60"#.to_owned(),
+        r#"tether_flow_use_ratio{version="4"} 0.25"#.to_owned(),
+        r#"tether_flow_use_ratio{version="6"} 0.75"#.to_owned(),
+        r#"tether_flow_fill_level{version="4"} 1"#.to_owned(),
+        r#"tether_flow_fill_level{version="6"} 2"#.to_owned(),
         r#"tether_swept_entries_total{why="reclaimed"} 5"#.to_owned(),
         r#"tether_generation{stage="applied"} 3"#.to_owned(),
         r#"tether_attached{interface="eth0",mode="native"} 1"#.to_owned(),

@@ -11,7 +11,7 @@ use std::{
 };
 
 use aya::maps::MapData;
-use lb_common::{maps, vip::VipEntry};
+use lb_common::{maps, net::IpVersion, vip::VipEntry};
 use lb_userspace::dataplane::kernel::{
     Error, Kernel, Loaded, cleanup,
     seed::{fleet_seed, set_fleet_seed},
@@ -61,14 +61,14 @@ fn a_second_start_adopts_maps_seeds_and_contents() {
     run(|sandbox| {
         let first = sandbox.open(&[]);
         let (ids, instance) = (map_ids(&sandbox.pins()), first.instance());
-        first.maps().set_vip(1, 2, VipEntry(77));
+        first.maps().set_vip(IpVersion::V6, 1, 2, VipEntry(77));
         drop(first);
 
         let second = sandbox.open(&[]);
         assert!(second.adopted());
         assert_eq!(map_ids(&sandbox.pins()), ids);
         assert_eq!(second.instance(), instance);
-        assert_eq!(second.maps().vip(1, 2), VipEntry(77));
+        assert_eq!(second.maps().vip(IpVersion::V6, 1, 2), VipEntry(77));
     });
 }
 
@@ -272,7 +272,7 @@ fn a_map_of_another_shape_is_refused_and_named() {
         let maps = sandbox.pins().join("maps");
         // Facts that are shorter than the table they are parallel to.
         let mut capacity = sandbox.options(&[]).capacity;
-        capacity.flow_buckets /= 2;
+        capacity.flow4_buckets /= 2;
         let instance = lb_common::maps::Instance {
             abi_version: maps::ABI_VERSION,
             reserved: 0,

@@ -14,16 +14,18 @@ use std::{
 use lb_common::{
     clock::Tick,
     flow::{
-        v4::{Facts, Key, WAYS, buckets_for},
+        bucket::{WAYS, buckets_for},
+        v4, v6,
         word::{BackendRef, EMBRYO_TICKS, LINGER_FIN_TICKS, LINGER_RST_TICKS, State, Word},
     },
     maps,
+    net::IpVersion,
     tcp::{ACK, SYN},
     verdict::Reason,
 };
 use lb_userspace::dataplane::{
     kernel::{Error, Kernel, Options, resize::Step},
-    maps::{Maps, now},
+    maps::{Capacity, Maps, now},
 };
 use nix::{
     mount::umount,
@@ -33,56 +35,77 @@ use nix::{
 
 use crate::{
     sandbox::{Sandbox, names, run},
-    wire::{BACKENDS, ISN, PICKED, SERVICE, Wire, count_of, count_to, pick, serve},
+    wire::{BACKENDS, Client, ISN, PICKED, Wire, count_of, count_to, pick, serve},
 };
 
 /// What a key has in a table: words with the tick of first sight.
 type Held = Vec<(Word, u32)>;
 
-/// Options for a table of so many flows.
-fn sized(sandbox: &Sandbox, interfaces: &[&str], flows: u32) -> Options {
+/// Options for a table of a version of IP for so many flows; the other one is always the same.
+fn sized<K: Client>(sandbox: &Sandbox, interfaces: &[&str], flows: u32) -> Options {
     let mut options = sandbox.options(interfaces);
-    options.capacity.flow_buckets = buckets_for(flows);
+    let Capacity {
+        flow4_buckets,
+        flow6_buckets,
+        ..
+    } = &mut options.capacity;
+    (*flow4_buckets, *flow6_buckets) = (buckets_for(OTHER), buckets_for(OTHER));
+    *match K::VERSION {
+        IpVersion::V4 => flow4_buckets,
+        IpVersion::V6 => flow6_buckets,
+    } = buckets_for(flows);
     options
 }
 
-fn homes(maps: &Maps, key: Key) -> [u32; 2] {
-    key.homes(&maps.instance.get(0).flow_seed, maps.flows4.len())
+/// Flows that the table of the version of IP has room for which a test is not about.
+const OTHER: u32 = 3_000;
+
+/// Buckets of the table that a test is about, while the other one is as it was.
+fn buckets<K: Client>(maps: &Maps) -> u32 {
+    let capacity = &maps.capacity;
+    let other = match K::VERSION {
+        IpVersion::V4 => capacity.flow6_buckets,
+        IpVersion::V6 => capacity.flow4_buckets,
+    };
+    assert_eq!(other, buckets_for(OTHER));
+    capacity.flow_buckets(K::VERSION)
+}
+
+fn places<K: Client>(maps: &Maps, key: K) -> impl Iterator<Item = (u32, u32)> {
+    let homes = K::table(maps).homes(key, &maps.instance.get(0).flow_seed);
+    homes
+        .into_iter()
+        .flat_map(|home| (0..WAYS).map(move |way| (home, way)))
 }
 
 /// Writes an entry where there is a vacant place in one of its homes; false if there is none.
-fn put(maps: &Maps, key: Key, word: Word, first_seen: u32) -> bool {
-    for home in homes(maps, key) {
-        for way in 0..WAYS as usize {
-            let value = maps.flows4.word(home, 2 * way + 1);
-            if value.load(Ordering::SeqCst) != Word::EMPTY.0 {
-                continue;
-            }
-            maps.flows4
-                .word(home, 2 * way)
-                .store(key.0, Ordering::SeqCst);
-            let mut facts: Facts = maps.facts4.get(home);
-            facts.first_seen[way] = first_seen;
-            maps.facts4.set(home, &facts);
-            value.store(word.0, Ordering::SeqCst);
-            return true;
+fn put<K: Client>(maps: &Maps, key: K, word: Word, first_seen: u32) -> bool {
+    let table = K::table(maps);
+    for (home, way) in places(maps, key) {
+        let bucket = table.bucket(home);
+        if bucket.value(way).load(Ordering::SeqCst) != Word::EMPTY.0 {
+            continue;
         }
+        for (to, from) in bucket.key_words(way).iter().zip(key.to_words()) {
+            to.store(from, Ordering::SeqCst);
+        }
+        let mut facts = table.facts().get(home);
+        facts.first_seen[way as usize] = first_seen;
+        table.facts().set(home, &facts);
+        bucket.value(way).store(word.0, Ordering::SeqCst);
+        return true;
     }
     false
 }
 
 /// The entries of a key, sorted.
-fn find(maps: &Maps, key: Key) -> Held {
-    let mut found: Held = homes(maps, key)
-        .into_iter()
-        .flat_map(|home| {
-            let bucket = maps.flows4.get(home);
-            let facts = maps.facts4.get(home);
-            (0..WAYS as usize).filter_map(move |way| {
-                let entry = bucket.entries[way];
-                (entry.key == key.0 && Word(entry.value).is_entry())
-                    .then_some((Word(entry.value), facts.first_seen[way]))
-            })
+fn find<K: Client>(maps: &Maps, key: K) -> Held {
+    let table = K::table(maps);
+    let mut found: Held = places(maps, key)
+        .filter_map(|(home, way)| {
+            let (held, word) = table.read((home, way))?;
+            let first_seen = table.facts().get(home).first_seen[way as usize];
+            (held == key).then_some((word, first_seen))
         })
         .collect();
     found.sort_by_key(|(word, _)| word.0);
@@ -90,10 +113,11 @@ fn find(maps: &Maps, key: Key) -> Held {
 }
 
 /// The number of entries in a table.
-fn entries(maps: &Maps) -> usize {
-    (0..maps.flows4.len())
-        .flat_map(|bucket| maps.flows4.get(bucket).entries)
-        .filter(|entry| Word(entry.value).is_entry())
+fn entries<K: Client>(maps: &Maps) -> usize {
+    let table = K::table(maps);
+    (0..table.buckets())
+        .flat_map(|bucket| (0..WAYS).map(move |way| (bucket, way)))
+        .filter(|place| table.read(*place).is_some())
         .count()
 }
 
@@ -148,9 +172,9 @@ fn is_kept(number: u32) -> bool {
 }
 
 /// Entries of every kind that no packet touches.
-struct Crowd(HashMap<Key, (u32, Held)>);
+struct Crowd<K>(HashMap<K, (u32, Held)>);
 
-impl Crowd {
+impl<K: Client> Crowd<K> {
     /// Fills a table with that many entries.
     fn settle(maps: &Maps, wanted: usize) -> Self {
         let (mut crowd, mut placed, now) = (HashMap::new(), 0, now());
@@ -158,11 +182,7 @@ impl Crowd {
             if placed >= wanted {
                 break;
             }
-            let key = Key::new(
-                0x0a01_0000 + (number >> 10),
-                1_024 + number as u16 % 1_024,
-                SERVICE,
-            );
+            let key = K::client(0x0a01_0000 + (number >> 10), 1_024 + number as u16 % 1_024);
             let mut held = cast(number, now);
             // A key whose homes are full is another's.
             held.retain(|&(word, first_seen)| put(maps, key, word, first_seen));
@@ -207,12 +227,12 @@ fn apart(held: &Held) -> (Held, Vec<Word>) {
 }
 
 /// The `number`-th flow that packets come for.
-fn talker(number: u32) -> Key {
-    Key::new(0x0b00_0000 + number, 40_000, SERVICE)
+fn talker<K: Client>(number: u32) -> K {
+    K::client(0x0b00_0000 + number, 40_000)
 }
 
 /// Pins talkers to backends that the table names nowhere: whose entry is lost goes astray.
-fn pin_talkers(maps: &Maps, count: u32) {
+fn pin_talkers<K: Client>(maps: &Maps, count: u32) {
     for number in 0..count {
         let backend = BackendRef::new(PICKED + 1 + number % (BACKENDS - PICKED), 0);
         let word = Word::live(
@@ -222,7 +242,7 @@ fn pin_talkers(maps: &Maps, count: u32) {
             Tick(now().0.wrapping_sub(9)),
             0,
         );
-        assert!(put(maps, talker(number), word, 7));
+        assert!(put(maps, talker::<K>(number), word, 7));
     }
 }
 
@@ -231,7 +251,7 @@ fn astray(maps: &Maps) -> [u64; 3] {
 }
 
 /// A packet of each talker reaches its backend.
-fn assert_talking(wire: &mut Wire, maps: &Maps, count: u32) {
+fn assert_talking<K: Client>(wire: &mut Wire, maps: &Maps, count: u32) {
     let (before, lost) = (
         (1..=BACKENDS)
             .map(|id| count_to(maps, id))
@@ -239,7 +259,7 @@ fn assert_talking(wire: &mut Wire, maps: &Maps, count: u32) {
         astray(maps),
     );
     for number in 0..count {
-        wire.send(&[(talker(number), ISN + 1, ACK)]);
+        wire.send(&[(talker::<K>(number), ISN + 1, ACK)]);
     }
     for id in 1..=BACKENDS {
         let own = (0..count)
@@ -251,12 +271,12 @@ fn assert_talking(wire: &mut Wire, maps: &Maps, count: u32) {
 }
 
 /// Sends packets of talkers, and opens new flows, until it is told to stop.
-struct Traffic {
+struct Traffic<K> {
     stop: Arc<AtomicBool>,
-    thread: JoinHandle<(Vec<u64>, Vec<Key>)>,
+    thread: JoinHandle<(Vec<u64>, Vec<K>)>,
 }
 
-impl Traffic {
+impl<K: Client> Traffic<K> {
     fn start(mut wire: Wire, talkers: u32) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let told = stop.clone();
@@ -271,13 +291,13 @@ impl Traffic {
                 let mut burst = vec![];
                 for _ in 0..12 {
                     let number = random.u32(..talkers);
-                    burst.push((talker(number), ISN + 1, ACK));
+                    burst.push((talker::<K>(number), ISN + 1, ACK));
                     to[(PICKED + 1 + number % (BACKENDS - PICKED)) as usize] += 1;
                 }
                 // A flow begins now and then: a SYN, then what answers to the other side's, and that again a while later. While the table is
                 // held the first such is dropped, and a client sends more.
                 if round % 8 == 0 {
-                    let newcomer = Key::new(0x0c00_0000 + opened.len() as u32, 50_000, SERVICE);
+                    let newcomer = K::client(0x0c00_0000 + opened.len() as u32, 50_000);
                     opened.push(newcomer);
                     burst.push((newcomer, ISN, SYN));
                 } else if round % 8 <= 2
@@ -296,7 +316,7 @@ impl Traffic {
     }
 
     /// Packets that were sent to each backend's pinned flows, and the flows that were opened.
-    fn stop(self) -> (Vec<u64>, Vec<Key>) {
+    fn stop(self) -> (Vec<u64>, Vec<K>) {
         self.stop.store(true, Ordering::SeqCst);
         self.thread.join().unwrap()
     }
@@ -304,21 +324,32 @@ impl Traffic {
 
 #[test]
 fn every_entry_is_found_again_in_a_larger_and_a_smaller_table_while_packets_come() {
+    resize_under_traffic::<v4::Key, v6::Key>([240_000, 960_000, 120_000], 100_000);
+}
+
+#[test]
+fn every_ipv6_entry_is_found_again_in_a_larger_and_a_smaller_table_while_packets_come() {
+    resize_under_traffic::<v6::Key, v4::Key>([120_000, 360_000, 60_000], 50_000);
+}
+
+/// Resizes the table of K while packets of its flows come, and leaves the size of the other one alone.
+fn resize_under_traffic<K: Client, O: Client>([made, larger, smaller]: [u32; 3], entries: usize) {
     const TALKERS: u32 = 2_000;
-    run(|sandbox| {
+    run(move |sandbox| {
         sandbox.veth("va", "vb");
-        let mut kernel = Kernel::open(&sized(sandbox, &["va"], 240_000)).unwrap();
+        let mut kernel = Kernel::open(&sized::<K>(sandbox, &["va"], made)).unwrap();
         kernel.attach().unwrap();
         let first = kernel.maps();
         serve(&first, "va");
-        pin_talkers(&first, TALKERS);
-        let crowd = Crowd::settle(&first, 100_000);
-        let traffic = Traffic::start(Wire::new("vb", first.clone()), TALKERS);
+        pin_talkers::<K>(&first, TALKERS);
+        let crowd = Crowd::<K>::settle(&first, entries);
+        let others = Crowd::<O>::settle(&first, 1_000);
+        let traffic = Traffic::<K>::start(Wire::new("vb", first.clone()), TALKERS);
 
-        for flows in [960_000, 120_000] {
+        for flows in [larger, smaller] {
             drop(kernel);
             let begun = count_of(&first, Reason::Opened);
-            kernel = Kernel::open(&sized(sandbox, &["va"], flows)).unwrap();
+            kernel = Kernel::open(&sized::<K>(sandbox, &["va"], flows)).unwrap();
             if let Some(error) = kernel.not_resized() {
                 panic!("{error}");
             }
@@ -327,9 +358,10 @@ fn every_entry_is_found_again_in_a_larger_and_a_smaller_table_while_packets_come
                 count_of(&first, Reason::Opened) > begun,
                 "flows began meanwhile"
             );
-            assert_eq!(kernel.maps().capacity.flow_buckets, buckets_for(flows));
+            assert_eq!(buckets::<K>(&kernel.maps()), buckets_for(flows));
             assert_eq!(names(&sandbox.pins()), ["link-va", "maps"]);
             crowd.assert_kept(&kernel.maps(), count_of(&first, Reason::Opened));
+            others.assert_kept(&kernel.maps(), 0);
             // As a daemon goes on; nothing changes by it.
             kernel.attach().unwrap();
         }
@@ -343,10 +375,11 @@ fn every_entry_is_found_again_in_a_larger_and_a_smaller_table_while_packets_come
             let found = find(&maps, *key);
             if found.is_empty() {
                 // It began while the table was held, and could not be adopted: then there was no place for it.
-                let taken = homes(&maps, *key)
-                    .into_iter()
-                    .flat_map(|home| maps.flows4.get(home).entries)
-                    .all(|entry| !Word(entry.value).is_vacant(now()));
+                let word = |(home, way)| {
+                    let value = K::table(&maps).bucket(home).value(way);
+                    Word(value.load(Ordering::SeqCst))
+                };
+                let taken = places(&maps, *key).all(|place| !word(place).is_vacant(now()));
                 assert!(taken, "{key:?}");
                 unrecorded += 1;
                 continue;
@@ -372,29 +405,34 @@ fn every_entry_is_found_again_in_a_larger_and_a_smaller_table_while_packets_come
 
 #[test]
 fn a_table_that_would_be_too_small_is_refused_before_anything_changes() {
-    run(|sandbox| {
+    refuse_too_small::<v4::Key>("`flows` in [limits]");
+    refuse_too_small::<v6::Key>("`flows6` in [limits]");
+}
+
+fn refuse_too_small<K: Client>(limit: &'static str) {
+    run(move |sandbox| {
         sandbox.veth("va", "vb");
-        let mut kernel = Kernel::open(&sized(sandbox, &["va"], 3_000)).unwrap();
+        let mut kernel = Kernel::open(&sized::<K>(sandbox, &["va"], 3_000)).unwrap();
         kernel.attach().unwrap();
         serve(&kernel.maps(), "va");
-        pin_talkers(&kernel.maps(), 50);
-        Crowd::settle(&kernel.maps(), 1_500);
-        let in_use = entries(&kernel.maps());
+        pin_talkers::<K>(&kernel.maps(), 50);
+        Crowd::<K>::settle(&kernel.maps(), 1_500);
+        let in_use = entries::<K>(&kernel.maps());
         drop(kernel);
 
         let mut steps = vec![];
-        let options = sized(sandbox, &["va"], 1_000);
+        let options = sized::<K>(sandbox, &["va"], 1_000);
         let kernel = Kernel::open_observed(&options, &mut |step| steps.push(step)).unwrap();
         let error = kernel.not_resized().unwrap();
         assert!(matches!(error, Error::TooSmall { .. }), "{error}");
-        assert!(error.to_string().contains("`flows` in [limits]"), "{error}");
+        assert!(error.to_string().contains(limit), "{error}");
         assert_eq!(steps, []);
         let maps = kernel.maps();
-        assert_eq!(maps.capacity.flow_buckets, buckets_for(3_000));
-        assert_eq!(entries(&maps), in_use);
+        assert_eq!(buckets::<K>(&maps), buckets_for(3_000));
+        assert_eq!(entries::<K>(&maps), in_use);
         assert_eq!(names(&sandbox.pins()), ["link-va", "maps"]);
         let mut wire = Wire::new("vb", maps.clone());
-        assert_talking(&mut wire, &maps, 50);
+        assert_talking::<K>(&mut wire, &maps, 50);
     });
 }
 
@@ -402,14 +440,14 @@ fn a_table_that_would_be_too_small_is_refused_before_anything_changes() {
 fn a_machine_too_busy_for_the_hold_keeps_the_table_it_has() {
     run(|sandbox| {
         sandbox.veth("va", "vb");
-        let mut kernel = Kernel::open(&sized(sandbox, &["va"], 3_000)).unwrap();
+        let mut kernel = Kernel::open(&sized::<v4::Key>(sandbox, &["va"], 3_000)).unwrap();
         kernel.attach().unwrap();
         serve(&kernel.maps(), "va");
-        pin_talkers(&kernel.maps(), 50);
+        pin_talkers::<v4::Key>(&kernel.maps(), 50);
         drop(kernel);
 
         let (mut holds, mut hold) = (0, Duration::from_secs(1));
-        let options = sized(sandbox, &["va"], 6_000);
+        let options = sized::<v4::Key>(sandbox, &["va"], 6_000);
         let kernel = Kernel::open_observed(&options, &mut |step| {
             if step == Step::Held {
                 // As if this process had been stopped for most of the hold.
@@ -422,30 +460,35 @@ fn a_machine_too_busy_for_the_hold_keeps_the_table_it_has() {
         assert!(matches!(kernel.not_resized(), Some(Error::TooBusy)));
         assert_eq!(holds, 3);
         let maps = kernel.maps();
-        assert_eq!(maps.capacity.flow_buckets, buckets_for(3_000));
-        assert_eq!(maps.hold4.get(0).until_ns, 0);
+        assert_eq!(buckets::<v4::Key>(&maps), buckets_for(3_000));
+        assert_eq!(maps.hold.get(0).until_ns, 0);
         assert_eq!(names(&sandbox.pins()), ["link-va", "maps"]);
-        assert_talking(&mut Wire::new("vb", maps.clone()), &maps, 50);
+        assert_talking::<v4::Key>(&mut Wire::new("vb", maps.clone()), &maps, 50);
     });
 }
 
 /// The hold ends while one link still runs the old program, which records flows in the old table from then on.
 #[test]
 fn flows_that_the_old_program_records_after_the_hold_are_copied_too() {
+    rescue_what_came_late::<v4::Key>();
+    rescue_what_came_late::<v6::Key>();
+}
+
+fn rescue_what_came_late<K: Client>() {
     run(|sandbox| {
         sandbox.veth("va", "vb");
         sandbox.veth("wa", "wb");
         let interfaces = ["va", "wa"];
-        let mut kernel = Kernel::open(&sized(sandbox, &interfaces, 3_000)).unwrap();
+        let mut kernel = Kernel::open(&sized::<K>(sandbox, &interfaces, 3_000)).unwrap();
         kernel.attach().unwrap();
         let first = kernel.maps();
         serve(&first, "va");
-        pin_talkers(&first, 50);
+        pin_talkers::<K>(&first, 50);
         drop(kernel);
 
-        let newcomer = |end: u8| Key::new(0x0c00_0000 + u32::from(end), 50_000, SERVICE);
+        let newcomer = |end: u8| K::client(0x0c00_0000 + u32::from(end), 50_000);
         let mut switched = 0;
-        let options = sized(sandbox, &interfaces, 6_000);
+        let options = sized::<K>(sandbox, &interfaces, 6_000);
         let observed = first.clone();
         let kernel = Kernel::open_observed(&options, &mut |step| {
             if step != Step::SwitchedOne || switched > 0 {
@@ -473,7 +516,7 @@ fn flows_that_the_old_program_records_after_the_hold_are_copied_too() {
             assert_eq!(found.len(), 1, "{found:?}");
             assert!(found[0].0.is(State::Young) && !found[0].0.has(Word::FOREIGN));
         }
-        assert_talking(&mut Wire::new("wb", maps.clone()), &maps, 50);
+        assert_talking::<K>(&mut Wire::new("wb", maps.clone()), &maps, 50);
     });
 }
 
@@ -499,7 +542,7 @@ fn a_resize_killed_at_any_step_loses_no_entry() {
             umount("/sys/fs/bpf").unwrap();
             let (at, flows) = orders.to_str().unwrap().split_once(' ').unwrap();
             let at = STEPS[at.parse::<usize>().unwrap()];
-            let options = sized(sandbox, &interfaces, flows.parse().unwrap());
+            let options = sized::<v4::Key>(sandbox, &interfaces, flows.parse().unwrap());
             let end = Kernel::open_observed(&options, &mut |step| {
                 if step == at {
                     kill(getpid(), Signal::SIGKILL).unwrap();
@@ -510,14 +553,16 @@ fn a_resize_killed_at_any_step_loses_no_entry() {
         sandbox.veth("va", "vb");
         sandbox.veth("wa", "wb");
         let (mut small, mut large) = (8_000, 20_000);
-        let mut kernel = Kernel::open(&sized(sandbox, &interfaces, small)).unwrap();
+        let mut kernel = Kernel::open(&sized::<v4::Key>(sandbox, &interfaces, small)).unwrap();
         kernel.attach().unwrap();
         let first = kernel.maps();
         serve(&first, "va");
-        pin_talkers(&first, TALKERS);
-        let crowd = Crowd::settle(&first, 4_000);
+        pin_talkers::<v4::Key>(&first, TALKERS);
+        pin_talkers::<v6::Key>(&first, TALKERS);
+        let crowd = Crowd::<v4::Key>::settle(&first, 4_000);
+        let crowd6 = Crowd::<v6::Key>::settle(&first, 1_000);
         for (at, step) in STEPS.into_iter().enumerate() {
-            let before = kernel.maps().capacity.flow_buckets;
+            let before = buckets::<v4::Key>(&kernel.maps());
             assert_eq!(before, buckets_for(small));
             drop(kernel);
             let mut victim = Command::new("/proc/self/exe")
@@ -534,22 +579,27 @@ fn a_resize_killed_at_any_step_loses_no_entry() {
             );
             // Nobody is there: the data path goes on by itself, on both interfaces.
             for interface in ["vb", "wb"] {
-                assert_talking(&mut Wire::new(interface, first.clone()), &first, TALKERS);
+                let mut wire = Wire::new(interface, first.clone());
+                assert_talking::<v4::Key>(&mut wire, &first, TALKERS);
+                assert_talking::<v6::Key>(&mut wire, &first, TALKERS);
             }
             // The next daemon wants the new size, or that of before.
             let wanted = if at % 2 == 0 { large } else { small };
-            kernel = Kernel::open(&sized(sandbox, &interfaces, wanted)).unwrap();
+            kernel = Kernel::open(&sized::<v4::Key>(sandbox, &interfaces, wanted)).unwrap();
             if let Some(error) = kernel.not_resized() {
                 panic!("{step:?}: {error}");
             }
             kernel.attach().unwrap();
             let maps = kernel.maps();
-            assert_eq!(maps.capacity.flow_buckets, buckets_for(wanted), "{step:?}");
+            assert_eq!(buckets::<v4::Key>(&maps), buckets_for(wanted), "{step:?}");
             assert_eq!(names(&sandbox.pins()), ["link-va", "link-wa", "maps"]);
             assert_eq!(names(&sandbox.pins().join("maps")).len(), maps::ALL.len());
             crowd.assert_kept(&maps, 0);
+            crowd6.assert_kept(&maps, 0);
             for interface in ["vb", "wb"] {
-                assert_talking(&mut Wire::new(interface, maps.clone()), &maps, TALKERS);
+                let mut wire = Wire::new(interface, maps.clone());
+                assert_talking::<v4::Key>(&mut wire, &maps, TALKERS);
+                assert_talking::<v6::Key>(&mut wire, &maps, TALKERS);
             }
             if wanted == large {
                 std::mem::swap(&mut small, &mut large);

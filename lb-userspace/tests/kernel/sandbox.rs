@@ -70,7 +70,7 @@ impl Sandbox {
         Options {
             interfaces: interfaces.iter().map(|&name| name.to_owned()).collect(),
             bpffs: self.pins(),
-            capacity: Capacity::for_flows(1_000, 8, 16, 1_024, possible_cpus().unwrap()),
+            capacity: Capacity::for_flows(1_000, 500, 8, 16, 1_024, possible_cpus().unwrap()),
             fleet_seed: None,
         }
     }

@@ -1,7 +1,8 @@
-//! Packets on a real wire: a service whose flows are told by their backends' counters.
+//! Packets on a real wire: two services, one at an IPv4 and one at an IPv6 VIP, whose flows are told by their backends' counters.
 
 use std::{
     mem,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::{AsRawFd, FromRawFd, OwnedFd},
     sync::Arc,
     thread::yield_now,
@@ -9,31 +10,82 @@ use std::{
 };
 
 use lb_common::{
-    backend::{Backend, BackendState, Mode, NextHop, Serving},
+    backend::{Backend, BackendState, Forwarding, NextHop, Serving},
     clock::Tick,
-    flow::v4::Key,
+    flow::{v4, v6},
     hash::Seed,
-    maglev::{Slot, TableRef, client_word, slot_index},
+    maglev::{Slot, TableRef, slot_index},
+    net::{Address, IpVersion},
     service::Service,
     verdict::Reason,
     vip::{VipEntry, homes},
 };
-use lb_userspace::dataplane::{kernel::device, maps::Maps};
+use lb_userspace::dataplane::{kernel::device, maps::Maps, table::TableKey};
 
-/// The service's id.
-pub(crate) const SERVICE: u16 = 1;
-/// Backends that the table names: 1 to this.
+/// Backends that the services' table names: 1 to this.
 pub(crate) const PICKED: u32 = 4;
 /// Backends that it does not, which only entries name: from there to this.
 pub(crate) const BACKENDS: u32 = 8;
 /// Sequence number of every first segment.
 pub(crate) const ISN: u32 = 0x1234_5678;
 
-const VIP: u32 = 0xc000_0201;
+const VIP4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+const VIP6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
 const PORT: u16 = 443;
 const SEED: Seed = Seed::new([11, 0x9e37_79b9_7f4a_7c15, 0xd6e8_feb8_6659_fd93]);
 
-/// Has the maps say that there is a service whose backends are reached by `interface`.
+/// A key of flows to the service of its version of IP.
+pub(crate) trait Client: TableKey {
+    /// The service's id.
+    const SERVICE: u16;
+
+    /// The flow of a client, by a number, and a port.
+    fn client(number: u32, port: u16) -> Self;
+
+    /// A segment without data that the client sends; checksums are not looked at on the way.
+    fn frame(self, seq: u32, flags: u8) -> Vec<u8>;
+}
+
+impl Client for v4::Key {
+    const SERVICE: u16 = 1;
+
+    fn client(number: u32, port: u16) -> Self {
+        Self::new(number, port, Self::SERVICE)
+    }
+
+    fn frame(self, seq: u32, flags: u8) -> Vec<u8> {
+        let mut ip = vec![0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0];
+        ip.extend(self.address().to_be_bytes());
+        ip.extend(octets(VIP4));
+        frame(0x0800, &ip, self.port(), seq, flags)
+    }
+}
+
+impl Client for v6::Key {
+    const SERVICE: u16 = 2;
+
+    fn client(number: u32, port: u16) -> Self {
+        let [a, b, c, d] = number.to_be_bytes();
+        let address = Address([0x20, 1, 0xd, 0xb8, 0, 9, 0, 0, 0, 0, 0, 0, a, b, c, d]);
+        Self::new(address.words(), port, Self::SERVICE)
+    }
+
+    fn frame(self, seq: u32, flags: u8) -> Vec<u8> {
+        let mut ip = vec![0x60, 0, 0, 0, 0, 20, 6, 64];
+        ip.extend(self.address().0);
+        ip.extend(octets(VIP6));
+        frame(0x86dd, &ip, self.port(), seq, flags)
+    }
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+/// Has the maps say that there are services whose backends are reached by `interface`.
 pub(crate) fn serve(maps: &Maps, interface: &str) {
     let ifindex = device::index(interface).unwrap();
     for id in 1..=BACKENDS {
@@ -47,11 +99,11 @@ pub(crate) fn serve(maps: &Maps, interface: &str) {
         maps.backends.set(
             id,
             &Backend {
-                state: BackendState::new(0, Serving::New, Mode::L2, 0, true).0,
+                state: BackendState::new(0, Serving::New, Forwarding::L2, 0, true).0,
                 identity: u64::from(id) | 1 << 63,
-                address: 0x0a00_0000 + id,
+                address: IpAddr::from([10, 0, 0, id as u8]).into(),
                 port: 8_080,
-                service: SERVICE,
+                service: <v4::Key as Client>::SERVICE,
                 hops: [hop.bare(); 2],
                 ..Backend::default()
             },
@@ -60,24 +112,31 @@ pub(crate) fn serve(maps: &Maps, interface: &str) {
     for slot in 0..PICKED {
         maps.tables.set(slot, &Slot::new(1 + slot, 0, Tick(0)));
     }
-    let service = Service {
-        table: TableRef::new(0, PICKED, 1).0,
-        seed: SEED,
-        identity: 1,
-        vip: VIP,
-        port: PORT,
-        reserved: 0,
-        reserved_end: [0; 2],
-    };
-    maps.services.set(u32::from(SERVICE), &service);
-    let [home, _] = homes(VipEntry::key(VIP, PORT), maps.capacity.vip_buckets());
-    maps.set_vip(home, 0, VipEntry::new(VIP, PORT, SERVICE));
+    for (id, vip) in [
+        (<v4::Key as Client>::SERVICE, VIP4),
+        (<v6::Key as Client>::SERVICE, VIP6),
+    ] {
+        let service = Service {
+            table: TableRef::new(0, PICKED, 1).0,
+            seed: SEED,
+            identity: 1,
+            vip: vip.into(),
+            port: PORT,
+            reserved: [0; 3],
+        };
+        maps.services.set(u32::from(id), &service);
+        let key = match vip {
+            IpAddr::V4(vip) => VipEntry::key(vip.to_bits(), PORT),
+            IpAddr::V6(_) => VipEntry::key6(service.vip.words(), PORT),
+        };
+        let [home, _] = homes(key, maps.capacity.vip_buckets());
+        maps.set_vip(IpVersion::of(vip), home, 0, VipEntry::of(key, id));
+    }
 }
 
 /// The backend that the table gives for a flow.
-pub(crate) fn pick(key: Key) -> u32 {
-    let word = client_word(key.address(), key.port());
-    1 + slot_index(word, &SEED, 0, PICKED)
+pub(crate) fn pick(key: impl Client) -> u32 {
+    1 + slot_index(key.client_word(&SEED), &SEED, 0, PICKED)
 }
 
 /// One end of a pair of interfaces, of which the other runs the program.
@@ -114,9 +173,9 @@ impl Wire {
     }
 
     /// Sends segments of flows: key, sequence number, flags. Returns when the program has counted them all.
-    pub(crate) fn send(&mut self, segments: &[(Key, u32, u8)]) {
+    pub(crate) fn send(&mut self, segments: &[(impl Client, u32, u8)]) {
         for &(key, seq, flags) in segments {
-            let frame = frame(key, seq, flags);
+            let frame = key.frame(seq, flags);
             // SAFETY: the frame is of the length given.
             let sent = unsafe {
                 libc::send(
@@ -148,7 +207,7 @@ fn counted(maps: &Maps) -> u64 {
     let layout = maps.capacity.counters();
     Reason::ALL
         .iter()
-        .filter(|reason| !matches!(reason, Reason::NotIpv4 | Reason::NotService))
+        .filter(|reason| !matches!(reason, Reason::NotIp | Reason::NotService))
         .map(|reason| maps.counter(layout.reason(*reason)).packets)
         .sum()
 }
@@ -165,20 +224,14 @@ pub(crate) fn count_to(maps: &Maps, backend: u32) -> u64 {
         .packets
 }
 
-/// A segment without data of a flow's client; checksums are not looked at on the way.
-fn frame(key: Key, seq: u32, flags: u8) -> [u8; 60] {
-    let mut frame = [0; 60];
-    frame[..12].copy_from_slice(&[2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2]);
-    frame[12..14].copy_from_slice(&0x0800u16.to_be_bytes());
-    frame[14..34].copy_from_slice(&[
-        0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0,
-    ]);
-    frame[26..30].copy_from_slice(&key.address().to_be_bytes());
-    frame[30..34].copy_from_slice(&VIP.to_be_bytes());
-    frame[34..36].copy_from_slice(&key.port().to_be_bytes());
-    frame[36..38].copy_from_slice(&PORT.to_be_bytes());
-    frame[38..42].copy_from_slice(&seq.to_be_bytes());
-    frame[46] = 0x50;
-    frame[47] = flags;
+fn frame(ethertype: u16, ip: &[u8], port: u16, seq: u32, flags: u8) -> Vec<u8> {
+    let mut frame = vec![2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
+    frame.extend(ethertype.to_be_bytes());
+    frame.extend(ip);
+    frame.extend(port.to_be_bytes());
+    frame.extend(PORT.to_be_bytes());
+    frame.extend(seq.to_be_bytes());
+    frame.extend([0, 0, 0, 0, 0x50, flags, 0, 0, 0, 0, 0, 0]);
+    frame.resize(frame.len().max(60), 0);
     frame
 }

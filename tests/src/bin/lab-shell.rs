@@ -1,12 +1,15 @@
 //! Builds the lab and drops you into a shell (or runs a command) on one of its hosts; the lab goes when that ends.
 
+use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
+use lab::address::Family;
+use lab::peer::backend::PORT;
 use lab::stage::Stage;
-use lab::topology::{Lab, Place, Topology, VIP};
+use lab::topology::{Lab, Place, Topology};
 
 /// A shell inside Tether's lab.
 #[derive(Parser)]
@@ -14,6 +17,9 @@ struct Arguments {
     /// How the service forwards, and so where its backends live.
     #[arg(long, value_parser = ["ipip", "l2"], default_value = "ipip")]
     mode: String,
+    /// The versions of IP of clients and backends.
+    #[arg(long, value_enum, default_value_t)]
+    family: Family,
     /// The host to be on: client, router, balancer, b1, b2, ...
     #[arg(long = "in", default_value = "client")]
     host: String,
@@ -37,6 +43,7 @@ fn main() -> Result<ExitCode> {
     };
     let topology = Topology {
         backends: arguments.backends,
+        family: arguments.family,
         ..Topology::new(place)
     };
     if arguments.bare {
@@ -44,7 +51,8 @@ fn main() -> Result<ExitCode> {
     }
     let stage = Stage::set(topology, 1, |_| {})?;
     println!(
-        "tether forwards {VIP}:80 with this configuration:\n\n{}",
+        "tether forwards {} with this configuration:\n\n{}",
+        SocketAddr::new(topology.vip(), PORT),
         stage.config.text()
     );
     let outcome = visit(&stage.lab, &arguments);

@@ -1,23 +1,24 @@
 //! What must come of a packet, built from scratch: as a backend receives it, or as a client is answered.
 
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr};
 
 use lb_common::{
-    backend::{BackendState, Mode, NextHop, Serving},
-    net::VlanTag,
+    backend::{BackendState, Forwarding, NextHop, Serving},
+    net::{IpVersion, VlanTag},
     tcp,
 };
 
 use super::{
     frame::{Packet, checksum},
     kernel::{ELSEWHERE, INGRESS, NOWHERE},
+    version::{in_ipv6, version},
 };
 
 /// A backend as a test says it.
 #[derive(Clone, Copy, Debug)]
 pub struct BackendSpec {
     pub(super) id: u32,
-    mode: u64,
+    forwarding: u64,
     pub(super) generation: u8,
     serving: Serving,
     resolved: bool,
@@ -27,39 +28,58 @@ pub struct BackendSpec {
 impl BackendSpec {
     /// A backend in mode `l2` that takes new flows, on the interface that packets come in by.
     pub fn l2(id: u32) -> Self {
-        Self::new(id, Mode::L2)
+        Self::new(id, Forwarding::L2)
     }
 
-    /// The same in mode `ipip`.
+    /// The same in mode `ipip`, its address being of the version in force.
     pub fn ipip(id: u32) -> Self {
-        Self::new(id, Mode::Ipip)
+        Self::new(
+            id,
+            match version() {
+                IpVersion::V4 => Forwarding::InIpv4,
+                IpVersion::V6 => Forwarding::InIpv6,
+            },
+        )
     }
 
-    fn new(id: u32, mode: Mode) -> Self {
+    /// The same in mode `ipip`, its address being one of IPv6.
+    pub fn ipip_in_ipv6(id: u32) -> Self {
+        Self::new(id, Forwarding::InIpv6)
+    }
+
+    fn new(id: u32, forwarding: Forwarding) -> Self {
         let hop = NextHop {
             destination: [0x02, 0, 0, 0, 0x0b, id as u8],
             source: [0x02, 0, 0, 0, 0x0a, id as u8],
             ifindex: INGRESS,
-            outer_source: [10, 255, 0, 1],
             mtu: 1_500,
             ..NextHop::default()
         };
         Self {
             id,
-            mode: mode as u64,
+            forwarding: forwarding as u64,
             generation: 0,
             serving: Serving::New,
             resolved: true,
-            hop: match mode {
-                Mode::Ipip => hop.encapsulating(Self::address_of(id)),
-                Mode::L2 => hop.bare(),
+            hop: match forwarding {
+                Forwarding::InIpv4 => hop
+                    .from_source(OUTER_SOURCE.into())
+                    .encapsulating(address_of(id).into()),
+                Forwarding::InIpv6 => hop
+                    .from_source(in_ipv6(OUTER_SOURCE).into())
+                    .encapsulating(in_ipv6(address_of(id)).into()),
+                Forwarding::L2 => hop.bare(),
             },
         }
     }
 
-    /// Address of backend `id`, host byte order.
-    pub fn address_of(id: u32) -> u32 {
-        u32::from(Ipv4Addr::new(10, 0, 0, id as u8))
+    /// Its address.
+    pub(super) fn address(&self) -> IpAddr {
+        if self.forwarding == Forwarding::InIpv6 as u64 {
+            in_ipv6(address_of(self.id)).into()
+        } else {
+            address_of(self.id).into()
+        }
     }
 
     /// The same with another serving.
@@ -110,18 +130,23 @@ impl BackendSpec {
         self
     }
 
-    /// The same in a mode by its number, which may be none that there is.
-    pub fn mode_code(mut self, code: u8) -> Self {
-        self.mode = u64::from(code);
+    /// The same forwarded to in a way by its number, which may be none that there is.
+    pub fn forwarding_code(mut self, code: u8) -> Self {
+        self.forwarding = u64::from(code);
         self
     }
 
     pub(super) fn state(&self, hop: u8) -> BackendState {
-        const MODE_SHIFT: u32 = 9;
-        let with_mode_l2 =
-            BackendState::new(self.generation, self.serving, Mode::L2, hop, self.resolved)
-                .tagged(self.hop.tag_count());
-        BackendState((with_mode_l2.0 & !(7 << MODE_SHIFT)) | (self.mode << MODE_SHIFT))
+        const SHIFT: u32 = 9;
+        let l2 = BackendState::new(
+            self.generation,
+            self.serving,
+            Forwarding::L2,
+            hop,
+            self.resolved,
+        )
+        .tagged(self.hop.tag_count());
+        BackendState((l2.0 & !(7 << SHIFT)) | (self.forwarding << SHIFT))
     }
 
     /// A frame as it arrives at this backend in mode `l2`.
@@ -132,16 +157,41 @@ impl BackendSpec {
     /// A frame as it arrives at this backend in mode `ipip`.
     pub fn ipip_output(&self, input: &Packet) -> Vec<u8> {
         let sent = self.addressed(input);
-        let bytes = sent.bytes();
-        let inner = &bytes[sent.network()..];
-        let mut outer = vec![0x45, sent.tos, 0, 0, 0, 0, 0x40, 0, 64, 4, 0, 0];
-        let length = sent.counted() as u16 - sent.network() as u16 + 20;
-        outer[2..4].copy_from_slice(&length.to_be_bytes());
-        outer.extend(self.hop.outer_source);
-        outer.extend(Self::address_of(self.id).to_be_bytes());
+        let mut head = sent.bytes();
+        let inner = head.split_off(sent.network());
+        let length = sent.counted() as u16 - sent.network() as u16;
+        let (ethertype, outer) = if self.forwarding == Forwarding::InIpv6 as u64 {
+            (0x86dd_u16, self.outer_ipv6(&sent, length))
+        } else {
+            (0x0800, self.outer_ipv4(&sent, length))
+        };
+        let at = head.len() - 2;
+        head[at..].copy_from_slice(&ethertype.to_be_bytes());
+        [head, outer, inner].concat()
+    }
+
+    fn outer_ipv4(&self, inner: &Packet, length: u16) -> Vec<u8> {
+        let mut outer = vec![0x45, inner.tos, 0, 0, 0, 0, 0x40, 0, 64, 4, 0, 0];
+        outer[2..4].copy_from_slice(&(length + 20).to_be_bytes());
+        outer.extend(OUTER_SOURCE.octets());
+        outer.extend(address_of(self.id).octets());
         let sum = checksum(&outer);
         outer[10..12].copy_from_slice(&sum.to_be_bytes());
-        [&bytes[..sent.network()], &outer, inner].concat()
+        outer
+    }
+
+    fn outer_ipv6(&self, inner: &Packet, length: u16) -> Vec<u8> {
+        let next_header = match inner.version {
+            IpVersion::V4 => 4,
+            IpVersion::V6 => 41,
+        };
+        let first = 6 << 28 | u32::from(inner.tos) << 20 | flow_label(inner);
+        let mut outer = first.to_be_bytes().to_vec();
+        outer.extend(length.to_be_bytes());
+        outer.extend([next_header, 64]);
+        outer.extend(in_ipv6(OUTER_SOURCE).octets());
+        outer.extend(in_ipv6(address_of(self.id)).octets());
+        outer
     }
 
     fn addressed(&self, input: &Packet) -> Packet {
@@ -161,6 +211,27 @@ impl BackendSpec {
         }
         sent
     }
+}
+
+/// Source of outer headers.
+const OUTER_SOURCE: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 1);
+
+/// IPv4 address of a backend; in IPv6 it has [`in_ipv6`] of this.
+fn address_of(id: u32) -> Ipv4Addr {
+    Ipv4Addr::new(10, 0, 0, id as u8)
+}
+
+/// The flow label of an outer header: a hash of the client's endpoint, so that one flow always has one, and few flows have the same.
+fn flow_label(inner: &Packet) -> u32 {
+    let port = u32::from(inner.as_tcp().source_port) << 16;
+    let client = match inner.version {
+        IpVersion::V4 => u32::from_le_bytes(inner.source.octets()),
+        IpVersion::V6 => in_ipv6(inner.source).octets()[4..]
+            .chunks(4)
+            .map(|word| u32::from_le_bytes(word.try_into().expect("four bytes")))
+            .fold(0, std::ops::BitXor::bitxor),
+    };
+    (client ^ port).wrapping_mul(0x9e37_79b1) >> 12
 }
 
 /// The RST that answers a segment: the client's own acknowledgement as its sequence number, and no ACK; or, to a segment without
@@ -184,6 +255,7 @@ pub fn reset_output(input: &Packet) -> Vec<u8> {
     .ack(ack)
     .with_tcp(|tcp| tcp.window = 0);
     answer.id = 0;
+    answer.label = 0;
     answer.tags.clone_from(&input.tags);
     answer.bytes()
 }

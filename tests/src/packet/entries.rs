@@ -1,70 +1,148 @@
 //! The flow table as a test writes and reads it.
 
-use std::sync::atomic::Ordering;
+use std::{
+    net::IpAddr,
+    sync::atomic::{AtomicU64, Ordering},
+};
 
 use lb_common::{
     clock::Tick,
     flow::{
+        FlowKey,
+        bucket::{Facts, WAYS},
         table::Place,
-        v4::{Key, WAYS},
+        v4, v6,
         word::{BackendRef, State, Word},
     },
+    hash::Seed,
+    net::{Address, IpVersion},
 };
+
+use lb_userspace::dataplane::array::Array;
 
 use super::{
     kernel::FLOW_SEED,
+    version::{on_wire, version},
     world::{Client, SERVICE, World},
 };
 
 /// The widest age that an embryo's tick can tell, in ticks.
 const OLDEST_EMBRYO: u32 = 63;
 
+/// The key of a flow, of either version of IP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Key {
+    /// Of an IPv4 flow.
+    V4(v4::Key),
+    /// Of an IPv6 flow.
+    V6(v6::Key),
+}
+
+impl FlowKey for Key {
+    fn service(&self) -> u16 {
+        match self {
+            Self::V4(key) => key.service(),
+            Self::V6(key) => key.service(),
+        }
+    }
+
+    fn homes(&self, seed: &Seed, buckets: u32) -> [u32; 2] {
+        match self {
+            Self::V4(key) => key.homes(seed, buckets),
+            Self::V6(key) => key.homes(seed, buckets),
+        }
+    }
+
+    fn client_word(&self, seed: &Seed) -> u64 {
+        match self {
+            Self::V4(key) => key.client_word(seed),
+            Self::V6(key) => key.client_word(seed),
+        }
+    }
+}
+
 impl Client {
     /// The key of its flow at [`SERVICE`].
     pub fn key(&self) -> Key {
-        Key::new(self.0.into(), self.1, SERVICE)
+        match on_wire(self.0) {
+            IpAddr::V4(address) => Key::V4(v4::Key::new(address.into(), self.1, SERVICE)),
+            address => {
+                let address = Address::from(address).words();
+                Key::V6(v6::Key::new(address, self.1, SERVICE))
+            }
+        }
     }
 }
 
 impl World {
+    /// Buckets of the flow table of the version in force.
+    pub fn buckets(&self) -> u32 {
+        match version() {
+            IpVersion::V4 => self.maps.capacity.flow4_buckets,
+            IpVersion::V6 => self.maps.capacity.flow6_buckets,
+        }
+    }
+
     /// The two buckets of a key.
     pub fn homes(&self, key: Key) -> [u32; 2] {
-        key.homes(&FLOW_SEED, self.maps.capacity.flow_buckets)
+        key.homes(&FLOW_SEED, self.buckets())
     }
 
     /// Every place of the table.
     pub fn places(&self) -> impl Iterator<Item = Place> + use<> {
-        (0..self.maps.capacity.flow_buckets)
-            .flat_map(|index| (0..WAYS).map(move |way| Place { index, way }))
+        (0..self.buckets()).flat_map(|index| (0..WAYS).map(move |way| Place { index, way }))
+    }
+
+    /// The words of an entry, the value last.
+    fn words(&self, place: Place) -> &[AtomicU64] {
+        let (words, len) = match version() {
+            IpVersion::V4 => (self.maps.flows4.words(place.index), 2),
+            IpVersion::V6 => (self.maps.flows6.words(place.index), 4),
+        };
+        &words[len * place.way as usize..][..len]
     }
 
     /// Key and value at a place.
     pub fn at(&self, place: Place) -> (Key, Word) {
-        let word = 2 * place.way as usize;
-        let load = |word| {
-            self.maps
-                .flows4
-                .word(place.index, word)
-                .load(Ordering::Acquire)
-        };
-        (Key(load(word)), Word(load(word + 1)))
+        let load = |word: &AtomicU64| word.load(Ordering::Acquire);
+        match self.words(place) {
+            [key, value] => (Key::V4(v4::Key(load(key))), Word(load(value))),
+            [first, second, rest, value] => {
+                let key = v6::Key {
+                    address: [load(first), load(second)],
+                    rest: load(rest),
+                };
+                (Key::V6(key), Word(load(value)))
+            }
+            words => panic!("an entry of {} words", words.len()),
+        }
     }
 
     /// Writes key and value at a place.
     pub fn put(&self, place: Place, key: Key, value: Word) {
-        let word = 2 * place.way as usize;
-        let flows = &self.maps.flows4;
-        flows.word(place.index, word).store(key.0, Ordering::SeqCst);
+        let key = match key {
+            Key::V4(key) => vec![key.0],
+            Key::V6(key) => vec![key.address[0], key.address[1], key.rest],
+        };
+        for (word, value) in self.words(place).iter().zip(key) {
+            word.store(value, Ordering::SeqCst);
+        }
         self.set_value(place, value);
     }
 
     /// Writes the value at a place.
     pub fn set_value(&self, place: Place, value: Word) {
-        let word = 2 * place.way as usize + 1;
-        self.maps
-            .flows4
-            .word(place.index, word)
-            .store(value.0, Ordering::SeqCst);
+        if let Some(word) = self.words(place).last() {
+            word.store(value.0, Ordering::SeqCst);
+        }
+    }
+
+    /// The facts that go with a bucket.
+    pub fn facts(&self) -> &Array<Facts> {
+        match version() {
+            IpVersion::V4 => &self.maps.facts4,
+            IpVersion::V6 => &self.maps.facts6,
+        }
     }
 
     /// Writes an entry to the first empty place of its key's homes.
@@ -145,20 +223,17 @@ impl World {
     /// Lets time pass for every entry: each is made that many ticks older. Embryos grow no older than their tick can tell.
     pub fn age(&self, ticks: u32) {
         let now = super::world::tick();
-        for index in 0..self.maps.capacity.flow_buckets {
-            for way in 0..WAYS {
-                let place = Place { index, way };
-                let value = self.at(place).1;
-                if value.is_entry() {
-                    self.set_value(place, older(value, ticks, now));
-                }
+        for place in self.places() {
+            let value = self.at(place).1;
+            if value.is_entry() {
+                self.set_value(place, older(value, ticks, now));
             }
         }
     }
 
     /// Facts for people about a place: the tick of its promotion.
     pub fn first_seen(&self, place: Place) -> u32 {
-        self.maps.facts4.get(place.index).first_seen[place.way as usize]
+        self.facts().get(place.index).first_seen[place.way as usize]
     }
 
     /// Clients whose flows have the same two homes as `like`'s, either way round, `like` not among them.

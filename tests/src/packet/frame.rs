@@ -5,27 +5,35 @@
 
 use std::net::Ipv4Addr;
 
-use lb_common::tcp;
+use lb_common::{net::IpVersion, tcp};
+
+use super::version::{in_ipv6, version};
 
 /// EtherType of IPv4.
 const IPV4: u16 = 0x0800;
+/// EtherType of IPv6.
+const IPV6: u16 = 0x86dd;
 
-/// An IPv4 packet in an Ethernet frame.
+/// An IP packet in an Ethernet frame.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Packet {
+    /// Version of IP: the one in force when it was made.
+    pub version: IpVersion,
     /// Destination MAC address.
     pub destination_mac: [u8; 6],
     /// Source MAC address.
     pub source_mac: [u8; 6],
     /// VLAN tags, the outermost first: EtherType of the tag, and its control information.
     pub tags: Vec<(u16, u16)>,
-    /// Type of service: DSCP and ECN.
+    /// Type of service, or traffic class: DSCP and ECN.
     pub tos: u8,
-    /// Identification.
+    /// IPv4: identification.
     pub id: u16,
-    /// Flags and fragment offset.
+    /// IPv4: flags and fragment offset.
     pub fragment: u16,
-    /// Time to live.
+    /// IPv6: flow label, 20 bits.
+    pub label: u32,
+    /// Time to live, or hop limit.
     pub ttl: u8,
     /// Source address.
     pub source: Ipv4Addr,
@@ -33,15 +41,53 @@ pub struct Packet {
     pub destination: Ipv4Addr,
     /// IPv4 options, a multiple of four bytes.
     pub options: Vec<u8>,
-    /// What the IPv4 header carries.
+    /// IPv6 extension headers, the first of them first.
+    pub extensions: Vec<Extension>,
+    /// What the IP header carries.
     pub transport: Transport,
-    /// What the header says is its length, if that is a lie.
+    /// What the header says is the packet's length, its own included, if that is a lie.
     pub total_length: Option<u16>,
-    /// Bytes behind the IPv4 packet that do not belong to it.
+    /// Bytes behind the IP packet that do not belong to it.
     pub padding: usize,
 }
 
-/// What an IPv4 packet carries.
+/// An IPv6 extension header.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extension {
+    /// Its number: what the header before it announces.
+    pub kind: u8,
+    /// Its bytes, but for the first, which announces what follows.
+    pub bytes: Vec<u8>,
+}
+
+impl Extension {
+    /// A header with nothing but padding (RFC 8200, section 4.2): hop-by-hop options (0) or destination options (60), of a multiple of
+    /// eight bytes.
+    pub fn options(kind: u8, len: usize) -> Self {
+        let mut bytes = vec![(len / 8 - 1) as u8, 1, (len - 4).min(255) as u8];
+        bytes.resize(len - 1, 0);
+        Self { kind, bytes }
+    }
+
+    /// A routing header without addresses, with so many segments left.
+    pub fn routing(segments_left: u8) -> Self {
+        Self {
+            kind: 43,
+            bytes: vec![0, 4, segments_left, 0, 0, 0, 0],
+        }
+    }
+
+    /// A fragment header: offset and flag as they are in the header.
+    pub fn fragment(offset_and_flag: u16) -> Self {
+        let [high, low] = offset_and_flag.to_be_bytes();
+        Self {
+            kind: 44,
+            bytes: vec![0, high, low, 0xbe, 0xef, 0xca, 0xfe],
+        }
+    }
+}
+
+/// What an IP packet carries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Transport {
     /// TCP.
@@ -96,14 +142,17 @@ impl Packet {
         Self {
             destination_mac: [0x02, 0, 0, 0, 0, 0x01],
             source_mac: [0x02, 0, 0, 0, 0, 0x02],
+            version: version(),
             tags: Vec::new(),
             tos: 0,
             id: 0xbeef,
             fragment: 0x4000,
+            label: 0xa_bcde,
             ttl: 64,
             source: from.0,
             destination: to.0,
             options: Vec::new(),
+            extensions: Vec::new(),
             transport: Transport::Tcp(segment),
             total_length: None,
             padding: 0,
@@ -122,9 +171,13 @@ impl Packet {
         self
     }
 
-    /// The same with other flags and fragment offset.
+    /// The same with other flags and fragment offset, as IPv4 has them; in IPv6 with a fragment header that says the same, if it is one.
     pub fn fragment(mut self, flags_and_offset: u16) -> Self {
         self.fragment = flags_and_offset;
+        let (has_more, offset) = (flags_and_offset & 0x2000 != 0, flags_and_offset & 0x1fff);
+        if self.version == IpVersion::V6 && (has_more || offset != 0) {
+            return self.extended(Extension::fragment(offset << 3 | u16::from(has_more)));
+        }
         self
     }
 
@@ -134,9 +187,18 @@ impl Packet {
         self
     }
 
-    /// The same with IPv4 options.
+    /// The same with IPv4 options; in IPv6 with destination options instead that are at least as long.
     pub fn options(mut self, options: &[u8]) -> Self {
+        if self.version == IpVersion::V6 {
+            return self.extended(Extension::options(60, options.len().next_multiple_of(8)));
+        }
         self.options = options.to_vec();
+        self
+    }
+
+    /// The same with one more IPv6 extension header, behind those it has.
+    pub fn extended(mut self, extension: Extension) -> Self {
+        self.extensions.push(extension);
         self
     }
 
@@ -182,6 +244,16 @@ impl Packet {
         self.with_tcp(|tcp| tcp.payload = payload.to_vec())
     }
 
+    /// The same with just so much data that the IP packet is this long.
+    ///
+    /// # Panics
+    /// If it is longer already.
+    pub fn of_length(self, length: usize) -> Self {
+        let headers = usize::from(self.clone().payload(&[]).length());
+        let payload = length.checked_sub(headers).expect("room for the headers");
+        self.payload(&vec![0; payload])
+    }
+
     /// The same with TCP options.
     pub fn tcp_options(self, options: &[u8]) -> Self {
         self.with_tcp(|tcp| tcp.options = options.to_vec())
@@ -210,31 +282,83 @@ impl Packet {
         }
     }
 
-    /// Offset of the IPv4 header in the frame.
+    /// Offset of the IP header in the frame.
     pub fn network(&self) -> usize {
         14 + 4 * self.tags.len()
     }
 
-    /// Length of the frame without padding: as counters count it, from the length that the IPv4 header gives.
+    /// Length of the frame without padding: as counters count it, from the length that the IP header gives.
     pub fn counted(&self) -> u32 {
         (self.network() + usize::from(self.length())) as u32
     }
 
-    fn length(&self) -> u16 {
+    /// Length of the IP packet, as its header says.
+    pub fn length(&self) -> u16 {
         let transport = match &self.transport {
             Transport::Tcp(tcp) => 20 + tcp.options.len() + tcp.payload.len(),
             Transport::Other { bytes, .. } => bytes.len(),
         };
-        let honest = (20 + self.options.len() + transport) as u16;
-        self.total_length.unwrap_or(honest)
+        self.total_length
+            .unwrap_or((self.headers_len() + transport) as u16)
     }
 
-    /// The IPv4 packet: the frame from the IPv4 header on, without padding.
-    pub fn packet(&self) -> Vec<u8> {
-        let protocol = match &self.transport {
+    /// Length of the IP header, with options or extension headers.
+    pub fn headers_len(&self) -> usize {
+        match self.version {
+            IpVersion::V4 => 20 + self.options.len(),
+            IpVersion::V6 => {
+                let extensions = self.extensions.iter();
+                40 + extensions.map(|one| 1 + one.bytes.len()).sum::<usize>()
+            }
+        }
+    }
+
+    fn protocol(&self) -> u8 {
+        match &self.transport {
             Transport::Tcp(_) => 6,
             Transport::Other { protocol, .. } => *protocol,
+        }
+    }
+
+    /// The IP packet: the frame from the IP header on, without padding.
+    pub fn packet(&self) -> Vec<u8> {
+        let mut bytes = match self.version {
+            IpVersion::V4 => self.ipv4_header(),
+            IpVersion::V6 => self.ipv6_headers(),
         };
+        match &self.transport {
+            Transport::Tcp(tcp) => bytes.extend(self.segment(tcp)),
+            Transport::Other { bytes: other, .. } => bytes.extend(other),
+        }
+        bytes
+    }
+
+    fn ipv6_headers(&self) -> Vec<u8> {
+        let first = 6 << 28 | u32::from(self.tos) << 20 | self.label;
+        let mut bytes = first.to_be_bytes().to_vec();
+        bytes.extend(self.length().wrapping_sub(40).to_be_bytes());
+        let mut kinds = self.extensions.iter().map(|one| one.kind);
+        bytes.extend([kinds.next().unwrap_or(self.protocol()), self.ttl]);
+        bytes.extend(self.addresses());
+        for extension in &self.extensions {
+            bytes.push(kinds.next().unwrap_or(self.protocol()));
+            bytes.extend(&extension.bytes);
+        }
+        bytes
+    }
+
+    /// Both addresses as they are on the wire.
+    fn addresses(&self) -> Vec<u8> {
+        [self.source, self.destination]
+            .into_iter()
+            .flat_map(|address| match self.version {
+                IpVersion::V4 => address.octets().to_vec(),
+                IpVersion::V6 => in_ipv6(address).octets().to_vec(),
+            })
+            .collect()
+    }
+
+    fn ipv4_header(&self) -> Vec<u8> {
         let mut bytes = vec![
             0x45 + (self.options.len() / 4) as u8,
             self.tos,
@@ -245,22 +369,17 @@ impl Packet {
             0,
             0,
             self.ttl,
-            protocol,
+            self.protocol(),
             0,
             0,
         ];
         bytes[2..4].copy_from_slice(&self.length().to_be_bytes());
         bytes[4..6].copy_from_slice(&self.id.to_be_bytes());
         bytes[6..8].copy_from_slice(&self.fragment.to_be_bytes());
-        bytes.extend(self.source.octets());
-        bytes.extend(self.destination.octets());
+        bytes.extend(self.addresses());
         bytes.extend(&self.options);
         let header = checksum(&bytes);
         bytes[10..12].copy_from_slice(&header.to_be_bytes());
-        match &self.transport {
-            Transport::Tcp(tcp) => bytes.extend(self.segment(tcp)),
-            Transport::Other { bytes: other, .. } => bytes.extend(other),
-        }
         bytes
     }
 
@@ -275,9 +394,7 @@ impl Packet {
         bytes.extend([0; 4]);
         bytes.extend(&tcp.options);
         bytes.extend(&tcp.payload);
-        let mut summed = Vec::new();
-        summed.extend(self.source.octets());
-        summed.extend(self.destination.octets());
+        let mut summed = self.addresses();
         summed.extend([0, 6]);
         summed.extend((bytes.len() as u16).to_be_bytes());
         summed.extend(&bytes);
@@ -294,7 +411,11 @@ impl Packet {
             bytes.extend(tpid.to_be_bytes());
             bytes.extend(tci.to_be_bytes());
         }
-        bytes.extend(IPV4.to_be_bytes());
+        let ethertype = match self.version {
+            IpVersion::V4 => IPV4,
+            IpVersion::V6 => IPV6,
+        };
+        bytes.extend(ethertype.to_be_bytes());
         bytes.extend(self.packet());
         // Not zero, or a program that took padding for data would not show.
         bytes.extend(std::iter::repeat_n(0xa5, self.padding));

@@ -78,7 +78,10 @@ impl Tether {
     /// The instance whose flow table has the default size, to be had by one test at a time.
     pub fn full_size() -> MutexGuard<'static, Self> {
         static FULL_SIZE: OnceLock<Result<Mutex<Tether>, String>> = OnceLock::new();
-        Self::lock(&FULL_SIZE, lb_common::flow::v4::buckets_for(default::FLOWS))
+        Self::lock(
+            &FULL_SIZE,
+            lb_common::flow::bucket::buckets_for(default::FLOWS),
+        )
     }
 
     fn lock(
@@ -100,7 +103,8 @@ impl Tether {
     fn load(flow_buckets: u32) -> Result<Self, String> {
         let cpus = aya::util::nr_cpus().expect("reading the number of possible CPUs") as u32;
         let capacity = Capacity {
-            flow_buckets,
+            flow4_buckets: flow_buckets,
+            flow6_buckets: flow_buckets,
             services: 8,
             backends: 64,
             table_slots: 1_024,

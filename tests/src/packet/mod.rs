@@ -11,9 +11,11 @@ pub mod flow;
 pub mod frame;
 pub mod kernel;
 pub mod pcap;
+pub mod version;
 pub mod world;
 
 pub use answer::{BackendSpec, reset_output};
 pub use check::{Expect, Run, answered, dropped, forwarded, passed};
 pub use frame::{Packet, Transport};
+pub use version::{in_version, version};
 pub use world::{CLIENT, Client, SERVICE, VIP, VIP_PORT, World};

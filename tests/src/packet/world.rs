@@ -2,7 +2,7 @@
 
 use std::{
     cell::{Cell, RefCell},
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     sync::{Arc, MutexGuard},
     time::{Duration, Instant},
 };
@@ -11,9 +11,11 @@ use lb_common::{
     backend::{Backend, NextHop},
     clock::{TICK_NS, Tick},
     counters::{Counter, CpuState},
+    flow::FlowKey as _,
     hash::Seed,
-    maglev::{Slot, TableRef, client_word, slot_index},
-    maps::default,
+    maglev::{Slot, TableRef, slot_index},
+    maps::{IPV6_INDEX, PROGRAMS, default},
+    net::{Address, IpVersion},
     service::Service,
     tcp,
     verdict::Reason,
@@ -21,6 +23,7 @@ use lb_common::{
 };
 use lb_userspace::dataplane::{
     array::{Array, Entry},
+    kernel::bpf::remove,
     maps::{self, Maps},
 };
 
@@ -30,6 +33,7 @@ use super::{
     frame::Packet,
     kernel::Tether,
     pcap::Capture,
+    version::{on_wire, version},
 };
 
 /// Address of the service that tests use if nothing else is said.
@@ -134,11 +138,14 @@ impl World {
         let maps = &self.maps;
         clear(&maps.flows4);
         clear(&maps.facts4);
-        clear(&maps.hold4);
+        clear(&maps.flows6);
+        clear(&maps.facts6);
+        clear(&maps.hold);
         clear(&maps.tables);
         clear(&maps.services);
         clear(&maps.backends);
         clear(&maps.vips4);
+        clear(&maps.vips6);
         clear(&maps.counters);
         clear(&maps.cpus);
     }
@@ -148,7 +155,7 @@ impl World {
         let entry = Backend {
             state: spec.state(0).0,
             identity: u64::from(spec.id) << 8 | u64::from(spec.generation) | 1 << 63,
-            address: BackendSpec::address_of(spec.id),
+            address: spec.address().into(),
             port: 8_080,
             service: SERVICE,
             // The hop that is not in force must not be looked at.
@@ -178,13 +185,12 @@ impl World {
             table: 0,
             seed: SLOT_SEED,
             identity: u64::from(id) | 1 << 63,
-            vip: vip.into(),
+            vip: on_wire(vip).into(),
             port,
-            reserved: 0,
-            reserved_end: [0; 2],
+            reserved: [0; 3],
         };
         self.maps.services.set(u32::from(id), &entry);
-        self.direct(VipEntry::new(vip.into(), port, id));
+        self.direct(VipEntry::of(Self::vip_key(vip, port), id));
         if !owners.is_empty() {
             let long_ago = Tick(self.now().0.wrapping_sub(1 << 20));
             let slots: Vec<Slot> = owners
@@ -208,31 +214,45 @@ impl World {
 
     /// The slot of a client in a table of `size` slots.
     pub fn slot_of(client: Client, attempt: u32, size: u32) -> usize {
-        let word = client_word(client.0.into(), client.1);
+        let word = client.key().client_word(&SLOT_SEED);
         slot_index(word, &SLOT_SEED, attempt, size) as usize
     }
 
-    /// Says that an address is a VIP of a service; `flags` as in [`VipEntry`].
-    pub fn vip(&self, address: Ipv4Addr, flags: u16) {
-        self.direct(VipEntry::new(address.into(), 0, flags));
+    /// What the directory of the version in force knows an address and port by.
+    pub fn vip_key(vip: Ipv4Addr, port: u16) -> u64 {
+        match on_wire(vip) {
+            IpAddr::V4(vip) => VipEntry::key(vip.to_bits(), port),
+            vip => VipEntry::key6(Address::from(vip).words(), port),
+        }
     }
 
-    /// Writes an entry of the directory of VIPs.
+    /// Says that an address is the VIP of [`SERVICE`], and whether it is the host's own too.
+    pub fn vip(&self, address: Ipv4Addr, is_host_owned: bool) {
+        let key = Self::vip_key(address, 0);
+        match (version(), is_host_owned) {
+            (IpVersion::V4, true) => self.direct(VipEntry::of(key, VipEntry::HOST_OWNED)),
+            (IpVersion::V4, false) => self.direct(VipEntry::of(key, 0)),
+            (IpVersion::V6, true) => {}
+            (IpVersion::V6, false) => self.direct(VipEntry::of(key, SERVICE)),
+        }
+    }
+
+    /// Writes an entry of the directory of VIPs of the version in force.
     ///
     /// # Panics
     /// If both its buckets are full.
     pub fn direct(&self, entry: VipEntry) {
-        let key = VipEntry::key(entry.address(), entry.port());
-        for bucket in homes(key, self.maps.capacity.vip_buckets()) {
+        let directory = self.maps.vips(version());
+        for bucket in homes(entry.own_key(), directory.len()) {
             for way in 0..WAYS {
-                if self.maps.vip(bucket, way) == VipEntry::default() {
-                    self.maps.set_vip(bucket, way, entry);
+                if directory.get(bucket).entries[way] == 0 {
+                    self.maps.set_vip(version(), bucket, way, entry);
                     return;
                 }
             }
         }
-        let buckets: Vec<VipBucket> = (0..self.maps.vips4.len())
-            .map(|bucket| self.maps.vips4.get(bucket))
+        let buckets: Vec<VipBucket> = (0..directory.len())
+            .map(|bucket| directory.get(bucket))
             .collect();
         panic!("no place for {entry:?} in {buckets:?}");
     }
@@ -255,7 +275,7 @@ impl World {
     pub fn hold(&self, time: Duration) {
         let until_ns = coarse_ns() + time.as_nanos() as u64;
         self.maps
-            .hold4
+            .hold
             .word(0, 0)
             .store(until_ns, std::sync::atomic::Ordering::SeqCst);
     }
@@ -301,6 +321,18 @@ impl World {
     /// Sends a frame and tells the action only: the quick way, for floods.
     pub fn hit(&self, frame: &[u8]) -> u32 {
         self.tether.hit(frame)
+    }
+
+    /// Does something while the program for IPv6 is not in its place.
+    ///
+    /// # Panics
+    /// If the kernel does not take it away or put it back.
+    pub fn without_ipv6_program(&self, act: impl FnOnce(&Self)) {
+        let loaded = &self.tether.loaded;
+        let programs = loaded.map_fd(PROGRAMS).expect("the array of programs");
+        remove(programs, IPV6_INDEX).expect("taking the program out of its place");
+        act(self);
+        loaded.connect().expect("putting the program back");
     }
 
     /// Sends a packet with no resets saved up, until one such falls into the same step of the coarse clock, which brings more.

@@ -1,6 +1,6 @@
 //! A backend: one process's worth of WebSocket echo and health answers, on a host of the lab.
 
-use std::net::Ipv4Addr;
+use std::net::Ipv6Addr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -15,7 +15,7 @@ use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 
-use super::Host;
+use super::{Host, exchange};
 use crate::namespace::Namespace;
 use crate::wait;
 
@@ -198,9 +198,10 @@ async fn serve(
 }
 
 fn listen(port: u16) -> std::io::Result<TcpListener> {
-    let socket = TcpSocket::new_v4()?;
+    // One for both versions.
+    let socket = TcpSocket::new_v6()?;
     socket.set_reuseaddr(true)?;
-    socket.bind((Ipv4Addr::UNSPECIFIED, port).into())?;
+    socket.bind((Ipv6Addr::UNSPECIFIED, port).into())?;
     socket.listen(BACKLOG)
 }
 
@@ -217,6 +218,10 @@ async fn answer(
     let _ = stream.set_nodelay(true);
     if let Some(key) = header(&head, "sec-websocket-key") {
         let _ = echo(stream, key, &name, &counters).await;
+        return;
+    }
+    if header(&head, "upgrade") == Some(exchange::PROTOCOL) {
+        let _ = exchange::serve(stream).await;
         return;
     }
     let answer = orders.borrow().answer;

@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::ErrorKind;
-use std::net::{Ipv4Addr, SocketAddrV4};
+use std::net::{IpAddr, SocketAddr};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc as sync_mpsc};
 use std::time::{Duration, Instant};
@@ -21,7 +21,7 @@ const OPENING_AT_ONCE: usize = 64;
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
     /// Where to connect.
-    pub target: SocketAddrV4,
+    pub target: SocketAddr,
     /// The local port; the kernel's choice when absent.
     pub local_port: Option<u16>,
     /// A message this often, each at a random moment of its interval; silent when absent.
@@ -35,7 +35,7 @@ pub struct Plan {
 impl Plan {
     /// A silent connection to `target` that stays broken when it breaks, with ten seconds' patience.
     #[must_use]
-    pub fn new(target: SocketAddrV4) -> Self {
+    pub fn new(target: SocketAddr) -> Self {
         Self {
             target,
             local_port: None,
@@ -127,7 +127,7 @@ pub struct Life {
     /// The backend that answered.
     pub backend: String,
     /// The client's address and port.
-    pub local: SocketAddrV4,
+    pub local: SocketAddr,
     /// When the WebSocket was open and the backend had said its name.
     pub opened: Instant,
     /// Echoes that were right.
@@ -243,7 +243,7 @@ impl Connection {
 #[derive(Debug)]
 pub struct Clients {
     host: Host,
-    sources: Vec<Ipv4Addr>,
+    sources: Vec<IpAddr>,
     count: AtomicU64,
     seed: u64,
 }
@@ -253,7 +253,7 @@ impl Clients {
     ///
     /// # Errors
     /// When the host's thread cannot be started.
-    pub fn start(namespace: &Namespace, sources: &[Ipv4Addr], seed: u64) -> Result<Self> {
+    pub fn start(namespace: &Namespace, sources: &[IpAddr], seed: u64) -> Result<Self> {
         let host = Host::start(namespace, "clients")?;
         Ok(Self {
             host,
@@ -279,7 +279,7 @@ impl Clients {
             .map(|_| {
                 let id = self.count.fetch_add(1, Ordering::Relaxed);
                 let turn = usize::try_from(id).unwrap_or(0) % self.sources.len();
-                let source = SocketAddrV4::new(self.sources[turn], plan.local_port.unwrap_or(0));
+                let source = SocketAddr::new(self.sources[turn], plan.local_port.unwrap_or(0));
                 let history = Arc::new(Mutex::new(History::default()));
                 let (orders, inbox) = mpsc::unbounded_channel();
                 let client = conversation::Client {

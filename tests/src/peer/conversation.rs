@@ -1,6 +1,6 @@
 //! One client's life: connect, learn the backend's name, talk and check, notice the end, connect again if the plan says so.
 
-use std::net::SocketAddrV4;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, PoisonError, mpsc as sync_mpsc};
 use std::time::{Duration, Instant};
 
@@ -26,7 +26,7 @@ pub(super) enum Order {
 
 pub(super) struct Client {
     pub(super) plan: Plan,
-    pub(super) source: SocketAddrV4,
+    pub(super) source: SocketAddr,
     pub(super) random: Random,
     pub(super) history: Arc<Mutex<History>>,
 }
@@ -113,15 +113,15 @@ impl Client {
     }
 
     async fn try_connect(&self) -> Result<Socket, Break> {
-        let socket = TcpSocket::new_v4()?;
+        let socket = match self.plan.target {
+            SocketAddr::V4(_) => TcpSocket::new_v4(),
+            SocketAddr::V6(_) => TcpSocket::new_v6(),
+        }?;
         socket.set_reuseaddr(self.plan.local_port.is_some())?;
-        socket.bind(self.source.into())?;
-        let stream = socket.connect(self.plan.target.into()).await?;
+        socket.bind(self.source)?;
+        let stream = socket.connect(self.plan.target).await?;
         stream.set_nodelay(true)?;
-        let local = match stream.local_addr()? {
-            std::net::SocketAddr::V4(local) => local,
-            std::net::SocketAddr::V6(local) => return Err(Break::Other(local.to_string())),
-        };
+        let local = stream.local_addr()?;
         let url = format!("ws://{}/", self.plan.target);
         let (mut socket, _) = tokio_tungstenite::client_async(url, stream).await?;
         let backend = match socket.next().await {

@@ -4,6 +4,7 @@ pub mod backend;
 pub mod client;
 mod conversation;
 pub mod crowd;
+pub mod exchange;
 pub mod raw;
 
 use std::thread::JoinHandle;

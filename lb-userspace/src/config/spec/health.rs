@@ -1,6 +1,6 @@
 //! How the backends of a service are checked.
 
-use std::{net::Ipv4Addr, ops::RangeInclusive, time::Duration};
+use std::{net::IpAddr, ops::RangeInclusive, time::Duration};
 
 use toml::{Spanned, de::DeValue};
 
@@ -36,12 +36,16 @@ impl Health {
     const RISE: u32 = 2;
 
     /// The check of the backend at an address.
-    pub(super) fn check(&self, address: Ipv4Addr) -> Check {
+    pub(super) fn check(&self, address: IpAddr) -> Check {
         let kind = match &self.http {
             None => CheckKind::Tcp,
             Some(http) => CheckKind::Http {
                 path: http.path.clone(),
-                host: http.host.clone().unwrap_or_else(|| address.to_string()),
+                host: http.host.clone().unwrap_or_else(|| match address {
+                    IpAddr::V4(address) => address.to_string(),
+                    // RFC 3986, section 3.2.2.
+                    IpAddr::V6(address) => format!("[{address}]"),
+                }),
                 status: http.status.clone(),
             },
         };

@@ -32,6 +32,8 @@ const ADVISED_SLOTS_PER_BACKEND: u64 = 100;
 const WEIGHT: u32 = 100;
 const MAX_WEIGHT: u32 = 1_000;
 const NAME_BYTES: usize = 63;
+/// In place of an address that is wrong.
+const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
 /// A service with the places of what is compared across services.
 pub(super) struct PlacedService {
@@ -56,12 +58,7 @@ pub(super) fn read(
     };
     let mut reader = Reader::new(table, span, object.clone());
     let name = name(&mut reader, "\"chat\"", findings);
-    let vip = address(&mut reader, "vip", findings, |text| {
-        (
-            format!("vip {text} is an IPv6 address, which this version does not serve"),
-            "give an IPv4 address".to_owned(),
-        )
-    });
+    let vip = address(&mut reader, "vip", findings);
     let port = port(&mut reader, "port", findings);
     if table.get("port").is_none() {
         reader.missing("port", "80", findings);
@@ -109,7 +106,7 @@ pub(super) fn read(
         endpoint_span,
         service: Service {
             name: name.map_or_else(String::new, |name| (*name.get_ref()).to_owned()),
-            vip: vip.map_or(Ipv4Addr::UNSPECIFIED, Spanned::into_inner),
+            vip: vip.map_or(NOWHERE, Spanned::into_inner),
             port: port.map_or(0, Spanned::into_inner),
             mode: mode.unwrap_or(Mode::L2),
             table_size: size,
@@ -200,48 +197,66 @@ fn name<'t>(
     Some(name)
 }
 
-/// An IPv4 address that packets can be sent to; `ipv6` says what is wrong with an IPv6 address here, and the remedy.
+/// An address that packets can be sent to.
 fn address(
     reader: &mut Reader<'_>,
     key: &'static str,
     findings: &mut Findings<'_>,
-    ipv6: impl Fn(&str) -> (String, String),
-) -> Option<Spanned<Ipv4Addr>> {
+) -> Option<Spanned<IpAddr>> {
     let text = reader.required_string(key, "\"10.0.0.1\"", findings)?;
     let span = text.span();
     let text = *text.get_ref();
-    match text.parse::<IpAddr>() {
-        Ok(IpAddr::V4(address)) => {
-            let unusable = if address.octets()[0] == 0 {
-                "is of no host"
-            } else if address.is_loopback() {
-                "is a loopback address, which never leaves a host"
-            } else if address.is_multicast() {
-                "is a multicast address"
-            } else if address.octets()[0] >= 240 {
-                "is reserved or broadcast"
-            } else {
-                return Some(Spanned::new(span, address));
-            };
-            findings.error(
-                &span,
-                &reader.object,
-                format!("{key} {text} {unusable}"),
-                "give a unicast address",
-            );
-        }
-        Ok(IpAddr::V6(_)) => {
-            let (wrong, remedy) = ipv6(text);
-            findings.error(&span, &reader.object, wrong, remedy);
-        }
-        Err(_) => findings.error(
+    let Ok(address) = text.parse::<IpAddr>() else {
+        findings.error(
             &span,
             &reader.object,
             format!("{key} is {text:?}, which is no IP address"),
-            format!("write it like {key} = \"10.0.0.1\""),
-        ),
+            format!("write it like {key} = \"10.0.0.1\" or {key} = \"2001:db8::1\""),
+        );
+        return None;
+    };
+    if let Some((wrong, remedy)) = unusable(address) {
+        findings.error(
+            &span,
+            &reader.object,
+            format!("{key} {text} {wrong}"),
+            remedy,
+        );
+        return None;
     }
-    None
+    Some(Spanned::new(span, address))
+}
+
+/// Why no packet is to be sent to an address, and what to do about it.
+fn unusable(address: IpAddr) -> Option<(&'static str, String)> {
+    let unicast = || "give a unicast address".to_owned();
+    if address.is_loopback() {
+        return Some((
+            "is a loopback address, which never leaves a host",
+            unicast(),
+        ));
+    }
+    if address.is_multicast() {
+        return Some(("is a multicast address", unicast()));
+    }
+    match address {
+        IpAddr::V4(address) if address.octets()[0] == 0 => Some(("is of no host", unicast())),
+        IpAddr::V4(address) if address.octets()[0] >= 240 => {
+            Some(("is reserved or broadcast", unicast()))
+        }
+        IpAddr::V4(_) => None,
+        IpAddr::V6(address) if address.is_unspecified() => Some(("is of no host", unicast())),
+        IpAddr::V6(address) if address.is_unicast_link_local() => Some((
+            "is a link-local address, which is another host's on every link",
+            "give a global or unique local address".to_owned(),
+        )),
+        IpAddr::V6(address) => address.to_ipv4_mapped().map(|address| {
+            (
+                "is an IPv4 address in IPv6's notation",
+                format!("write {address}"),
+            )
+        }),
+    }
 }
 
 pub(super) fn port(
@@ -280,7 +295,7 @@ fn mode(reader: &mut Reader<'_>, findings: &mut Findings<'_>) -> Option<Mode> {
 /// What a backend takes over from its service; none where that is wrong.
 struct Parent<'a> {
     name: Option<&'a str>,
-    vip: Option<Ipv4Addr>,
+    vip: Option<IpAddr>,
     port: Option<u16>,
     mode: Option<Mode>,
     health: &'a Health,
@@ -307,12 +322,7 @@ fn backend(
     };
     let mut reader = Reader::new(table, span, object.clone());
     let name = name(&mut reader, "\"b1\"", findings);
-    let address = address(&mut reader, "address", findings, |text| {
-        (
-            format!("address {text} is IPv6, but the VIP is IPv4"),
-            "give an address of the VIP's family".to_owned(),
-        )
-    });
+    let address = address(&mut reader, "address", findings);
     if let (Some(address), Some(vip)) = (&address, parent.vip)
         && *address.get_ref() == vip
     {
@@ -321,6 +331,20 @@ fn backend(
             &object,
             "its address is the VIP itself, so packets would come back here",
             "give the address of the backend's own host",
+        );
+    }
+    if let (Some(address), Some(IpAddr::V6(_)), Some(Mode::Ipip)) =
+        (&address, parent.vip, parent.mode)
+        && address.get_ref().is_ipv4()
+    {
+        findings.error(
+            &address.span(),
+            &object,
+            format!(
+                "address {} is IPv4, and mode ipip carries no IPv6 packet in an IPv4 one",
+                address.get_ref()
+            ),
+            "give the backend's IPv6 address",
         );
     }
     let port = port(&mut reader, "port", findings);
@@ -345,7 +369,7 @@ fn backend(
     let admin = admin(&mut reader, findings);
     reader.finish(findings);
     let endpoint_span = address.as_ref().map(Spanned::span);
-    let address = address.map_or(Ipv4Addr::UNSPECIFIED, Spanned::into_inner);
+    let address = address.map_or(NOWHERE, Spanned::into_inner);
     let port = port.map_or(parent.port.unwrap_or(0), Spanned::into_inner);
     let check_port = parent.health.port.unwrap_or(port);
     PlacedBackend {
@@ -405,7 +429,10 @@ fn unique_backends(backends: &[PlacedBackend], findings: &mut Findings<'_>) {
             findings.error(
                 span,
                 &placed.object,
-                format!("{}:{} is {other}'s already", backend.address, backend.port),
+                format!(
+                    "{} is {other}'s already",
+                    SocketAddr::new(backend.address, backend.port)
+                ),
                 "name each backend once; for a larger share raise its weight",
             );
         }

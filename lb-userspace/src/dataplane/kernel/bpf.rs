@@ -26,6 +26,7 @@ const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_DETACH: libc::c_long = 34;
 const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
+const BPF_MAP_TYPE_PROG_ARRAY: u32 = 3;
 const BPF_MAP_TYPE_DEVMAP_HASH: u32 = 25;
 const BPF_LINK_TYPE_XDP: u32 = 6;
 const BPF_XDP: u32 = 37;
@@ -261,11 +262,22 @@ pub fn set_device(map: BorrowedFd<'_>, key: u32, ifindex: u32) -> io::Result<()>
     unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attributes) }.map(drop)
 }
 
-/// Takes an interface out of a device map, if it is there.
+/// Puts a program into a program array, in the place of one that is there.
+///
+/// # Errors
+/// EINVAL if the program is not of the kind of those that use the array.
+pub fn set_program(map: BorrowedFd<'_>, index: u32, program: BorrowedFd<'_>) -> io::Result<()> {
+    let value = program.as_raw_fd() as u32;
+    let mut attributes = ElementAttributes::new(map, &index, &value);
+    // SAFETY: what BPF_MAP_UPDATE_ELEM takes; key and value have the map's sizes and outlive the call.
+    unsafe { bpf(BPF_MAP_UPDATE_ELEM, &mut attributes) }.map(drop)
+}
+
+/// Takes what there is under a key out of a map of devices or programs, if there is anything.
 ///
 /// # Errors
 /// None that are known.
-pub fn remove_device(map: BorrowedFd<'_>, key: u32) -> io::Result<()> {
+pub fn remove(map: BorrowedFd<'_>, key: u32) -> io::Result<()> {
     let mut attributes = ElementAttributes::new(map, &key, std::ptr::null::<u32>());
     // SAFETY: what BPF_MAP_DELETE_ELEM takes; the key has the map's size and outlives the call.
     match unsafe { bpf(BPF_MAP_DELETE_ELEM, &mut attributes) } {
@@ -300,6 +312,23 @@ pub fn create_shared(name: &str, value_size: u32) -> io::Result<OwnedFd> {
             value_size,
             max_entries: 1,
             flags: BPF_F_MMAPABLE,
+            ..MapAttributes::default()
+        },
+    )
+}
+
+/// Creates an array of programs.
+///
+/// # Errors
+/// When the kernel refuses: EPERM, ENOMEM.
+pub fn create_programs(name: &str, entries: u32) -> io::Result<OwnedFd> {
+    create_named(
+        name,
+        MapAttributes {
+            map_type: BPF_MAP_TYPE_PROG_ARRAY,
+            key_size: 4,
+            value_size: 4,
+            max_entries: entries,
             ..MapAttributes::default()
         },
     )

@@ -1,21 +1,20 @@
-//! Has entries inserted into a flow table, by the program that alone may do so: the daemon never inserts.
+//! Has entries inserted into the flow tables, by the program that alone may do so: the daemon never inserts.
 
 use std::{error::Error as _, io};
 
 use aya::programs::{ProgramError, TestRun as _, TestRunOptions, Xdp};
 use lb_common::flow::{
     copy::{BATCH, FRAME_LEN, Kind, Order, Outcome},
-    v4::Key,
     word::Word,
 };
 
 use super::{error::Error, load::Loaded, shapes::refused_call};
-use crate::dataplane::array::Array;
+use crate::dataplane::{array::Array, table::TableKey};
 
 /// An entry on its way to another table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Traveller {
-    pub(super) key: Key,
+pub(super) struct Traveller<K> {
+    pub(super) key: K,
     pub(super) word: Word,
     /// Fact for people: first seen, in ticks since boot.
     pub(super) first_seen: u32,
@@ -32,7 +31,7 @@ pub(super) struct Copied {
     pub(super) homeless: u64,
 }
 
-/// The program and its orders, for the flow table of a loaded instance.
+/// The program and its orders, for the flow tables of a loaded instance.
 pub(super) struct Copier {
     loaded: Loaded,
     orders: Array<Order>,
@@ -70,9 +69,9 @@ impl Copier {
     ///
     /// # Errors
     /// When the kernel does not run the program.
-    pub(super) fn insert(
+    pub(super) fn insert<K: TableKey>(
         &mut self,
-        travellers: impl Iterator<Item = Traveller>,
+        travellers: impl Iterator<Item = Traveller<K>>,
         kind: Kind,
     ) -> Result<Copied, Error> {
         self.copied = Copied::default();
@@ -80,12 +79,12 @@ impl Copier {
             self.orders.set(
                 self.pending,
                 &Order {
-                    key: traveller.key.0,
+                    key: traveller.key.to_words(),
                     value: traveller.word.0,
                     first_seen: traveller.first_seen,
                     kind: kind as u32,
                     outcome: Outcome::Pending as u32,
-                    reserved: 0,
+                    version: K::VERSION as u32,
                 },
             );
             self.pending += 1;

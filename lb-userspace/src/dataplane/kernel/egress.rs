@@ -60,7 +60,7 @@ impl Egress {
             Ok(false) => Refusal::Driver,
             Err(error) => Refusal::Kernel(error.to_string()),
         };
-        if let Err(error) = bpf::remove_device(self.map.as_fd(), ifindex) {
+        if let Err(error) = bpf::remove(self.map.as_fd(), ifindex) {
             return Err(Refusal::Kernel(error.to_string()));
         }
         if self.is_only_ingress(ifindex) {

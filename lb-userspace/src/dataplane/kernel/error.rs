@@ -117,23 +117,27 @@ pub enum Error {
     },
     /// A flow table that is to be smaller than what it holds.
     #[error(
-        "the flow table holds {in_use} flows, and one for {room} has no room for them; set `flows` in [limits] to at least {in_use}, better to twice as many"
+        "the flow table holds {in_use} flows, and one for {room} has no room for them; set `{limit}` in [limits] to at least {in_use}, better to twice as many"
     )]
     TooSmall {
+        /// The limit that its size comes from.
+        limit: &'static str,
         /// Flows that there are.
         in_use: u64,
         /// Flows that there is to be room for.
         room: u64,
     },
     /// A flow table in which entries found no place.
-    #[error("{homeless} flows found no place in the new table; set `flows` in [limits] higher")]
+    #[error("{homeless} flows found no place in the new table; set `{limit}` in [limits] higher")]
     NoPlace {
+        /// The limit that its size comes from.
+        limit: &'static str,
         /// How many.
         homeless: u64,
     },
     /// A flow table that changed faster than it could be copied.
     #[error(
-        "this machine is too busy to copy the flow table; start the daemon again when it is less so"
+        "this machine is too busy to copy the flow tables; start the daemon again when it is less so"
     )]
     TooBusy,
     /// Another operation of bpf(2) failed.

@@ -88,6 +88,36 @@ impl Loaded {
         self.program().fd().expect("the program is loaded").as_fd()
     }
 
+    /// The program that is handed IPv6 packets.
+    ///
+    /// # Panics
+    /// Never: loading has found it.
+    pub fn ipv6_program(&self) -> &Xdp {
+        self.0
+            .ebpf
+            .program(names::IPV6_PROGRAM)
+            .and_then(|program| program.try_into().ok())
+            .expect("the program was loaded under this name")
+    }
+
+    /// Puts the program for IPv6 in its place. A program of the same maps that runs already hands packets on to this one from now on, which does the
+    /// same with them.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn connect(&self) -> Result<(), Error> {
+        let programs = self.map_fd(names::PROGRAMS).ok_or_else(|| {
+            foreign_object("the object has no array of the programs that packets are handed on to")
+        })?;
+        let program = self
+            .ipv6_program()
+            .fd()
+            .map_err(|error| Error::program("the XDP program for IPv6", error))?;
+        bpf::set_program(programs, names::IPV6_INDEX, program.as_fd()).map_err(refused_call(
+            "putting the XDP program for IPv6 in its place",
+        ))
+    }
+
     /// Loads the program that inserts entries for the daemon too. Gives the memory of its orders.
     ///
     /// # Errors
@@ -179,7 +209,14 @@ impl Prepared {
     /// When it refuses.
     pub fn load(mut self) -> Result<Loaded, Error> {
         load_program(&mut self.ebpf, names::PROGRAM, "the XDP program")?;
-        Ok(Loaded(self))
+        load_program(
+            &mut self.ebpf,
+            names::IPV6_PROGRAM,
+            "the XDP program for IPv6",
+        )?;
+        let loaded = Loaded(self);
+        loaded.connect()?;
+        Ok(loaded)
     }
 
     /// Reads the object, and gives it these maps.
@@ -242,7 +279,9 @@ fn map_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Option<BorrowedFd<'a>> {
         .map(name)
         .or_else(|| ebpf.map(&format!(".bss.{name}")))?;
     match map {
-        Map::Array(data) | Map::DevMapHash(data) => Some(data.fd().as_fd()),
+        Map::Array(data) | Map::DevMapHash(data) | Map::ProgramArray(data) => {
+            Some(data.fd().as_fd())
+        }
         _ => None,
     }
 }
@@ -266,13 +305,15 @@ fn foreign_object(what: &'static str) -> Error {
 fn constants(capacity: Capacity, instance: &Instance) -> Constants {
     Constants {
         flow_seed: instance.flow_seed,
-        flow_buckets: capacity.flow_buckets,
+        flow4_buckets: capacity.flow4_buckets,
+        flow6_buckets: capacity.flow6_buckets,
         vip_buckets: capacity.vip_buckets(),
         counters: capacity.counters(),
         backends: capacity.backends,
         table_slots: capacity.table_slots,
         cpus: capacity.cpus,
         counter_entries: capacity.counter_entries(),
+        reserved: 0,
         adoption_cost_ns: 1_000_000_000 / default::ADOPTIONS_PER_SECOND,
         reset_cost_ns: 1_000_000_000 / default::RESETS_PER_SECOND,
     }

@@ -11,120 +11,99 @@ use std::{
 use lb_common::{
     clock::Tick,
     flow::{
-        v4::{Bucket, Entry, Facts, Key, WAYS},
+        bucket::WAYS,
         word::{EMBRYO_TICKS, Word},
     },
     hash::Seed,
 };
 
 use super::copier::Traveller;
-use crate::dataplane::maps::Maps;
-
-/// The image.
-pub(super) struct Mirror {
-    table: Arc<Maps>,
-    seed: Seed,
-    buckets: Vec<Bucket>,
-    facts: Vec<Facts>,
-}
-
-const NOTHING: Entry = Entry {
-    key: 0,
-    value: Word::EMPTY.0,
+use crate::dataplane::{
+    maps::Maps,
+    table::{Table, TableKey},
 };
 
-impl Mirror {
-    /// An image of nothing, to be one of this table.
-    pub(super) fn new(table: Arc<Maps>, seed: Seed) -> Self {
-        let len = table.flows4.len() as usize;
+/// The image of one table.
+pub(super) struct Mirror<K> {
+    maps: Arc<Maps>,
+    seed: Seed,
+    /// Bucket by bucket; what is no entry is none.
+    entries: Vec<(K, Word)>,
+    first_seen: Vec<u32>,
+}
+
+impl<K: TableKey> Mirror<K> {
+    /// An image of nothing, to be one of these maps' table.
+    pub(super) fn new(maps: Arc<Maps>, seed: Seed) -> Self {
+        let len = K::table(&maps).capacity() as usize;
         Self {
-            table,
+            maps,
             seed,
-            buckets: vec![
-                Bucket {
-                    entries: [NOTHING; WAYS as usize]
-                };
-                len
-            ],
-            facts: vec![
-                Facts {
-                    first_seen: [0; WAYS as usize]
-                };
-                len
-            ],
+            entries: vec![nothing(); len],
+            first_seen: vec![0; len],
         }
     }
 
     /// Brings the image up to date. Gives the keys whose entries are not what they were.
-    pub(super) fn refresh(&mut self) -> HashSet<Key> {
+    pub(super) fn refresh(&mut self) -> HashSet<K> {
         let mut changed = HashSet::new();
-        for index in 0..self.table.flows4.len() {
-            let at = index as usize;
-            let facts = self.table.facts4.get(index);
-            for way in 0..WAYS as usize {
-                let seen = self.read(index, way);
-                let held = &mut self.buckets[at].entries[way];
-                let first_seen = &mut self.facts[at].first_seen[way];
-                let is_same = seen.value == held.value
-                    && (seen.key == held.key && facts.first_seen[way] == *first_seen
-                        || !Word(seen.value).is_entry());
+        let maps = Arc::clone(&self.maps);
+        let table = K::table(&maps);
+        for index in 0..table.buckets() {
+            let bucket = table.bucket(index);
+            let facts = table.facts().get(index).first_seen;
+            for (way, fact) in (0..WAYS).zip(facts) {
+                let at = (index * WAYS + way) as usize;
+                let (held, first_seen) = (&mut self.entries[at], &mut self.first_seen[at]);
+                // One that changes at this moment is taken for none; the pass after this finds that it is one.
+                let seen = bucket.read(way).unwrap_or_else(nothing);
+                let is_same = seen == *held && (fact == *first_seen || !seen.1.is_entry());
                 if is_same {
                     continue;
                 }
-                for entry in [*held, seen] {
-                    if Word(entry.value).is_entry() {
-                        changed.insert(Key(entry.key));
+                for (key, word) in [*held, seen] {
+                    if word.is_entry() {
+                        changed.insert(key);
                     }
                 }
-                *held = seen;
-                *first_seen = facts.first_seen[way];
+                (*held, *first_seen) = (seen, fact);
             }
         }
         changed
     }
 
-    /// Reads an entry of the table: value, key, value again, so that both belong together. One that changes at that moment is taken for none;
-    /// the pass after it finds that it is one.
-    fn read(&self, index: u32, way: usize) -> Entry {
-        let words = self.table.flows4.words(index);
-        let (key, value) = (&words[2 * way], &words[2 * way + 1]);
-        let before = value.load(Ordering::Acquire);
-        let entry = Entry {
-            key: key.load(Ordering::Acquire),
-            value: before,
-        };
-        if Word(before).is_entry() && value.load(Ordering::Acquire) == before {
-            entry
-        } else {
-            NOTHING
-        }
-    }
-
     /// All entries that a flow may still need.
-    pub(super) fn entries(&self, now: Tick) -> impl Iterator<Item = Traveller> + '_ {
-        (0..self.buckets.len()).flat_map(move |at| self.in_bucket(at, now))
+    pub(super) fn entries(&self, now: Tick) -> impl Iterator<Item = Traveller<K>> + '_ {
+        let buckets = K::table(&self.maps).buckets();
+        (0..buckets).flat_map(move |bucket| self.in_bucket(bucket, now))
     }
 
     /// The entries of a key that its flow may still need.
-    pub(super) fn of(&self, key: Key, now: Tick) -> impl Iterator<Item = Traveller> + '_ {
-        key.homes(&self.seed, self.table.flows4.len())
+    pub(super) fn of(&self, key: K, now: Tick) -> impl Iterator<Item = Traveller<K>> + '_ {
+        K::table(&self.maps)
+            .homes(key, &self.seed)
             .into_iter()
-            .flat_map(move |home| self.in_bucket(home as usize, now))
+            .flat_map(move |home| self.in_bucket(home, now))
             .filter(move |traveller| traveller.key == key)
     }
 
-    fn in_bucket(&self, at: usize, now: Tick) -> impl Iterator<Item = Traveller> + '_ {
-        self.buckets[at]
-            .entries
+    fn in_bucket(&self, bucket: u32, now: Tick) -> impl Iterator<Item = Traveller<K>> + '_ {
+        let first = (bucket * WAYS) as usize;
+        let places = first..first + WAYS as usize;
+        self.entries[places.clone()]
             .iter()
-            .zip(self.facts[at].first_seen)
-            .map(|(entry, first_seen)| Traveller {
-                key: Key(entry.key),
-                word: Word(entry.value),
+            .zip(&self.first_seen[places])
+            .map(|(&(key, word), &first_seen)| Traveller {
+                key,
+                word,
                 first_seen,
             })
             .filter(move |traveller| is_needed(traveller.word, now))
     }
+}
+
+fn nothing<K: TableKey>() -> (K, Word) {
+    (K::of_words([0; 3]), Word::EMPTY)
 }
 
 /// Whether a flow may need an entry: not one that any new flow may take the place of for being past its time.
@@ -137,16 +116,16 @@ fn is_needed(word: Word, now: Tick) -> bool {
 }
 
 /// Removes all entries of a key from a table that nobody else writes. A deletion, which is all that the daemon does to entries.
-pub(super) fn remove(table: &Maps, seed: &Seed, key: Key) {
-    for home in key.homes(seed, table.flows4.len()) {
-        let words = table.flows4.words(home);
-        for way in 0..WAYS as usize {
-            let (held, value) = (&words[2 * way], &words[2 * way + 1]);
-            let seen = value.load(Ordering::Acquire);
-            if Word(seen).is_entry() && held.load(Ordering::Acquire) == key.0 {
+pub(super) fn remove<K: TableKey>(table: Table<'_, K>, seed: &Seed, key: K) {
+    for home in table.homes(key, seed) {
+        let bucket = table.bucket(home);
+        for way in 0..WAYS {
+            if let Some((held, word)) = bucket.read(way)
+                && held == key
+            {
                 // Nobody else writes, so it does not fail.
-                let _ = value.compare_exchange(
-                    seen,
+                let _ = bucket.value(way).compare_exchange(
+                    word.0,
                     Word::EMPTY.0,
                     Ordering::SeqCst,
                     Ordering::Relaxed,

@@ -12,7 +12,7 @@
 //! * [`bpf`][]: the calls of bpf(2) that aya leaves out
 //! * [`pins`][]: the pin directory
 //! * [`load`][]: maps and program, private or pinned; `shapes`: what each map has to be
-//! * [`resize`][]: another size for the flow table; `mirror`: what is to be copied; `copier`: the program that inserts it
+//! * [`resize`][]: other sizes for the flow tables; `mirror`: what is to be copied; `copier`: the program that inserts it
 //! * [`seed`][]: the fleet's seed that is kept with the maps
 //! * [`device`][]: what the kernel says about an interface
 //! * [`features`][]: what the kernel says its driver can do
@@ -62,7 +62,7 @@ pub struct Options {
     pub interfaces: Vec<String>,
     /// The pin directory. Its parent exists and is on a bpffs.
     pub bpffs: PathBuf,
-    /// Capacities of the maps, should they have to be created; of those that are pinned, the flow table is made to be of this size.
+    /// Capacities of the maps, should they have to be created; of those that are pinned, the flow tables are made to be of these sizes.
     pub capacity: Capacity,
     /// Seed of the Maglev tables, shared by a fleet; none: the instance's own.
     pub fleet_seed: Option<[u64; 4]>,
@@ -84,7 +84,7 @@ impl Kernel {
     /// Opens the instance of a pin directory: adopts the maps that are pinned there, or creates them, and loads the program.
     /// Attaches nothing yet.
     ///
-    /// Capacities are those of pinned maps if there are any, whatever is asked for; but for the flow table, which is resized if that can be, and
+    /// Capacities are those of pinned maps if there are any, whatever is asked for; but for the flow tables, which are resized if that can be, and
     /// then links run the new program already.
     ///
     /// # Errors
@@ -107,8 +107,7 @@ impl Kernel {
         let adopted = pins.has_maps();
         let mut not_resized = None;
         let loaded = if adopted {
-            let (loaded, refused) =
-                resize::open(&pins, options.capacity.flow_buckets, &grace, observe)?;
+            let (loaded, refused) = resize::open(&pins, &options.capacity, &grace, observe)?;
             not_resized = refused;
             loaded
         } else {
@@ -171,7 +170,7 @@ impl Kernel {
         self.adopted
     }
 
-    /// Why the flow table is not of the size that was asked for, if it is not.
+    /// Why the flow tables are not of the sizes that were asked for, if they are not.
     pub fn not_resized(&self) -> Option<&Error> {
         self.not_resized.as_ref()
     }

@@ -1,10 +1,12 @@
-//! Another size for the flow table of an instance whose maps are pinned, without a flow lost.
+//! Other sizes for the flow tables of an instance whose maps are pinned, without a flow lost.
 //!
-//! 1. A table of the new size is made, and a second set of maps pinned aside, which has all else in common with the first. The program is loaded
+//! Both tables are replaced together, those of IPv4 and of IPv6, also where only one gets another size: there is one program, and one hold.
+//!
+//! 1. Tables of the new sizes are made, and a second set of maps pinned aside, which has all else in common with the first. The program is loaded
 //!    for it.
 //! 2. Entries are copied while the old program goes on, in passes, each of which copies what has changed since the one before.
-//! 3. The old table is held ([`lb_common::maps::Hold`]): everything is forwarded, nothing is written. After a grace period the last pass makes the
-//!    copy exact. That takes milliseconds.
+//! 3. The old tables are held ([`lb_common::maps::Hold`]): everything is forwarded, nothing is written. After a grace period the last pass makes the
+//!    copies exact. That takes milliseconds.
 //! 4. All links are switched to the new program, each atomically. From its first packet on it knows every flow. A packet that still meets the old one
 //!    is forwarded to the same backend, and writes nothing.
 //! 5. After a grace period nobody has the old table any more. The two sets of maps change places, in one step, and the old one goes.
@@ -27,24 +29,32 @@ use std::{
 use lb_common::{
     clock::Tick,
     flow::{
+        bucket::{LOAD, WAYS},
         copy::Kind,
-        v4::{LOAD, WAYS},
+        v4, v6,
         word::Word,
     },
+    hash::Seed,
     maps::{self as names, Instance},
 };
 
 use super::{
     attach, bpf,
-    copier::{Copied, Copier},
+    copier::{Copier, Traveller},
     error::Error,
     grace::GracePeriod,
     load::{Loaded, Prepared},
     mirror::{Mirror, remove},
     pins::Pins,
-    shapes::{self, Opened, create_table},
+    shapes::{self, Opened, create_tables},
 };
-use crate::dataplane::maps::{self, Capacity, Maps};
+use crate::{
+    config::Limits,
+    dataplane::{
+        maps::{self, Capacity, Maps},
+        table::TableKey,
+    },
+};
 
 /// How long the old table is held at first: much longer than is needed.
 const HOLD: Duration = Duration::from_secs(1);
@@ -58,13 +68,13 @@ const FEW: usize = 1_000;
 /// A moment at which a process may be killed, for tests that do just that.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Both sets of maps are pinned; the new table is empty.
+    /// Both sets of maps are pinned; the new tables are empty.
     Staged,
     /// All entries were copied once.
     Copied,
-    /// The old table is held.
+    /// The old tables are held.
     Held,
-    /// The copy is exact.
+    /// The copies are exact.
     Exact,
     /// One link more runs the new program.
     SwitchedOne,
@@ -79,21 +89,26 @@ pub fn flows_in(buckets: u32) -> u64 {
     u64::from(buckets) * u64::from(WAYS) * LOAD.0 / LOAD.1
 }
 
-/// Opens pinned maps, with a flow table of `flow_buckets`; and completes or undoes what a killed process has left. If another size than the
-/// pinned one is wanted and not to be had, the pinned one stays, and the reason is given too.
+/// Opens pinned maps, with flow tables as large as in `wanted`; and completes or undoes what a killed process has left. If other sizes than the
+/// pinned ones are wanted and not to be had, the pinned ones stay, and the reason is given too.
 ///
 /// # Errors
 /// When pinned maps are not what this version can use, the kernel refuses the program, or links could not be switched.
 pub(super) fn open(
     pins: &Pins,
-    flow_buckets: u32,
+    wanted: &Capacity,
     grace: &GracePeriod,
     observe: &mut dyn FnMut(Step),
 ) -> Result<(Loaded, Option<Error>), Error> {
     let complete = finish(pins, grace)?;
     let (held, capacity, instance) = shapes::open_pinned(&pins.maps())?;
     let mut refused = None;
-    if capacity.flow_buckets != flow_buckets {
+    let resized = Capacity {
+        flow4_buckets: wanted.flow4_buckets,
+        flow6_buckets: wanted.flow6_buckets,
+        ..capacity
+    };
+    if resized != capacity {
         let mut resize = Resize {
             pins,
             grace,
@@ -102,10 +117,7 @@ pub(super) fn open(
             from: Prepared::with_maps(capacity, instance, &held)?.maps(),
             observe,
         };
-        match resize.run(Capacity {
-            flow_buckets,
-            ..capacity
-        })? {
+        match resize.run(resized)? {
             Ok(loaded) => return Ok((loaded, None)),
             Err(reason) => refused = Some(reason),
         }
@@ -127,7 +139,7 @@ fn finish(pins: &Pins, grace: &GracePeriod) -> Result<Option<Loaded>, Error> {
         return Ok(None);
     }
     tracing::warn!(
-        "a resize of the flow table was interrupted when its new program was in force already; completing it"
+        "a resize of the flow tables was interrupted when its new program was in force already; completing it"
     );
     let (maps, capacity, instance) = shapes::open_pinned(&staged)?;
     let (old_maps, old_capacity, _) = shapes::open_pinned(&pins.maps())?;
@@ -154,7 +166,7 @@ struct Resize<'a> {
     observe: &'a mut dyn FnMut(Step),
 }
 
-/// A new table that is an exact copy, while the old one is held.
+/// New tables that are exact copies, while the old ones are held.
 struct Copy {
     copier: Copier,
     entries: u64,
@@ -193,25 +205,23 @@ impl Resize<'_> {
         (self.observe)(Step::Exchanged);
         self.pins.discard_staged()?;
         tracing::info!(
-            from = flows_in(self.from.capacity.flow_buckets),
-            to = flows_in(capacity.flow_buckets),
+            from = flows_in(self.from.capacity.flow4_buckets),
+            to = flows_in(capacity.flow4_buckets),
+            from6 = flows_in(self.from.capacity.flow6_buckets),
+            to6 = flows_in(capacity.flow6_buckets),
             entries,
             held_ms = (done_ns - held_since_ns) / 1_000_000,
             took_ms = (maps::now_ns() - begun_ns) / 1_000_000,
-            "flow table resized; no flow was lost"
+            "flow tables resized; no flow was lost"
         );
         copier.into_loaded().map(Ok)
     }
 
-    /// Makes the new table, the program for it, and an exact copy of the entries.
+    /// Makes the new tables, the program for them, and an exact copy of all entries.
     fn copy(&mut self, capacity: Capacity) -> Result<Copy, Error> {
-        let mut mirror = Mirror::new(self.from.clone(), self.instance.flow_seed);
-        mirror.refresh();
-        let in_use = mirror.entries(maps::now()).count() as u64;
-        let room = flows_in(capacity.flow_buckets);
-        if in_use > room {
-            return Err(Error::TooSmall { in_use, room });
-        }
+        let seed = self.instance.flow_seed;
+        let v4 = fitting(&self.from, seed, &capacity)?;
+        let v6 = fitting(&self.from, seed, &capacity)?;
 
         let maps = self.stage(&capacity)?;
         let prepared = Prepared::with_maps(capacity, self.instance, &maps)?;
@@ -219,17 +229,13 @@ impl Resize<'_> {
         (self.observe)(Step::Staged);
         // The verifier needs a second or more, in which nothing is held yet.
         let mut copier = Copier::new(prepared.load()?)?;
-        let entries = all_placed(copier.insert(mirror.entries(maps::now()), Kind::Copy)?)?;
+        let now = maps::now();
+        let entries = insert(&mut copier, v4.entries(now))? + insert(&mut copier, v6.entries(now))?;
         (self.observe)(Step::Copied);
 
-        let mut pass = Pass {
-            mirror,
-            to: &to,
-            instance: self.instance,
-            copier: &mut copier,
-        };
+        let mut mirrors = Mirrors { v4, v6 };
         for _ in 0..PASSES {
-            if pass.run()? <= FEW {
+            if mirrors.pass(&to, seed, &mut copier)? <= FEW {
                 break;
             }
         }
@@ -240,7 +246,7 @@ impl Resize<'_> {
             self.hold_until(held_until_ns);
             self.grace.wait();
             (self.observe)(Step::Held);
-            pass.run()?;
+            mirrors.pass(&to, seed, &mut copier)?;
             // Enough has to be left for the switch.
             if maps::now_ns() < held_until_ns - hold.as_nanos() as u64 / 2 {
                 (self.observe)(Step::Exact);
@@ -253,19 +259,19 @@ impl Resize<'_> {
             }
             tracing::warn!(
                 held_ms = hold.as_millis() as u64,
-                "this machine is too busy to copy what changed of the flow table in the time that it can be held; trying again"
+                "this machine is too busy to copy what changed of the flow tables in the time that they can be held; trying again"
             );
         }
         Err(Error::TooBusy)
     }
 
-    /// Makes the new table, and pins it aside together with all else.
+    /// Makes the new tables, and pins them aside together with all else.
     fn stage(&self, capacity: &Capacity) -> Result<Opened, Error> {
-        let mut maps = create_table(capacity)?;
+        let mut maps = create_tables(capacity)?;
         for (name, map) in self.held {
             if !maps.contains_key(name) {
                 let map = map.try_clone().map_err(shapes::refused_call(
-                    "keeping a map of the instance for its new table",
+                    "keeping a map of the instance for its new tables",
                 ))?;
                 maps.insert(name, map);
             }
@@ -279,48 +285,92 @@ impl Resize<'_> {
     }
 
     fn hold_until(&self, until_ns: u64) {
-        self.from.hold4.word(0, 0).store(until_ns, Ordering::SeqCst);
+        self.from.hold.word(0, 0).store(until_ns, Ordering::SeqCst);
     }
 }
 
-/// What a pass from an old table to a new one takes.
-struct Pass<'a> {
-    mirror: Mirror,
-    to: &'a Maps,
-    instance: Instance,
-    copier: &'a mut Copier,
+/// The images of both tables.
+struct Mirrors {
+    v4: Mirror<v4::Key>,
+    v6: Mirror<v6::Key>,
 }
 
-impl Pass<'_> {
+impl Mirrors {
     /// Copies what has changed. Gives the number of keys for which something had.
-    fn run(&mut self) -> Result<usize, Error> {
-        let changed = self.mirror.refresh();
-        for key in &changed {
-            remove(self.to, &self.instance.flow_seed, *key);
-        }
-        let now = maps::now();
-        let entries = changed.iter().flat_map(|key| self.mirror.of(*key, now));
-        all_placed(self.copier.insert(entries, Kind::Copy)?)?;
-        Ok(changed.len())
+    fn pass(&mut self, to: &Maps, seed: Seed, copier: &mut Copier) -> Result<usize, Error> {
+        Ok(pass(&mut self.v4, to, seed, copier)? + pass(&mut self.v6, to, seed, copier)?)
     }
 }
 
-/// The number of entries that were copied.
-fn all_placed(copied: Copied) -> Result<u64, Error> {
+/// An image of a table whose entries have room in one of this capacity.
+fn fitting<K: TableKey>(
+    from: &Arc<Maps>,
+    seed: Seed,
+    capacity: &Capacity,
+) -> Result<Mirror<K>, Error> {
+    let mut mirror = Mirror::new(from.clone(), seed);
+    mirror.refresh();
+    let in_use = mirror.entries(maps::now()).count() as u64;
+    let room = flows_in(capacity.flow_buckets(K::VERSION));
+    if in_use > room {
+        return Err(Error::TooSmall {
+            limit: Limits::flows_key(K::VERSION),
+            in_use,
+            room,
+        });
+    }
+    Ok(mirror)
+}
+
+/// Copies what has changed of one table. Gives the number of keys for which something had.
+fn pass<K: TableKey>(
+    mirror: &mut Mirror<K>,
+    to: &Maps,
+    seed: Seed,
+    copier: &mut Copier,
+) -> Result<usize, Error> {
+    let changed = mirror.refresh();
+    for key in &changed {
+        remove(K::table(to), &seed, *key);
+    }
+    let now = maps::now();
+    let entries = changed.iter().flat_map(|key| mirror.of(*key, now));
+    insert(copier, entries)?;
+    Ok(changed.len())
+}
+
+/// Copies entries, all of them. Gives their number.
+fn insert<K: TableKey>(
+    copier: &mut Copier,
+    entries: impl Iterator<Item = Traveller<K>>,
+) -> Result<u64, Error> {
+    let copied = copier.insert(entries, Kind::Copy)?;
     match copied.homeless {
         0 => Ok(copied.done),
-        homeless => Err(Error::NoPlace { homeless }),
+        homeless => Err(Error::NoPlace {
+            limit: Limits::flows_key(K::VERSION),
+            homeless,
+        }),
     }
 }
 
-/// Copies entries that the old program has recorded after the hold of its table had ended, and that the new table lacks; nobody writes the old
-/// table any more.
+/// Copies entries that the old program has recorded after the hold of its tables had ended, and that the new tables lack; nobody writes the old
+/// ones any more.
 ///
 /// What else it has written since is of no weight: no flow depends on it.
 fn rescue(old: &Arc<Maps>, instance: &Instance, copier: &mut Copier) -> Result<(), Error> {
-    let until_ns = old.hold4.word(0, 0).load(Ordering::SeqCst);
+    rescue_from::<v4::Key>(old, instance, copier)?;
+    rescue_from::<v6::Key>(old, instance, copier)
+}
+
+fn rescue_from<K: TableKey>(
+    old: &Arc<Maps>,
+    instance: &Instance,
+    copier: &mut Copier,
+) -> Result<(), Error> {
+    let until_ns = old.hold.word(0, 0).load(Ordering::SeqCst);
     let (since, now) = (Tick::from_ns(until_ns), maps::now());
-    let mut mirror = Mirror::new(old.clone(), instance.flow_seed);
+    let mut mirror = Mirror::<K>::new(old.clone(), instance.flow_seed);
     mirror.refresh();
     let ticks = now.0.wrapping_sub(since.0);
     let late = mirror
@@ -331,7 +381,8 @@ fn rescue(old: &Arc<Maps>, instance: &Instance, copier: &mut Copier) -> Result<(
         tracing::warn!(
             copied.done,
             copied.homeless,
-            "flows that began while the flow table was being switched were copied afterwards"
+            version = K::VERSION as u32,
+            "flows that began while the flow tables were being switched were copied afterwards"
         );
     }
     Ok(())

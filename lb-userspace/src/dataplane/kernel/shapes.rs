@@ -14,7 +14,7 @@ use aya::{
 use lb_common::{
     backend::Backend,
     counters::{Counter, CpuState},
-    flow::{copy, v4},
+    flow::{bucket::Facts, copy, v4, v6},
     maglev::Slot,
     maps::{self as names, Hold, Instance},
     service::Service,
@@ -39,8 +39,8 @@ pub(super) fn create_maps(capacity: &Capacity) -> Result<Opened, Error> {
         .collect()
 }
 
-/// Creates the maps that make up a flow table of this capacity.
-pub(super) fn create_table(capacity: &Capacity) -> Result<Opened, Error> {
+/// Creates the maps that make up flow tables of this capacity.
+pub(super) fn create_tables(capacity: &Capacity) -> Result<Opened, Error> {
     shapes(capacity)
         .into_iter()
         .filter(|shape| names::OF_FLOWS.contains(&shape.name))
@@ -118,7 +118,8 @@ fn pinned_capacity(directory: &Path) -> Result<Capacity, Error> {
         Ok(bytes / size_of::<T>() as u32)
     }
     let capacity = Capacity {
-        flow_buckets: entries::<v4::Bucket>(directory, names::FLOWS4)?,
+        flow4_buckets: entries::<v4::Bucket>(directory, names::FLOWS4)?,
+        flow6_buckets: entries::<v6::Bucket>(directory, names::FLOWS6)?,
         services: entries::<Service>(directory, names::SERVICES)?,
         backends: entries::<Backend>(directory, names::BACKENDS)?,
         table_slots: entries::<Slot>(directory, names::TABLES)?,
@@ -183,6 +184,8 @@ enum Kind {
     Whole(u64),
     /// So many network devices.
     Devices(u32),
+    /// So many programs.
+    Programs(u32),
 }
 
 /// All maps of an instance of this capacity.
@@ -195,18 +198,25 @@ fn shapes(capacity: &Capacity) -> [Shape; names::ALL.len()] {
     }
     [
         shape::<Instance>(names::INSTANCE, 1),
-        shape::<v4::Bucket>(names::FLOWS4, capacity.flow_buckets),
-        shape::<v4::Facts>(names::FACTS4, capacity.flow_buckets),
-        shape::<Hold>(names::HOLD4, 1),
+        shape::<v4::Bucket>(names::FLOWS4, capacity.flow4_buckets),
+        shape::<Facts>(names::FACTS4, capacity.flow4_buckets),
+        shape::<v6::Bucket>(names::FLOWS6, capacity.flow6_buckets),
+        shape::<Facts>(names::FACTS6, capacity.flow6_buckets),
+        shape::<Hold>(names::HOLD, 1),
         shape::<Slot>(names::TABLES, capacity.table_slots),
         shape::<Service>(names::SERVICES, capacity.services),
         shape::<Backend>(names::BACKENDS, capacity.backends),
         shape::<VipBucket>(names::VIPS4, capacity.vip_buckets()),
+        shape::<VipBucket>(names::VIPS6, capacity.vip_buckets()),
         shape::<Counter>(names::COUNTERS, capacity.counter_entries()),
         shape::<CpuState>(names::CPUS, capacity.cpus),
         Shape {
             name: names::EGRESS,
             kind: Kind::Devices(names::EGRESS_INTERFACES),
+        },
+        Shape {
+            name: names::PROGRAMS,
+            kind: Kind::Programs(names::PROGRAMS_LEN),
         },
     ]
 }
@@ -220,12 +230,14 @@ impl Shape {
             }
             Kind::Whole(bytes) => bpf::create_shared(self.name, bytes as u32),
             Kind::Devices(entries) => bpf::create_devices(self.name, entries),
+            Kind::Programs(entries) => bpf::create_programs(self.name, entries),
         };
         created.map_err(|source| Error::Create {
             map: self.name,
             bytes: match self.kind {
                 Kind::Whole(bytes) => bytes,
                 Kind::Devices(entries) => u64::from(entries) * u64::from(bpf::DEVICE_BYTES),
+                Kind::Programs(entries) => u64::from(entries) * 4,
             },
             source,
         })
@@ -248,6 +260,7 @@ impl Shape {
                 let bytes = u64::from(bpf::DEVICE_BYTES);
                 (Some(MapType::DevMapHash), 4, bytes, entries, 0)
             }
+            Kind::Programs(entries) => (Some(MapType::ProgramArray), 4, 4, entries, 0),
         };
         if found != expected {
             return Err(damaged(
@@ -274,7 +287,7 @@ mod tests {
 
     #[test]
     fn every_map_has_a_shape() {
-        let capacity = Capacity::for_flows(1_000, 8, 16, 1_024, 2);
+        let capacity = Capacity::for_flows(1_000, 100, 8, 16, 1_024, 2);
         let shaped: Vec<_> = shapes(&capacity).iter().map(|shape| shape.name).collect();
         assert_eq!(shaped, names::ALL);
     }

@@ -1,6 +1,7 @@
 //! Programs, maps and test runs.
 
 use std::{
+    net::{IpAddr, Ipv4Addr},
     os::fd::{AsFd, AsRawFd, BorrowedFd},
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
@@ -13,16 +14,19 @@ use aya::{
     programs::Xdp,
 };
 use lb_common::{
-    backend::{Backend, BackendState, Mode, NextHop, Serving},
-    bench::{self, FRAME_LEN, Kind, Orders},
+    backend::{Backend, BackendState, Forwarding, Mode, NextHop, Serving},
+    bench::{self, FRAME_LEN, FRAME6_LEN, Kind, Orders, address6},
     clock::Tick,
     flow::{
-        v4::Key,
+        FlowKey as _,
+        bucket::WAYS,
+        v4, v6,
         word::{State, Word, epoch_of},
     },
     hash::Seed,
     maglev::{Slot, TableRef},
     maps::{ABI_VERSION, Instance, default},
+    net::{Address, IpVersion},
     service::Service,
     verdict::Reason,
     vip::{self, VipEntry},
@@ -73,8 +77,31 @@ pub(crate) struct Timing {
     pub(crate) kernel_ns: u32,
 }
 
+/// How a row's packets come, and how they are forwarded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Way {
+    /// Version of IP that clients speak.
+    pub(crate) version: IpVersion,
+    /// The service's mode.
+    pub(crate) mode: Mode,
+    /// Version of IP of the backends' addresses.
+    pub(crate) backends: IpVersion,
+}
+
+impl Way {
+    /// To backends with addresses of the clients' version.
+    pub(crate) const fn new(version: IpVersion, mode: Mode) -> Self {
+        Self {
+            version,
+            mode,
+            backends: version,
+        }
+    }
+}
+
 /// Everything loaded.
 pub(crate) struct Harness {
+    version: IpVersion,
     tether: Loaded,
     maps: std::sync::Arc<Maps>,
     bench: Ebpf,
@@ -82,10 +109,15 @@ pub(crate) struct Harness {
 }
 
 impl Harness {
-    /// Loads the shipped program with a flow table for `flows` flows, other maps of default size, and one service.
-    pub(crate) fn load(flows: u32) -> Result<Self> {
+    /// Loads the shipped program with a flow table for `flows` flows of a version of IP, other maps of default size, and one service.
+    pub(crate) fn load(version: IpVersion, flows: u32) -> Result<Self> {
+        let (flows4, flows6) = match version {
+            IpVersion::V4 => (flows, 1),
+            IpVersion::V6 => (1, flows),
+        };
         let capacity = Capacity::for_flows(
-            flows,
+            flows4,
+            flows6,
             default::SERVICES,
             default::BACKENDS,
             default::TABLE_SLOTS,
@@ -103,7 +135,7 @@ impl Harness {
         };
         let tether = Loaded::private(capacity, instance)?;
         let maps = tether.maps();
-        serve(&maps, Mode::Ipip);
+        serve(&maps, Way::new(version, Mode::Ipip));
 
         let mut bench = Ebpf::load(objects::BENCH).context("loading the bench's programs")?;
         for name in [
@@ -123,6 +155,7 @@ impl Harness {
             _ => anyhow::bail!("the bench's object has no array {}", bench::ORDERS),
         };
         Ok(Self {
+            version,
             tether,
             maps,
             bench,
@@ -130,9 +163,9 @@ impl Harness {
         })
     }
 
-    /// Has the service's backends reached in another mode. Its flows stay.
-    pub(crate) fn serve(&self, mode: Mode) {
-        serve(&self.maps, mode);
+    /// Has the service's backends reached in another way. Its flows stay.
+    pub(crate) fn serve(&self, way: Way) {
+        serve(&self.maps, way);
     }
 
     /// Chooses the program under test.
@@ -171,6 +204,8 @@ impl Harness {
             destination,
             port: u32::from(PORT),
             seq: ISN + 1,
+            version: self.version as u32,
+            reserved: 0,
         });
         self.run(packets)
     }
@@ -184,6 +219,8 @@ impl Harness {
             destination: VIP,
             port: u32::from(PORT),
             seq: ISN,
+            version: self.version as u32,
+            reserved: 0,
         });
         self.run(packets)
     }
@@ -197,9 +234,12 @@ impl Harness {
 
     /// Empties the flow table, then fills it with pins of flows 0 to `flows`. One in a million finds no place at that load.
     pub(crate) fn pin(&mut self, flows: u32) -> Result<()> {
-        for bucket in 0..self.maps.flows4.len() {
-            for way in 0..lb_common::flow::v4::WAYS as usize {
-                self.value(bucket, way).store(0, Relaxed);
+        for bucket in 0..self.buckets() {
+            for way in 0..WAYS {
+                let [.., value] = self.entry(bucket, way) else {
+                    continue;
+                };
+                value.store(0, Relaxed);
             }
         }
         self.select(Program::Tether)?;
@@ -234,12 +274,30 @@ impl Harness {
     fn entry_of(&self, number: u32, change: impl Fn(Word) -> Word) -> bool {
         let mut found = false;
         let (address, port) = bench::client(number);
-        let key = Key::new(address, port, SERVICE);
         let seed = self.tether.instance().flow_seed;
-        for bucket in key.homes(&seed, self.maps.capacity.flow_buckets) {
-            for way in 0..lb_common::flow::v4::WAYS as usize {
-                let is_ours = self.maps.flows4.word(bucket, 2 * way).load(Relaxed) == key.0;
-                let value = self.value(bucket, way);
+        let (key, homes) = match self.version {
+            IpVersion::V4 => {
+                let key = v4::Key::new(address, port, SERVICE);
+                (vec![key.0], key.homes(&seed, self.buckets()))
+            }
+            IpVersion::V6 => {
+                let key = v6::Key::new(address6(address), port, SERVICE);
+                let [first, second] = key.address;
+                (
+                    vec![first, second, key.rest],
+                    key.homes(&seed, self.buckets()),
+                )
+            }
+        };
+        for bucket in homes {
+            for way in 0..WAYS {
+                let [words @ .., value] = self.entry(bucket, way) else {
+                    continue;
+                };
+                let is_ours = words
+                    .iter()
+                    .map(|word| word.load(Relaxed))
+                    .eq(key.iter().copied());
                 let word = Word(value.load(Relaxed));
                 if is_ours && word.is_entry() {
                     value.store(change(word).0, Relaxed);
@@ -250,13 +308,25 @@ impl Harness {
         found
     }
 
-    fn value(&self, bucket: u32, way: usize) -> &AtomicU64 {
-        self.maps.flows4.word(bucket, 2 * way + 1)
+    fn buckets(&self) -> u32 {
+        match self.version {
+            IpVersion::V4 => self.maps.capacity.flow4_buckets,
+            IpVersion::V6 => self.maps.capacity.flow6_buckets,
+        }
+    }
+
+    /// The words of an entry, its value last.
+    fn entry(&self, bucket: u32, way: u32) -> &[AtomicU64] {
+        let (words, len) = match self.version {
+            IpVersion::V4 => (self.maps.flows4.words(bucket), 2),
+            IpVersion::V6 => (self.maps.flows6.words(bucket), 4),
+        };
+        &words[len * way as usize..][..len]
     }
 
     fn order(&self, orders: Orders) {
-        // SAFETY: `Orders` is `repr(C)`, six 32-bit integers, hence three words without padding.
-        let words: [u64; 3] = unsafe { std::mem::transmute(orders) };
+        // SAFETY: `Orders` is `repr(C)`, eight 32-bit integers, hence four words without padding.
+        let words: [u64; 4] = unsafe { std::mem::transmute(orders) };
         for (index, word) in words.iter().enumerate() {
             self.orders.set(index as u32, word);
         }
@@ -268,7 +338,7 @@ impl Harness {
             .program(bench::HARNESS)
             .context("the bench's object has no harness")?
             .try_into()?;
-        test_run(harness.fd()?.as_fd(), packets)
+        test_run(harness.fd()?.as_fd(), self.version, packets)
     }
 }
 
@@ -279,28 +349,37 @@ fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
     Ok(program.try_into()?)
 }
 
+/// An address of a version of IP.
+fn address(version: IpVersion, address: u32) -> IpAddr {
+    match version {
+        IpVersion::V4 => Ipv4Addr::from_bits(address).into(),
+        IpVersion::V6 => Address::of_words(address6(address)).into(),
+    }
+}
+
 /// Writes a service with `BACKENDS` backends, reached over the loopback device, where test runs take place.
-fn serve(maps: &Maps, mode: Mode) {
+fn serve(maps: &Maps, way: Way) {
     for id in 1..=BACKENDS {
-        let address = 0x0a01_0000 + id;
+        let backend = address(way.backends, 0x0a01_0000 + id);
         let hop = NextHop {
             destination: [2, 0, 0, 0, 1, id as u8],
             source: [2, 0, 0, 0, 0, 1],
             ifindex: 1,
-            outer_source: [10, 0, 0, 1],
             mtu: 1_500,
             ..NextHop::default()
-        };
-        let hop = match mode {
-            Mode::Ipip => hop.encapsulating(address),
+        }
+        .from_source(address(way.backends, 0x0a00_0001));
+        let hop = match way.mode {
+            Mode::Ipip => hop.encapsulating(backend),
             Mode::L2 => hop.bare(),
         };
+        let forwarding = Forwarding::new(way.mode, backend);
         maps.backends.set(
             id,
             &Backend {
-                state: BackendState::new(0, Serving::New, mode, 0, true).0,
+                state: BackendState::new(0, Serving::New, forwarding, 0, true).0,
                 identity: u64::from(id),
-                address,
+                address: backend.into(),
                 port: PORT,
                 service: SERVICE,
                 hops: [hop, NextHop::default()],
@@ -324,18 +403,21 @@ fn serve(maps: &Maps, mode: Mode) {
             table: TableRef::new(0, TABLE_SIZE, 1).0,
             seed: Seed::new([5, 6, 7]),
             identity: 1,
-            vip: VIP,
+            vip: address(way.version, VIP).into(),
             port: PORT,
-            reserved: 0,
-            reserved_end: [0; 2],
+            reserved: [0; 3],
         },
     );
-    let [home, _] = vip::homes(VipEntry::key(VIP, PORT), maps.capacity.vip_buckets());
-    maps.set_vip(home, 0, VipEntry::new(VIP, PORT, SERVICE));
+    let key = match way.version {
+        IpVersion::V4 => VipEntry::key(VIP, PORT),
+        IpVersion::V6 => VipEntry::key6(address6(VIP), PORT),
+    };
+    let [home, _] = vip::homes(key, maps.capacity.vip_buckets());
+    maps.set_vip(way.version, home, 0, VipEntry::of(key, SERVICE));
 }
 
-/// `BPF_PROG_TEST_RUN` with a frame of [`FRAME_LEN`] bytes, `repeat` times.
-fn test_run(program: BorrowedFd<'_>, repeat: u32) -> Result<Timing> {
+/// `BPF_PROG_TEST_RUN` with a frame for a packet of a version of IP, `repeat` times.
+fn test_run(program: BorrowedFd<'_>, version: IpVersion, repeat: u32) -> Result<Timing> {
     const BPF_PROG_TEST_RUN: libc::c_long = 10;
     /// The part of `union bpf_attr` that this command takes (include/uapi/linux/bpf.h).
     #[repr(C)]
@@ -350,7 +432,13 @@ fn test_run(program: BorrowedFd<'_>, repeat: u32) -> Result<Timing> {
         repeat: u32,
         duration: u32,
     }
-    let frame = [0u8; FRAME_LEN];
+    let frame = vec![
+        0u8;
+        match version {
+            IpVersion::V4 => FRAME_LEN,
+            IpVersion::V6 => FRAME6_LEN,
+        }
+    ];
     let mut attributes = Attributes {
         program: program.as_raw_fd() as u32,
         data_size_in: frame.len() as u32,

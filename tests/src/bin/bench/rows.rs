@@ -3,11 +3,16 @@
 use std::time::Instant;
 
 use anyhow::{Result, ensure};
-use lb_common::{backend::Mode, maps::default, verdict::Reason};
+use lb_common::{
+    backend::Mode,
+    maps::default,
+    net::IpVersion::{self, V4, V6},
+    verdict::Reason,
+};
 use lb_userspace::maglev::{self, Member};
 use serde::Serialize;
 
-use crate::harness::{Harness, Program, TABLE_SIZE, Timing};
+use crate::harness::{Harness, Program, TABLE_SIZE, Timing, Way};
 
 /// Packets in a run of established flows.
 const PACKETS: u32 = 500_000;
@@ -48,34 +53,51 @@ impl Row {
 
 /// Measures all rows whose name begins with `only`.
 pub(crate) fn measure(only: &str, rounds: u32) -> Result<Vec<Row>> {
-    let mut harness = Harness::load(default::FLOWS)?;
     let mut rows = Vec::new();
     let wanted = |name: &str| name.starts_with(only);
-    for (name, program) in [
-        ("floor/return", Program::FloorReturn),
-        ("floor/swap", Program::FloorSwap),
-        ("floor/encap", Program::FloorEncap),
-    ] {
-        if wanted(name) {
-            rows.push(floor(&mut harness, name, program, rounds)?);
-        }
-    }
-    for (mode, word) in [(Mode::Ipip, "ipip"), (Mode::L2, "l2")] {
-        for flows in SIZES {
-            let name = format!("established/{word}/v4/{flows}");
-            if wanted(&name) {
-                rows.push(established(&mut harness, name, mode, flows, rounds)?);
+    for version in [V4, V6] {
+        let mut harness = Harness::load(version, default::FLOWS)?;
+        if version == V4 {
+            for (name, program) in [
+                ("floor/return", Program::FloorReturn),
+                ("floor/swap", Program::FloorSwap),
+                ("floor/encap", Program::FloorEncap),
+            ] {
+                if wanted(name) {
+                    rows.push(floor(&mut harness, name, program, rounds)?);
+                }
             }
         }
-    }
-    for flows in SIZES {
-        let name = format!("syn/new/v4/{flows}");
-        if wanted(&name) {
-            rows.push(opening(name, flows, rounds)?);
+        let v = version as u32;
+        let mut ways = vec![
+            (Way::new(version, Mode::Ipip), format!("ipip/v{v}")),
+            (Way::new(version, Mode::L2), format!("l2/v{v}")),
+        ];
+        if version == V4 {
+            let in_ipv6 = Way {
+                backends: V6,
+                ..Way::new(V4, Mode::Ipip)
+            };
+            ways.push((in_ipv6, "ipip/v4-in-v6".to_owned()));
         }
-    }
-    if wanted("non-vip/v4") {
-        rows.push(non_vip(&mut harness, rounds)?);
+        for (way, word) in ways {
+            for flows in SIZES {
+                let name = format!("established/{word}/{flows}");
+                if wanted(&name) {
+                    rows.push(established(&mut harness, name, way, flows, rounds)?);
+                }
+            }
+        }
+        for flows in SIZES {
+            let name = format!("syn/new/v{v}/{flows}");
+            if wanted(&name) {
+                rows.push(opening(name, version, flows, rounds)?);
+            }
+        }
+        let name = format!("non-vip/v{v}");
+        if wanted(&name) {
+            rows.push(non_vip(&mut harness, name, rounds)?);
+        }
     }
     if wanted("maglev/65537/1000") {
         rows.push(maglev_build(rounds));
@@ -95,24 +117,28 @@ fn floor(harness: &mut Harness, name: &str, program: Program, rounds: u32) -> Re
 fn established(
     default_harness: &mut Harness,
     name: String,
-    mode: Mode,
+    way: Way,
     flows: u32,
     rounds: u32,
 ) -> Result<Row> {
     let mut large;
     let harness = if flows > default::FLOWS {
-        large = Harness::load(flows)?;
+        large = Harness::load(way.version, flows)?;
         &mut large
     } else {
         default_harness
     };
     harness.pin(flows)?;
-    harness.serve(mode);
-    let (floor, floor_name, mark) = match (mode, flows) {
-        (Mode::Ipip, 1) => (Program::FloorEncap, "encap", Some(2.0)),
-        (Mode::Ipip, 1_000_000) => (Program::FloorEncap, "encap", Some(5.5)),
-        (Mode::Ipip, _) => (Program::FloorEncap, "encap", None),
-        (Mode::L2, _) => (Program::FloorSwap, "swap", None),
+    harness.serve(way);
+    let (floor, floor_name) = match way.mode {
+        Mode::Ipip => (Program::FloorEncap, "encap"),
+        Mode::L2 => (Program::FloorSwap, "swap"),
+    };
+    let mark = match (way.mode, way.version, way.backends, flows) {
+        (Mode::Ipip, V4, V4, 1) => Some(2.0),
+        (Mode::Ipip, V4, V4, 1_000_000) => Some(5.5),
+        (Mode::Ipip, V6, V6, 1) => Some(2.4),
+        _ => None,
     };
     let mut timings = Vec::new();
     let mut floors = Vec::new();
@@ -134,13 +160,13 @@ fn established(
 
 /// SYNs of ever new flows, all recorded, in a table made for twice the `flows` that it holds as pins. What room they leave is
 /// taken first, then the oldest embryo's.
-fn opening(name: String, flows: u32, rounds: u32) -> Result<Row> {
-    let mark = match flows {
-        10_000 => Some(5.0),
-        1_000_000 => Some(10.0),
+fn opening(name: String, version: IpVersion, flows: u32, rounds: u32) -> Result<Row> {
+    let mark = match (version, flows) {
+        (V4, 10_000) => Some(5.0),
+        (V4, 1_000_000) => Some(10.0),
         _ => None,
     };
-    let mut harness = Harness::load(2 * flows)?;
+    let mut harness = Harness::load(version, 2 * flows)?;
     harness.pin(flows)?;
     let mut timings = Vec::new();
     let mut floors = Vec::new();
@@ -160,7 +186,7 @@ fn opening(name: String, flows: u32, rounds: u32) -> Result<Row> {
     Ok(row(name, &timings, Some(("encap", &floors)), mark))
 }
 
-fn non_vip(harness: &mut Harness, rounds: u32) -> Result<Row> {
+fn non_vip(harness: &mut Harness, name: String, rounds: u32) -> Result<Row> {
     let mut timings = Vec::new();
     let mut floors = Vec::new();
     for _ in 0..rounds {
@@ -172,15 +198,10 @@ fn non_vip(harness: &mut Harness, rounds: u32) -> Result<Row> {
         let counted = harness.packets(Reason::NotService) - before;
         ensure!(
             counted == u64::from(PACKETS),
-            "non-vip/v4: {counted} of {PACKETS} packets were for no service"
+            "{name}: {counted} of {PACKETS} packets were for no service"
         );
     }
-    Ok(row(
-        "non-vip/v4".to_owned(),
-        &timings,
-        Some(("return", &floors)),
-        Some(3.0),
-    ))
+    Ok(row(name, &timings, Some(("return", &floors)), Some(3.0)))
 }
 
 fn maglev_build(rounds: u32) -> Row {

@@ -8,6 +8,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Parser;
+use lab::address::Family;
 use lab::topology::{Place, Topology};
 
 /// Shows what Tether does with 1,000 WebSocket connections.
@@ -16,6 +17,9 @@ struct Arguments {
     /// How the service forwards.
     #[arg(long, value_parser = ["ipip", "l2"], default_value = "ipip")]
     mode: String,
+    /// The versions of IP of clients and backends.
+    #[arg(long, value_enum, default_value_t)]
+    family: Family,
     /// How many connections.
     #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u16).range(30..=8000))]
     connections: u16,
@@ -31,7 +35,8 @@ fn main() -> Result<ExitCode> {
     } else {
         Place::Farm
     };
-    let report = show::run(Topology::new(place), usize::from(arguments.connections))?;
+    let topology = Topology::new(place).in_family(arguments.family);
+    let report = show::run(topology, usize::from(arguments.connections))?;
     print!("{}", report.table());
     if arguments.json {
         println!("{}", serde_json::to_string(&report)?);

@@ -38,8 +38,8 @@ pub(crate) fn run(topology: Topology, count: usize) -> Result<Report> {
     say(
         started,
         &format!(
-            "tether runs and all backends are up (mode {})",
-            stage.config.mode
+            "tether runs at {} and all backends are up (mode {})",
+            stage.config.vip, stage.config.mode
         ),
     );
 

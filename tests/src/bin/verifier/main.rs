@@ -14,7 +14,7 @@ use aya::{
 };
 use lb_common::{
     hash::Seed,
-    maps::{ABI_VERSION, COPY_PROGRAM, Instance, PROGRAM, default},
+    maps::{ABI_VERSION, COPY_PROGRAM, IPV6_PROGRAM, Instance, PROGRAM, default},
 };
 use lb_userspace::{
     dataplane::{
@@ -57,6 +57,7 @@ fn main() -> Result<()> {
 fn cost_of_tether() -> Result<Vec<Cost>> {
     let capacity = Capacity::for_flows(
         default::FLOWS,
+        default::FLOWS6,
         default::SERVICES,
         default::BACKENDS,
         default::TABLE_SLOTS,
@@ -77,6 +78,7 @@ fn cost_of_tether() -> Result<Vec<Cost>> {
         .context("the program that copies flows is not loaded")?;
     let programs = BTreeMap::from([
         (PROGRAM.to_owned(), loaded.program().info()?),
+        (IPV6_PROGRAM.to_owned(), loaded.ipv6_program().info()?),
         (COPY_PROGRAM.to_owned(), copy.info()?),
     ]);
     costs_of("tether", objects::TETHER, programs, |name| {

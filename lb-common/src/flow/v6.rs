@@ -1,0 +1,171 @@
+//! Keys and buckets of IPv6 flows: 32 bytes an entry, four entries to a bucket, a bucket to two adjacent cache lines.
+
+use core::mem::{align_of, offset_of, size_of};
+
+use super::{
+    FlowKey,
+    bucket::{self, WAYS},
+};
+use crate::{hash::Seed, net::Address};
+
+/// The key of an IPv6 flow. Exact.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[repr(C)]
+pub struct Key {
+    /// Client address: the two halves, as [`Address::words`] gives them.
+    pub address: [u64; 2],
+    /// Client port (bits 16-31), service id (0-15), in host byte order.
+    pub rest: u64,
+}
+
+impl Key {
+    /// The flow of a client at a service.
+    #[inline(always)]
+    pub const fn new(address: [u64; 2], port: u16, service: u16) -> Self {
+        Self {
+            address,
+            rest: ((port as u64) << 16) | service as u64,
+        }
+    }
+
+    /// The client's address.
+    #[inline(always)]
+    pub const fn address(&self) -> Address {
+        Address::of_words(self.address)
+    }
+
+    /// The client's port.
+    #[inline(always)]
+    pub const fn port(&self) -> u16 {
+        (self.rest >> 16) as u16
+    }
+}
+
+/// Mixes 128 bits of address and a number below 2^32 into one word, under a secret seed.
+///
+/// Each of the three is multiplied by a secret of its own, so that a difference in one makes up for one in another only for who knows the
+/// seed: whoever spoofs addresses could else have many clients share a bucket. The halves of the address are folded first, since what differs
+/// in a word's upper bits alone would differ in the product's upper bits alone. The products do not wait for each other.
+#[inline(always)]
+const fn mix_all(address: [u64; 2], number: u64, seed: &Seed) -> u64 {
+    let high = (address[0] ^ (address[0] >> 32)).wrapping_mul(seed.first);
+    let low = (address[1] ^ (address[1] >> 32)).wrapping_mul(seed.second);
+    let rest = number.wrapping_mul(seed.whiten | 1);
+    let sum = high.wrapping_add(low).wrapping_add(rest);
+    let mixed = (sum ^ (sum >> 29)).wrapping_mul(seed.second);
+    mixed ^ (mixed >> 32)
+}
+
+impl FlowKey for Key {
+    #[inline(always)]
+    fn service(&self) -> u16 {
+        self.rest as u16
+    }
+
+    #[inline(always)]
+    fn homes(&self, seed: &Seed, buckets: u32) -> [u32; 2] {
+        bucket::homes(mix_all(self.address, self.rest, seed), buckets)
+    }
+
+    /// Under the service's seed already: an IPv6 client does not fit a word as it is.
+    #[inline(always)]
+    fn client_word(&self, seed: &Seed) -> u64 {
+        mix_all(self.address, self.port() as u64, seed)
+    }
+}
+
+/// One entry. The value word owns it: see [`super::table`].
+#[derive(Clone, Copy, Debug)]
+#[repr(C)]
+pub struct Entry {
+    /// The key.
+    pub key: Key,
+    /// A [`super::word::Word`].
+    pub value: u64,
+}
+
+/// Two cache lines of entries.
+#[derive(Clone, Copy, Debug)]
+#[repr(C, align(128))]
+pub struct Bucket {
+    /// The entries.
+    pub entries: [Entry; WAYS as usize],
+}
+
+const _: () = assert!(size_of::<Key>() == 24 && offset_of!(Key, rest) == 16);
+const _: () = assert!(size_of::<Entry>() == 32 && offset_of!(Entry, value) == 24);
+const _: () = assert!(size_of::<Bucket>() == 128 && align_of::<Bucket>() == 128);
+
+#[cfg(test)]
+mod tests {
+    use super::{super::bucket::buckets_for, *};
+    use proptest::prelude::*;
+
+    proptest! {
+        #[test]
+        fn a_key_keeps_what_it_is_given(address: [u8; 16], port: u16, service: u16) {
+            let address = Address(address);
+            let key = Key::new(address.words(), port, service);
+            prop_assert_eq!((key.address(), key.port(), key.service()), (address, port, service));
+        }
+
+        #[test]
+        fn homes_are_two_different_buckets(address: [u64; 2], rest: u32, seed: [u64; 3], buckets in 2u32..) {
+            let key = Key { address, rest: u64::from(rest) };
+            let [first, second] = key.homes(&Seed::new(seed), buckets);
+            prop_assert!(first != second && first < buckets && second < buckets);
+        }
+    }
+
+    #[test]
+    fn a_flow_takes_at_most_54_bytes_of_table() {
+        for flows in [1_000, 100_000, 1_000_000, 4_000_000] {
+            let bytes = u64::from(buckets_for(flows)) * size_of::<Bucket>() as u64;
+            assert!(
+                bytes <= u64::from(flows) * 54,
+                "{bytes} bytes for {flows} flows"
+            );
+        }
+    }
+
+    /// What clients look like: neighbours in one prefix, ports in sequence; and what an attacker would try: differences that cancel each other.
+    #[test]
+    fn clients_spread_evenly() {
+        let seed = Seed::new([
+            0x1234_5678_9abc_def0,
+            0x9e37_79b9_7f4a_7c15,
+            0xd6e8_feb8_6659_fd93,
+        ]);
+        let prefix = u64::from_le_bytes([0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 1]);
+        let of = |n: u64| -> [Key; 4] {
+            [
+                Key::new([prefix, n.to_be()], 40_000, 7),
+                Key::new([prefix, 1u64.to_be()], n as u16, 7),
+                Key::new([prefix + (n << 32), 1u64.to_be()], 40_000, 7),
+                Key {
+                    address: [prefix ^ n, 1u64.to_be()],
+                    rest: n,
+                },
+            ]
+        };
+        let buckets = 256u32;
+        for kind in 0..4 {
+            for half in 0..2 {
+                let mut counts = vec![0u32; buckets as usize];
+                for n in 0..65_536 {
+                    counts[of(n)[kind].homes(&seed, buckets)[half] as usize] += 1;
+                }
+                let expected = 65_536.0 / f64::from(buckets);
+                let chi2: f64 = counts
+                    .iter()
+                    .map(|&c| (f64::from(c) - expected).powi(2) / expected)
+                    .sum();
+                // 255 degrees of freedom: mean 255, standard deviation 22.6. Far below the mean would be suspicious too.
+                assert!(
+                    (120.0..400.0).contains(&chi2),
+                    "chi-squared {chi2} for kind {kind}, home {half}"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,252 @@
+//! The flow stage: [`lb_common::flow::steer`] on the maps.
+
+mod v4;
+mod v6;
+
+use core::{
+    intrinsics::{AtomicOrdering::SeqCst, atomic_cxchg, atomic_xchg, is_val_statically_known},
+    marker::PhantomData,
+};
+
+use lb_common::{
+    backend::{Backend, BackendState},
+    flow::{
+        FlowKey,
+        bucket::{Facts, WAYS},
+        copy::{self, Kind, Outcome},
+        steer::{self, Steered, World},
+        table::{Memory, Place, Subject},
+        word::Word,
+    },
+    maglev::{Slot, TableRef, slot_index},
+};
+
+use crate::{hide, maps, parse::Segment};
+
+/// The flow table, in one version of IP.
+pub(crate) trait Table {
+    /// An address.
+    type Address: Copy;
+    /// What identifies a flow.
+    type Key: FlowKey;
+    /// An entry.
+    type Entry;
+    /// A bucket, which begins with [`WAYS`] entries.
+    type Bucket;
+
+    /// The key of a client's flow.
+    fn key(client: Self::Address, port: u16, service: u16) -> Self::Key;
+    /// A key from the words of [`copy::Order::key`].
+    fn key_of_words(words: [u64; 3]) -> Self::Key;
+    /// How many buckets there are.
+    fn buckets() -> u32;
+    /// A bucket.
+    fn bucket(index: u32) -> Option<*mut Self::Bucket>;
+    /// The facts that go with it.
+    fn facts(index: u32) -> Option<*mut Facts>;
+    /// Loads an entry's key.
+    fn load_key(entry: *mut Self::Entry) -> Self::Key;
+    /// Whether an entry's key is `key`.
+    fn holds(entry: *mut Self::Entry, key: &Self::Key) -> bool;
+    /// Stores an entry's key.
+    fn store_key(entry: *mut Self::Entry, key: &Self::Key);
+    /// Where an entry's value is.
+    fn value(entry: *mut Self::Entry) -> *mut u64;
+}
+
+/// The backend, its state and its id, for a segment of an established flow that can be forwarded; none for anything else.
+#[inline(always)]
+pub(crate) fn established<T: Table>(
+    service: u16,
+    segment: &Segment,
+    client: T::Address,
+) -> Option<(*const Backend, BackendState, u32)> {
+    let key = T::key(client, segment.source_port, service);
+    steer::established(&Maps::<T>::NEW, &key, &segment.tcp, maps::now())
+}
+
+/// The backend of any other segment: finds, makes or changes the entry of its flow.
+#[inline(always)]
+pub(crate) fn otherwise<T: Table>(service: u16, segment: &Segment, client: T::Address) -> Steered {
+    let key = T::key(client, segment.source_port, service);
+    steer::otherwise(&Maps::<T>::NEW, &key, &segment.tcp, maps::now())
+}
+
+/// Inserts an entry for the daemon, with the fact that goes with it.
+#[inline(always)]
+pub(crate) fn copy<T: Table>(words: [u64; 3], word: u64, first_seen: u32, kind: u32) -> Outcome {
+    let maps = Maps::<T>::NEW;
+    let key = T::key_of_words(words);
+    let subject = Subject {
+        key,
+        homes: maps.homes(&key),
+        now: maps::now(),
+    };
+    match copy::insert(&maps, &subject, Word(word), kind == Kind::Rescue as u32) {
+        Ok(place) => {
+            note_first_seen::<T>(place, first_seen);
+            Outcome::Done
+        }
+        Err(outcome) => outcome,
+    }
+}
+
+/// The maps as one packet sees them.
+struct Maps<T>(PhantomData<T>);
+
+impl<T: Table> Maps<T> {
+    const NEW: Self = Self(PhantomData);
+}
+
+#[inline(always)]
+fn entry<T: Table>(bucket: *mut T::Bucket, way: u32) -> *mut T::Entry {
+    // SAFETY: in bounds, which the verifier proves.
+    unsafe { bucket.cast::<T::Entry>().add(within_bucket(way)) }
+}
+
+/// A way as an index that the verifier (6.1) sees to be below [`WAYS`]. It is anyway, so the compiler would leave out what shows it; which is well if
+/// the way is a constant.
+#[inline(always)]
+fn within_bucket(way: u32) -> usize {
+    if is_val_statically_known(way) {
+        way as usize
+    } else {
+        (hide::number(u64::from(way)) & u64::from(WAYS - 1)) as usize
+    }
+}
+
+#[inline(always)]
+fn value<T: Table>(bucket: *mut T::Bucket, way: u32) -> *mut u64 {
+    T::value(entry::<T>(bucket, way))
+}
+
+impl<T: Table> Memory for Maps<T> {
+    type Key = T::Key;
+    type Bucket = *mut T::Bucket;
+
+    const WAYS: u32 = WAYS;
+
+    #[inline(always)]
+    fn homes(&self, key: &T::Key) -> [u32; 2] {
+        key.homes(&maps::flow_seed(), T::buckets())
+    }
+
+    #[inline(always)]
+    fn bucket(&self, index: u32) -> Option<*mut T::Bucket> {
+        T::bucket(index)
+    }
+
+    #[inline(always)]
+    fn key(&self, bucket: *mut T::Bucket, way: u32) -> T::Key {
+        T::load_key(entry::<T>(bucket, way))
+    }
+
+    #[inline(always)]
+    fn holds(&self, bucket: *mut T::Bucket, way: u32, key: &T::Key) -> bool {
+        T::holds(entry::<T>(bucket, way), key)
+    }
+
+    #[inline(always)]
+    fn value(&self, bucket: *mut T::Bucket, way: u32) -> Word {
+        // SAFETY: an entry of the map. Volatile: others write it meanwhile. On x86-64 every load has acquire ordering.
+        Word(unsafe { value::<T>(bucket, way).read_volatile() })
+    }
+
+    #[inline(always)]
+    fn set_key(&self, bucket: *mut T::Bucket, way: u32, key: &T::Key) {
+        T::store_key(entry::<T>(bucket, way), key);
+    }
+
+    #[inline(always)]
+    fn replace(&self, bucket: *mut T::Bucket, way: u32, seen: Word, new: Word) -> bool {
+        // SAFETY: an aligned word of the map.
+        let (_, replaced) = unsafe {
+            atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(value::<T>(bucket, way), seen.0, new.0)
+        };
+        replaced
+    }
+
+    #[inline(always)]
+    fn publish(&self, bucket: *mut T::Bucket, way: u32, new: Word) {
+        // SAFETY: an aligned word of the map. The old value was busy, by our hand.
+        let _busy = unsafe { atomic_xchg::<u64, { SeqCst }>(value::<T>(bucket, way), new.0) };
+    }
+
+    /// Mixes in a number that the verifier (all kernels to 7.2) takes for anything from 0 to 3, and that is 0 for as long as machines
+    /// last.
+    #[inline(always)]
+    fn blur(&self, way: u32) -> u32 {
+        way ^ maps::always_zero()
+    }
+
+    #[inline(always)]
+    fn carry_facts(&self, from: Place, to: Place) {
+        if let (Some(source), Some(copy)) = (first_seen::<T>(from), first_seen::<T>(to)) {
+            // SAFETY: entries of the map.
+            unsafe { copy.write_volatile(source.read_volatile()) };
+        }
+    }
+}
+
+#[inline(always)]
+fn note_first_seen<T: Table>(place: Place, tick: u32) {
+    if let Some(first_seen) = first_seen::<T>(place) {
+        // SAFETY: an entry of the map.
+        unsafe { first_seen.write_volatile(tick) };
+    }
+}
+
+#[inline(always)]
+fn first_seen<T: Table>(place: Place) -> Option<*mut u32> {
+    let facts = T::facts(place.index)?;
+    // SAFETY: as in `entry`.
+    Some(unsafe {
+        core::ptr::addr_of_mut!((*facts).first_seen)
+            .cast::<u32>()
+            .add(within_bucket(place.way))
+    })
+}
+
+impl<T: Table> World for Maps<T> {
+    type Backend = *const Backend;
+
+    #[inline(always)]
+    fn slot(&self, key: &T::Key, attempt: u32) -> Option<Slot> {
+        let service = maps::service(key.service())?;
+        // SAFETY: an entry of the map; the table's word is volatile since the daemon swaps it, the seed does not change while the
+        // service is in use.
+        let (table, seed) = unsafe {
+            (
+                TableRef(core::ptr::addr_of!((*service).table).read_volatile()),
+                (*service).seed,
+            )
+        };
+        if table.size() == 0 {
+            return None;
+        }
+        maps::slot(
+            table,
+            slot_index(key.client_word(&seed), &seed, attempt, table.size()),
+        )
+    }
+
+    #[inline(always)]
+    fn backend(&self, id: u32) -> Option<(*const Backend, BackendState)> {
+        maps::backend(id)
+    }
+
+    #[inline(always)]
+    fn may_adopt(&self) -> bool {
+        maps::may_adopt(maps::now_ns())
+    }
+
+    #[inline(always)]
+    fn is_held(&self) -> bool {
+        maps::is_held()
+    }
+
+    #[inline(always)]
+    fn note_promotion(&self, place: Place) {
+        note_first_seen::<T>(place, maps::now().0);
+    }
+}
