@@ -67,8 +67,10 @@ pub struct CpuState {
     pub adoption_paid_ns: u64,
     /// Nanoseconds of the coarse monotonic clock up to which resets are paid for.
     pub reset_paid_ns: u64,
+    /// Nanoseconds of the coarse monotonic clock up to which answers by ICMP are paid for.
+    pub answer_paid_ns: u64,
     /// Zero.
-    pub reserved: [u64; 6],
+    pub reserved: [u64; 5],
 }
 
 const _: () = assert!(size_of::<CpuState>() == 64);

@@ -8,6 +8,8 @@ pub const VLAN_LEN: usize = 4;
 pub const IPV4_LEN: usize = 20;
 /// IPv6 header without extension headers, bytes.
 pub const IPV6_LEN: usize = 40;
+/// Header of an ICMP or ICMPv6 message, bytes.
+pub const ICMP_LEN: usize = 8;
 /// TCP header without options, bytes.
 pub const TCP_LEN: usize = 20;
 
@@ -22,6 +24,10 @@ pub const ETHERTYPE_QINQ: u16 = 0x88a8;
 
 /// Protocol number of IPv4 in IPv4 (RFC 2003).
 pub const PROTO_IPIP: u8 = 4;
+/// Protocol number of ICMP.
+pub const PROTO_ICMP: u8 = 1;
+/// Protocol number of ICMPv6.
+pub const PROTO_ICMPV6: u8 = 58;
 /// Protocol number of TCP.
 pub const PROTO_TCP: u8 = 6;
 

@@ -122,14 +122,16 @@ pub struct Constants {
     pub adoption_cost_ns: u64,
     /// Nanoseconds a reset costs a CPU.
     pub reset_cost_ns: u64,
+    /// Nanoseconds an answer by ICMP costs a CPU.
+    pub answer_cost_ns: u64,
 }
 
-const _: () = assert!(size_of::<Instance>() == 64 && size_of::<Constants>() == 80);
+const _: () = assert!(size_of::<Instance>() == 64 && size_of::<Constants>() == 88);
 
 /// Name of the global in the BPF object that holds [`Constants`].
 pub const CONSTANTS: &str = "CONSTANTS";
 
-/// How long adoptions and resets may be saved up, in nanoseconds: 100 ms.
+/// How long adoptions, resets and answers may be saved up, in nanoseconds: 100 ms.
 pub const BURST_NS: u64 = 100_000_000;
 
 /// Default capacities.
@@ -148,6 +150,8 @@ pub mod default {
     pub const ADOPTIONS_PER_SECOND: u64 = 50_000;
     /// Resets a second on each CPU.
     pub const RESETS_PER_SECOND: u64 = 100_000;
+    /// Answers by ICMP a second on each CPU.
+    pub const ANSWERS_PER_SECOND: u64 = 1_000;
 }
 
 #[cfg(test)]

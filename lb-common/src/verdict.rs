@@ -9,6 +9,8 @@ pub enum Verdict {
     Forward,
     /// Answered with a RST.
     Reset,
+    /// Answered from the VIP with ICMP.
+    Answer,
     /// Dropped.
     Drop,
 }
@@ -99,10 +101,10 @@ reasons! {
     BadFlags = 18, "bad_flags", Drop, Expected;
     /// A fragment but the first, of TCP, for a VIP that the host does not own.
     Fragment = 19, "fragment", Drop, Configuration;
-    /// Its TTL ended here.
-    TtlExpired = 20, "ttl_expired", Drop, Expected;
-    /// With the outer header, or with VLAN tags that it came without, it would exceed the path MTU.
-    TooBig = 21, "too_big", Drop, Configuration;
+    /// Its TTL, or hop limit, ended here: the client was told.
+    TtlExpired = 20, "ttl_expired", Answer, Expected;
+    /// With the outer header, or with VLAN tags that it came without, it would exceed the path MTU: the client was told what fits.
+    TooBig = 21, "too_big", Answer, Configuration;
     /// The directory of VIPs names a service that does not exist.
     ServiceMissing = 22, "service_missing", Drop, ShouldNeverHappen;
     /// An entry names a backend that is no more: its id has another generation.
@@ -111,14 +113,22 @@ reasons! {
     UnknownMode = 24, "unknown_mode", Drop, ShouldNeverHappen;
     /// The driver left no room for the outer header or for VLAN tags.
     NoHeadroom = 25, "no_headroom", Drop, ShouldNeverHappen;
-    /// The frame could not be made into a RST.
-    NoReset = 26, "no_reset", Drop, ShouldNeverHappen;
+    /// The frame could not be made into its answer.
+    NoAnswer = 26, "no_answer", Drop, ShouldNeverHappen;
     /// The way to the backend leaves by another interface than the packet came in by, and that one takes no frames from XDP.
     NoEgress = 27, "no_egress", Drop, Configuration;
     /// The flow table was held for a moment, to be copied, and the segment would have changed its flow's entry: it comes again.
     Held = 28, "held", Drop, Expected;
     /// An IPv6 packet, while the program for those is not in its place.
     NoProgram = 29, "no_program", Pass, ShouldNeverHappen;
+    /// An echo request to a VIP that the host does not own: answered.
+    EchoAnswered = 30, "echo_answered", Answer, Expected;
+    /// An ICMP error about a service's packet: it went to the backend of the flow, or, from the way to the backend, to the client.
+    ErrorRelayed = 31, "error_relayed", Forward, Expected;
+    /// An ICMP error about a service's packet that no backend can be given: there is none, or no way to it.
+    ErrorUnrelayed = 32, "error_unrelayed", Drop, Expected;
+    /// An answer by ICMP was due, but too many were sent lately.
+    AnswerLimited = 33, "answer_limited", Drop, Expected;
 }
 
 impl Reason {

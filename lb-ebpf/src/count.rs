@@ -35,6 +35,16 @@ impl Tally {
         self.backend = id;
     }
 
+    /// The backend that was noted; 0 is none.
+    #[inline(always)]
+    pub(crate) fn backend_id(&self) -> u32 {
+        if self.backend == NONE {
+            0
+        } else {
+            self.backend
+        }
+    }
+
     /// Counts the packet: once for its reason, and for its service and backend if it got so far.
     #[inline(always)]
     pub(crate) fn count(&self, reason: Reason) {

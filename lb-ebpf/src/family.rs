@@ -3,6 +3,7 @@
 use crate::{
     flow::Table,
     forward::{Answer, Header},
+    icmp::Icmp,
     parse::Parse,
     service::Directory,
 };
@@ -19,6 +20,7 @@ pub(crate) trait Family:
     + Table<Address = <Self as Parse>::Address>
     + Header
     + Answer
+    + Icmp<Address = <Self as Parse>::Address>
 {
 }
 

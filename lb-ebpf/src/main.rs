@@ -14,6 +14,7 @@ mod family;
 mod flow;
 mod forward;
 mod hide;
+mod icmp;
 mod maps;
 mod parse;
 mod runtime;
@@ -55,16 +56,31 @@ fn tether(ctx: XdpContext) -> u32 {
         Tally::new().count(Reason::NoProgram);
         action = xdp_action::XDP_PASS;
     }
+    if action == CONTROL {
+        action = icmp::control4(ctx.ctx);
+        if action == icmp::TUNNEL {
+            action = icmp::tunnel4(ctx.ctx);
+        }
+    }
     action
 }
 
 /// Steers one packet of IPv6.
 #[xdp(frags)]
 fn tether6(ctx: XdpContext) -> u32 {
-    match established6(ctx.ctx) {
-        OTHER => any6(ctx.ctx),
-        action => action,
+    let mut action = established6(ctx.ctx);
+    if action == OTHER {
+        action = any6(ctx.ctx);
     }
+    if action == CONTROL {
+        action = icmp::control6(ctx.ctx);
+        if action == icmp::TUNNEL {
+            action = icmp::tunnel6(ctx.ctx);
+        } else if action == icmp::TUNNEL_4_IN_6 {
+            action = icmp::tunnel4in6(ctx.ctx);
+        }
+    }
+    action
 }
 
 // What a function returns that leaves the packet to another. No XDP actions.
@@ -72,6 +88,8 @@ fn tether6(ctx: XdpContext) -> u32 {
 const OTHER: u32 = u32::MAX;
 /// It is IPv6, or may be.
 const IPV6: u32 = u32::MAX - 1;
+/// It is a message of ICMP.
+const CONTROL: u32 = u32::MAX - 2;
 
 #[inline(never)]
 fn established4(ctx: *mut xdp_md) -> u32 {
@@ -159,9 +177,13 @@ fn any<F: Family>(ctx: &XdpContext, network: Result<usize, Reason>) -> u32 {
         Ok((reason, action)) => (reason, action),
         Err(reason) => match reason.verdict() {
             Verdict::Pass => (reason, xdp_action::XDP_PASS),
+            Verdict::Answer => icmp::complain::<F>(ctx, tally.backend_id(), reason),
             _ => (reason, xdp_action::XDP_DROP),
         },
     };
+    if action == CONTROL {
+        return CONTROL;
+    }
     tally.count(reason);
     #[cfg(feature = "log")]
     log(ctx.ctx, reason as u32, action);
@@ -187,6 +209,7 @@ fn steer<F: Family>(
 ) -> Result<(Reason, u32), Reason> {
     let (segment, ends) = match F::parse(ctx, network)? {
         Parsed::Segment(segment, ends) => (segment, ends),
+        Parsed::Control => return Ok((Reason::NotService, CONTROL)),
         Parsed::Fragment { destination, bytes } => {
             tally.bytes = bytes;
             // Forwarded it would be as if it were not for a VIP.

@@ -115,6 +115,7 @@ static CONSTANTS: Constants = Constants {
     reserved: 0,
     adoption_cost_ns: 0,
     reset_cost_ns: 0,
+    answer_cost_ns: 0,
 };
 
 macro_rules! constant {
@@ -278,6 +279,20 @@ pub(crate) fn may_reset(now_ns: u64) -> bool {
     )
 }
 
+/// Takes one permission to answer by ICMP from this CPU's bounded rate.
+#[inline(always)]
+pub(crate) fn may_answer(now_ns: u64) -> bool {
+    let Some(cpu) = CPUS.at(cpu(), constant!(cpus)) else {
+        return false;
+    };
+    // SAFETY: an entry of the map.
+    take(
+        unsafe { core::ptr::addr_of_mut!((*cpu).answer_paid_ns) },
+        now_ns,
+        constant!(answer_cost_ns),
+    )
+}
+
 #[inline(always)]
 fn take(paid_ns: *mut u64, now_ns: u64, cost_ns: u64) -> bool {
     // SAFETY: a word of the map that only this CPU writes.
@@ -311,6 +326,17 @@ pub(crate) fn backend(id: u32) -> Option<(*const Backend, BackendState)> {
     // SAFETY: an entry of the map. Volatile: the daemon writes it meanwhile.
     let state = BackendState(unsafe { core::ptr::addr_of!((*backend).state).read_volatile() });
     Some((backend, state))
+}
+
+/// A backend's address, as [`lb_common::net::Address::words`] has it.
+#[inline(always)]
+pub(crate) fn backend_address(id: u32) -> Option<[u64; 2]> {
+    let backend = BACKENDS.at(id, constant!(backends))?;
+    // SAFETY: an entry of the map. The address does not change while anything names the backend.
+    Some(unsafe {
+        let words = core::ptr::addr_of!((*backend).address).cast::<u64>();
+        [words.read_volatile(), words.add(1).read_volatile()]
+    })
 }
 
 /// Has the frame sent out of another interface, if the program returns what this returns; none if that interface takes no frames.

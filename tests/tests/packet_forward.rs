@@ -1,7 +1,10 @@
 //! What a backend receives, to the byte.
 
 use lab::packet::{
-    BackendSpec, CLIENT, Client, Packet, World, dropped, forwarded, frame::checksum, version,
+    BackendSpec, CLIENT, Client, Packet, World, answered, dropped, forwarded,
+    frame::checksum,
+    icmp::{About, complaint},
+    version,
 };
 use lb_common::{
     backend::{Forwarding, Serving},
@@ -126,9 +129,11 @@ fn a_ttl_of_0_or_1_ends_here() {
     for backend in [BackendSpec::l2(1), BackendSpec::ipip(1)] {
         let world = World::with(&backend);
         for ttl in [0, 1] {
+            let packet = CLIENT.syn().ttl(ttl);
+            let told = complaint(&packet, About::Expired);
             world
-                .send(&CLIENT.syn().ttl(ttl))
-                .expect(&dropped(Reason::TtlExpired).of_backend(1));
+                .send(&packet)
+                .expect(&answered(Reason::TtlExpired, told).of_backend(1));
         }
     }
 }
@@ -182,9 +187,11 @@ fn an_encapsulated_packet_may_be_as_long_as_the_mtu_and_no_longer() {
         let run = world.send(&packet);
         let reason = run.reason();
         run.expect(&forwarded(reason, 1, backend.ipip_output(&packet)));
+        let packet = packet.of_length(1_501 - outer);
+        let told = complaint(&packet, About::TooBig(1_500 - outer as u32));
         world
-            .send(&packet.of_length(1_501 - outer))
-            .expect(&dropped(Reason::TooBig).of_backend(1));
+            .send(&packet)
+            .expect(&answered(Reason::TooBig, told).of_backend(1));
     }
 }
 

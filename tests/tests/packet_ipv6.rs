@@ -4,6 +4,7 @@
 use lab::packet::{
     BackendSpec, CLIENT, Client, Packet, VIP, VIP_PORT, World, answered, dropped, forwarded,
     frame::{Extension, checksum},
+    icmp::{About, complaint},
     in_version, passed,
     version::in_ipv6,
 };
@@ -97,8 +98,8 @@ fn protocols_other_than_tcp_are_the_hosts() {
     in_v6(|| {
         let world = World::new();
         world.vip(VIP, false);
-        // A neighbour solicitation, a router advertisement and an echo request to the VIP: ICMPv6, bare and behind options.
-        for kind in [135, 134, 128] {
+        // A neighbour solicitation, an advertisement and a router's to the VIP: ICMPv6, bare and behind options.
+        for kind in [135, 136, 134] {
             let message = [&[kind, 0, 0, 0][..], &[0; 20]].concat();
             assert_passes(&world, Reason::NotService, |syn| syn.carrying(58, &message));
             assert_passes(&world, Reason::NotService, |syn| {
@@ -263,9 +264,11 @@ fn an_ipv4_packet_reaches_a_backend_in_ipv6() {
     assert_eq!(output[18..22], [0, 40, 4, 64], "40 bytes of IPv4");
     assert_eq!(output[54], 0x45);
     assert_eq!(checksum(&output[54..74]), 0);
+    let packet = CLIENT.ack().of_length(1_461);
+    let told = complaint(&packet, About::TooBig(1_460));
     world
-        .send(&CLIENT.ack().of_length(1_461))
-        .expect(&dropped(Reason::TooBig).of_backend(1));
+        .send(&packet)
+        .expect(&answered(Reason::TooBig, told).of_backend(1));
 }
 
 #[test]

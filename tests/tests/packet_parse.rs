@@ -411,7 +411,9 @@ fn every_truncation_of_every_fixture_passes_unchanged_or_goes_by_whole_headers()
                     Verdict::Drop => {
                         run.expect(&dropped(Reason::Fragment).of_no_service());
                     }
-                    Verdict::Reset => panic!("{length} bytes of {packet:?} drew a RST"),
+                    Verdict::Reset | Verdict::Answer => {
+                        panic!("{length} bytes of {packet:?} drew an answer")
+                    }
                 }
                 assert!(
                     reason.verdict() == Verdict::Pass || length >= headers,

@@ -1,7 +1,13 @@
 //! VLANs: whatever tags a packet comes with, it leaves with those of the way to its backend.
 
-use lab::packet::{BackendSpec, CLIENT, Packet, World, answered, dropped, forwarded, reset_output};
-use lb_common::{backend::Serving, bench::CROWD_LEN, headers::VLAN_LEN, verdict::Reason};
+use lab::packet::{
+    BackendSpec, CLIENT, Packet, World, answered, dropped, forwarded,
+    icmp::{About, complaint},
+    reset_output, version,
+};
+use lb_common::{
+    backend::Serving, bench::CROWD_LEN, headers::VLAN_LEN, net::IpVersion, verdict::Reason,
+};
 
 lab::in_both_versions![
     a_packet_leaves_with_the_tags_of_its_backends_way_whatever_it_came_with,
@@ -79,9 +85,10 @@ fn a_packet_leaves_with_the_tags_of_its_backends_way_whatever_it_came_with() {
                     run.expect(&forwarded(reason, 1, output(&backend, &packet)));
                 }
                 for expired in [syn.ttl(1), ack.ttl(0)] {
+                    let told = complaint(&expired, About::Expired);
                     world
                         .send(&expired)
-                        .expect(&dropped(Reason::TtlExpired).of_backend(1));
+                        .expect(&answered(Reason::TtlExpired, told).of_backend(1));
                 }
             }
         }
@@ -186,7 +193,13 @@ fn a_packet_that_gets_tags_may_be_as_long_as_the_mtu_and_no_longer() {
             let packet = tagged(too_big.clone(), came);
             let run = world.send(&packet);
             if leave.len() > came.len() {
-                run.expect(&dropped(Reason::TooBig).of_backend(1));
+                // In IPv6 no less than 1280 is ever told.
+                let mtu = match version() {
+                    IpVersion::V4 => 500,
+                    IpVersion::V6 => 1_280,
+                };
+                let told = complaint(&packet, About::TooBig(mtu));
+                run.expect(&answered(Reason::TooBig, told).of_backend(1));
             } else {
                 run.expect(&forwarded(Reason::Reopened, 1, backend.l2_output(&packet)));
             }

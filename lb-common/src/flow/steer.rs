@@ -110,6 +110,32 @@ pub fn otherwise<W: World>(world: &W, key: &W::Key, segment: &Segment, now: Tick
     }
 }
 
+/// The backend of a flow, by id, for what concerns the flow and does not come from its client, as an ICMP error; 0 is none. That of the
+/// flow's entry (of two, the first that is found: nothing tells them apart here), else where an unknown segment would go.
+#[inline(always)]
+pub fn concerned<W: World>(world: &W, key: &W::Key, now: Tick) -> u32 {
+    let subject = Subject {
+        key: *key,
+        homes: world.homes(key),
+        now,
+    };
+    if let Some(entry) = table::look(world, &subject, &Look::ANY) {
+        let reference = entry.word.backend();
+        return match world.backend(reference.id()) {
+            Some((_, state)) if state.generation() == reference.generation() => reference.id(),
+            _ => 0,
+        };
+    }
+    let Some(slot) = world.slot(key, 0) else {
+        return 0;
+    };
+    let previous = slot.handing_over(now);
+    match world.backend(previous) {
+        Some((_, state)) if previous != 0 && !matches!(state.serving(), Serving::None) => previous,
+        _ => slot.current(),
+    }
+}
+
 /// A reason (bits 0-7) and a backend id (8-31; 0 is none) in one word, the most that a BPF function can return by value.
 #[derive(Clone, Copy)]
 struct Outcome(u32);

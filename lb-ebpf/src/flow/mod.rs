@@ -72,6 +72,13 @@ pub(crate) fn otherwise<T: Table>(service: u16, segment: &Segment, client: T::Ad
     steer::otherwise(&Maps::<T>::NEW, &key, &segment.tcp, maps::now())
 }
 
+/// The backend of a client's flow, by id, for what concerns the flow and does not come from the client; 0 is none.
+#[inline(always)]
+pub(crate) fn concerned<T: Table>(service: u16, client: T::Address, port: u16) -> u32 {
+    let key = T::key(client, port, service);
+    steer::concerned(&Maps::<T>::NEW, &key, maps::now())
+}
+
 /// Inserts an entry for the daemon, with the fact that goes with it.
 #[inline(always)]
 pub(crate) fn copy<T: Table>(words: [u64; 3], word: u64, first_seen: u32, kind: u32) -> Outcome {

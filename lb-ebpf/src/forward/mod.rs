@@ -16,7 +16,10 @@ use lb_common::{
 
 use lb_ebpf::packet::Bytes;
 
-pub(crate) use self::{header::Header, reset::Answer};
+pub(crate) use self::{
+    header::Header,
+    reset::{Answer, cut},
+};
 use crate::{maps, parse::Segment};
 
 /// Rewrites a frame without VLAN tags for its backend, whose next hop has none either: in fewer instructions than [`forward`]. Ends in the
@@ -58,8 +61,9 @@ pub(crate) fn forward<H: Header>(
     Ok(action)
 }
 
+/// The next hop that a backend's state names.
 #[inline(always)]
-fn hop_in_force<'a>(backend: *const Backend, state: BackendState) -> &'a NextHop {
+pub(crate) fn hop_in_force<'a>(backend: *const Backend, state: BackendState) -> &'a NextHop {
     // SAFETY: an entry of the map; the hop that the state names does not change before a grace period has passed.
     unsafe {
         &*core::ptr::addr_of!((*backend).hops)
@@ -74,7 +78,7 @@ pub(crate) fn reset<A: Answer>(ctx: &XdpContext) -> Result<u32, Reason> {
     match A::answer(ctx.ctx) {
         reset::SENT => Ok(xdp_action::XDP_TX),
         code if code == Reason::ResetLimited as u32 => Err(Reason::ResetLimited),
-        _ => Err(Reason::NoReset),
+        _ => Err(Reason::NoAnswer),
     }
 }
 

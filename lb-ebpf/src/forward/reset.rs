@@ -47,7 +47,7 @@ fn answer4(ctx: *mut xdp_md) -> u32 {
     let ctx = XdpContext::new(ctx);
     match parse::network(&ctx) {
         Ok(Network::V4(offset)) => answer::<V4>(&ctx, offset),
-        _ => Reason::NoReset as u32,
+        _ => Reason::NoAnswer as u32,
     }
 }
 
@@ -56,7 +56,7 @@ fn answer6(ctx: *mut xdp_md) -> u32 {
     let ctx = XdpContext::new(ctx);
     match parse::network(&ctx) {
         Ok(Network::V6(offset)) => answer::<V6>(&ctx, offset),
-        _ => Reason::NoReset as u32,
+        _ => Reason::NoAnswer as u32,
     }
 }
 
@@ -67,7 +67,7 @@ fn answer<F: Envelope>(ctx: &XdpContext, network: usize) -> u32 {
             Ok(()) => SENT,
             Err(reason) => reason as u32,
         },
-        _ => Reason::NoReset as u32,
+        _ => Reason::NoAnswer as u32,
     }
 }
 
@@ -179,14 +179,14 @@ fn write<F: Envelope>(ctx: &XdpContext, segment: &Segment) -> Result<(), Reason>
 
 /// Cuts the frame to `length` bytes, all buffers of it.
 #[inline(always)]
-fn cut(ctx: &XdpContext, length: usize) -> Result<(), Reason> {
+pub(crate) fn cut(ctx: &XdpContext, length: usize) -> Result<(), Reason> {
     // SAFETY: a helper on the context.
     let whole = unsafe { aya_ebpf::helpers::generated::bpf_xdp_get_buff_len(ctx.ctx) } as usize;
     if whole > length {
         // SAFETY: a helper on the context.
         let cut = unsafe { bpf_xdp_adjust_tail(ctx.ctx, -((whole - length) as i32)) };
         if cut != 0 {
-            return Err(Reason::NoReset);
+            return Err(Reason::NoAnswer);
         }
     }
     Ok(())

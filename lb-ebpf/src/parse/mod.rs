@@ -16,7 +16,7 @@ use lb_ebpf::packet::{Bytes, Frame, is_vlan};
 /// Parsing, in one version of IP.
 pub(crate) trait Parse: Sized {
     /// An address.
-    type Address: Copy;
+    type Address: Copy + PartialEq;
 
     /// Length of the headers of what [`Parse::plain`] takes.
     const PLAIN_LEN: usize;
@@ -44,6 +44,8 @@ pub(crate) struct Ends<F: Parse> {
 pub(crate) enum Parsed<F: Parse> {
     /// A TCP segment with its whole header.
     Segment(Segment, Ends<F>),
+    /// A message of ICMP.
+    Control,
     /// A fragment but the first of a TCP segment: it has no ports.
     Fragment {
         /// Destination address.
@@ -93,6 +95,23 @@ impl Segment {
                 payload: length > data,
             },
         })
+    }
+
+    /// Not a segment, but what is to be forwarded like one: an ICMP message that concerns a client's port.
+    #[inline(always)]
+    pub(crate) fn of_message(network: usize, length: u32, client_port: u16) -> Self {
+        Self {
+            length,
+            network: network as u8,
+            transport: 0,
+            source_port: client_port,
+            destination_port: 0,
+            tcp: tcp::Segment {
+                seq: 0,
+                flags: 0,
+                payload: false,
+            },
+        }
     }
 
     /// Length of the frame, without padding.
@@ -163,7 +182,7 @@ pub(crate) enum Network {
 /// An offset of at most `mask`, unchanged, but such that the verifier (all kernels to 7.2) no longer knows which: it would follow each that
 /// is possible on its own through the whole program, and give up. No device has 2^22 queues.
 #[inline(always)]
-fn blur(ctx: &XdpContext, offset: u32, mask: u32) -> u32 {
+pub(crate) fn blur(ctx: &XdpContext, offset: u32, mask: u32) -> u32 {
     // SAFETY: the context is valid as long as the program runs.
     let zero = unsafe { core::ptr::addr_of!((*ctx.ctx).rx_queue_index).read_volatile() } >> 22;
     (offset ^ zero) & mask

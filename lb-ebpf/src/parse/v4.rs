@@ -2,7 +2,7 @@
 
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
-    headers::{ETH_LEN, IPV4_LEN, IPV4_OFFSET, PROTO_TCP, TCP_LEN},
+    headers::{ETH_LEN, IPV4_LEN, IPV4_OFFSET, PROTO_ICMP, PROTO_TCP, TCP_LEN},
     verdict::Reason,
 };
 
@@ -34,8 +34,10 @@ impl Parse for V4 {
     fn parse(ctx: &XdpContext, network: usize) -> Result<Parsed<V4>, Reason> {
         let frame = Frame::of(ctx);
         let ip = frame.at(network, IPV4_LEN).ok_or(Reason::Malformed)?;
-        if ip.u8(9) != PROTO_TCP {
-            return Err(Reason::NotService);
+        match ip.u8(9) {
+            PROTO_TCP => {}
+            PROTO_ICMP => return Ok(Parsed::Control),
+            _ => return Err(Reason::NotService),
         }
         let version_and_length = ip.u8(0);
         let transport = (version_and_length & 0xf) as usize * 4;

@@ -4,7 +4,7 @@ use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use lb_common::{
     headers::{
         ETH_LEN, IPV6_LEN, IPV6_OFFSET, NEXT_DESTINATION, NEXT_FRAGMENT, NEXT_HOP_BY_HOP,
-        NEXT_ROUTING, PROTO_TCP, TCP_LEN,
+        NEXT_ROUTING, PROTO_ICMPV6, PROTO_TCP, TCP_LEN,
     },
     verdict::Reason,
 };
@@ -45,6 +45,7 @@ impl Parse for V6 {
         }
         let transport = match ip.u8(6) {
             PROTO_TCP => IPV6_LEN as u32,
+            PROTO_ICMPV6 => return Ok(Parsed::Control),
             next => look_through_extensions(ctx.ctx, network as u32, next),
         };
         match transport {

@@ -232,6 +232,7 @@ impl Metrics {
                 Verdict::Pass => "pass",
                 Verdict::Forward => "forward",
                 Verdict::Reset => "reset",
+                Verdict::Answer => "answer",
                 Verdict::Drop => "drop",
             };
             let labels = vec![

@@ -12,6 +12,7 @@ use super::{
     frame::{Packet, checksum},
     kernel::{ELSEWHERE, INGRESS, NOWHERE},
     version::{in_ipv6, version},
+    world::Client,
 };
 
 /// A backend as a test says it.
@@ -154,14 +155,29 @@ impl BackendSpec {
         self.addressed(input).bytes()
     }
 
+    /// Whether its mode is `l2`.
+    pub fn is_l2(&self) -> bool {
+        self.forwarding == Forwarding::L2 as u64
+    }
+
     /// A frame as it arrives at this backend in mode `ipip`.
     pub fn ipip_output(&self, input: &Packet) -> Vec<u8> {
+        let label = flow_label(input, input.as_tcp().source_port);
+        self.encapsulated(input, label)
+    }
+
+    /// The same of a message that concerns a client's port.
+    pub fn ipip_output_for(&self, input: &Packet, client: Client) -> Vec<u8> {
+        self.encapsulated(input, flow_label(input, client.1))
+    }
+
+    fn encapsulated(&self, input: &Packet, label: u32) -> Vec<u8> {
         let sent = self.addressed(input);
         let mut head = sent.bytes();
         let inner = head.split_off(sent.network());
         let length = sent.counted() as u16 - sent.network() as u16;
         let (ethertype, outer) = if self.forwarding == Forwarding::InIpv6 as u64 {
-            (0x86dd_u16, self.outer_ipv6(&sent, length))
+            (0x86dd_u16, self.outer_ipv6(&sent, length, label))
         } else {
             (0x0800, self.outer_ipv4(&sent, length))
         };
@@ -180,12 +196,12 @@ impl BackendSpec {
         outer
     }
 
-    fn outer_ipv6(&self, inner: &Packet, length: u16) -> Vec<u8> {
+    fn outer_ipv6(&self, inner: &Packet, length: u16, label: u32) -> Vec<u8> {
         let next_header = match inner.version {
             IpVersion::V4 => 4,
             IpVersion::V6 => 41,
         };
-        let first = 6 << 28 | u32::from(inner.tos) << 20 | flow_label(inner);
+        let first = 6 << 28 | u32::from(inner.tos) << 20 | label;
         let mut outer = first.to_be_bytes().to_vec();
         outer.extend(length.to_be_bytes());
         outer.extend([next_header, 64]);
@@ -213,8 +229,8 @@ impl BackendSpec {
     }
 }
 
-/// Source of outer headers.
-const OUTER_SOURCE: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 1);
+/// Source of outer headers: this host.
+pub const OUTER_SOURCE: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 1);
 
 /// IPv4 address of a backend; in IPv6 it has [`in_ipv6`] of this.
 fn address_of(id: u32) -> Ipv4Addr {
@@ -222,8 +238,8 @@ fn address_of(id: u32) -> Ipv4Addr {
 }
 
 /// The flow label of an outer header: a hash of the client's endpoint, so that one flow always has one, and few flows have the same.
-fn flow_label(inner: &Packet) -> u32 {
-    let port = u32::from(inner.as_tcp().source_port) << 16;
+fn flow_label(inner: &Packet, client_port: u16) -> u32 {
+    let port = u32::from(client_port) << 16;
     let client = match inner.version {
         IpVersion::V4 => u32::from_le_bytes(inner.source.octets()),
         IpVersion::V6 => in_ipv6(inner.source).octets()[4..]

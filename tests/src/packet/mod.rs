@@ -9,6 +9,7 @@ pub mod check;
 pub mod entries;
 pub mod flow;
 pub mod frame;
+pub mod icmp;
 pub mod kernel;
 pub mod pcap;
 pub mod version;

@@ -21,9 +21,9 @@ pub fn version() -> IpVersion {
 
 /// Runs a test in a version.
 pub fn in_version(version: IpVersion, test: impl FnOnce()) {
-    VERSION.set(version);
+    let before = VERSION.replace(version);
     test();
-    VERSION.set(IpVersion::V4);
+    VERSION.set(before);
 }
 
 /// The IPv6 address that stands for an IPv4 one. All of its words depend on it.

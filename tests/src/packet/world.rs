@@ -286,6 +286,12 @@ impl World {
         self.tokens(|cpu, now_ns| cpu.reset_paid_ns = now_ns - saved * cost_ns);
     }
 
+    /// The same for answers by ICMP.
+    pub fn save_answers(&self, saved: u64) {
+        let cost_ns = 1_000_000_000 / default::ANSWERS_PER_SECOND;
+        self.tokens(|cpu, now_ns| cpu.answer_paid_ns = now_ns - saved * cost_ns);
+    }
+
     /// The same for adoptions.
     pub fn save_adoptions(&self, saved: u64) {
         let cost_ns = 1_000_000_000 / default::ADOPTIONS_PER_SECOND;
@@ -346,6 +352,20 @@ impl World {
                 self.send(packet)
             })
             .find(|run| run.reason() == Reason::ResetLimited)
+            .expect("no try within one step of the coarse clock")
+    }
+
+    /// The same with no answers by ICMP saved up.
+    ///
+    /// # Panics
+    /// If the clock outruns every try.
+    pub fn send_without_answers(&self, packet: &Packet) -> Run {
+        (0..1_000)
+            .map(|_| {
+                self.save_answers(0);
+                self.send(packet)
+            })
+            .find(|run| run.reason() == Reason::AnswerLimited)
             .expect("no try within one step of the coarse clock")
     }
 

@@ -316,6 +316,7 @@ fn constants(capacity: Capacity, instance: &Instance) -> Constants {
         reserved: 0,
         adoption_cost_ns: 1_000_000_000 / default::ADOPTIONS_PER_SECOND,
         reset_cost_ns: 1_000_000_000 / default::RESETS_PER_SECOND,
+        answer_cost_ns: 1_000_000_000 / default::ANSWERS_PER_SECOND,
     }
 }
 

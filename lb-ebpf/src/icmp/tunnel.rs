@@ -1,0 +1,141 @@
+//! Errors from the way between here and a backend of mode `ipip`: a router tells this host that a packet which was encapsulated here is too big. It
+//! is the client's packet, so the client has to know (RFC 2003, section 5; RFC 2473, section 8).
+//!
+//! Only what is about a flow, and about the backend of that flow, is believed; the rest is the host's.
+
+use aya_ebpf::{
+    bindings::{xdp_action, xdp_md},
+    helpers::generated::bpf_xdp_adjust_head,
+    programs::XdpContext,
+};
+use lb_common::{
+    headers::{ETH_LEN, ICMP_LEN, VLAN_LEN},
+    verdict::Reason,
+};
+
+use lb_ebpf::packet::Frame;
+
+use super::{complaint, header_at};
+use crate::{
+    count::Tally,
+    family::{Family, V4, V6},
+    flow,
+    forward::Header,
+    maps,
+    parse::{self, Ends, Network},
+};
+
+/// An error about an IPv4 packet that holds another.
+#[inline(never)]
+pub(crate) fn tunnel4(ctx: *mut xdp_md) -> u32 {
+    let ctx = XdpContext::new(ctx);
+    match parse::network(&ctx) {
+        Ok(Network::V4(network)) => tell::<V4, V4>(&ctx, network),
+        _ => xdp_action::XDP_PASS,
+    }
+}
+
+/// An error about an IPv6 packet that holds another.
+#[inline(never)]
+pub(crate) fn tunnel6(ctx: *mut xdp_md) -> u32 {
+    let ctx = XdpContext::new(ctx);
+    match parse::network(&ctx) {
+        Ok(Network::V6(network)) => tell::<V6, V6>(&ctx, network),
+        _ => xdp_action::XDP_PASS,
+    }
+}
+
+/// An error about an IPv6 packet that holds one of IPv4.
+#[inline(never)]
+pub(crate) fn tunnel4in6(ctx: *mut xdp_md) -> u32 {
+    let ctx = XdpContext::new(ctx);
+    match parse::network(&ctx) {
+        Ok(Network::V6(network)) => tell::<V6, V4>(&ctx, network),
+        _ => xdp_action::XDP_PASS,
+    }
+}
+
+#[inline(always)]
+fn tell<O: Family, I: Family>(ctx: &XdpContext, network: usize) -> u32 {
+    let mut tally = Tally::new();
+    let (reason, action) = match try_tell::<O, I>(ctx, network, &mut tally) {
+        Ok(()) => (Reason::ErrorRelayed, xdp_action::XDP_TX),
+        Err(Reason::NotService) => (Reason::NotService, xdp_action::XDP_PASS),
+        Err(reason) => (reason, xdp_action::XDP_DROP),
+    };
+    tally.count(reason);
+    action
+}
+
+/// Makes the error about the outer packet one about the inner packet, from the VIP to the client.
+#[inline(always)]
+fn try_tell<O: Family, I: Family>(
+    ctx: &XdpContext,
+    network: usize,
+    tally: &mut Tally,
+) -> Result<(), Reason> {
+    let message = O::message(ctx, network).ok_or(Reason::NotService)?;
+    let at = network + message.header_len;
+    let told = O::told_mtu(header_at(ctx, at).ok_or(Reason::NotService)?);
+    let quote = at + ICMP_LEN;
+    let inner = quote + O::quoted_tunnel(ctx, quote).ok_or(Reason::NotService)?;
+    let outer = Frame::of(ctx).at(quote, O::LEN).ok_or(Reason::NotService)?;
+    let backend_address = O::as_address(O::ends(outer).destination);
+    let ip = Frame::of(ctx).at(inner, I::LEN).ok_or(Reason::NotService)?;
+    let Ends {
+        source: client,
+        destination: vip,
+    } = I::ends(ip);
+    let tcp = I::quoted_tcp(ctx, inner).ok_or(Reason::NotService)?;
+    let ports = Frame::of(ctx)
+        .at(inner + tcp, 8)
+        .ok_or(Reason::NotService)?;
+    let (client_port, port) = (ports.u16(0), ports.u16(2));
+    let service = I::service(vip, port)?;
+    let id = flow::concerned::<I>(service, client, client_port);
+    if maps::backend_address(id) != Some(backend_address) || told == 0 {
+        return Err(Reason::NotService);
+    }
+    tally.bytes = network as u32 + message.length;
+    tally.service(service);
+    tally.backend(id);
+    if !maps::may_answer(maps::now_ns()) {
+        return Err(Reason::AnswerLimited);
+    }
+    shrink::<O, I>(ctx, network, inner).ok_or(Reason::NoAnswer)?;
+    let room = told.saturating_sub(O::LEN as u32).max(I::LEAST_MTU);
+    let quoted_len = I::quoted_len(ctx, network + I::LEN + ICMP_LEN).ok_or(Reason::NoAnswer)?;
+    complaint::finish::<I>(ctx, network, I::TOO_BIG, room, quoted_len).ok_or(Reason::NoAnswer)
+}
+
+/// Takes away what is before the inner packet, but for the room of the headers that are to come, and writes the frame's head there, its MAC
+/// addresses swapped: the way back to the router that has told is a way to the client.
+#[inline(always)]
+fn shrink<O: Header, I: Header>(ctx: &XdpContext, network: usize, inner: usize) -> Option<()> {
+    let old = Frame::of(ctx).at(0, ETH_LEN + 2 * VLAN_LEN)?;
+    let (a, b, c) = (old.raw32(0), old.raw32(4), old.raw32(8));
+    let (mut rest, mut last) = (old.raw64(12), old.raw16(20));
+    if O::ETHERTYPE != I::ETHERTYPE {
+        let ethertype = I::ETHERTYPE.to_be();
+        // Behind no tag, behind one, behind two.
+        if network == ETH_LEN {
+            rest = (rest & !0xffff) | ethertype as u64;
+        } else if network == ETH_LEN + VLAN_LEN {
+            rest = (rest & !(0xffff << 32)) | ((ethertype as u64) << 32);
+        } else {
+            last = ethertype;
+        }
+    }
+    let excess = inner as i32 - (network + I::LEN + ICMP_LEN) as i32;
+    // SAFETY: a helper on the context.
+    if unsafe { bpf_xdp_adjust_head(ctx.ctx, excess) } != 0 {
+        return None;
+    }
+    let new = Frame::of(ctx).at(0, ETH_LEN + 2 * VLAN_LEN)?;
+    new.set_raw32(0, (b >> 16) | (c << 16));
+    new.set_raw32(4, (c >> 16) | (a << 16));
+    new.set_raw32(8, (a >> 16) | (b << 16));
+    new.set_raw64(12, rest);
+    new.set_raw16(20, last);
+    Some(())
+}

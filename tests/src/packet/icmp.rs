@@ -1,0 +1,91 @@
+//! Messages of ICMP and ICMPv6, built from scratch.
+
+use std::net::Ipv4Addr;
+
+use lb_common::net::IpVersion;
+
+use super::{
+    frame::{Packet, checksum},
+    version::{in_ipv6, version},
+};
+
+/// What a message is about, in either version of IP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum About {
+    /// An echo request.
+    Request,
+    /// The reply to one.
+    Reply,
+    /// A packet was too big: the MTU.
+    TooBig(u32),
+    /// A packet's hops ended.
+    Expired,
+    /// A port was unreachable.
+    Unreachable,
+    /// A router or neighbour wants to be found: no error, and no echo.
+    Other,
+}
+
+impl About {
+    /// Type and code.
+    fn kind(self) -> [u8; 2] {
+        match (self, version()) {
+            (Self::Request, IpVersion::V4) => [8, 0],
+            (Self::Request, IpVersion::V6) => [128, 0],
+            (Self::Reply, IpVersion::V4) => [0, 0],
+            (Self::Reply, IpVersion::V6) => [129, 0],
+            (Self::TooBig(_), IpVersion::V4) => [3, 4],
+            (Self::TooBig(_), IpVersion::V6) => [2, 0],
+            (Self::Expired, IpVersion::V4) => [11, 0],
+            (Self::Expired, IpVersion::V6) => [3, 0],
+            (Self::Unreachable, IpVersion::V4) => [3, 3],
+            (Self::Unreachable, IpVersion::V6) => [1, 4],
+            (Self::Other, IpVersion::V4) => [10, 0],
+            (Self::Other, IpVersion::V6) => [135, 0],
+        }
+    }
+}
+
+/// A message from one address to another: `word` is the second half of its header, which an MTU is part of, and an echo's identifier and number.
+pub fn message(about: About, word: u32, body: &[u8], from: Ipv4Addr, to: Ipv4Addr) -> Packet {
+    let word = match about {
+        About::TooBig(mtu) => mtu,
+        _ => word,
+    };
+    let mut bytes = about.kind().to_vec();
+    bytes.extend([0, 0]);
+    bytes.extend(word.to_be_bytes());
+    bytes.extend(body);
+    let (protocol, sum) = match version() {
+        IpVersion::V4 => (1, checksum(&bytes)),
+        IpVersion::V6 => {
+            let mut summed = in_ipv6(from).octets().to_vec();
+            summed.extend(in_ipv6(to).octets());
+            summed.extend((bytes.len() as u32).to_be_bytes());
+            summed.extend([0, 0, 0, 58]);
+            summed.extend(&bytes);
+            (58, checksum(&summed))
+        }
+    };
+    bytes[2..4].copy_from_slice(&sum.to_be_bytes());
+    let mut packet = Packet::tcp((from, 0), (to, 0), 0).carrying(protocol, &bytes);
+    packet.fragment = 0;
+    packet
+}
+
+/// The beginning of a packet, as an error about it quotes it: its IP header and eight bytes more.
+pub fn quote(packet: &Packet) -> Vec<u8> {
+    let mut bytes = packet.packet();
+    bytes.truncate(packet.headers_len() + 8);
+    bytes
+}
+
+/// The frame that answers a packet with an error about it, from the VIP.
+pub fn complaint(input: &Packet, about: About) -> Vec<u8> {
+    let mut answer = message(about, 0, &quote(input), input.destination, input.source)
+        .macs(input.source_mac, input.destination_mac);
+    answer.tags.clone_from(&input.tags);
+    answer.id = 0;
+    answer.label = 0;
+    answer.bytes()
+}
