@@ -18,7 +18,7 @@ use lb_userspace::{
     dataplane::maps::{Capacity, Maps},
     flows::Census,
     maglev::{self, Member},
-    model::{Admin, BackendName, Check, CheckKind, Health, HealthReport, NextHopReport},
+    model::{Admin, BackendName, Check, Health, HealthReport, NextHopReport},
     reconcile::State,
 };
 
@@ -208,6 +208,7 @@ fn config(services: usize, backends: usize, table_size: u32, state_dir: PathBuf)
         fleet_seed: None,
         metrics: None,
         limits: LIMITS,
+        checks_at_once: 256,
         services: (0..services)
             .map(|s| Service {
                 name: format!("service-{s}"),
@@ -223,13 +224,7 @@ fn config(services: usize, backends: usize, table_size: u32, state_dir: PathBuf)
                         port: 80,
                         weight: 100,
                         admin: Admin::Active,
-                        check: Check {
-                            kind: CheckKind::Tcp,
-                            interval: Duration::from_secs(2),
-                            timeout: Duration::from_secs(1),
-                            fall: 3,
-                            rise: 2,
-                        },
+                        check: Check::DEFAULT,
                         check_address: SocketAddr::new(address(s, b), 80),
                     })
                     .collect(),

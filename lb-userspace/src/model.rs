@@ -1,12 +1,20 @@
 //! The words of the control plane: admin state, health and what passes between its parts.
 
+mod check;
+
 use std::{
     net::{IpAddr, SocketAddr},
-    time::Duration,
+    time::SystemTime,
 };
 
 use lb_common::backend::NextHop;
 use serde::{Deserialize, Serialize};
+
+pub(crate) use self::check::without_port;
+pub use self::check::{
+    Authorities, Check, CheckKind, GrpcCheck, HttpCheck, Initial, JsonEquals, RequestTarget, Tls,
+    Trust, WebSocketCheck,
+};
 
 /// What the operator wants of a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -89,37 +97,6 @@ impl std::fmt::Display for BackendName {
     }
 }
 
-/// How a backend is asked for its health.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Check {
-    /// What is asked.
-    pub kind: CheckKind,
-    /// Time between two checks.
-    pub interval: Duration,
-    /// Time after which a check has failed.
-    pub timeout: Duration,
-    /// Failures in a row that change a verdict for the worse.
-    pub fall: u32,
-    /// Successes in a row that change it for the better.
-    pub rise: u32,
-}
-
-/// What a check asks.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum CheckKind {
-    /// A TCP handshake.
-    Tcp,
-    /// A GET over HTTP/1.1.
-    Http {
-        /// Path and query.
-        path: String,
-        /// Host header.
-        host: String,
-        /// Status codes that are a yes.
-        status: Vec<std::ops::RangeInclusive<u16>>,
-    },
-}
-
 /// One backend to be checked: what the health module watches for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
@@ -140,8 +117,17 @@ pub struct HealthReport {
     pub address: SocketAddr,
     /// The verdict.
     pub health: Health,
-    /// Why the last check failed, if it did.
-    pub last_error: Option<String>,
+    /// Why the last check that failed did so, if any has.
+    pub last_error: Option<LastError>,
+}
+
+/// Why a check failed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastError {
+    /// What was asked and what came instead of a yes, in one sentence.
+    pub text: String,
+    /// When a check succeeded for the first time after it; none while it lasts.
+    pub ended: Option<SystemTime>,
 }
 
 /// What the neighbour module found out about the way to an address.

@@ -10,7 +10,7 @@ use lb_common::{
 use crate::{
     desired::Endpoint,
     ids::{self, Numbered},
-    model::{Admin, Health, Suspension},
+    model::{Admin, Health, Initial, Suspension},
 };
 
 /// A fall of many backends within this time is suspect, in milliseconds.
@@ -76,6 +76,8 @@ pub struct WantedBackend {
     pub admin: Admin,
     /// Share of new flows.
     pub weight: u16,
+    /// What it counts as until the first verdict.
+    pub initial: Initial,
 }
 
 /// What is known of the way to an address.
@@ -267,12 +269,16 @@ fn serving(backend: &BackendFacts<'_>) -> Serving {
     let active = backend
         .wanted
         .is_some_and(|wanted| wanted.admin == Admin::Active);
+    let initial = backend
+        .wanted
+        .map_or(Initial::Unknown, |wanted| wanted.initial);
     match backend.health {
         Health::Down => Serving::None,
         Health::Unknown => match backend.held {
             // Held while nothing is known; but what the operator took back is not given again.
             Some(Serving::New) if !active => Serving::ExistingOnly,
             Some(held) => held,
+            None if active && initial == Initial::Up => Serving::New,
             None => Serving::ExistingOnly,
         },
         Health::Up if active => Serving::New,

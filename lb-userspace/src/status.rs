@@ -196,8 +196,10 @@ pub struct BackendStatus {
     pub serving: Serving,
     /// Whether its next hop is known.
     pub neighbour: Neighbour,
-    /// Why the last check failed, if it did.
+    /// Why the last check that failed did so, if any has: what was asked and what came instead.
     pub last_error: Option<String>,
+    /// When a check succeeded for the first time after it, in seconds since 1970; none while it lasts.
+    pub last_error_ended: Option<u64>,
     /// Its flows.
     pub flows: BackendFlows,
 }

@@ -489,6 +489,13 @@ async fn a_refused_configuration_leaves_all_as_it_is_and_is_shown() {
         error.contains("interfaces takes effect only when the daemon starts"),
         "{error}"
     );
+    let mut other = machine.config(&[B1]);
+    other.checks_at_once += 1;
+    let error = daemon.reload(other).await.unwrap_err();
+    assert!(
+        error.contains("checks in [limits] takes effect only when the daemon starts"),
+        "{error}"
+    );
     let error = "loop.toml:1:1: …".to_owned();
     daemon
         .commands

@@ -25,7 +25,7 @@ use lb_userspace::{
     config::{Backend, Config, Limits, Service},
     dataplane::maps::{Capacity, Maps},
     flows::{Census, Counts},
-    model::{Admin, BackendName, Check, CheckKind, Health, HealthReport, NextHopReport},
+    model::{Admin, BackendName, Check, Health, HealthReport, NextHopReport},
     plan::{Operation, Plan},
     reconcile::State,
 };
@@ -189,11 +189,11 @@ fn config(services: &[Option<ServicePlan>], state_dir: PathBuf) -> Config {
                 weight: backend.weight,
                 admin: backend.admin,
                 check: Check {
-                    kind: CheckKind::Tcp,
                     interval: Duration::from_secs(1),
                     timeout: Duration::from_secs(1),
                     fall: 1,
                     rise: 1,
+                    ..Check::DEFAULT
                 },
                 check_address: SocketAddr::from((address, port)),
             })
@@ -216,6 +216,7 @@ fn config(services: &[Option<ServicePlan>], state_dir: PathBuf) -> Config {
         fleet_seed: None,
         metrics: None,
         limits: LIMITS,
+        checks_at_once: 256,
         state_dir,
     }
 }

@@ -29,8 +29,8 @@ fn counted(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
-/// The status, for a terminal.
-pub(super) fn status(status: &Status) -> String {
+/// The status, for a terminal. `now` is in seconds since 1970.
+pub(super) fn status(status: &Status, now: u64) -> String {
     let mut text = String::new();
     let generation = status.generation;
     let attached: Vec<_> = status
@@ -113,14 +113,14 @@ pub(super) fn status(status: &Status) -> String {
     }
     for service in &status.services {
         text.push('\n');
-        text += &service_lines(service);
+        text += &service_lines(service, now);
     }
     text.push('\n');
     text += &reasons(status);
     text
 }
 
-fn service_lines(service: &ServiceStatus) -> String {
+fn service_lines(service: &ServiceStatus, now: u64) -> String {
     let mut text = format!(
         "{}  {}  {}",
         service.name,
@@ -162,11 +162,11 @@ fn service_lines(service: &ServiceStatus) -> String {
         ]
         .map(str::to_owned),
     ];
-    rows.extend(service.backends.iter().map(backend_row));
+    rows.extend(service.backends.iter().map(|one| backend_row(one, now)));
     text + &table(&rows)
 }
 
-fn backend_row(backend: &BackendStatus) -> [String; 10] {
+fn backend_row(backend: &BackendStatus, now: u64) -> [String; 10] {
     [
         backend.name.clone(),
         SocketAddr::new(backend.address, backend.port).to_string(),
@@ -181,8 +181,21 @@ fn backend_row(backend: &BackendStatus) -> [String; 10] {
         word(&backend.neighbour),
         backend.flows.active.to_string(),
         backend.flows.idle.to_string(),
-        backend.last_error.clone().unwrap_or_default(),
+        last_error(backend, now),
     ]
+}
+
+fn last_error(backend: &BackendStatus, now: u64) -> String {
+    match (&backend.last_error, backend.last_error_ended) {
+        (None, _) => String::new(),
+        (Some(error), None) => error.clone(),
+        (Some(error), Some(ended)) => {
+            format!(
+                "{error} (until {} ago)",
+                duration(now.saturating_sub(ended))
+            )
+        }
+    }
 }
 
 fn reasons(status: &Status) -> String {
@@ -260,7 +273,7 @@ mod tests {
 
     #[test]
     fn a_status_reads_like_this() {
-        let text = status(&serde_json::from_str(JSON).unwrap());
+        let text = status(&serde_json::from_str(JSON).unwrap(), 1_800_000_100);
         let expected = "\
 tether 0.1.0, pid 1, up 1 h 1 min
 configuration /etc/tether/tether.toml, generation 3 applied (4 accepted, 4 resolved)
@@ -279,6 +292,19 @@ chat  [2001:db8::1]:80  ipip  FAIL-OPEN: too few backends are usable, all active
   established  5      300
 ";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn an_error_that_is_over_says_since_when() {
+        let json = JSON.replace(
+            "\"last_error\":\"status 503\"",
+            "\"last_error\":\"status 503\",\"last_error_ended\":1800000000",
+        );
+        let text = status(&serde_json::from_str(&json).unwrap(), 1_800_000_100);
+        assert!(
+            text.contains("status 503 (until 1 min 40 s ago)\n"),
+            "{text}"
+        );
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     str::FromStr,
+    time::SystemTime,
 };
 
 use clap::{Args, Parser, Subcommand};
@@ -236,7 +237,7 @@ fn run(command: Command) -> Result<(), Failure> {
                     serde_json::to_string(&status).map_err(anyhow::Error::from)?
                 );
             } else {
-                print!("{}", listing::status(&status));
+                print!("{}", listing::status(&status, since_1970()));
             }
             Ok(())
         }
@@ -323,6 +324,12 @@ fn decap(interface: &str, detach: bool, bpffs: &Path) -> Result<(), Failure> {
     }
     println!("decapsulating on {interface} ({mode})");
     Ok(())
+}
+
+/// The time, in seconds.
+fn since_1970() -> u64 {
+    let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    time.map_or(0, |time| time.as_secs())
 }
 
 #[cfg(test)]

@@ -39,6 +39,8 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// Capacities of the maps.
     pub limits: Limits,
+    /// Health checks that are under way at once, of all services, at most.
+    pub checks_at_once: usize,
     /// The services; names, and pairs of VIP and port, are unique.
     pub services: Vec<Service>,
 }

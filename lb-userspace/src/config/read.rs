@@ -93,6 +93,23 @@ impl<'t> Reader<'t> {
         self.string(key, example, findings)
     }
 
+    /// True or false, if the key is there.
+    pub(super) fn boolean(
+        &mut self,
+        key: &'static str,
+        example: &str,
+        findings: &mut Findings<'_>,
+    ) -> Option<Spanned<bool>> {
+        let value = self.value(key)?;
+        match value.get_ref() {
+            DeValue::Boolean(flag) => Some(Spanned::new(value.span(), *flag)),
+            _ => {
+                self.mistyped(key, value, "true or false", example, findings);
+                None
+            }
+        }
+    }
+
     /// A whole number within bounds, if the key is there.
     pub(super) fn integer(
         &mut self,
@@ -191,6 +208,13 @@ impl<'t> Reader<'t> {
         }
     }
 
+    /// All keys and values, where the keys are the operator's own.
+    pub(super) fn entries(
+        &self,
+    ) -> impl Iterator<Item = (&'t Spanned<Cow<'t, str>>, &'t Spanned<DeValue<'t>>)> {
+        self.table.iter()
+    }
+
     /// The tables of an array of tables, in order; none if the key is absent.
     pub(super) fn tables(
         &mut self,
@@ -285,6 +309,7 @@ fn parse_duration(text: &str) -> Option<Duration> {
 
 fn show_duration(duration: Duration) -> String {
     match duration.as_millis() {
+        0 => "0s".to_owned(),
         ms if ms % 3_600_000 == 0 => format!("{}h", ms / 3_600_000),
         ms if ms % 60_000 == 0 => format!("{}m", ms / 60_000),
         ms if ms % 1_000 == 0 => format!("{}s", ms / 1_000),

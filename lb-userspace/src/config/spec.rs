@@ -30,6 +30,10 @@ const STATE_DIR: &str = "/run/tether";
 const BPFFS: &str = "/sys/fs/bpf/tether";
 /// Where metrics are served if the configuration does not say.
 const METRICS: &str = "127.0.0.1:9477";
+/// Checks under way at once if the configuration does not say.
+const CHECKS: u32 = 256;
+/// Each takes a file descriptor.
+pub(super) const MOST_CHECKS: u32 = 16_384;
 /// A fleet seed of fewer characters than this is easy to guess.
 const SEED_CHARACTERS: usize = 16;
 /// The longest name of an interface, in bytes (IFNAMSIZ without the final zero).
@@ -64,7 +68,7 @@ fn read(path: &Path, document: &Spanned<DeTable<'_>>, findings: &mut Findings<'_
     let bpffs = directory(&mut root, "bpffs", BPFFS, findings);
     let fleet_seed = fleet_seed(&mut root, findings);
     let metrics = metrics(&mut root, findings);
-    let (limits, limits_span) = limits(&mut root, findings);
+    let (limits, checks_at_once, limits_span) = limits(&mut root, findings);
     let services: Vec<PlacedService> = root
         .tables("service", findings)
         .into_iter()
@@ -89,6 +93,7 @@ fn read(path: &Path, document: &Spanned<DeTable<'_>>, findings: &mut Findings<'_
         fleet_seed,
         metrics,
         limits,
+        checks_at_once,
         services: services.into_iter().map(|placed| placed.service).collect(),
     };
     within_limits(&config, &limits_span, findings);
@@ -217,8 +222,8 @@ fn metrics(root: &mut Reader<'_>, findings: &mut Findings<'_>) -> Option<SocketA
     address
 }
 
-/// The limits, and where a service that exceeds them should send the reader.
-fn limits(root: &mut Reader<'_>, findings: &mut Findings<'_>) -> (Limits, LimitSpans) {
+/// The limits, that of checks, and where a service that exceeds them should send the reader.
+fn limits(root: &mut Reader<'_>, findings: &mut Findings<'_>) -> (Limits, usize, LimitSpans) {
     let mut limits = Limits {
         flows: default::FLOWS,
         services: default::SERVICES,
@@ -228,7 +233,7 @@ fn limits(root: &mut Reader<'_>, findings: &mut Findings<'_>) -> (Limits, LimitS
     };
     let mut spans = LimitSpans::default();
     let Some(mut table) = root.table("limits", "limits".to_owned(), findings) else {
-        return (limits, spans);
+        return (limits, CHECKS as usize, spans);
     };
     let mut take = |key, bounds, value: &mut u32, span: &mut Option<Range<usize>>| {
         if let Some(number) = table.integer(key, bounds, findings) {
@@ -263,8 +268,10 @@ fn limits(root: &mut Reader<'_>, findings: &mut Findings<'_>) -> (Limits, LimitS
         &mut limits.table_slots,
         &mut spans.table_slots,
     );
+    let checks = table.integer("checks", 1..=MOST_CHECKS, findings);
     table.finish(findings);
-    (limits, spans)
+    let checks = checks.map_or(CHECKS, Spanned::into_inner);
+    (limits, checks as usize, spans)
 }
 
 /// Where each limit is written, if it is.

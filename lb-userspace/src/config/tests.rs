@@ -1,9 +1,11 @@
-use std::{path::Path, time::Duration};
+mod health;
+
+use std::{path::Path, sync::Arc, time::Duration};
 
 use lb_common::backend::Mode;
 
 use super::*;
-use crate::model::CheckKind;
+use crate::model::{CheckKind, HttpCheck, Initial, RequestTarget};
 
 const WHOLE: &str = r#"
 interfaces = ["eth0", "eth1"]
@@ -20,6 +22,7 @@ flows6 = 3_000
 services = 16
 backends = 64
 table_slots = 20_000
+checks = 99
 
 [[service]]
 name = "chat"
@@ -37,8 +40,13 @@ host = "chat.example"
 status = [200, "300-399"]
 interval = "500ms"
 timeout = "100ms"
+doubt_interval = "250ms"
+jitter = 20
 fall = 5
 rise = 1
+startup_grace = "1m"
+initial = "up"
+at_once = 7
 
 [[service.backend]]
 name = "b1"
@@ -106,7 +114,7 @@ fn every_key_has_its_effect() {
         backends: 64,
         table_slots: 20_000,
     };
-    assert_eq!(config.limits, limits);
+    assert_eq!((config.limits, config.checks_at_once), (limits, 99));
     let chat = &config.services[0];
     assert_eq!(
         (chat.name.as_str(), chat.vip.to_string().as_str(), chat.port),
@@ -124,15 +132,26 @@ fn every_key_has_its_effect() {
     assert_eq!((b1.weight, b1.admin), (200, Admin::Draining));
     assert_eq!(b1.check_address, "10.0.1.11:8080".parse().unwrap());
     let check = Check {
-        kind: CheckKind::Http {
-            path: "/health?deep=1".to_owned(),
-            host: "chat.example".to_owned(),
+        kind: CheckKind::Http(Arc::new(HttpCheck {
+            target: RequestTarget {
+                host: Some("chat.example".parse().unwrap()),
+                ..RequestTarget::default()
+            },
+            method: hyper::Method::GET,
+            path: "/health?deep=1".parse().unwrap(),
             status: vec![200..=200, 300..=399],
-        },
+            body_contains: None,
+            json: None,
+        })),
         interval: Duration::from_millis(500),
+        doubt_interval: Duration::from_millis(250),
+        jitter_percent: 20,
         timeout: Duration::from_millis(100),
         fall: 5,
         rise: 1,
+        startup_grace: Duration::from_secs(60),
+        initial: Initial::Up,
+        at_once: 7,
     };
     assert_eq!(b1.check, check);
     let b2 = &chat.backends[1];
@@ -157,15 +176,20 @@ fn what_is_not_said_has_a_default() {
         backends: 32_768,
         table_slots: 4_194_304,
     };
-    assert_eq!(config.limits, limits);
+    assert_eq!((config.limits, config.checks_at_once), (limits, 256));
     let service = &config.services[0];
     assert_eq!((service.table_size, service.min_healthy), (65_537, 1));
     let check = Check {
         kind: CheckKind::Tcp,
         interval: Duration::from_secs(2),
+        doubt_interval: Duration::from_millis(500),
+        jitter_percent: 10,
         timeout: Duration::from_secs(1),
         fall: 3,
         rise: 2,
+        startup_grace: Duration::ZERO,
+        initial: Initial::Unknown,
+        at_once: 128,
     };
     assert_eq!(service.backends[0].check, check);
     assert_eq!(
@@ -182,27 +206,6 @@ fn a_fast_check_has_a_timeout_no_longer_than_its_interval() {
         config.services[0].backends[0].check.timeout,
         Duration::from_millis(200)
     );
-}
-
-#[test]
-fn http_asks_for_the_backends_address_unless_told_a_host() {
-    let text = format!("{SMALL}[service.health]\ntype = \"http\"\n");
-    let config = parse(Path::new("t.toml"), &text).unwrap().config;
-    let kind = CheckKind::Http {
-        path: "/".to_owned(),
-        host: "10.0.1.11".to_owned(),
-        status: vec![200..=399],
-    };
-    assert_eq!(config.services[0].backends[0].check.kind, kind);
-
-    let text = text.replace("10.0.1.11", "2001:db8::11");
-    let config = parse(Path::new("t.toml"), &text).unwrap().config;
-    let backend = &config.services[0].backends[0];
-    let CheckKind::Http { host, .. } = &backend.check.kind else {
-        panic!("{:?}", backend.check);
-    };
-    assert_eq!(host, "[2001:db8::11]");
-    assert_eq!(backend.check_address.to_string(), "[2001:db8::11]:80");
 }
 
 /// What the modes can carry: `l2` any packet to any host on the link, `ipip` both versions in IPv6, and IPv4 alone in IPv4.
@@ -470,20 +473,94 @@ fn each_mistake_has_its_place_object_and_remedy() {
 fn each_mistake_in_a_check_has_its_place_object_and_remedy() {
     for (line, expected) in [
         (
-            "type = \"grpc\"",
-            r#"unknown type "grpc"; use "tcp" or "http""#,
+            "type = \"ssh\"",
+            r#"unknown type "ssh"; use "tcp", "http", "https", "websocket" or "grpc""#,
+        ),
+        (
+            "type = \"htps\"",
+            r#"unknown type "htps"; did you mean "https"?"#,
         ),
         (
             "path = \"/\"",
-            r#"path belongs to checks of type "http"; set type = "http", or remove path"#,
+            r#"path belongs to checks of type "http" or "https" or "websocket"; set type = "http", or remove path"#,
         ),
         (
             "host = \"a\"",
-            r#"host belongs to checks of type "http"; set type = "http", or remove host"#,
+            r#"host belongs to checks of type "http" or "https" or "websocket" or "grpc"; set type = "http", or remove host"#,
         ),
         (
             "status = [200]",
-            r#"status belongs to checks of type "http"; set type = "http", or remove status"#,
+            r#"status belongs to checks of type "http" or "https"; set type = "http", or remove status"#,
+        ),
+        (
+            "type = \"websocket\"\nmethod = \"GET\"",
+            r#"method belongs to checks of type "http" or "https"; set type = "http", or remove method"#,
+        ),
+        (
+            "type = \"grpc\"\npath = \"/\"",
+            r#"path belongs to checks of type "http" or "https" or "websocket"; set type = "http", or remove path"#,
+        ),
+        (
+            "type = \"http\"\nping = true",
+            r#"ping belongs to checks of type "websocket"; set type = "websocket", or remove ping"#,
+        ),
+        (
+            "type = \"http\"\nservice = \"chat\"",
+            r#"service belongs to checks of type "grpc"; set type = "grpc", or remove service"#,
+        ),
+        (
+            "type = \"http\"\ntls = {}",
+            r#"tls belongs to checks of type "https" or "websocket" or "grpc"; set type = "https", or remove tls"#,
+        ),
+        (
+            "type = \"websocket\"\nping = 1",
+            "ping is a whole number, not true or false; write it like ping = true",
+        ),
+        (
+            "type = \"http\"\nmethod = \"get\"",
+            r#"unknown method "get"; use "GET", "HEAD", "OPTIONS" or "POST""#,
+        ),
+        (
+            "type = \"http\"\npath = \"/a#b\"",
+            r#"path is "/a#b"; begin it with / and encode blanks (%20)"#,
+        ),
+        (
+            "type = \"https\"\nhost = \"me@chat\"",
+            r#"host is "me@chat"; give a host name, or remove the key to use the backend's address"#,
+        ),
+        (
+            "type = \"https\"\nhost = \"-.-\"",
+            r#"no certificate is for the host "-.-"; give the name that it is for in tls.name"#,
+        ),
+        (
+            "type = \"http\"\nbody_contains = \"\"",
+            "body_contains is empty, which every body contains; give a few words that only a healthy answer has, or remove the key",
+        ),
+        (
+            "type = \"http\"\nmethod = \"HEAD\"\nbody_contains = \"ok\"",
+            r#"body_contains asks for a body, and a response to HEAD has none; set method = "GET", or remove body_contains"#,
+        ),
+        (
+            "type = \"http\"\nheaders = 1",
+            "headers is a whole number, not a table; write it like headers = { … }",
+        ),
+        (
+            "type = \"grpc\"\nservice = \"a\\nb\"",
+            "service is no name of a gRPC service; give its name, of at most 255 bytes, or remove the key to ask for the server as a whole",
+        ),
+        ("jitter = 51", "jitter is 51; give a number from 0 to 50"),
+        (
+            "doubt_interval = \"1ms\"",
+            "doubt_interval is 1ms; give a duration from 10ms to 1h",
+        ),
+        (
+            "startup_grace = \"2h\"",
+            "startup_grace is 2h; give a duration from 0s to 1h",
+        ),
+        ("at_once = 0", "at_once is 0; give a number from 1 to 16384"),
+        (
+            "initial = \"down\"",
+            r#"initial is "down"; use "unknown" (no new flows before the first verdict) or "up""#,
         ),
         (
             "interval = \"2\"",

@@ -165,6 +165,7 @@ async fn run_parts(
         commands,
         reloader: reloader.clone(),
     };
+    let checks_at_once = config.checks_at_once;
     let inputs = Inputs {
         commands: command_queue,
         health: health_queue,
@@ -194,7 +195,12 @@ async fn run_parts(
         async { running.await.map_err(Into::into) }
     });
     parts.start("the health checks", {
-        let running = health::run(watched_targets, health_reports, stopping.clone());
+        let running = health::run(
+            watched_targets,
+            health_reports,
+            checks_at_once,
+            stopping.clone(),
+        );
         async { running.await.context("no netlink socket") }
     });
     parts.start("the watch over next hops", {

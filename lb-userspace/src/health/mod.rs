@@ -1,9 +1,10 @@
 //! Health checks: who is asked when, and what is reported.
 //!
-//! [`track`] turns results into verdicts and is pure, [`probe`] asks, [`sign`] looks for signs of life with [`echo`]. This module runs one task a
-//! backend and bounds how many ask at once.
+//! [`track`] turns results into verdicts and is pure, [`probe`] asks, [`sign`] looks for signs of life with [`echo`], [`places`] bounds how many ask
+//! at once. This module runs one task a backend.
 
 mod echo;
+mod places;
 mod probe;
 mod sign;
 pub mod track;
@@ -13,45 +14,46 @@ use std::{
     io,
     net::SocketAddr,
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use tokio::{
-    sync::{Semaphore, mpsc, watch},
+    sync::{mpsc, watch},
     task::JoinHandle,
 };
 
 use self::{
-    probe::{Answer, probe},
+    places::{Places, ServicePlaces},
+    probe::{Answer, Probe, TlsClients},
     sign::{Senses, Signs},
     track::{Reply, Rules, Sign, Track},
 };
-use crate::model::{BackendName, Check, Health, HealthReport, Target};
-
-/// Checks that are under way at once, at most.
-const AT_ONCE: usize = 256;
+use crate::model::{BackendName, Check, Health, HealthReport, LastError, Target};
 
 /// Checks `targets` until `shutdown` turns true or the receiver of `reports` is gone.
 ///
-/// A target is a name and an address: one that stays in the list keeps its verdict, also when how it is checked changes. A
-/// report is sent whenever a target's verdict or the reason of its last failure changes.
+/// `at_once` is how many checks of all services are under way at once, at most. A target is a name and an address: one that stays in the list keeps its
+/// verdict, also when how it is checked changes. A report is sent whenever a target's verdict or the reason of its last failure changes, or that
+/// failure has ended.
 ///
 /// # Errors
 /// When no netlink socket is to be had.
 pub async fn run(
     mut targets: watch::Receiver<Vec<Target>>,
     reports: mpsc::Sender<HealthReport>,
+    at_once: usize,
     mut shutdown: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let shared = Arc::new(Shared {
         senses: Senses::open()?,
-        places: Semaphore::new(AT_ONCE),
+        tls: TlsClients::default(),
         reports,
     });
+    let mut places = Places::new(at_once);
     let mut running = HashMap::new();
     loop {
         let wanted = targets.borrow_and_update().clone();
-        adjust(&mut running, &shared, wanted);
+        adjust(&mut running, &shared, &mut places, wanted);
         tokio::select! {
             () = crate::shutdown::requested(&mut shutdown) => return Ok(()),
             () = shared.reports.closed() => return Ok(()),
@@ -65,13 +67,20 @@ pub async fn run(
 /// What all checks share.
 struct Shared {
     senses: Senses,
-    places: Semaphore,
+    tls: TlsClients,
     reports: mpsc::Sender<HealthReport>,
+}
+
+/// What one task does.
+#[derive(Clone, Debug, PartialEq)]
+struct Order {
+    target: Target,
+    places: ServicePlaces,
 }
 
 /// The checks of one target; dropping it ends them.
 struct Running {
-    target: watch::Sender<Target>,
+    order: watch::Sender<Order>,
     task: JoinHandle<()>,
 }
 
@@ -85,30 +94,36 @@ impl Drop for Running {
 fn adjust(
     running: &mut HashMap<(BackendName, SocketAddr), Running>,
     shared: &Arc<Shared>,
+    places: &mut Places,
     wanted: Vec<Target>,
 ) {
+    places.adjust(&wanted);
     let mut before = std::mem::take(running);
     for target in wanted {
         let key = (target.name.clone(), target.address);
+        let order = Order {
+            places: places.of(&target.name.service),
+            target,
+        };
         let one = match before.remove(&key) {
             Some(one) => {
-                one.target.send_if_modified(|current| {
-                    let changed = *current != target;
-                    *current = target;
+                one.order.send_if_modified(|current| {
+                    let changed = *current != order;
+                    *current = order;
                     changed
                 });
                 one
             }
-            None => start(shared.clone(), target),
+            None => start(shared.clone(), order),
         };
         running.insert(key, one);
     }
 }
 
-fn start(shared: Arc<Shared>, target: Target) -> Running {
-    let (sender, receiver) = watch::channel(target);
+fn start(shared: Arc<Shared>, order: Order) -> Running {
+    let (sender, receiver) = watch::channel(order);
     Running {
-        target: sender,
+        order: sender,
         task: tokio::spawn(watch_one(shared, receiver)),
     }
 }
@@ -116,85 +131,136 @@ fn start(shared: Arc<Shared>, target: Target) -> Running {
 fn rules(check: &Check) -> Rules {
     Rules {
         interval: check.interval,
+        doubt_interval: check.doubt_interval,
         fall: check.fall,
         rise: check.rise,
     }
 }
 
 /// Asks one target again and again.
-async fn watch_one(shared: Arc<Shared>, mut watched: watch::Receiver<Target>) {
-    let mut target = watched.borrow_and_update().clone();
+async fn watch_one(shared: Arc<Shared>, mut orders: watch::Receiver<Order>) {
+    let Order {
+        mut target,
+        mut places,
+    } = orders.borrow_and_update().clone();
+    let mut probe = Probe::new(target.address, &target.check, &shared.tls);
     let mut track = Track::new(rules(&target.check));
     let mut signs = Signs::new(target.address.ip());
-    let mut reported = (Health::Unknown, None);
+    let mut news = News::default();
+    let mut first_asked = None;
     loop {
         let began = {
-            // Closed never: the semaphore lives as long as the tasks.
-            let _place = shared.places.acquire().await;
+            let _place = places.take().await;
             let began = Instant::now();
-            let (answer, sign) = check(&shared.senses, &target, &track, &mut signs, began).await;
-            let health = track.observe(answer.reply, sign);
-            let news = (health, answer.error);
-            if news != reported {
+            let age = began.duration_since(*first_asked.get_or_insert(began));
+            track.set_grace(age < target.check.startup_grace);
+            let answer = check(
+                &shared.senses,
+                &target,
+                &probe,
+                &mut track,
+                &mut signs,
+                began,
+            );
+            let (error, health) = answer.await;
+            if let Some(last_error) = news.of(health, error) {
                 // Verdicts are logged by who acts on them.
                 tracing::debug!(
                     backend = %target.name,
                     address = %target.address,
                     ?health,
-                    error = news.1.as_deref().unwrap_or_default(),
+                    ?last_error,
                     "the result of a check changed"
                 );
                 let report = HealthReport {
                     name: target.name.clone(),
                     address: target.address,
                     health,
-                    last_error: news.1.clone(),
+                    last_error,
                 };
                 if shared.reports.send(report).await.is_err() {
                     return;
                 }
-                reported = news;
             }
             began
         };
-        let next = began + jittered(track.interval());
+        let next = began + jittered(track.interval(), target.check.jitter_percent);
         tokio::select! {
             () = tokio::time::sleep_until(next.into()) => (),
-            changed = watched.changed() => {
+            changed = orders.changed() => {
                 if changed.is_err() {
                     return;
                 }
-                target = watched.borrow_and_update().clone();
+                Order { target, places } = orders.borrow_and_update().clone();
+                probe = Probe::new(target.address, &target.check, &shared.tls);
                 track.set_rules(rules(&target.check));
             }
         }
     }
 }
 
-/// One check, with the signs of life that it calls for.
+/// What was said of a target.
+#[derive(Debug, Default)]
+struct News {
+    health: Health,
+    last_error: Option<LastError>,
+}
+
+impl News {
+    /// What is to be said of the last error after another check; none if nothing has changed.
+    fn of(&mut self, health: Health, error: Option<String>) -> Option<Option<LastError>> {
+        let lasting = |last: &&LastError| last.ended.is_none();
+        let last_error = match (error, &self.last_error) {
+            (Some(text), last)
+                if last
+                    .as_ref()
+                    .filter(lasting)
+                    .is_some_and(|l| l.text == text) =>
+            {
+                last.clone()
+            }
+            (Some(text), _) => Some(LastError { text, ended: None }),
+            (None, Some(last)) if last.ended.is_none() => Some(LastError {
+                text: last.text.clone(),
+                ended: Some(SystemTime::now()),
+            }),
+            (None, last) => last.clone(),
+        };
+        let said = Self { health, last_error };
+        if said.health == self.health && said.last_error == self.last_error {
+            return None;
+        }
+        *self = said;
+        Some(self.last_error.clone())
+    }
+}
+
+/// One check, with the signs of life that it calls for: why it was no yes, and the verdict after it.
 async fn check(
     senses: &Senses,
     target: &Target,
-    track: &Track,
+    probe: &Probe,
+    track: &mut Track,
     signs: &mut Signs,
     began: Instant,
-) -> (Answer, Sign) {
-    let (answer, echoed) = tokio::join!(
-        probe(target.address, &target.check),
+) -> (Option<String>, Health) {
+    let (Answer { reply, error }, echoed) = tokio::join!(
+        probe.ask(),
         signs.echo_along(senses, track.is_silent(), target.check.timeout)
     );
-    let sign = if answer.reply == Reply::Silent {
+    let sign = if reply == Reply::Silent {
         signs.look(senses, began, echoed).await
     } else {
         signs.settle();
         echoed.map_or(Sign::Absent, Sign::Echo)
     };
-    (answer, sign)
+    (error, track.observe(reply, sign))
 }
 
-/// A tenth more or less, so that checks of many backends do not fall together.
-fn jittered(interval: Duration) -> Duration {
-    interval.mul_f64(0.9 + 0.2 * fastrand::f64())
+/// So many percent more or less at most.
+fn jittered(interval: Duration, percent: u8) -> Duration {
+    let most = f64::from(percent) / 100.0;
+    interval.mul_f64((1.0 - most) + 2.0 * most * fastrand::f64())
 }
 
 #[cfg(test)]

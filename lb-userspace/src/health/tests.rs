@@ -1,5 +1,7 @@
 //! Checks against real sockets, hosts and neighbours.
 
+mod refusing;
+
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use tokio::{
@@ -9,7 +11,7 @@ use tokio::{
 
 use super::*;
 use crate::{
-    model::CheckKind,
+    model::{CheckKind, HttpCheck, RequestTarget},
     testnet::{FOUR, Network, PATIENCE, Pair, SIX, block_on},
 };
 
@@ -17,21 +19,22 @@ const PORT: u16 = 80;
 
 fn tcp() -> Check {
     Check {
-        kind: CheckKind::Tcp,
         interval: Duration::from_millis(500),
         timeout: Duration::from_millis(300),
-        fall: 3,
-        rise: 2,
+        ..Check::DEFAULT
     }
 }
 
 fn http() -> Check {
     Check {
-        kind: CheckKind::Http {
-            path: "/health?deep=1".into(),
-            host: "chat.example".into(),
+        kind: CheckKind::Http(Arc::new(HttpCheck {
+            target: RequestTarget::default(),
+            method: hyper::Method::GET,
+            path: "/health?deep=1".parse().unwrap(),
             status: vec![200..=299],
-        },
+            body_contains: None,
+            json: None,
+        })),
         ..tcp()
     }
 }
@@ -79,50 +82,10 @@ fn replied(answer: &Answer) -> (Reply, &str) {
     (answer.reply, answer.error.as_deref().unwrap_or(""))
 }
 
-#[test]
-fn http_answers_are_told_apart() {
-    let pair = Pair::new();
-    block_on(&pair.near, || async {
-        let (address, mut asked) = server(b"HTTP/1.1 204 No Content\r\nServer: x\r\n\r\n").await;
-        assert_eq!(
-            probe(address, &http()).await,
-            Answer {
-                reply: Reply::Yes,
-                error: None
-            }
-        );
-        let request = asked.recv().await.unwrap();
-        assert!(
-            request.starts_with("GET /health?deep=1 HTTP/1.1\r\n"),
-            "{request}"
-        );
-        assert!(request.contains("host: chat.example\r\n"), "{request}");
-
-        let (address, _asked) =
-            server(b"HTTP/1.1 503 Service Unavailable\r\nContent-Length: 0\r\n\r\n").await;
-        let answer = probe(address, &http()).await;
-        assert_eq!(replied(&answer), (Reply::No, "status 503"));
-
-        // The body is not waited for.
-        let (address, _asked) = server(b"HTTP/1.1 200 OK\r\nContent-Length: 1000000\r\n\r\n").await;
-        assert_eq!(probe(address, &http()).await.reply, Reply::Yes);
-
-        let (address, _asked) = server(b"\x15\x03\x01\x00\x02\x02\x46").await;
-        let answer = probe(address, &http()).await;
-        assert_eq!(replied(&answer), (Reply::No, "the answer is no HTTP/1.1"));
-
-        let (address, _asked) = server(b"").await;
-        let answer = probe(address, &http()).await;
-        assert_eq!(
-            replied(&answer),
-            (Reply::No, "the connection was closed before a response")
-        );
-
-        // More head than any honest answer has.
-        static HUGE: [u8; 1 << 17] = [b'a'; 1 << 17];
-        let (address, _asked) = server(&HUGE).await;
-        assert_eq!(probe(address, &http()).await.reply, Reply::No);
-    });
+async fn probe(address: SocketAddr, check: &Check) -> Answer {
+    Probe::new(address, check, &TlsClients::default())
+        .ask()
+        .await
 }
 
 #[test]
@@ -138,7 +101,8 @@ fn backends_are_asked_over_ipv6_too() {
         assert!(asked.recv().await.unwrap().starts_with("GET /health"));
         let closed = SocketAddr::new(Ipv6Addr::LOCALHOST.into(), 1);
         let answer = probe(closed, &tcp()).await;
-        assert_eq!(replied(&answer), (Reply::No, "the connection was refused"));
+        let error = format!("a TCP connection at {closed} was refused");
+        assert_eq!(replied(&answer), (Reply::No, error.as_str()));
     });
 }
 
@@ -148,7 +112,8 @@ fn refusals_and_hangs_are_replies_and_a_full_backlog_is_not() {
     block_on(&pair.near, || async {
         let closed = SocketAddr::new(Ipv4Addr::LOCALHOST.into(), 1);
         let answer = probe(closed, &tcp()).await;
-        assert_eq!(replied(&answer), (Reply::No, "the connection was refused"));
+        let error = format!("a TCP connection at {closed} was refused");
+        assert_eq!(replied(&answer), (Reply::No, error.as_str()));
 
         // Nobody accepts: the kernel shakes hands, which is all that a TCP check asks, and no HTTP answer comes.
         let socket = TcpSocket::new_v4().unwrap();
@@ -156,10 +121,8 @@ fn refusals_and_hangs_are_replies_and_a_full_backlog_is_not() {
         let listener = socket.listen(1).unwrap();
         let address = listener.local_addr().unwrap();
         let answer = probe(address, &http()).await;
-        assert_eq!(
-            replied(&answer),
-            (Reply::No, "connected, but no HTTP response within 300 ms")
-        );
+        let error = format!("GET /health?deep=1 at {address} got no response within 300 ms");
+        assert_eq!(replied(&answer), (Reply::No, error.as_str()));
         // A check that is over takes no place in the backlog. These do.
         let mut held = vec![];
         let answer = loop {
@@ -171,10 +134,8 @@ fn refusals_and_hangs_are_replies_and_a_full_backlog_is_not() {
             let connect = tokio::net::TcpStream::connect(address);
             held.push(tokio::time::timeout(Duration::from_millis(300), connect).await);
         };
-        assert_eq!(
-            replied(&answer),
-            (Reply::Silent, "no answer to a SYN within 300 ms")
-        );
+        let error = format!("a TCP connection at {address} got no answer to its SYN within 300 ms");
+        assert_eq!(replied(&answer), (Reply::Silent, error.as_str()));
     });
 }
 
@@ -203,6 +164,20 @@ fn checks_leave_no_sockets_behind() {
     assert_eq!(left, 0, "{sockets}");
 }
 
+#[test]
+fn intervals_vary_by_so_many_percent() {
+    let interval = Duration::from_secs(10);
+    assert_eq!(jittered(interval, 0), interval);
+    let times: Vec<_> = (0..1_000).map(|_| jittered(interval, 20)).collect();
+    let (least, most) = (times.iter().min().unwrap(), times.iter().max().unwrap());
+    assert!(*least >= Duration::from_secs(8) && *most <= Duration::from_secs(12));
+    // Both ways, and far.
+    assert!(
+        *most - *least > Duration::from_secs(3),
+        "{least:?} {most:?}"
+    );
+}
+
 /// The module at work, and what it says.
 struct Checks {
     targets: watch::Sender<Vec<Target>>,
@@ -215,7 +190,7 @@ impl Checks {
         let (sender, reports) = mpsc::channel(64);
         let (stop, shutdown) = watch::channel(false);
         tokio::spawn(async move {
-            run(watched, sender, shutdown).await.unwrap();
+            run(watched, sender, 256, shutdown).await.unwrap();
             drop(stop);
         });
         Self { targets, reports }
@@ -292,47 +267,6 @@ fn a_dark_host_in(network: Network) {
         );
         network.brighten();
         checks.until(there, Health::Up).await;
-    });
-}
-
-#[test]
-fn a_live_host_without_an_answer_is_refusing_and_never_down() {
-    for network in [FOUR, SIX] {
-        a_live_host_in(network);
-    }
-}
-
-fn a_live_host_in(network: Network) {
-    let Network { here, there, .. } = network;
-    let pair = Arc::new(Pair::new());
-    let server = serve(&pair);
-    let network = pair.clone();
-    block_on(&pair.near, move || async move {
-        let mut checks = Checks::start(vec![target(there, tcp())]);
-        checks.until(there, Health::Up).await;
-        // A closed port is refused by the host's kernel.
-        drop(server);
-        assert!(
-            !checks
-                .until(there, Health::Refusing)
-                .await
-                .contains(&Health::Down)
-        );
-        let _server = serve(&network);
-        checks.until(there, Health::Up).await;
-        // A firewall that drops without a word: ARP and NDP still answer.
-        network.far.ip(&format!("route add blackhole {here}"));
-        assert!(
-            !checks
-                .until(there, Health::Refusing)
-                .await
-                .contains(&Health::Down)
-        );
-        let silent_for = tokio::time::timeout(Duration::from_secs(4), checks.reports.recv());
-        assert!(
-            silent_for.await.is_err(),
-            "another verdict about a live host"
-        );
     });
 }
 

@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | unknown | up | one yes |
 //! | refusing, down | up | `rise` yeses in a row |
-//! | unknown, up | refusing | `fall` failures in a row |
+//! | unknown, up | refusing | `fall` failures in a row; while unknown, only after the startup grace |
 //! | any | down | `fall` checks in a row without a TCP reply of any kind, and a sign of life that is gone |
 //! | down | refusing | any reply, or a sign of life: whatever answers is not gone, and its kernel sends its own resets |
 //!
@@ -14,9 +14,6 @@
 use std::time::Duration;
 
 use crate::model::Health;
-
-/// While a verdict is in doubt, checks follow each other at least this fast.
-pub const DOUBT_INTERVAL: Duration = Duration::from_millis(500);
 
 /// Echoes in a row that must go unanswered before their absence says anything: one may simply be lost.
 const UNANSWERED_ECHOES: u32 = 2;
@@ -54,6 +51,8 @@ pub enum Sign {
 pub struct Rules {
     /// Time between two checks while all is well known.
     pub interval: Duration,
+    /// The same while a verdict is in doubt, if that is shorter.
+    pub doubt_interval: Duration,
     /// Failures in a row that change a verdict for the worse; 0 counts as 1.
     pub fall: u32,
     /// Successes in a row that change it for the better; 0 counts as 1.
@@ -77,6 +76,8 @@ pub struct Track {
     unanswered_echoes: u32,
     /// Whether the next checks may bring the sign of life that is missing for a verdict.
     sign_pending: bool,
+    /// Whether it has time left to start.
+    in_grace: bool,
 }
 
 impl Track {
@@ -91,7 +92,14 @@ impl Track {
             answers_echoes: false,
             unanswered_echoes: 0,
             sign_pending: false,
+            in_grace: false,
         }
+    }
+
+    /// Whether the backend still has time to start. Meanwhile failures do not make a first verdict, but a host that is gone is gone. Those counted in it
+    /// count when it is over.
+    pub fn set_grace(&mut self, in_grace: bool) {
+        self.in_grace = in_grace;
     }
 
     /// The verdict.
@@ -137,6 +145,7 @@ impl Track {
             (Health::Down, Reply::Silent) if matches!(sign, Sign::Alive | Sign::Echo(true)) => {
                 Health::Refusing
             }
+            (Health::Unknown, _) if self.in_grace => Health::Unknown,
             (Health::Unknown | Health::Up, _) if fallen => Health::Refusing,
             (health, _) => health,
         };
@@ -156,7 +165,7 @@ impl Track {
             Health::Down => self.yeses > 0,
         };
         if doubt {
-            self.rules.interval.min(DOUBT_INTERVAL)
+            self.rules.interval.min(self.rules.doubt_interval)
         } else {
             self.rules.interval
         }
@@ -203,6 +212,7 @@ mod tests {
 
     const RULES: Rules = Rules {
         interval: Duration::from_secs(2),
+        doubt_interval: Duration::from_millis(500),
         fall: 3,
         rise: 2,
     };
@@ -234,10 +244,13 @@ mod tests {
     fn one_failure_changes_nothing_but_the_pace() {
         let track = after(&[YES, NO]);
         assert_eq!(track.health(), Health::Up);
-        assert_eq!(track.interval(), DOUBT_INTERVAL);
+        assert_eq!(track.interval(), RULES.doubt_interval);
         assert_eq!(after(&[YES]).interval(), RULES.interval);
         assert_eq!(after(&[YES, NO, NO, NO]).interval(), RULES.interval);
-        assert_eq!(after(&[YES, NO, NO, NO, YES]).interval(), DOUBT_INTERVAL);
+        assert_eq!(
+            after(&[YES, NO, NO, NO, YES]).interval(),
+            RULES.doubt_interval
+        );
     }
 
     #[test]
@@ -276,7 +289,7 @@ mod tests {
         let mut track = after(&[YES, asked, asked, asked]);
         assert_eq!(
             (track.health(), track.interval()),
-            (Health::Refusing, DOUBT_INTERVAL)
+            (Health::Refusing, RULES.doubt_interval)
         );
         assert_eq!(track.observe(Reply::Silent, Sign::Gone), Health::Down);
     }
@@ -308,6 +321,36 @@ mod tests {
         let unasked = [(Reply::Unasked, Sign::Absent); 9];
         assert_eq!(after(&[&[YES][..], &unasked].concat()).health(), Health::Up);
         assert_eq!(after(&unasked).health(), Health::Unknown);
+    }
+
+    #[test]
+    fn failures_while_it_starts_make_no_verdict_and_count_afterwards() {
+        let mut track = Track::new(RULES);
+        track.set_grace(true);
+        for _ in 0..9 {
+            assert_eq!(track.observe(Reply::No, Sign::Absent), Health::Unknown);
+            assert_eq!(track.observe(Reply::Silent, Sign::Alive), Health::Unknown);
+        }
+        assert_eq!(track.interval(), RULES.doubt_interval);
+        let mut late = track.clone();
+        late.set_grace(false);
+        assert_eq!(late.observe(Reply::No, Sign::Absent), Health::Refusing);
+        // One yes is the end of the start.
+        assert_eq!(track.observe(Reply::Yes, Sign::Absent), Health::Up);
+        for _ in 1..RULES.fall {
+            assert_eq!(track.observe(Reply::No, Sign::Absent), Health::Up);
+        }
+        assert_eq!(track.observe(Reply::No, Sign::Absent), Health::Refusing);
+    }
+
+    #[test]
+    fn a_host_that_is_gone_is_down_even_while_it_starts() {
+        let mut track = Track::new(RULES);
+        track.set_grace(true);
+        for _ in 1..RULES.fall {
+            assert_eq!(track.observe(GONE.0, GONE.1), Health::Unknown);
+        }
+        assert_eq!(track.observe(GONE.0, GONE.1), Health::Down);
     }
 
     #[test]

@@ -1,6 +1,9 @@
 //! The status, as people and scripts see it.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::BTreeMap,
+    time::{Duration, SystemTime},
+};
 
 use lb_common::verdict::Reason;
 
@@ -134,7 +137,11 @@ impl State {
             } else {
                 Neighbour::Unresolved
             },
-            last_error: backend.last_error.clone(),
+            last_error: backend.last_error.as_ref().map(|last| last.text.clone()),
+            last_error_ended: backend.last_error.as_ref().and_then(|last| {
+                let since_1970 = last.ended?.duration_since(SystemTime::UNIX_EPOCH);
+                Some(since_1970.map_or(0, |time| time.as_secs()))
+            }),
             flows: counts.into(),
         }
     }

@@ -10,7 +10,7 @@ use lb_common::backend::{Mode, Serving};
 use crate::{
     desired::{self, Endpoint},
     ids::{Numbered, Quiet},
-    model::{BackendName, Check, CheckKind, Health, HealthReport, Suspension},
+    model::{BackendName, Check, Health, HealthReport, LastError, Suspension},
     resolve::{BackendFacts, Found, Hop, WantedBackend, WantedService},
 };
 
@@ -51,7 +51,7 @@ pub(super) struct BackendRecord {
     pub(super) check: Check,
     pub(super) check_address: SocketAddr,
     pub(super) health: Health,
-    pub(super) last_error: Option<String>,
+    pub(super) last_error: Option<LastError>,
     pub(super) fell_at_ms: Option<u64>,
     pub(super) held: Option<Serving>,
     pub(super) quiet: Quiet,
@@ -76,7 +76,7 @@ impl BackendRecord {
         self.fell_at_ms = (report.health == Health::Down && lived).then_some(now_ms);
         tracing::info!(
             backend = %self.name, address = %self.check_address, health = %report.health,
-            was = %self.health, error = report.last_error.as_deref(), "health changed"
+            was = %self.health, error = report.last_error.as_ref().map(|last| last.text.as_str()), "health changed"
         );
         self.health = report.health;
         true
@@ -100,15 +100,6 @@ impl BackendRecord {
         }
     }
 }
-
-/// For a removed backend whose own check nobody remembers.
-pub(super) const DEFAULT_CHECK: Check = Check {
-    kind: CheckKind::Tcp,
-    interval: std::time::Duration::from_secs(2),
-    timeout: std::time::Duration::from_secs(1),
-    fall: 3,
-    rise: 2,
-};
 
 /// A record of a wanted backend that is new.
 pub(super) fn new_record(
@@ -145,6 +136,7 @@ pub(super) fn renewed(record: BackendRecord, backend: &desired::Backend) -> Back
         wanted: Some(WantedBackend {
             admin: backend.admin,
             weight: backend.weight,
+            initial: backend.check.initial,
         }),
         check: backend.check.clone(),
         check_address: backend.check_address,

@@ -3,20 +3,21 @@
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
 use lb_common::backend::{BackendState, Forwarding, Mode, Serving};
 
 use super::{
     memory::Memory,
-    record::{BackendRecord, DEFAULT_CHECK, ServiceRecord, new_record, renewed},
+    record::{BackendRecord, ServiceRecord, new_record, renewed},
 };
 use crate::{
     dataplane::maps::Maps,
     desired::{self, Endpoint},
     flows::{Census, Counts},
     ids::{Numbered, Pool, Quiet},
-    model::{BackendName, Health, HealthReport, Suspension, Target},
+    model::{BackendName, Check, Health, HealthReport, Suspension, Target},
     plan::Observed,
     resolve::{Found, ServiceFacts, WantedService},
 };
@@ -110,7 +111,8 @@ impl Registry {
                 mode,
                 weight: 0,
                 wanted: None,
-                check: DEFAULT_CHECK,
+                // Nobody remembers its own.
+                check: Check::DEFAULT,
                 check_address: endpoint,
                 health: Health::Unknown,
                 last_error: None,
@@ -438,7 +440,14 @@ impl Registry {
             let target = Target {
                 name: backend.name.clone(),
                 address: backend.check_address,
-                check: backend.check.clone(),
+                check: Check {
+                    // One that was found in the maps has started long ago.
+                    startup_grace: match backend.held {
+                        Some(_) => Duration::ZERO,
+                        None => backend.check.startup_grace,
+                    },
+                    ..backend.check.clone()
+                },
             };
             targets.insert((backend.name.clone(), backend.check_address), target);
         }

@@ -394,6 +394,10 @@ fn needs_no_restart(old: &Config, new: &Config) -> Result<(), String> {
         ("bpffs", old.bpffs != new.bpffs),
         ("fleet_seed", old.fleet_seed != new.fleet_seed),
         ("metrics", old.metrics != new.metrics),
+        (
+            "checks in [limits]",
+            old.checks_at_once != new.checks_at_once,
+        ),
     ];
     match changes.into_iter().find(|&(_, changed)| changed) {
         None => Ok(()),

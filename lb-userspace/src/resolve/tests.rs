@@ -15,6 +15,7 @@ fn backend(id: u32, change: impl Fn(&mut BackendFacts<'static>)) -> BackendFacts
         wanted: Some(WantedBackend {
             admin: Admin::Active,
             weight: 100,
+            initial: Initial::Unknown,
         }),
         health: Health::Up,
         fell_at_ms: None,
@@ -38,7 +39,11 @@ fn fallen(id: u32, at_ms: u64) -> BackendFacts<'static> {
 
 fn admin(id: u32, admin: Admin, health: Health) -> BackendFacts<'static> {
     backend(id, |b| {
-        b.wanted = Some(WantedBackend { admin, weight: 100 });
+        b.wanted = Some(WantedBackend {
+            admin,
+            weight: 100,
+            initial: Initial::Unknown,
+        });
         b.health = health;
     })
 }
@@ -129,11 +134,42 @@ fn what_was_found_in_the_maps_holds_until_the_first_verdict() {
         b.wanted = Some(WantedBackend {
             admin: Admin::Draining,
             weight: 100,
+            initial: Initial::Unknown,
         });
         b.health = Health::Unknown;
         b.held = Some(Serving::New);
     });
     assert_eq!(outcome(vec![up(1), drained]).0[1], Serving::ExistingOnly);
+}
+
+#[test]
+fn a_new_backend_counts_as_its_service_says_until_the_first_verdict() {
+    let fresh = |admin, initial, health| {
+        backend(2, move |b| {
+            b.wanted = Some(WantedBackend {
+                admin,
+                weight: 100,
+                initial,
+            });
+            b.health = health;
+        })
+    };
+    use {Admin::*, Health::*, Serving::*};
+    for (admin, initial, health, serving) in [
+        (Active, Initial::Unknown, Unknown, ExistingOnly),
+        (Active, Initial::Up, Unknown, New),
+        (Draining, Initial::Up, Unknown, ExistingOnly),
+        (Disabled, Initial::Up, Unknown, ExistingOnly),
+        (Active, Initial::Up, Refusing, ExistingOnly),
+        (Active, Initial::Up, Down, None),
+    ] {
+        let given = outcome(vec![up(1), fresh(admin, initial, health)]).0[1];
+        assert_eq!(given, serving, "{admin:?} {initial:?} {health:?}");
+    }
+    // What was found in the maps is known better.
+    let mut adopted = fresh(Active, Initial::Up, Unknown);
+    adopted.held = Some(ExistingOnly);
+    assert_eq!(outcome(vec![up(1), adopted]).0[1], ExistingOnly);
 }
 
 #[test]
@@ -143,6 +179,7 @@ fn weight_zero_takes_no_new_flows_not_even_in_fail_open() {
             b.wanted = Some(WantedBackend {
                 admin: Admin::Active,
                 weight: 0,
+                initial: Initial::Unknown,
             });
             b.health = health;
         })

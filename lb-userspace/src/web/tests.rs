@@ -86,6 +86,7 @@ fn a_status() -> Status {
                 serving: Serving::New,
                 neighbour: Neighbour::Resolved,
                 last_error: None,
+                last_error_ended: None,
                 flows: Default::default(),
             }],
         }],

@@ -382,7 +382,7 @@ fn backend(
             port,
             weight: weight.map_or(WEIGHT, Spanned::into_inner) as u16,
             admin,
-            check: parent.health.check(address),
+            check: parent.health.check.clone(),
             check_address: SocketAddr::from((address, check_port)),
         },
     }

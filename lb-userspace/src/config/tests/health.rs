@@ -1,0 +1,301 @@
+//! Health checks: what each key means, and mistakes in tables within the table.
+
+use hyper::{Method, header::HeaderMap};
+use rustls::pki_types::{ServerName, pem::PemObject as _};
+
+use super::*;
+use crate::model::{
+    Authorities, CheckKind, GrpcCheck, HttpCheck, JsonEquals, Tls, Trust, WebSocketCheck,
+};
+
+fn checked(lines: &str) -> Check {
+    let text = format!("{SMALL}[service.health]\n{lines}\n");
+    let config = parse(Path::new("t.toml"), &text).unwrap().config;
+    config.services[0].backends[0].check.clone()
+}
+
+fn name(name: &str) -> Option<ServerName<'static>> {
+    Some(name.to_owned().try_into().unwrap())
+}
+
+/// A file that goes with its owner.
+struct File(std::path::PathBuf);
+
+impl File {
+    fn of(name: &str, text: &str) -> Self {
+        let path = std::env::temp_dir().join(format!("tether-{}-{name}", std::process::id()));
+        std::fs::write(&path, text).unwrap();
+        Self(path)
+    }
+
+    fn path(&self) -> std::path::Display<'_> {
+        self.0.display()
+    }
+}
+
+impl Drop for File {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.0);
+    }
+}
+
+fn certificate() -> String {
+    let one = rcgen::generate_simple_self_signed(["chat.example".to_owned()]).unwrap();
+    one.cert.pem()
+}
+
+#[test]
+fn the_example_is_valid_and_deserves_no_second_look() {
+    let example = include_str!("../../../../examples/tether.toml");
+    assert_eq!(warnings(example), [""; 0]);
+}
+
+#[test]
+fn http_has_all_its_keys() {
+    let check = checked(
+        r#"type = "http"
+method = "POST"
+path = "/live"
+host = "chat.example:8080"
+headers = { X-Probe = "tether", Authorization = "Bearer of news" }
+status = [200]
+body_contains = "ok"
+json = { pointer = "/a/0", equals = 1.5 }"#,
+    );
+    let CheckKind::Http(http) = &check.kind else {
+        panic!("{check:?}");
+    };
+    let headers = HeaderMap::from_iter([
+        ("x-probe".parse().unwrap(), "tether".parse().unwrap()),
+        (
+            "authorization".parse().unwrap(),
+            "Bearer of news".parse().unwrap(),
+        ),
+    ]);
+    let expected = HttpCheck {
+        target: RequestTarget {
+            host: Some("chat.example:8080".parse().unwrap()),
+            headers,
+            tls: None,
+        },
+        method: Method::POST,
+        path: "/live".parse().unwrap(),
+        status: vec![200..=200],
+        body_contains: Some("ok".to_owned()),
+        json: Some(JsonEquals {
+            pointer: "/a/0".to_owned(),
+            equals: 1.5.into(),
+        }),
+    };
+    assert_eq!(**http, expected);
+    // What may be a password is in no log.
+    assert!(!format!("{check:?}").contains("Bearer"), "{check:?}");
+}
+
+#[test]
+fn json_values_are_of_any_simple_type() {
+    for (written, value) in [
+        ("\"ok\"", serde_json::json!("ok")),
+        ("0x10", serde_json::json!(16)),
+        ("-1", serde_json::json!(-1)),
+        ("2.5", serde_json::json!(2.5)),
+        ("true", serde_json::json!(true)),
+    ] {
+        let check = checked(&format!(
+            "type = \"http\"\njson = {{ pointer = \"\", equals = {written} }}"
+        ));
+        let CheckKind::Http(http) = check.kind else {
+            panic!("{check:?}");
+        };
+        assert_eq!(http.json.as_ref().unwrap().equals, value);
+    }
+}
+
+#[test]
+fn tls_is_always_around_https_and_by_choice_around_others() {
+    let of = |lines: &str| checked(lines).kind.tls().cloned();
+    let system = |name| {
+        let trust = Trust::System;
+        Some(Tls { trust, name })
+    };
+    assert_eq!(of("type = \"https\""), system(None));
+    // Without a name of its own, it is the host's, without the port.
+    assert_eq!(
+        of("type = \"https\"\nhost = \"chat.example:8443\""),
+        system(name("chat.example"))
+    );
+    assert_eq!(
+        of("type = \"https\"\nhost = \"chat.example\"\ntls = { name = \"pod.example\" }"),
+        system(name("pod.example"))
+    );
+    for kind in ["websocket", "grpc"] {
+        assert_eq!(of(&format!("type = \"{kind}\"")), None);
+        assert_eq!(of(&format!("type = \"{kind}\"\ntls = {{}}")), system(None));
+        let unverified = Some(Tls {
+            trust: Trust::Anyone,
+            name: None,
+        });
+        let lines = format!("type = \"{kind}\"\ntls = {{ verify = false }}");
+        assert_eq!(of(&lines), unverified);
+    }
+}
+
+#[test]
+fn authorities_are_read_with_the_configuration() {
+    let pem = certificate();
+    let file = File::of("ca.pem", &format!("about it\n{pem}"));
+    let check = checked(&format!(
+        "type = \"https\"\n[service.health.tls]\nca = \"{}\"",
+        file.path()
+    ));
+    let certificate = rustls::pki_types::CertificateDer::from_pem_slice(pem.as_bytes()).unwrap();
+    let authorities = Authorities::new(file.0.clone(), vec![certificate]);
+    assert_eq!(
+        check.kind.tls().unwrap().trust,
+        Trust::Authorities(authorities.into())
+    );
+}
+
+#[test]
+fn websockets_and_grpc_have_theirs() {
+    let kind = checked("type = \"websocket\"\npath = \"/chat\"\nping = true").kind;
+    let expected = WebSocketCheck {
+        target: RequestTarget::default(),
+        path: "/chat".parse().unwrap(),
+        ping: true,
+    };
+    assert_eq!(kind, CheckKind::WebSocket(expected.into()));
+    let kind = checked("type = \"grpc\"\nservice = \"chat.v1.Chat\"").kind;
+    let expected = GrpcCheck {
+        target: RequestTarget::default(),
+        service: "chat.v1.Chat".to_owned(),
+    };
+    assert_eq!(kind, CheckKind::Grpc(expected.into()));
+}
+
+#[test]
+fn all_backends_of_a_service_share_what_is_asked() {
+    let text = format!("{}[service.health]\ntype = \"http\"\n", SMALL).replace(
+        "[[service.backend]]",
+        "[[service.backend]]\nname = \"b2\"\naddress = \"10.0.1.12\"\n[[service.backend]]",
+    );
+    let config = parse(Path::new("t.toml"), &text).unwrap().config;
+    let kinds: Vec<_> = config.services[0]
+        .backends
+        .iter()
+        .map(|backend| match &backend.check.kind {
+            CheckKind::Http(http) => http.clone(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert!(Arc::ptr_eq(&kinds[0], &kinds[1]));
+}
+
+#[test]
+fn the_pause_in_doubt_is_warned_of_where_it_has_no_effect() {
+    let text = format!("{SMALL}[service.health]\ninterval = \"1s\"\ndoubt_interval = \"2s\"\n");
+    assert_eq!(
+        warnings(&text),
+        [
+            r#"t.toml:12:18: health of service "chat": doubt_interval is longer than interval, so it has no effect; lower it, or remove it"#
+        ]
+    );
+}
+
+#[test]
+fn mistakes_in_tables_of_a_check_are_told_all_at_once() {
+    let text = format!(
+        r#"{SMALL}[service.health]
+type = "https"
+headers = {{ Host = "a", "b c" = "d", X = 1, Y = "a\nb", Upgrade = "h2c" }}
+json = {{ pointer = "status", equals = [], extra = 1 }}
+[service.health.tls]
+ca = "/nowhere/ca.pem"
+name = "a b"
+verify = false
+x = 1
+"#
+    );
+    let of = "service \"chat\"";
+    assert_eq!(
+        errors(&text),
+        [
+            format!(
+                "t.toml:12:13: headers of health of {of}: the check sets Host itself; remove it, and set the key host of the check"
+            ),
+            format!(
+                "t.toml:12:25: headers of health of {of}: \"b c\" is no name of a header; use letters, digits and hyphens"
+            ),
+            format!(
+                "t.toml:12:42: headers of health of {of}: X is a whole number, not a string; write it like X = \"text\""
+            ),
+            format!(
+                "t.toml:12:49: headers of health of {of}: the value of Y cannot be sent; write at most 1024 bytes of one line"
+            ),
+            format!(
+                "t.toml:12:57: headers of health of {of}: the check sets Upgrade itself; remove it"
+            ),
+            format!(
+                "t.toml:13:20: json of health of {of}: pointer \"status\" is no JSON pointer (RFC 6901); write it like pointer = \"/status\", with ~1 for a / in a name and ~0 for a ~"
+            ),
+            format!(
+                "t.toml:13:39: json of health of {of}: equals is an array, which nothing is compared with; give a string, a number, true or false"
+            ),
+            format!(
+                "t.toml:13:43: json of health of {of}: unknown key \"extra\"; remove it; known here are pointer, equals"
+            ),
+            format!(
+                "t.toml:15:6: tls of health of {of}: ca says what to verify, and verify = false that nothing is; remove one of them"
+            ),
+            format!(
+                "t.toml:16:8: tls of health of {of}: name is \"a b\"; give the name that the certificate is for, like name = \"chat.example\""
+            ),
+            format!(
+                "t.toml:18:1: tls of health of {of}: unknown key \"x\"; remove it; known here are ca, name, verify"
+            ),
+        ]
+    );
+    let text = format!("{SMALL}[service.health]\ntype = \"http\"\njson = {{}}\n");
+    assert_eq!(
+        errors(&text),
+        [
+            format!(
+                "t.toml:12:8: json of health of {of}: pointer is missing; add pointer = \"/status\""
+            ),
+            format!("t.toml:12:8: json of health of {of}: equals is missing; add equals = \"ok\""),
+        ]
+    );
+}
+
+#[test]
+fn a_file_of_authorities_must_be_one() {
+    let broken = certificate().replace("MII", "AAA");
+    let (empty, broken) = (
+        File::of("empty.pem", "no certificate"),
+        File::of("broken.pem", &broken),
+    );
+    let cut = File::of("cut.pem", "-----BEGIN CERTIFICATE-----\nAAAA\n");
+    for (path, wrong) in [
+        ("ca.pem".to_owned(), "is no absolute path"),
+        (
+            "/nowhere/ca.pem".to_owned(),
+            "cannot be read: No such file or directory (os error 2)",
+        ),
+        ("/tmp".to_owned(), "cannot be read: it is no regular file"),
+        (empty.path().to_string(), "contains no certificate"),
+        (
+            broken.path().to_string(),
+            "contains a certificate that cannot be used, number 1: ",
+        ),
+        (cut.path().to_string(), "is no PEM: "),
+    ] {
+        let text =
+            format!("{SMALL}[service.health]\ntype = \"https\"\ntls = {{ ca = \"{path}\" }}\n");
+        let errors = errors(&text);
+        assert_eq!(errors.len(), 1, "{errors:#?}");
+        let before = format!("t.toml:12:14: tls of health of service \"chat\": ca {path} {wrong}");
+        let remedy = "; name a readable file of certificates in PEM, with BEGIN CERTIFICATE";
+        assert!(errors[0].starts_with(&before), "{}", errors[0]);
+        assert!(errors[0].ends_with(remedy), "{}", errors[0]);
+    }
+}
