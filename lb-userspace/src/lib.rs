@@ -18,6 +18,7 @@ pub mod model;
 pub mod neighbour;
 pub mod objects;
 pub mod plan;
+pub mod preview;
 pub mod reconcile;
 pub mod resolve;
 pub mod shutdown;

@@ -1,4 +1,4 @@
-//! What a restart must not forget and the maps do not hold: drains that were asked for at runtime, and names.
+//! What a restart must not forget and the maps do not hold: drains and changes that were asked for at runtime, and names.
 
 use std::{
     collections::BTreeSet,
@@ -12,7 +12,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{desired::Endpoint, model::BackendName};
+use crate::{
+    desired::{Changes, Endpoint},
+    model::BackendName,
+};
 
 /// The file's name in the state directory.
 const FILE: &str = "runtime.json";
@@ -31,6 +34,9 @@ pub(super) struct Memory {
     version: u32,
     /// Backends that are drained.
     pub(super) drained: BTreeSet<BackendName>,
+    /// What is otherwise than the file says. A version before this one leaves it out.
+    #[serde(default)]
+    pub(super) changes: Changes,
     services: Vec<ServiceName>,
     /// By identity.
     backends: std::collections::BTreeMap<u64, BackendName>,
@@ -44,15 +50,17 @@ struct ServiceName {
 }
 
 impl Memory {
-    /// With these drains and names.
+    /// With these drains, changes and names.
     pub(super) fn new(
         drained: BTreeSet<BackendName>,
+        changes: Changes,
         services: impl Iterator<Item = (Endpoint, String)>,
         backends: impl Iterator<Item = (u64, BackendName)>,
     ) -> Self {
         Self {
             version: VERSION,
             drained,
+            changes,
             services: services
                 .map(|(Endpoint { vip, port }, name)| ServiceName { vip, port, name })
                 .collect(),
@@ -122,8 +130,8 @@ pub(super) fn path(directory: &Path) -> PathBuf {
 
 /// Keeps an unusable file for people to look at, and says what is lost with it.
 fn set_aside(directory: &Path, error: &io::Error) {
-    const LOST: &str = "backends that were drained with `tether drain` take new flows unless they are drained again, and what was removed \
-                        from the configuration is listed by its addresses";
+    const LOST: &str = "backends that were drained with `tether drain` take new flows unless they are drained again, what was changed at \
+                        runtime is as the configuration says, and what was removed from that is listed by its addresses";
     let (file, broken) = (path(directory), directory.join(BROKEN));
     match fs::rename(&file, &broken) {
         Ok(()) => tracing::error!(
@@ -159,6 +167,10 @@ mod tests {
         };
         let memory = Memory::new(
             BTreeSet::from([name.clone()]),
+            serde_json::from_str(
+                r#"[{"name":{"service":"chat","backend":"b2"},"change":{"weight":7}}]"#,
+            )
+            .unwrap(),
             std::iter::once((endpoint, "chat".to_owned())),
             std::iter::once((u64::MAX, name.clone())),
         );
