@@ -1,5 +1,7 @@
 //! What is wanted: the configuration joined with what was asked for at runtime.
 
+mod changes;
+
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
@@ -8,6 +10,7 @@ use std::{
 
 use lb_common::backend::Mode;
 
+pub use self::changes::{Change, Changes, Edit, Overlaid, Refusal};
 use crate::{
     config::{self, Config},
     ids,
@@ -72,6 +75,16 @@ pub struct Backend {
     pub check: Check,
     /// Where the check goes.
     pub check_address: SocketAddr,
+}
+
+/// A backend of a configuration, by name.
+pub fn find<'c>(config: &'c Config, name: &BackendName) -> Option<&'c config::Backend> {
+    config
+        .services
+        .iter()
+        .filter(|service| service.name == name.service)
+        .flat_map(|service| &service.backends)
+        .find(|backend| backend.name == name.backend)
 }
 
 /// Joins a configuration with the drains that were asked for at runtime: the stricter wish counts.

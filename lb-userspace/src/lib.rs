@@ -20,6 +20,7 @@ pub mod notice;
 pub mod objects;
 pub mod pace;
 pub mod plan;
+pub mod preview;
 pub mod reconcile;
 pub mod resolve;
 pub mod shutdown;

@@ -56,6 +56,40 @@ pub struct ConfigStatus {
     pub path: PathBuf,
     /// Why the latest reload was refused, if it was.
     pub error: Option<String>,
+    /// What was changed at runtime and the file says otherwise.
+    #[serde(default)]
+    pub differences: Vec<Difference>,
+}
+
+/// One backend that is otherwise than the file says.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Difference {
+    /// Name of its service.
+    pub service: String,
+    /// Its name.
+    pub backend: String,
+    /// In what.
+    pub change: DifferenceKind,
+    /// How it is, for people; none if it is not there.
+    pub now: Option<String>,
+    /// How the file has it, for people; none if it does not.
+    pub file: Option<String>,
+}
+
+/// In what a backend is otherwise than the file says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DifferenceKind {
+    /// The file does not have it.
+    Added,
+    /// The file has another one of its name.
+    Replaced,
+    /// The file gives it another weight.
+    Weight,
+    /// The file has it still.
+    Removed,
+    /// The file has it active.
+    Drained,
 }
 
 /// The program on one interface.

@@ -19,12 +19,14 @@ use lb_common::{
 };
 use lb_userspace::{
     by_version::ByVersion,
-    config::{self, Config},
+    config::{self, BackendSpec, Config},
     dataplane::maps::{Capacity, Maps},
+    desired::{Edit, Refusal},
     flows::{Census, Counts, TableCensus},
-    model::{BackendName, Health, HealthReport, NextHopReport, Target},
+    model::{Admin, BackendName, Health, HealthReport, NextHopReport, Target},
+    preview::{BackendChange, Preview, ServiceChange, ServicePreview},
     reconcile::{self, Command, Inputs, Outputs},
-    status::{BackendStatus, Status},
+    status::{BackendStatus, DifferenceKind, Status},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -163,6 +165,27 @@ impl Daemon {
             })
             .await
             .unwrap();
+        answer.await.unwrap()
+    }
+
+    async fn edit(&self, backend: &str, edit: Edit) -> Result<(), Refusal> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Edit {
+            name: name(backend),
+            edit,
+            reply,
+        };
+        self.commands.send(command).await.unwrap();
+        answer.await.unwrap()
+    }
+
+    async fn preview(&self, config: Config) -> Result<Preview, String> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Preview {
+            config: Box::new(config),
+            reply,
+        };
+        self.commands.send(command).await.unwrap();
         answer.await.unwrap()
     }
 
@@ -418,6 +441,231 @@ async fn a_restart_keeps_ids_drains_and_names() {
         before.map(|entry| entry.identity)
     );
     daemon.stop().await;
+}
+
+/// What the status says is otherwise than in the file: backend, in what, how it is, how the file has it.
+fn differences(status: &Status) -> Vec<(&str, DifferenceKind, Option<&str>, Option<&str>)> {
+    let all = status.config.differences.iter();
+    all.map(|one| {
+        let (now, file) = (one.now.as_deref(), one.file.as_deref());
+        (one.backend.as_str(), one.change, now, file)
+    })
+    .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn changes_made_at_runtime_hold_over_restarts_and_reloads_and_are_shown_beside_the_file() {
+    let machine = Machine::new("edits");
+    let mut daemon = running(&machine).await;
+    let b3 = BackendSpec {
+        address: [10, 0, 1, 13].into(),
+        port: None,
+        weight: 100,
+        admin: Admin::Active,
+    };
+    daemon.edit("b3", Edit::Put(b3.clone())).await.unwrap();
+    daemon.edit("b1", Edit::Weight(25)).await.unwrap();
+    daemon.edit("b2", Edit::Remove).await.unwrap();
+    daemon.reachable("10.0.1.13").await;
+    daemon.verdict("b3", "10.0.1.13:80", Health::Up).await;
+    let expected = [
+        (
+            "b1",
+            DifferenceKind::Weight,
+            Some("weight 25"),
+            Some("weight 100"),
+        ),
+        (
+            "b2",
+            DifferenceKind::Removed,
+            None,
+            Some("10.0.1.12:80, weight 100"),
+        ),
+        (
+            "b3",
+            DifferenceKind::Added,
+            Some("10.0.1.13:80, weight 100"),
+            None,
+        ),
+    ];
+    let in_force = |status: &Status| {
+        serves(status, "b3", Serving::New)
+            && !serves(status, "b2", Serving::New)
+            && backend(status, "b1").is_some_and(|b1| b1.weight == 25)
+            && status.generation.applied == status.generation.accepted
+    };
+    let status = daemon.until("the edits", |status| in_force(status)).await;
+    assert_eq!(differences(&status), expected);
+    // b1 has a fifth of what both have.
+    let slots = |id| slots_of(&machine.maps, id);
+    let (of_b1, of_b2, of_b3) = (slots(1), slots(2), slots(3));
+    assert_eq!((of_b1 + of_b3, of_b2), (1_009, 0));
+    assert!((180..224).contains(&of_b1), "{of_b1}");
+
+    // A file that says nothing of them changes nothing of them; nor does a restart, though nobody is asked before.
+    daemon.reload(machine.config(&[B1, B2])).await.unwrap();
+    daemon.stop().await;
+    daemon = Daemon::start(&machine.maps, machine.config(&[B1, B2]));
+    let status = daemon
+        .until("first status", |status| !status.services.is_empty())
+        .await;
+    assert_eq!(differences(&status), expected);
+    for address in ["10.0.1.11", "10.0.1.12", "10.0.1.13"] {
+        daemon.reachable(address).await;
+    }
+    for (name, address) in [("b1", "10.0.1.11:80"), ("b3", "10.0.1.13:80")] {
+        daemon.verdict(name, address, Health::Up).await;
+    }
+    daemon
+        .until("the edits again", |status| in_force(status))
+        .await;
+    assert_eq!(
+        (slots(1), slots(3)),
+        (of_b1, of_b3),
+        "the table is the same"
+    );
+
+    // What is wrong changes nothing, and is not remembered.
+    let twice = daemon.edit("b4", Edit::Put(b3)).await.unwrap_err();
+    assert!(matches!(twice, Refusal::Invalid(_)), "{twice}");
+    let absent = daemon.edit("b2", Edit::Weight(1)).await.unwrap_err();
+    assert!(matches!(absent, Refusal::Absent(_)), "{absent}");
+    // What the file comes to say itself is no difference any more, and what it no longer has cannot be changed.
+    daemon
+        .reload(machine.config(&[B1, ("b3", Ipv4Addr::new(10, 0, 1, 13))]))
+        .await
+        .unwrap();
+    let status = daemon
+        .until("the file has b3", |status| differences(status).len() == 1)
+        .await;
+    assert_eq!(differences(&status), expected[..1]);
+    daemon.edit("b1", Edit::Revert).await.unwrap();
+    let status = daemon
+        .until("all as in the file", |status| {
+            differences(status).is_empty()
+        })
+        .await;
+    assert_eq!(backend(&status, "b1").unwrap().weight, 100);
+    daemon.stop().await;
+}
+
+/// Backends of a previewed service: name, change, share of the table before and after in slots of 1,009, and active flows.
+fn previewed(service: &ServicePreview) -> Vec<(&str, BackendChange, u32, u32, u64)> {
+    let slots = |share: Option<f64>| (share.unwrap_or(0.0) * 1_009.0).round() as u32;
+    let all = service.backends.iter();
+    all.map(|one| {
+        let (before, after) = (slots(one.share.before), slots(one.share.after));
+        (
+            one.name.as_str(),
+            one.change,
+            before,
+            after,
+            one.flows.active,
+        )
+    })
+    .collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preview_says_what_a_reload_then_does_and_changes_nothing_itself() {
+    const B3: (&str, Ipv4Addr) = ("b3", Ipv4Addr::new(10, 0, 1, 13));
+    let machine = Machine::new("preview");
+    let daemon = running(&machine).await;
+    daemon.drain("b1").await.unwrap();
+    daemon.undrain("b1").await.unwrap();
+    daemon
+        .census
+        .send_replace(Arc::new(counted(1, &[((2, 0), 5)])));
+    let before = daemon
+        .until("counted", |status| {
+            backend(status, "b2").is_some_and(|b2| b2.flows.active == 5)
+        })
+        .await;
+    let read = || {
+        let slots: Vec<u32> = (0..10_000)
+            .map(|at| machine.maps.tables.get(at).current())
+            .collect();
+        let states: Vec<u64> = (0..64).map(|id| machine.maps.state(id).0).collect();
+        (slots, states)
+    };
+    let held = read();
+
+    let same = daemon.preview(machine.config(&[B1, B2])).await.unwrap();
+    assert!(same.is_empty() && same.unchanged == 1, "{same:?}");
+
+    let preview = daemon.preview(machine.config(&[B1, B3])).await.unwrap();
+    assert_eq!(
+        (preview.generation, preview.unchanged, preview.drained_flows),
+        (3, 0, 5)
+    );
+    let [service] = &preview.services[..] else {
+        panic!("{preview:?}")
+    };
+    assert_eq!(service.change, ServiceChange::Changed);
+    let foreseen = previewed(service);
+    let [
+        (b1, kept, b1_before, b1_after, _),
+        (b3, added, 0, b3_after, 0),
+        (b2, removed, b2_before, 0, 5),
+    ] = foreseen[..]
+    else {
+        panic!("{foreseen:?}")
+    };
+    assert_eq!((b1, b2, b3), ("b1", "b2", "b3"));
+    use BackendChange::{Added, Kept, Removed};
+    assert_eq!((kept, added, removed), (Kept, Added, Removed));
+    assert_eq!(
+        (slots_of(&machine.maps, 1), slots_of(&machine.maps, 2)),
+        (b1_before, b2_before)
+    );
+
+    // What needs a restart, or more room than there is, is said as a reload would say it.
+    let mut other = machine.config(&[B1]);
+    other.interfaces = vec!["eth1".into()];
+    let error = daemon.preview(other).await.unwrap_err();
+    assert!(
+        error.contains("interfaces takes effect only when the daemon starts"),
+        "{error}"
+    );
+    let status = daemon.status.borrow().clone();
+    assert_eq!(status.generation, before.generation);
+    assert_eq!(
+        status.config, before.config,
+        "a preview is no reload that was refused"
+    );
+    assert!(read() == held, "the maps are as they were");
+
+    // And so it comes.
+    let owners = |slots: &[u32]| {
+        let table = lb_common::maglev::TableRef(machine.maps.services.get(1).table);
+        slots[table.offset() as usize..][..1_009].to_vec()
+    };
+    let was = owners(&held.0);
+    daemon.reload(machine.config(&[B1, B3])).await.unwrap();
+    daemon.reachable("10.0.1.13").await;
+    daemon.verdict("b3", "10.0.1.13:80", Health::Up).await;
+    daemon
+        .until("b3 serves", |status| {
+            serves(status, "b3", Serving::New)
+                && status.generation.applied == status.generation.accepted
+        })
+        .await;
+    assert_eq!(
+        (slots_of(&machine.maps, 1), slots_of(&machine.maps, 3)),
+        (b1_after, b3_after)
+    );
+    let is = owners(&read().0);
+    let moved = was.iter().zip(&is).filter(|(was, is)| was != is).count();
+    assert_eq!((service.moved * 1_009.0).round() as usize, moved);
+    daemon.stop().await;
+}
+
+/// Slots that a backend has.
+fn slots_of(maps: &Maps, id: u32) -> u32 {
+    let slots = lb_common::maglev::TableRef(maps.services.get(1).table);
+    let slots = slots.offset()..slots.offset() + slots.size();
+    let current = |at| maps.tables.get(at).current();
+    slots.filter(|&at| current(at) == id).count() as u32
 }
 
 #[tokio::test(flavor = "multi_thread")]

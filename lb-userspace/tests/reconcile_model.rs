@@ -209,6 +209,8 @@ fn config(services: &[Option<ServicePlan>], state_dir: PathBuf) -> Config {
             reset_over: std::time::Duration::ZERO,
             min_healthy: plan.min_healthy,
             backends: backends.collect(),
+            check: Check::DEFAULT,
+            check_port: None,
         })
     });
     Config {

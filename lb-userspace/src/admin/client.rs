@@ -6,14 +6,16 @@ use std::{
     time::Duration,
 };
 
-use http_body_util::{BodyExt as _, Empty, Limited};
+use http_body_util::{BodyExt as _, Full, Limited};
 use hyper::{Method, Request, StatusCode, body::Bytes, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
-use serde::{Deserialize, de::DeserializeOwned};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
+use super::edit::{PutBackend, PutWeight};
 use crate::{
     model::{Asked, BackendName},
+    preview::Preview,
     status::Status,
 };
 
@@ -90,7 +92,7 @@ impl Client {
     /// # Errors
     /// When there is no daemon, or it does not answer.
     pub async fn status(&self) -> Result<Status, Error> {
-        self.ask(Method::GET, "/v1/status").await
+        self.ask(Method::GET, "/v1/status", Body::None).await
     }
 
     /// Stops new flows to a backend; with a deadline of this drain's own, if one is asked for.
@@ -117,33 +119,93 @@ impl Client {
         self.change(name, "undrain").await
     }
 
+    /// Adds a backend, or puts another in the place of one.
+    ///
+    /// # Errors
+    /// When there is no daemon or no such service, or the backend is wrong in itself or beside the others.
+    pub async fn put_backend(&self, name: &BackendName, backend: &PutBackend) -> Result<(), Error> {
+        let Done {} = self
+            .ask(Method::PUT, &path_of(name), self.json(backend)?)
+            .await?;
+        Ok(())
+    }
+
+    /// Removes a backend: it is drained.
+    ///
+    /// # Errors
+    /// When there is no daemon, or no such backend.
+    pub async fn remove_backend(&self, name: &BackendName) -> Result<(), Error> {
+        let Done {} = self.ask(Method::DELETE, &path_of(name), Body::None).await?;
+        Ok(())
+    }
+
+    /// Gives a backend another share of new flows.
+    ///
+    /// # Errors
+    /// When there is no daemon, no such backend, or the weight is out of bounds.
+    pub async fn set_weight(&self, name: &BackendName, weight: u16) -> Result<(), Error> {
+        let path = format!("{}/weight", path_of(name));
+        let body = self.json(&PutWeight { weight })?;
+        let Done {} = self.ask(Method::PUT, &path, body).await?;
+        Ok(())
+    }
+
+    /// Makes a backend what the file says of it.
+    ///
+    /// # Errors
+    /// When there is no daemon, no such backend, or others that were changed at runtime stand in the way.
+    pub async fn revert(&self, name: &BackendName) -> Result<(), Error> {
+        self.change(name, "revert").await
+    }
+
+    /// What a configuration would change, if its file were loaded now.
+    ///
+    /// # Errors
+    /// When there is no daemon, or the configuration would be refused: all its errors, a line each.
+    pub async fn plan(&self, file: &Path, text: String) -> Result<Preview, Error> {
+        let path = format!("/v1/plan?file={}", encoded(&file.to_string_lossy()));
+        self.ask(Method::POST, &path, Body::Text(text)).await
+    }
+
+    fn json(&self, value: &impl Serialize) -> Result<Body, Error> {
+        serde_json::to_vec(value)
+            .map(Body::Json)
+            .map_err(|error| self.unusable(error))
+    }
+
     /// Has the configuration read again; gives the generation that it became.
     ///
     /// # Errors
     /// When there is no daemon, or the configuration is refused: all its errors, a line each.
     pub async fn reload(&self) -> Result<u64, Error> {
-        let reloaded: Reloaded = self.ask(Method::POST, "/v1/reload").await?;
+        let reloaded: Reloaded = self.ask(Method::POST, "/v1/reload", Body::None).await?;
         Ok(reloaded.generation)
     }
 
     async fn change(&self, name: &BackendName, verb: &str) -> Result<(), Error> {
-        let path = format!(
-            "/v1/services/{}/backends/{}/{verb}",
-            encoded(&name.service),
-            encoded(&name.backend)
-        );
-        let Done {} = self.ask(Method::POST, &path).await?;
+        let path = format!("{}/{verb}", path_of(name));
+        let Done {} = self.ask(Method::POST, &path, Body::None).await?;
         Ok(())
     }
 
-    async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, Error> {
-        match tokio::time::timeout(PATIENCE, self.exchange(method, path)).await {
+    async fn ask<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Body,
+    ) -> Result<T, Error> {
+        match tokio::time::timeout(PATIENCE, self.exchange(method, path, body)).await {
             Ok(answer) => answer,
             Err(_) => Err(self.unusable(format!("nothing within {} s", PATIENCE.as_secs()))),
         }
     }
 
-    async fn exchange<T: DeserializeOwned>(&self, method: Method, path: &str) -> Result<T, Error> {
+    async fn exchange<T: DeserializeOwned>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Body,
+    ) -> Result<T, Error> {
         let stream = UnixStream::connect(&self.path).await.map_err(|source| {
             let path = self.path.clone();
             if source.kind() == io::ErrorKind::PermissionDenied {
@@ -158,9 +220,17 @@ impl Client {
         let request = Request::builder()
             .method(method)
             .uri(path)
-            .header(header::HOST, "tether")
-            .body(Empty::<Bytes>::new())
-            .map_err(|error| self.unusable(error))?;
+            .header(header::HOST, "tether");
+        let request = match body {
+            Body::None => request.body(Full::default()),
+            Body::Text(text) => request
+                .header(header::CONTENT_TYPE, "text/plain; charset=utf-8")
+                .body(Full::new(Bytes::from(text))),
+            Body::Json(text) => request
+                .header(header::CONTENT_TYPE, "application/json")
+                .body(Full::new(Bytes::from(text))),
+        }
+        .map_err(|error| self.unusable(error))?;
         let answer = async {
             let response = sender
                 .send_request(request)
@@ -200,6 +270,22 @@ impl Client {
             why: why.to_string(),
         }
     }
+}
+
+/// What goes with a request.
+enum Body {
+    None,
+    Text(String),
+    Json(Vec<u8>),
+}
+
+/// Where a backend is in the API.
+fn path_of(name: &BackendName) -> String {
+    format!(
+        "/v1/services/{}/backends/{}",
+        encoded(&name.service),
+        encoded(&name.backend)
+    )
 }
 
 /// A name as one segment of a URL's path (RFC 3986, section 2.3: what is not unreserved is percent-encoded).

@@ -5,9 +5,14 @@
 //! | `GET /v1/status` | 200, a [`Status`] |
 //! | `POST /v1/services/SERVICE/backends/BACKEND/drain`, `…/undrain` | 200 `{"ok":true}`, or 404 `{"error":"…"}` |
 //! | `POST …/drain?deadline=30m&close_over=60s` | the same with a deadline of this drain's own; 400 if these are no durations |
+//! | `PUT /v1/services/SERVICE/backends/BACKEND` `{"address":"…","port":N,"weight":N,"admin":"…"}`, `DELETE` of the same | 200 `{"ok":true}`; 404; or 422 `{"error":"…"}` |
+//! | `PUT …/backends/BACKEND/weight` `{"weight":N}`, `POST …/backends/BACKEND/revert` | the same |
+//! | `POST /v1/plan?file=NAME`, a configuration as text | 200, a [`Preview`](crate::preview::Preview); or 422 `{"errors":["…"]}` |
 //! | `POST /v1/reload` | 200 `{"generation":N}`, or 422 `{"errors":["…"]}` |
 
 pub mod client;
+mod edit;
+mod plan;
 mod reload;
 
 use std::{
@@ -33,7 +38,7 @@ use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
 };
 
-pub use self::reload::Reloader;
+pub use self::{edit::PutBackend, reload::Reloader};
 use crate::{
     config::{CLOSE_OVERS, DRAIN_DEADLINES, duration_within},
     http,
@@ -141,6 +146,8 @@ fn router(admin: Admin) -> Router {
             post(undrain),
         )
         .route("/v1/reload", post(reload))
+        .merge(edit::routes())
+        .merge(plan::routes())
         .fallback(http::not_found)
         .method_not_allowed_fallback(async || {
             http::error(
@@ -230,12 +237,20 @@ async fn ask(
     match tokio::time::timeout(PATIENCE, asked).await {
         Ok(Some(Ok(()))) => Json(serde_json::json!({ "ok": true })).into_response(),
         Ok(Some(Err(text))) => http::error(StatusCode::NOT_FOUND, text),
-        Ok(None) => http::error(StatusCode::SERVICE_UNAVAILABLE, "the daemon is stopping"),
-        Err(_) => http::error(
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the daemon is busy; it may still do what was asked, see `tether status`",
-        ),
+        Ok(None) => stopping(),
+        Err(_) => busy(),
     }
+}
+
+fn stopping() -> Response {
+    http::error(StatusCode::SERVICE_UNAVAILABLE, "the daemon is stopping")
+}
+
+fn busy() -> Response {
+    http::error(
+        StatusCode::SERVICE_UNAVAILABLE,
+        "the daemon is busy; it may still do what was asked, see `tether status`",
+    )
 }
 
 async fn reload(State(admin): State<Admin>) -> Response {

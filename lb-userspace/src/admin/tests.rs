@@ -3,7 +3,13 @@
 use std::os::unix::fs::MetadataExt as _;
 
 use super::{client::Client, *};
-use crate::status::ConfigStatus;
+use crate::{
+    config::BackendSpec,
+    desired::{Edit, Refusal},
+    model,
+    preview::Preview,
+    status::ConfigStatus,
+};
 
 const CONFIG: &str = r#"
 interfaces = ["eth0"]
@@ -26,6 +32,7 @@ fn some_status() -> Status {
         config: ConfigStatus {
             path: "tether.toml".into(),
             error: None,
+            differences: vec![],
         },
         attachments: vec![],
         closed_egress: vec![],
@@ -100,6 +107,25 @@ impl Daemon {
                     Command::Undrain { name, reply } => {
                         reply.send(answer(&name)).unwrap();
                         format!("undrain {name}")
+                    }
+                    Command::Edit { name, edit, reply } => {
+                        let refused = || Err(Refusal::Invalid(format!("{name} is taken")));
+                        let is_b1 = name.backend == "b1";
+                        reply.send(if is_b1 { Ok(()) } else { refused() }).unwrap();
+                        format!("edit {name} {edit:?}")
+                    }
+                    Command::Preview { config, reply } => {
+                        let path = config.path.clone();
+                        let preview = Preview {
+                            path,
+                            generation: 7,
+                            services: vec![],
+                            unchanged: config.services.len() as u64,
+                            ended: vec![],
+                            drained_flows: 0,
+                        };
+                        reply.send(Ok(preview)).unwrap();
+                        "preview".into()
                     }
                     Command::Reload { config, reply } => {
                         let name = config.services[0].name.clone();
@@ -193,6 +219,91 @@ async fn backends_are_drained_by_name() {
         .await
         .unwrap_err();
     assert_eq!(error.to_string(), "there is no backend chat/b9");
+}
+
+#[tokio::test]
+async fn backends_are_changed_by_name() {
+    let mut daemon = Daemon::start("edit").await;
+    let name = |backend: &str| BackendName {
+        service: "chat".into(),
+        backend: backend.into(),
+    };
+    let backend = PutBackend {
+        address: [10, 0, 1, 14].into(),
+        port: None,
+        weight: 7,
+        admin: model::Admin::Draining,
+    };
+    let put = Edit::Put(BackendSpec {
+        address: backend.address,
+        port: None,
+        weight: 7,
+        admin: model::Admin::Draining,
+    });
+    let b1 = name("b1");
+    daemon.client.put_backend(&b1, &backend).await.unwrap();
+    assert_eq!(
+        daemon.heard.recv().await.unwrap(),
+        format!("edit chat/b1 {put:?}")
+    );
+    daemon.client.set_weight(&b1, 9).await.unwrap();
+    daemon.client.remove_backend(&b1).await.unwrap();
+    daemon.client.revert(&b1).await.unwrap();
+    for edit in [Edit::Weight(9), Edit::Remove, Edit::Revert] {
+        assert_eq!(
+            daemon.heard.recv().await.unwrap(),
+            format!("edit chat/b1 {edit:?}")
+        );
+    }
+    let error = daemon.client.set_weight(&name("b9"), 9).await.unwrap_err();
+    assert_eq!(error.to_string(), "chat/b9 is taken");
+}
+
+#[tokio::test]
+async fn a_body_that_is_not_understood_is_refused_in_json() {
+    let daemon = Daemon::start("body").await;
+    for (body, part) in [
+        (r#"{"address":"10.0.1.14","colour":"red"}"#, "colour"),
+        (r#"{"address":"here"}"#, "IP address"),
+        ("{", "EOF"),
+    ] {
+        let text = request(&daemon, "PUT /v1/services/chat/backends/b1", body).await;
+        assert!(text.starts_with("HTTP/1.1 4"), "{text}");
+        let (_, json) = text.split_once("\r\n\r\n").unwrap();
+        let json: serde_json::Value = serde_json::from_str(json).unwrap();
+        assert!(json["error"].as_str().unwrap().contains(part), "{json}");
+    }
+}
+
+#[tokio::test]
+async fn a_configuration_is_planned_as_it_is_sent() {
+    let mut daemon = Daemon::start("plan").await;
+    let path = std::path::Path::new("/etc/new file&.toml");
+    let preview = daemon.client.plan(path, CONFIG.to_owned()).await.unwrap();
+    assert_eq!((&*preview.path, preview.unchanged), (path, 1));
+    assert_eq!(daemon.heard.recv().await.unwrap(), "preview");
+    let bad = CONFIG.replace("port = 80", "port = 0\ncolour = \"red\"");
+    let error = daemon.client.plan(path, bad).await.unwrap_err().to_string();
+    assert_eq!(error.lines().count(), 2, "{error}");
+    assert!(error.contains("/etc/new file&.toml:6:8"), "{error}");
+    // The largest file there may be.
+    let large = CONFIG.to_owned() + &"#".repeat((16 << 20) - CONFIG.len());
+    daemon.client.plan(path, large).await.unwrap();
+}
+
+/// What the daemon answers to a request line and a body of JSON.
+async fn request(daemon: &Daemon, what: &str, body: &str) -> String {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+    let mut stream = UnixStream::connect(daemon.socket()).await.unwrap();
+    let request = format!(
+        "{what} HTTP/1.1\r\nHost: tether\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
+        body.len()
+    );
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).await.unwrap();
+    answer
 }
 
 #[tokio::test]

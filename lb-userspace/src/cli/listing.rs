@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::{
     config::{Config, Limits},
     flows::Fill,
-    status::{BackendStatus, DrainStatus, ServiceStatus, Status},
+    status::{BackendStatus, Difference, DrainStatus, ServiceStatus, Status},
 };
 
 /// What a valid configuration holds, in a line.
@@ -25,7 +25,7 @@ pub(super) fn checked(config: &Config) -> String {
     )
 }
 
-fn counted(number: usize, what: &str) -> String {
+pub(super) fn counted(number: usize, what: &str) -> String {
     format!("{number} {what}{}", if number == 1 { "" } else { "s" })
 }
 
@@ -111,6 +111,7 @@ pub(super) fn status(status: &Status, now: u64) -> String {
             let _ = writeln!(text, "  {line}");
         }
     }
+    text += &differences(&status.config.differences);
     for service in &status.services {
         text.push('\n');
         text += &service_lines(service, now);
@@ -118,6 +119,26 @@ pub(super) fn status(status: &Status, now: u64) -> String {
     text.push('\n');
     text += &reasons(status);
     text
+}
+
+/// What is otherwise than the file says.
+fn differences(differences: &[Difference]) -> String {
+    if differences.is_empty() {
+        return String::new();
+    }
+    let row = |difference: &Difference| {
+        let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| "none".to_owned());
+        [
+            format!("{}/{}", difference.service, difference.backend),
+            word(&difference.change),
+            or_none(&difference.now),
+            format!("(file: {})", or_none(&difference.file)),
+        ]
+    };
+    let rows: Vec<_> = differences.iter().map(row).collect();
+    "changed at runtime, and otherwise in the file (`tether revert` and `tether undrain` end that):\n"
+        .to_owned()
+        + &table(&rows)
 }
 
 fn service_lines(service: &ServiceStatus, now: u64) -> String {
@@ -230,7 +251,7 @@ fn reasons(status: &Status) -> String {
 }
 
 /// Columns of even width, two spaces apart, indented by two.
-fn table<const N: usize>(rows: &[[String; N]]) -> String {
+pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
     let width =
         std::array::from_fn::<_, N, _>(|at| rows.iter().map(|row| row[at].chars().count()).max());
     let mut text = String::new();
@@ -248,7 +269,7 @@ fn table<const N: usize>(rows: &[[String; N]]) -> String {
 }
 
 /// A word of the vocabulary as the JSON spells it.
-fn word(value: &impl Serialize) -> String {
+pub(super) fn word(value: &impl Serialize) -> String {
     serde_json::to_value(value)
         .ok()
         .and_then(|value| value.as_str().map(str::to_owned))
@@ -272,7 +293,10 @@ mod tests {
 
     const JSON: &str = r#"{"version":"0.1.0","pid":1,"uptime_s":3700,
         "generation":{"accepted":4,"resolved":4,"applied":3},
-        "config":{"path":"/etc/tether/tether.toml","error":"a.toml:1:1: x: bad; mend it"},
+        "config":{"path":"/etc/tether/tether.toml","error":"a.toml:1:1: x: bad; mend it","differences":[
+          {"service":"chat","backend":"b1","change":"weight","now":"weight 100","file":"weight 50"},
+          {"service":"chat","backend":"b2","change":"removed","now":null,"file":"10.0.1.12:80, weight 100"},
+          {"service":"chat","backend":"b3","change":"added","now":"10.0.1.13:80, weight 100","file":null}]},
         "attachments":[{"interface":"eth0","mode":"native"}],
         "closed_egress":[{"interface":"br0","reason":"its driver cannot"}],
         "flows":{"capacity":1000,"embryo":0,"young":1,"pin":12,"closing":0,"use":0.0065,"fill":"half",
@@ -297,6 +321,10 @@ flows: 12 pinned, 1 young, 0 embryos, 0 closing; in use: 1.3% of 1000 entries fo
 the IPv6 flow table fills up: raise flows6 in [limits] and restart the daemon, which loses no flow
 the latest reload was refused, an older configuration is in force:
   a.toml:1:1: x: bad; mend it
+changed at runtime, and otherwise in the file (`tether revert` and `tether undrain` end that):
+  chat/b1  weight   weight 100                (file: weight 50)
+  chat/b2  removed  none                      (file: 10.0.1.12:80, weight 100)
+  chat/b3  added    10.0.1.13:80, weight 100  (file: none)
 
 chat  [2001:db8::1]:80  ipip  FAIL-OPEN: too few backends are usable, all active ones take flows  clients of dead backends are not told: it is in fail-open
   BACKEND  ADDRESS       WEIGHT  ADMIN     HEALTH    SERVING        NEIGHBOUR  ACTIVE  IDLE  DEADLINE     LAST ERROR

@@ -2,7 +2,9 @@
 //!
 //! Exit status: 0 is success, 1 that something failed, 2 that the command line or the configuration is wrong.
 
+mod change;
 mod listing;
+mod plan;
 mod seed;
 
 use std::{
@@ -67,6 +69,12 @@ enum Command {
         #[command(flatten)]
         config: ConfigFile,
     },
+    /// Show what a configuration would change, and change nothing
+    ///
+    /// Asks the running daemon: backends added and removed, the share of each table that moves, and the flows of backends
+    /// that would take no new ones.
+    #[command(after_help = EXIT_STATUS)]
+    Plan(plan::Plan),
     /// Show services, backends, health and flows
     #[command(after_help = EXIT_STATUS)]
     Status {
@@ -100,6 +108,24 @@ enum Command {
         #[command(flatten)]
         daemon: Daemon,
     },
+    /// Give a backend another share of new flows
+    ///
+    /// Until `tether revert`, over restarts and reloads; `tether status` shows it beside the file.
+    #[command(after_help = EXIT_STATUS)]
+    Weight(change::Weight),
+    /// Add a backend to a service, or put another in the place of one
+    ///
+    /// Until `tether remove` or `tether revert`, over restarts and reloads; `tether status` shows it beside the file.
+    #[command(after_help = EXIT_STATUS)]
+    Add(change::Add),
+    /// Remove a backend: it takes no new flows, and is gone when its last one has ended
+    ///
+    /// Until `tether revert`, over restarts and reloads, if the file has it; `tether status` shows that.
+    #[command(after_help = EXIT_STATUS)]
+    Remove(change::Remove),
+    /// Make a backend what the file says of it
+    #[command(after_help = EXIT_STATUS)]
+    Revert(change::Revert),
     /// Compare, share and rotate the fleet's seed, of which the tables are built
     #[command(after_help = EXIT_STATUS)]
     Seed {
@@ -282,6 +308,11 @@ fn run(command: Command) -> Result<(), Failure> {
             println!("{} takes new flows again, as its health allows", backend.0);
             Ok(())
         }
+        Command::Plan(command) => command.run(),
+        Command::Weight(command) => command.run(),
+        Command::Add(command) => command.run(),
+        Command::Remove(command) => command.run(),
+        Command::Revert(command) => command.run(),
         Command::Seed { seed } => seed::run(&seed),
         Command::Cleanup {
             config,

@@ -2,11 +2,13 @@
 //!
 //! * [`load`] and [`parse`] give a [`Config`] or all that is wrong with it
 //! * [`problem`]: what is wrong, where, and what to do
+//! * [`Service::backend`]: a backend from elsewhere, held to the same rules
 //!
 //! A [`Config`] that exists is valid as a whole; nothing after this module asks again.
 
 pub mod problem;
 mod read;
+mod rules;
 mod spec;
 
 use std::{
@@ -21,9 +23,11 @@ use std::{
 
 use lb_common::{backend::Mode, net::IpVersion};
 
+pub(crate) use self::rules::weight_broken;
 pub use self::{
     problem::{Problem, Problems},
     read::duration_within,
+    rules::{BackendSpec, MAX_WEIGHT, WEIGHT, usual_weight},
 };
 use crate::model::{Admin, Check};
 
@@ -152,6 +156,10 @@ pub struct Service {
     pub reset_over: Duration,
     /// Its backends; names, and pairs of address and port, are unique in the service.
     pub backends: Vec<Backend>,
+    /// How backends are checked.
+    pub check: Check,
+    /// Where, if not at each backend's port.
+    pub check_port: Option<u16>,
 }
 
 /// A backend as configured.
@@ -187,12 +195,19 @@ pub struct Loaded {
 /// # Errors
 /// Everything that is wrong with it, in the order of the file; or that it cannot be read.
 pub fn load(path: &Path) -> Result<Loaded, Problems> {
-    let text = read_file(path).map_err(|error| Problems::unreadable(path, &error))?;
-    parse(path, &text)
+    parse(path, &read(path)?)
+}
+
+/// Reads a file's text.
+///
+/// # Errors
+/// When it cannot be read.
+pub fn read(path: &Path) -> Result<String, Problems> {
+    read_file(path).map_err(|error| Problems::unreadable(path, &error))
 }
 
 /// The largest file that is read, in bytes: a thousand services of twenty backends take two million.
-const MAX_FILE: u64 = 16 << 20;
+pub(crate) const MAX_FILE: u64 = 16 << 20;
 
 /// Reads a regular file, whole. A pipe or a device would keep a reload waiting for ever.
 fn read_file(path: &Path) -> std::io::Result<String> {

@@ -337,6 +337,7 @@ fn starting(config: &Config) -> Status {
         config: ConfigStatus {
             path: config.path.clone(),
             error: None,
+            differences: vec![],
         },
         attachments: vec![],
         closed_egress: vec![],

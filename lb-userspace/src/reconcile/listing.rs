@@ -12,7 +12,6 @@ use super::{
     state::State,
 };
 use crate::{
-    desired,
     model::Admin,
     resolve::Hop,
     status::{
@@ -45,6 +44,7 @@ impl State {
             config: ConfigStatus {
                 path: self.config.path.clone(),
                 error: self.config_error.clone(),
+                differences: self.differences(),
             },
             attachments,
             closed_egress,
@@ -164,15 +164,8 @@ impl State {
 
     /// Services without an id: not served at all.
     fn homeless(&self) -> impl Iterator<Item = ServiceStatus> {
-        let served = |service: &desired::Service| {
-            self.registry
-                .services()
-                .any(|known| known.endpoint == service.endpoint)
-        };
         self.registry
-            .homeless
-            .iter()
-            .filter(move |(service, _)| !served(service))
+            .unserved()
             .map(|(service, error)| ServiceStatus {
                 name: service.name.clone(),
                 vip: service.endpoint.vip,

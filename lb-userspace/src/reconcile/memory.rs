@@ -1,4 +1,5 @@
-//! What a restart must not forget and the maps do not hold: drains that were asked for at runtime, since when backends are drained, and names.
+//! What a restart must not forget and the maps do not hold: drains and changes that were asked for at runtime, since when backends are drained,
+//! and names.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,7 +15,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    desired::Endpoint,
+    desired::{Changes, Endpoint},
     model::{Asked, BackendName},
     pace::{Moment, Terms},
 };
@@ -36,6 +37,9 @@ pub(super) struct Memory {
     version: u32,
     /// Backends that are drained by command.
     drained: BTreeSet<BackendName>,
+    /// What is otherwise than the file says. A version before this one leaves it out.
+    #[serde(default)]
+    pub(super) changes: Changes,
     services: Vec<ServiceName>,
     /// By identity.
     backends: BTreeMap<u64, BackendName>,
@@ -128,10 +132,11 @@ struct ServiceName {
 }
 
 impl Memory {
-    /// The same with these drains by command, names and drains of all kinds.
+    /// The same with these drains by command, changes, names and drains of all kinds.
     pub(super) fn renewed(
         &self,
         drained: BTreeMap<BackendName, Option<Asked>>,
+        changes: Changes,
         services: impl Iterator<Item = (Endpoint, String)>,
         backends: impl Iterator<Item = (u64, BackendName)>,
         drains: impl Iterator<Item = (u64, Moment, Terms)>,
@@ -161,6 +166,7 @@ impl Memory {
             drains: drains.collect(),
             clocks: clocks.clone(),
             drained: drained.keys().cloned().collect(),
+            changes,
             services: services
                 .map(|(Endpoint { vip, port }, name)| ServiceName { vip, port, name })
                 .collect(),
@@ -274,8 +280,9 @@ pub(super) fn path(directory: &Path) -> PathBuf {
 
 /// Keeps an unusable file for people to look at, and says what is lost with it.
 fn set_aside(directory: &Path, error: &io::Error) {
-    const LOST: &str = "backends that were drained with `tether drain` take new flows unless they are drained again, and what was removed \
-                        from the configuration is listed by its addresses; deadlines of drains count anew";
+    const LOST: &str = "backends that were drained with `tether drain` take new flows unless they are drained again, what was changed at \
+                         runtime is as the configuration says, and what was removed from that is listed by its addresses; deadlines of \
+                         drains count anew";
     let (file, broken) = (path(directory), directory.join(BROKEN));
     match fs::rename(&file, &broken) {
         Ok(()) => tracing::error!(
@@ -322,6 +329,10 @@ mod tests {
         let drained = BTreeMap::from([(name.clone(), Some(asked))]);
         let memory = Memory::load(&directory).renewed(
             drained.clone(),
+            serde_json::from_str(
+                r#"[{"name":{"service":"chat","backend":"b2"},"change":{"weight":7}}]"#,
+            )
+            .unwrap(),
             std::iter::once((endpoint, "chat".to_owned())),
             std::iter::once((u64::MAX, name.clone())),
             std::iter::once((u64::MAX, Moment(7), terms)),

@@ -1,8 +1,10 @@
 //! The loop that keeps the maps true: the only writer of services, tables, backends and the directory of VIPs.
 
 mod capacity;
+mod differences;
 mod listing;
 mod memory;
+mod preview;
 mod record;
 mod registry;
 mod state;
@@ -21,9 +23,11 @@ pub use self::{memory::FILES as MEMORY_FILES, state::State};
 use crate::{
     config::Config,
     dataplane::maps::{Maps, now, now_ns},
+    desired::{Edit, Refusal},
     flows::Census,
     model::{Asked, BackendName, HealthReport, NextHopReport, Target},
     pace::Moment,
+    preview::Preview,
     status::{Attachment, ClosedEgress, Status},
 };
 
@@ -50,6 +54,22 @@ pub enum Command {
         asked: Option<Asked>,
         /// Told when it is remembered, or that there is no such backend.
         reply: oneshot::Sender<Result<(), String>>,
+    },
+    /// A backend is to be otherwise than the file says; survives restarts.
+    Edit {
+        /// Which.
+        name: BackendName,
+        /// How.
+        edit: Edit,
+        /// Told when it is remembered, or why it is refused.
+        reply: oneshot::Sender<Result<(), Refusal>>,
+    },
+    /// What a configuration would change, if it were the next: nothing is done.
+    Preview {
+        /// The configuration, valid.
+        config: Box<Config>,
+        /// Told that, or why it would be refused.
+        reply: oneshot::Sender<Result<Preview, String>>,
     },
     /// The end of a drain.
     Undrain {
@@ -258,6 +278,21 @@ impl Worker {
                 let deadline = asked.map(|asked| asked.deadline);
                 tracing::info!(backend = %name, ?deadline, ?result, "drain");
                 let _ = reply.send(result);
+            }
+            Event::Command(Command::Edit { name, edit, reply }) => {
+                let result = state.edit(&name, &edit);
+                tracing::info!(backend = %name, ?edit, ?result, "changed at runtime");
+                let _ = reply.send(result);
+            }
+            Event::Command(Command::Preview { config, reply }) => {
+                match state.ask_about(*config, moment()) {
+                    Err(refused) => drop(reply.send(Err(refused))),
+                    // It may take seconds, and changes are not to wait for it.
+                    Ok(question) => drop(tokio::task::spawn_blocking(move || {
+                        reply.send(Ok(question.answer()))
+                    })),
+                }
+                return false;
             }
             Event::Command(Command::Undrain { name, reply }) => {
                 let result = state.undrain(&name);

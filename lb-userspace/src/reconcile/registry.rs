@@ -139,8 +139,15 @@ impl Registry {
         registry
     }
 
-    /// Makes `services` the wanted ones, and all others removed.
+    /// Makes `services` the wanted ones, and all others removed. Says what cannot be served.
     pub(super) fn want(&mut self, services: Vec<desired::Service>) {
+        let homeless = std::mem::take(&mut self.homeless);
+        self.replace(services);
+        self.tell_of_homeless(&homeless);
+    }
+
+    /// The same without a word.
+    pub(super) fn replace(&mut self, services: Vec<desired::Service>) {
         for record in self.services.values_mut() {
             record.wanted = None;
             record.error = None;
@@ -148,12 +155,19 @@ impl Registry {
                 backend.wanted = None;
             }
         }
-        let homeless = std::mem::take(&mut self.homeless);
+        self.homeless.clear();
         for service in services {
             self.want_service(service);
         }
         self.index();
-        self.tell_of_homeless(&homeless);
+    }
+
+    /// Services that no packet finds for want of an id, and why.
+    pub(super) fn unserved(&self) -> impl Iterator<Item = &(desired::Service, String)> {
+        let served = |service: &desired::Service| self.by_endpoint.contains_key(&service.endpoint);
+        self.homeless
+            .iter()
+            .filter(move |(service, _)| !served(service))
     }
 
     /// Tries again to give ids to what found none.
@@ -520,6 +534,13 @@ impl Registry {
     /// All services, by id.
     pub(super) fn services(&self) -> impl Iterator<Item = &ServiceRecord> {
         self.services.values()
+    }
+
+    /// All backends.
+    pub(super) fn backends_mut(&mut self) -> impl Iterator<Item = &mut BackendRecord> {
+        self.services
+            .values_mut()
+            .flat_map(|service| &mut service.backends)
     }
 
     fn backends(&self) -> impl Iterator<Item = &BackendRecord> {

@@ -17,7 +17,7 @@ use crate::{
     by_version::ByVersion,
     config::Config,
     dataplane::maps::Maps,
-    desired,
+    desired::{self, Changes, Edit, Overlaid, Refusal},
     flows::{Census, Fill},
     model::{Admin, Asked, BackendName, HealthReport, NextHopReport, Target},
     pace::Moment,
@@ -29,19 +29,24 @@ use crate::{
 /// What the reconciler knows.
 pub struct State {
     pub(super) maps: Arc<Maps>,
-    fleet_seed: [u64; 4],
+    pub(super) fleet_seed: [u64; 4],
+    /// What the file says.
+    pub(super) file: Config,
+    /// What is otherwise.
+    pub(super) changes: Changes,
+    /// What is wanted: the file with the changes.
     pub(super) config: Config,
     /// Why the latest reload was refused.
     pub(super) config_error: Option<String>,
-    drained: BTreeMap<BackendName, Option<Asked>>,
+    pub(super) drained: BTreeMap<BackendName, Option<Asked>>,
     pub(super) registry: Registry,
     pub(super) hops: HashMap<IpAddr, Found>,
     pub(super) census: Arc<Census>,
     pub(super) fill: ByVersion<Fill>,
-    observed: Observed,
-    tables: Tables,
+    pub(super) observed: Observed,
+    pub(super) tables: Tables,
     /// VIPs that the host itself has; none before that is known.
-    host_owned: Option<BTreeSet<IpAddr>>,
+    pub(super) host_owned: Option<BTreeSet<IpAddr>>,
     pub(super) deferred: BTreeMap<u16, Deferred>,
     pub(super) generation: Generation,
     saved: Memory,
@@ -65,16 +70,25 @@ impl State {
         census: Arc<Census>,
         now: Tick,
     ) -> Result<Self, Error> {
-        capacity::fits(&config, &maps.capacity).map_err(Error::Capacity)?;
         for warning in capacity::other_limits(&config, &maps.capacity) {
             tracing::warn!("{warning}");
         }
         let saved = Memory::load(&config.state_dir);
+        let file = config;
+        let Overlaid {
+            config,
+            changes,
+            dropped,
+        } = saved.changes.over(&file);
+        capacity::fits(&config, &maps.capacity).map_err(Error::Capacity)?;
+        tell_of_dropped(&file, &dropped);
         let observed = Observed::read(&maps, Unsettled::default(), now);
         let mut state = Self {
             registry: Registry::adopt(&maps, &observed, &saved),
             maps,
             fleet_seed,
+            file,
+            changes,
             config_error: None,
             drained: saved.drained(),
             hops: HashMap::new(),
@@ -104,24 +118,60 @@ impl State {
     ///
     /// # Errors
     /// When it changes what is fixed while the daemon or the maps live; all stays as it was.
-    pub fn reload(&mut self, config: Config) -> Result<u64, String> {
-        let result = capacity::fits(&config, &self.maps.capacity)
-            .and_then(|()| needs_no_restart(&self.config, &config));
-        if let Err(error) = result {
-            self.config_error = Some(error.clone());
-            return Err(error);
-        }
+    pub fn reload(&mut self, file: Config) -> Result<u64, String> {
+        let Overlaid {
+            config,
+            changes,
+            dropped,
+        } = self
+            .taken_on(&file)
+            .inspect_err(|error| self.config_error = Some(error.clone()))?;
+        tell_of_dropped(&file, &dropped);
         if config.limits != self.config.limits {
             for warning in capacity::other_limits(&config, &self.maps.capacity) {
                 tracing::warn!("{warning}");
             }
         }
+        self.file = file;
+        self.changes = changes;
         self.config = config;
         self.config_error = None;
         self.forget_drains();
         self.want();
         self.accepted();
         Ok(self.generation.accepted)
+    }
+
+    /// What a file comes to, with what was changed at runtime.
+    ///
+    /// # Errors
+    /// When it changes what is fixed while the daemon or the maps live.
+    pub(super) fn taken_on(&self, file: &Config) -> Result<Overlaid, String> {
+        let overlaid = self.changes.over(file);
+        capacity::fits(&overlaid.config, &self.maps.capacity)?;
+        needs_no_restart(&self.file, file)?;
+        Ok(overlaid)
+    }
+
+    /// Changes a backend at runtime, over restarts.
+    ///
+    /// # Errors
+    /// When there is nothing to change, the result is not valid, or it cannot be remembered; all stays as it was.
+    pub fn edit(&mut self, name: &BackendName, edit: &Edit) -> Result<(), Refusal> {
+        let changes = self.changes.edited(&self.file, name, edit)?;
+        if changes == self.changes {
+            return Ok(());
+        }
+        let config = changes.over(&self.file).config;
+        capacity::fits(&config, &self.maps.capacity).map_err(Refusal::Invalid)?;
+        self.save(self.drained.clone(), changes.clone())
+            .map_err(|error| Refusal::Failed(self.not_remembered(&error)))?;
+        self.changes = changes;
+        self.config = config;
+        self.forget_drains();
+        self.want();
+        self.accepted();
+        Ok(())
     }
 
     /// Notes that a reload was refused before it came here.
@@ -280,7 +330,7 @@ impl State {
             self.generation.applied = self.generation.resolved;
         }
         if std::mem::take(&mut self.names_changed)
-            && let Err(error) = self.save(self.drained.clone())
+            && let Err(error) = self.save(self.drained.clone(), self.changes.clone())
         {
             tracing::warn!(%error, "names of removed backends, and since when backends are drained, would not survive a restart");
         }
@@ -338,12 +388,7 @@ impl State {
 
     /// What the configuration itself wants of a backend.
     fn configured(&self, name: &BackendName) -> Result<Admin, String> {
-        self.config
-            .services
-            .iter()
-            .filter(|service| service.name == name.service)
-            .flat_map(|service| &service.backends)
-            .find(|backend| backend.name == name.backend)
+        desired::find(&self.config, name)
             .map(|backend| backend.admin)
             .ok_or_else(|| {
                 format!(
@@ -354,10 +399,8 @@ impl State {
     }
 
     fn set_drained(&mut self, drained: BTreeMap<BackendName, Option<Asked>>) -> Result<(), String> {
-        self.save(drained.clone()).map_err(|error| {
-            let file = memory::path(&self.config.state_dir);
-            format!("it cannot be remembered in {}: {error}; make room or mend the directory, then try again", file.display())
-        })?;
+        self.save(drained.clone(), self.changes.clone())
+            .map_err(|error| self.not_remembered(&error))?;
         self.drained = drained;
         self.want();
         self.accepted();
@@ -376,6 +419,14 @@ impl State {
         }
     }
 
+    fn not_remembered(&self, error: &std::io::Error) -> String {
+        let file = memory::path(&self.config.state_dir);
+        format!(
+            "it cannot be remembered in {}: {error}; make room or mend the directory, then try again",
+            file.display()
+        )
+    }
+
     /// A drain ends with its backend: one that is configured again later is as the configuration says.
     fn forget_drains(&mut self) {
         let mut drained = std::mem::take(&mut self.drained);
@@ -384,7 +435,7 @@ impl State {
             if !is_configured {
                 tracing::warn!(
                     backend = %name,
-                    "it is no longer in {}, and the `tether drain` that was ordered for it ends with it: should it return, or have another \
+                    "it is no longer in {}, or was removed at runtime, and the `tether drain` that was ordered for it ends with it: should it return, or have another \
                      name now, it takes new flows unless it is drained again",
                     self.config.path.display()
                 );
@@ -394,7 +445,11 @@ impl State {
         self.drained = drained;
     }
 
-    fn save(&mut self, drained: BTreeMap<BackendName, Option<Asked>>) -> std::io::Result<()> {
+    fn save(
+        &mut self,
+        drained: BTreeMap<BackendName, Option<Asked>>,
+        changes: Changes,
+    ) -> std::io::Result<()> {
         let names = self
             .registry
             .services()
@@ -404,14 +459,26 @@ impl State {
             .services()
             .flat_map(|service| &service.backends)
             .map(|backend| (backend.identity, backend.name.clone()));
+        let drains = self.registry.drains();
         let memory = self
             .saved
-            .renewed(drained, names, backends, self.registry.drains());
+            .renewed(drained, changes, names, backends, drains);
         if memory != self.saved {
             memory.save(&self.config.state_dir)?;
             self.saved = memory;
         }
         Ok(())
+    }
+}
+
+/// Says which changes made at runtime have ended with what the file says now.
+fn tell_of_dropped(file: &Config, dropped: &[(BackendName, String)]) {
+    for (name, why) in dropped {
+        tracing::warn!(
+            backend = %name,
+            "what was changed of it at runtime ends with what {} says: {why}",
+            file.path.display()
+        );
     }
 }
 

@@ -214,11 +214,16 @@ impl Metrics {
         for egress in &status.closed_egress {
             closed.add(vec![("interface", egress.interface.clone())], 1);
         }
+        let differences = Family::gauge(
+            "config_differences",
+            "Backends that were changed or drained at runtime and are otherwise in the file",
+        );
         for family in [
             build,
             uptime.of(status.uptime_s),
             generation,
             refused.of(status.config.error.is_some()),
+            differences.of(status.config.differences.len() as u64),
             attached,
             closed,
         ] {

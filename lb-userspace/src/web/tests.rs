@@ -42,6 +42,7 @@ fn a_status() -> Status {
         config: ConfigStatus {
             path: "tether.toml".into(),
             error: None,
+            differences: vec![],
         },
         closed_egress: vec![ClosedEgress {
             interface: "br0".into(),

@@ -18,6 +18,7 @@ use super::{
         Backend, CLOSE_OVER, CLOSE_OVERS, DRAIN_DEADLINES, RESET_OVERS, Service,
         problem::Findings,
         read::{Reader, nearest},
+        rules::{self, SLOTS_PER_BACKEND},
     },
     LARGEST_TABLE,
     health::{self, Health},
@@ -26,13 +27,8 @@ use crate::{maglev, model::Admin};
 
 /// Slots of a table if the service does not say.
 const TABLE_SIZE: u32 = 65_537;
-/// Fewer slots than this for each backend are refused: shares would be coarse.
-const SLOTS_PER_BACKEND: u64 = 64;
 /// Fewer slots than this for each backend deserve a warning.
 const ADVISED_SLOTS_PER_BACKEND: u64 = 100;
-const WEIGHT: u32 = 100;
-const MAX_WEIGHT: u32 = 1_000;
-const NAME_BYTES: usize = 63;
 /// In place of an address that is wrong.
 const NOWHERE: IpAddr = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
 
@@ -127,6 +123,8 @@ pub(super) fn read(
             close_over: close_over.map_or(CLOSE_OVER, Spanned::into_inner),
             reset_over: reset_over.map_or(Duration::ZERO, Spanned::into_inner),
             backends: backends.into_iter().map(|placed| placed.backend).collect(),
+            check: health.check,
+            check_port: health.port,
         },
     })
 }
@@ -185,28 +183,15 @@ fn check_min_healthy(
     }
 }
 
-/// A name of a service or backend: also part of a path in the admin API and of `tether drain SERVICE/BACKEND`.
+/// A name of a service or backend.
 fn name<'t>(
     reader: &mut Reader<'t>,
     example: &str,
     findings: &mut Findings<'_>,
 ) -> Option<Spanned<&'t str>> {
     let name = reader.required_string("name", example, findings)?;
-    let text = *name.get_ref();
-    let valid = !text.is_empty()
-        && text.len() <= NAME_BYTES
-        && text
-            .bytes()
-            .all(|b| b.is_ascii_alphanumeric() || b"._:-".contains(&b))
-        // As a segment of a path these two would mean another place.
-        && text != "." && text != "..";
-    if !valid {
-        findings.error(
-            &name.span(),
-            &reader.object,
-            format!("{text:?} is no name"),
-            format!("use 1 to {NAME_BYTES} letters, digits, dots, colons, hyphens or underscores"),
-        );
+    if let Some((wrong, remedy)) = rules::name(name.get_ref()) {
+        findings.error(&name.span(), &reader.object, wrong, remedy);
         return None;
     }
     Some(name)
@@ -230,7 +215,7 @@ fn address(
         );
         return None;
     };
-    if let Some((wrong, remedy)) = unusable(address) {
+    if let Some((wrong, remedy)) = rules::unusable(address) {
         findings.error(
             &span,
             &reader.object,
@@ -240,38 +225,6 @@ fn address(
         return None;
     }
     Some(Spanned::new(span, address))
-}
-
-/// Why no packet is to be sent to an address, and what to do about it.
-fn unusable(address: IpAddr) -> Option<(&'static str, String)> {
-    let unicast = || "give a unicast address".to_owned();
-    if address.is_loopback() {
-        return Some((
-            "is a loopback address, which never leaves a host",
-            unicast(),
-        ));
-    }
-    if address.is_multicast() {
-        return Some(("is a multicast address", unicast()));
-    }
-    match address {
-        IpAddr::V4(address) if address.octets()[0] == 0 => Some(("is of no host", unicast())),
-        IpAddr::V4(address) if address.octets()[0] >= 240 => {
-            Some(("is reserved or broadcast", unicast()))
-        }
-        IpAddr::V4(_) => None,
-        IpAddr::V6(address) if address.is_unspecified() => Some(("is of no host", unicast())),
-        IpAddr::V6(address) if address.is_unicast_link_local() => Some((
-            "is a link-local address, which is another host's on every link",
-            "give a global or unique local address".to_owned(),
-        )),
-        IpAddr::V6(address) => address.to_ipv4_mapped().map(|address| {
-            (
-                "is an IPv4 address in IPv6's notation",
-                format!("write {address}"),
-            )
-        }),
-    }
 }
 
 pub(super) fn port(
@@ -339,48 +292,22 @@ fn backend(
     let name = name(&mut reader, "\"b1\"", findings);
     let address = address(&mut reader, "address", findings);
     if let (Some(address), Some(vip)) = (&address, parent.vip)
-        && *address.get_ref() == vip
+        && let Some((wrong, remedy)) = rules::is_vip(*address.get_ref(), vip)
     {
-        findings.error(
-            &address.span(),
-            &object,
-            "its address is the VIP itself, so packets would come back here",
-            "give the address of the backend's own host",
-        );
+        findings.error(&address.span(), &object, wrong, remedy);
     }
-    if let (Some(address), Some(IpAddr::V6(_)), Some(Mode::Ipip)) =
-        (&address, parent.vip, parent.mode)
-        && address.get_ref().is_ipv4()
+    if let (Some(address), Some(vip), Some(mode)) = (&address, parent.vip, parent.mode)
+        && let Some((wrong, remedy)) = rules::not_carried(*address.get_ref(), vip, mode)
     {
-        findings.error(
-            &address.span(),
-            &object,
-            format!(
-                "address {} is IPv4, and mode ipip carries no IPv6 packet in an IPv4 one",
-                address.get_ref()
-            ),
-            "give the backend's IPv6 address",
-        );
+        findings.error(&address.span(), &object, wrong, remedy);
     }
     let port = port(&mut reader, "port", findings);
     if let (Some(port), Some(expected), Some(mode)) = (&port, parent.port, parent.mode)
-        && *port.get_ref() != expected
+        && let Some((wrong, remedy)) = rules::not_translated(*port.get_ref(), expected, mode)
     {
-        let mode = match mode {
-            Mode::L2 => "l2",
-            Mode::Ipip => "ipip",
-        };
-        findings.error(
-            &port.span(),
-            &object,
-            format!(
-                "port {} differs from the service's {expected}, and mode {mode} cannot translate ports",
-                port.get_ref()
-            ),
-            format!("remove it, or set port = {expected}"),
-        );
+        findings.error(&port.span(), &object, wrong, remedy);
     }
-    let weight = reader.integer("weight", 0..=MAX_WEIGHT, findings);
+    let weight = reader.integer("weight", 0..=u32::from(rules::MAX_WEIGHT), findings);
     let admin = admin(&mut reader, findings);
     reader.finish(findings);
     let endpoint_span = address.as_ref().map(Spanned::span);
@@ -395,7 +322,7 @@ fn backend(
             name: name.map_or_else(String::new, |name| (*name.get_ref()).to_owned()),
             address,
             port,
-            weight: weight.map_or(WEIGHT, Spanned::into_inner) as u16,
+            weight: weight.map_or(rules::WEIGHT, |weight| weight.into_inner() as u16),
             admin,
             check: parent.health.check.clone(),
             check_address: SocketAddr::from((address, check_port)),

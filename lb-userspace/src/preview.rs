@@ -1,0 +1,130 @@
+//! What `tether plan --json` says: what a file would change if it were loaded now. For people and scripts.
+
+use std::{net::IpAddr, path::PathBuf};
+
+use lb_common::backend::{Mode, Serving};
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    model::{Admin, BackendName},
+    status::BackendFlows,
+};
+
+/// What a file would change.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Preview {
+    /// The file.
+    pub path: PathBuf,
+    /// The accepted generation that it is compared with.
+    pub generation: u64,
+    /// Services that change, by name.
+    pub services: Vec<ServicePreview>,
+    /// Services that stay as they are, to the last word of the maps.
+    pub unchanged: u64,
+    /// What was changed or drained at runtime and would end.
+    pub ended: Vec<BackendName>,
+    /// Flows of backends that take new flows today and would no longer. They stay with them until they end.
+    pub drained_flows: u64,
+}
+
+/// A service that changes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ServicePreview {
+    /// Its name; after the change, if that is one of it.
+    pub name: String,
+    /// Its VIP.
+    pub vip: IpAddr,
+    /// Its port.
+    pub port: u16,
+    /// Its mode; after the change.
+    pub mode: Mode,
+    /// What becomes of it.
+    pub change: ServiceChange,
+    /// Slots of its table.
+    pub table_size: Sides<u32>,
+    /// With fewer usable backends than this it fails open.
+    pub min_healthy: Sides<u32>,
+    /// The share of its table whose owner changes, 0 to 1: so many new flows go to another backend than they would have gone to. Added
+    /// backends count as healthy.
+    pub moved: f64,
+    /// Whether it would be in fail-open.
+    pub fail_open: bool,
+    /// Why it could not be served as configured.
+    pub error: Option<String>,
+    /// Its backends, those that stay as they are among them.
+    pub backends: Vec<BackendPreview>,
+}
+
+/// What becomes of a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServiceChange {
+    /// It is new.
+    Added,
+    /// It goes when its flows have ended.
+    Removed,
+    /// It stays, and something of it changes.
+    Changed,
+}
+
+/// A backend of a service that changes.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct BackendPreview {
+    /// Its name in the service.
+    pub name: String,
+    /// Its address.
+    pub address: IpAddr,
+    /// Its port.
+    pub port: u16,
+    /// What becomes of it.
+    pub change: BackendChange,
+    /// Its weight.
+    pub weight: Sides<u16>,
+    /// What the operator wants of it.
+    pub admin: Sides<Admin>,
+    /// What it is given. An added one counts as healthy.
+    pub serving: Sides<Serving>,
+    /// Its share of the table, 0 to 1.
+    pub share: Sides<f64>,
+    /// Its flows at this moment. They stay with it, whatever changes.
+    pub flows: BackendFlows,
+}
+
+/// What becomes of a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum BackendChange {
+    /// It is new.
+    Added,
+    /// It was removed and has flows still; it is configured again.
+    Returns,
+    /// It is no longer configured, and goes when its flows have ended.
+    Removed,
+    /// Its weight, its admin state or its checks change.
+    Changed,
+    /// Nothing of it changes but perhaps its share.
+    Kept,
+}
+
+/// Something today and after the change; none where there is no such thing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sides<T> {
+    /// Today.
+    pub before: Option<T>,
+    /// After the change.
+    pub after: Option<T>,
+}
+
+impl<T: PartialEq> Sides<T> {
+    /// Whether they differ.
+    pub fn differ(&self) -> bool {
+        self.before != self.after
+    }
+}
+
+impl Preview {
+    /// Whether nothing would change.
+    pub fn is_empty(&self) -> bool {
+        self.services.is_empty() && self.ended.is_empty()
+    }
+}
