@@ -5,7 +5,11 @@ use core::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
 };
 
-use crate::net::{Address, IpVersion, VlanTag};
+use crate::{
+    clock::Tick,
+    net::{Address, IpVersion, VlanTag},
+    share::Share,
+};
 
 /// What a backend may be given: derived from admin state and health.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -93,6 +97,9 @@ impl Forwarding {
 /// | 8 | resolved: that next hop is valid |
 /// | 9-11 | [`Forwarding`] |
 /// | 12-13 | how many VLAN tags that next hop has: 0 to 2 |
+/// | 14 | paces: flows are closed at a pace, and the rest of the word says which |
+/// | 15-31 | the [`Share`] of flows that are closed, in parts |
+/// | 32-63 | the tick from which on that is all of them, and all are told with their next packet; 0 before |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(transparent)]
 pub struct BackendState(pub u64);
@@ -104,6 +111,10 @@ impl BackendState {
     const FORWARDING_SHIFT: u32 = 9;
     const TAGS_SHIFT: u32 = 12;
     const TAGS: u64 = 3 << Self::TAGS_SHIFT;
+    const PACES: u64 = 1 << 14;
+    const SHARE_SHIFT: u32 = 15;
+    const SHARE_MASK: u64 = (1 << 17) - 1;
+    const SINCE_SHIFT: u32 = 32;
 
     /// `hop` is 0 or 1. The next hop has no VLAN tags; see [`Self::tagged`].
     #[inline(always)]
@@ -127,6 +138,56 @@ impl BackendState {
     #[inline(always)]
     pub const fn tagged(self, tags: u8) -> Self {
         Self((self.0 & !Self::TAGS) | (((tags as u64) << Self::TAGS_SHIFT) & Self::TAGS))
+    }
+
+    /// The same, with this share of the flows closed: whoever is in it is answered with a RST, whoever is not is forwarded, even if nothing is
+    /// served. `since` is the moment from which on it is all of them, and counts only then.
+    #[inline(always)]
+    pub const fn pacing(self, share: Share, since: Tick) -> Self {
+        let kept = self.0 & (Self::PACES - 1);
+        // Zero is before.
+        let since = match (share.parts() == Share::ALL.parts(), since.0) {
+            (false, _) => 0,
+            (true, 0) => 1,
+            (true, since) => since,
+        };
+        Self(
+            kept | Self::PACES
+                | ((share.parts() as u64) << Self::SHARE_SHIFT)
+                | ((since as u64) << Self::SINCE_SHIFT),
+        )
+    }
+
+    /// The share of flows that is closed, if they are closed at a pace.
+    #[inline(always)]
+    pub const fn share(self) -> Option<Share> {
+        if self.0 & Self::PACES == 0 {
+            None
+        } else {
+            let parts = (self.0 >> Self::SHARE_SHIFT) & Self::SHARE_MASK;
+            Some(Share::of_parts(parts as u32))
+        }
+    }
+
+    /// Since when all flows are closed, at whatever pace they were.
+    #[inline(always)]
+    pub const fn all_closed_since(self) -> Option<Tick> {
+        let since = (self.0 >> Self::SINCE_SHIFT) as u32;
+        if self.0 & Self::PACES == 0 || since == 0 {
+            None
+        } else {
+            Some(Tick(since))
+        }
+    }
+
+    /// Whether a flow with this first home, in a table of so many buckets, is over: it is in the share that is closed, or there is no pace, and
+    /// nothing is served.
+    #[inline(always)]
+    pub const fn closes(self, home: u32, buckets: u32) -> bool {
+        match self.share() {
+            Some(share) => share.holds(home, buckets),
+            None => matches!(self.serving(), Serving::None),
+        }
     }
 
     /// Generation of the id, 0 to 31.
@@ -164,11 +225,11 @@ impl BackendState {
     }
 
     /// Whether packets of flows that name this `generation` of the id can be forwarded, and plainly: it is the present one, serves
-    /// existing flows, is resolved, and its next hop has no VLAN tags.
+    /// existing flows, is resolved, its next hop has no VLAN tags, and none of its flows are closed.
     #[inline(always)]
     pub const fn can_forward_plainly_for(self, generation: u8) -> bool {
         let differs = self.0 ^ (generation as u64 | Self::RESOLVED);
-        differs & (31 | Self::RESOLVED | Self::TAGS) == 0
+        differs & (31 | Self::RESOLVED | Self::TAGS | Self::PACES) == 0
             && !matches!(self.serving(), Serving::None)
     }
 
@@ -347,6 +408,23 @@ mod tests {
             let forwards = resolved && tags == 0 && serving != Serving::None;
             prop_assert_eq!(state.can_forward_plainly_for(generation), forwards);
             prop_assert!(!state.can_forward_plainly_for(generation ^ 1));
+            prop_assert_eq!((state.share(), state.all_closed_since()), (None, None));
+        }
+
+        #[test]
+        fn a_pace_changes_nothing_but_who_is_closed(bits in 0u64..1 << 14, parts in 0u32..=1 << 16, since: u32, home in 0u32..1_000) {
+            let state = BackendState(bits);
+            let share = Share::of_parts(parts);
+            let paced = state.pacing(share, Tick(since));
+            prop_assert_eq!(paced.0 & (BackendState::PACES - 1), bits);
+            prop_assert_eq!(paced.share(), Some(share));
+            let all = (share == Share::ALL).then_some(Tick(since.max(1)));
+            prop_assert_eq!(paced.all_closed_since(), all);
+            prop_assert!(!paced.can_forward_plainly_for(state.generation()));
+            prop_assert_eq!(paced.closes(home, 1_000), share.holds(home, 1_000));
+            prop_assert_eq!(state.closes(home, 1_000), state.serving() == Serving::None);
+            // The last one counts.
+            prop_assert_eq!(paced.pacing(Share::NONE, Tick(since)), state.pacing(Share::NONE, Tick(7)));
         }
     }
 

@@ -59,7 +59,7 @@ impl Layout {
     }
 }
 
-/// What a CPU keeps for itself beside its counters: token buckets.
+/// What a CPU keeps for itself beside its counters: token buckets, and a counter that no packet is counted by.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct CpuState {
@@ -67,10 +67,12 @@ pub struct CpuState {
     pub adoption_paid_ns: u64,
     /// Nanoseconds of the coarse monotonic clock up to which resets are paid for.
     pub reset_paid_ns: u64,
+    /// Notices (see [`crate::notice`]) for which there was no room.
+    pub notices_lost: u64,
     /// Nanoseconds of the coarse monotonic clock up to which answers by ICMP are paid for.
     pub answer_paid_ns: u64,
     /// Zero.
-    pub reserved: [u64; 5],
+    pub reserved: [u64; 4],
 }
 
 const _: () = assert!(size_of::<CpuState>() == 64);

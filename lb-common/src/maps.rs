@@ -1,11 +1,11 @@
-//! Names, versions and capacities of the maps: written nowhere else. Each map but [`EGRESS`] and
-//! [`PROGRAMS`] has one value, which is an array.
+//! Names, versions and capacities of the maps: written nowhere else. Each map but [`EGRESS`], [`NOTICES`] and [`PROGRAMS`] has one value, which is
+//! an array.
 
 use core::mem::size_of;
 
 /// Version of all layouts in this crate, and of where things are found in them: the homes of flows and of VIPs, and the choice of a slot. It
 /// changes whenever any of them does; a daemon that meets maps of another version refuses, or migrates.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// IPv4 flow table: array of [`crate::flow::v4::Bucket`].
 pub const FLOWS4: &str = "FLOWS4";
@@ -35,6 +35,10 @@ pub const CPUS: &str = "CPUS";
 pub const EGRESS: &str = "EGRESS";
 /// Entries in [`EGRESS`].
 pub const EGRESS_INTERFACES: u32 = 1_024;
+/// Flows that a deadline has closed, for the daemon to tell their backends: ring buffer of [`crate::notice::Notice`].
+pub const NOTICES: &str = "NOTICES";
+/// Bytes in [`NOTICES`]: some thousand notices, with their headers.
+pub const NOTICES_BYTES: u32 = 1 << 18;
 /// The programs that [`PROGRAM`] hands packets on to: program array, by these indices.
 pub const PROGRAMS: &str = "PROGRAMS";
 /// Index in [`PROGRAMS`] of [`IPV6_PROGRAM`].
@@ -45,9 +49,9 @@ pub const PROGRAMS_LEN: u32 = 1;
 pub const INSTANCE: &str = "INSTANCE";
 
 /// Every map.
-pub const ALL: [&str; 15] = [
+pub const ALL: [&str; 16] = [
     INSTANCE, FLOWS4, FACTS4, FLOWS6, FACTS6, HOLD, TABLES, SERVICES, BACKENDS, VIPS4, VIPS6,
-    COUNTERS, CPUS, EGRESS, PROGRAMS,
+    COUNTERS, CPUS, EGRESS, NOTICES, PROGRAMS,
 ];
 /// Those that make up the flow tables, or that programs of other tables must not share: tables of another size have others.
 pub const OF_FLOWS: [&str; 6] = [FLOWS4, FACTS4, FLOWS6, FACTS6, HOLD, PROGRAMS];
@@ -167,8 +171,8 @@ mod tests {
 
     /// A change of any of these numbers loses every flow that an older version has pinned, unless the version changes too.
     #[test]
-    fn what_version_4_finds_where() {
-        assert_eq!(ABI_VERSION, 4);
+    fn what_version_5_finds_where() {
+        assert_eq!(ABI_VERSION, 5);
         let seed = Seed::new([0x1234_5678_9abc_def0, 3, 5]);
         let key = v4::Key::new(0x0a00_0001, 40_000, 7);
         let slot = |client| slot_index(client, &seed, 0, 65_537);

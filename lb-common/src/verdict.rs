@@ -129,6 +129,9 @@ reasons! {
     ErrorUnrelayed = 32, "error_unrelayed", Drop, Expected;
     /// An answer by ICMP was due, but too many were sent lately.
     AnswerLimited = 33, "answer_limited", Drop, Expected;
+    /// The flow's backend is drained, its deadline has passed, and the flow's turn has come: a RST went to the client, and the daemon sends
+    /// the backend the matching one.
+    DrainDeadline = 34, "drain_deadline", Reset, Expected;
 }
 
 impl Reason {

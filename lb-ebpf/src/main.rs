@@ -233,7 +233,11 @@ fn steer<F: Family>(
             let (backend, state) = maps::backend(steered.backend).ok_or(Reason::StaleGeneration)?;
             forward::forward::<F>(ctx, &segment, backend, state)?
         }
-        Verdict::Reset => forward::reset::<F>(ctx)?,
+        Verdict::Reset => {
+            // Only a backend that lives is told. Without a branch: the verifier would follow both sides.
+            let lives = (reason as u32 == Reason::DrainDeadline as u32) as u32;
+            forward::reset::<F>(ctx, steered.backend * lives)?
+        }
         _ => return Err(reason),
     };
     Ok((reason, action))

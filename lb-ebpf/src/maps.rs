@@ -1,6 +1,6 @@
 //! The maps, and the only access to them.
 //!
-//! All but two are plain arrays that the daemon maps into its memory too, and creates, since it knows their sizes.
+//! All but three are plain arrays that the daemon maps into its memory too. The daemon creates all of them, since it knows their sizes.
 
 use core::sync::atomic::AtomicU64;
 
@@ -8,7 +8,7 @@ use aya_ebpf::{
     bindings::xdp_action,
     helpers::generated::{bpf_get_smp_processor_id, bpf_jiffies64, bpf_ktime_get_coarse_ns},
     macros::map,
-    maps::{DevMapHash, ProgramArray},
+    maps::{DevMapHash, ProgramArray, RingBuf},
     programs::XdpContext,
 };
 use lb_common::{
@@ -22,7 +22,8 @@ use lb_common::{
     },
     hash::Seed,
     maglev::{Slot, TableRef},
-    maps::{BURST_NS, Constants, EGRESS_INTERFACES, Hold, IPV6_INDEX, PROGRAMS_LEN},
+    maps::{BURST_NS, Constants, EGRESS_INTERFACES, Hold, IPV6_INDEX, NOTICES_BYTES, PROGRAMS_LEN},
+    notice::Notice,
     service::Service,
     vip::VipBucket,
 };
@@ -91,6 +92,10 @@ maps! {
 /// alone.
 #[map]
 static EGRESS: DevMapHash = DevMapHash::with_max_entries(EGRESS_INTERFACES, 0);
+
+/// What the daemon is told of flows that a deadline has closed.
+#[map]
+static NOTICES: RingBuf = RingBuf::with_byte_size(NOTICES_BYTES, 0);
 
 /// What comes after [`hand_on_ipv6`].
 #[map]
@@ -277,6 +282,22 @@ pub(crate) fn may_reset(now_ns: u64) -> bool {
         now_ns,
         constant!(reset_cost_ns),
     )
+}
+
+/// Tells the daemon of a closed flow; if there is no room, that is counted. `write` fills the notice in its place, every word of it: there is no
+/// stack to make it on.
+#[inline(always)]
+pub(crate) fn notify(write: impl FnOnce(*mut Notice)) {
+    if let Some(mut entry) = NOTICES.reserve::<Notice>(0) {
+        write(entry.as_mut_ptr());
+        entry.submit(0);
+    } else if let Some(cpu) = CPUS.at(cpu(), constant!(cpus)) {
+        // SAFETY: a word of the map that only this CPU writes.
+        unsafe {
+            let lost = core::ptr::addr_of_mut!((*cpu).notices_lost);
+            lost.write_volatile(lost.read_volatile().wrapping_add(1));
+        }
+    }
 }
 
 /// Takes one permission to answer by ICMP from this CPU's bounded rate.

@@ -14,7 +14,7 @@ use lb_common::{
     clock::Tick,
 };
 use lb_userspace::{
-    config::{Backend, Config, Limits, Service},
+    config::{Backend, CLOSE_OVER, Config, Limits, Service},
     dataplane::maps::{Capacity, Maps},
     flows::Census,
     maglev::{self, Member},
@@ -217,6 +217,9 @@ fn config(services: usize, backends: usize, table_size: u32, state_dir: PathBuf)
                 mode: Mode::Ipip,
                 table_size,
                 min_healthy: 1,
+                drain_deadline: None,
+                close_over: CLOSE_OVER,
+                reset_over: Duration::ZERO,
                 backends: (0..backends)
                     .map(|b| Backend {
                         name: format!("backend-{b}"),

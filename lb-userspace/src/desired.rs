@@ -1,16 +1,18 @@
 //! What is wanted: the configuration joined with what was asked for at runtime.
 
 use std::{
-    collections::BTreeSet,
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
 use lb_common::backend::Mode;
 
 use crate::{
-    config::Config,
+    config::{self, Config},
     ids,
-    model::{Admin, BackendName, Check},
+    model::{Admin, Asked, BackendName, Check},
+    pace::Terms,
 };
 
 /// Where a service is reached: what it is, for packets.
@@ -41,6 +43,10 @@ pub struct Service {
     pub min_healthy: u32,
     /// Its mode: that of its backends.
     pub mode: Mode,
+    /// How drains of its backends end.
+    pub terms: Terms,
+    /// Over which time clients of its dead backends are told.
+    pub reset_over: Duration,
     /// Its backends.
     pub backends: Vec<Backend>,
 }
@@ -60,6 +66,8 @@ pub struct Backend {
     pub weight: u16,
     /// What the operator wants of it, all told.
     pub admin: Admin,
+    /// How its drain ends, should it be drained.
+    pub terms: Terms,
     /// How it is checked.
     pub check: Check,
     /// Where the check goes.
@@ -67,7 +75,7 @@ pub struct Backend {
 }
 
 /// Joins a configuration with the drains that were asked for at runtime: the stricter wish counts.
-pub fn services(config: &Config, drained: &BTreeSet<BackendName>) -> Vec<Service> {
+pub fn services(config: &Config, drained: &BTreeMap<BackendName, Option<Asked>>) -> Vec<Service> {
     config
         .services
         .iter()
@@ -80,6 +88,8 @@ pub fn services(config: &Config, drained: &BTreeSet<BackendName>) -> Vec<Service
             table_size: service.table_size,
             min_healthy: service.min_healthy,
             mode: service.mode,
+            terms: terms(service, None),
+            reset_over: service.reset_over,
             backends: service
                 .backends
                 .iter()
@@ -97,9 +107,10 @@ pub fn services(config: &Config, drained: &BTreeSet<BackendName>) -> Vec<Service
                             service.mode,
                         ),
                         admin: match backend.admin {
-                            Admin::Active if drained.contains(&name) => Admin::Draining,
+                            Admin::Active if drained.contains_key(&name) => Admin::Draining,
                             admin => admin,
                         },
+                        terms: terms(service, drained.get(&name).copied().flatten()),
                         name,
                         address: backend.address,
                         port: backend.port,
@@ -111,4 +122,20 @@ pub fn services(config: &Config, drained: &BTreeSet<BackendName>) -> Vec<Service
                 .collect(),
         })
         .collect()
+}
+
+/// How a drain ends: as it was asked for, else as the service says.
+fn terms(service: &config::Service, asked: Option<Asked>) -> Terms {
+    match asked {
+        Some(asked) => Terms {
+            deadline: Some(asked.deadline),
+            close_over: asked.close_over.unwrap_or(service.close_over),
+            since: asked.since,
+        },
+        None => Terms {
+            deadline: service.drain_deadline,
+            close_over: service.close_over,
+            since: None,
+        },
+    }
 }

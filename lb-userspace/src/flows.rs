@@ -91,6 +91,8 @@ pub struct Swept {
     pub ended: u64,
     /// Young entries and pins removed for want of room, each recomputable.
     pub reclaimed: u64,
+    /// Young entries and pins removed long after all flows of their backend were closed at a deadline.
+    pub closed: u64,
     /// Second entries of one key removed.
     pub duplicates: u64,
     /// Entries removed in a state that nobody writes: should never happen.

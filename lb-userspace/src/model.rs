@@ -4,7 +4,7 @@ mod check;
 
 use std::{
     net::{IpAddr, SocketAddr},
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use lb_common::backend::NextHop;
@@ -15,6 +15,7 @@ pub use self::check::{
     Authorities, Check, CheckKind, GrpcCheck, HttpCheck, Initial, JsonEquals, RequestTarget, Tls,
     Trust, WebSocketCheck,
 };
+use crate::pace::Moment;
 
 /// What the operator wants of a backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -95,6 +96,17 @@ impl std::fmt::Display for BackendName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.service, self.backend)
     }
+}
+
+/// How long the flows of one drain may stay, as its command said.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// How long, from the command on.
+    pub deadline: Duration,
+    /// Over which time they are closed then; none: as the service says.
+    pub close_over: Option<Duration>,
+    /// When the command came; none is now.
+    pub since: Option<Moment>,
 }
 
 /// One backend to be checked: what the health module watches for.

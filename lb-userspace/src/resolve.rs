@@ -1,6 +1,6 @@
 //! What each service and backend is given, from what is wanted and what is found out. Pure.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, time::Duration};
 
 use lb_common::{
     backend::{Mode, NextHop, Serving},
@@ -11,6 +11,7 @@ use crate::{
     desired::Endpoint,
     ids::{self, Numbered},
     model::{Admin, Health, Initial, Suspension},
+    pace::{self, Moment, Pace, Ramp},
 };
 
 /// A fall of many backends within this time is suspect, in milliseconds.
@@ -29,6 +30,8 @@ pub struct ServiceFacts<'a> {
     pub endpoint: Endpoint,
     /// What is wanted of it; none if it is removed and only there for the flows it has.
     pub wanted: Option<WantedService>,
+    /// Over which time clients of its dead backends are told.
+    pub reset_over: Duration,
     /// Its backends, removed ones among them.
     pub backends: Vec<BackendFacts<'a>>,
 }
@@ -63,6 +66,10 @@ pub struct BackendFacts<'a> {
     pub health: Health,
     /// When it fell, if it is down and was not so before, in milliseconds of any steady clock.
     pub fell_at_ms: Option<u64>,
+    /// Since when it serves nothing, if it does.
+    pub died: Option<Moment>,
+    /// When its flows are closed, if its drain has a deadline.
+    pub closing: Option<Ramp>,
     /// What it served when it was found in the maps, to hold until the first verdict.
     pub held: Option<Serving>,
     /// The way to its address.
@@ -167,20 +174,30 @@ pub struct Backend {
     pub mode: Mode,
     /// What it is given.
     pub serving: Serving,
+    /// Since when it serves nothing, if it does.
+    pub died: Option<Moment>,
+    /// Which of its flows are closed.
+    pub pace: Option<Pace>,
+    /// When that changes by itself.
+    pub due: Option<Moment>,
     /// The way to it, complete.
     pub hop: Hop,
 }
 
-/// Resolves all services of an instance.
+/// Resolves all services of an instance, as of this moment.
 ///
 /// With the same configuration, health and seed, all load balancers of a fleet come to the same tables.
-pub fn resolve<'a>(fleet_seed: &[u64; 4], services: &[ServiceFacts<'a>]) -> Vec<Service<'a>> {
+pub fn resolve<'a>(
+    fleet_seed: &[u64; 4],
+    services: &[ServiceFacts<'a>],
+    now: Moment,
+) -> Vec<Service<'a>> {
     let everywhere = services.iter().flat_map(|service| &service.backends);
     // When most of what this machine sees has died at once, then perhaps its own sight has.
     let blind = fell_together(everywhere);
     services
         .iter()
-        .map(|service| resolve_service(fleet_seed, service, blind))
+        .map(|service| resolve_service(fleet_seed, service, blind, now))
         .collect()
 }
 
@@ -188,6 +205,7 @@ fn resolve_service<'a>(
     fleet_seed: &[u64; 4],
     facts: &ServiceFacts<'a>,
     blind: bool,
+    now: Moment,
 ) -> Service<'a> {
     let may_take_new = |backend: &&BackendFacts<'_>| {
         facts.wanted.is_some()
@@ -225,14 +243,22 @@ fn resolve_service<'a>(
     let backends: Vec<Backend> = facts
         .backends
         .iter()
-        .map(|backend| Backend {
-            numbered: backend.numbered,
-            identity: backend.identity,
-            address: backend.address,
-            port: backend.port,
-            mode: backend.mode,
-            serving: given(backend),
-            hop: complete(backend),
+        .map(|backend| {
+            let serving = given(backend);
+            let died = (serving == Serving::None).then(|| backend.died.unwrap_or(now));
+            let (pace, due) = pace::pace(backend.closing, died, facts.reset_over, now);
+            Backend {
+                numbered: backend.numbered,
+                identity: backend.identity,
+                address: backend.address,
+                port: backend.port,
+                mode: backend.mode,
+                serving,
+                died,
+                pace,
+                due,
+                hop: complete(backend),
+            }
         })
         .collect();
     let members = || {

@@ -153,7 +153,7 @@ fn ratio(part: u64, whole: u64) -> f64 {
 }
 
 /// A service.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ServiceStatus {
     /// Its name.
     pub name: String,
@@ -176,7 +176,7 @@ pub struct ServiceStatus {
 }
 
 /// A backend.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BackendStatus {
     /// Its name in the service.
     pub name: String,
@@ -200,8 +200,19 @@ pub struct BackendStatus {
     pub last_error: Option<String>,
     /// When a check succeeded for the first time after it, in seconds since 1970; none while it lasts.
     pub last_error_ended: Option<u64>,
+    /// The end of its drain, if it is drained or removed, and that has a deadline.
+    pub drain: Option<DrainStatus>,
     /// Its flows.
     pub flows: BackendFlows,
+}
+
+/// The end of a drain.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DrainStatus {
+    /// Seconds until its deadline, rounded up; 0 once that has passed.
+    pub deadline_s: u64,
+    /// The part of its flows that is closed, each on its next packet: 0 to 1.
+    pub closed: f64,
 }
 
 /// Whether a next hop is known.

@@ -156,7 +156,11 @@ impl Daemon {
         let (reply, answer) = oneshot::channel();
         let name = name(backend);
         self.commands
-            .send(Command::Drain { name, reply })
+            .send(Command::Drain {
+                name,
+                asked: None,
+                reply,
+            })
             .await
             .unwrap();
         answer.await.unwrap()

@@ -22,7 +22,7 @@ use lb_common::{
     vip::{self, VipEntry, WAYS, homes},
 };
 use lb_userspace::{
-    config::{Backend, Config, Limits, Service},
+    config::{Backend, CLOSE_OVER, Config, Limits, Service},
     dataplane::maps::{Capacity, Maps},
     flows::{Census, Counts},
     model::{Admin, BackendName, Check, Health, HealthReport, NextHopReport},
@@ -204,6 +204,9 @@ fn config(services: &[Option<ServicePlan>], state_dir: PathBuf) -> Config {
             port,
             mode: if plan.ipip { Mode::Ipip } else { Mode::L2 },
             table_size: plan.size,
+            drain_deadline: None,
+            close_over: CLOSE_OVER,
+            reset_over: std::time::Duration::ZERO,
             min_healthy: plan.min_healthy,
             backends: backends.collect(),
         })
@@ -359,7 +362,7 @@ impl World {
             }
             Event::Drain(service, backend) => {
                 if let Some((name, _)) = self.named(*service, *backend) {
-                    self.state.drain(&name).unwrap();
+                    self.state.drain(&name, None).unwrap();
                 }
             }
             Event::Undrain(service, backend) => {

@@ -145,8 +145,19 @@ pub struct Backend {
     pub serving: String,
     /// `resolved` or `unresolved`.
     pub neighbour: String,
+    /// The end of its drain, if that has a deadline.
+    pub drain: Option<Drain>,
     /// Its flows.
     pub flows: BackendFlows,
+}
+
+/// See `Backend::drain`.
+#[derive(Debug, Clone, Copy, PartialEq, Deserialize)]
+pub struct Drain {
+    /// Seconds until its deadline; 0 once that has passed.
+    pub deadline_s: u64,
+    /// The part of its flows that is closed.
+    pub closed: f64,
 }
 
 /// See `Backend::flows`.

@@ -1,6 +1,6 @@
 //! A drained backend keeps what it has and gets nothing new, whichever way it was drained.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use lab::address::Family;
@@ -136,6 +136,182 @@ fn drains_by_removal(family: Family) -> Result<()> {
     assert!(crowd::on(&newcomers, "b1").len() > 10);
     assert_talking(&connections)?;
     assert_eq!(crowd::on(&connections, "b1").len(), held);
+    stage.close();
+    Ok(())
+}
+
+/// When each of these was reset, after `begun`; all else that could have ended one is a failure.
+fn resets(connections: &[&Connection], begun: Instant) -> Vec<Duration> {
+    let mut ends = vec![];
+    for connection in connections {
+        let history = connection.history();
+        let breaks: Vec<_> = history.breaks().collect();
+        let [(life, client::Break::Reset)] = breaks[..] else {
+            panic!("{breaks:?}");
+        };
+        let end = life.end.as_ref().expect("it broke");
+        ends.push(end.at.duration_since(begun));
+    }
+    ends.sort_unstable();
+    ends
+}
+
+#[test]
+fn a_deadline_closes_what_is_left_at_a_pace() -> Result<()> {
+    closes_at_a_deadline(Place::Farm, Family::V4)
+}
+
+#[test]
+fn a_deadline_closes_what_is_left_at_a_pace_in_ipv6() -> Result<()> {
+    closes_at_a_deadline(Place::Segment, Family::V6)
+}
+
+fn closes_at_a_deadline(place: Place, family: Family) -> Result<()> {
+    const DEADLINE: Duration = Duration::from_secs(3);
+    const CLOSE_OVER: Duration = Duration::from_secs(4);
+    let stage = Stage::set(Topology::new(place).in_family(family), 25, |config| {
+        config.lines = "drain_deadline = \"3s\"\nclose_over = \"4s\"\n";
+    })?;
+    let plan = stage.plan().talking(PACE).reconnecting();
+    let connections = stage.clients.open(240, plan, |_| {})?;
+    let theirs = crowd::on(&connections, "b1");
+    let held = theirs.len();
+    assert!(held > 40, "{held} on b1");
+
+    let begun = Instant::now();
+    stage.tether.succeed(&["drain", &format!("{SERVICE}/b1")])?;
+    stage
+        .tether
+        .wait_status("the deadline is shown", SOON, |status| {
+            status
+                .backend("b1")
+                .and_then(|b1| b1.drain)
+                .is_some_and(|drain| drain.deadline_s > 0 && drain.closed == 0.0)
+        })?;
+    wait::until("its clients are elsewhere", SOON, || {
+        theirs
+            .iter()
+            .all(|c| c.backend().is_some_and(|b| b != "b1"))
+            .then_some(())
+    })?;
+    let ends = resets(&theirs, begun);
+    let (first, last) = (ends[0], ends[held - 1]);
+    assert!(first >= DEADLINE, "the first after {first:?}");
+    let latest = DEADLINE + CLOSE_OVER + Duration::from_secs(2);
+    assert!(last < latest, "the last after {last:?}");
+    // At a quarter of the time some are left and some are not, and at three quarters.
+    for quarter in [1, 3] {
+        let then = DEADLINE + CLOSE_OVER * quarter / 4;
+        let gone = ends.iter().filter(|end| **end < then).count() as u32;
+        let expected = held as u32 * quarter / 4;
+        assert!(
+            gone.abs_diff(expected) < held as u32 / 5,
+            "{gone} of {held} after {then:?}"
+        );
+    }
+    // Those of others never noticed.
+    let broken = connections
+        .iter()
+        .filter(|c| c.history().breaks().count() > 0);
+    assert_eq!(broken.count(), held);
+
+    // The backend was told of each: its own side is reset, and not left to wait.
+    let (_, b1) = stage.backend("b1")?;
+    wait::until("b1 has no connection left", SOON, || {
+        (b1.open() == 0).then_some(())
+    })?;
+    assert_eq!(b1.reset(), held as u64);
+    stage.tether.wait_status("all are closed", SOON, |status| {
+        status
+            .backend("b1")
+            .and_then(|b1| b1.drain)
+            .is_some_and(|drain| drain.deadline_s == 0 && drain.closed == 1.0)
+    })?;
+
+    // The end of the drain ends the closing.
+    stage
+        .tether
+        .succeed(&["undrain", &format!("{SERVICE}/b1")])?;
+    stage
+        .tether
+        .wait_status("b1 serves again", SOON, |status| {
+            status.serving("b1") == "new"
+        })?;
+    let newcomers = stage
+        .clients
+        .open(100, stage.plan().talking(PACE), |_| {})?;
+    assert!(crowd::on(&newcomers, "b1").len() > 10);
+    assert_talking(&newcomers)?;
+    stage.close();
+    Ok(())
+}
+
+#[test]
+fn a_deadline_asked_for_outlives_the_daemon_and_the_idle_are_told_on_their_next_packet()
+-> Result<()> {
+    let mut stage = Stage::set(Topology::new(Place::Segment), 26, |_| {})?;
+    let connections = stage
+        .clients
+        .open(120, stage.plan().reconnecting(), |_| {})?;
+    let theirs = crowd::on(&connections, "b1");
+    let begun = Instant::now();
+    stage.tether.succeed(&[
+        "drain",
+        &format!("{SERVICE}/b1"),
+        "--deadline",
+        "5s",
+        "--close-over",
+        "0s",
+    ])?;
+    stage.tether.kill()?;
+    stage.tether.restart()?;
+    stage.tether.wait_ready()?;
+    stage.tether.wait_status("all are closed", SOON, |status| {
+        status
+            .backend("b1")
+            .and_then(|b1| b1.drain)
+            .is_some_and(|drain| drain.closed == 1.0)
+    })?;
+    assert!(begun.elapsed() >= Duration::from_secs(5));
+    // Who says nothing hears nothing.
+    assert_eq!(crowd::breaks(&connections), [""; 0]);
+    crowd::set_pace(&connections, Some(PACE));
+    wait::until("its clients are elsewhere", SOON, || {
+        theirs
+            .iter()
+            .all(|c| c.backend().is_some_and(|b| b != "b1"))
+            .then_some(())
+    })?;
+    assert_eq!(resets(&theirs, begun).len(), theirs.len());
+    let (_, b1) = stage.backend("b1")?;
+    wait::until("b1 has no connection left", SOON, || {
+        (b1.open() == 0).then_some(())
+    })?;
+    stage.close();
+    Ok(())
+}
+
+/// A probe's sequence number is one too low, and the backend is to be reset all the same.
+#[test]
+fn an_idle_client_that_sends_keepalive_probes_is_told_and_so_is_its_backend() -> Result<()> {
+    let stage = Stage::set(Topology::new(Place::Farm), 27, |_| {})?;
+    let connections = stage.clients.open(60, stage.plan().probing(), |_| {})?;
+    let theirs = crowd::on(&connections, "b1");
+    let begun = Instant::now();
+    let drain = ["drain", &format!("{SERVICE}/b1"), "--deadline", "0s"];
+    stage
+        .tether
+        .succeed(&[&drain[..], &["--close-over", "1s"]].concat())?;
+    wait::until("its clients are reset", SOON, || {
+        let broken = |c: &&&Connection| c.history().breaks().count() > 0;
+        (theirs.iter().filter(broken).count() == theirs.len()).then_some(())
+    })?;
+    assert_eq!(resets(&theirs, begun).len(), theirs.len());
+    let (_, b1) = stage.backend("b1")?;
+    wait::until("b1 has no connection left", SOON, || {
+        (b1.open() == 0).then_some(())
+    })?;
+    assert_eq!(b1.reset(), theirs.len() as u64);
     stage.close();
     Ok(())
 }

@@ -14,6 +14,7 @@ use lb_common::{
     bench::CROWD_LEN,
     flow::word::{BackendRef, State, Word},
     net::IpVersion,
+    share::Share,
     tcp::{ACK, RST, SYN},
     verdict::{Reason, Verdict},
     vip::VipEntry,
@@ -66,6 +67,11 @@ fn reach(reason: Reason) -> Run {
         }
         Reason::Adopted => world.send(&CLIENT.ack()),
         Reason::Stray => world.send(&CLIENT.sends(RST)),
+        Reason::DrainDeadline => {
+            world.insert(CLIENT.key(), live(0));
+            world.backend(&BackendSpec::l2(1).closing(Share::ALL.parts()));
+            world.send(&CLIENT.ack())
+        }
         Reason::BackendDead => {
             world.insert(CLIENT.key(), live(0));
             world.backend(&dead);

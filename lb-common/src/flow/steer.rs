@@ -26,6 +26,8 @@ pub trait World: Memory {
     fn slot(&self, key: &Self::Key, attempt: u32) -> Option<Slot>;
     /// A backend's entry and its state, by id. None if there is no such id.
     fn backend(&self, id: u32) -> Option<(Self::Backend, BackendState)>;
+    /// How many buckets there are: what the homes of flows are scaled to.
+    fn buckets(&self) -> u32;
     /// Takes one permission to adopt an unknown flow from a bounded rate.
     fn may_adopt(&self) -> bool;
     /// Whether entries are only read for the moment: see [`crate::maps::Hold`].
@@ -424,8 +426,8 @@ impl<W: World> Visit<'_, W> {
         }
     }
 
-    /// A segment in mid-stream, or an end, of a flow that has an entry, or two; also of one whose backend is dead, unresolved
-    /// or gone.
+    /// A segment in mid-stream, or an end, of a flow that has an entry, or two; also of one whose backend is dead, closes its flows, is
+    /// unresolved or gone.
     #[inline(never)]
     fn known(&self, found: &Entry, other: &Entry) -> Outcome {
         let is_other =
@@ -436,8 +438,20 @@ impl<W: World> Visit<'_, W> {
                 if !self.live_on(*entry) {
                     return Outcome::without_backend(Reason::Held);
                 }
+                if !choice
+                    .state
+                    .closes(self.subject.homes[0], self.world.buckets())
+                {
+                    return choice.forward(Reason::Established);
+                }
                 match choice.state.serving() {
-                    Serving::New | Serving::ExistingOnly => choice.forward(Reason::Established),
+                    // Who ends a flow needs no end, and the backend is to hear of it.
+                    Serving::New | Serving::ExistingOnly if self.segment.ends() => {
+                        choice.forward(Reason::Established)
+                    }
+                    Serving::New | Serving::ExistingOnly => {
+                        Outcome::new(Reason::DrainDeadline, choice.id)
+                    }
                     // The client must learn of it, but nobody answers a RST with a RST.
                     Serving::None if self.segment.has(RST) => {
                         Outcome::new(Reason::ResetToDead, choice.id)

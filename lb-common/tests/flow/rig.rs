@@ -15,6 +15,7 @@ use lb_common::{
     },
     hash::Seed,
     maglev::{Slot, slot_index},
+    share::Share,
     tcp::{ACK, FIN, RST, SYN, Segment},
     verdict::Reason,
 };
@@ -89,6 +90,12 @@ impl Rig {
             self.backends.resize(id + 1, BackendState::default());
         }
         self.backends[id] = BackendState::new(generation, serving, Forwarding::L2, 0, resolved);
+    }
+
+    /// Has a backend's flows be closed, so many parts of them.
+    pub(crate) fn pace(&mut self, id: u32, share: Share) {
+        let state = &mut self.backends[id as usize];
+        *state = state.pacing(share, Tick(1));
     }
 
     pub(crate) fn serving(&self, id: u32) -> Serving {
@@ -256,6 +263,10 @@ impl World for Rig {
 
     fn backend(&self, id: u32) -> Option<((), BackendState)> {
         self.backends.get(id as usize).map(|state| ((), *state))
+    }
+
+    fn buckets(&self) -> u32 {
+        self.places.len() as u32 / WAYS
     }
 
     fn may_adopt(&self) -> bool {

@@ -289,6 +289,10 @@ impl<const N: u32> World for Cpu<N> {
             .then(|| ((), BackendState::new(0, serving, Forwarding::L2, 0, true)))
     }
 
+    fn buckets(&self) -> u32 {
+        N
+    }
+
     fn may_adopt(&self) -> bool {
         true
     }

@@ -243,6 +243,11 @@ impl<T: Table> World for Maps<T> {
     }
 
     #[inline(always)]
+    fn buckets(&self) -> u32 {
+        T::buckets()
+    }
+
+    #[inline(always)]
     fn may_adopt(&self) -> bool {
         maps::may_adopt(maps::now_ns())
     }

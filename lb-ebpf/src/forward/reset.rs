@@ -1,4 +1,4 @@
-//! A RST to a client whose backend is dead (RFC 9293, section 3.10.7.1): sequence number from the segment's acknowledgement, no ACK.
+//! A RST to a client whose backend is dead, or drained for longer than its deadline (RFC 9293, section 3.10.7.1): sequence number from the segment's acknowledgement, no ACK.
 
 use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_xdp_adjust_tail, programs::XdpContext};
 use lb_common::{
@@ -18,11 +18,12 @@ use crate::{
 
 /// Answering, in one version of IP.
 pub(crate) trait Answer {
-    /// Turns the frame into the answer and sends it back where it came from. [`SENT`], or the code of a reason. (BPF functions return numbers.)
+    /// Turns the frame into the answer and sends it back where it came from; `told` is the backend that the daemon is to tell of it, 0 is none.
+    /// [`SENT`], or the code of a reason. (BPF functions return numbers.)
     ///
     /// A function of its own that parses the frame again: the segment would otherwise have to lie in the caller's stack frame, which is
     /// scarce.
-    fn answer(ctx: *mut xdp_md) -> u32;
+    fn answer(ctx: *mut xdp_md, told: u32) -> u32;
 }
 
 /// What [`Answer::answer`] returns when the answer is ready to be sent.
@@ -30,40 +31,40 @@ pub(super) const SENT: u32 = u32::MAX;
 
 impl Answer for V4 {
     #[inline(always)]
-    fn answer(ctx: *mut xdp_md) -> u32 {
-        answer4(ctx)
+    fn answer(ctx: *mut xdp_md, told: u32) -> u32 {
+        answer4(ctx, told)
     }
 }
 
 impl Answer for V6 {
     #[inline(always)]
-    fn answer(ctx: *mut xdp_md) -> u32 {
-        answer6(ctx)
+    fn answer(ctx: *mut xdp_md, told: u32) -> u32 {
+        answer6(ctx, told)
     }
 }
 
 #[inline(never)]
-fn answer4(ctx: *mut xdp_md) -> u32 {
+fn answer4(ctx: *mut xdp_md, told: u32) -> u32 {
     let ctx = XdpContext::new(ctx);
     match parse::network(&ctx) {
-        Ok(Network::V4(offset)) => answer::<V4>(&ctx, offset),
+        Ok(Network::V4(offset)) => answer::<V4>(&ctx, offset, told),
         _ => Reason::NoAnswer as u32,
     }
 }
 
 #[inline(never)]
-fn answer6(ctx: *mut xdp_md) -> u32 {
+fn answer6(ctx: *mut xdp_md, told: u32) -> u32 {
     let ctx = XdpContext::new(ctx);
     match parse::network(&ctx) {
-        Ok(Network::V6(offset)) => answer::<V6>(&ctx, offset),
+        Ok(Network::V6(offset)) => answer::<V6>(&ctx, offset, told),
         _ => Reason::NoAnswer as u32,
     }
 }
 
 #[inline(always)]
-fn answer<F: Envelope>(ctx: &XdpContext, network: usize) -> u32 {
+fn answer<F: Envelope>(ctx: &XdpContext, network: usize, told: u32) -> u32 {
     match F::parse(ctx, network) {
-        Ok(Parsed::Segment(segment, _)) => match write::<F>(ctx, &segment) {
+        Ok(Parsed::Segment(segment, _)) => match write::<F>(ctx, &segment, told) {
             Ok(()) => SENT,
             Err(reason) => reason as u32,
         },
@@ -76,12 +77,30 @@ trait Envelope: Parse {
     /// Its length.
     const LEN: usize;
 
+    /// Tells the daemon of the flow that is closed here. A function of its own, for its stack.
+    fn notify(ip: Bytes, tcp: Bytes, backend: u32);
+
+    /// Source and destination, as [`lb_common::net::Address::words`] gives them.
+    fn ends(ip: Bytes) -> [[u64; 2]; 2];
+
     /// Writes it over that of the segment which is answered, its ends swapped. Gives the running sum of the addresses' 16-bit words.
     fn write(ip: Bytes) -> u64;
 }
 
 impl Envelope for V4 {
     const LEN: usize = IPV4_LEN;
+
+    #[inline(always)]
+    fn notify(ip: Bytes, tcp: Bytes, backend: u32) {
+        notify4(ip, tcp, backend);
+    }
+
+    #[inline(always)]
+    fn ends(ip: Bytes) -> [[u64; 2]; 2] {
+        const PREFIX: u64 = u64::from_le_bytes([0, 0, 0xff, 0xff, 0, 0, 0, 0]);
+        let mapped = |at| [0, PREFIX | (ip.raw32(at) as u64) << 32];
+        [mapped(12), mapped(16)]
+    }
 
     #[inline(always)]
     fn write(ip: Bytes) -> u64 {
@@ -106,6 +125,16 @@ impl Envelope for V6 {
     const LEN: usize = IPV6_LEN;
 
     #[inline(always)]
+    fn notify(ip: Bytes, tcp: Bytes, backend: u32) {
+        notify6(ip, tcp, backend);
+    }
+
+    #[inline(always)]
+    fn ends(ip: Bytes) -> [[u64; 2]; 2] {
+        [[ip.raw64(8), ip.raw64(16)], [ip.raw64(24), ip.raw64(32)]]
+    }
+
+    #[inline(always)]
     fn write(ip: Bytes) -> u64 {
         ip.set_u32(0, 0x6000_0000);
         ip.set_u16(4, TCP_LEN as u16);
@@ -125,13 +154,19 @@ fn swap(ip: Bytes, one: usize, other: usize) -> u64 {
 }
 
 #[inline(always)]
-fn write<F: Envelope>(ctx: &XdpContext, segment: &Segment) -> Result<(), Reason> {
+fn write<F: Envelope>(ctx: &XdpContext, segment: &Segment, told: u32) -> Result<(), Reason> {
     if !maps::may_reset(maps::now_ns()) {
         return Err(Reason::ResetLimited);
     }
     let tcp = Frame::of(ctx)
         .at(segment.transport(), TCP_LEN)
         .ok_or(Reason::Malformed)?;
+    if told != 0 {
+        let ip = Frame::of(ctx)
+            .at(segment.network(), F::LEN)
+            .ok_or(Reason::Malformed)?;
+        F::notify(ip, tcp, told);
+    }
     let acknowledgement = tcp.u32(8);
     let header_len = (tcp.u8(12) >> 4) as u32 * 4;
     let has_ack = segment.tcp.has(tcp::ACK);
@@ -175,6 +210,40 @@ fn write<F: Envelope>(ctx: &XdpContext, segment: &Segment) -> Result<(), Reason>
     tcp.set_u16(16, csum::finish(sum));
 
     cut(ctx, segment.network() + F::LEN + TCP_LEN)
+}
+
+#[inline(never)]
+fn notify4(ip: Bytes, tcp: Bytes, backend: u32) {
+    notify::<V4>(ip, tcp, backend);
+}
+
+#[inline(never)]
+fn notify6(ip: Bytes, tcp: Bytes, backend: u32) {
+    notify::<V6>(ip, tcp, backend);
+}
+
+#[inline(always)]
+fn notify<F: Envelope>(ip: Bytes, tcp: Bytes, backend: u32) {
+    let Some((entry, _)) = maps::backend(backend) else {
+        return;
+    };
+    // SAFETY: an entry of the map, of which this does not change while the backend is in use.
+    let service = unsafe { core::ptr::addr_of!((*entry).service).read_volatile() };
+    maps::notify(|notice| {
+        let [client, vip] = F::ends(ip);
+        let set = |word: usize, value: u64| {
+            // SAFETY: one of the words of a notice that is ours to write, and aligned. Volatile, so that none of it is made on the stack.
+            unsafe { notice.cast::<u64>().add(word).write_volatile(value) }
+        };
+        set(0, client[0]);
+        set(1, client[1]);
+        set(2, vip[0]);
+        set(3, vip[1]);
+        set(4, backend as u64 | (tcp.u32(4) as u64) << 32);
+        let ports = tcp.u16(0) as u64 | (tcp.u16(2) as u64) << 16;
+        set(5, tcp.u32(8) as u64 | ports << 32);
+        set(6, service as u64);
+    });
 }
 
 /// Cuts the frame to `length` bytes, all buffers of it.

@@ -12,7 +12,10 @@ use hyper_util::rt::TokioIo;
 use serde::{Deserialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
-use crate::{model::BackendName, status::Status};
+use crate::{
+    model::{Asked, BackendName},
+    status::Status,
+};
 
 /// Time in which the daemon answers.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -90,12 +93,20 @@ impl Client {
         self.ask(Method::GET, "/v1/status").await
     }
 
-    /// Stops new flows to a backend.
+    /// Stops new flows to a backend; with a deadline of this drain's own, if one is asked for.
     ///
     /// # Errors
     /// When there is no daemon, or no such backend.
-    pub async fn drain(&self, name: &BackendName) -> Result<(), Error> {
-        self.change(name, "drain").await
+    pub async fn drain(&self, name: &BackendName, asked: Option<Asked>) -> Result<(), Error> {
+        let ms = |time: Duration| format!("{}ms", time.as_millis());
+        let mut verb = "drain".to_owned();
+        if let Some(asked) = asked {
+            verb += &format!("?deadline={}", ms(asked.deadline));
+            if let Some(over) = asked.close_over {
+                verb += &format!("&close_over={}", ms(over));
+            }
+        }
+        self.change(name, &verb).await
     }
 
     /// Ends a drain.

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `GET /v1/status` | 200, a [`Status`] |
 //! | `POST /v1/services/SERVICE/backends/BACKEND/drain`, `…/undrain` | 200 `{"ok":true}`, or 404 `{"error":"…"}` |
+//! | `POST …/drain?deadline=30m&close_over=60s` | the same with a deadline of this drain's own; 400 if these are no durations |
 //! | `POST /v1/reload` | 200 `{"generation":N}`, or 422 `{"errors":["…"]}` |
 
 pub mod client;
@@ -19,7 +20,10 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::{Path as UrlPath, State, rejection::PathRejection},
+    extract::{
+        Path as UrlPath, Query, State,
+        rejection::{PathRejection, QueryRejection},
+    },
     http::StatusCode,
     response::{IntoResponse as _, Response},
     routing::{get, post},
@@ -30,7 +34,13 @@ use tokio::{
 };
 
 pub use self::reload::Reloader;
-use crate::{http, model::BackendName, reconcile::Command, status::Status};
+use crate::{
+    config::{CLOSE_OVERS, DRAIN_DEADLINES, duration_within},
+    http,
+    model::{Asked, BackendName},
+    reconcile::Command,
+    status::Status,
+};
 
 /// Time in which the reconciler answers. It is busy for milliseconds at a time.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -149,8 +159,54 @@ async fn status(State(admin): State<Admin>) -> Response {
 /// A service's name and a backend's, in a path.
 type Named = UrlPath<(String, String)>;
 
-async fn drain(State(admin): State<Admin>, name: Result<Named, PathRejection>) -> Response {
-    ask(&admin, name, |name, reply| Command::Drain { name, reply }).await
+/// What a drain may be asked for with.
+#[derive(serde::Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Terms {
+    deadline: Option<String>,
+    close_over: Option<String>,
+}
+
+impl Terms {
+    /// The deadline that is asked for.
+    fn asked(&self) -> Result<Option<Asked>, String> {
+        let close_over = self
+            .close_over
+            .as_ref()
+            .map(|text| duration_within(text, CLOSE_OVERS))
+            .transpose()?;
+        match &self.deadline {
+            Some(deadline) => Ok(Some(Asked {
+                deadline: duration_within(deadline, DRAIN_DEADLINES)?,
+                close_over,
+                since: None,
+            })),
+            None if close_over.is_some() => Err("close_over is given without a deadline".into()),
+            None => Ok(None),
+        }
+    }
+}
+
+async fn drain(
+    State(admin): State<Admin>,
+    name: Result<Named, PathRejection>,
+    terms: Result<Query<Terms>, QueryRejection>,
+) -> Response {
+    let asked = match terms {
+        Ok(Query(terms)) => terms.asked(),
+        Err(rejection) => Err(rejection.body_text()),
+    };
+    match asked {
+        Ok(asked) => {
+            ask(&admin, name, |name, reply| Command::Drain {
+                name,
+                asked,
+                reply,
+            })
+            .await
+        }
+        Err(wrong) => http::error(StatusCode::BAD_REQUEST, wrong),
+    }
 }
 
 async fn undrain(State(admin): State<Admin>, name: Result<Named, PathRejection>) -> Response {

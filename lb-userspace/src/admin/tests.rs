@@ -83,9 +83,19 @@ impl Daemon {
             };
             while let Some(command) = received.recv().await {
                 let text = match command {
-                    Command::Drain { name, reply } => {
+                    Command::Drain { name, asked, reply } => {
                         reply.send(answer(&name)).unwrap();
-                        format!("drain {name}")
+                        match asked {
+                            None => format!("drain {name}"),
+                            Some(Asked {
+                                deadline,
+                                close_over,
+                                since: None,
+                            }) => {
+                                format!("drain {name} within {deadline:?}, over {close_over:?}")
+                            }
+                            Some(asked) => panic!("{asked:?}"),
+                        }
                     }
                     Command::Undrain { name, reply } => {
                         reply.send(answer(&name)).unwrap();
@@ -134,8 +144,42 @@ async fn backends_are_drained_by_name() {
         service: service.into(),
         backend: backend.into(),
     };
-    daemon.client.drain(&name("chat", "b1")).await.unwrap();
+    daemon
+        .client
+        .drain(&name("chat", "b1"), None)
+        .await
+        .unwrap();
     assert_eq!(daemon.heard.recv().await.unwrap(), "drain chat/b1");
+    let asked = |close_over| Asked {
+        deadline: Duration::from_secs(90),
+        close_over,
+        since: None,
+    };
+    for (close_over, heard) in [
+        (None, "drain chat/b1 within 90s, over None"),
+        (
+            Some(Duration::from_millis(1_500)),
+            "drain chat/b1 within 90s, over Some(1.5s)",
+        ),
+    ] {
+        let asked = Some(asked(close_over));
+        daemon
+            .client
+            .drain(&name("chat", "b1"), asked)
+            .await
+            .unwrap();
+        assert_eq!(daemon.heard.recv().await.unwrap(), heard);
+    }
+    let too_long = Some(Asked {
+        deadline: Duration::from_secs(1 << 30),
+        ..asked(None)
+    });
+    let error = daemon
+        .client
+        .drain(&name("chat", "b1"), too_long)
+        .await
+        .unwrap_err();
+    assert_eq!(error.to_string(), "1073741824000ms is not from 0s to 720h");
     // Names are text, not paths.
     daemon
         .client
@@ -143,7 +187,11 @@ async fn backends_are_drained_by_name() {
         .await
         .unwrap();
     assert_eq!(daemon.heard.recv().await.unwrap(), "undrain a b/../c%41/b1");
-    let error = daemon.client.drain(&name("chat", "b9")).await.unwrap_err();
+    let error = daemon
+        .client
+        .drain(&name("chat", "b9"), None)
+        .await
+        .unwrap_err();
     assert_eq!(error.to_string(), "there is no backend chat/b9");
 }
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::{
     config::{Config, Limits},
     flows::Fill,
-    status::{BackendStatus, ServiceStatus, Status},
+    status::{BackendStatus, DrainStatus, ServiceStatus, Status},
 };
 
 /// What a valid configuration holds, in a line.
@@ -158,6 +158,7 @@ fn service_lines(service: &ServiceStatus, now: u64) -> String {
             "NEIGHBOUR",
             "ACTIVE",
             "IDLE",
+            "DEADLINE",
             "LAST ERROR",
         ]
         .map(str::to_owned),
@@ -166,7 +167,7 @@ fn service_lines(service: &ServiceStatus, now: u64) -> String {
     text + &table(&rows)
 }
 
-fn backend_row(backend: &BackendStatus, now: u64) -> [String; 10] {
+fn backend_row(backend: &BackendStatus, now: u64) -> [String; 11] {
     [
         backend.name.clone(),
         SocketAddr::new(backend.address, backend.port).to_string(),
@@ -181,8 +182,21 @@ fn backend_row(backend: &BackendStatus, now: u64) -> [String; 10] {
         word(&backend.neighbour),
         backend.flows.active.to_string(),
         backend.flows.idle.to_string(),
+        backend
+            .drain
+            .as_ref()
+            .map_or_else(|| "-".to_owned(), deadline),
         last_error(backend, now),
     ]
+}
+
+/// When a drain's flows are closed, or how many are.
+fn deadline(drain: &DrainStatus) -> String {
+    match (drain.deadline_s, drain.closed) {
+        (0, closed) if closed < 1.0 => format!("closing {:.0}%", (closed * 100.0).floor()),
+        (0, _) => "closed".to_owned(),
+        (seconds, _) => format!("in {}", duration(seconds)),
+    }
 }
 
 fn last_error(backend: &BackendStatus, now: u64) -> String {
@@ -267,7 +281,7 @@ mod tests {
           "fail_open":true,"resets_suspended":"fail-open","error":null,
           "backends":[{"name":"b1","address":"10.0.1.11","port":80,"weight":100,"admin":"draining",
             "removed":false,"health":"refusing","serving":"existing-only","neighbour":"resolved",
-            "last_error":"status 503",
+            "last_error":"status 503","drain":{"deadline_s":0,"closed":0.256},
             "flows":{"embryo":0,"young":0,"pin":12,"closing":0,"active":11,"idle":1}}]}],
         "reasons":{"established":{"packets":5,"bytes":300},"opened":{"packets":0,"bytes":0}}}"#;
 
@@ -285,8 +299,8 @@ the latest reload was refused, an older configuration is in force:
   a.toml:1:1: x: bad; mend it
 
 chat  [2001:db8::1]:80  ipip  FAIL-OPEN: too few backends are usable, all active ones take flows  clients of dead backends are not told: it is in fail-open
-  BACKEND  ADDRESS       WEIGHT  ADMIN     HEALTH    SERVING        NEIGHBOUR  ACTIVE  IDLE  LAST ERROR
-  b1       10.0.1.11:80  100     draining  refusing  existing-only  resolved   11      1     status 503
+  BACKEND  ADDRESS       WEIGHT  ADMIN     HEALTH    SERVING        NEIGHBOUR  ACTIVE  IDLE  DEADLINE     LAST ERROR
+  b1       10.0.1.11:80  100     draining  refusing  existing-only  resolved   11      1     closing 25%  status 503
 
   PACKETS      COUNT  BYTES
   established  5      300
@@ -305,6 +319,18 @@ chat  [2001:db8::1]:80  ipip  FAIL-OPEN: too few backends are usable, all active
             text.contains("status 503 (until 1 min 40 s ago)\n"),
             "{text}"
         );
+    }
+
+    #[test]
+    fn a_deadline_is_ahead_or_at_work_or_over() {
+        for (deadline_s, closed, text) in [
+            (61, 0.0, "in 1 min 1 s"),
+            (0, 0.0, "closing 0%"),
+            (0, 0.999, "closing 99%"),
+            (0, 1.0, "closed"),
+        ] {
+            assert_eq!(deadline(&DrainStatus { deadline_s, closed }), text);
+        }
     }
 
     #[test]

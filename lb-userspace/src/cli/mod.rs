@@ -9,7 +9,7 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     str::FromStr,
-    time::SystemTime,
+    time::{Duration, SystemTime},
 };
 
 use clap::{Args, Parser, Subcommand};
@@ -24,7 +24,7 @@ use crate::{
     },
     dataplane::kernel::{self, XdpMode},
     logging,
-    model::BackendName,
+    model::{Asked, BackendName},
     reconcile,
 };
 
@@ -77,10 +77,18 @@ enum Command {
         json: bool,
     },
     /// Give a backend no new flows; it keeps those it has
+    ///
+    /// With a deadline, or if its service has one, they are closed in time: each on its next packet, client and backend both told.
     #[command(after_help = EXIT_STATUS)]
     Drain {
         /// The backend, as SERVICE/BACKEND.
         backend: Named,
+        /// How long its flows may stay, from now on, for example `30m`.
+        #[arg(long, value_name = "DURATION", value_parser = deadline)]
+        deadline: Option<Duration>,
+        /// Over which time they are closed then; as its service says if this is not given.
+        #[arg(long, value_name = "DURATION", value_parser = close_over, requires = "deadline")]
+        close_over: Option<Duration>,
         #[command(flatten)]
         daemon: Daemon,
     },
@@ -165,6 +173,14 @@ impl FromStr for Named {
     }
 }
 
+fn deadline(text: &str) -> Result<Duration, String> {
+    config::duration_within(text, config::DRAIN_DEADLINES)
+}
+
+fn close_over(text: &str) -> Result<Duration, String> {
+    config::duration_within(text, config::CLOSE_OVERS)
+}
+
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
@@ -241,8 +257,20 @@ fn run(command: Command) -> Result<(), Failure> {
             }
             Ok(())
         }
-        Command::Drain { backend, daemon } => {
-            ask(&daemon, async |client| client.drain(&backend.0).await)?;
+        Command::Drain {
+            backend,
+            deadline,
+            close_over,
+            daemon,
+        } => {
+            let asked = deadline.map(|deadline| Asked {
+                deadline,
+                close_over,
+                since: None,
+            });
+            ask(&daemon, async |client| {
+                client.drain(&backend.0, asked).await
+            })?;
             println!(
                 "{} takes no new flows; `tether status` shows those it has",
                 backend.0

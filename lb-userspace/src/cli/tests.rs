@@ -47,6 +47,32 @@ fn backends_are_named_with_their_service() {
 }
 
 #[test]
+fn a_drain_may_have_a_deadline_of_its_own() {
+    let terms = |line: &str| match parse(line).unwrap() {
+        Command::Drain {
+            deadline,
+            close_over,
+            ..
+        } => (deadline, close_over),
+        other => panic!("{other:?}"),
+    };
+    assert_eq!(terms("tether drain chat/b1"), (None, None));
+    let minutes = Duration::from_mins;
+    assert_eq!(
+        terms("tether drain chat/b1 --deadline 30m"),
+        (Some(minutes(30)), None)
+    );
+    assert_eq!(
+        terms("tether drain chat/b1 --deadline 2h --close-over 60s"),
+        (Some(minutes(120)), Some(minutes(1)))
+    );
+    for wrong in ["--deadline 30", "--deadline 721h", "--close-over 60s"] {
+        let error = parse(&format!("tether drain chat/b1 {wrong}")).unwrap_err();
+        assert_eq!(error.exit_code(), 2, "{wrong}");
+    }
+}
+
+#[test]
 fn the_daemon_needs_a_configuration() {
     assert_eq!(parse("tether run").unwrap_err().exit_code(), 2);
     assert_eq!(

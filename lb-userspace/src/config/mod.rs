@@ -13,13 +13,18 @@ use std::{
     fs::File,
     io::Read as _,
     net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
     os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use lb_common::{backend::Mode, net::IpVersion};
 
-pub use self::problem::{Problem, Problems};
+pub use self::{
+    problem::{Problem, Problems},
+    read::duration_within,
+};
 use crate::model::{Admin, Check};
 
 /// A configuration, valid as a whole.
@@ -49,6 +54,14 @@ pub struct Config {
 pub const MAX_FLOWS: u32 = 20_000_000;
 /// The most that `flows6` in `[limits]` may be.
 pub const MAX_FLOWS6: u32 = 10_000_000;
+/// What `drain_deadline` may be: up to 30 days.
+pub const DRAIN_DEADLINES: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(720);
+/// What `close_over` may be.
+pub const CLOSE_OVERS: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(24);
+/// `close_over` if nothing is said.
+pub const CLOSE_OVER: Duration = Duration::from_secs(60);
+/// What `reset_over` may be: a dead backend's clients wait for as long.
+pub const RESET_OVERS: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(1);
 
 /// Capacities of the maps. But for that of flows they are fixed while the maps live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -131,6 +144,12 @@ pub struct Service {
     pub table_size: u32,
     /// With fewer usable backends than this it fails open.
     pub min_healthy: u32,
+    /// How long flows may stay on a backend that is drained or removed; none: as long as they live.
+    pub drain_deadline: Option<Duration>,
+    /// Over which time they are closed then.
+    pub close_over: Duration,
+    /// Over which time clients of a dead backend are told.
+    pub reset_over: Duration,
     /// Its backends; names, and pairs of address and port, are unique in the service.
     pub backends: Vec<Backend>,
 }

@@ -292,6 +292,27 @@ pub(super) fn as_integer(value: &DeValue<'_>) -> Option<i64> {
     }
 }
 
+/// A duration from words that are no configuration file's.
+///
+/// # Errors
+/// When it is none, or out of bounds: how to write it.
+pub fn duration_within(
+    text: &str,
+    bounds: std::ops::RangeInclusive<Duration>,
+) -> Result<Duration, String> {
+    match parse_duration(text) {
+        Some(duration) if bounds.contains(&duration) => Ok(duration),
+        Some(_) => Err(format!(
+            "{text} is not from {} to {}",
+            show_duration(*bounds.start()),
+            show_duration(*bounds.end())
+        )),
+        None => Err(format!(
+            "{text:?} is no duration; write a whole number and a unit: 500ms, 2s, 1m, 1h"
+        )),
+    }
+}
+
 /// A whole number and a unit: ms, s, m, h.
 fn parse_duration(text: &str) -> Option<Duration> {
     let digits = text.find(|c: char| !c.is_ascii_digit())?;

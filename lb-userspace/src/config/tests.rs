@@ -199,6 +199,25 @@ fn what_is_not_said_has_a_default() {
 }
 
 #[test]
+fn a_service_says_how_drains_end_and_how_fast_the_dead_are_told_of() {
+    let of = |line: &str| {
+        let text = SMALL.replace("mode", &format!("{line}\nmode"));
+        let config = parse(Path::new("t.toml"), &text).unwrap().config;
+        let service = &config.services[0];
+        let ms = |time: Duration| time.as_millis();
+        (
+            service.drain_deadline.map(ms),
+            ms(service.close_over),
+            ms(service.reset_over),
+        )
+    };
+    assert_eq!(of(""), (None, 60_000, 0));
+    let all = "drain_deadline = \"30m\"\nclose_over = \"5s\"\nreset_over = \"250ms\"";
+    assert_eq!(of(all), (Some(1_800_000), 5_000, 250));
+    assert_eq!(of("drain_deadline = \"0s\""), (Some(0), 60_000, 0));
+}
+
+#[test]
 fn a_fast_check_has_a_timeout_no_longer_than_its_interval() {
     let text = format!("{SMALL}[service.health]\ninterval = \"200ms\"\n");
     let config = parse(Path::new("t.toml"), &text).unwrap().config;
@@ -267,7 +286,7 @@ fn each_mistake_has_its_place_object_and_remedy() {
         (
             "mode = \"ipip\"",
             "mode = \"ipip\"\ncolour = 1",
-            r#"t.toml:7:1: service "chat": unknown key "colour"; remove it; known here are name, vip, port, mode, table_size, min_healthy, health, backend"#,
+            r#"t.toml:7:1: service "chat": unknown key "colour"; remove it; known here are name, vip, port, mode, table_size, min_healthy, drain_deadline, close_over, reset_over, health, backend"#,
         ),
         (
             "port = 80",
@@ -458,6 +477,26 @@ fn each_mistake_has_its_place_object_and_remedy() {
             "[\"eth0\"]",
             "[\"eth0\"]\nlimits.services = 99999999999999999999",
             "t.toml:2:19: limits: services is 9223372036854775807; give a number from 2 to 65536",
+        ),
+        (
+            "mode",
+            "drain_deadline = \"721h\"\nmode",
+            "t.toml:6:18: service \"chat\": drain_deadline is 721h; give a duration from 0s to 720h",
+        ),
+        (
+            "mode",
+            "drain_deadline = \"never\"\nmode",
+            "t.toml:6:18: service \"chat\": drain_deadline is \"never\", which is no duration; write a whole number and a unit: \"500ms\", \"2s\", \"1m\", \"1h\"",
+        ),
+        (
+            "mode",
+            "close_over = \"25h\"\nmode",
+            "t.toml:6:14: service \"chat\": close_over is 25h; give a duration from 0s to 24h",
+        ),
+        (
+            "mode",
+            "reset_over = \"61m\"\nmode",
+            "t.toml:6:14: service \"chat\": reset_over is 61m; give a duration from 0s to 1h",
         ),
         (
             "[\"eth0\"]",
@@ -766,6 +805,12 @@ fn what_is_odd_but_legal_is_warned_of() {
         warnings(&SMALL[..SMALL.find("[[service.backend]]").unwrap()]),
         [
             "t.toml:2:1: service \"chat\": it has no backend, so every connection to it is refused or dropped; add a [[service.backend]]"
+        ]
+    );
+    assert_eq!(
+        warnings(&SMALL.replace("mode", "close_over = \"5s\"\nmode")),
+        [
+            "t.toml:6:14: service \"chat\": close_over says how fast flows are closed at a drain's deadline, and there is none but with `tether drain --deadline`; set drain_deadline too, or leave it to the command"
         ]
     );
     assert_eq!(

@@ -2,7 +2,8 @@
 //!
 //! 1. the state directory's lock
 //! 2. the instance in the kernel: adopted if its maps are pinned, else created
-//! 3. health checks, next hops, the host's own VIPs, the sweep of the flow tables, the admin socket, the metrics listener, the reconciler
+//! 3. health checks, next hops, the host's own VIPs, the sweep of the flow tables, notices to backends, the admin socket,
+//!    the metrics listener, the reconciler
 //! 4. the reconciler's first application: it waits, bounded, for first verdicts and next hops
 //! 5. the XDP program: attached, or its old version atomically replaced. On a fresh start this comes after the maps are whole; an
 //!    adopted instance's old program goes on forwarding until here
@@ -38,6 +39,7 @@ use crate::{
         maps::Capacity,
     },
     flows, health, neighbour,
+    notice::{self, Teller, Told},
     reconcile::{self, Inputs, Outputs},
     status::{ConfigStatus, Flows, Generation, Status},
     web::{self, Web},
@@ -223,6 +225,16 @@ async fn run_parts(
             Ok(())
         }
     });
+    let told = Arc::new(Told::default());
+    parts.start("the notices to backends", {
+        let teller = Teller::new(maps.clone(), kernel.program()?, told.clone());
+        let running = notice::run(teller, kernel.take_notices()?, stopping.clone());
+        async {
+            running
+                .await
+                .context("the ring buffer cannot be waited for")
+        }
+    });
     parts.start("the admin socket", {
         let running = admin::serve(admin_listener, later_listeners, admin, stopping.clone());
         async {
@@ -244,7 +256,7 @@ async fn run_parts(
         Err(error) => tracing::warn!(%error, "the program logs nothing"),
     }
     if let Some(listener) = web_listener {
-        let web = Web::new(maps, watched_status.clone(), watched_census);
+        let web = Web::new(maps, watched_status.clone(), watched_census, told);
         let running = web::serve(listener, web, stopping.clone());
         parts.start("the metrics listener", async {
             running.await;

@@ -21,6 +21,10 @@ pub const CLAMPED_TICKS: u32 = 1 << (TICK_BITS - 1);
 /// with each tick.
 pub const CLAMP_FROM_TICKS: u32 = CLAMPED_TICKS + (1 << 12);
 
+/// From this age on an entry of a backend whose flows are all closed goes, in ticks: 2 h. As long after the last of them was closed, since whoever
+/// was idle then is to be told with its next packet.
+pub const CLOSED_TICKS: u32 = ticks_proving(2 * 3600);
+
 /// What today's tables say about a flow.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Today {
@@ -57,6 +61,8 @@ pub enum Gone {
     Invalid,
     /// For want of room; its flow can be recomputed.
     Reclaimed,
+    /// All flows of its backend were closed at a deadline, and it has sent nothing since for long.
+    Closed,
 }
 
 /// What is to be done with an entry.
@@ -102,13 +108,18 @@ pub fn is_active(word: Word, now: Tick) -> bool {
     age(word, now) < IDLE_TICKS
 }
 
-/// Judges an entry. `now` is read after the word. `today` is asked only where it matters, since it costs a look into the tables.
+/// Judges an entry. `now` is read after the word. `today` is asked only where it matters, since it costs a look into the tables; so is
+/// `closed`, since when all flows of its backend are closed.
 pub fn judge(
     word: Word,
     now: Tick,
     pressure: Option<Pressure>,
     today: impl FnOnce() -> Today,
+    closed: impl FnOnce() -> Option<Tick>,
 ) -> Action {
+    if word.is_open() && is_closed(word, now, closed) {
+        return Action::Delete(Gone::Closed);
+    }
     match word.state() {
         State::Empty | State::Busy => Action::Keep,
         State::Invalid => Action::Delete(Gone::Invalid),
@@ -138,6 +149,16 @@ pub fn judge(
             }
         }
     }
+}
+
+/// Whether nobody will miss it: closed for long, and silent for as long.
+fn is_closed(word: Word, now: Tick, closed: impl FnOnce() -> Option<Tick>) -> bool {
+    age(word, now) >= CLOSED_TICKS
+        && closed().is_some_and(|since| {
+            let ticks = now.0.wrapping_sub(since.0);
+            // A moment that is still to come, since it was read after `now` was, is none so long ago.
+            (CLOSED_TICKS..u32::MAX / 2).contains(&ticks)
+        })
 }
 
 fn judge_closing(word: Word, now: Tick, today: impl FnOnce() -> Today) -> Action {
@@ -199,7 +220,7 @@ mod tests {
     }
 
     fn judged(word: Word, pressure: Option<Pressure>, today: Today) -> Action {
-        judge(word, NOW, pressure, || today)
+        judge(word, NOW, pressure, || today, || None)
     }
 
     #[test]
@@ -312,13 +333,35 @@ mod tests {
     }
 
     #[test]
+    fn what_a_deadline_has_closed_goes_two_hours_after_its_last_packet_and_after_the_deadline() {
+        let gone = Action::Delete(Gone::Closed);
+        for state in [State::Young, State::Pin] {
+            let of = |age, closed: Option<u32>| {
+                let since = closed.map(|ago| Tick(NOW.0.wrapping_sub(ago)));
+                judge(aged(state, age, 0), NOW, None, || MOVES, || since)
+            };
+            assert_eq!(of(CLOSED_TICKS, Some(CLOSED_TICKS)), gone);
+            assert_eq!(of(CLOSED_TICKS + 99, Some(CLOSED_TICKS)), gone);
+            // Seen since; idle for days, but closed a moment ago, or not at all.
+            assert_eq!(of(CLOSED_TICKS - 1, Some(CLOSED_TICKS + 99)), Action::Keep);
+            assert_eq!(of(CLOSED_TICKS + 99, Some(CLOSED_TICKS - 1)), Action::Keep);
+            assert_eq!(of(CLOSED_TICKS + 99, None), Action::Keep);
+            // The backend was closed after the clock was read.
+            assert_eq!(of(CLOSED_TICKS, Some(1u32.wrapping_neg())), Action::Keep);
+        }
+        let closing = aged(State::Closing, LINGER_FIN_TICKS, Word::EXCEPTION);
+        let since = Some(Tick(NOW.0 - 2 * CLOSED_TICKS));
+        assert_eq!(judge(closing, NOW, None, || MOVES, || since), Action::Keep);
+    }
+
+    #[test]
     fn a_pin_idle_for_years_never_looks_new() {
         let mut word = aged(State::Pin, 0, 0);
         let mut writes = 0;
         // Two years, one pass an hour.
         for hour in 0..2 * 365 * 24u32 {
             let now = NOW.later(hour * 838);
-            match judge(word, now, None, || MOVES) {
+            match judge(word, now, None, || MOVES, || None) {
                 Action::Keep => {}
                 Action::Clamp(clamped) => {
                     word = clamped;
@@ -359,7 +402,7 @@ mod tests {
             prop_assume!(word.is(State::Young) || word.is(State::Pin));
             let today = Today { pick, recomputed };
             let pressure = Some(Pressure { pins_from: Some(pins_from) });
-            let action = judge(word, Tick(now), pressure, || today);
+            let action = judge(word, Tick(now), pressure, || today, || None);
             if pick != word.backend().id() || recomputed != word.backend().id() {
                 prop_assert!(!matches!(action, Action::Delete(_)), "{:?}", action);
             }
@@ -368,7 +411,7 @@ mod tests {
         #[test]
         fn a_judgement_changes_nothing_but_what_it_is_about(bits: u64, now: u32) {
             let word = Word(bits);
-            match judge(word, Tick(now), None, Today::default) {
+            match judge(word, Tick(now), None, Today::default, || None) {
                 Action::Keep | Action::Delete(_) => {}
                 Action::MarkException(new) => {
                     prop_assert!(word.is(State::Closing));
@@ -377,7 +420,7 @@ mod tests {
                 Action::Clamp(new) => {
                     prop_assert_eq!(new.with_tick(Tick(word.tick())), word);
                     prop_assert!(age(new, Tick(now)) <= age(word, Tick(now)));
-                    prop_assert_eq!(judge(new, Tick(now), None, Today::default), Action::Keep);
+                    prop_assert_eq!(judge(new, Tick(now), None, Today::default, || None), Action::Keep);
                 }
             }
         }
@@ -387,7 +430,7 @@ mod tests {
             let state = if young { State::Young } else { State::Pin };
             let word = Word(bits).with_state(state).with_tick(Tick(now.wrapping_sub(seen)));
             let id = word.backend().id();
-            let action = judge(word, Tick(now), HARD, || Today { pick: id, recomputed: id });
+            let action = judge(word, Tick(now), HARD, || Today { pick: id, recomputed: id }, || Some(Tick(now.wrapping_sub(CLOSED_TICKS))));
             prop_assert_eq!(action, Action::Keep);
         }
     }

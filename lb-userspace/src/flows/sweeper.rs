@@ -22,7 +22,7 @@ use super::{
         self, Action, Gone, RECLAIM_PIN_TICKS, RECLAIM_YOUNG_TICKS, first_goes, may_be_duplicate,
     },
     reclaim::Reclaim,
-    today::today,
+    today::{closed, today},
 };
 use crate::{
     by_version::ByVersion,
@@ -210,7 +210,13 @@ impl<K: TableKey> Sweep<K> {
         common: &mut Common,
     ) -> Option<Word> {
         let pressure = self.reclaim.pressure(is_full);
-        let first = judge::judge(seen, now, pressure, || today(&common.maps, key, now));
+        let first = judge::judge(
+            seen,
+            now,
+            pressure,
+            || today(&common.maps, key, now),
+            || closed(&common.maps, seen),
+        );
         if first == Action::Keep {
             self.note_reclaimable(seen, key, now, &common.maps);
             return Some(seen);
@@ -218,7 +224,13 @@ impl<K: TableKey> Sweep<K> {
         // Judged again by a clock that was read after the word was: this process may have been stopped since it read the other, for
         // longer than a modular age can tell from a new entry's.
         let now = (common.clock)();
-        let action = judge::judge(seen, now, pressure, || today(&common.maps, key, now));
+        let action = judge::judge(
+            seen,
+            now,
+            pressure,
+            || today(&common.maps, key, now),
+            || closed(&common.maps, seen),
+        );
         let Some(new) = action.word() else {
             return Some(seen);
         };
@@ -234,6 +246,7 @@ impl<K: TableKey> Sweep<K> {
             Action::Delete(Gone::Expired) => common.swept.expired += 1,
             Action::Delete(Gone::Ended) => common.swept.ended += 1,
             Action::Delete(Gone::Invalid) => common.swept.invalid += 1,
+            Action::Delete(Gone::Closed) => common.swept.closed += 1,
             Action::Delete(Gone::Reclaimed) => {
                 common.swept.reclaimed += 1;
                 self.reclaim.took_one();

@@ -17,12 +17,13 @@ use lb_common::{
     maps::{ABI_VERSION, Instance},
     net::{Address, IpVersion},
     service::Service,
+    share::Share,
 };
 use proptest::prelude::*;
 
 use super::{
     Census, Counts, Sweeper, TableCensus,
-    judge::{IDLE_TICKS, RECLAIM_PIN_TICKS, RECLAIM_YOUNG_TICKS},
+    judge::{CLOSED_TICKS, IDLE_TICKS, RECLAIM_PIN_TICKS, RECLAIM_YOUNG_TICKS},
     pick_of,
 };
 use crate::dataplane::{
@@ -70,6 +71,7 @@ macro_rules! in_both_versions {
 in_both_versions! {
     a_pass_counts_everything_in_steps
     embryos_expire_and_ended_flows_go
+    entries_of_a_backend_whose_deadline_was_long_ago_go
     below_three_quarters_nothing_is_reclaimed
     young_entries_go_first_and_only_as_many_as_are_too_many
     then_pins_go_the_longest_idle_first_and_exceptions_never
@@ -247,6 +249,46 @@ fn embryos_expire_and_ended_flows_go<K: Client>() {
         (1, 1, 1, 1)
     );
     assert_eq!((census.total().embryo, census.total().closing), (1, 1));
+}
+
+fn entries_of_a_backend_whose_deadline_was_long_ago_go<K: Client>() {
+    let fixture = Fixture::<K>::new(4);
+    let old = 2 * CLOSED_TICKS;
+    let mut key = 0;
+    for (bucket, backend) in [OWNER, OTHER].into_iter().enumerate() {
+        for (way, age) in [0, CLOSED_TICKS - 1, old].into_iter().enumerate() {
+            key += 1;
+            let word = aged(State::Pin, backend, age);
+            fixture.put(bucket as u32, way as u32, K::client(key, 0), word);
+        }
+    }
+    // An entry of another holder of the id, which should not be there, is nobody's business here.
+    let strange = Word::live(
+        State::Pin,
+        BackendRef::new(OTHER, 1),
+        0,
+        Tick(NOW.0 - old),
+        0,
+    );
+    fixture.put(2, 0, K::client(99, 0), strange);
+    let mut sweeper = fixture.sweeper();
+    let state = fixture.maps.state(OTHER);
+    let close = |share, ago| {
+        let since = Tick(NOW.0 - ago);
+        fixture.maps.set_state(OTHER, state.pacing(share, since));
+    };
+    for (share, ago) in [
+        (Share::of_parts(65_535), old),
+        (Share::ALL, CLOSED_TICKS - 1),
+    ] {
+        close(share, ago);
+        let census = sweeper.pass();
+        assert_eq!((used(&census), census.swept.closed), (7, 0), "{share:?}");
+    }
+    close(Share::ALL, CLOSED_TICKS);
+    let census = sweeper.pass();
+    assert_eq!((used(&census), census.swept.closed), (6, 1));
+    assert_eq!(fixture.word(1, 2), Word::EMPTY);
 }
 
 fn below_three_quarters_nothing_is_reclaimed<K: Client>() {

@@ -5,7 +5,7 @@ use std::sync::atomic::Ordering;
 use lb_common::{
     backend::Serving,
     clock::Tick,
-    flow::FlowKey,
+    flow::{FlowKey, word::Word},
     hash::Seed,
     maglev::{Slot, TableRef, slot_index},
     service::Service,
@@ -59,4 +59,16 @@ pub fn today(maps: &Maps, key: impl FlowKey, now: Tick) -> Today {
         pick: slot.current(),
         recomputed,
     }
+}
+
+/// Since when all flows of an entry's backend are closed, at a deadline; none if they are not, or the entry is another backend's.
+pub fn closed(maps: &Maps, word: Word) -> Option<Tick> {
+    let reference = word.backend();
+    if reference.id() >= maps.backends.len() {
+        return None;
+    }
+    let state = maps.state(reference.id());
+    (state.generation() == reference.generation())
+        .then(|| state.all_closed_since())
+        .flatten()
 }

@@ -21,20 +21,34 @@ fn forwarding(backend: &resolve::Backend) -> Forwarding {
     Forwarding::new(backend.mode, backend.address)
 }
 
+/// The state of a backend whose next hop is the one of this index, with so many VLAN tags.
+fn state_of(backend: &resolve::Backend, hop: usize, tags: u8, resolved: bool) -> BackendState {
+    let state = BackendState::new(
+        backend.numbered.generation,
+        backend.serving,
+        forwarding(backend),
+        hop as u8,
+        resolved,
+    )
+    .tagged(tags);
+    match backend.pace {
+        Some(pace) => state.pacing(pace.share, pace.since),
+        None => state,
+    }
+}
+
 /// The entry of a backend that is not there yet.
 pub(super) fn new_entry(service: u16, backend: &resolve::Backend) -> Backend {
     let hop = match backend.hop {
         Hop::Resolved(hop) => Some(hop),
         Hop::Unheard | Hop::Unresolved => None,
     };
-    let state = BackendState::new(
-        backend.numbered.generation,
-        backend.serving,
-        forwarding(backend),
+    let state = state_of(
+        backend,
         0,
+        hop.map_or(0, |hop| hop.tag_count()),
         hop.is_some(),
-    )
-    .tagged(hop.map_or(0, |hop| hop.tag_count()));
+    );
     Backend {
         state: state.0,
         identity: backend.identity,
@@ -56,16 +70,8 @@ pub(super) struct Change {
 /// What changes of a backend from the entry that is there.
 pub(super) fn change_of(held: &Backend, backend: &resolve::Backend) -> Change {
     let old = BackendState(held.state);
-    let state = |index: usize, hop: &NextHop, resolved| {
-        BackendState::new(
-            backend.numbered.generation,
-            backend.serving,
-            forwarding(backend),
-            index as u8,
-            resolved,
-        )
-        .tagged(hop.tag_count())
-    };
+    let state =
+        |index, hop: &NextHop, resolved| state_of(backend, index, hop.tag_count(), resolved);
     let held_hop = &held.hops[old.hop()];
     match backend.hop {
         Hop::Unheard => Change {

@@ -212,7 +212,11 @@ impl fmt::Display for Operation {
                 write!(
                     f,
                     "backend {backend}: serving {serving}, next hop {hop} {resolved}"
-                )
+                )?;
+                match state.share() {
+                    Some(share) => write!(f, ", {} of 65536 parts closed", share.parts()),
+                    None => Ok(()),
+                }
             }
             Self::SetHop { backend, hop, next } => {
                 let mac = lb_common::net::Mac(next.destination);

@@ -95,6 +95,9 @@ fn backend(id: u32, serving: Serving) -> resolve::Backend {
         port: 80,
         mode: Mode::Ipip,
         serving,
+        died: None,
+        pace: None,
+        due: None,
         hop: Hop::Unheard,
     }
 }
@@ -638,4 +641,37 @@ fn a_backends_entry_says_how_the_data_path_reaches_it() {
         "what fingerprints are compared with"
     );
     assert_eq!(bench.converge(&[wanted]), [] as [&str; 0]);
+}
+
+#[test]
+fn a_pace_is_one_store_of_a_state_and_its_end_another() {
+    use lb_common::share::Share as Part;
+    let mut bench = Bench::new(100);
+    let mut wanted = [service(1, 13, &[1], &[2])];
+    bench.converge(&wanted);
+    let paced = |share, since| Some(crate::pace::Pace { share, since });
+    for (pace, word) in [
+        (paced(Part::NONE, Tick(0)), "0 of 65536 parts closed"),
+        (
+            paced(Part::of_parts(700), Tick(0)),
+            "700 of 65536 parts closed",
+        ),
+        (paced(Part::ALL, Tick(9)), "65536 of 65536 parts closed"),
+        (None, "unresolved"),
+    ] {
+        wanted[0].backends[1].pace = pace;
+        let plan = bench.plan(&wanted);
+        let [operation] = &plan.operations[..] else {
+            panic!("{:?}", plan.operations);
+        };
+        assert!(operation.to_string().ends_with(word), "{operation}");
+        bench.converge(&wanted);
+        let state = bench.maps.state(2);
+        assert_eq!(state.share(), pace.map(|pace| pace.share));
+        assert_eq!(
+            state.all_closed_since(),
+            pace.filter(|pace| pace.share == Part::ALL)
+                .map(|pace| pace.since)
+        );
+    }
 }

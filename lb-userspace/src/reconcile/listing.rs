@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use lb_common::verdict::Reason;
+use lb_common::{backend::Serving, share::Share, verdict::Reason};
 
 use super::{
     record::{BackendRecord, ServiceRecord},
@@ -16,8 +16,8 @@ use crate::{
     model::Admin,
     resolve::Hop,
     status::{
-        Attachment, BackendStatus, ClosedEgress, ConfigStatus, Flows, Neighbour, Packets,
-        ServiceStatus, Status,
+        Attachment, BackendStatus, ClosedEgress, ConfigStatus, DrainStatus, Flows, Neighbour,
+        Packets, ServiceStatus, Status,
     },
 };
 
@@ -142,8 +142,24 @@ impl State {
                 let since_1970 = last.ended?.duration_since(SystemTime::UNIX_EPOCH);
                 Some(since_1970.map_or(0, |time| time.as_secs()))
             }),
+            drain: self.drain_of(backend),
             flows: counts.into(),
         }
+    }
+
+    /// When a backend's flows are closed, and how many are.
+    fn drain_of(&self, backend: &BackendRecord) -> Option<DrainStatus> {
+        let ramp = backend.terms.ramp(backend.drained?)?;
+        let left = ramp.from.since(self.planned?);
+        let closed = match (backend.closed, backend.serving) {
+            (Some(share), _) => share,
+            (None, Serving::None) => Share::ALL,
+            (None, Serving::New | Serving::ExistingOnly) => Share::NONE,
+        };
+        Some(DrainStatus {
+            deadline_s: left.as_secs() + u64::from(left.subsec_millis() > 0),
+            closed: f64::from(closed.parts()) / f64::from(Share::ALL.parts()),
+        })
     }
 
     /// Services without an id: not served at all.

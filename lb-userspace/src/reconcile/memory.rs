@@ -1,18 +1,23 @@
-//! What a restart must not forget and the maps do not hold: drains that were asked for at runtime, and names.
+//! What a restart must not forget and the maps do not hold: drains that were asked for at runtime, since when backends are drained, and names.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::{self, DirBuilder},
     io,
     io::Write,
     net::IpAddr,
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
 
-use crate::{desired::Endpoint, model::BackendName};
+use crate::{
+    desired::Endpoint,
+    model::{Asked, BackendName},
+    pace::{Moment, Terms},
+};
 
 /// The file's name in the state directory.
 const FILE: &str = "runtime.json";
@@ -29,11 +34,90 @@ const VERSION: u32 = 1;
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Memory {
     version: u32,
-    /// Backends that are drained.
-    pub(super) drained: BTreeSet<BackendName>,
+    /// Backends that are drained by command.
+    drained: BTreeSet<BackendName>,
     services: Vec<ServiceName>,
     /// By identity.
-    backends: std::collections::BTreeMap<u64, BackendName>,
+    backends: BTreeMap<u64, BackendName>,
+    /// Deadlines that were asked for with drains by command.
+    #[serde(default)]
+    asked: Vec<AskedDrain>,
+    /// Backends that are drained in whatever way, by identity.
+    #[serde(default)]
+    drains: BTreeMap<u64, Drain>,
+    /// This machine's clocks.
+    #[serde(skip)]
+    clocks: Clocks,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct AskedDrain {
+    name: BackendName,
+    deadline_ms: u64,
+    close_over_ms: Option<u64>,
+    since: Option<Date>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Drain {
+    begun: Date,
+    deadline_ms: Option<u64>,
+    close_over_ms: u64,
+    since: Option<Date>,
+}
+
+/// A moment that is understood after the machine has started anew, too.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Date {
+    /// Since which start of the machine `monotonic_ms` counts.
+    boot: String,
+    monotonic_ms: i64,
+    /// The same moment by the wall clock, which people may set: for another boot.
+    wall_ms: i64,
+}
+
+/// What turns moments into dates, and back.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Clocks {
+    /// The kernel's name for this start of the machine.
+    boot: String,
+    /// How far the wall clock is ahead of the monotonic one, in milliseconds.
+    wall_ahead_ms: i64,
+}
+
+impl Clocks {
+    fn read() -> Self {
+        use nix::time::{ClockId, clock_gettime};
+        let ms = |clock| {
+            clock_gettime(clock)
+                .map_or(0, |time| time.tv_sec() * 1_000 + time.tv_nsec() / 1_000_000)
+        };
+        Self {
+            boot: fs::read_to_string("/proc/sys/kernel/random/boot_id")
+                .map_or_else(|_| String::new(), |id| id.trim().to_owned()),
+            wall_ahead_ms: ms(ClockId::CLOCK_REALTIME) - ms(ClockId::CLOCK_MONOTONIC),
+        }
+    }
+
+    fn date(&self, moment: Moment) -> Date {
+        Date {
+            boot: self.boot.clone(),
+            monotonic_ms: moment.0,
+            wall_ms: moment.0.saturating_add(self.wall_ahead_ms),
+        }
+    }
+
+    fn moment(&self, date: &Date) -> Moment {
+        Moment(if date.boot == self.boot {
+            date.monotonic_ms
+        } else {
+            date.wall_ms.saturating_sub(self.wall_ahead_ms)
+        })
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,20 +128,84 @@ struct ServiceName {
 }
 
 impl Memory {
-    /// With these drains and names.
-    pub(super) fn new(
-        drained: BTreeSet<BackendName>,
+    /// The same with these drains by command, names and drains of all kinds.
+    pub(super) fn renewed(
+        &self,
+        drained: BTreeMap<BackendName, Option<Asked>>,
         services: impl Iterator<Item = (Endpoint, String)>,
         backends: impl Iterator<Item = (u64, BackendName)>,
+        drains: impl Iterator<Item = (u64, Moment, Terms)>,
     ) -> Self {
+        let clocks = &self.clocks;
+        let asked = drained.iter().filter_map(|(name, asked)| {
+            let asked = (*asked)?;
+            Some(AskedDrain {
+                name: name.clone(),
+                deadline_ms: millis(asked.deadline),
+                close_over_ms: asked.close_over.map(millis),
+                since: asked.since.map(|since| clocks.date(since)),
+            })
+        });
+        let drains = drains.map(|(identity, begun, terms)| {
+            let drain = Drain {
+                begun: clocks.date(begun),
+                deadline_ms: terms.deadline.map(millis),
+                close_over_ms: millis(terms.close_over),
+                since: terms.since.map(|since| clocks.date(since)),
+            };
+            (identity, drain)
+        });
         Self {
             version: VERSION,
-            drained,
+            asked: asked.collect(),
+            drains: drains.collect(),
+            clocks: clocks.clone(),
+            drained: drained.keys().cloned().collect(),
             services: services
                 .map(|(Endpoint { vip, port }, name)| ServiceName { vip, port, name })
                 .collect(),
             backends: backends.collect(),
         }
+    }
+
+    /// Nothing but the clocks.
+    pub(super) fn forgotten(&self) -> Self {
+        Self {
+            clocks: self.clocks.clone(),
+            ..Self::default()
+        }
+    }
+
+    /// Whether nothing is remembered.
+    pub(super) fn is_empty(&self) -> bool {
+        *self == self.forgotten()
+    }
+
+    /// Backends that are drained by command, with the deadlines that were asked for.
+    pub(super) fn drained(&self) -> BTreeMap<BackendName, Option<Asked>> {
+        let asked = |name: &BackendName| {
+            let asked = self.asked.iter().find(|asked| asked.name == *name)?;
+            Some(Asked {
+                deadline: Duration::from_millis(asked.deadline_ms),
+                close_over: asked.close_over_ms.map(Duration::from_millis),
+                since: asked.since.as_ref().map(|since| self.clocks.moment(since)),
+            })
+        };
+        self.drained
+            .iter()
+            .map(|name| (name.clone(), asked(name)))
+            .collect()
+    }
+
+    /// Since when a backend is drained, and how that was to end.
+    pub(super) fn drain(&self, identity: u64) -> Option<(Moment, Terms)> {
+        let drain = self.drains.get(&identity)?;
+        let terms = Terms {
+            deadline: drain.deadline_ms.map(Duration::from_millis),
+            close_over: Duration::from_millis(drain.close_over_ms),
+            since: drain.since.as_ref().map(|since| self.clocks.moment(since)),
+        };
+        Some((self.clocks.moment(&drain.begun), terms))
     }
 
     /// The name that a service had.
@@ -76,10 +224,14 @@ impl Memory {
     /// What was saved in a state directory; nothing if nothing was. What cannot be used is set aside and told: it must not keep the
     /// configuration from being served.
     pub(super) fn load(directory: &Path) -> Self {
-        Self::read(directory).unwrap_or_else(|error| {
+        let read = Self::read(directory).unwrap_or_else(|error| {
             set_aside(directory, &error);
             Self::default()
-        })
+        });
+        Self {
+            clocks: Clocks::read(),
+            ..read
+        }
     }
 
     fn read(directory: &Path) -> io::Result<Self> {
@@ -123,7 +275,7 @@ pub(super) fn path(directory: &Path) -> PathBuf {
 /// Keeps an unusable file for people to look at, and says what is lost with it.
 fn set_aside(directory: &Path, error: &io::Error) {
     const LOST: &str = "backends that were drained with `tether drain` take new flows unless they are drained again, and what was removed \
-                        from the configuration is listed by its addresses";
+                        from the configuration is listed by its addresses; deadlines of drains count anew";
     let (file, broken) = (path(directory), directory.join(BROKEN));
     match fs::rename(&file, &broken) {
         Ok(()) => tracing::error!(
@@ -148,7 +300,7 @@ mod tests {
     #[test]
     fn what_is_saved_is_loaded() {
         let directory = directory("saved");
-        assert_eq!(Memory::load(&directory), Memory::default());
+        assert!(Memory::load(&directory).is_empty());
         let name = BackendName {
             service: "chat".to_owned(),
             backend: "b1".to_owned(),
@@ -157,14 +309,28 @@ mod tests {
             vip: "2001:db8::1".parse().unwrap(),
             port: 80,
         };
-        let memory = Memory::new(
-            BTreeSet::from([name.clone()]),
+        let asked = Asked {
+            deadline: Duration::from_secs(60),
+            close_over: None,
+            since: Some(Moment(-5)),
+        };
+        let terms = Terms {
+            deadline: Some(Duration::from_millis(1)),
+            close_over: Duration::from_secs(2),
+            since: Some(Moment(9)),
+        };
+        let drained = BTreeMap::from([(name.clone(), Some(asked))]);
+        let memory = Memory::load(&directory).renewed(
+            drained.clone(),
             std::iter::once((endpoint, "chat".to_owned())),
             std::iter::once((u64::MAX, name.clone())),
+            std::iter::once((u64::MAX, Moment(7), terms)),
         );
         memory.save(&directory).unwrap();
         let loaded = Memory::load(&directory);
-        assert_eq!(loaded, memory);
+        assert_eq!(loaded.drained(), drained);
+        assert_eq!(loaded.drain(u64::MAX), Some((Moment(7), terms)));
+        assert_eq!(loaded.drain(1), None);
         assert_eq!(loaded.backend(u64::MAX), Some(name));
         assert_eq!(loaded.service(endpoint).as_deref(), Some("chat"));
         assert_eq!(
@@ -173,6 +339,33 @@ mod tests {
             "nothing is left aside"
         );
         fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn a_file_of_a_version_that_knew_no_deadlines_is_understood() {
+        let directory = directory("older");
+        fs::create_dir_all(&directory).unwrap();
+        let text = r#"{"version":1,"drained":[{"service":"chat","backend":"b1"}],"services":[],"backends":{}}"#;
+        fs::write(path(&directory), text).unwrap();
+        let drained = Memory::load(&directory).drained();
+        let names: Vec<String> = drained.keys().map(ToString::to_string).collect();
+        assert_eq!(names, ["chat/b1"]);
+        assert_eq!(drained.values().flatten().count(), 0);
+        fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn a_date_is_the_same_moment_while_the_machine_runs_and_by_the_wall_clock_after_that() {
+        let clocks = |boot: &str, wall_ahead_ms| Clocks {
+            boot: boot.to_owned(),
+            wall_ahead_ms,
+        };
+        let date = clocks("one", 1_000_000).date(Moment(500));
+        // Somebody has set the wall clock: that changes nothing.
+        assert_eq!(clocks("one", 7).moment(&date), Moment(500));
+        // Started 2,000 s later by the wall clock, and running for 100 s: that was 1,900 s before the start.
+        let after = clocks("two", 3_000_500);
+        assert_eq!(after.moment(&date), Moment(-2_000_000));
     }
 
     #[test]
@@ -185,7 +378,7 @@ mod tests {
             r#"{"version":2,"drained":[],"services":[],"backends":{}}"#,
         ] {
             fs::write(path(&directory), text).unwrap();
-            assert_eq!(Memory::load(&directory), Memory::default());
+            assert!(Memory::load(&directory).is_empty());
             assert!(!path(&directory).exists(), "{text}");
             let kept = fs::read_to_string(directory.join(BROKEN)).unwrap();
             assert_eq!(kept, text);

@@ -20,9 +20,10 @@ pub use self::{memory::FILES as MEMORY_FILES, state::State};
 
 use crate::{
     config::Config,
-    dataplane::maps::{Maps, now},
+    dataplane::maps::{Maps, now, now_ns},
     flows::Census,
-    model::{BackendName, HealthReport, NextHopReport, Target},
+    model::{Asked, BackendName, HealthReport, NextHopReport, Target},
+    pace::Moment,
     status::{Attachment, ClosedEgress, Status},
 };
 
@@ -45,6 +46,8 @@ pub enum Command {
     Drain {
         /// Which.
         name: BackendName,
+        /// A deadline of this drain's own.
+        asked: Option<Asked>,
         /// Told when it is remembered, or that there is no such backend.
         reply: oneshot::Sender<Result<(), String>>,
     },
@@ -158,8 +161,9 @@ pub async fn run(
         worker.converge(&mut inputs).await;
         worker.publish(&inputs);
         let mut news = false;
-        while !news && Instant::now() < comparison {
-            match inputs.next(comparison).await {
+        let until = worker.due().map_or(comparison, |due| due.min(comparison));
+        while !news && Instant::now() < until {
+            match inputs.next(until).await {
                 Next::Event(event) => news = worker.take_in(event),
                 Next::Deadline => {}
                 Next::Stop => return Ok(()),
@@ -249,9 +253,10 @@ impl Worker {
                 let _ = reply.send(result);
             }
             Event::Command(Command::RejectedConfig { error }) => state.rejected(error),
-            Event::Command(Command::Drain { name, reply }) => {
-                let result = state.drain(&name);
-                tracing::info!(backend = %name, ?result, "drain");
+            Event::Command(Command::Drain { name, asked, reply }) => {
+                let result = state.drain(&name, asked);
+                let deadline = asked.map(|asked| asked.deadline);
+                tracing::info!(backend = %name, ?deadline, ?result, "drain");
                 let _ = reply.send(result);
             }
             Event::Command(Command::Undrain { name, reply }) => {
@@ -273,7 +278,7 @@ impl Worker {
 
     /// Plans and applies; then, if a proof that ids are free waits for it, lets a grace period pass.
     async fn converge(&mut self, inputs: &mut Inputs) {
-        let plan = self.state.plan(now());
+        let plan = self.state.plan(moment());
         let plan = if plan.operations.is_empty() {
             plan
         } else {
@@ -298,6 +303,12 @@ impl Worker {
         }
     }
 
+    /// When the next plan is due though nothing happens.
+    fn due(&self) -> Option<Instant> {
+        let wait = self.state.due()?.since(moment());
+        Some(Instant::now() + wait)
+    }
+
     fn publish(&self, inputs: &Inputs) {
         let (state, outputs) = (&self.state, &self.outputs);
         set(&outputs.targets, state.targets());
@@ -308,6 +319,11 @@ impl Worker {
         let status = state.status(attachments, closed_egress, self.begun.elapsed());
         outputs.status.send_replace(Arc::new(status));
     }
+}
+
+/// Now.
+fn moment() -> Moment {
+    Moment((now_ns() / 1_000_000) as i64)
 }
 
 /// Says something if it is news.

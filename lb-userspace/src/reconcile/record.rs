@@ -3,14 +3,19 @@
 use std::{
     collections::HashMap,
     net::{IpAddr, SocketAddr},
+    time::Duration,
 };
 
-use lb_common::backend::{Mode, Serving};
+use lb_common::{
+    backend::{Mode, Serving},
+    share::Share,
+};
 
 use crate::{
     desired::{self, Endpoint},
     ids::{Numbered, Quiet},
-    model::{BackendName, Check, Health, HealthReport, LastError, Suspension},
+    model::{Admin, BackendName, Check, Health, HealthReport, LastError, Suspension},
+    pace::{Moment, Terms},
     resolve::{BackendFacts, Found, Hop, WantedBackend, WantedService},
 };
 
@@ -23,6 +28,8 @@ pub(super) struct ServiceRecord {
     pub(super) mode: Mode,
     /// None if it is removed.
     pub(super) wanted: Option<WantedService>,
+    /// As last wanted.
+    pub(super) reset_over: Duration,
     /// Wanted ones in the order of the configuration, then removed ones.
     pub(super) backends: Vec<BackendRecord>,
     /// Removed and without flows: packets no longer find it.
@@ -54,6 +61,16 @@ pub(super) struct BackendRecord {
     pub(super) last_error: Option<LastError>,
     pub(super) fell_at_ms: Option<u64>,
     pub(super) held: Option<Serving>,
+    /// The share of its flows that was closed when it was found in the maps, if it was dead then; none once that is made use of.
+    pub(super) held_share: Option<Share>,
+    /// Since when it is drained or removed, if it is.
+    pub(super) drained: Option<Moment>,
+    /// How that ends.
+    pub(super) terms: Terms,
+    /// Since when it serves nothing, if it does.
+    pub(super) died: Option<Moment>,
+    /// The share of its flows that is closed, as last resolved.
+    pub(super) closed: Option<Share>,
     pub(super) quiet: Quiet,
     /// As last resolved.
     pub(super) serving: Serving,
@@ -82,6 +99,45 @@ impl BackendRecord {
         true
     }
 
+    /// Whether it is to lose its flows in time: drained, or removed. (What is disabled is not: it is to be what it is again.)
+    fn is_drained(&self) -> bool {
+        self.wanted
+            .is_none_or(|wanted| wanted.admin == Admin::Draining)
+    }
+
+    /// Notes since when it is drained, and since when it is dead, as far as that is not known. True if the first is news.
+    pub(super) fn note(&mut self, reset_over: Duration, now: Moment) -> bool {
+        if let Some(share) = self.held_share.take() {
+            // It goes on from where it was.
+            let parts =
+                u128::from(share.parts()) * reset_over.as_millis() / u128::from(Share::ALL.parts());
+            let passed = u64::try_from(parts).unwrap_or(u64::MAX);
+            self.died = Some(now.earlier(Duration::from_millis(passed)));
+        }
+        let before = self.drained;
+        self.drained = self.is_drained().then(|| before.unwrap_or(now));
+        self.drained != before
+    }
+
+    /// Takes in the share of its flows that is closed now, and says when that begins and ends.
+    pub(super) fn is_closed(&mut self, share: Option<Share>) {
+        let name = &self.name;
+        match (self.closed, share) {
+            (before, Some(Share::ALL)) if before != share => tracing::info!(
+                backend = %name,
+                "the drain's deadline has passed: all its flows are closed, each on its next packet"
+            ),
+            (None, Some(_)) => {
+                tracing::info!(backend = %name, "its flows are closed at a pace, each on its next packet");
+            }
+            (Some(_), None) => {
+                tracing::info!(backend = %name, "its flows are no longer closed at a pace");
+            }
+            _ => {}
+        }
+        self.closed = share;
+    }
+
     pub(super) fn facts(&self, hops: &HashMap<IpAddr, Found>) -> BackendFacts<'_> {
         BackendFacts {
             numbered: self.numbered,
@@ -93,6 +149,8 @@ impl BackendRecord {
             wanted: self.wanted,
             health: self.health,
             fell_at_ms: self.fell_at_ms,
+            died: self.died,
+            closing: self.drained.and_then(|begun| self.terms.ramp(begun)),
             held: self.held,
             hop: hops
                 .get(&self.address)
@@ -122,6 +180,11 @@ pub(super) fn new_record(
         last_error: None,
         fell_at_ms: None,
         held: None,
+        held_share: None,
+        drained: None,
+        terms: backend.terms,
+        died: None,
+        closed: None,
         quiet: Quiet::default(),
         serving: Serving::ExistingOnly,
     };
@@ -140,6 +203,7 @@ pub(super) fn renewed(record: BackendRecord, backend: &desired::Backend) -> Back
         }),
         check: backend.check.clone(),
         check_address: backend.check_address,
+        terms: backend.terms,
         ..record
     }
 }

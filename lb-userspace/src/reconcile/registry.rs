@@ -6,7 +6,10 @@ use std::{
     time::Duration,
 };
 
-use lb_common::backend::{BackendState, Forwarding, Mode, Serving};
+use lb_common::{
+    backend::{BackendState, Forwarding, Mode, Serving},
+    share::Share,
+};
 
 use super::{
     memory::Memory,
@@ -18,8 +21,9 @@ use crate::{
     flows::{Census, Counts},
     ids::{Numbered, Pool, Quiet},
     model::{BackendName, Check, Health, HealthReport, Suspension, Target},
+    pace::{Moment, Terms},
     plan::Observed,
-    resolve::{Found, ServiceFacts, WantedService},
+    resolve::{self, Found, ServiceFacts, WantedService},
 };
 
 /// All that is known.
@@ -54,6 +58,7 @@ impl Registry {
                     endpoint,
                     mode: Mode::L2,
                     wanted: None,
+                    reset_over: Duration::ZERO,
                     backends: Vec::new(),
                     unlisted: false,
                     quiet: Quiet::default(),
@@ -118,6 +123,14 @@ impl Registry {
                 last_error: None,
                 fell_at_ms: None,
                 held: Some(state.serving()),
+                held_share: (state.serving() == Serving::None)
+                    .then(|| state.share().unwrap_or(Share::ALL)),
+                drained: None,
+                terms: memory
+                    .drain(held.identity)
+                    .map_or(Terms::NONE, |(_, terms)| terms),
+                died: None,
+                closed: state.share(),
                 quiet: Quiet::default(),
                 serving: state.serving(),
             });
@@ -203,6 +216,7 @@ impl Registry {
             endpoint: service.endpoint,
             mode: service.mode,
             wanted: None,
+            reset_over: Duration::ZERO,
             backends: Vec::new(),
             unlisted: false,
             quiet: Quiet::default(),
@@ -213,6 +227,7 @@ impl Registry {
         self.by_endpoint.insert(service.endpoint, id);
         record.name.clone_from(&service.name);
         record.mode = service.mode;
+        record.reset_over = service.reset_over;
         record.unlisted = false;
         record.quiet = Quiet::default();
         record.error = None;
@@ -243,6 +258,12 @@ impl Registry {
         }
         let mut removed: Vec<BackendRecord> = held.into_values().collect();
         removed.sort_unstable_by_key(|backend| backend.numbered.id);
+        for backend in &mut removed {
+            // What was asked for one drain holds for that drain.
+            if backend.terms.since.is_none() {
+                backend.terms = service.terms;
+            }
+        }
         record.backends.append(&mut removed);
         if !without.is_empty() {
             let error = format!(
@@ -344,6 +365,32 @@ impl Registry {
         went
     }
 
+    /// Takes over since when backends are drained, as the last run remembered.
+    pub(super) fn recall(&mut self, memory: &Memory) {
+        for service in self.services.values_mut() {
+            for backend in &mut service.backends {
+                backend.drained = memory.drain(backend.identity).map(|(begun, _)| begun);
+            }
+        }
+    }
+
+    /// Notes since when backends are drained, or dead. True if drains began or ended.
+    pub(super) fn note(&mut self, now: Moment) -> bool {
+        let mut news = false;
+        for service in self.services.values_mut() {
+            for backend in &mut service.backends {
+                news |= backend.note(service.reset_over, now);
+            }
+        }
+        news
+    }
+
+    /// Drains: whose, by identity, since when, and how they end.
+    pub(super) fn drains(&self) -> impl Iterator<Item = (u64, Moment, Terms)> {
+        self.backends()
+            .filter_map(|backend| Some((backend.identity, backend.drained?, backend.terms)))
+    }
+
     /// Whether a proof waits for a grace period.
     pub(super) fn is_settling(&self) -> bool {
         self.services.values().any(|service| {
@@ -374,6 +421,7 @@ impl Registry {
                 name: &service.name,
                 endpoint: service.endpoint,
                 wanted: service.wanted,
+                reset_over: service.reset_over,
                 backends: service
                     .backends
                     .iter()
@@ -414,7 +462,10 @@ impl Registry {
             }
             service.fail_open = outcome.fail_open;
             service.resets_suspended = outcome.resets_suspended;
-            for (backend, serving) in service.backends.iter_mut().zip(outcome.serving) {
+            for (backend, given) in service.backends.iter_mut().zip(outcome.backends) {
+                let serving = given.serving;
+                backend.died = given.died;
+                backend.is_closed(given.pace.map(|pace| pace.share));
                 if backend.serving != serving {
                     tracing::info!(backend = %backend.name, %serving, was = %backend.serving, "serving changed");
                     backend.serving = serving;
@@ -481,7 +532,7 @@ pub(super) struct Outcome {
     pub(super) service: u16,
     pub(super) fail_open: bool,
     pub(super) resets_suspended: Option<Suspension>,
-    pub(super) serving: Vec<Serving>,
+    pub(super) backends: Vec<resolve::Backend>,
 }
 
 /// Names of backends for a message: not a page of them.

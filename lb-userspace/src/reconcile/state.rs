@@ -19,7 +19,8 @@ use crate::{
     dataplane::maps::Maps,
     desired,
     flows::{Census, Fill},
-    model::{Admin, BackendName, HealthReport, NextHopReport, Target},
+    model::{Admin, Asked, BackendName, HealthReport, NextHopReport, Target},
+    pace::Moment,
     plan::{self, Deferred, Observed, Plan, Tables, Unsettled, Wanted},
     resolve::{self, Found, Hop},
     status::Generation,
@@ -32,7 +33,7 @@ pub struct State {
     pub(super) config: Config,
     /// Why the latest reload was refused.
     pub(super) config_error: Option<String>,
-    drained: BTreeSet<BackendName>,
+    drained: BTreeMap<BackendName, Option<Asked>>,
     pub(super) registry: Registry,
     pub(super) hops: HashMap<IpAddr, Found>,
     pub(super) census: Arc<Census>,
@@ -44,8 +45,11 @@ pub struct State {
     pub(super) deferred: BTreeMap<u16, Deferred>,
     pub(super) generation: Generation,
     saved: Memory,
-    /// Whether names came or went since they were saved.
+    /// Whether names or drains came or went since they were saved.
     names_changed: bool,
+    /// The moment of the latest plan.
+    pub(super) planned: Option<Moment>,
+    due: Option<Moment>,
 }
 
 impl State {
@@ -72,7 +76,7 @@ impl State {
             maps,
             fleet_seed,
             config_error: None,
-            drained: saved.drained.clone(),
+            drained: saved.drained(),
             hops: HashMap::new(),
             fill: ByVersion::default(),
             census,
@@ -86,10 +90,13 @@ impl State {
             },
             saved,
             names_changed: true,
+            planned: None,
+            due: None,
             config,
         };
         state.forget_drains();
         state.want();
+        state.registry.recall(&state.saved);
         Ok(state)
     }
 
@@ -122,14 +129,15 @@ impl State {
         self.config_error = Some(error);
     }
 
-    /// Drains a backend until [`State::undrain`], over restarts.
+    /// Drains a backend until [`State::undrain`], over restarts. `asked` is a deadline of this drain's own, from now on; without one that of its
+    /// service counts, from when the drain began.
     ///
     /// # Errors
     /// When there is no such backend, or the drain cannot be remembered.
-    pub fn drain(&mut self, name: &BackendName) -> Result<(), String> {
+    pub fn drain(&mut self, name: &BackendName, asked: Option<Asked>) -> Result<(), String> {
         self.configured(name)?;
         let mut drained = self.drained.clone();
-        if drained.insert(name.clone()) {
+        if drained.insert(name.clone(), asked) != Some(asked) {
             self.set_drained(drained)?;
         }
         Ok(())
@@ -142,7 +150,7 @@ impl State {
     pub fn undrain(&mut self, name: &BackendName) -> Result<(), String> {
         let admin = self.configured(name)?;
         let mut drained = self.drained.clone();
-        if drained.remove(name) {
+        if drained.remove(name).is_some() {
             self.set_drained(drained)?;
         }
         match admin {
@@ -214,20 +222,23 @@ impl State {
             tracing::warn!("the maps are not as they were left: mending them");
         }
         self.observed = fresh;
-        if self.saved != Memory::default() && !memory::path(&self.config.state_dir).exists() {
+        if !self.saved.is_empty() && !memory::path(&self.config.state_dir).exists() {
             // Somebody has removed it; the application that follows saves it again.
-            self.saved = Memory::default();
+            self.saved = self.saved.forgotten();
             self.names_changed = true;
         }
     }
 
     /// What to do now. Its operations must be applied, in order, and [`State::applied`] be told.
-    pub fn plan(&mut self, now: Tick) -> Plan {
+    pub fn plan(&mut self, now: impl Into<Moment>) -> Plan {
+        let now = now.into();
+        self.begin_asked(now);
+        self.names_changed |= self.registry.note(now);
         self.names_changed |= self.registry.retire(&self.observed, &self.census);
         self.registry.house();
         let unlisted = self.registry.unlisted();
         let facts = self.registry.facts(&self.hops);
-        let services = resolve::resolve(&self.fleet_seed, &facts);
+        let services = resolve::resolve(&self.fleet_seed, &facts, now);
         let nowhere = BTreeSet::new();
         let wanted = Wanted {
             fleet_seed: &self.fleet_seed,
@@ -235,18 +246,17 @@ impl State {
             unlisted: &unlisted,
             host_owned: self.host_owned.as_ref().unwrap_or(&nowhere),
         };
-        let plan = plan::plan(&wanted, &self.observed, &mut self.tables, now);
+        let plan = plan::plan(&wanted, &self.observed, &mut self.tables, now.tick());
+        let backends = services.iter().flat_map(|service| &service.backends);
+        self.due = backends.filter_map(|backend| backend.due).min();
+        self.planned = Some(now);
         let outcomes = services
             .iter()
             .map(|service| Outcome {
                 service: service.id,
                 fail_open: service.fail_open,
                 resets_suspended: service.resets_suspended,
-                serving: service
-                    .backends
-                    .iter()
-                    .map(|backend| backend.serving)
-                    .collect(),
+                backends: service.backends.clone(),
             })
             .collect();
         self.registry.resolved(outcomes);
@@ -272,8 +282,13 @@ impl State {
         if std::mem::take(&mut self.names_changed)
             && let Err(error) = self.save(self.drained.clone())
         {
-            tracing::warn!(%error, "names of removed backends would not survive a restart");
+            tracing::warn!(%error, "names of removed backends, and since when backends are drained, would not survive a restart");
         }
+    }
+
+    /// When another plan is due though nothing happens: more flows are to be closed then.
+    pub fn due(&self) -> Option<Moment> {
+        self.due
     }
 
     /// Whether a grace period is due before [`State::settled`].
@@ -338,7 +353,7 @@ impl State {
             })
     }
 
-    fn set_drained(&mut self, drained: BTreeSet<BackendName>) -> Result<(), String> {
+    fn set_drained(&mut self, drained: BTreeMap<BackendName, Option<Asked>>) -> Result<(), String> {
         self.save(drained.clone()).map_err(|error| {
             let file = memory::path(&self.config.state_dir);
             format!("it cannot be remembered in {}: {error}; make room or mend the directory, then try again", file.display())
@@ -349,10 +364,22 @@ impl State {
         Ok(())
     }
 
+    /// Deadlines that were asked for since the last plan count from now on.
+    fn begin_asked(&mut self, now: Moment) {
+        let mut began = false;
+        for asked in self.drained.values_mut().flatten() {
+            began |= asked.since.is_none();
+            asked.since.get_or_insert(now);
+        }
+        if began {
+            self.want();
+        }
+    }
+
     /// A drain ends with its backend: one that is configured again later is as the configuration says.
     fn forget_drains(&mut self) {
         let mut drained = std::mem::take(&mut self.drained);
-        drained.retain(|name| {
+        drained.retain(|name, _| {
             let is_configured = self.configured(name).is_ok();
             if !is_configured {
                 tracing::warn!(
@@ -367,7 +394,7 @@ impl State {
         self.drained = drained;
     }
 
-    fn save(&mut self, drained: BTreeSet<BackendName>) -> std::io::Result<()> {
+    fn save(&mut self, drained: BTreeMap<BackendName, Option<Asked>>) -> std::io::Result<()> {
         let names = self
             .registry
             .services()
@@ -377,7 +404,9 @@ impl State {
             .services()
             .flat_map(|service| &service.backends)
             .map(|backend| (backend.identity, backend.name.clone()));
-        let memory = Memory::new(drained, names, backends);
+        let memory = self
+            .saved
+            .renewed(drained, names, backends, self.registry.drains());
         if memory != self.saved {
             memory.save(&self.config.state_dir)?;
             self.saved = memory;

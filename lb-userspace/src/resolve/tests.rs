@@ -1,6 +1,7 @@
 use super::*;
 
 const SEED: [u64; 4] = [1, 2, 3, 4];
+const NOW: Moment = Moment(1_000_000);
 
 /// A backend that is active, of weight 100 and up, unless a test says otherwise.
 fn backend(id: u32, change: impl Fn(&mut BackendFacts<'static>)) -> BackendFacts<'static> {
@@ -19,6 +20,8 @@ fn backend(id: u32, change: impl Fn(&mut BackendFacts<'static>)) -> BackendFacts
         }),
         health: Health::Up,
         fell_at_ms: None,
+        died: None,
+        closing: None,
         held: None,
         hop: Hop::Unheard,
     };
@@ -60,12 +63,13 @@ fn service(backends: Vec<BackendFacts<'static>>) -> ServiceFacts<'static> {
             table_size: 1009,
             min_healthy: 1,
         }),
+        reset_over: Duration::ZERO,
         backends,
     }
 }
 
 fn one(facts: ServiceFacts<'static>) -> Service<'static> {
-    resolve(&SEED, &[facts]).remove(0)
+    resolve(&SEED, &[facts], NOW).remove(0)
 }
 
 /// What each backend serves, and the ids of those that share the table.
@@ -309,12 +313,12 @@ fn a_fall_of_most_backends_of_the_instance_suspends_resets_everywhere() {
     let first = service(vec![fallen(1, 0), up(2)]);
     let mut second = service(vec![fallen(3, 100), fallen(4, 200), up(5)]);
     second.id = 2;
-    let both = resolve(&SEED, &[first.clone(), second.clone()]);
+    let both = resolve(&SEED, &[first.clone(), second.clone()], NOW);
     for service in both {
         let why = service.resets_suspended;
         assert_eq!(why, Some(Suspension::MassFallEverywhere));
     }
-    let alone = resolve(&SEED, &[first]);
+    let alone = resolve(&SEED, &[first], NOW);
     assert_eq!(alone[0].resets_suspended, None);
 }
 
@@ -406,4 +410,61 @@ fn only_l2_minds_a_router_in_between() {
         found(Hop::Unresolved, true).for_mode(Mode::L2),
         Hop::Unresolved
     );
+}
+
+#[test]
+fn a_drain_with_a_deadline_closes_flows_from_then_on_and_what_is_dead_needs_no_pace() {
+    let facts = |health| {
+        let mut drained = admin(2, Admin::Draining, health);
+        drained.closing = Some(Ramp {
+            from: NOW,
+            over: Duration::from_secs(10),
+        });
+        service(vec![up(1), drained])
+    };
+    let at = |health, ms: i64| {
+        let now = Moment(NOW.0 + ms);
+        let service = resolve(&SEED, &[facts(health)], now).remove(0);
+        let given = service.backends[1];
+        let share = given.pace.map(|pace| pace.share.parts());
+        (given.serving, share, given.due.map(|due| due.0 - NOW.0))
+    };
+    let keeps = Serving::ExistingOnly;
+    assert_eq!(at(Health::Up, -1), (keeps, None, Some(0)));
+    assert_eq!(at(Health::Up, 0), (keeps, Some(0), Some(100)));
+    assert_eq!(
+        at(Health::Refusing, 5_000),
+        (keeps, Some(32_768), Some(5_100))
+    );
+    assert_eq!(at(Health::Up, 10_000), (keeps, Some(65_536), None));
+    // All of them, and at once, as without a drain.
+    assert_eq!(at(Health::Down, 5_000), (Serving::None, None, Some(5_100)));
+}
+
+#[test]
+fn clients_of_a_dead_backend_are_told_at_once_or_at_the_pace_of_its_service() {
+    let mut facts = service(vec![up(1), admin(2, Admin::Active, Health::Down)]);
+    let given = |facts: &ServiceFacts<'static>, ms: i64| {
+        let now = Moment(NOW.0 + ms);
+        resolve(&SEED, std::slice::from_ref(facts), now)
+            .remove(0)
+            .backends[1]
+    };
+    let share = |given: Backend| given.pace.map(|pace| pace.share.parts());
+    assert_eq!(share(given(&facts, 0)), None);
+
+    facts.reset_over = Duration::from_secs(20);
+    // It has died now, as far as anyone knows.
+    let first = given(&facts, 0);
+    assert_eq!((share(first), first.died), (Some(0), Some(NOW)));
+    facts.backends[1].died = first.died;
+    assert_eq!(share(given(&facts, 5_000)), Some(16_384));
+    assert_eq!(share(given(&facts, 20_000)), None);
+    // While resets are suspended it is as if it lived; then it dies anew.
+    facts.wanted = Some(WantedService {
+        table_size: 1009,
+        min_healthy: 3,
+    });
+    let suspended = given(&facts, 6_000);
+    assert_eq!((share(suspended), suspended.died), (None, None));
 }

@@ -20,6 +20,7 @@ use crate::{
     flows::Census,
     ids::{backend_identity, service_identity},
     model::Health,
+    notice::Told,
     status::{BackendFlows, BackendStatus, Neighbour, ServiceStatus, Status},
 };
 
@@ -29,14 +30,21 @@ pub(super) struct Metrics {
     maps: Arc<Maps>,
     status: Arc<Status>,
     census: Arc<Census>,
+    told: Arc<Told>,
 }
 
 impl Metrics {
-    pub(super) fn new(maps: Arc<Maps>, status: Arc<Status>, census: Arc<Census>) -> Self {
+    pub(super) fn new(
+        maps: Arc<Maps>,
+        status: Arc<Status>,
+        census: Arc<Census>,
+        told: Arc<Told>,
+    ) -> Self {
         Self {
             maps,
             status,
             census,
+            told,
         }
     }
 
@@ -166,6 +174,7 @@ impl Collector for Metrics {
         let encoder = &mut encoder;
         self.instance(encoder)?;
         self.reasons(encoder)?;
+        self.notices(encoder)?;
         self.flow_table(encoder)?;
         self.services(encoder)?;
         self.backends(encoder)
@@ -244,6 +253,23 @@ impl Metrics {
         traffic.encode(encoder)
     }
 
+    fn notices(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let mut notices = Family::counter(
+            "closed_flow_notices",
+            "Flows closed at a drain's deadline, by whether their backends were told: told, failed, or lost for want of room",
+        );
+        let cpus = &self.maps.cpus;
+        let lost = (0..cpus.len()).map(|cpu| cpus.get(cpu).notices_lost).sum();
+        for (outcome, number) in [
+            ("told", self.told.told()),
+            ("failed", self.told.failed()),
+            ("lost", lost),
+        ] {
+            notices.add(vec![("outcome", outcome.into())], number);
+        }
+        notices.encode(encoder)
+    }
+
     fn flow_table(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let mut by_state = Family::gauge(
             "flows",
@@ -264,6 +290,7 @@ impl Metrics {
             ("expired", swept.expired),
             ("ended", swept.ended),
             ("reclaimed", swept.reclaimed),
+            ("closed", swept.closed),
             ("duplicate", swept.duplicates),
             ("invalid", swept.invalid),
             ("marked", swept.marked),
@@ -348,6 +375,14 @@ impl Metrics {
         let mut resolved =
             Family::gauge("backend_resolved", "Whether a backend's next hop is known");
         let mut weight = Family::gauge("backend_weight", "A backend's configured weight");
+        let mut deadline = Family::gauge(
+            "backend_drain_deadline_seconds",
+            "Time until a drained backend's flows begin to be closed, if its drain has a deadline",
+        );
+        let mut closed = Family::gauge(
+            "backend_drain_closed_ratio",
+            "The part of a drained backend's flows that is closed, each on its next packet, if its drain has a deadline",
+        );
         for service in &self.status.services {
             for backend in &service.backends {
                 let labels = || backend_labels(service, backend);
@@ -379,10 +414,14 @@ impl Metrics {
                 }
                 resolved.add(labels(), backend.neighbour == Neighbour::Resolved);
                 weight.add(labels(), u64::from(backend.weight));
+                if let Some(drain) = &backend.drain {
+                    deadline.add(labels(), drain.deadline_s);
+                    closed.add(labels(), Value::Ratio(drain.closed));
+                }
             }
         }
         traffic.encode(encoder)?;
-        for family in [flows, health, serving, resolved, weight] {
+        for family in [flows, health, serving, resolved, weight, deadline, closed] {
             family.encode(encoder)?;
         }
         Ok(())

@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use self::metrics::Metrics;
-use crate::{dataplane::maps::Maps, flows::Census, http, status::Status};
+use crate::{dataplane::maps::Maps, flows::Census, http, notice::Told, status::Status};
 
 /// What is shown.
 #[derive(Clone, Debug)]
@@ -31,19 +31,23 @@ pub struct Web {
     maps: Arc<Maps>,
     status: watch::Receiver<Arc<Status>>,
     census: watch::Receiver<Arc<Census>>,
+    told: Arc<Told>,
 }
 
 impl Web {
-    /// Shows the counters in `maps` under the names in `status`, and what the sweep did as `census` tells.
+    /// Shows the counters in `maps` under the names in `status`, what the sweep did as `census` tells, and of how many
+    /// flows backends were told.
     pub fn new(
         maps: Arc<Maps>,
         status: watch::Receiver<Arc<Status>>,
         census: watch::Receiver<Arc<Census>>,
+        told: Arc<Told>,
     ) -> Self {
         Self {
             maps,
             status,
             census,
+            told,
         }
     }
 }
@@ -90,6 +94,7 @@ async fn metrics(State(web): State<Web>) -> Response {
         web.maps,
         web.status.borrow().clone(),
         web.census.borrow().clone(),
+        web.told,
     );
     // Tens of thousands of counters may have to be summed over all CPUs.
     let text = tokio::task::spawn_blocking(move || metrics.text()).await;

@@ -4,7 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use lb_common::{
     backend::{Backend, Mode, Serving},
-    counters::Counter,
+    counters::{Counter, CpuState},
     service::Service,
     verdict::Reason,
 };
@@ -21,8 +21,8 @@ use crate::{
     ids::{backend_identity, service_identity},
     model::{Admin, Health},
     status::{
-        AttachMode, Attachment, BackendStatus, ClosedEgress, ConfigStatus, FlowTable, Flows,
-        Generation, Neighbour, ServiceStatus,
+        AttachMode, Attachment, BackendStatus, ClosedEgress, ConfigStatus, DrainStatus, FlowTable,
+        Flows, Generation, Neighbour, ServiceStatus,
     },
 };
 
@@ -87,6 +87,10 @@ fn a_status() -> Status {
                 neighbour: Neighbour::Resolved,
                 last_error: None,
                 last_error_ended: None,
+                drain: Some(DrainStatus {
+                    deadline_s: 90,
+                    closed: 0.25,
+                }),
                 flows: Default::default(),
             }],
         }],
@@ -107,6 +111,13 @@ fn counted_maps() -> Arc<Maps> {
         ..Default::default()
     };
     maps.backends.set(5, &backend);
+    for (cpu, notices_lost) in [(0, 3), (1, 4)] {
+        let state = CpuState {
+            notices_lost,
+            ..Default::default()
+        };
+        maps.cpus.set(cpu, &state);
+    }
     let count = |cpu: u32, offset: u32, packets: u64| {
         let counter = Counter {
             packets,
@@ -139,6 +150,7 @@ async fn start(status: Status) -> (SocketAddr, watch::Sender<Arc<Status>>, watch
     let (stop, shutdown) = watch::channel(false);
     let mut counted = Census::default();
     counted.swept.reclaimed = 5;
+    counted.swept.closed = 6;
     let pins = |pin| Counts {
         pin,
         ..Counts::default()
@@ -147,7 +159,7 @@ async fn start(status: Status) -> (SocketAddr, watch::Sender<Arc<Status>>, watch
     counted.tables.v6.counts = pins(45);
     // What was last said can be read when the sender is gone.
     let (_, census) = watch::channel(Arc::new(counted));
-    let web = Web::new(counted_maps(), watched, census);
+    let web = Web::new(counted_maps(), watched, census, Default::default());
     tokio::spawn(serve(listener, web, shutdown));
     (address, status, stop)
 }
@@ -179,6 +191,9 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
         r#"tether_flow_fill_level{version="4"} 1"#.to_owned(),
         r#"tether_flow_fill_level{version="6"} 2"#.to_owned(),
         r#"tether_swept_entries_total{why="reclaimed"} 5"#.to_owned(),
+        r#"tether_swept_entries_total{why="closed"} 6"#.to_owned(),
+        r#"tether_closed_flow_notices_total{outcome="told"} 0"#.to_owned(),
+        r#"tether_closed_flow_notices_total{outcome="lost"} 7"#.to_owned(),
         r#"tether_generation{stage="applied"} 3"#.to_owned(),
         r#"tether_attached{interface="eth0",mode="native"} 1"#.to_owned(),
         r#"tether_egress_closed{interface="br0"} 1"#.to_owned(),

@@ -4,7 +4,9 @@ use std::net::{IpAddr, Ipv4Addr};
 
 use lb_common::{
     backend::{BackendState, Forwarding, NextHop, Serving},
+    clock::Tick,
     net::{IpVersion, VlanTag},
+    share::Share,
     tcp,
 };
 
@@ -23,6 +25,7 @@ pub struct BackendSpec {
     pub(super) generation: u8,
     serving: Serving,
     resolved: bool,
+    share: Option<Share>,
     pub(super) hop: NextHop,
 }
 
@@ -62,6 +65,7 @@ impl BackendSpec {
             generation: 0,
             serving: Serving::New,
             resolved: true,
+            share: None,
             hop: match forwarding {
                 Forwarding::InIpv4 => hop
                     .from_source(OUTER_SOURCE.into())
@@ -86,6 +90,12 @@ impl BackendSpec {
     /// The same with another serving.
     pub fn serving(mut self, serving: Serving) -> Self {
         self.serving = serving;
+        self
+    }
+
+    /// The same with so many parts of its flows closed, of 65,536.
+    pub fn closing(mut self, parts: u32) -> Self {
+        self.share = Some(Share::of_parts(parts));
         self
     }
 
@@ -147,7 +157,11 @@ impl BackendSpec {
             self.resolved,
         )
         .tagged(self.hop.tag_count());
-        BackendState((l2.0 & !(7 << SHIFT)) | (self.forwarding << SHIFT))
+        let state = BackendState((l2.0 & !(7 << SHIFT)) | (self.forwarding << SHIFT));
+        match self.share {
+            Some(share) => state.pacing(share, Tick(1)),
+            None => state,
+        }
     }
 
     /// A frame as it arrives at this backend in mode `l2`.

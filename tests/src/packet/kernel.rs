@@ -1,16 +1,20 @@
 //! The programs in the kernel, and one run of them.
 
-use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
+use std::{
+    cell::RefCell,
+    sync::{Mutex, MutexGuard, OnceLock, PoisonError},
+};
 
 use aya::{
     Ebpf, EbpfLoader,
-    maps::ProgramArray,
+    maps::{MapData, ProgramArray, RingBuf},
     programs::{TestRun as _, TestRunOptions, Xdp},
 };
 use lb_common::{
     bench::{CROWD, CROWD_LEN, POISON, POISON_LEN, UNDER_TEST},
     hash::Seed,
     maps::{ABI_VERSION, DECAP_PROGRAM, Instance, default},
+    notice::Notice,
 };
 use lb_userspace::{
     dataplane::{
@@ -56,6 +60,7 @@ pub const FLOW_SEED: Seed = Seed::new([
 pub struct Tether {
     /// Program and maps.
     pub loaded: Loaded,
+    notices: RefCell<RingBuf<MapData>>,
     prepared: Prepared,
 }
 
@@ -116,13 +121,31 @@ impl Tether {
             flow_seed: FLOW_SEED,
             fleet_seed: [1, 2, 3, 4],
         };
-        let loaded = Loaded::private(capacity, instance)
+        let mut loaded = Loaded::private(capacity, instance)
             .map_err(|error| format!("loading tether: {error}"))?;
         // A test run ends before anything is sent, so any interface will do for what is at that number.
         set_device(loaded.egress_fd(), ELSEWHERE, INGRESS)
             .map_err(|error| format!("admitting an egress interface: {error}"))?;
         let prepared = Prepared::for_program(loaded.program());
-        Ok(Self { loaded, prepared })
+        let notices = loaded
+            .take_notices()
+            .map_err(|error| format!("reading notices: {error}"))?;
+        Ok(Self {
+            loaded,
+            notices: RefCell::new(notices),
+            prepared,
+        })
+    }
+
+    /// What the program has told the daemon since it was asked last.
+    pub fn notices(&self) -> Vec<Notice> {
+        let mut notices = self.notices.borrow_mut();
+        std::iter::from_fn(|| {
+            let item = notices.next()?;
+            assert_eq!(item.len(), size_of::<Notice>());
+            Notice::from_bytes(&item)
+        })
+        .collect()
     }
 
     /// Runs the program on a frame whose headroom is full of ones, as a driver's may be.
@@ -181,7 +204,7 @@ impl Decap {
 struct Prepared {
     ebpf: Ebpf,
     // The array forgets its programs when the last descriptor of it is closed.
-    _under_test: ProgramArray<aya::maps::MapData>,
+    _under_test: ProgramArray<MapData>,
 }
 
 impl Prepared {

@@ -16,6 +16,7 @@ use lb_common::{
     maglev::{Slot, TableRef, slot_index},
     maps::{IPV6_INDEX, PROGRAMS, default},
     net::{Address, IpVersion},
+    notice::Notice,
     service::Service,
     tcp,
     verdict::Reason,
@@ -148,6 +149,12 @@ impl World {
         clear(&maps.vips6);
         clear(&maps.counters);
         clear(&maps.cpus);
+        drop(self.notices());
+    }
+
+    /// What the program has told the daemon since this was asked last.
+    pub fn notices(&self) -> Vec<Notice> {
+        self.tether.notices()
     }
 
     /// Writes a backend's entry, as it is now and with its first next hop.

@@ -11,9 +11,9 @@ use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
 use tokio_tungstenite::WebSocketStream;
-use tokio_tungstenite::tungstenite::Message;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
+use tokio_tungstenite::tungstenite::{self, Message};
 
 use super::{Host, exchange};
 use crate::namespace::Namespace;
@@ -48,6 +48,7 @@ struct Counters {
     accepted: AtomicU64,
     websockets: AtomicU64,
     open: AtomicU64,
+    reset: AtomicU64,
 }
 
 /// A running backend. Dropping it closes its sockets.
@@ -107,6 +108,12 @@ impl Backend {
     #[must_use]
     pub fn websockets(&self) -> u64 {
         self.counters.websockets.load(Ordering::Relaxed)
+    }
+
+    /// WebSockets that ended with a RST.
+    #[must_use]
+    pub fn reset(&self) -> u64 {
+        self.counters.reset.load(Ordering::Relaxed)
     }
 
     /// TCP connections ever accepted, health checks included.
@@ -217,7 +224,12 @@ async fn answer(
     };
     let _ = stream.set_nodelay(true);
     if let Some(key) = header(&head, "sec-websocket-key") {
-        let _ = echo(stream, key, &name, &counters).await;
+        if echo(stream, key, &name, &counters)
+            .await
+            .is_err_and(|error| is_reset(&error))
+        {
+            counters.reset.fetch_add(1, Ordering::Relaxed);
+        }
         return;
     }
     if header(&head, "upgrade") == Some(exchange::PROTOCOL) {
@@ -238,6 +250,15 @@ async fn answer(
             let mut rest = [0; 512];
             while stream.read(&mut rest).await.is_ok_and(|length| length > 0) {}
         }
+    }
+}
+
+/// Whether the other side sent a RST.
+fn is_reset(error: &anyhow::Error) -> bool {
+    let reset = std::io::ErrorKind::ConnectionReset;
+    match error.downcast_ref::<tungstenite::Error>() {
+        Some(tungstenite::Error::Io(error)) => error.kind() == reset,
+        _ => false,
     }
 }
 

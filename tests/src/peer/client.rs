@@ -28,6 +28,8 @@ pub struct Plan {
     pub pace: Option<Duration>,
     /// Whether to connect again, once, when the connection breaks.
     pub reconnect: bool,
+    /// Whether the client's kernel sends a keepalive probe after each second of silence.
+    pub probing: bool,
     /// How long an echo may take before the connection counts as broken, and how long opening may take.
     pub patience: Duration,
 }
@@ -41,6 +43,7 @@ impl Plan {
             local_port: None,
             pace: None,
             reconnect: false,
+            probing: false,
             patience: Duration::from_secs(10),
         }
     }
@@ -59,6 +62,15 @@ impl Plan {
     pub fn reconnecting(self) -> Self {
         Self {
             reconnect: true,
+            ..self
+        }
+    }
+
+    /// The same, with keepalive probes while it is silent.
+    #[must_use]
+    pub fn probing(self) -> Self {
+        Self {
+            probing: true,
             ..self
         }
     }

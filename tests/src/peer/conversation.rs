@@ -51,6 +51,15 @@ impl From<tungstenite::Error> for Break {
     }
 }
 
+/// Has the kernel send a keepalive probe after each second of silence.
+fn probe(stream: &TcpStream) -> std::io::Result<()> {
+    use nix::sys::socket::{setsockopt, sockopt};
+    setsockopt(stream, sockopt::TcpKeepIdle, &1)?;
+    setsockopt(stream, sockopt::TcpKeepInterval, &1)?;
+    setsockopt(stream, sockopt::KeepAlive, &true)?;
+    Ok(())
+}
+
 impl Client {
     pub(super) async fn live(
         mut self,
@@ -121,6 +130,9 @@ impl Client {
         socket.bind(self.source)?;
         let stream = socket.connect(self.plan.target).await?;
         stream.set_nodelay(true)?;
+        if self.plan.probing {
+            probe(&stream)?;
+        }
         let local = stream.local_addr()?;
         let url = format!("ws://{}/", self.plan.target);
         let (mut socket, _) = tokio_tungstenite::client_async(url, stream).await?;

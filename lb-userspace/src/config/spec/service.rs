@@ -4,6 +4,7 @@ use std::{
     collections::HashMap,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::Range,
+    time::Duration,
 };
 
 use lb_common::backend::Mode;
@@ -14,7 +15,7 @@ use toml::{
 
 use super::{
     super::{
-        Backend, Service,
+        Backend, CLOSE_OVER, CLOSE_OVERS, DRAIN_DEADLINES, RESET_OVERS, Service,
         problem::Findings,
         read::{Reader, nearest},
     },
@@ -66,6 +67,17 @@ pub(super) fn read(
     let mode = mode(&mut reader, findings);
     let table_size = reader.integer("table_size", 1..=LARGEST_TABLE, findings);
     let min_healthy = reader.integer("min_healthy", 0..=1 << 18, findings);
+    let drain_deadline = reader.duration("drain_deadline", DRAIN_DEADLINES, findings);
+    let close_over = reader.duration("close_over", CLOSE_OVERS, findings);
+    let reset_over = reader.duration("reset_over", RESET_OVERS, findings);
+    if let (Some(over), None) = (&close_over, &drain_deadline) {
+        findings.warning(
+            &over.span(),
+            &object,
+            "close_over says how fast flows are closed at a drain's deadline, and there is none but with `tether drain --deadline`",
+            "set drain_deadline too, or leave it to the command",
+        );
+    }
     let health = health::read(&mut reader, &object, findings);
     let parent = Parent {
         name: name.as_ref().map(|name| *name.get_ref()),
@@ -111,6 +123,9 @@ pub(super) fn read(
             mode: mode.unwrap_or(Mode::L2),
             table_size: size,
             min_healthy: min_healthy.map_or(1, Spanned::into_inner),
+            drain_deadline: drain_deadline.map(Spanned::into_inner),
+            close_over: close_over.map_or(CLOSE_OVER, Spanned::into_inner),
+            reset_over: reset_over.map_or(Duration::ZERO, Spanned::into_inner),
             backends: backends.into_iter().map(|placed| placed.backend).collect(),
         },
     })

@@ -20,6 +20,7 @@ const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_PROG_TEST_RUN: libc::c_long = 10;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
@@ -28,12 +29,15 @@ const BPF_MAP_TYPE_ARRAY: u32 = 2;
 const BPF_MAP_TYPE_ARRAY_OF_MAPS: u32 = 12;
 const BPF_MAP_TYPE_PROG_ARRAY: u32 = 3;
 const BPF_MAP_TYPE_DEVMAP_HASH: u32 = 25;
+const BPF_MAP_TYPE_RINGBUF: u32 = 27;
 const BPF_LINK_TYPE_XDP: u32 = 6;
 const BPF_XDP: u32 = 37;
 /// A map that can be shared as memory.
 pub const BPF_F_MMAPABLE: u32 = 1 << 10;
 /// Size of a device map's value: interface index, and a program to run on what leaves there, which is none.
 pub const DEVICE_BYTES: u32 = 8;
+/// The action of a frame that leaves by the interface that it came in by.
+pub const XDP_TX: u32 = 3;
 /// Generic mode.
 pub const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
 /// Native mode.
@@ -286,6 +290,73 @@ pub fn remove(map: BorrowedFd<'_>, key: u32) -> io::Result<()> {
     }
 }
 
+/// What comes of a run of a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// The XDP action.
+    pub action: u32,
+    /// Length of the frame afterwards.
+    pub length: usize,
+}
+
+/// Runs an XDP program on a frame, as if that had come in by an interface. What it makes of it is in `output`.
+///
+/// # Errors
+/// ENODEV if there is no such interface in this network namespace, ENOSPC if `output` is too short.
+pub fn run_on(
+    program: BorrowedFd<'_>,
+    frame: &[u8],
+    output: &mut [u8],
+    ifindex: u32,
+) -> io::Result<Run> {
+    #[derive(Default)]
+    #[repr(C)]
+    struct Attributes {
+        program: u32,
+        action: u32,
+        frame_length: u32,
+        output_length: u32,
+        frame: u64,
+        output: u64,
+        repeat: u32,
+        duration: u32,
+        context_length: u32,
+        context_out_length: u32,
+        context: u64,
+        context_out: u64,
+        flags: u32,
+        cpu: u32,
+        batch_size: u32,
+        padding: u32,
+    }
+    // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+    let context: [u32; 6] = [0, frame.len() as u32, 0, ifindex, 0, 0];
+    let mut attributes = Attributes {
+        program: program.as_raw_fd() as u32,
+        frame_length: frame.len() as u32,
+        output_length: output.len() as u32,
+        frame: frame.as_ptr() as u64,
+        output: output.as_mut_ptr() as u64,
+        repeat: 1,
+        context_length: size_of_val(&context) as u32,
+        context: context.as_ptr() as u64,
+        ..Attributes::default()
+    };
+    loop {
+        // SAFETY: what BPF_PROG_TEST_RUN takes; the buffers have these lengths and outlive the call.
+        match unsafe { bpf(BPF_PROG_TEST_RUN, &mut attributes) } {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+            Ok(_) => {
+                return Ok(Run {
+                    action: attributes.action,
+                    length: attributes.output_length as usize,
+                });
+            }
+        }
+    }
+}
+
 #[derive(Default)]
 #[repr(C)]
 struct MapAttributes {
@@ -346,6 +417,21 @@ pub fn create_devices(name: &str, entries: u32) -> io::Result<OwnedFd> {
             key_size: 4,
             value_size: DEVICE_BYTES,
             max_entries: entries,
+            ..MapAttributes::default()
+        },
+    )
+}
+
+/// Creates a ring buffer of this many bytes: a power of two, and whole pages.
+///
+/// # Errors
+/// When the kernel refuses: EPERM, ENOMEM.
+pub fn create_ring(name: &str, bytes: u32) -> io::Result<OwnedFd> {
+    create_named(
+        name,
+        MapAttributes {
+            map_type: BPF_MAP_TYPE_RINGBUF,
+            max_entries: bytes,
             ..MapAttributes::default()
         },
     )

@@ -6,7 +6,11 @@ use std::{
     sync::Arc,
 };
 
-use aya::{Ebpf, EbpfError, EbpfLoader, maps::Map, programs::Xdp};
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{Map, MapData, RingBuf},
+    programs::Xdp,
+};
 use lb_common::{
     flow::copy::{BATCH, Order},
     hash::Seed,
@@ -177,6 +181,22 @@ impl Loaded {
         })
     }
 
+    /// What the program tells the daemon: [`names::NOTICES`]. To be asked for once.
+    ///
+    /// # Errors
+    /// When its memory cannot be mapped, or it was asked for before.
+    pub fn take_notices(&mut self) -> Result<RingBuf<MapData>, Error> {
+        let map = self
+            .0
+            .ebpf
+            .take_map(names::NOTICES)
+            .ok_or_else(|| foreign_object("the object lacks the map of notices"))?;
+        RingBuf::try_from(map).map_err(|source| Error::Load {
+            what: "the map of notices",
+            source: Box::new(EbpfError::MapError(source)),
+        })
+    }
+
     /// The device map [`names::EGRESS`].
     ///
     /// # Panics
@@ -279,7 +299,7 @@ fn map_fd<'a>(ebpf: &'a Ebpf, name: &str) -> Option<BorrowedFd<'a>> {
         .map(name)
         .or_else(|| ebpf.map(&format!(".bss.{name}")))?;
     match map {
-        Map::Array(data) | Map::DevMapHash(data) | Map::ProgramArray(data) => {
+        Map::Array(data) | Map::DevMapHash(data) | Map::RingBuf(data) | Map::ProgramArray(data) => {
             Some(data.fd().as_fd())
         }
         _ => None,

@@ -39,7 +39,9 @@ pub mod resize;
 pub mod seed;
 mod shapes;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc};
+
+use aya::maps::{MapData, RingBuf};
 
 use lb_common::maps::Instance;
 
@@ -202,6 +204,26 @@ impl Kernel {
             source,
         })?;
         Ok(Egress::new(map, self.interfaces.clone()))
+    }
+
+    /// What the program tells of flows that a deadline has closed; to be asked for once.
+    ///
+    /// # Errors
+    /// As [`Loaded::take_notices`].
+    pub fn take_notices(&mut self) -> Result<RingBuf<MapData>, Error> {
+        self.loaded.take_notices()
+    }
+
+    /// The loaded program, for as long as it is held.
+    ///
+    /// # Errors
+    /// When there are no file descriptors left.
+    pub fn program(&self) -> Result<OwnedFd, Error> {
+        let program = self.loaded.program_fd().try_clone_to_owned();
+        program.map_err(|source| Error::Bpf {
+            doing: "keeping the program open",
+            source,
+        })
     }
 
     /// Whether the program is still attached to all configured interfaces: one may have been recreated, or somebody may have

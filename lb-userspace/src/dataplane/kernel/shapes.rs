@@ -184,6 +184,8 @@ enum Kind {
     Whole(u64),
     /// So many network devices.
     Devices(u32),
+    /// A ring buffer of this many bytes.
+    Ring(u32),
     /// So many programs.
     Programs(u32),
 }
@@ -215,6 +217,10 @@ fn shapes(capacity: &Capacity) -> [Shape; names::ALL.len()] {
             kind: Kind::Devices(names::EGRESS_INTERFACES),
         },
         Shape {
+            name: names::NOTICES,
+            kind: Kind::Ring(names::NOTICES_BYTES),
+        },
+        Shape {
             name: names::PROGRAMS,
             kind: Kind::Programs(names::PROGRAMS_LEN),
         },
@@ -230,6 +236,7 @@ impl Shape {
             }
             Kind::Whole(bytes) => bpf::create_shared(self.name, bytes as u32),
             Kind::Devices(entries) => bpf::create_devices(self.name, entries),
+            Kind::Ring(bytes) => bpf::create_ring(self.name, bytes),
             Kind::Programs(entries) => bpf::create_programs(self.name, entries),
         };
         created.map_err(|source| Error::Create {
@@ -237,6 +244,7 @@ impl Shape {
             bytes: match self.kind {
                 Kind::Whole(bytes) => bytes,
                 Kind::Devices(entries) => u64::from(entries) * u64::from(bpf::DEVICE_BYTES),
+                Kind::Ring(bytes) => u64::from(bytes),
                 Kind::Programs(entries) => u64::from(entries) * 4,
             },
             source,
@@ -260,6 +268,7 @@ impl Shape {
                 let bytes = u64::from(bpf::DEVICE_BYTES);
                 (Some(MapType::DevMapHash), 4, bytes, entries, 0)
             }
+            Kind::Ring(bytes) => (Some(MapType::RingBuf), 0, 0, bytes, 0),
             Kind::Programs(entries) => (Some(MapType::ProgramArray), 4, 4, entries, 0),
         };
         if found != expected {
