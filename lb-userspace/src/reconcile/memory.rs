@@ -1,4 +1,4 @@
-//! What a restart must not forget and the maps do not hold: drains and changes that were asked for at runtime, and names.
+//! What a restart must not forget and the maps do not hold: drains and changes that were asked for at runtime, answers of the DNS, and names.
 
 use std::{
     collections::BTreeSet,
@@ -12,6 +12,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use super::answers::Remembered;
 use crate::{
     desired::{Changes, Endpoint},
     model::BackendName,
@@ -37,6 +38,9 @@ pub(super) struct Memory {
     /// What is otherwise than the file says. A version before this one leaves it out.
     #[serde(default)]
     pub(super) changes: Changes,
+    /// The latest answers of the DNS, for a daemon that finds it silent.
+    #[serde(default)]
+    pub(super) answers: Vec<Remembered>,
     services: Vec<ServiceName>,
     /// By identity.
     backends: std::collections::BTreeMap<u64, BackendName>,
@@ -54,6 +58,7 @@ impl Memory {
     pub(super) fn new(
         drained: BTreeSet<BackendName>,
         changes: Changes,
+        answers: Vec<Remembered>,
         services: impl Iterator<Item = (Endpoint, String)>,
         backends: impl Iterator<Item = (u64, BackendName)>,
     ) -> Self {
@@ -61,6 +66,7 @@ impl Memory {
             version: VERSION,
             drained,
             changes,
+            answers,
             services: services
                 .map(|(Endpoint { vip, port }, name)| ServiceName { vip, port, name })
                 .collect(),
@@ -169,6 +175,10 @@ mod tests {
             BTreeSet::from([name.clone()]),
             serde_json::from_str(
                 r#"[{"name":{"service":"chat","backend":"b2"},"change":{"weight":7}}]"#,
+            )
+            .unwrap(),
+            serde_json::from_str(
+                r#"[{"question":{"name":"chat.example.","kind":"srv"},"found":[{"address":"10.0.1.1","port":80,"weight":7}]}]"#,
             )
             .unwrap(),
             std::iter::once((endpoint, "chat".to_owned())),

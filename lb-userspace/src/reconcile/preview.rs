@@ -47,11 +47,12 @@ impl State {
     /// # Errors
     /// When it would be refused: why.
     pub(super) fn ask_about(&self, file: Config, now: Tick) -> Result<Question, String> {
+        let (_, overlaid) = self.taken_on(&file, &self.answers)?;
         let Overlaid {
             config,
             changes: _,
             dropped,
-        } = self.taken_on(&file)?;
+        } = overlaid;
         let mut ended: BTreeSet<BackendName> = dropped.into_iter().map(|(name, _)| name).collect();
         let (kept, gone): (BTreeSet<_>, BTreeSet<_>) = self
             .drained
