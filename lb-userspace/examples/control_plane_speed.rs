@@ -201,16 +201,22 @@ fn config(services: usize, backends: usize, table_size: u32, state_dir: PathBuf)
         ))
     };
     Config {
+        digest: 0,
+        reload_on_change: false,
         path: "speed.toml".into(),
         interfaces: vec!["eth0".to_owned()],
         state_dir,
         bpffs: "/sys/fs/bpf/speed".into(),
         fleet_seed: None,
+        dns_servers: None,
         metrics: None,
         limits: LIMITS,
         checks_at_once: 256,
         services: (0..services)
             .map(|s| Service {
+                check: Check::DEFAULT,
+                check_port: None,
+                dns: vec![],
                 name: format!("service-{s}"),
                 vip: Ipv4Addr::from_bits(0x0a00_0001 + s as u32).into(),
                 port: 80,

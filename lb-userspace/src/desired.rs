@@ -1,6 +1,7 @@
 //! What is wanted: the configuration joined with what was asked for at runtime.
 
 mod changes;
+mod named;
 
 use std::{
     collections::BTreeMap,
@@ -10,7 +11,10 @@ use std::{
 
 use lb_common::backend::Mode;
 
-pub use self::changes::{Change, Changes, Edit, Overlaid, Refusal};
+pub use self::{
+    changes::{Change, Changes, Edit, Overlaid, Refusal},
+    named::{Expanded, expand},
+};
 use crate::{
     config::{self, Config},
     ids,

@@ -8,6 +8,7 @@ pub mod config;
 pub mod daemon;
 pub mod dataplane;
 pub mod desired;
+pub mod dns;
 pub mod flows;
 pub mod health;
 mod http;

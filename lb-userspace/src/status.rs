@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     by_version::ByVersion,
+    dns,
     flows::{Census, Counts, Fill},
     model::{Admin, Health, Suspension},
 };
@@ -30,6 +31,9 @@ pub struct Status {
     pub attachments: Vec<Attachment>,
     /// Interfaces on the way to backends that only packets which came in by them can leave by.
     pub closed_egress: Vec<ClosedEgress>,
+    /// Names in the DNS that backends come from.
+    #[serde(default)]
+    pub dns: Vec<DnsStatus>,
     /// The flow tables.
     pub flows: Flows,
     /// Services, by name; removed ones that still have flows among them.
@@ -59,6 +63,28 @@ pub struct ConfigStatus {
     /// What was changed at runtime and the file says otherwise.
     #[serde(default)]
     pub differences: Vec<Difference>,
+}
+
+/// A name in the DNS that backends of a service come from.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DnsStatus {
+    /// Name of the service.
+    pub service: String,
+    /// Name of the source: its backends' names begin with it.
+    pub source: String,
+    /// The name that is asked for.
+    pub query: String,
+    /// Which records.
+    #[serde(rename = "type")]
+    pub kind: dns::Kind,
+    /// The addresses in force: those of the last answer that was one.
+    pub addresses: Vec<IpAddr>,
+    /// How often it was asked without an answer that could be taken.
+    pub failures: u64,
+    /// Why the addresses in force are not of the latest answer, if they are not.
+    pub error: Option<String>,
+    /// Addresses that cannot be backends, and why.
+    pub ignored: Vec<String>,
 }
 
 /// One backend that is otherwise than the file says.

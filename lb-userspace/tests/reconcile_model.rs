@@ -199,6 +199,9 @@ fn config(services: &[Option<ServicePlan>], state_dir: PathBuf) -> Config {
             })
         });
         Some(Service {
+            check: Check::DEFAULT,
+            check_port: None,
+            dns: vec![],
             name: format!("{}{n}", if plan.renamed { "renamed" } else { "service" }),
             vip,
             port,
@@ -209,11 +212,12 @@ fn config(services: &[Option<ServicePlan>], state_dir: PathBuf) -> Config {
             reset_over: std::time::Duration::ZERO,
             min_healthy: plan.min_healthy,
             backends: backends.collect(),
-            check: Check::DEFAULT,
-            check_port: None,
         })
     });
     Config {
+        digest: 0,
+        reload_on_change: false,
+        dns_servers: None,
         path: "model.toml".into(),
         interfaces: vec!["eth0".to_owned()],
         services: services.collect(),

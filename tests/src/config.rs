@@ -1,7 +1,7 @@
 //! A configuration for the daemon under test, as a value that tests change.
 
 use std::fmt::Write as _;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use lb_common::net::IpVersion;
 
@@ -31,6 +31,17 @@ pub struct BackendSpec {
     pub weight: u16,
 }
 
+/// A name in the DNS that backends come from, called `pods`.
+#[derive(Debug, Clone)]
+pub struct Named {
+    /// Who is asked.
+    pub server: SocketAddr,
+    /// The name.
+    pub query: &'static str,
+    /// Which records.
+    pub kind: &'static str,
+}
+
 /// One service on the lab's VIP, with checks quick enough for a test.
 #[derive(Debug, Clone)]
 pub struct Config {
@@ -58,6 +69,8 @@ pub struct Config {
     pub lines: &'static str,
     /// The backends.
     pub backends: Vec<BackendSpec>,
+    /// Where more of them come from.
+    pub named: Option<Named>,
 }
 
 impl Config {
@@ -85,6 +98,7 @@ impl Config {
             flows6: 20_000,
             lines: "",
             backends: backends.collect(),
+            named: None,
         }
     }
 
@@ -120,6 +134,18 @@ impl Config {
             let _ = write!(
                 text,
                 "\n[[service.backend]]\nname = \"{name}\"\naddress = \"{address}\"\nweight = {weight}\n"
+            );
+        }
+        if let Some(Named {
+            server,
+            query,
+            kind,
+        }) = &self.named
+        {
+            text = format!("dns.servers = [\"{server}\"]\n{text}");
+            let _ = write!(
+                text,
+                "\n[[service.dns]]\nname = \"pods\"\nquery = \"{query}\"\ntype = \"{kind}\"\nmin_ttl = \"1s\"\n"
             );
         }
         text

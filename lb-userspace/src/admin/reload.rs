@@ -1,11 +1,11 @@
-//! Reading the configuration again, for SIGHUP and for the admin API alike.
+//! Reading the configuration again, for SIGHUP, for the admin API and for the watch over the file alike.
 
 use std::path::PathBuf;
 
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::{
-    config::{self, Config},
+    config::{self, Config, Problems},
     reconcile::Command,
 };
 
@@ -14,17 +14,17 @@ use crate::{
 pub struct Reloader {
     path: PathBuf,
     commands: mpsc::Sender<Command>,
-    /// Makes reloads follow one another.
-    turn: Mutex<()>,
+    /// Makes reloads follow one another. The digest of the text that was read last; none if it could not be.
+    turn: Mutex<Option<u64>>,
 }
 
 impl Reloader {
-    /// For the configuration file at `path`.
-    pub fn new(path: PathBuf, commands: mpsc::Sender<Command>) -> Self {
+    /// For the file of a configuration, which is in force.
+    pub fn new(first: &Config, commands: mpsc::Sender<Command>) -> Self {
         Self {
-            path,
+            path: first.path.clone(),
             commands,
-            turn: Mutex::new(()),
+            turn: Mutex::new(Some(first.digest)),
         }
     }
 
@@ -33,8 +33,32 @@ impl Reloader {
     /// # Errors
     /// Everything that is wrong with it. The daemon then keeps what it has, and its status says why.
     pub async fn reload(&self) -> Result<u64, Vec<String>> {
-        let _turn = self.turn.lock().await;
-        let errors = match self.read().await {
+        let mut last = self.turn.lock().await;
+        let text = self.text().await;
+        self.take(&mut last, text).await
+    }
+
+    /// The same if the file's text is another than when it was last read, by whatever.
+    pub async fn reload_if_changed(&self) {
+        let mut last = self.turn.lock().await;
+        let text = self.text().await;
+        if text.as_ref().ok().map(|text| config::digest(text)) != *last {
+            // Its errors are logged and in the status; there is nobody else to tell.
+            drop(self.take(&mut last, text).await);
+        }
+    }
+
+    async fn take(
+        &self,
+        last: &mut Option<u64>,
+        text: Result<String, Vec<String>>,
+    ) -> Result<u64, Vec<String>> {
+        *last = text.as_ref().ok().map(|text| config::digest(text));
+        let config = match text {
+            Ok(text) => self.parse(text).await,
+            Err(errors) => Err(errors),
+        };
+        let errors = match config {
             Ok(config) => match self.apply(config).await {
                 Ok(generation) => {
                     tracing::info!(path = %self.path.display(), generation, "configuration reloaded");
@@ -55,12 +79,14 @@ impl Reloader {
         Err(errors)
     }
 
-    async fn read(&self) -> Result<Config, Vec<String>> {
+    async fn text(&self) -> Result<String, Vec<String>> {
         let path = self.path.clone();
-        let loaded = tokio::task::spawn_blocking(move || config::load(&path))
-            .await
-            .map_err(|error| vec![format!("the configuration could not be read: {error}")])?
-            .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>())?;
+        unblocked(move || config::read(&path)).await
+    }
+
+    async fn parse(&self, text: String) -> Result<Config, Vec<String>> {
+        let path = self.path.clone();
+        let loaded = unblocked(move || config::parse(&path, &text)).await?;
         for warning in &loaded.warnings {
             tracing::warn!("{warning}");
         }
@@ -77,4 +103,14 @@ impl Reloader {
         self.commands.send(command).await.map_err(|_| ended())?;
         answer.await.map_err(|_| ended())?
     }
+}
+
+/// Reads files where that hinders nobody.
+async fn unblocked<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Problems> + Send + 'static,
+) -> Result<T, Vec<String>> {
+    tokio::task::spawn_blocking(work)
+        .await
+        .map_err(|error| vec![format!("the configuration could not be read: {error}")])?
+        .map_err(|problems| problems.iter().map(ToString::to_string).collect())
 }

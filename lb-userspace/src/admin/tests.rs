@@ -4,7 +4,7 @@ use std::os::unix::fs::MetadataExt as _;
 
 use super::{client::Client, *};
 use crate::{
-    config::BackendSpec,
+    config::{self, BackendSpec},
     desired::{Edit, Refusal},
     model,
     preview::Preview,
@@ -36,6 +36,7 @@ fn some_status() -> Status {
         },
         attachments: vec![],
         closed_egress: vec![],
+        dns: vec![],
         flows: Default::default(),
         services: vec![],
         reasons: Default::default(),
@@ -67,6 +68,7 @@ impl Daemon {
         std::fs::create_dir_all(&directory).unwrap();
         let file = directory.join("tether.toml");
         std::fs::write(&file, CONFIG).unwrap();
+        let first = config::load(&file).unwrap().config;
         let socket = directory.join("admin.sock");
         let listener = listen(&socket).unwrap();
         let (status, watched) = watch::channel(Arc::new(some_status()));
@@ -76,7 +78,7 @@ impl Daemon {
         let admin = Admin {
             status: watched,
             commands: commands.clone(),
-            reloader: Arc::new(Reloader::new(file, commands)),
+            reloader: Arc::new(Reloader::new(&first, commands)),
         };
         let (listeners, later) = mpsc::channel(1);
         tokio::spawn(serve(listener, later, admin, shutdown));

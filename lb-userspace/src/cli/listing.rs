@@ -7,7 +7,7 @@ use serde::Serialize;
 use crate::{
     config::{Config, Limits},
     flows::Fill,
-    status::{BackendStatus, Difference, DrainStatus, ServiceStatus, Status},
+    status::{BackendStatus, Difference, DnsStatus, DrainStatus, ServiceStatus, Status},
 };
 
 /// What a valid configuration holds, in a line.
@@ -26,7 +26,11 @@ pub(super) fn checked(config: &Config) -> String {
 }
 
 pub(super) fn counted(number: usize, what: &str) -> String {
-    format!("{number} {what}{}", if number == 1 { "" } else { "s" })
+    counted_as(number, what, &format!("{what}s"))
+}
+
+fn counted_as(number: usize, one: &str, more: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { more })
 }
 
 /// The status, for a terminal. `now` is in seconds since 1970.
@@ -112,12 +116,42 @@ pub(super) fn status(status: &Status, now: u64) -> String {
         }
     }
     text += &differences(&status.config.differences);
+    for source in &status.dns {
+        text += &source_lines(source);
+    }
     for service in &status.services {
         text.push('\n');
         text += &service_lines(service, now);
     }
     text.push('\n');
     text += &reasons(status);
+    text
+}
+
+/// What is wrong with a name that backends come from; nothing if nothing is.
+fn source_lines(source: &DnsStatus) -> String {
+    let (service, name, query) = (&source.service, &source.source, &source.query);
+    let mut text = String::new();
+    if let Some(error) = &source.error {
+        let stay = match source.addresses.len() {
+            0 => "there are no addresses of it yet".to_owned(),
+            number => format!(
+                "what stays in force: {}",
+                counted_as(number, "address", "addresses")
+            ),
+        };
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "{service}: {name}: {query} does not resolve ({error}); {stay}"
+        );
+    }
+    for why in &source.ignored {
+        let _ = writeln!(
+            text,
+            "{service}: {name}: an address of {query} is not used: {why}"
+        );
+    }
     text
 }
 
@@ -299,6 +333,9 @@ mod tests {
           {"service":"chat","backend":"b3","change":"added","now":"10.0.1.13:80, weight 100","file":null}]},
         "attachments":[{"interface":"eth0","mode":"native"}],
         "closed_egress":[{"interface":"br0","reason":"its driver cannot"}],
+        "dns":[{"service":"chat","source":"pods","query":"pods.example.","type":"srv","addresses":["10.0.1.20"],"failures":3,
+          "error":"request timed out","ignored":["127.0.0.1 is a loopback address"]},
+          {"service":"chat","source":"well","query":"well.example.","type":"a","addresses":["10.0.1.21"],"failures":3,"error":null,"ignored":[]}],
         "flows":{"capacity":1000,"embryo":0,"young":1,"pin":12,"closing":0,"use":0.0065,"fill":"half",
           "tables":{"v4":{"capacity":1000,"use":0.013,"fill":"low"},"v6":{"capacity":500,"use":0.5,"fill":"half"}}},
         "services":[{"name":"chat","vip":"2001:db8::1","port":80,"mode":"ipip","removed":false,
@@ -325,6 +362,8 @@ changed at runtime, and otherwise in the file (`tether revert` and `tether undra
   chat/b1  weight   weight 100                (file: weight 50)
   chat/b2  removed  none                      (file: 10.0.1.12:80, weight 100)
   chat/b3  added    10.0.1.13:80, weight 100  (file: none)
+chat: pods: pods.example. does not resolve (request timed out); what stays in force: 1 address
+chat: pods: an address of pods.example. is not used: 127.0.0.1 is a loopback address
 
 chat  [2001:db8::1]:80  ipip  FAIL-OPEN: too few backends are usable, all active ones take flows  clients of dead backends are not told: it is in fail-open
   BACKEND  ADDRESS       WEIGHT  ADMIN     HEALTH    SERVING        NEIGHBOUR  ACTIVE  IDLE  DEADLINE     LAST ERROR

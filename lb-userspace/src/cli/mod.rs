@@ -66,8 +66,12 @@ enum Command {
     /// Validate a configuration
     #[command(after_help = EXIT_STATUS)]
     Check {
-        #[command(flatten)]
-        config: ConfigFile,
+        /// The configuration file.
+        #[arg(long, value_name = "FILE", required_unless_present = "schema")]
+        config: Option<PathBuf>,
+        /// Print the JSON schema of a configuration file instead, for editors and for tools that write one.
+        #[arg(long, conflicts_with = "config")]
+        schema: bool,
     },
     /// Show what a configuration would change, and change nothing
     ///
@@ -266,9 +270,14 @@ fn run(command: Command) -> Result<(), Failure> {
             let config = load(&config.path, |warning| tracing::warn!("{warning}"))?;
             Ok(daemon::run(config)?)
         }
-        Command::Check { config } => {
-            let config = load(&config.path, |warning| eprintln!("warning: {warning}"))?;
-            println!("{}", listing::checked(&config));
+        Command::Check { config, schema: _ } => {
+            match config {
+                Some(path) => {
+                    let config = load(&path, |warning| eprintln!("warning: {warning}"))?;
+                    println!("{}", listing::checked(&config));
+                }
+                None => println!("{:#}", config::schema().to_value()),
+            }
             Ok(())
         }
         Command::Status { daemon, json } => {

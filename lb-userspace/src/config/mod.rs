@@ -9,10 +9,12 @@
 pub mod problem;
 mod read;
 mod rules;
+mod schema;
 mod spec;
 
 use std::{
     fs::File,
+    hash::{DefaultHasher, Hash as _, Hasher as _},
     io::Read as _,
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
@@ -28,14 +30,22 @@ pub use self::{
     problem::{Problem, Problems},
     read::duration_within,
     rules::{BackendSpec, MAX_WEIGHT, WEIGHT, usual_weight},
+    schema::schema,
 };
-use crate::model::{Admin, Check};
+use crate::{
+    dns::{Bounds, Question, Servers},
+    model::{Admin, Check},
+};
 
 /// A configuration, valid as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
     /// The file it came from.
     pub path: PathBuf,
+    /// The [`digest`] of its text.
+    pub digest: u64,
+    /// Whether the file is loaded whenever it has changed.
+    pub reload_on_change: bool,
     /// Where the XDP program is attached; at least one, no two alike.
     pub interfaces: Vec<String>,
     /// Holds the lock, the admin socket and what survives a restart.
@@ -44,6 +54,8 @@ pub struct Config {
     pub bpffs: PathBuf,
     /// The secret of the fleet, if the configuration gives one.
     pub fleet_seed: Option<[u64; 4]>,
+    /// Whom names are asked of; none is those of `/etc/resolv.conf`.
+    pub dns_servers: Servers,
     /// Where metrics are served; none is nowhere.
     pub metrics: Option<SocketAddr>,
     /// Capacities of the maps.
@@ -156,10 +168,27 @@ pub struct Service {
     pub reset_over: Duration,
     /// Its backends; names, and pairs of address and port, are unique in the service.
     pub backends: Vec<Backend>,
+    /// Names in the DNS that further backends come from; unique by their own names.
+    pub dns: Vec<DnsSource>,
     /// How backends are checked.
     pub check: Check,
     /// Where, if not at each backend's port.
     pub check_port: Option<u16>,
+}
+
+/// A name in the DNS as a source of backends.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DnsSource {
+    /// What its backends' names begin with.
+    pub name: String,
+    /// What is asked.
+    pub question: Question,
+    /// How often.
+    pub bounds: Bounds,
+    /// Port of its backends if the records give none; none is the service's.
+    pub port: Option<u16>,
+    /// Weight of each of its backends if the records give none.
+    pub weight: u16,
 }
 
 /// A backend as configured.
@@ -234,6 +263,13 @@ fn read_file(path: &Path) -> std::io::Result<String> {
             .count();
         Error::other(format!("it is no UTF-8 text, from line {line} on"))
     })
+}
+
+/// Tells one text from another, within a process.
+pub fn digest(text: &str) -> u64 {
+    let mut hasher = DefaultHasher::new();
+    text.hash(&mut hasher);
+    hasher.finish()
 }
 
 /// Validates a configuration's text; `path` is for messages.

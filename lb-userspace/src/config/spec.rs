@@ -1,5 +1,6 @@
 //! From a parsed document to a valid [`Config`]: what each key means and what must hold of all of them together.
 
+mod dns;
 mod health;
 mod service;
 
@@ -54,19 +55,28 @@ pub(super) fn parse(path: &Path, text: &str) -> Result<Loaded, Problems> {
         // What was made of the rest is a guess, and complaints about that would be too.
         return Err(findings.into_problems());
     }
-    let config = read(path, &document, &mut findings);
+    let config = read(path, text, &document, &mut findings);
     let warnings = findings.conclude()?;
     Ok(Loaded { config, warnings })
 }
 
 /// Reads everything, with defaults in the place of what is wrong: the result counts only if nothing was found.
-fn read(path: &Path, document: &Spanned<DeTable<'_>>, findings: &mut Findings<'_>) -> Config {
+fn read(
+    path: &Path,
+    text: &str,
+    document: &Spanned<DeTable<'_>>,
+    findings: &mut Findings<'_>,
+) -> Config {
     let start = 0..0;
     let mut root = Reader::new(document.get_ref(), start, "configuration".to_owned());
     let interfaces = interfaces(&mut root, findings);
     let state_dir = directory(&mut root, "state_dir", STATE_DIR, findings);
     let bpffs = directory(&mut root, "bpffs", BPFFS, findings);
     let fleet_seed = fleet_seed(&mut root, findings);
+    let reload_on_change = root
+        .boolean("reload_on_change", "false", findings)
+        .is_none_or(Spanned::into_inner);
+    let dns_servers = dns::servers(&mut root, findings);
     let metrics = metrics(&mut root, findings);
     let (limits, checks_at_once, limits_span) = limits(&mut root, findings);
     let services: Vec<PlacedService> = root
@@ -87,10 +97,13 @@ fn read(path: &Path, document: &Spanned<DeTable<'_>>, findings: &mut Findings<'_
     unique_services(&services, findings);
     let config = Config {
         path: path.to_owned(),
+        digest: super::digest(text),
+        reload_on_change,
         interfaces,
         state_dir,
         bpffs,
         fleet_seed,
+        dns_servers,
         metrics,
         limits,
         checks_at_once,

@@ -1,3 +1,4 @@
+mod dns;
 mod health;
 
 use std::{path::Path, sync::Arc, time::Duration};
@@ -286,7 +287,7 @@ fn each_mistake_has_its_place_object_and_remedy() {
         (
             "mode = \"ipip\"",
             "mode = \"ipip\"\ncolour = 1",
-            r#"t.toml:7:1: service "chat": unknown key "colour"; remove it; known here are name, vip, port, mode, table_size, min_healthy, drain_deadline, close_over, reset_over, health, backend"#,
+            r#"t.toml:7:1: service "chat": unknown key "colour"; remove it; known here are name, vip, port, mode, table_size, min_healthy, drain_deadline, close_over, reset_over, health, backend, dns"#,
         ),
         (
             "port = 80",

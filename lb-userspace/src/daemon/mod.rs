@@ -11,6 +11,7 @@
 //!
 //! However the daemon ends, the data path goes on forwarding.
 
+mod file;
 pub mod lock;
 mod parts;
 mod upkeep;
@@ -38,7 +39,7 @@ use crate::{
         kernel::{Kernel, Options, possible_cpus},
         maps::Capacity,
     },
-    flows, health, neighbour,
+    dns, flows, health, neighbour,
     notice::{self, Teller, Told},
     reconcile::{self, Inputs, Outputs},
     status::{ConfigStatus, Flows, Generation, Status},
@@ -139,6 +140,8 @@ async fn run_parts(
     let (hop_reports, hop_queue) = mpsc::channel(QUEUE);
     let (targets, watched_targets) = watch::channel(vec![]);
     let (addresses, watched_addresses) = watch::channel(BTreeSet::new());
+    let (answers, answer_queue) = mpsc::channel(QUEUE);
+    let (questions, watched_questions) = watch::channel(BTreeMap::new());
     let (vips, watched_vips) = watch::channel(BTreeSet::new());
     let (own_vips, watched_own_vips) = watch::channel(None);
     let (census, watched_census) = watch::channel(Arc::new(flows::Census::default()));
@@ -161,17 +164,20 @@ async fn run_parts(
         None => None,
     };
 
-    let reloader = Arc::new(Reloader::new(config.path.clone(), commands.clone()));
+    let reloader = Arc::new(Reloader::new(&config, commands.clone()));
     let admin = Admin {
         status: watched_status.clone(),
         commands,
         reloader: reloader.clone(),
     };
     let checks_at_once = config.checks_at_once;
+    let dns_servers = config.dns_servers.clone();
+    let watched_file = config.reload_on_change.then(|| config.path.clone());
     let inputs = Inputs {
         commands: command_queue,
         health: health_queue,
         next_hops: hop_queue,
+        answers: answer_queue,
         own_vips: watched_own_vips,
         census: watched_census.clone(),
         attachments: watched_attachments,
@@ -181,6 +187,7 @@ async fn run_parts(
     let outputs = Outputs {
         targets,
         addresses,
+        questions,
         vips,
         status,
     };
@@ -214,6 +221,13 @@ async fn run_parts(
         let running = neighbour::run(watched_addresses, hop_reports, egress, stopping.clone());
         async { running.await.context("no netlink socket") }
     });
+    parts.start("the questions to the DNS", {
+        let running = dns::run(watched_questions, answers, dns_servers, stopping.clone());
+        async {
+            running.await;
+            Ok(())
+        }
+    });
     parts.start("the watch over the host's own VIPs", {
         let running = neighbour::own::run(watched_vips, own_vips, stopping.clone());
         async { running.await.context("no netlink socket") }
@@ -242,6 +256,13 @@ async fn run_parts(
             Ok(())
         }
     });
+    if let Some(path) = watched_file {
+        let running = file::run(path, reloader.clone(), stopping.clone());
+        parts.start("the watch over the configuration file", async {
+            running.await;
+            Ok(())
+        });
+    }
     #[cfg(feature = "log")]
     match kernel.log() {
         Ok(log) => {
@@ -341,6 +362,7 @@ fn starting(config: &Config) -> Status {
         },
         attachments: vec![],
         closed_egress: vec![],
+        dns: vec![],
         flows: Flows::default(),
         services: vec![],
         reasons: BTreeMap::new(),

@@ -34,7 +34,7 @@ impl State {
 
     fn difference(&self, name: &BackendName, change: &Change) -> Difference {
         let now = find(&self.config, name);
-        let file = find(&self.file, name);
+        let file = find(&self.base, name);
         let (change, now, file) = match change {
             Change::Put(_) => (
                 if file.is_some() {

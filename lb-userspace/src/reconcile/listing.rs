@@ -48,6 +48,7 @@ impl State {
             },
             attachments,
             closed_egress,
+            dns: self.sources(),
             flows: Flows::new(&self.census, self.fill),
             services,
             reasons: Reason::ALL

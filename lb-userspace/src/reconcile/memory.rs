@@ -1,5 +1,5 @@
 //! What a restart must not forget and the maps do not hold: drains and changes that were asked for at runtime, since when backends are drained,
-//! and names.
+//! answers of the DNS, and names.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,6 +14,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
+use super::answers::Remembered;
 use crate::{
     desired::{Changes, Endpoint},
     model::{Asked, BackendName},
@@ -40,6 +41,9 @@ pub(super) struct Memory {
     /// What is otherwise than the file says. A version before this one leaves it out.
     #[serde(default)]
     pub(super) changes: Changes,
+    /// The latest answers of the DNS, for a daemon that finds it silent.
+    #[serde(default)]
+    pub(super) answers: Vec<Remembered>,
     services: Vec<ServiceName>,
     /// By identity.
     backends: BTreeMap<u64, BackendName>,
@@ -137,6 +141,7 @@ impl Memory {
         &self,
         drained: BTreeMap<BackendName, Option<Asked>>,
         changes: Changes,
+        answers: Vec<Remembered>,
         services: impl Iterator<Item = (Endpoint, String)>,
         backends: impl Iterator<Item = (u64, BackendName)>,
         drains: impl Iterator<Item = (u64, Moment, Terms)>,
@@ -167,6 +172,7 @@ impl Memory {
             clocks: clocks.clone(),
             drained: drained.keys().cloned().collect(),
             changes,
+            answers,
             services: services
                 .map(|(Endpoint { vip, port }, name)| ServiceName { vip, port, name })
                 .collect(),
@@ -331,6 +337,10 @@ mod tests {
             drained.clone(),
             serde_json::from_str(
                 r#"[{"name":{"service":"chat","backend":"b2"},"change":{"weight":7}}]"#,
+            )
+            .unwrap(),
+            serde_json::from_str(
+                r#"[{"question":{"name":"chat.example.","kind":"srv"},"found":[{"address":"10.0.1.1","port":80,"weight":7}]}]"#,
             )
             .unwrap(),
             std::iter::once((endpoint, "chat".to_owned())),

@@ -1,5 +1,6 @@
 //! The loop that keeps the maps true: the only writer of services, tables, backends and the directory of VIPs.
 
+mod answers;
 mod capacity;
 mod differences;
 mod listing;
@@ -10,7 +11,7 @@ mod registry;
 mod state;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -24,6 +25,7 @@ use crate::{
     config::Config,
     dataplane::maps::{Maps, now, now_ns},
     desired::{Edit, Refusal},
+    dns,
     flows::Census,
     model::{Asked, BackendName, HealthReport, NextHopReport, Target},
     pace::Moment,
@@ -89,6 +91,8 @@ pub struct Inputs {
     pub health: mpsc::Receiver<HealthReport>,
     /// Ways to addresses.
     pub next_hops: mpsc::Receiver<NextHopReport>,
+    /// What the DNS says.
+    pub answers: mpsc::Receiver<dns::Report>,
     /// The VIPs that the host itself has; none before that is known.
     pub own_vips: watch::Receiver<Option<BTreeSet<IpAddr>>>,
     /// What the flow tables hold.
@@ -108,6 +112,8 @@ pub struct Outputs {
     pub targets: watch::Sender<Vec<Target>>,
     /// The addresses whose next hops it wants to know.
     pub addresses: watch::Sender<BTreeSet<IpAddr>>,
+    /// What it wants to know of the DNS.
+    pub questions: watch::Sender<BTreeMap<dns::Question, dns::Bounds>>,
     /// The VIPs of which it wants to know whether the host itself has them.
     pub vips: watch::Sender<BTreeSet<IpAddr>>,
     /// The state of things. Its `generation.resolved` is not 0 from the first application on; `generation.applied` follows once
@@ -201,6 +207,7 @@ enum Event {
     Command(Command),
     Health(HealthReport),
     NextHop(NextHopReport),
+    Answer(dns::Report),
     OwnVips(Option<BTreeSet<IpAddr>>),
     Census(Arc<Census>),
     Interfaces,
@@ -225,6 +232,7 @@ impl Inputs {
             Some(command) = self.commands.recv() => Next::Event(Event::Command(command)),
             Some(report) = self.health.recv() => Next::Event(Event::Health(report)),
             Some(report) = self.next_hops.recv() => Next::Event(Event::NextHop(report)),
+            Some(report) = self.answers.recv() => Next::Event(Event::Answer(report)),
             Ok(()) = self.own_vips.changed() => {
                 Next::Event(Event::OwnVips(self.own_vips.borrow_and_update().clone()))
             }
@@ -242,10 +250,12 @@ impl Inputs {
         let commands = std::iter::from_fn(|| self.commands.try_recv().ok()).map(Event::Command);
         let health = std::iter::from_fn(|| self.health.try_recv().ok()).map(Event::Health);
         let next_hops = std::iter::from_fn(|| self.next_hops.try_recv().ok()).map(Event::NextHop);
+        let answers = std::iter::from_fn(|| self.answers.try_recv().ok()).map(Event::Answer);
         commands
             .take(BATCH)
             .chain(health.take(BATCH))
             .chain(next_hops.take(BATCH))
+            .chain(answers.take(BATCH))
             .collect()
     }
 }
@@ -304,6 +314,7 @@ impl Worker {
                 return state.heard(report, u64::try_from(since).unwrap_or(u64::MAX));
             }
             Event::NextHop(report) => return state.next_hop(report),
+            Event::Answer(report) => return state.answered(report),
             Event::OwnVips(own) => return own.is_some_and(|own| state.host_owns(own)),
             Event::Census(census) => state.counted(census),
             Event::Interfaces => {}
@@ -348,6 +359,7 @@ impl Worker {
         let (state, outputs) = (&self.state, &self.outputs);
         set(&outputs.targets, state.targets());
         set(&outputs.addresses, state.addresses());
+        set(&outputs.questions, state.questions());
         set(&outputs.vips, state.vips());
         let attachments = inputs.attachments.borrow().clone();
         let closed_egress = inputs.closed_egress.borrow().clone();

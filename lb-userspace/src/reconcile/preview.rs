@@ -48,11 +48,12 @@ impl State {
     /// # Errors
     /// When it would be refused: why.
     pub(super) fn ask_about(&self, file: Config, now: Moment) -> Result<Question, String> {
+        let (_, overlaid) = self.taken_on(&file, &self.answers)?;
         let Overlaid {
             config,
             changes: _,
             dropped,
-        } = self.taken_on(&file)?;
+        } = overlaid;
         let mut ended: BTreeSet<BackendName> = dropped.into_iter().map(|(name, _)| name).collect();
         let mut kept = self.drained.clone();
         kept.retain(|name, _| {

@@ -9,7 +9,9 @@ use std::{
 use lb_common::clock::Tick;
 
 use super::{
-    Error, capacity,
+    Error,
+    answers::Answers,
+    capacity,
     memory::{self, Memory},
     registry::{Outcome, Registry},
 };
@@ -17,7 +19,7 @@ use crate::{
     by_version::ByVersion,
     config::Config,
     dataplane::maps::Maps,
-    desired::{self, Changes, Edit, Overlaid, Refusal},
+    desired::{self, Changes, Edit, Expanded, Overlaid, Refusal},
     flows::{Census, Fill},
     model::{Admin, Asked, BackendName, HealthReport, NextHopReport, Target},
     pace::Moment,
@@ -32,9 +34,15 @@ pub struct State {
     pub(super) fleet_seed: [u64; 4],
     /// What the file says.
     pub(super) file: Config,
+    /// The latest of what the DNS says of its names.
+    pub(super) answers: Answers,
+    /// Addresses of these that cannot be backends: service, source, why.
+    pub(super) ignored: Vec<(String, String, String)>,
+    /// The file with addresses in the place of names.
+    pub(super) base: Config,
     /// What is otherwise.
     pub(super) changes: Changes,
-    /// What is wanted: the file with the changes.
+    /// What is wanted: that with the changes.
     pub(super) config: Config,
     /// Why the latest reload was refused.
     pub(super) config_error: Option<String>,
@@ -75,11 +83,13 @@ impl State {
         }
         let saved = Memory::load(&config.state_dir);
         let file = config;
+        let answers = Answers::restore(&saved.answers);
+        let expanded = desired::expand(&file, |source| answers.of(source));
         let Overlaid {
             config,
             changes,
             dropped,
-        } = saved.changes.over(&file);
+        } = saved.changes.over(&expanded.config);
         capacity::fits(&config, &maps.capacity).map_err(Error::Capacity)?;
         tell_of_dropped(&file, &dropped);
         let observed = Observed::read(&maps, Unsettled::default(), now);
@@ -88,6 +98,9 @@ impl State {
             maps,
             fleet_seed,
             file,
+            answers,
+            ignored: expanded.wrong,
+            base: expanded.config,
             changes,
             config_error: None,
             drained: saved.drained(),
@@ -119,38 +132,65 @@ impl State {
     /// # Errors
     /// When it changes what is fixed while the daemon or the maps live; all stays as it was.
     pub fn reload(&mut self, file: Config) -> Result<u64, String> {
-        let Overlaid {
-            config,
-            changes,
-            dropped,
-        } = self
-            .taken_on(&file)
-            .inspect_err(|error| self.config_error = Some(error.clone()))?;
-        tell_of_dropped(&file, &dropped);
-        if config.limits != self.config.limits {
-            for warning in capacity::other_limits(&config, &self.maps.capacity) {
+        let taken = self.taken_on(&file, &self.answers);
+        let (expanded, overlaid) =
+            taken.inspect_err(|error| self.config_error = Some(error.clone()))?;
+        if file.limits != self.file.limits {
+            for warning in capacity::other_limits(&file, &self.maps.capacity) {
                 tracing::warn!("{warning}");
             }
         }
         self.file = file;
-        self.changes = changes;
-        self.config = config;
         self.config_error = None;
-        self.forget_drains();
-        self.want();
-        self.accepted();
+        self.answers.keep_those_of(&self.file);
+        self.take_on(expanded, overlaid);
         Ok(self.generation.accepted)
     }
 
-    /// What a file comes to, with what was changed at runtime.
+    /// What a file comes to, with what the DNS says and what was changed at runtime.
     ///
     /// # Errors
     /// When it changes what is fixed while the daemon or the maps live.
-    pub(super) fn taken_on(&self, file: &Config) -> Result<Overlaid, String> {
-        let overlaid = self.changes.over(file);
+    pub(super) fn taken_on(
+        &self,
+        file: &Config,
+        answers: &Answers,
+    ) -> Result<(Expanded, Overlaid), String> {
+        let expanded = desired::expand(file, |source| answers.of(source));
+        let overlaid = self.changes.over(&expanded.config);
         capacity::fits(&overlaid.config, &self.maps.capacity)?;
         needs_no_restart(&self.file, file)?;
-        Ok(overlaid)
+        Ok((expanded, overlaid))
+    }
+
+    /// Takes other answers of the DNS.
+    ///
+    /// # Errors
+    /// When the maps do not hold the backends; all stays as it was.
+    pub(super) fn take_answers(&mut self, answers: Answers) -> Result<(), String> {
+        let (expanded, overlaid) = self.taken_on(&self.file, &answers)?;
+        self.answers = answers;
+        self.take_on(expanded, overlaid);
+        Ok(())
+    }
+
+    fn take_on(&mut self, expanded: Expanded, overlaid: Overlaid) {
+        tell_of_dropped(&self.file, &overlaid.dropped);
+        for (service, source, why) in &expanded.wrong {
+            let known = |(of, from, what): &(String, String, String)| {
+                (of, from, what) == (service, source, why)
+            };
+            if !self.ignored.iter().any(known) {
+                tracing::warn!(service, source, why, "an address from the DNS is not used");
+            }
+        }
+        self.ignored = expanded.wrong;
+        self.base = expanded.config;
+        self.changes = overlaid.changes;
+        self.config = overlaid.config;
+        self.forget_drains();
+        self.want();
+        self.accepted();
     }
 
     /// Changes a backend at runtime, over restarts.
@@ -158,11 +198,11 @@ impl State {
     /// # Errors
     /// When there is nothing to change, the result is not valid, or it cannot be remembered; all stays as it was.
     pub fn edit(&mut self, name: &BackendName, edit: &Edit) -> Result<(), Refusal> {
-        let changes = self.changes.edited(&self.file, name, edit)?;
+        let changes = self.changes.edited(&self.base, name, edit)?;
         if changes == self.changes {
             return Ok(());
         }
-        let config = changes.over(&self.file).config;
+        let config = changes.over(&self.base).config;
         capacity::fits(&config, &self.maps.capacity).map_err(Refusal::Invalid)?;
         self.save(self.drained.clone(), changes.clone())
             .map_err(|error| Refusal::Failed(self.not_remembered(&error)))?;
@@ -370,7 +410,9 @@ impl State {
 
     /// Whether all that is wanted has a first verdict and a first word about the way to it, and it is known which VIPs are the host's own.
     pub fn is_informed(&self) -> bool {
-        self.registry.is_informed(&self.hops) && self.host_owned.is_some()
+        self.registry.is_informed(&self.hops)
+            && self.host_owned.is_some()
+            && self.answers.are_known(&self.file)
     }
 
     fn accepted(&mut self) {
@@ -459,10 +501,11 @@ impl State {
             .services()
             .flat_map(|service| &service.backends)
             .map(|backend| (backend.identity, backend.name.clone()));
+        let answers = self.answers.remember();
         let drains = self.registry.drains();
         let memory = self
             .saved
-            .renewed(drained, changes, names, backends, drains);
+            .renewed(drained, changes, answers, names, backends, drains);
         if memory != self.saved {
             memory.save(&self.config.state_dir)?;
             self.saved = memory;
@@ -490,6 +533,11 @@ fn needs_no_restart(old: &Config, new: &Config) -> Result<(), String> {
         ("bpffs", old.bpffs != new.bpffs),
         ("fleet_seed", old.fleet_seed != new.fleet_seed),
         ("metrics", old.metrics != new.metrics),
+        ("dns", old.dns_servers != new.dns_servers),
+        (
+            "reload_on_change",
+            old.reload_on_change != new.reload_on_change,
+        ),
         (
             "checks in [limits]",
             old.checks_at_once != new.checks_at_once,

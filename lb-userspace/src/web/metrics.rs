@@ -218,8 +218,34 @@ impl Metrics {
             "config_differences",
             "Backends that were changed or drained at runtime and are otherwise in the file",
         );
+        let mut addresses = Family::gauge(
+            "dns_addresses",
+            "Addresses in force of a name that backends come from",
+        );
+        let mut failing = Family::gauge(
+            "dns_failing",
+            "Whether a name does not resolve, or its answer cannot be taken, so that older addresses stay in force",
+        );
+        let mut failures = Family::counter(
+            "dns_failures",
+            "Questions for a name that brought no answer which could be taken",
+        );
+        for source in &status.dns {
+            let labels = || {
+                vec![
+                    ("service", source.service.clone()),
+                    ("source", source.source.clone()),
+                ]
+            };
+            addresses.add(labels(), source.addresses.len() as u64);
+            failing.add(labels(), source.error.is_some());
+            failures.add(labels(), source.failures);
+        }
         for family in [
             build,
+            addresses,
+            failing,
+            failures,
             uptime.of(status.uptime_s),
             generation,
             refused.of(status.config.error.is_some()),

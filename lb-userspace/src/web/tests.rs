@@ -52,6 +52,7 @@ fn a_status() -> Status {
             interface: "eth0".into(),
             mode: AttachMode::Native,
         }],
+        dns: vec![],
         flows: Flows {
             tables: ByVersion {
                 v4: FlowTable {

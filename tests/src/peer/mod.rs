@@ -4,6 +4,7 @@ pub mod backend;
 pub mod client;
 mod conversation;
 pub mod crowd;
+pub mod dns;
 pub mod exchange;
 pub mod raw;
 

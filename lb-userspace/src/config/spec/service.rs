@@ -15,12 +15,12 @@ use toml::{
 
 use super::{
     super::{
-        Backend, CLOSE_OVER, CLOSE_OVERS, DRAIN_DEADLINES, RESET_OVERS, Service,
+        Backend, CLOSE_OVER, CLOSE_OVERS, DRAIN_DEADLINES, DnsSource, RESET_OVERS, Service,
         problem::Findings,
         read::{Reader, nearest},
         rules::{self, SLOTS_PER_BACKEND},
     },
-    LARGEST_TABLE,
+    LARGEST_TABLE, dns,
     health::{self, Health},
 };
 use crate::{maglev, model::Admin};
@@ -89,13 +89,23 @@ pub(super) fn read(
         .map(|(n, (span, table))| backend(n + 1, table, span, &parent, findings))
         .collect();
     unique_backends(&backends, findings);
+    let sources: Vec<_> = reader
+        .tables("dns", findings)
+        .into_iter()
+        .enumerate()
+        .map(|(n, (span, table))| dns::source(n + 1, table, span, &object, findings))
+        .collect();
+    dns::unique(&sources, findings);
+    check_source_ports(&sources, &parent, findings);
     let size_span = table_size
         .as_ref()
         .map_or(reader.span.clone(), Spanned::span);
     let size = maglev::next_prime(table_size.map_or(TABLE_SIZE, Spanned::into_inner));
     check_table_size(size, backends.len(), &size_span, &object, findings);
-    check_min_healthy(&min_healthy, backends.len(), &object, findings);
-    if backends.is_empty() {
+    if sources.is_empty() {
+        check_min_healthy(&min_healthy, backends.len(), &object, findings);
+    }
+    if backends.is_empty() && sources.is_empty() {
         findings.warning(
             &reader.span,
             &object,
@@ -123,10 +133,27 @@ pub(super) fn read(
             close_over: close_over.map_or(CLOSE_OVER, Spanned::into_inner),
             reset_over: reset_over.map_or(Duration::ZERO, Spanned::into_inner),
             backends: backends.into_iter().map(|placed| placed.backend).collect(),
+            dns: sources.into_iter().map(|(source, ..)| source).collect(),
             check: health.check,
             check_port: health.port,
         },
     })
+}
+
+/// Ports of sources are held to the same rule as ports of backends.
+fn check_source_ports(
+    sources: &[(DnsSource, Option<Range<usize>>, String)],
+    parent: &Parent<'_>,
+    findings: &mut Findings<'_>,
+) {
+    for (source, span, object) in sources {
+        if let (Some(port), Some(expected), Some(mode)) = (source.port, parent.port, parent.mode)
+            && let Some((wrong, remedy)) = rules::not_translated(port, expected, mode)
+        {
+            let place = span.clone().unwrap_or_default();
+            findings.error(&place, object, wrong, remedy);
+        }
+    }
 }
 
 fn check_table_size(

@@ -1,0 +1,358 @@
+//! The shape of the file, for editors and for tools that write it: a JSON schema, generated from the types here.
+//!
+//! The parser reads the text itself, so that it can tell where each mistake is and what to do about it; a test holds it, these types and
+//! docs/configuration.md to the same keys, and bounds of numbers here to the parser's.
+#![expect(dead_code, reason = "only their shape is used")]
+
+use std::collections::BTreeMap;
+
+use lb_common::maps::default;
+use schemars::{JsonSchema, Schema, generate::SchemaSettings, transform::RecursiveTransform};
+use serde_json::Value;
+
+use super::{MAX_FLOWS, MAX_FLOWS6, MAX_WEIGHT, WEIGHT, spec::MOST_CHECKS};
+
+/// The schema of a configuration file (JSON Schema 2020-12).
+pub fn schema() -> Schema {
+    let settings = SchemaSettings::draft2020_12().with(|settings| {
+        settings.inline_subschemas = true;
+        let no_null = RecursiveTransform(without_null);
+        settings.transforms.push(Box::new(no_null));
+    });
+    settings.into_generator().into_root_schema_for::<Tether>()
+}
+
+/// What may be left out is left out: TOML has no null.
+fn without_null(schema: &mut Schema) {
+    if let Some(Value::Array(types)) = schema.get_mut("type") {
+        types.retain(|one| one != "null");
+        if let [only] = &types[..] {
+            let only = only.clone();
+            schema.insert("type".to_owned(), only);
+        }
+    }
+    if let Some(Value::Array(choices)) = schema.get_mut("enum") {
+        choices.retain(|one| !one.is_null());
+    }
+    if let Some(Value::Array(choices)) = schema.get_mut("anyOf") {
+        choices.retain(|one| one.get("type") != Some(&Value::from("null")));
+        if let [Value::Object(only)] = &choices[..] {
+            let only = only.clone();
+            schema.remove("anyOf");
+            for (key, value) in only {
+                schema.ensure_object().entry(key).or_insert(value);
+            }
+        }
+    }
+}
+
+/// A configuration of Tether.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Tether {
+    /// Where clients' packets come in: the XDP program is attached there.
+    #[schemars(length(min = 1), inner(length(min = 1, max = 15)))]
+    interfaces: Vec<String>,
+    /// Holds the lock, the admin socket, and what is changed at runtime.
+    #[schemars(regex(pattern = "^/"), extend("default" = "/run/tether"))]
+    state_dir: Option<String>,
+    /// The pin directory, on a bpffs; one for each daemon.
+    #[schemars(regex(pattern = "^/"), extend("default" = "/sys/fs/bpf/tether"))]
+    bpffs: Option<String>,
+    /// The secret that load balancers which share VIPs have in common. Made up if it is left out.
+    #[schemars(length(min = 1))]
+    fleet_seed: Option<String>,
+    /// Whether the file is loaded whenever it has changed.
+    #[schemars(extend("default" = true))]
+    reload_on_change: Option<bool>,
+    /// Whom names are asked of.
+    dns: Option<Dns>,
+    /// Where metrics are served.
+    metrics: Option<Metrics>,
+    /// Sizes of the maps.
+    limits: Option<Limits>,
+    /// What is balanced.
+    service: Option<Vec<Service>>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Dns {
+    /// Addresses, with a port if it is not 53; without the key, those of /etc/resolv.conf.
+    #[schemars(length(min = 1))]
+    servers: Option<Vec<String>>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Metrics {
+    /// An address and port, IPv6 in brackets, or "off".
+    #[schemars(extend("default" = "127.0.0.1:9477"))]
+    listen: Option<String>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Limits {
+    /// IPv4 flows that their table is sized for.
+    #[schemars(range(min = 1, max = MAX_FLOWS), extend("default" = default::FLOWS))]
+    flows: Option<u32>,
+    /// IPv6 flows that their table is sized for.
+    #[schemars(range(min = 1, max = MAX_FLOWS6), extend("default" = default::FLOWS6))]
+    flows6: Option<u32>,
+    /// One more than there are services.
+    #[schemars(range(min = 2, max = 65_536), extend("default" = default::SERVICES))]
+    services: Option<u32>,
+    /// One more than there are backends, removed ones that have flows among them.
+    #[schemars(range(min = 2, max = 262_144), extend("default" = default::BACKENDS))]
+    backends: Option<u32>,
+    /// The table sizes of all services together, and the largest once more.
+    #[schemars(range(min = 128, max = 67_108_864), extend("default" = default::TABLE_SLOTS))]
+    table_slots: Option<u32>,
+    /// Health checks that are under way at once, of all services.
+    #[schemars(range(min = 1, max = MOST_CHECKS), extend("default" = 256))]
+    checks: Option<u32>,
+}
+
+/// One VIP, one port, and its backends.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Service {
+    /// Unique among services.
+    #[schemars(regex(pattern = r"^[A-Za-z0-9._:-]{1,63}$"))]
+    name: String,
+    /// The address that clients connect to.
+    vip: String,
+    /// The port that clients connect to.
+    #[schemars(range(min = 1))]
+    port: u16,
+    /// How packets get to backends.
+    mode: Mode,
+    /// Slots of its table, made the next prime; at least 64 for each backend.
+    #[schemars(range(min = 1, max = 16_777_213), extend("default" = 65_537))]
+    table_size: Option<u32>,
+    /// With fewer usable backends than this it fails open.
+    #[schemars(range(min = 0, max = 262_144), extend("default" = 1))]
+    min_healthy: Option<u32>,
+    /// How backends are checked; without it, by a TCP connection.
+    health: Option<Health>,
+    /// Who serves it.
+    backend: Option<Vec<Backend>>,
+    /// Names in the DNS whose addresses serve it too.
+    dns: Option<Vec<Source>>,
+}
+
+/// A name in the DNS whose addresses are backends.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Source {
+    /// What the names of its backends begin with; unique among the service's sources.
+    #[schemars(regex(pattern = r"^[A-Za-z0-9._:-]{1,16}$"))]
+    name: String,
+    /// The name that is asked for.
+    query: String,
+    /// Which records.
+    #[schemars(extend("default" = "address"))]
+    r#type: Option<RecordType>,
+    /// The service's, since no mode translates ports.
+    #[schemars(range(min = 1))]
+    port: Option<u16>,
+    /// The weight of each backend, unless SRV records give one.
+    #[schemars(range(min = 0, max = MAX_WEIGHT), extend("default" = WEIGHT))]
+    weight: Option<u16>,
+    /// It is not asked again sooner.
+    #[schemars(extend("default" = "5s"))]
+    min_ttl: Option<Duration>,
+    /// It is asked again by then.
+    #[schemars(extend("default" = "5m"))]
+    max_ttl: Option<Duration>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+enum RecordType {
+    /// A and AAAA.
+    Address,
+    A,
+    Aaaa,
+    Srv,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+enum Mode {
+    /// The destination MAC is rewritten.
+    L2,
+    /// A second IP header is put in front.
+    Ipip,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+enum CheckType {
+    Tcp,
+    Http,
+    Https,
+    WebSocket,
+    Grpc,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "UPPERCASE")]
+enum Method {
+    Get,
+    Head,
+    Options,
+    Post,
+}
+
+/// A whole number and a unit: ms, s, m or h.
+#[derive(JsonSchema)]
+#[schemars(extend("pattern" = "^[0-9]+(ms|s|m|h)$"))]
+struct Duration(String);
+
+/// A status, or a range of them.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+enum Status {
+    One(#[schemars(range(min = 100, max = 599))] u16),
+    Range(#[schemars(regex(pattern = "^[1-5][0-9]{2}(-[1-5][0-9]{2})?$"))] String),
+}
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+enum Scalar {
+    Text(String),
+    Number(f64),
+    Flag(bool),
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Health {
+    /// What is asked.
+    #[schemars(extend("default" = "tcp"))]
+    r#type: Option<CheckType>,
+    /// Without it the backend's.
+    #[schemars(range(min = 1))]
+    port: Option<u16>,
+    /// The path of the request.
+    #[schemars(regex(pattern = "^/"), extend("default" = "/"))]
+    path: Option<String>,
+    /// The Host header; without it the backend's address.
+    host: Option<String>,
+    /// Further headers.
+    headers: Option<BTreeMap<String, String>>,
+    /// The method of the request.
+    #[schemars(extend("default" = "GET"))]
+    method: Option<Method>,
+    /// The answers that are a yes.
+    #[schemars(length(min = 1), extend("default" = ["200-399"]))]
+    status: Option<Vec<Status>>,
+    /// What must be in the first 64 KiB of the body.
+    #[schemars(length(min = 1))]
+    body_contains: Option<String>,
+    /// What the body must have at a place, if it is JSON.
+    json: Option<Json>,
+    /// Whether a ping must be answered by its pong.
+    #[schemars(extend("default" = false))]
+    ping: Option<bool>,
+    /// The gRPC service that health is asked for; empty is the server as a whole.
+    #[schemars(extend("default" = ""))]
+    service: Option<String>,
+    /// How the connection is wrapped.
+    tls: Option<Tls>,
+    /// From check to check.
+    #[schemars(extend("default" = "2s"))]
+    interval: Option<Duration>,
+    /// The same while a verdict is about to change.
+    #[schemars(extend("default" = "500ms"))]
+    doubt_interval: Option<Duration>,
+    /// By how many percent both vary.
+    #[schemars(range(min = 0, max = 50), extend("default" = 10))]
+    jitter: Option<u8>,
+    /// For the whole of a check; at most `interval`.
+    #[schemars(extend("default" = "1s"))]
+    timeout: Option<Duration>,
+    /// Failed checks in a row before a backend is no longer up.
+    #[schemars(range(min = 1, max = 100), extend("default" = 3))]
+    fall: Option<u32>,
+    /// Good checks in a row before it is up again.
+    #[schemars(range(min = 1, max = 100), extend("default" = 2))]
+    rise: Option<u32>,
+    /// What a new backend counts as before the first verdict.
+    #[schemars(extend("default" = "unknown"))]
+    initial: Option<Initial>,
+    /// From a new backend's first check on, failures do not count for so long.
+    #[schemars(extend("default" = "0s"))]
+    startup_grace: Option<Duration>,
+    /// Checks of this service that are under way at once.
+    #[schemars(range(min = 1, max = MOST_CHECKS), extend("default" = 128))]
+    at_once: Option<u32>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Json {
+    /// A place in the body (RFC 6901).
+    #[schemars(regex(pattern = "^(/.*)?$"))]
+    pointer: String,
+    /// What must be there.
+    equals: Scalar,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+enum Initial {
+    /// It takes no new flows.
+    Unknown,
+    /// It does.
+    Up,
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Tls {
+    /// A file of certificates in PEM; without it the authorities that the host trusts.
+    #[schemars(regex(pattern = "^/"))]
+    ca: Option<String>,
+    /// The name that the certificate must be for.
+    name: Option<String>,
+    /// False takes any certificate.
+    #[schemars(extend("default" = true))]
+    verify: Option<bool>,
+}
+
+/// One address that serves.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Backend {
+    /// Unique in its service.
+    #[schemars(regex(pattern = r"^[A-Za-z0-9._:-]{1,63}$"))]
+    name: String,
+    /// Its address.
+    address: String,
+    /// The service's, since no mode translates ports.
+    #[schemars(range(min = 1))]
+    port: Option<u16>,
+    /// Its share of new flows in relation to the others'.
+    #[schemars(range(min = 0, max = MAX_WEIGHT), extend("default" = WEIGHT))]
+    weight: Option<u16>,
+    /// What is wanted of it.
+    #[schemars(extend("default" = "active"))]
+    admin: Option<Admin>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+enum Admin {
+    /// It takes flows as its health allows.
+    Active,
+    /// It keeps its flows and takes no new ones.
+    Draining,
+    /// The same, and it does not count as usable.
+    Disabled,
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,180 @@
+//! Notices that the configuration file has changed, however that was done: written in place, replaced by an editor's rename, or reached by
+//! symbolic links of which one now leads elsewhere, as Kubernetes swaps a ConfigMap.
+//!
+//! It looks, twice a second, at what the path leads to. That follows every link, works on every filesystem, needs no descriptor
+//! that may have run out, and misses nothing when directories on the way are themselves replaced.
+
+use std::{fs, os::unix::fs::MetadataExt as _, path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::sync::watch;
+
+use crate::{admin::Reloader, shutdown};
+
+/// From look to look. A change counts once two looks have seen the same, so that a file that is being written is left alone.
+const EVERY: Duration = Duration::from_millis(500);
+
+/// What tells one content of a path from another without reading it; none if nothing is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Seen(Option<[i128; 5]>);
+
+impl Seen {
+    fn at(path: &std::path::Path) -> Self {
+        let time = |seconds: i64, nanoseconds: i64| {
+            i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds)
+        };
+        Self(fs::metadata(path).ok().map(|file| {
+            [
+                file.dev().into(),
+                file.ino().into(),
+                file.size().into(),
+                time(file.mtime(), file.mtime_nsec()),
+                time(file.ctime(), file.ctime_nsec()),
+            ]
+        }))
+    }
+}
+
+/// Has the file loaded whenever it has changed, until `shutdown` turns true. What is refused is told by the reloader, once for each
+/// change.
+pub(super) async fn run(
+    path: PathBuf,
+    reloader: Arc<Reloader>,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    let mut looks = tokio::time::interval(EVERY);
+    looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    // None before the first: the file may have changed since it was loaded.
+    let mut taken = None;
+    let mut last = None;
+    loop {
+        tokio::select! {
+            () = shutdown::requested(&mut shutdown) => return,
+            _ = looks.tick() => {}
+        }
+        let looked = path.clone();
+        let Ok(seen) = tokio::task::spawn_blocking(move || Seen::at(&looked)).await else {
+            continue;
+        };
+        let settled = last.replace(seen) == Some(seen);
+        if settled && taken != Some(seen) {
+            taken = Some(seen);
+            reloader.reload_if_changed().await;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{os::unix::fs::symlink, path::Path};
+
+    use tokio::sync::mpsc;
+
+    use super::*;
+    use crate::{config, reconcile::Command};
+
+    const CONFIG: &str = "interfaces = [\"eth0\"]\n[[service]]\nname = \"chat\"\nvip = \"10.0.0.1\"\nport = 80\nmode = \"l2\"\n";
+
+    /// A watched file in a directory of its own, and what the reconciler is told.
+    struct Watched {
+        directory: PathBuf,
+        told: mpsc::Receiver<Command>,
+        _stop: watch::Sender<bool>,
+    }
+
+    impl Watched {
+        /// `make` makes the file `tether.toml` of the directory.
+        fn start(test: &str, make: impl FnOnce(&Path)) -> Self {
+            let directory =
+                std::env::temp_dir().join(format!("tether-watch-{}-{test}", std::process::id()));
+            fs::create_dir_all(&directory).unwrap();
+            make(&directory);
+            let path = directory.join("tether.toml");
+            let first = config::load(&path).unwrap().config;
+            let (commands, told) = mpsc::channel(4);
+            let (stop, shutdown) = watch::channel(false);
+            let reloader = Arc::new(Reloader::new(&first, commands));
+            tokio::spawn(run(path, reloader, shutdown));
+            Self {
+                directory,
+                told,
+                _stop: stop,
+            }
+        }
+
+        /// The next that the reconciler is told: the name of the service, or why the file is refused.
+        async fn next(&mut self) -> Result<String, String> {
+            let next = tokio::time::timeout(Duration::from_secs(20), self.told.recv());
+            match next.await.expect("a change is noticed").unwrap() {
+                Command::Reload { config, reply } => {
+                    reply.send(Ok(2)).unwrap();
+                    Ok(config.services[0].name.clone())
+                }
+                Command::RejectedConfig { error } => Err(error),
+                other => panic!("{other:?}"),
+            }
+        }
+
+        fn write(&self, name: &str) {
+            let text = CONFIG.replace("chat", name);
+            fs::write(self.directory.join("tether.toml"), text).unwrap();
+        }
+    }
+
+    impl Drop for Watched {
+        fn drop(&mut self) {
+            drop(fs::remove_dir_all(&self.directory));
+        }
+    }
+
+    // Time passes when nothing else is to be done.
+    #[tokio::test(start_paused = true)]
+    async fn a_file_that_changes_is_loaded_and_one_that_does_not_is_not() {
+        let make = |directory: &Path| fs::write(directory.join("tether.toml"), CONFIG).unwrap();
+        let mut watched = Watched::start("plain", make);
+        // Written anew with the same content, and from the start: no news. If it were, it would come before what follows.
+        watched.write("chat");
+        tokio::time::sleep(3 * EVERY).await;
+        watched.write("talk");
+        assert_eq!(watched.next().await.unwrap(), "talk");
+        // Replaced as editors do.
+        let aside = watched.directory.join("aside");
+        fs::write(&aside, CONFIG.replace("chat", "news")).unwrap();
+        fs::rename(&aside, watched.directory.join("tether.toml")).unwrap();
+        assert_eq!(watched.next().await.unwrap(), "news");
+        // A bad one is told, and gone is bad too; then the one that was in force is loaded, or what was told would stay.
+        watched.write("no name");
+        assert!(
+            watched
+                .next()
+                .await
+                .unwrap_err()
+                .contains("tether.toml:3:8")
+        );
+        fs::remove_file(watched.directory.join("tether.toml")).unwrap();
+        assert!(watched.next().await.unwrap_err().contains("cannot be read"));
+        watched.write("news");
+        assert_eq!(watched.next().await.unwrap(), "news");
+    }
+
+    // Time passes when nothing else is to be done.
+    #[tokio::test(start_paused = true)]
+    async fn a_config_map_that_is_swapped_is_loaded() {
+        // As kubelet lays it out: the file is a link into ..data, which is a link to a directory, which is what is swapped.
+        let version = |directory: &Path, version: &str, name: &str| {
+            let data = directory.join(version);
+            fs::create_dir(&data).unwrap();
+            fs::write(data.join("tether.toml"), CONFIG.replace("chat", name)).unwrap();
+            symlink(version, directory.join("..data_tmp")).unwrap();
+            fs::rename(directory.join("..data_tmp"), directory.join("..data")).unwrap();
+        };
+        let mut watched = Watched::start("map", |directory| {
+            version(directory, "..1", "chat");
+            symlink("..data/tether.toml", directory.join("tether.toml")).unwrap();
+        });
+        version(&watched.directory, "..2", "talk");
+        fs::remove_dir_all(watched.directory.join("..1")).unwrap();
+        assert_eq!(watched.next().await.unwrap(), "talk");
+        version(&watched.directory, "..3", "news");
+        assert_eq!(watched.next().await.unwrap(), "news");
+    }
+}

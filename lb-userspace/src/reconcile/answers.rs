@@ -1,0 +1,170 @@
+//! The latest answers of the DNS. A name that stops resolving keeps its last one.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::state::State;
+use crate::{
+    config::{Config, DnsSource},
+    dns::{Bounds, Found, Question, Report},
+    status::DnsStatus,
+};
+
+/// What is known of one question.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Known {
+    found: Vec<Found>,
+    /// Why the latest answer is not the one in force, if it is not.
+    error: Option<String>,
+    failures: u64,
+    /// Whether it was asked by this daemon.
+    asked: bool,
+}
+
+/// The latest answers.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Answers(BTreeMap<Question, Known>);
+
+/// An answer as it is saved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Remembered {
+    question: Question,
+    found: Vec<Found>,
+}
+
+impl Answers {
+    /// Those that the last run remembered.
+    pub(super) fn restore(remembered: &[Remembered]) -> Self {
+        let known = remembered.iter().map(|one| {
+            let known = Known {
+                found: one.found.clone(),
+                ..Known::default()
+            };
+            (one.question.clone(), known)
+        });
+        Self(known.collect())
+    }
+
+    /// What is to be remembered.
+    pub(super) fn remember(&self) -> Vec<Remembered> {
+        let with_answer = self.0.iter().filter(|(_, known)| !known.found.is_empty());
+        with_answer
+            .map(|(question, known)| Remembered {
+                question: question.clone(),
+                found: known.found.clone(),
+            })
+            .collect()
+    }
+
+    /// The answer in force; empty if there is none.
+    pub(super) fn of(&self, source: &DnsSource) -> &[Found] {
+        self.0
+            .get(&source.question)
+            .map_or(&[], |known| &known.found)
+    }
+
+    /// Forgets what a file no longer asks.
+    pub(super) fn keep_those_of(&mut self, file: &Config) {
+        let asked = questions(file);
+        self.0.retain(|question, _| asked.contains_key(question));
+    }
+
+    /// Whether everything that a file asks was answered, now or by the last run, or at least asked.
+    pub(super) fn are_known(&self, file: &Config) -> bool {
+        let known = |question: &Question| {
+            self.0
+                .get(question)
+                .is_some_and(|known| known.asked || !known.found.is_empty())
+        };
+        questions(file).keys().all(known)
+    }
+}
+
+/// What a file asks.
+pub(super) fn questions(file: &Config) -> BTreeMap<Question, Bounds> {
+    let mut all: BTreeMap<Question, Bounds> = BTreeMap::new();
+    for source in file.services.iter().flat_map(|service| &service.dns) {
+        all.entry(source.question.clone())
+            .and_modify(|bounds| *bounds = bounds.and(source.bounds))
+            .or_insert(source.bounds);
+    }
+    all
+}
+
+impl State {
+    /// What is to be asked of the DNS.
+    pub fn questions(&self) -> BTreeMap<Question, Bounds> {
+        questions(&self.file)
+    }
+
+    /// Takes in an answer, or that there is none. False if it is no news.
+    pub fn answered(&mut self, report: Report) -> bool {
+        let Report { question, result } = report;
+        if !self.questions().contains_key(&question) {
+            return false;
+        }
+        let mut answers = self.answers.clone();
+        let known = answers.0.entry(question.clone()).or_default();
+        known.asked = true;
+        let name = &question.name;
+        match result {
+            Err(error) => {
+                if known.error.is_none() {
+                    tracing::warn!(
+                        name, %error, addresses = known.found.len(),
+                        "a name does not resolve; its last addresses stay"
+                    );
+                }
+                known.failures += 1;
+                known.error = Some(error);
+                self.answers = answers;
+                true
+            }
+            Ok(found) => {
+                let had_error = known.error.take().is_some();
+                if known.found == found {
+                    let was_asked = self.answers.are_known(&self.file);
+                    self.answers = answers;
+                    return had_error || !was_asked;
+                }
+                tracing::info!(name, addresses = found.len(), "a name has other addresses");
+                known.found = found;
+                if let Err(error) = self.take_answers(answers) {
+                    tracing::error!(name, %error, "its new addresses are not taken; the last ones stay");
+                    let known = self.answers.0.entry(question).or_default();
+                    known.asked = true;
+                    known.failures += 1;
+                    known.error = Some(error);
+                }
+                true
+            }
+        }
+    }
+
+    /// Every source of every service, for the status.
+    pub(super) fn sources(&self) -> Vec<DnsStatus> {
+        let nothing = Known::default();
+        let services = self.file.services.iter();
+        services
+            .flat_map(|service| service.dns.iter().map(move |source| (service, source)))
+            .map(|(service, source)| {
+                let known = self.answers.0.get(&source.question).unwrap_or(&nothing);
+                let is_its = |(of, from, _): &&(String, String, String)| {
+                    (of, from) == (&service.name, &source.name)
+                };
+                let ignored = self.ignored.iter().filter(is_its);
+                DnsStatus {
+                    service: service.name.clone(),
+                    source: source.name.clone(),
+                    query: source.question.name.clone(),
+                    kind: source.question.kind,
+                    addresses: known.found.iter().map(|one| one.address).collect(),
+                    failures: known.failures,
+                    error: known.error.clone(),
+                    ignored: ignored.map(|(_, _, why)| why.clone()).collect(),
+                }
+            })
+            .collect()
+    }
+}
