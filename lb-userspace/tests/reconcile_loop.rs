@@ -652,6 +652,19 @@ async fn a_name_that_stops_resolving_keeps_its_addresses_and_an_address_that_lea
     answer(&daemon, Err("request timed out")).await;
     serve(&daemon).await;
 
+    // Asked by another name, it has its addresses until that is answered.
+    let mut renamed = config();
+    renamed.services[0].dns[0].question.name = "other.example.".into();
+    daemon.reload(renamed).await.unwrap();
+    let status = daemon
+        .until("the other name", |status| {
+            status.dns[0].query == "other.example."
+                && status.generation.applied == status.generation.accepted
+        })
+        .await;
+    assert!(serves(&status, "pods-10.0.1.20", Serving::New));
+    daemon.reload(config()).await.unwrap();
+
     // A drain and a weight are a backend's, wherever it comes from.
     daemon
         .edit("pods-10.0.1.21", Edit::Weight(10))

@@ -73,6 +73,33 @@ fn a_drain_may_have_a_deadline_of_its_own() {
 }
 
 #[test]
+fn backends_are_changed_within_bounds() {
+    for line in [
+        "tether weight chat/b1 0",
+        "tether weight chat/b1 1000 --socket /run/other.sock",
+        "tether add chat/b1 --address 2001:db8::1 --weight 50",
+        "tether remove chat/b1",
+        "tether revert chat/b1",
+        "tether plan --config a.toml --json",
+        "tether check --schema",
+    ] {
+        parse(line).unwrap_or_else(|error| panic!("{line}: {error}"));
+    }
+    for line in [
+        "tether weight chat/b1 1001",
+        "tether weight chat/b1 -1",
+        "tether add chat/b1",
+        "tether add chat/b1 --address b1.example",
+        "tether add chat/b1 --address 10.0.0.1 --weight 1001",
+        "tether plan",
+        "tether check",
+        "tether check --schema --config a.toml",
+    ] {
+        assert_eq!(parse(line).unwrap_err().exit_code(), 2, "{line}");
+    }
+}
+
+#[test]
 fn the_daemon_needs_a_configuration() {
     assert_eq!(parse("tether run").unwrap_err().exit_code(), 2);
     assert_eq!(

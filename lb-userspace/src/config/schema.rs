@@ -134,6 +134,14 @@ struct Service {
     /// With fewer usable backends than this it fails open.
     #[schemars(range(min = 0, max = 262_144), extend("default" = 1))]
     min_healthy: Option<u32>,
+    /// How long flows may stay on a backend that is drained or removed; without it, as long as they live.
+    drain_deadline: Option<Duration>,
+    /// Over which time they are closed then.
+    #[schemars(extend("default" = "60s"))]
+    close_over: Option<Duration>,
+    /// Over which time clients of a dead backend are told.
+    #[schemars(extend("default" = "0s"))]
+    reset_over: Option<Duration>,
     /// How backends are checked; without it, by a TCP connection.
     health: Option<Health>,
     /// Who serves it.

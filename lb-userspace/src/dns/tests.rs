@@ -66,10 +66,12 @@ impl Server {
 fn answer(question: &Message, zone: &mut Zone) -> Message {
     zone.asked += 1;
     let id = question.metadata.id;
-    if zone.fails {
-        return Message::error_msg(id, OpCode::Query, ResponseCode::ServFail);
-    }
     let query = question.queries[0].clone();
+    if zone.fails {
+        let mut failure = Message::error_msg(id, OpCode::Query, ResponseCode::ServFail);
+        failure.add_query(query);
+        return failure;
+    }
     let mut answer = Message::response(id, OpCode::Query);
     let of_name = || zone.records.iter().filter(|one| one.name == *query.name());
     if of_name().next().is_none() {

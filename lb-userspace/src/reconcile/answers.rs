@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::state::State;
 use crate::{
-    config::{Config, DnsSource},
+    config::{Config, DnsSource, Service},
     dns::{Bounds, Found, Question, Report},
     status::DnsStatus,
 };
@@ -64,6 +64,25 @@ impl Answers {
             .map_or(&[], |known| &known.found)
     }
 
+    /// The answers with which a new file begins: a source that asks something else now has its last addresses until that is answered.
+    pub(super) fn carried(&self, old: &Config, new: &Config) -> Self {
+        let mut next = self.clone();
+        for (service, source) in sources(new) {
+            let was = sources(old)
+                .find(|(of, was)| (&of.name, &was.name) == (&service.name, &source.name))
+                .and_then(|(_, was)| self.0.get(&was.question));
+            if let Some(known) = was {
+                next.0
+                    .entry(source.question.clone())
+                    .or_insert_with(|| Known {
+                        found: known.found.clone(),
+                        ..Known::default()
+                    });
+            }
+        }
+        next
+    }
+
     /// Forgets what a file no longer asks.
     pub(super) fn keep_those_of(&mut self, file: &Config) {
         let asked = questions(file);
@@ -81,10 +100,16 @@ impl Answers {
     }
 }
 
+/// Every source of a file, with its service.
+fn sources(file: &Config) -> impl Iterator<Item = (&Service, &DnsSource)> {
+    let services = file.services.iter();
+    services.flat_map(|service| service.dns.iter().map(move |source| (service, source)))
+}
+
 /// What a file asks.
 pub(super) fn questions(file: &Config) -> BTreeMap<Question, Bounds> {
     let mut all: BTreeMap<Question, Bounds> = BTreeMap::new();
-    for source in file.services.iter().flat_map(|service| &service.dns) {
+    for (_, source) in sources(file) {
         all.entry(source.question.clone())
             .and_modify(|bounds| *bounds = bounds.and(source.bounds))
             .or_insert(source.bounds);
@@ -145,9 +170,7 @@ impl State {
     /// Every source of every service, for the status.
     pub(super) fn sources(&self) -> Vec<DnsStatus> {
         let nothing = Known::default();
-        let services = self.file.services.iter();
-        services
-            .flat_map(|service| service.dns.iter().map(move |source| (service, source)))
+        sources(&self.file)
             .map(|(service, source)| {
                 let known = self.answers.0.get(&source.question).unwrap_or(&nothing);
                 let is_its = |(of, from, _): &&(String, String, String)| {

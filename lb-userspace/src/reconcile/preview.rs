@@ -48,7 +48,8 @@ impl State {
     /// # Errors
     /// When it would be refused: why.
     pub(super) fn ask_about(&self, file: Config, now: Moment) -> Result<Question, String> {
-        let (_, overlaid) = self.taken_on(&file, &self.answers)?;
+        let answers = self.answers.carried(&self.file, &file);
+        let (_, overlaid) = self.taken_on(&file, &answers)?;
         let Overlaid {
             config,
             changes: _,

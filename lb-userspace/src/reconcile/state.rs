@@ -132,7 +132,8 @@ impl State {
     /// # Errors
     /// When it changes what is fixed while the daemon or the maps live; all stays as it was.
     pub fn reload(&mut self, file: Config) -> Result<u64, String> {
-        let taken = self.taken_on(&file, &self.answers);
+        let answers = self.answers.carried(&self.file, &file);
+        let taken = self.taken_on(&file, &answers);
         let (expanded, overlaid) =
             taken.inspect_err(|error| self.config_error = Some(error.clone()))?;
         if file.limits != self.file.limits {
@@ -142,6 +143,7 @@ impl State {
         }
         self.file = file;
         self.config_error = None;
+        self.answers = answers;
         self.answers.keep_those_of(&self.file);
         self.take_on(expanded, overlaid);
         Ok(self.generation.accepted)

@@ -21,8 +21,9 @@ use crate::{
     ids::{backend_identity, service_identity},
     model::{Admin, Health},
     status::{
-        AttachMode, Attachment, BackendStatus, ClosedEgress, ConfigStatus, DrainStatus, FlowTable,
-        Flows, Generation, Neighbour, ServiceStatus,
+        AttachMode, Attachment, BackendStatus, ClosedEgress, ConfigStatus, Difference,
+        DifferenceKind, DnsStatus, DrainStatus, FlowTable, Flows, Generation, Neighbour,
+        ServiceStatus,
     },
 };
 
@@ -42,7 +43,13 @@ fn a_status() -> Status {
         config: ConfigStatus {
             path: "tether.toml".into(),
             error: None,
-            differences: vec![],
+            differences: vec![Difference {
+                service: "chat".into(),
+                backend: "b1".into(),
+                change: DifferenceKind::Drained,
+                now: Some("draining".into()),
+                file: Some("active".into()),
+            }],
         },
         closed_egress: vec![ClosedEgress {
             interface: "br0".into(),
@@ -52,7 +59,16 @@ fn a_status() -> Status {
             interface: "eth0".into(),
             mode: AttachMode::Native,
         }],
-        dns: vec![],
+        dns: vec![DnsStatus {
+            service: "chat".into(),
+            source: "pods".into(),
+            query: "pods.example.".into(),
+            kind: crate::dns::Kind::A,
+            addresses: vec![VIP, ADDRESS],
+            failures: 4,
+            error: Some("request timed out".into()),
+            ignored: vec![],
+        }],
         flows: Flows {
             tables: ByVersion {
                 v4: FlowTable {
@@ -199,6 +215,10 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
         r#"tether_generation{stage="applied"} 3"#.to_owned(),
         r#"tether_attached{interface="eth0",mode="native"} 1"#.to_owned(),
         r#"tether_egress_closed{interface="br0"} 1"#.to_owned(),
+        "tether_config_differences 1".to_owned(),
+        r#"tether_dns_addresses{service="chat",source="pods"} 2"#.to_owned(),
+        r#"tether_dns_failing{service="chat",source="pods"} 1"#.to_owned(),
+        r#"tether_dns_failures_total{service="chat",source="pods"} 4"#.to_owned(),
         "# EOF".to_owned(),
     ] {
         assert!(

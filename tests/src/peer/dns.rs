@@ -143,8 +143,13 @@ fn serve(socket: &UdpSocket, zone: &Zone, end: &AtomicBool) {
 
 fn answer(question: &Message, zone: Option<&[Record]>) -> Message {
     let id = question.metadata.id;
-    let (Some(zone), Some(query)) = (zone, question.queries.first()) else {
-        return Message::error_msg(id, OpCode::Query, ResponseCode::ServFail);
+    let Some(query) = question.queries.first() else {
+        return Message::error_msg(id, OpCode::Query, ResponseCode::FormErr);
+    };
+    let Some(zone) = zone else {
+        let mut failure = Message::error_msg(id, OpCode::Query, ResponseCode::ServFail);
+        failure.add_query(query.clone());
+        return failure;
     };
     let mut answer = Message::response(id, OpCode::Query);
     let of_name = || zone.iter().filter(|record| record.name == *query.name());
