@@ -14,6 +14,7 @@ use lb_common::{
     clock::Tick,
 };
 use lb_userspace::{
+    balance::Part,
     config::{Backend, Config, Limits, Service},
     dataplane::maps::{Capacity, Maps},
     flows::Census,
@@ -222,6 +223,7 @@ fn config(services: usize, backends: usize, table_size: u32, state_dir: PathBuf)
                         name: format!("backend-{b}"),
                         address: address(s, b),
                         port: 80,
+                        part: Part::default(),
                         weight: 100,
                         admin: Admin::Active,
                         check: Check::DEFAULT,

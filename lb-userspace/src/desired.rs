@@ -8,6 +8,7 @@ use std::{
 use lb_common::backend::Mode;
 
 use crate::{
+    balance::Part,
     config::Config,
     ids,
     model::{Admin, BackendName, Check},
@@ -60,6 +61,8 @@ pub struct Backend {
     pub weight: u16,
     /// What the operator wants of it, all told.
     pub admin: Admin,
+    /// Its part in the balance.
+    pub part: Part,
     /// How it is checked.
     pub check: Check,
     /// Where the check goes.
@@ -104,6 +107,7 @@ pub fn services(config: &Config, drained: &BTreeSet<BackendName>) -> Vec<Service
                         address: backend.address,
                         port: backend.port,
                         weight: backend.weight,
+                        part: backend.part,
                         check: backend.check.clone(),
                         check_address: backend.check_address,
                     }

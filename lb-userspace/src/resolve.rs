@@ -8,6 +8,7 @@ use lb_common::{
 };
 
 use crate::{
+    balance::{Part, Standing},
     desired::Endpoint,
     ids::{self, Numbered},
     model::{Admin, Health, Initial, Suspension},
@@ -67,6 +68,8 @@ pub struct BackendFacts<'a> {
     pub held: Option<Serving>,
     /// The way to its address.
     pub hop: Hop,
+    /// What the past says of its part in the balance.
+    pub standing: Standing,
 }
 
 /// What is wanted of a backend.
@@ -78,6 +81,8 @@ pub struct WantedBackend {
     pub weight: u16,
     /// What it counts as until the first verdict.
     pub initial: Initial,
+    /// Its part in the balance.
+    pub part: Part,
 }
 
 /// What is known of the way to an address.
@@ -126,6 +131,8 @@ pub struct Service<'a> {
     pub table: Option<Table<'a>>,
     /// Whether too few backends are usable, so that all active ones take new flows.
     pub fail_open: bool,
+    /// Whether backends are usable, and all of them have as many flows as they may.
+    pub full: bool,
     /// Why clients of dead backends are not told, if they are not.
     pub resets_suspended: Option<Suspension>,
     /// Its backends, in the order of the facts.
@@ -216,9 +223,12 @@ fn resolve_service<'a>(
         None
     };
     let given = |backend: &BackendFacts<'_>| match serving(backend) {
-        _ if fail_open && may_take_new(&backend) => Serving::New,
-        // Weight 0, or the service itself is removed.
-        Serving::New if !may_take_new(&backend) => Serving::ExistingOnly,
+        // One that is full has too much to do, whatever is wrong with the checks.
+        _ if fail_open && may_take_new(&backend) && !backend.standing.is_full() => Serving::New,
+        // Full, of weight 0, or the service itself is removed.
+        Serving::New if backend.standing.is_full() || !may_take_new(&backend) => {
+            Serving::ExistingOnly
+        }
         Serving::None if resets_suspended.is_some() => Serving::ExistingOnly,
         serving => serving,
     };
@@ -235,28 +245,27 @@ fn resolve_service<'a>(
             hop: complete(backend),
         })
         .collect();
-    let members = || {
-        facts
-            .backends
-            .iter()
-            .zip(&backends)
-            .filter(|(_, given)| given.serving == Serving::New)
-            .map(|(backend, _)| Share {
-                name: backend.name,
-                weight: backend.wanted.map_or(0, |wanted| wanted.weight),
-                id: backend.numbered.id,
-            })
-            .collect()
-    };
+    let members: Vec<Share<'_>> = facts
+        .backends
+        .iter()
+        .zip(&backends)
+        .filter(|(_, given)| given.serving == Serving::New)
+        .map(|(backend, _)| Share {
+            name: backend.name,
+            weight: backend.wanted.map_or(0, |wanted| wanted.weight),
+            id: backend.numbered.id,
+        })
+        .collect();
     let Endpoint { vip, port } = facts.endpoint;
     Service {
         id: facts.id,
         name: facts.name,
         endpoint: facts.endpoint,
         seed: ids::service_seed(fleet_seed, vip, port),
+        full: usable > 0 && members.is_empty(),
         table: facts.wanted.map(|wanted| Table {
             size: wanted.table_size,
-            members: members(),
+            members,
         }),
         fail_open,
         resets_suspended,

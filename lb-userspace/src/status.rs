@@ -167,6 +167,9 @@ pub struct ServiceStatus {
     pub removed: bool,
     /// Whether too few backends are usable, so that all active ones take new flows.
     pub fail_open: bool,
+    /// Whether backends are usable, and all of them have as many connections as they may: new flows are dropped.
+    #[serde(default)]
+    pub full: bool,
     /// Why dead backends' clients are not told, if they are not.
     pub resets_suspended: Option<Suspension>,
     /// Why it is not served as configured, if it is not.
@@ -200,8 +203,21 @@ pub struct BackendStatus {
     pub last_error: Option<String>,
     /// When a check succeeded for the first time after it, in seconds since 1970; none while it lasts.
     pub last_error_ended: Option<u64>,
+    /// Its part in the balance.
+    #[serde(default)]
+    pub balance: BackendBalance,
     /// Its flows.
     pub flows: BackendFlows,
+}
+
+/// A backend's part in the balance.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BackendBalance {
+    /// With so many connections it takes no new ones.
+    pub max_connections: Option<u32>,
+    /// Whether it has as many, or had and is not below by enough yet.
+    pub full: bool,
 }
 
 /// Whether a next hop is known.

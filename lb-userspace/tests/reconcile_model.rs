@@ -22,6 +22,7 @@ use lb_common::{
     vip::{self, VipEntry, WAYS, homes},
 };
 use lb_userspace::{
+    balance::Part,
     config::{Backend, Config, Limits, Service},
     dataplane::maps::{Capacity, Maps},
     flows::{Census, Counts},
@@ -188,6 +189,10 @@ fn config(services: &[Option<ServicePlan>], state_dir: PathBuf) -> Config {
                 port,
                 weight: backend.weight,
                 admin: backend.admin,
+                // Even weights: a limit that a few flows reach.
+                part: Part {
+                    max_connections: backend.weight.is_multiple_of(2).then_some(2),
+                },
                 check: Check {
                     interval: Duration::from_secs(1),
                     timeout: Duration::from_secs(1),
@@ -428,7 +433,8 @@ impl World {
     fn restart(&mut self) {
         // Adoption begins with a grace period.
         self.readable = Readable::default();
-        let census = Arc::new(census(&self.flows, 0, self.now));
+        // A new daemon has counted nothing yet.
+        let census = Arc::new(census(&[], 0, self.now));
         self.scans = 0;
         let (maps, config) = (Arc::clone(&self.maps), self.config.clone());
         self.state = State::adopt(maps, SEED, config, census, self.now).unwrap();
@@ -673,7 +679,18 @@ impl World {
                 "the table's owners are those that take new flows"
             );
             for backend in &service.backends {
-                let may = !backend.removed && backend.admin == Admin::Active && backend.weight > 0;
+                let connections = backend.flows.young + backend.flows.pin;
+                let limit = backend.balance.max_connections.map(u64::from);
+                let full = backend.balance.full;
+                assert!(
+                    limit.is_none_or(|limit| connections < limit || full),
+                    "{backend:?}"
+                );
+                assert!(limit.is_some() || !full, "{backend:?}");
+                let may = !backend.removed
+                    && backend.admin == Admin::Active
+                    && backend.weight > 0
+                    && !full;
                 let takes = backend.serving == Serving::New;
                 let held = backend.health == Health::Unknown;
                 assert!(may || !takes, "{backend:?}");

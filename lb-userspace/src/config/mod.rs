@@ -20,7 +20,10 @@ use std::{
 use lb_common::{backend::Mode, net::IpVersion};
 
 pub use self::problem::{Problem, Problems};
-use crate::model::{Admin, Check};
+use crate::{
+    balance::Part,
+    model::{Admin, Check},
+};
 
 /// A configuration, valid as a whole.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -148,6 +151,8 @@ pub struct Backend {
     pub weight: u16,
     /// What the operator wants of it.
     pub admin: Admin,
+    /// Its part in the balance.
+    pub part: Part,
     /// How it is checked.
     pub check: Check,
     /// Where the check goes.

@@ -1,5 +1,6 @@
 //! From a parsed document to a valid [`Config`]: what each key means and what must hold of all of them together.
 
+mod balance;
 mod health;
 mod service;
 
@@ -16,7 +17,7 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use self::service::PlacedService;
+use self::{balance::Site, service::PlacedService};
 use super::{
     Config, Limits, Loaded, Problems,
     problem::Findings,
@@ -69,11 +70,14 @@ fn read(path: &Path, document: &Spanned<DeTable<'_>>, findings: &mut Findings<'_
     let fleet_seed = fleet_seed(&mut root, findings);
     let metrics = metrics(&mut root, findings);
     let (limits, checks_at_once, limits_span) = limits(&mut root, findings);
+    let site = Site {
+        is_fleet: fleet_seed.is_some(),
+    };
     let services: Vec<PlacedService> = root
         .tables("service", findings)
         .into_iter()
         .enumerate()
-        .filter_map(|(n, (span, table))| service::read(n + 1, table, span, findings))
+        .filter_map(|(n, (span, table))| service::read(n + 1, table, span, &site, findings))
         .collect();
     if services.is_empty() && !document.get_ref().contains_key("service") {
         findings.warning(

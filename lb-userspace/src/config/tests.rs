@@ -1,3 +1,4 @@
+mod balance;
 mod health;
 
 use std::{path::Path, sync::Arc, time::Duration};

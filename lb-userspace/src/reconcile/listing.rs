@@ -10,6 +10,7 @@ use lb_common::verdict::Reason;
 use super::{
     record::{BackendRecord, ServiceRecord},
     state::State,
+    weigh::balance_of,
 };
 use crate::{
     desired,
@@ -91,6 +92,7 @@ impl State {
                     mode: mode.unwrap_or(service.mode),
                     removed: service.wanted.is_none() || !current,
                     fail_open: current && service.fail_open,
+                    full: current && service.full,
                     resets_suspended: service.resets_suspended,
                     error: deferred
                         .or_else(|| service.error.clone())
@@ -142,6 +144,7 @@ impl State {
                 let since_1970 = last.ended?.duration_since(SystemTime::UNIX_EPOCH);
                 Some(since_1970.map_or(0, |time| time.as_secs()))
             }),
+            balance: balance_of(backend),
             flows: counts.into(),
         }
     }
@@ -164,6 +167,7 @@ impl State {
                 mode: service.mode,
                 removed: false,
                 fail_open: false,
+                full: false,
                 resets_suspended: None,
                 error: Some(error.clone()),
                 backends: Vec::new(),

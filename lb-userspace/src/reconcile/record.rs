@@ -8,6 +8,7 @@ use std::{
 use lb_common::backend::{Mode, Serving};
 
 use crate::{
+    balance::Standing,
     desired::{self, Endpoint},
     ids::{Numbered, Quiet},
     model::{BackendName, Check, Health, HealthReport, LastError, Suspension},
@@ -33,6 +34,8 @@ pub(super) struct ServiceRecord {
     /// As last resolved.
     pub(super) fail_open: bool,
     /// As last resolved.
+    pub(super) full: bool,
+    /// As last resolved.
     pub(super) resets_suspended: Option<Suspension>,
 }
 
@@ -54,6 +57,7 @@ pub(super) struct BackendRecord {
     pub(super) last_error: Option<LastError>,
     pub(super) fell_at_ms: Option<u64>,
     pub(super) held: Option<Serving>,
+    pub(super) standing: Standing,
     pub(super) quiet: Quiet,
     /// As last resolved.
     pub(super) serving: Serving,
@@ -97,6 +101,7 @@ impl BackendRecord {
             hop: hops
                 .get(&self.address)
                 .map_or(Hop::Unheard, |found| found.for_mode(self.mode)),
+            standing: self.standing,
         }
     }
 }
@@ -122,6 +127,7 @@ pub(super) fn new_record(
         last_error: None,
         fell_at_ms: None,
         held: None,
+        standing: Standing::default(),
         quiet: Quiet::default(),
         serving: Serving::ExistingOnly,
     };
@@ -137,6 +143,7 @@ pub(super) fn renewed(record: BackendRecord, backend: &desired::Backend) -> Back
             admin: backend.admin,
             weight: backend.weight,
             initial: backend.check.initial,
+            part: backend.part,
         }),
         check: backend.check.clone(),
         check_address: backend.check_address,

@@ -13,6 +13,7 @@ use super::{
     record::{BackendRecord, ServiceRecord, new_record, renewed},
 };
 use crate::{
+    balance::Standing,
     dataplane::maps::Maps,
     desired::{self, Endpoint},
     flows::{Census, Counts},
@@ -59,6 +60,7 @@ impl Registry {
                     quiet: Quiet::default(),
                     error: None,
                     fail_open: false,
+                    full: false,
                     resets_suspended: None,
                 };
                 (id, record)
@@ -118,6 +120,7 @@ impl Registry {
                 last_error: None,
                 fell_at_ms: None,
                 held: Some(state.serving()),
+                standing: Standing::default(),
                 quiet: Quiet::default(),
                 serving: state.serving(),
             });
@@ -208,6 +211,7 @@ impl Registry {
             quiet: Quiet::default(),
             error: None,
             fail_open: false,
+            full: false,
             resets_suspended: None,
         });
         self.by_endpoint.insert(service.endpoint, id);
@@ -412,6 +416,13 @@ impl Registry {
                     }
                 }
             }
+            if outcome.full && !service.full {
+                tracing::warn!(
+                    service = service.name,
+                    "every usable backend has as many connections as its max_connections: new ones are dropped"
+                );
+            }
+            service.full = outcome.full;
             service.fail_open = outcome.fail_open;
             service.resets_suspended = outcome.resets_suspended;
             for (backend, serving) in service.backends.iter_mut().zip(outcome.serving) {
@@ -466,6 +477,11 @@ impl Registry {
             .all(|backend| backend.health != Health::Unknown && hops.contains_key(&backend.address))
     }
 
+    /// All services, by id, to be changed in what nothing is looked up by.
+    pub(super) fn services_mut(&mut self) -> impl Iterator<Item = &mut ServiceRecord> {
+        self.services.values_mut()
+    }
+
     /// All services, by id.
     pub(super) fn services(&self) -> impl Iterator<Item = &ServiceRecord> {
         self.services.values()
@@ -480,6 +496,7 @@ impl Registry {
 pub(super) struct Outcome {
     pub(super) service: u16,
     pub(super) fail_open: bool,
+    pub(super) full: bool,
     pub(super) resets_suspended: Option<Suspension>,
     pub(super) serving: Vec<Serving>,
 }

@@ -225,6 +225,7 @@ impl State {
     pub fn plan(&mut self, now: Tick) -> Plan {
         self.names_changed |= self.registry.retire(&self.observed, &self.census);
         self.registry.house();
+        self.registry.weigh(&self.census, now);
         let unlisted = self.registry.unlisted();
         let facts = self.registry.facts(&self.hops);
         let services = resolve::resolve(&self.fleet_seed, &facts);
@@ -241,6 +242,7 @@ impl State {
             .map(|service| Outcome {
                 service: service.id,
                 fail_open: service.fail_open,
+                full: service.full,
                 resets_suspended: service.resets_suspended,
                 serving: service
                     .backends

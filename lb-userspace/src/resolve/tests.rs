@@ -1,5 +1,7 @@
 use super::*;
 
+mod balance;
+
 const SEED: [u64; 4] = [1, 2, 3, 4];
 
 /// A backend that is active, of weight 100 and up, unless a test says otherwise.
@@ -16,11 +18,13 @@ fn backend(id: u32, change: impl Fn(&mut BackendFacts<'static>)) -> BackendFacts
             admin: Admin::Active,
             weight: 100,
             initial: Initial::Unknown,
+            part: Part::default(),
         }),
         health: Health::Up,
         fell_at_ms: None,
         held: None,
         hop: Hop::Unheard,
+        standing: Standing::default(),
     };
     change(&mut backend);
     backend
@@ -43,6 +47,7 @@ fn admin(id: u32, admin: Admin, health: Health) -> BackendFacts<'static> {
             admin,
             weight: 100,
             initial: Initial::Unknown,
+            part: Part::default(),
         });
         b.health = health;
     })
@@ -135,6 +140,7 @@ fn what_was_found_in_the_maps_holds_until_the_first_verdict() {
             admin: Admin::Draining,
             weight: 100,
             initial: Initial::Unknown,
+            part: Part::default(),
         });
         b.health = Health::Unknown;
         b.held = Some(Serving::New);
@@ -150,6 +156,7 @@ fn a_new_backend_counts_as_its_service_says_until_the_first_verdict() {
                 admin,
                 weight: 100,
                 initial,
+                part: Part::default(),
             });
             b.health = health;
         })
@@ -180,6 +187,7 @@ fn weight_zero_takes_no_new_flows_not_even_in_fail_open() {
                 admin: Admin::Active,
                 weight: 0,
                 initial: Initial::Unknown,
+                part: Part::default(),
             });
             b.health = health;
         })

@@ -21,8 +21,8 @@ use crate::{
     ids::{backend_identity, service_identity},
     model::{Admin, Health},
     status::{
-        AttachMode, Attachment, BackendStatus, ClosedEgress, ConfigStatus, FlowTable, Flows,
-        Generation, Neighbour, ServiceStatus,
+        AttachMode, Attachment, BackendBalance, BackendStatus, ClosedEgress, ConfigStatus,
+        FlowTable, Flows, Generation, Neighbour, ServiceStatus,
     },
 };
 
@@ -73,6 +73,7 @@ fn a_status() -> Status {
             mode: Mode::Ipip,
             removed: false,
             fail_open: true,
+            full: true,
             resets_suspended: None,
             error: None,
             backends: vec![BackendStatus {
@@ -87,6 +88,10 @@ fn a_status() -> Status {
                 neighbour: Neighbour::Resolved,
                 last_error: None,
                 last_error_ended: None,
+                balance: BackendBalance {
+                    max_connections: Some(500),
+                    full: true,
+                },
                 flows: Default::default(),
             }],
         }],
@@ -165,6 +170,9 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
         r#"tether_reason_packets_total{reason="no_backend",verdict="drop"} 0"#.to_owned(),
         format!("tether_service_packets_total{{{service}}} 30"),
         format!("tether_service_fail_open{{{service}}} 1"),
+        format!("tether_service_full{{{service}}} 1"),
+        format!("tether_backend_full{{{backend}}} 1"),
+        format!("tether_backend_max_connections{{{backend}}} 500"),
         format!("tether_backend_packets_total{{{backend}}} 40"),
         format!(r#"tether_backend_health{{{backend},health="up"}} 1"#),
         format!(r#"tether_backend_health{{{backend},health="down"}} 0"#),

@@ -19,6 +19,7 @@ use super::{
         read::{Reader, nearest},
     },
     LARGEST_TABLE,
+    balance::{self, Site},
     health::{self, Health},
 };
 use crate::{maglev, model::Admin};
@@ -50,6 +51,7 @@ pub(super) fn read(
     number: usize,
     table: &DeTable<'_>,
     span: Range<usize>,
+    site: &Site,
     findings: &mut Findings<'_>,
 ) -> Option<PlacedService> {
     let object = match table.get("name").map(Spanned::get_ref) {
@@ -73,6 +75,7 @@ pub(super) fn read(
         port: port.as_ref().map(|port| *port.get_ref()),
         mode,
         health: &health,
+        site,
     };
     let backends: Vec<PlacedBackend> = reader
         .tables("backend", findings)
@@ -299,6 +302,7 @@ struct Parent<'a> {
     port: Option<u16>,
     mode: Option<Mode>,
     health: &'a Health,
+    site: &'a Site,
 }
 
 struct PlacedBackend {
@@ -367,6 +371,7 @@ fn backend(
     }
     let weight = reader.integer("weight", 0..=MAX_WEIGHT, findings);
     let admin = admin(&mut reader, findings);
+    let part = balance::part(&mut reader, parent.site, findings);
     reader.finish(findings);
     let endpoint_span = address.as_ref().map(Spanned::span);
     let address = address.map_or(NOWHERE, Spanned::into_inner);
@@ -382,6 +387,7 @@ fn backend(
             port,
             weight: weight.map_or(WEIGHT, Spanned::into_inner) as u16,
             admin,
+            part,
             check: parent.health.check.clone(),
             check_address: SocketAddr::from((address, check_port)),
         },

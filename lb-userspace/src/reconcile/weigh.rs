@@ -1,0 +1,64 @@
+//! What the past says of each backend's part in the balance, kept up to date before each resolution.
+
+use lb_common::{backend::Serving, clock::Tick};
+
+use super::{record::BackendRecord, registry::Registry};
+use crate::{
+    balance::{self, limit},
+    flows::Census,
+    status::BackendBalance,
+};
+
+impl Registry {
+    /// Takes in what the flow tables hold, at `now`. The same again changes nothing.
+    pub(super) fn weigh(&mut self, census: &Census, now: Tick) {
+        for service in self.services_mut() {
+            for backend in &mut service.backends {
+                watch_limit(backend, census, now);
+            }
+        }
+    }
+}
+
+/// Whether a backend has as many flows as it may.
+fn watch_limit(backend: &mut BackendRecord, census: &Census, now: Tick) {
+    let max = backend
+        .wanted
+        .and_then(|wanted| wanted.part.max_connections);
+    let flows = connections(backend, census);
+    // Before the first count, one that took no new flows before a restart may have been full.
+    let held_back = backend.held.is_some_and(|held| held != Serving::New);
+    let was = match backend.standing.full_since {
+        None if flows.is_none() && held_back => Some(now),
+        since => since,
+    };
+    let full_since = limit::full_since(was, max, flows, now);
+    match (backend.standing.is_full(), full_since.is_some()) {
+        (false, true) => tracing::info!(
+            backend = %backend.name, max_connections = max, connections = flows,
+            "it has as many connections as it may: it takes no new ones"
+        ),
+        (true, false) => tracing::info!(
+            backend = %backend.name, max_connections = max, connections = flows,
+            "it may have more connections again"
+        ),
+        _ => {}
+    }
+    backend.standing.full_since = full_since;
+}
+
+/// A backend's flows as they were last counted; none before that.
+fn connections(backend: &BackendRecord, census: &Census) -> Option<u64> {
+    let key = (backend.numbered.id, backend.numbered.generation);
+    let counts = census.by_backend.get(&key).copied().unwrap_or_default();
+    (census.scans > 0).then(|| balance::connections(&counts))
+}
+
+/// What the status says of a backend's part in the balance.
+pub(super) fn balance_of(backend: &BackendRecord) -> BackendBalance {
+    let part = backend.wanted.map(|wanted| wanted.part).unwrap_or_default();
+    BackendBalance {
+        max_connections: part.max_connections,
+        full: backend.standing.is_full(),
+    }
+}

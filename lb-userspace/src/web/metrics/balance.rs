@@ -1,0 +1,39 @@
+//! How new flows are spread.
+
+use std::fmt;
+
+use prometheus_client::encoding::DescriptorEncoder;
+
+use super::{Family, Metrics, backend_labels, service_labels};
+
+impl Metrics {
+    pub(super) fn balance(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+        let mut full = Family::gauge(
+            "service_full",
+            "Whether all usable backends have as many connections as max_connections allows, so that new ones are dropped",
+        );
+        let mut backend_full = Family::gauge(
+            "backend_full",
+            "Whether a backend takes no new flows for its max_connections",
+        );
+        let mut max = Family::gauge(
+            "backend_max_connections",
+            "A backend's max_connections, if it has one",
+        );
+        for service in &self.status.services {
+            full.add(service_labels(service), service.full);
+            for backend in &service.backends {
+                let labels = || backend_labels(service, backend);
+                let balance = &backend.balance;
+                if let Some(connections) = balance.max_connections {
+                    max.add(labels(), u64::from(connections));
+                    backend_full.add(labels(), balance.full);
+                }
+            }
+        }
+        for family in [full, backend_full, max] {
+            family.encode(encoder)?;
+        }
+        Ok(())
+    }
+}
