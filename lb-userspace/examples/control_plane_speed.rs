@@ -14,7 +14,7 @@ use lb_common::{
     clock::Tick,
 };
 use lb_userspace::{
-    balance::Part,
+    balance::{Part, Policy},
     config::{Backend, Config, Limits, Service},
     dataplane::maps::{Capacity, Maps},
     flows::Census,
@@ -218,6 +218,7 @@ fn config(services: usize, backends: usize, table_size: u32, state_dir: PathBuf)
                 mode: Mode::Ipip,
                 table_size,
                 min_healthy: 1,
+                policy: Policy::default(),
                 backends: (0..backends)
                     .map(|b| Backend {
                         name: format!("backend-{b}"),

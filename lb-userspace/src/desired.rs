@@ -8,7 +8,7 @@ use std::{
 use lb_common::backend::Mode;
 
 use crate::{
-    balance::Part,
+    balance::{Part, Policy},
     config::Config,
     ids,
     model::{Admin, BackendName, Check},
@@ -40,6 +40,8 @@ pub struct Service {
     pub table_size: u32,
     /// With fewer usable backends than this it fails open.
     pub min_healthy: u32,
+    /// How new flows are spread.
+    pub policy: Policy,
     /// Its mode: that of its backends.
     pub mode: Mode,
     /// Its backends.
@@ -82,6 +84,7 @@ pub fn services(config: &Config, drained: &BTreeSet<BackendName>) -> Vec<Service
             },
             table_size: service.table_size,
             min_healthy: service.min_healthy,
+            policy: service.policy,
             mode: service.mode,
             backends: service
                 .backends

@@ -8,7 +8,7 @@ use lb_common::{
 };
 
 use crate::{
-    balance::{Part, Standing},
+    balance::{Part, Policy, Spread, Standing},
     desired::Endpoint,
     ids::{self, Numbered},
     model::{Admin, Health, Initial, Suspension},
@@ -41,6 +41,8 @@ pub struct WantedService {
     pub table_size: u32,
     /// With fewer usable backends than this it fails open.
     pub min_healthy: u32,
+    /// How new flows are spread.
+    pub policy: Policy,
 }
 
 /// What is known of a backend.
@@ -131,8 +133,8 @@ pub struct Service<'a> {
     pub table: Option<Table<'a>>,
     /// Whether too few backends are usable, so that all active ones take new flows.
     pub fail_open: bool,
-    /// Whether backends are usable, and all of them have as many flows as they may.
-    pub full: bool,
+    /// How new flows are spread.
+    pub spread: Spread,
     /// Why clients of dead backends are not told, if they are not.
     pub resets_suspended: Option<Suspension>,
     /// Its backends, in the order of the facts.
@@ -210,6 +212,20 @@ fn resolve_service<'a>(
         .wanted
         .is_none_or(|wanted| usable >= wanted.min_healthy as usize);
     let fail_open = !enough && candidates().next().is_some();
+    let can_take_new = |backend: &&BackendFacts<'_>| {
+        may_take_new(backend) && serving(backend) == Serving::New && !backend.standing.is_full()
+    };
+    let is_backup = |backend: &BackendFacts<'_>| {
+        let part = backend.wanted.map(|wanted| wanted.part);
+        part.is_some_and(|part| part.backup)
+    };
+    let (backups, primaries) = facts
+        .backends
+        .iter()
+        .filter(can_take_new)
+        .partition::<Vec<_>, _>(|backend| is_backup(backend));
+    let policy = facts.wanted.map(|wanted| wanted.policy).unwrap_or_default();
+    let needs_backups = primaries.len() < policy.backup_below as usize;
     // What is most in doubt comes first: a mass fall is also what most fail-opens come from.
     let resets_suspended = if fell_together(facts.backends.iter()) {
         Some(Suspension::MassFall)
@@ -226,9 +242,8 @@ fn resolve_service<'a>(
         // One that is full has too much to do, whatever is wrong with the checks.
         _ if fail_open && may_take_new(&backend) && !backend.standing.is_full() => Serving::New,
         // Full, of weight 0, or the service itself is removed.
-        Serving::New if backend.standing.is_full() || !may_take_new(&backend) => {
-            Serving::ExistingOnly
-        }
+        Serving::New if !can_take_new(&backend) => Serving::ExistingOnly,
+        Serving::New if is_backup(backend) && !needs_backups => Serving::ExistingOnly,
         Serving::None if resets_suspended.is_some() => Serving::ExistingOnly,
         serving => serving,
     };
@@ -262,7 +277,10 @@ fn resolve_service<'a>(
         name: facts.name,
         endpoint: facts.endpoint,
         seed: ids::service_seed(fleet_seed, vip, port),
-        full: usable > 0 && members.is_empty(),
+        spread: Spread {
+            full: usable > 0 && members.is_empty(),
+            backups: !fail_open && needs_backups && !backups.is_empty(),
+        },
         table: facts.wanted.map(|wanted| Table {
             size: wanted.table_size,
             members,

@@ -170,6 +170,9 @@ pub struct ServiceStatus {
     /// Whether backends are usable, and all of them have as many connections as they may: new flows are dropped.
     #[serde(default)]
     pub full: bool,
+    /// How its new flows are spread.
+    #[serde(default)]
+    pub balance: ServiceBalance,
     /// Why dead backends' clients are not told, if they are not.
     pub resets_suspended: Option<Suspension>,
     /// Why it is not served as configured, if it is not.
@@ -210,6 +213,14 @@ pub struct BackendStatus {
     pub flows: BackendFlows,
 }
 
+/// How a service's new flows are spread.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ServiceBalance {
+    /// Whether backups take new flows, since too few primaries can.
+    pub backups: bool,
+}
+
 /// A backend's part in the balance.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
@@ -218,6 +229,8 @@ pub struct BackendBalance {
     pub max_connections: Option<u32>,
     /// Whether it has as many, or had and is not below by enough yet.
     pub full: bool,
+    /// Whether it takes new flows only while too few primaries can.
+    pub backup: bool,
 }
 
 /// Whether a next hop is known.

@@ -22,7 +22,7 @@ use lb_common::{
     vip::{self, VipEntry, WAYS, homes},
 };
 use lb_userspace::{
-    balance::Part,
+    balance::{Part, Policy},
     config::{Backend, Config, Limits, Service},
     dataplane::maps::{Capacity, Maps},
     flows::{Census, Counts},
@@ -191,6 +191,8 @@ fn config(services: &[Option<ServicePlan>], state_dir: PathBuf) -> Config {
                 admin: backend.admin,
                 // Even weights: a limit that a few flows reach.
                 part: Part {
+                    // Who has no primary left has these.
+                    backup: b == BACKENDS - 1,
                     max_connections: backend.weight.is_multiple_of(2).then_some(2),
                 },
                 check: Check {
@@ -210,6 +212,7 @@ fn config(services: &[Option<ServicePlan>], state_dir: PathBuf) -> Config {
             mode: if plan.ipip { Mode::Ipip } else { Mode::L2 },
             table_size: plan.size,
             min_healthy: plan.min_healthy,
+            policy: Policy::default(),
             backends: backends.collect(),
         })
     });
@@ -678,6 +681,18 @@ impl World {
                 owners, new,
                 "the table's owners are those that take new flows"
             );
+            let takes = |backup| {
+                let mut takers = service
+                    .backends
+                    .iter()
+                    .filter(|b| b.serving == Serving::New);
+                takers.any(|taker| taker.balance.backup == backup)
+            };
+            assert!(
+                service.fail_open || !(takes(true) && takes(false)),
+                "{service:?}"
+            );
+            assert_eq!(service.balance.backups, takes(true) && !service.fail_open);
             for backend in &service.backends {
                 let connections = backend.flows.young + backend.flows.pin;
                 let limit = backend.balance.max_connections.map(u64::from);
@@ -690,7 +705,8 @@ impl World {
                 let may = !backend.removed
                     && backend.admin == Admin::Active
                     && backend.weight > 0
-                    && !full;
+                    && !full
+                    && (!backend.balance.backup || service.balance.backups || service.fail_open);
                 let takes = backend.serving == Serving::New;
                 let held = backend.health == Health::Unknown;
                 assert!(may || !takes, "{backend:?}");

@@ -11,11 +11,27 @@ use lb_common::clock::Tick;
 
 use crate::flows::Counts;
 
+/// How a service spreads new flows, as configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Policy {
+    /// Backups take new flows while fewer primaries than this can.
+    pub backup_below: u32,
+}
+
+impl Default for Policy {
+    /// That of a service that says nothing.
+    fn default() -> Self {
+        Self { backup_below: 1 }
+    }
+}
+
 /// A backend's part in the balance, as configured.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Part {
     /// With so many flows it takes no new ones.
     pub max_connections: Option<u32>,
+    /// Whether it takes new flows only while too few of the others, the primaries, can.
+    pub backup: bool,
 }
 
 /// What is remembered of a backend.
@@ -30,6 +46,15 @@ impl Standing {
     pub fn is_full(&self) -> bool {
         self.full_since.is_some()
     }
+}
+
+/// What a service's new flows come to, as it is resolved.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Spread {
+    /// Whether backends are usable, and all of them have as many flows as they may.
+    pub full: bool,
+    /// Whether backups take new flows, since too few primaries can.
+    pub backups: bool,
 }
 
 /// Flows that a backend has for sure: neither SYNs, which anybody can send, nor what has ended.

@@ -21,7 +21,7 @@ use lb_common::{backend::Mode, net::IpVersion};
 
 pub use self::problem::{Problem, Problems};
 use crate::{
-    balance::Part,
+    balance::{Part, Policy},
     model::{Admin, Check},
 };
 
@@ -134,6 +134,8 @@ pub struct Service {
     pub table_size: u32,
     /// With fewer usable backends than this it fails open.
     pub min_healthy: u32,
+    /// How new flows are spread.
+    pub policy: Policy,
     /// Its backends; names, and pairs of address and port, are unique in the service.
     pub backends: Vec<Backend>,
 }

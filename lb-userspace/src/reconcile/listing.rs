@@ -10,7 +10,7 @@ use lb_common::verdict::Reason;
 use super::{
     record::{BackendRecord, ServiceRecord},
     state::State,
-    weigh::balance_of,
+    weigh::{balance_of, spread_of},
 };
 use crate::{
     desired,
@@ -18,7 +18,7 @@ use crate::{
     resolve::Hop,
     status::{
         Attachment, BackendStatus, ClosedEgress, ConfigStatus, Flows, Neighbour, Packets,
-        ServiceStatus, Status,
+        ServiceBalance, ServiceStatus, Status,
     },
 };
 
@@ -92,7 +92,8 @@ impl State {
                     mode: mode.unwrap_or(service.mode),
                     removed: service.wanted.is_none() || !current,
                     fail_open: current && service.fail_open,
-                    full: current && service.full,
+                    full: current && service.spread.full,
+                    balance: spread_of(service),
                     resets_suspended: service.resets_suspended,
                     error: deferred
                         .or_else(|| service.error.clone())
@@ -168,6 +169,7 @@ impl State {
                 removed: false,
                 fail_open: false,
                 full: false,
+                balance: ServiceBalance::default(),
                 resets_suspended: None,
                 error: Some(error.clone()),
                 backends: Vec::new(),

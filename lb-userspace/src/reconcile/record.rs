@@ -8,7 +8,7 @@ use std::{
 use lb_common::backend::{Mode, Serving};
 
 use crate::{
-    balance::Standing,
+    balance::{Spread, Standing},
     desired::{self, Endpoint},
     ids::{Numbered, Quiet},
     model::{BackendName, Check, Health, HealthReport, LastError, Suspension},
@@ -34,7 +34,7 @@ pub(super) struct ServiceRecord {
     /// As last resolved.
     pub(super) fail_open: bool,
     /// As last resolved.
-    pub(super) full: bool,
+    pub(super) spread: Spread,
     /// As last resolved.
     pub(super) resets_suspended: Option<Suspension>,
 }

@@ -11,9 +11,10 @@ use lb_common::backend::{BackendState, Forwarding, Mode, Serving};
 use super::{
     memory::Memory,
     record::{BackendRecord, ServiceRecord, new_record, renewed},
+    weigh::tell_of_spread,
 };
 use crate::{
-    balance::Standing,
+    balance::{Spread, Standing},
     dataplane::maps::Maps,
     desired::{self, Endpoint},
     flows::{Census, Counts},
@@ -60,7 +61,7 @@ impl Registry {
                     quiet: Quiet::default(),
                     error: None,
                     fail_open: false,
-                    full: false,
+                    spread: Spread::default(),
                     resets_suspended: None,
                 };
                 (id, record)
@@ -211,7 +212,7 @@ impl Registry {
             quiet: Quiet::default(),
             error: None,
             fail_open: false,
-            full: false,
+            spread: Spread::default(),
             resets_suspended: None,
         });
         self.by_endpoint.insert(service.endpoint, id);
@@ -223,6 +224,7 @@ impl Registry {
         record.wanted = Some(WantedService {
             table_size: service.table_size,
             min_healthy: service.min_healthy,
+            policy: service.policy,
         });
         let mut held: HashMap<u64, BackendRecord> = std::mem::take(&mut record.backends)
             .into_iter()
@@ -416,13 +418,8 @@ impl Registry {
                     }
                 }
             }
-            if outcome.full && !service.full {
-                tracing::warn!(
-                    service = service.name,
-                    "every usable backend has as many connections as its max_connections: new ones are dropped"
-                );
-            }
-            service.full = outcome.full;
+            tell_of_spread(&service.name, service.spread, outcome.spread);
+            service.spread = outcome.spread;
             service.fail_open = outcome.fail_open;
             service.resets_suspended = outcome.resets_suspended;
             for (backend, serving) in service.backends.iter_mut().zip(outcome.serving) {
@@ -496,7 +493,7 @@ impl Registry {
 pub(super) struct Outcome {
     pub(super) service: u16,
     pub(super) fail_open: bool,
-    pub(super) full: bool,
+    pub(super) spread: Spread,
     pub(super) resets_suspended: Option<Suspension>,
     pub(super) serving: Vec<Serving>,
 }

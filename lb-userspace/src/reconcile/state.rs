@@ -242,7 +242,7 @@ impl State {
             .map(|service| Outcome {
                 service: service.id,
                 fail_open: service.fail_open,
-                full: service.full,
+                spread: service.spread,
                 resets_suspended: service.resets_suspended,
                 serving: service
                     .backends

@@ -2,11 +2,14 @@
 
 use lb_common::{backend::Serving, clock::Tick};
 
-use super::{record::BackendRecord, registry::Registry};
+use super::{
+    record::{BackendRecord, ServiceRecord},
+    registry::Registry,
+};
 use crate::{
-    balance::{self, limit},
+    balance::{self, Spread, limit},
     flows::Census,
-    status::BackendBalance,
+    status::{BackendBalance, ServiceBalance},
 };
 
 impl Registry {
@@ -60,5 +63,31 @@ pub(super) fn balance_of(backend: &BackendRecord) -> BackendBalance {
     BackendBalance {
         max_connections: part.max_connections,
         full: backend.standing.is_full(),
+        backup: part.backup,
+    }
+}
+
+/// What the status says of how a service's new flows are spread.
+pub(super) fn spread_of(service: &ServiceRecord) -> ServiceBalance {
+    ServiceBalance {
+        backups: service.spread.backups,
+    }
+}
+
+/// Says what has changed in how a service's new flows are spread.
+pub(super) fn tell_of_spread(service: &str, was: Spread, is: Spread) {
+    if is.full && !was.full {
+        tracing::warn!(
+            service,
+            "every usable backend has as many connections as its max_connections: new ones are dropped"
+        );
+    }
+    match (was.backups, is.backups) {
+        (false, true) => tracing::warn!(
+            service,
+            "fewer primary backends than backup_below can take new flows: backups do too"
+        ),
+        (true, false) => tracing::info!(service, "backups take no new flows any more"),
+        _ => {}
     }
 }

@@ -64,6 +64,7 @@ fn service(backends: Vec<BackendFacts<'static>>) -> ServiceFacts<'static> {
         wanted: Some(WantedService {
             table_size: 1009,
             min_healthy: 1,
+            policy: Policy::default(),
         }),
         backends,
     }
@@ -236,6 +237,7 @@ fn min_healthy_raises_the_threshold() {
         facts.wanted = Some(WantedService {
             table_size: 1009,
             min_healthy,
+            policy: Policy::default(),
         });
         let service = one(facts);
         (service.fail_open, service.backends[1].serving)

@@ -22,7 +22,7 @@ use crate::{
     model::{Admin, Health},
     status::{
         AttachMode, Attachment, BackendBalance, BackendStatus, ClosedEgress, ConfigStatus,
-        FlowTable, Flows, Generation, Neighbour, ServiceStatus,
+        FlowTable, Flows, Generation, Neighbour, ServiceBalance, ServiceStatus,
     },
 };
 
@@ -74,6 +74,7 @@ fn a_status() -> Status {
             removed: false,
             fail_open: true,
             full: true,
+            balance: ServiceBalance { backups: true },
             resets_suspended: None,
             error: None,
             backends: vec![BackendStatus {
@@ -91,6 +92,7 @@ fn a_status() -> Status {
                 balance: BackendBalance {
                     max_connections: Some(500),
                     full: true,
+                    ..Default::default()
                 },
                 flows: Default::default(),
             }],
@@ -171,6 +173,7 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
         format!("tether_service_packets_total{{{service}}} 30"),
         format!("tether_service_fail_open{{{service}}} 1"),
         format!("tether_service_full{{{service}}} 1"),
+        format!("tether_service_backups_in_use{{{service}}} 1"),
         format!("tether_backend_full{{{backend}}} 1"),
         format!("tether_backend_max_connections{{{backend}}} 500"),
         format!("tether_backend_packets_total{{{backend}}} 40"),

@@ -3,7 +3,7 @@
 use toml::Spanned;
 
 use super::super::{problem::Findings, read::Reader};
-use crate::balance::Part;
+use crate::balance::{Part, Policy};
 
 /// What the top level says that matters here.
 #[derive(Clone, Copy, Debug)]
@@ -14,6 +14,72 @@ pub(super) struct Site {
 
 /// The most connections that `max_connections` can be: as many as the larger flow table can have.
 const MOST_CONNECTIONS: u32 = crate::config::MAX_FLOWS;
+
+/// A service's keys, before its backends are known.
+pub(super) struct Written {
+    backup_below: Option<Spanned<u32>>,
+}
+
+/// Reads a service's keys.
+pub(super) fn read(reader: &mut Reader<'_>, findings: &mut Findings<'_>) -> Written {
+    Written {
+        backup_below: reader.integer("backup_below", 1..=1 << 18, findings),
+    }
+}
+
+impl Written {
+    /// The policy that they make with the service's backends.
+    pub(super) fn finish(
+        self,
+        min_healthy: u32,
+        parts: &[Part],
+        object: &str,
+        findings: &mut Findings<'_>,
+    ) -> Policy {
+        if let Some(below) = &self.backup_below {
+            check_backup_below(below, min_healthy, parts, object, findings);
+        }
+        Policy {
+            backup_below: self
+                .backup_below
+                .map_or(min_healthy.max(1), Spanned::into_inner),
+        }
+    }
+}
+
+fn check_backup_below(
+    below: &Spanned<u32>,
+    min_healthy: u32,
+    parts: &[Part],
+    object: &str,
+    findings: &mut Findings<'_>,
+) {
+    let (span, below) = (below.span(), *below.get_ref());
+    let backups = parts.iter().filter(|part| part.backup).count();
+    let primaries = parts.len() - backups;
+    if backups == 0 {
+        findings.warning(
+            &span,
+            object,
+            "backup_below has no effect, for none of its backends is a backup",
+            "remove it, or set backup = true for a backend",
+        );
+    } else if below as usize > primaries {
+        findings.warning(
+            &span,
+            object,
+            format!("backup_below is {below}, but there are only {primaries} primary backends, so backups always take new flows"),
+            "lower it",
+        );
+    } else if below < min_healthy {
+        findings.warning(
+            &span,
+            object,
+            format!("backup_below is {below} and min_healthy {min_healthy}: with as many as {below} primary backends usable, idle backups count for min_healthy, and nobody stands in"),
+            format!("set backup_below = {min_healthy}"),
+        );
+    }
+}
 
 /// Reads a backend's keys.
 pub(super) fn part(reader: &mut Reader<'_>, site: &Site, findings: &mut Findings<'_>) -> Part {
@@ -28,8 +94,10 @@ pub(super) fn part(reader: &mut Reader<'_>, site: &Site, findings: &mut Findings
             findings,
         );
     }
+    let backup = reader.boolean("backup", "true", findings);
     Part {
         max_connections: max_connections.map(Spanned::into_inner),
+        backup: backup.is_some_and(Spanned::into_inner),
     }
 }
 

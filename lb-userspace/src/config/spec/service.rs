@@ -22,7 +22,7 @@ use super::{
     balance::{self, Site},
     health::{self, Health},
 };
-use crate::{maglev, model::Admin};
+use crate::{balance::Part, maglev, model::Admin};
 
 /// Slots of a table if the service does not say.
 const TABLE_SIZE: u32 = 65_537;
@@ -68,6 +68,7 @@ pub(super) fn read(
     let mode = mode(&mut reader, findings);
     let table_size = reader.integer("table_size", 1..=LARGEST_TABLE, findings);
     let min_healthy = reader.integer("min_healthy", 0..=1 << 18, findings);
+    let policy = balance::read(&mut reader, findings);
     let health = health::read(&mut reader, &object, findings);
     let parent = Parent {
         name: name.as_ref().map(|name| *name.get_ref()),
@@ -90,6 +91,9 @@ pub(super) fn read(
     let size = maglev::next_prime(table_size.map_or(TABLE_SIZE, Spanned::into_inner));
     check_table_size(size, backends.len(), &size_span, &object, findings);
     check_min_healthy(&min_healthy, backends.len(), &object, findings);
+    let min_healthy = min_healthy.map_or(1, Spanned::into_inner);
+    let parts: Vec<Part> = backends.iter().map(|placed| placed.backend.part).collect();
+    let policy = policy.finish(min_healthy, &parts, &object, findings);
     if backends.is_empty() {
         findings.warning(
             &reader.span,
@@ -113,7 +117,8 @@ pub(super) fn read(
             port: port.map_or(0, Spanned::into_inner),
             mode: mode.unwrap_or(Mode::L2),
             table_size: size,
-            min_healthy: min_healthy.map_or(1, Spanned::into_inner),
+            min_healthy,
+            policy,
             backends: backends.into_iter().map(|placed| placed.backend).collect(),
         },
     })

@@ -38,3 +38,47 @@ fn what_would_make_the_tables_of_a_fleet_differ_is_refused() {
         ]
     );
 }
+
+/// [`SMALL`] with a second backend, a backup, and lines for the service.
+fn with_backup(lines: &str) -> String {
+    let text = SMALL.replace("mode", &format!("{lines}mode"));
+    format!("{text}[[service.backend]]\nname = \"b2\"\naddress = \"10.0.1.12\"\nbackup = true\n")
+}
+
+#[test]
+fn backups_stand_in_below_min_healthy_unless_told_otherwise() {
+    let of = |lines| {
+        let loaded = parse(Path::new("t.toml"), &with_backup(lines)).unwrap();
+        let service = &loaded.config.services[0];
+        let backups = service.backends.iter().map(|b| b.part.backup);
+        assert_eq!(backups.collect::<Vec<_>>(), [false, true]);
+        service.policy.backup_below
+    };
+    assert_eq!(of(""), 1);
+    assert_eq!(of("min_healthy = 0\n"), 1);
+    assert_eq!(of("min_healthy = 2\n"), 2);
+    assert_eq!(of("min_healthy = 2\nbackup_below = 1\n"), 1);
+}
+
+#[test]
+fn odd_backups_are_warned_of() {
+    assert_eq!(warnings(&with_backup("backup_below = 1\n")), [""; 0]);
+    assert_eq!(
+        warnings(&with_backup("backup_below = 2\n")),
+        [
+            "t.toml:6:16: service \"chat\": backup_below is 2, but there are only 1 primary backends, so backups always take new flows; lower it"
+        ]
+    );
+    assert_eq!(
+        warnings(&with_backup("backup_below = 1\nmin_healthy = 2\n")),
+        [
+            "t.toml:6:16: service \"chat\": backup_below is 1 and min_healthy 2: with as many as 1 primary backends usable, idle backups count for min_healthy, and nobody stands in; set backup_below = 2"
+        ]
+    );
+    assert_eq!(
+        warnings(&SMALL.replace("mode", "backup_below = 1\nmode")),
+        [
+            "t.toml:6:16: service \"chat\": backup_below has no effect, for none of its backends is a backup; remove it, or set backup = true for a backend"
+        ]
+    );
+}

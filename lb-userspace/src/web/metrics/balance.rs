@@ -12,6 +12,10 @@ impl Metrics {
             "service_full",
             "Whether all usable backends have as many connections as max_connections allows, so that new ones are dropped",
         );
+        let mut backups = Family::gauge(
+            "service_backups_in_use",
+            "Whether backups take new flows, since fewer primary backends than backup_below can",
+        );
         let mut backend_full = Family::gauge(
             "backend_full",
             "Whether a backend takes no new flows for its max_connections",
@@ -22,6 +26,7 @@ impl Metrics {
         );
         for service in &self.status.services {
             full.add(service_labels(service), service.full);
+            backups.add(service_labels(service), service.balance.backups);
             for backend in &service.backends {
                 let labels = || backend_labels(service, backend);
                 let balance = &backend.balance;
@@ -31,7 +36,7 @@ impl Metrics {
                 }
             }
         }
-        for family in [full, backend_full, max] {
+        for family in [full, backups, backend_full, max] {
             family.encode(encoder)?;
         }
         Ok(())
