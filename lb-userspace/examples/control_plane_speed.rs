@@ -225,6 +225,7 @@ fn config(services: usize, backends: usize, table_size: u32, state_dir: PathBuf)
                         address: address(s, b),
                         port: 80,
                         part: Part::default(),
+                        zone: None,
                         weight: 100,
                         admin: Admin::Active,
                         check: Check::DEFAULT,

@@ -65,6 +65,8 @@ pub struct Backend {
     pub admin: Admin,
     /// Its part in the balance.
     pub part: Part,
+    /// The zone that it is in.
+    pub zone: Option<String>,
     /// How it is checked.
     pub check: Check,
     /// Where the check goes.
@@ -111,6 +113,7 @@ pub fn services(config: &Config, drained: &BTreeSet<BackendName>) -> Vec<Service
                         port: backend.port,
                         weight: backend.weight,
                         part: backend.part,
+                        zone: backend.zone.clone(),
                         check: backend.check.clone(),
                         check_address: backend.check_address,
                     }

@@ -8,7 +8,10 @@ use lb_common::{
 };
 
 use crate::{
-    balance::{Part, Policy, Spread, Standing},
+    balance::{
+        Part, Policy, Spread, Standing, share,
+        zone::{self, Capacity, Split, Zone},
+    },
     desired::Endpoint,
     ids::{self, Numbered},
     model::{Admin, Health, Initial, Suspension},
@@ -226,6 +229,17 @@ fn resolve_service<'a>(
         .partition::<Vec<_>, _>(|backend| is_backup(backend));
     let policy = facts.wanted.map(|wanted| wanted.policy).unwrap_or_default();
     let needs_backups = primaries.len() < policy.backup_below as usize;
+    let capacity = capacity(
+        facts,
+        &primaries,
+        if needs_backups { &backups } else { &[] },
+    );
+    // Which checks are wrong is not known in fail-open, so neither is what each zone can take.
+    let split = if fail_open {
+        Split::Even
+    } else {
+        zone::split(capacity, policy.zone_enough)
+    };
     // What is most in doubt comes first: a mass fall is also what most fail-opens come from.
     let resets_suspended = if fell_together(facts.backends.iter()) {
         Some(Suspension::MassFall)
@@ -244,6 +258,7 @@ fn resolve_service<'a>(
         // Full, of weight 0, or the service itself is removed.
         Serving::New if !can_take_new(&backend) => Serving::ExistingOnly,
         Serving::New if is_backup(backend) && !needs_backups => Serving::ExistingOnly,
+        Serving::New if split == Split::Local && !is_local(backend) => Serving::ExistingOnly,
         Serving::None if resets_suspended.is_some() => Serving::ExistingOnly,
         serving => serving,
     };
@@ -260,14 +275,16 @@ fn resolve_service<'a>(
             hop: complete(backend),
         })
         .collect();
-    let members: Vec<Share<'_>> = facts
-        .backends
-        .iter()
-        .zip(&backends)
-        .filter(|(_, given)| given.serving == Serving::New)
-        .map(|(backend, _)| Share {
+    let taking = || {
+        let pairs = facts.backends.iter().zip(&backends);
+        pairs.filter(|(_, given)| given.serving == Serving::New)
+    };
+    let weights = weights(taking().map(|(backend, _)| backend), split);
+    let members: Vec<Share<'_>> = taking()
+        .zip(&weights)
+        .map(|((backend, _), &weight)| Share {
             name: backend.name,
-            weight: backend.wanted.map_or(0, |wanted| wanted.weight),
+            weight,
             id: backend.numbered.id,
         })
         .collect();
@@ -280,6 +297,10 @@ fn resolve_service<'a>(
         spread: Spread {
             full: usable > 0 && members.is_empty(),
             backups: !fail_open && needs_backups && !backups.is_empty(),
+            spills: !fail_open
+                && split != Split::Local
+                && capacity.local > 0
+                && capacity.others_able > 0,
         },
         table: facts.wanted.map(|wanted| Table {
             size: wanted.table_size,
@@ -289,6 +310,49 @@ fn resolve_service<'a>(
         resets_suspended,
         backends,
     }
+}
+
+/// The weights of those that take new flows.
+fn weights<'f>(backends: impl Iterator<Item = &'f BackendFacts<'f>>, split: Split) -> Vec<u16> {
+    let weight = |backend: &BackendFacts<'_>| backend.wanted.map_or(0, |wanted| wanted.weight);
+    let Split::Spill { local, others } = split else {
+        return backends.map(weight).collect();
+    };
+    let exact: Vec<u64> = backends
+        .map(|backend| u64::from(weight(backend)) * if is_local(backend) { local } else { others })
+        .collect();
+    share::weights(&exact)
+}
+
+/// The weights of a service's zones.
+fn capacity(
+    facts: &ServiceFacts<'_>,
+    primaries: &[&BackendFacts<'_>],
+    backups: &[&BackendFacts<'_>],
+) -> Capacity {
+    let sum = |backends: &mut dyn Iterator<Item = &BackendFacts<'_>>| {
+        let wanted = backends.filter_map(|backend| backend.wanted);
+        wanted.map(|wanted| u64::from(wanted.weight)).sum()
+    };
+    let able = |local| {
+        let all = primaries.iter().chain(backups).copied();
+        sum(&mut all.filter(move |backend| is_local(backend) == local))
+    };
+    Capacity {
+        // What is drained or disabled there is missing too.
+        local: sum(&mut facts.backends.iter().filter(|backend| {
+            let part = backend.wanted.map(|wanted| wanted.part);
+            is_local(backend) && part.is_some_and(|part| !part.backup)
+        })),
+        local_able: able(true),
+        others_able: able(false),
+    }
+}
+
+/// Whether a backend is in the balancer's own zone.
+fn is_local(backend: &BackendFacts<'_>) -> bool {
+    let part = backend.wanted.map(|wanted| wanted.part);
+    part.is_some_and(|part| part.zone == Zone::Local)
 }
 
 /// What a backend is given by its own admin state and health, whatever becomes of the others.

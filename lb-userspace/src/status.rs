@@ -219,6 +219,8 @@ pub struct BackendStatus {
 pub struct ServiceBalance {
     /// Whether backups take new flows, since too few primaries can.
     pub backups: bool,
+    /// Whether other zones take new flows, since not enough of the local one can.
+    pub spills: bool,
 }
 
 /// A backend's part in the balance.
@@ -231,6 +233,10 @@ pub struct BackendBalance {
     pub full: bool,
     /// Whether it takes new flows only while too few primaries can.
     pub backup: bool,
+    /// The zone that it is in.
+    pub zone: Option<String>,
+    /// Its part of a thousand new flows.
+    pub per_mille: u16,
 }
 
 /// Whether a next hop is known.

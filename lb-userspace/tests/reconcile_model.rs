@@ -22,7 +22,7 @@ use lb_common::{
     vip::{self, VipEntry, WAYS, homes},
 };
 use lb_userspace::{
-    balance::{Part, Policy},
+    balance::{Part, Policy, zone::Zone},
     config::{Backend, Config, Limits, Service},
     dataplane::maps::{Capacity, Maps},
     flows::{Census, Counts},
@@ -160,6 +160,9 @@ fn service() -> impl Strategy<Value = ServicePlan> {
         })
 }
 
+/// The only backend that is not in the local zone.
+const ELSEWHERE: &str = "b0";
+
 /// Two services at one IPv4 VIP, two at one IPv6 VIP.
 fn endpoint(service: usize) -> (IpAddr, u16) {
     (VIPS[service / 2], 80 + service as u16 % 2)
@@ -194,7 +197,14 @@ fn config(services: &[Option<ServicePlan>], state_dir: PathBuf) -> Config {
                     // Who has no primary left has these.
                     backup: b == BACKENDS - 1,
                     max_connections: backend.weight.is_multiple_of(2).then_some(2),
+                    // Most are local.
+                    zone: if format!("b{b}") == ELSEWHERE {
+                        Zone::Other
+                    } else {
+                        Zone::Local
+                    },
                 },
+                zone: None,
                 check: Check {
                     interval: Duration::from_secs(1),
                     timeout: Duration::from_secs(1),
@@ -693,6 +703,15 @@ impl World {
                 "{service:?}"
             );
             assert_eq!(service.balance.backups, takes(true) && !service.fail_open);
+            let new = service
+                .backends
+                .iter()
+                .filter(|b| b.serving == Serving::New);
+            let local_takes_all = !service.balance.spills
+                && !service.fail_open
+                && new.clone().any(|taker| taker.name != ELSEWHERE);
+            let sum: u16 = new.map(|taker| taker.balance.per_mille).sum();
+            assert!(owners.is_empty() || sum.abs_diff(1_000) <= 5, "{service:?}");
             for backend in &service.backends {
                 let connections = backend.flows.young + backend.flows.pin;
                 let limit = backend.balance.max_connections.map(u64::from);
@@ -706,7 +725,8 @@ impl World {
                     && backend.admin == Admin::Active
                     && backend.weight > 0
                     && !full
-                    && (!backend.balance.backup || service.balance.backups || service.fail_open);
+                    && (!backend.balance.backup || service.balance.backups || service.fail_open)
+                    && !(backend.name == ELSEWHERE && local_takes_all);
                 let takes = backend.serving == Serving::New;
                 let held = backend.health == Health::Unknown;
                 assert!(may || !takes, "{backend:?}");

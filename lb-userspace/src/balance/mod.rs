@@ -1,14 +1,19 @@
 //! Who takes new flows, and how many of them: the policy of balance. Pure: time is a parameter.
 //!
 //! * [`limit`]: which backends have as many flows as they may
+//! * [`zone`]: how much stays in the balancer's own zone
+//! * [`share`]: from factors to the weights of a table
 //!
 //! What the past decides is kept in a [`Standing`] for each backend; what the present alone decides is part of
 //! [`resolve`](crate::resolve).
 
 pub mod limit;
+pub mod share;
+pub mod zone;
 
 use lb_common::clock::Tick;
 
+use self::zone::Zone;
 use crate::flows::Counts;
 
 /// How a service spreads new flows, as configured.
@@ -16,12 +21,20 @@ use crate::flows::Counts;
 pub struct Policy {
     /// Backups take new flows while fewer primaries than this can.
     pub backup_below: u32,
+    /// The local zone takes all new flows while so many percent of its weight can take them.
+    pub zone_enough: u32,
 }
+
+/// `zone_enough` of a service that does not say: of four backends one may fail.
+pub const ZONE_ENOUGH: u32 = 70;
 
 impl Default for Policy {
     /// That of a service that says nothing.
     fn default() -> Self {
-        Self { backup_below: 1 }
+        Self {
+            backup_below: 1,
+            zone_enough: ZONE_ENOUGH,
+        }
     }
 }
 
@@ -32,6 +45,8 @@ pub struct Part {
     pub max_connections: Option<u32>,
     /// Whether it takes new flows only while too few of the others, the primaries, can.
     pub backup: bool,
+    /// Where it is.
+    pub zone: Zone,
 }
 
 /// What is remembered of a backend.
@@ -55,6 +70,8 @@ pub struct Spread {
     pub full: bool,
     /// Whether backups take new flows, since too few primaries can.
     pub backups: bool,
+    /// Whether the local zone takes only some of the new flows, or none, since not enough of it can take them.
+    pub spills: bool,
 }
 
 /// Flows that a backend has for sure: neither SYNs, which anybody can send, nor what has ended.

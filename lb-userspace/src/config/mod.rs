@@ -155,6 +155,8 @@ pub struct Backend {
     pub admin: Admin,
     /// Its part in the balance.
     pub part: Part,
+    /// The zone that it is in.
+    pub zone: Option<String>,
     /// How it is checked.
     pub check: Check,
     /// Where the check goes.

@@ -17,7 +17,7 @@ use toml::{
     de::{DeTable, DeValue},
 };
 
-use self::{balance::Site, service::PlacedService};
+use self::service::PlacedService;
 use super::{
     Config, Limits, Loaded, Problems,
     problem::Findings,
@@ -70,9 +70,7 @@ fn read(path: &Path, document: &Spanned<DeTable<'_>>, findings: &mut Findings<'_
     let fleet_seed = fleet_seed(&mut root, findings);
     let metrics = metrics(&mut root, findings);
     let (limits, checks_at_once, limits_span) = limits(&mut root, findings);
-    let site = Site {
-        is_fleet: fleet_seed.is_some(),
-    };
+    let site = balance::site(&mut root, fleet_seed.is_some(), findings);
     let services: Vec<PlacedService> = root
         .tables("service", findings)
         .into_iter()

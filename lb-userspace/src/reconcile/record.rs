@@ -49,6 +49,7 @@ pub(super) struct BackendRecord {
     pub(super) port: u16,
     pub(super) mode: Mode,
     pub(super) weight: u16,
+    pub(super) zone: Option<String>,
     /// None if it is removed.
     pub(super) wanted: Option<WantedBackend>,
     pub(super) check: Check,
@@ -61,6 +62,8 @@ pub(super) struct BackendRecord {
     pub(super) quiet: Quiet,
     /// As last resolved.
     pub(super) serving: Serving,
+    /// Its part of a thousand new flows, as last resolved.
+    pub(super) per_mille: u16,
 }
 
 impl BackendRecord {
@@ -120,6 +123,7 @@ pub(super) fn new_record(
         port: backend.port,
         mode,
         weight: backend.weight,
+        zone: None,
         wanted: None,
         check: backend.check.clone(),
         check_address: backend.check_address,
@@ -130,6 +134,7 @@ pub(super) fn new_record(
         standing: Standing::default(),
         quiet: Quiet::default(),
         serving: Serving::ExistingOnly,
+        per_mille: 0,
     };
     renewed(record, backend)
 }
@@ -139,6 +144,7 @@ pub(super) fn renewed(record: BackendRecord, backend: &desired::Backend) -> Back
     BackendRecord {
         name: backend.name.clone(),
         weight: backend.weight,
+        zone: backend.zone.clone(),
         wanted: Some(WantedBackend {
             admin: backend.admin,
             weight: backend.weight,

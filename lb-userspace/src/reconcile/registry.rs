@@ -113,6 +113,7 @@ impl Registry {
                 port: held.port,
                 mode,
                 weight: 0,
+                zone: None,
                 wanted: None,
                 // Nobody remembers its own.
                 check: Check::DEFAULT,
@@ -124,6 +125,7 @@ impl Registry {
                 standing: Standing::default(),
                 quiet: Quiet::default(),
                 serving: state.serving(),
+                per_mille: 0,
             });
         }
         registry.index();
@@ -422,6 +424,13 @@ impl Registry {
             service.spread = outcome.spread;
             service.fail_open = outcome.fail_open;
             service.resets_suspended = outcome.resets_suspended;
+            for backend in &mut service.backends {
+                backend.per_mille = outcome
+                    .per_mille
+                    .get(&backend.numbered.id)
+                    .copied()
+                    .unwrap_or(0);
+            }
             for (backend, serving) in service.backends.iter_mut().zip(outcome.serving) {
                 if backend.serving != serving {
                     tracing::info!(backend = %backend.name, %serving, was = %backend.serving, "serving changed");
@@ -496,6 +505,8 @@ pub(super) struct Outcome {
     pub(super) spread: Spread,
     pub(super) resets_suspended: Option<Suspension>,
     pub(super) serving: Vec<Serving>,
+    /// Parts of a thousand new flows, by id; absent is none.
+    pub(super) per_mille: HashMap<u32, u16>,
 }
 
 /// Names of backends for a message: not a page of them.

@@ -12,6 +12,7 @@ use super::{
     Error, capacity,
     memory::{self, Memory},
     registry::{Outcome, Registry},
+    weigh::per_mille,
 };
 use crate::{
     by_version::ByVersion,
@@ -244,6 +245,7 @@ impl State {
                 fail_open: service.fail_open,
                 spread: service.spread,
                 resets_suspended: service.resets_suspended,
+                per_mille: per_mille(service),
                 serving: service
                     .backends
                     .iter()

@@ -1,5 +1,7 @@
 //! What the past says of each backend's part in the balance, kept up to date before each resolution.
 
+use std::collections::HashMap;
+
 use lb_common::{backend::Serving, clock::Tick};
 
 use super::{
@@ -7,8 +9,9 @@ use super::{
     registry::Registry,
 };
 use crate::{
-    balance::{self, Spread, limit},
+    balance::{self, Spread, limit, share},
     flows::Census,
+    resolve,
     status::{BackendBalance, ServiceBalance},
 };
 
@@ -57,6 +60,14 @@ fn connections(backend: &BackendRecord, census: &Census) -> Option<u64> {
     (census.scans > 0).then(|| balance::connections(&counts))
 }
 
+/// Parts of a thousand new flows, by the ids of backends.
+pub(super) fn per_mille(service: &resolve::Service<'_>) -> HashMap<u32, u16> {
+    let members = service.table.iter().flat_map(|table| &table.members);
+    let (ids, weights): (Vec<u32>, Vec<u16>) =
+        members.map(|share| (share.id, share.weight)).unzip();
+    ids.into_iter().zip(share::per_mille(&weights)).collect()
+}
+
 /// What the status says of a backend's part in the balance.
 pub(super) fn balance_of(backend: &BackendRecord) -> BackendBalance {
     let part = backend.wanted.map(|wanted| wanted.part).unwrap_or_default();
@@ -64,6 +75,8 @@ pub(super) fn balance_of(backend: &BackendRecord) -> BackendBalance {
         max_connections: part.max_connections,
         full: backend.standing.is_full(),
         backup: part.backup,
+        zone: backend.zone.clone(),
+        per_mille: backend.per_mille,
     }
 }
 
@@ -71,6 +84,7 @@ pub(super) fn balance_of(backend: &BackendRecord) -> BackendBalance {
 pub(super) fn spread_of(service: &ServiceRecord) -> ServiceBalance {
     ServiceBalance {
         backups: service.spread.backups,
+        spills: service.spread.spills,
     }
 }
 
@@ -88,6 +102,14 @@ pub(super) fn tell_of_spread(service: &str, was: Spread, is: Spread) {
             "fewer primary backends than backup_below can take new flows: backups do too"
         ),
         (true, false) => tracing::info!(service, "backups take no new flows any more"),
+        _ => {}
+    }
+    match (was.spills, is.spills) {
+        (false, true) => tracing::warn!(
+            service,
+            "less of the local zone than zone_enough can take new flows: other zones take some"
+        ),
+        (true, false) => tracing::info!(service, "no new flows spill over to other zones any more"),
         _ => {}
     }
 }

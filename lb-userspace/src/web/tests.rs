@@ -74,7 +74,10 @@ fn a_status() -> Status {
             removed: false,
             fail_open: true,
             full: true,
-            balance: ServiceBalance { backups: true },
+            balance: ServiceBalance {
+                backups: true,
+                spills: true,
+            },
             resets_suspended: None,
             error: None,
             backends: vec![BackendStatus {
@@ -92,6 +95,7 @@ fn a_status() -> Status {
                 balance: BackendBalance {
                     max_connections: Some(500),
                     full: true,
+                    per_mille: 250,
                     ..Default::default()
                 },
                 flows: Default::default(),
@@ -173,6 +177,8 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
         format!("tether_service_packets_total{{{service}}} 30"),
         format!("tether_service_fail_open{{{service}}} 1"),
         format!("tether_service_full{{{service}}} 1"),
+        format!("tether_service_zone_spills{{{service}}} 1"),
+        format!("tether_backend_share_ratio{{{backend}}} 0.25"),
         format!("tether_service_backups_in_use{{{service}}} 1"),
         format!("tether_backend_full{{{backend}}} 1"),
         format!("tether_backend_max_connections{{{backend}}} 500"),

@@ -2,14 +2,47 @@
 
 use toml::Spanned;
 
-use super::super::{problem::Findings, read::Reader};
-use crate::balance::{Part, Policy};
+use super::{
+    super::{problem::Findings, read::Reader},
+    service::valid_name,
+};
+use crate::balance::{Part, Policy, ZONE_ENOUGH, zone::Zone};
 
 /// What the top level says that matters here.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Site {
+pub(super) struct Site<'t> {
     /// Whether there is a `fleet_seed`, so that several load balancers are to have the same tables.
     pub(super) is_fleet: bool,
+    /// The zone that the load balancer is in.
+    pub(super) zone: Option<&'t str>,
+}
+
+/// Reads the top level's keys.
+pub(super) fn site<'t>(
+    root: &mut Reader<'t>,
+    is_fleet: bool,
+    findings: &mut Findings<'_>,
+) -> Site<'t> {
+    let zone = zone(root, findings);
+    if let Some(zone) = &zone
+        && is_fleet
+    {
+        findings.warning(
+            &zone.span(),
+            &root.object,
+            "load balancers of a fleet (fleet_seed) that are in different zones choose differently for the same flow",
+            "give all of them the same zone, or none",
+        );
+    }
+    Site {
+        is_fleet,
+        zone: zone.map(Spanned::into_inner),
+    }
+}
+
+fn zone<'t>(reader: &mut Reader<'t>, findings: &mut Findings<'_>) -> Option<Spanned<&'t str>> {
+    let zone = reader.string("zone", "\"eu-1a\"", findings)?;
+    valid_name(zone, reader, findings)
 }
 
 /// The most connections that `max_connections` can be: as many as the larger flow table can have.
@@ -18,12 +51,14 @@ const MOST_CONNECTIONS: u32 = crate::config::MAX_FLOWS;
 /// A service's keys, before its backends are known.
 pub(super) struct Written {
     backup_below: Option<Spanned<u32>>,
+    zone_enough: Option<Spanned<u32>>,
 }
 
 /// Reads a service's keys.
 pub(super) fn read(reader: &mut Reader<'_>, findings: &mut Findings<'_>) -> Written {
     Written {
         backup_below: reader.integer("backup_below", 1..=1 << 18, findings),
+        zone_enough: reader.integer("zone_enough", 1..=100, findings),
     }
 }
 
@@ -39,7 +74,20 @@ impl Written {
         if let Some(below) = &self.backup_below {
             check_backup_below(below, min_healthy, parts, object, findings);
         }
+        let in_zone = |wanted| parts.iter().filter(move |part| part.zone == wanted).count();
+        let (local, others) = (in_zone(Zone::Local), in_zone(Zone::Other));
+        if let Some(enough) = &self.zone_enough
+            && (local == 0 || others == 0)
+        {
+            findings.warning(
+                &enough.span(),
+                object,
+                "zone_enough has no effect: it takes a zone at the top level, backends in that zone, and others that are not",
+                "remove it, or say where everything is",
+            );
+        }
         Policy {
+            zone_enough: self.zone_enough.map_or(ZONE_ENOUGH, Spanned::into_inner),
             backup_below: self
                 .backup_below
                 .map_or(min_healthy.max(1), Spanned::into_inner),
@@ -82,7 +130,11 @@ fn check_backup_below(
 }
 
 /// Reads a backend's keys.
-pub(super) fn part(reader: &mut Reader<'_>, site: &Site, findings: &mut Findings<'_>) -> Part {
+pub(super) fn part(
+    reader: &mut Reader<'_>,
+    site: &Site<'_>,
+    findings: &mut Findings<'_>,
+) -> (Part, Option<String>) {
     let max_connections = reader.integer("max_connections", 1..=MOST_CONNECTIONS, findings);
     if let Some(max) = &max_connections {
         alone(
@@ -95,10 +147,25 @@ pub(super) fn part(reader: &mut Reader<'_>, site: &Site, findings: &mut Findings
         );
     }
     let backup = reader.boolean("backup", "true", findings);
-    Part {
+    let zone = zone(reader, findings);
+    if let (Some(zone), None) = (&zone, site.zone) {
+        findings.warning(
+            &zone.span(),
+            &reader.object,
+            "its zone has no effect, for the load balancer has none",
+            "say which zone this load balancer is in: zone, at the top level",
+        );
+    }
+    let part = Part {
         max_connections: max_connections.map(Spanned::into_inner),
         backup: backup.is_some_and(Spanned::into_inner),
-    }
+        zone: match (site.zone, &zone) {
+            (None, _) => Zone::Unsaid,
+            (Some(here), Some(zone)) if here == *zone.get_ref() => Zone::Local,
+            (Some(_), _) => Zone::Other,
+        },
+    };
+    (part, zone.map(|zone| (*zone.get_ref()).to_owned()))
 }
 
 /// Refuses in a fleet what makes its load balancers' tables differ.
@@ -106,7 +173,7 @@ fn alone<T>(
     value: &Spanned<T>,
     key: &str,
     why: &str,
-    site: &Site,
+    site: &Site<'_>,
     object: &str,
     findings: &mut Findings<'_>,
 ) {

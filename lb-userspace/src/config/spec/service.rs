@@ -51,7 +51,7 @@ pub(super) fn read(
     number: usize,
     table: &DeTable<'_>,
     span: Range<usize>,
-    site: &Site,
+    site: &Site<'_>,
     findings: &mut Findings<'_>,
 ) -> Option<PlacedService> {
     let object = match table.get("name").map(Spanned::get_ref) {
@@ -185,6 +185,15 @@ fn name<'t>(
     findings: &mut Findings<'_>,
 ) -> Option<Spanned<&'t str>> {
     let name = reader.required_string("name", example, findings)?;
+    valid_name(name, reader, findings)
+}
+
+/// A name, if it is one.
+pub(super) fn valid_name<'t>(
+    name: Spanned<&'t str>,
+    reader: &Reader<'_>,
+    findings: &mut Findings<'_>,
+) -> Option<Spanned<&'t str>> {
     let text = *name.get_ref();
     let valid = !text.is_empty()
         && text.len() <= NAME_BYTES
@@ -307,7 +316,7 @@ struct Parent<'a> {
     port: Option<u16>,
     mode: Option<Mode>,
     health: &'a Health,
-    site: &'a Site,
+    site: &'a Site<'a>,
 }
 
 struct PlacedBackend {
@@ -376,7 +385,7 @@ fn backend(
     }
     let weight = reader.integer("weight", 0..=MAX_WEIGHT, findings);
     let admin = admin(&mut reader, findings);
-    let part = balance::part(&mut reader, parent.site, findings);
+    let (part, zone) = balance::part(&mut reader, parent.site, findings);
     reader.finish(findings);
     let endpoint_span = address.as_ref().map(Spanned::span);
     let address = address.map_or(NOWHERE, Spanned::into_inner);
@@ -393,6 +402,7 @@ fn backend(
             weight: weight.map_or(WEIGHT, Spanned::into_inner) as u16,
             admin,
             part,
+            zone,
             check: parent.health.check.clone(),
             check_address: SocketAddr::from((address, check_port)),
         },

@@ -1,6 +1,7 @@
 //! How new flows are spread.
 
 use super::*;
+use crate::balance::zone::Zone;
 
 const B1: &str = "name = \"b1\"\n";
 
@@ -79,6 +80,54 @@ fn odd_backups_are_warned_of() {
         warnings(&SMALL.replace("mode", "backup_below = 1\nmode")),
         [
             "t.toml:6:16: service \"chat\": backup_below has no effect, for none of its backends is a backup; remove it, or set backup = true for a backend"
+        ]
+    );
+}
+
+#[test]
+fn a_backend_is_in_the_balancers_zone_or_not() {
+    let text = format!(
+        "zone = \"a\"\n{}zone = \"a\"\n",
+        with_backup("zone_enough = 90\n")
+    );
+    let config = parse(Path::new("t.toml"), &text).unwrap().config;
+    let service = &config.services[0];
+    let zones: Vec<_> = service.backends.iter().map(|b| b.part.zone).collect();
+    // Who says nothing is elsewhere.
+    assert_eq!(zones, [Zone::Other, Zone::Local]);
+    assert_eq!(service.backends[1].zone.as_deref(), Some("a"));
+    assert_eq!(service.policy.zone_enough, 90);
+    assert_eq!(warnings(&text), [""; 0]);
+    let config = parse(Path::new("t.toml"), SMALL).unwrap().config;
+    assert_eq!(config.services[0].policy, Policy::default());
+}
+
+#[test]
+fn odd_zones_are_warned_of() {
+    assert_eq!(
+        warnings(&with("zone = \"a\"")),
+        [
+            "t.toml:9:8: backend \"chat/b1\": its zone has no effect, for the load balancer has none; say which zone this load balancer is in: zone, at the top level"
+        ]
+    );
+    assert_eq!(
+        warnings(&SMALL.replace("mode", "zone_enough = 50\nmode")),
+        [
+            "t.toml:6:15: service \"chat\": zone_enough has no effect: it takes a zone at the top level, backends in that zone, and others that are not; remove it, or say where everything is"
+        ]
+    );
+    assert_eq!(
+        warnings(&format!(
+            "fleet_seed = \"0123456789abcdef\"\nzone = \"a\"\n{SMALL}"
+        )),
+        [
+            "t.toml:2:8: configuration: load balancers of a fleet (fleet_seed) that are in different zones choose differently for the same flow; give all of them the same zone, or none"
+        ]
+    );
+    assert_eq!(
+        errors(&format!("zone = \"a b\"\n{SMALL}")),
+        [
+            "t.toml:1:8: configuration: \"a b\" is no name; use 1 to 63 letters, digits, dots, colons, hyphens or underscores"
         ]
     );
 }

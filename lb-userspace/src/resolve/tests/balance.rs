@@ -109,6 +109,7 @@ fn with_backups(able: u32, unable: u32, below: u32, min_healthy: u32) -> Service
         min_healthy,
         policy: Policy {
             backup_below: below,
+            ..Policy::default()
         },
         ..wanted
     });
@@ -186,4 +187,95 @@ fn a_backup_that_cannot_take_flows_is_none() {
     assert_eq!(members(&given), [0; 0]);
     // The full one is usable.
     assert!(!given.spread.backups && given.spread.full && !given.fail_open);
+}
+
+/// Four backends in the local zone, two elsewhere, of which so many can take new flows.
+fn zoned(local: u32, others: u32) -> ServiceFacts<'static> {
+    let place = |zone, able: bool| {
+        move |b: &mut BackendFacts<'static>| {
+            if let Some(wanted) = &mut b.wanted {
+                wanted.part.zone = zone;
+            }
+            if !able {
+                b.health = Health::Refusing;
+            }
+        }
+    };
+    let here = (1..=4).map(|id| backend(id, place(Zone::Local, id <= local)));
+    let there = (5..=6).map(|id| backend(id, place(Zone::Other, id <= 4 + others)));
+    service(here.chain(there).collect())
+}
+
+/// Parts of a thousand new flows of the local zone and of the others.
+fn parts(given: &Service<'_>) -> [u32; 2] {
+    let table = given.table.as_ref().unwrap();
+    let weights: Vec<u16> = table.members.iter().map(|share| share.weight).collect();
+    let mut parts = [0; 2];
+    for (share, part) in table.members.iter().zip(share::per_mille(&weights)) {
+        parts[usize::from(share.id > 4)] += u32::from(part);
+    }
+    parts
+}
+
+#[test]
+fn the_local_zone_comes_first_and_what_it_cannot_take_spills_over() {
+    for (local, others, expected, spills) in [
+        (4, 2, [1_000, 0], false),
+        // 75% of it is enough.
+        (3, 2, [1_000, 0], false),
+        // 50% and 25% of it, of the 70% that would be enough.
+        (2, 2, [714, 286], true),
+        (1, 2, [357, 643], true),
+        (1, 1, [357, 643], true),
+        (0, 2, [0, 1_000], true),
+        // Nowhere to spill to.
+        (1, 0, [1_000, 0], false),
+    ] {
+        let given = one(zoned(local, others));
+        let parts = parts(&given);
+        let near = parts.iter().zip(expected).all(|(a, b)| a.abs_diff(b) <= 2);
+        assert!(near, "{local} and {others}: {parts:?}");
+        assert_eq!(given.spread.spills, spills, "{local} and {others}");
+        let new = given.backends.iter().filter(|b| b.serving == Serving::New);
+        assert_eq!(new.count(), members(&given).len());
+    }
+}
+
+#[test]
+fn what_is_drained_or_full_in_the_local_zone_is_missing_there() {
+    for change in [
+        |b: &mut BackendFacts<'static>| b.standing.full_since = Some(Tick(1)),
+        |b: &mut BackendFacts<'static>| {
+            if let Some(wanted) = &mut b.wanted {
+                wanted.admin = Admin::Draining;
+            }
+        },
+    ] {
+        let mut facts = zoned(4, 2);
+        facts.backends[..2].iter_mut().for_each(change);
+        let given = one(facts);
+        assert!(given.spread.spills);
+        assert!(parts(&given)[0].abs_diff(714) <= 2);
+    }
+}
+
+#[test]
+fn in_fail_open_zones_do_not_matter() {
+    let mut facts = zoned(1, 0);
+    facts.wanted = facts.wanted.map(|wanted| WantedService {
+        min_healthy: 2,
+        ..wanted
+    });
+    let given = one(facts);
+    assert!(given.fail_open && !given.spread.spills);
+    assert_eq!(members(&given), [1, 2, 3, 4, 5, 6]);
+}
+
+#[test]
+fn a_zone_without_backends_is_preferred_by_nobody() {
+    let mut facts = zoned(0, 2);
+    facts.backends.drain(..4);
+    let given = one(facts);
+    assert_eq!(members(&given), [5, 6]);
+    assert!(!given.spread.spills);
 }
