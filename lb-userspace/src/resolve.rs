@@ -9,7 +9,7 @@ use lb_common::{
 
 use crate::{
     balance::{
-        Part, Policy, Spread, Standing, share,
+        Part, Policy, Spread, Standing, WHOLE, share,
         zone::{self, Capacity, Split, Zone},
     },
     desired::Endpoint,
@@ -279,7 +279,7 @@ fn resolve_service<'a>(
         let pairs = facts.backends.iter().zip(&backends);
         pairs.filter(|(_, given)| given.serving == Serving::New)
     };
-    let weights = weights(taking().map(|(backend, _)| backend), split);
+    let weights = weights(taking().map(|(backend, _)| backend), split, fail_open);
     let members: Vec<Share<'_>> = taking()
         .zip(&weights)
         .map(|((backend, _), &weight)| Share {
@@ -312,14 +312,29 @@ fn resolve_service<'a>(
     }
 }
 
-/// The weights of those that take new flows.
-fn weights<'f>(backends: impl Iterator<Item = &'f BackendFacts<'f>>, split: Split) -> Vec<u16> {
+/// The weights of those that take new flows. In fail-open they are as configured: nothing else is certain then.
+fn weights<'f>(
+    backends: impl Iterator<Item = &'f BackendFacts<'f>> + Clone,
+    split: Split,
+    fail_open: bool,
+) -> Vec<u16> {
     let weight = |backend: &BackendFacts<'_>| backend.wanted.map_or(0, |wanted| wanted.weight);
-    let Split::Spill { local, others } = split else {
-        return backends.map(weight).collect();
+    let factor = |backend: &BackendFacts<'_>| match fail_open {
+        true => WHOLE,
+        false => backend.standing.factor(),
     };
+    let (local, others) = match split {
+        Split::Spill { local, others } => (local, others),
+        Split::Even | Split::Local => (1, 1),
+    };
+    if local == others && backends.clone().all(|backend| factor(backend) == WHOLE) {
+        return backends.map(weight).collect();
+    }
     let exact: Vec<u64> = backends
-        .map(|backend| u64::from(weight(backend)) * if is_local(backend) { local } else { others })
+        .map(|backend| {
+            let zone = if is_local(backend) { local } else { others };
+            u64::from(weight(backend)) * u64::from(factor(backend)) * zone
+        })
         .collect();
     share::weights(&exact)
 }
@@ -355,17 +370,21 @@ fn is_local(backend: &BackendFacts<'_>) -> bool {
     part.is_some_and(|part| part.zone == Zone::Local)
 }
 
-/// What a backend is given by its own admin state and health, whatever becomes of the others.
 fn serving(backend: &BackendFacts<'_>) -> Serving {
-    let active = backend
-        .wanted
-        .is_some_and(|wanted| wanted.admin == Admin::Active);
-    let initial = backend
-        .wanted
-        .map_or(Initial::Unknown, |wanted| wanted.initial);
-    match backend.health {
+    own_serving(backend.wanted, backend.health, backend.held)
+}
+
+/// What a backend is given by its own admin state and health, whatever becomes of the others.
+pub fn own_serving(
+    wanted: Option<WantedBackend>,
+    health: Health,
+    held: Option<Serving>,
+) -> Serving {
+    let active = wanted.is_some_and(|wanted| wanted.admin == Admin::Active);
+    let initial = wanted.map_or(Initial::Unknown, |wanted| wanted.initial);
+    match health {
         Health::Down => Serving::None,
-        Health::Unknown => match backend.held {
+        Health::Unknown => match held {
             // Held while nothing is known; but what the operator took back is not given again.
             Some(Serving::New) if !active => Serving::ExistingOnly,
             Some(held) => held,

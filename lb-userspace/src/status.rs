@@ -237,6 +237,8 @@ pub struct BackendBalance {
     pub zone: Option<String>,
     /// Its part of a thousand new flows.
     pub per_mille: u16,
+    /// Whether it has begun to take new flows a short while ago, and gets less than its share.
+    pub starting: bool,
 }
 
 /// Whether a next hop is known.

@@ -222,7 +222,11 @@ fn config(services: &[Option<ServicePlan>], state_dir: PathBuf) -> Config {
             mode: if plan.ipip { Mode::Ipip } else { Mode::L2 },
             table_size: plan.size,
             min_healthy: plan.min_healthy,
-            policy: Policy::default(),
+            policy: Policy {
+                // Longer than most of what happens in a run.
+                slow_start: Duration::from_secs(if plan.renamed { 300 } else { 0 }),
+                ..Policy::default()
+            },
             backends: backends.collect(),
         })
     });
@@ -687,9 +691,15 @@ impl World {
                 .filter(|&backend| self.maps.backends.get(backend).service == id)
                 .filter(|&id| self.maps.state(id).serving() == Serving::New)
                 .collect();
-            assert_eq!(
-                owners, new,
-                "the table's owners are those that take new flows"
+            assert!(
+                owners.is_subset(&new),
+                "the table's owners are among those that take new flows: {owners:?}, {new:?}"
+            );
+            // The tables of this test are so small that a sixteenth of a weight may be no slot.
+            let starting = service.backends.iter().filter(|b| b.balance.starting);
+            assert!(
+                new.len() - owners.len() <= starting.count(),
+                "who takes new flows owns slots: {owners:?}, {new:?}"
             );
             let takes = |backup| {
                 let mut takers = service

@@ -54,6 +54,8 @@ pub struct Config {
     pub flows: u32,
     /// The capacity for IPv6 flows.
     pub flows6: u32,
+    /// More lines of the service, whole ones.
+    pub lines: String,
     /// The backends.
     pub backends: Vec<BackendSpec>,
 }
@@ -81,6 +83,7 @@ impl Config {
             rise: 2,
             flows: 20_000,
             flows6: 20_000,
+            lines: String::new(),
             backends: backends.collect(),
         }
     }
@@ -91,13 +94,14 @@ impl Config {
         let mut text = format!(
             "interfaces = {:?}\n\n\
              [limits]\nflows = {}\nflows6 = {}\nservices = 16\nbackends = 256\ntable_slots = 524288\n\n\
-             [[service]]\nname = \"{SERVICE}\"\nvip = \"{}\"\nport = {PORT}\nmode = \"{}\"\n\n\
+             [[service]]\nname = \"{SERVICE}\"\nvip = \"{}\"\nport = {PORT}\nmode = \"{}\"\n{}\n\
              [service.health]\ninterval = \"{}ms\"\ntimeout = \"{}ms\"\nfall = {}\nrise = {}\n",
             self.interfaces,
             self.flows,
             self.flows6,
             self.vip,
             self.mode,
+            self.lines,
             self.interval_ms,
             self.timeout_ms,
             self.fall,

@@ -145,8 +145,19 @@ pub struct Backend {
     pub serving: String,
     /// `resolved` or `unresolved`.
     pub neighbour: String,
+    /// Its part in the balance.
+    pub balance: Balance,
     /// Its flows.
     pub flows: BackendFlows,
+}
+
+/// See `Backend::balance`.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct Balance {
+    /// Its part of a thousand new flows.
+    pub per_mille: u16,
+    /// Whether its slow start lasts.
+    pub starting: bool,
 }
 
 /// See `Backend::flows`.
@@ -179,6 +190,13 @@ impl Status {
     #[must_use]
     pub fn health(&self, name: &str) -> &str {
         self.backend(name).map_or("", |backend| &backend.health)
+    }
+
+    /// A backend's part of a thousand new flows, and whether its slow start lasts; nothing for one that is not known.
+    #[must_use]
+    pub fn share(&self, name: &str) -> (u16, bool) {
+        let balance = self.backend(name).map(|backend| backend.balance);
+        balance.map_or((0, false), |balance| (balance.per_mille, balance.starting))
     }
 
     /// A backend's serving, or nothing for one that is not known.

@@ -2,6 +2,7 @@
 //!
 //! * [`limit`]: which backends have as many flows as they may
 //! * [`zone`]: how much stays in the balancer's own zone
+//! * [`slow_start`]: what a backend gets that begins to take new flows
 //! * [`share`]: from factors to the weights of a table
 //!
 //! What the past decides is kept in a [`Standing`] for each backend; what the present alone decides is part of
@@ -9,11 +10,14 @@
 
 pub mod limit;
 pub mod share;
+pub mod slow_start;
 pub mod zone;
+
+use std::time::Duration;
 
 use lb_common::clock::Tick;
 
-use self::zone::Zone;
+use self::{slow_start::Start, zone::Zone};
 use crate::flows::Counts;
 
 /// How a service spreads new flows, as configured.
@@ -23,6 +27,8 @@ pub struct Policy {
     pub backup_below: u32,
     /// The local zone takes all new flows while so many percent of its weight can take them.
     pub zone_enough: u32,
+    /// How long a backend that begins to take new flows gets less than its share; zero is not at all.
+    pub slow_start: Duration,
 }
 
 /// `zone_enough` of a service that does not say: of four backends one may fail.
@@ -34,6 +40,7 @@ impl Default for Policy {
         Self {
             backup_below: 1,
             zone_enough: ZONE_ENOUGH,
+            slow_start: Duration::ZERO,
         }
     }
 }
@@ -49,17 +56,40 @@ pub struct Part {
     pub zone: Zone,
 }
 
+/// A factor of 1. Factors are sixteenths, so that weights stay whole numbers and tables stay as they are while little changes.
+pub const WHOLE: u8 = 16;
+
 /// What is remembered of a backend.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
     /// Since when it has too many flows to take new ones, if it has.
     pub full_since: Option<Tick>,
+    /// Whether it has begun to take new flows a short while ago.
+    pub start: Start,
+    /// Its share in relation to its weight, by its slow start, in sixteenths.
+    pub start_factor: u8,
+}
+
+impl Default for Standing {
+    /// That of a backend that nothing is known of.
+    fn default() -> Self {
+        Self {
+            full_since: None,
+            start: Start::default(),
+            start_factor: WHOLE,
+        }
+    }
 }
 
 impl Standing {
     /// Whether it has too many flows to take new ones.
     pub fn is_full(&self) -> bool {
         self.full_since.is_some()
+    }
+
+    /// Its share in relation to its weight, all told, in sixteenths; at least 1.
+    pub fn factor(&self) -> u8 {
+        self.start_factor
     }
 }
 

@@ -14,7 +14,7 @@ use super::{
     weigh::tell_of_spread,
 };
 use crate::{
-    balance::{Spread, Standing},
+    balance::{Spread, Standing, slow_start::Start},
     dataplane::maps::Maps,
     desired::{self, Endpoint},
     flows::{Census, Counts},
@@ -122,7 +122,10 @@ impl Registry {
                 last_error: None,
                 fell_at_ms: None,
                 held: Some(state.serving()),
-                standing: Standing::default(),
+                standing: Standing {
+                    start: Start::known(state.serving() == Serving::New),
+                    ..Standing::default()
+                },
                 quiet: Quiet::default(),
                 serving: state.serving(),
                 per_mille: 0,

@@ -1,6 +1,6 @@
 //! What the past says of each backend's part in the balance, kept up to date before each resolution.
 
-use std::collections::HashMap;
+use std::{collections::HashMap, time::Duration};
 
 use lb_common::{backend::Serving, clock::Tick};
 
@@ -19,8 +19,12 @@ impl Registry {
     /// Takes in what the flow tables hold, at `now`. The same again changes nothing.
     pub(super) fn weigh(&mut self, census: &Census, now: Tick) {
         for service in self.services_mut() {
+            let Some(wanted) = service.wanted else {
+                continue;
+            };
             for backend in &mut service.backends {
                 watch_limit(backend, census, now);
+                watch_start(backend, wanted.policy.slow_start, now);
             }
         }
     }
@@ -53,6 +57,21 @@ fn watch_limit(backend: &mut BackendRecord, census: &Census, now: Tick) {
     backend.standing.full_since = full_since;
 }
 
+/// Whether a backend begins to take new flows, and how many it gets while it does.
+fn watch_start(backend: &mut BackendRecord, slow_start: Duration, now: Tick) {
+    let weight = backend.wanted.map_or(0, |wanted| wanted.weight);
+    let serving = resolve::own_serving(backend.wanted, backend.health, backend.held);
+    let was = backend.standing.start;
+    let start = was.next(serving == Serving::New && weight > 0, slow_start, now);
+    match (was.began, start.began) {
+        (None, Some(_)) => tracing::info!(backend = %backend.name, ?slow_start, "slow start"),
+        (Some(_), None) => tracing::info!(backend = %backend.name, "slow start is over"),
+        _ => {}
+    }
+    backend.standing.start = start;
+    backend.standing.start_factor = start.factor(slow_start, now);
+}
+
 /// A backend's flows as they were last counted; none before that.
 fn connections(backend: &BackendRecord, census: &Census) -> Option<u64> {
     let key = (backend.numbered.id, backend.numbered.generation);
@@ -77,6 +96,7 @@ pub(super) fn balance_of(backend: &BackendRecord) -> BackendBalance {
         backup: part.backup,
         zone: backend.zone.clone(),
         per_mille: backend.per_mille,
+        starting: backend.standing.start.began.is_some(),
     }
 }
 

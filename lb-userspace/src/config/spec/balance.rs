@@ -1,5 +1,7 @@
 //! How a service's new flows are spread: the keys of [`crate::balance`].
 
+use std::time::Duration;
+
 use toml::Spanned;
 
 use super::{
@@ -48,17 +50,40 @@ fn zone<'t>(reader: &mut Reader<'t>, findings: &mut Findings<'_>) -> Option<Span
 /// The most connections that `max_connections` can be: as many as the larger flow table can have.
 const MOST_CONNECTIONS: u32 = crate::config::MAX_FLOWS;
 
+/// The longest slow start: who needs more should set weights.
+const LONGEST_START: Duration = Duration::from_hours(24);
+
 /// A service's keys, before its backends are known.
 pub(super) struct Written {
     backup_below: Option<Spanned<u32>>,
     zone_enough: Option<Spanned<u32>>,
+    slow_start: Option<Spanned<Duration>>,
 }
 
 /// Reads a service's keys.
-pub(super) fn read(reader: &mut Reader<'_>, findings: &mut Findings<'_>) -> Written {
+pub(super) fn read(
+    reader: &mut Reader<'_>,
+    site: &Site<'_>,
+    findings: &mut Findings<'_>,
+) -> Written {
+    let slow_start = reader.duration("slow_start", Duration::ZERO..=LONGEST_START, findings);
+    if let Some(slow_start) = &slow_start
+        && !slow_start.get_ref().is_zero()
+    {
+        let why = "goes by when this load balancer saw a backend come up";
+        alone(
+            slow_start,
+            "slow_start",
+            why,
+            site,
+            &reader.object,
+            findings,
+        );
+    }
     Written {
         backup_below: reader.integer("backup_below", 1..=1 << 18, findings),
         zone_enough: reader.integer("zone_enough", 1..=100, findings),
+        slow_start,
     }
 }
 
@@ -88,6 +113,7 @@ impl Written {
         }
         Policy {
             zone_enough: self.zone_enough.map_or(ZONE_ENOUGH, Spanned::into_inner),
+            slow_start: self.slow_start.map_or(Duration::ZERO, Spanned::into_inner),
             backup_below: self
                 .backup_below
                 .map_or(min_healthy.max(1), Spanned::into_inner),

@@ -68,7 +68,7 @@ pub(super) fn read(
     let mode = mode(&mut reader, findings);
     let table_size = reader.integer("table_size", 1..=LARGEST_TABLE, findings);
     let min_healthy = reader.integer("min_healthy", 0..=1 << 18, findings);
-    let policy = balance::read(&mut reader, findings);
+    let policy = balance::read(&mut reader, site, findings);
     let health = health::read(&mut reader, &object, findings);
     let parent = Parent {
         name: name.as_ref().map(|name| *name.get_ref()),

@@ -131,3 +131,26 @@ fn odd_zones_are_warned_of() {
         ]
     );
 }
+
+#[test]
+fn slow_start_is_a_duration_and_no_fleets() {
+    let with = |value: &str| SMALL.replace("mode", &format!("slow_start = \"{value}\"\nmode"));
+    let of = |value: &str| {
+        let config = parse(Path::new("t.toml"), &with(value)).unwrap().config;
+        config.services[0].policy.slow_start
+    };
+    assert_eq!(of("90s"), Duration::from_secs(90));
+    assert_eq!(of("0s"), Policy::default().slow_start);
+    assert_eq!(
+        errors(&with("25h")),
+        ["t.toml:6:14: service \"chat\": slow_start is 25h; give a duration from 0s to 24h"]
+    );
+    let in_fleet = |value| format!("fleet_seed = \"0123456789abcdef\"\n{}", with(value));
+    assert_eq!(warnings(&in_fleet("0s")), [""; 0]);
+    assert_eq!(
+        errors(&in_fleet("1m")),
+        [
+            "t.toml:7:14: service \"chat\": slow_start goes by when this load balancer saw a backend come up, so the load balancers of a fleet (fleet_seed) would choose differently for the same flow; remove slow_start; or remove fleet_seed, if this load balancer is alone"
+        ]
+    );
+}

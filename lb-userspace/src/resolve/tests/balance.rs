@@ -279,3 +279,38 @@ fn a_zone_without_backends_is_preferred_by_nobody() {
     assert_eq!(members(&given), [5, 6]);
     assert!(!given.spread.spills);
 }
+
+fn starting(id: u32, sixteenths: u8) -> BackendFacts<'static> {
+    backend(id, |b| b.standing.start_factor = sixteenths)
+}
+
+/// Parts of a thousand new flows, by backend.
+fn per_mille(given: &Service<'_>) -> Vec<u16> {
+    let members = given.table.iter().flat_map(|table| &table.members);
+    let weights: Vec<u16> = members.map(|share| share.weight).collect();
+    share::per_mille(&weights)
+}
+
+#[test]
+fn a_backend_that_starts_gets_less_than_its_share() {
+    let given = one(service(vec![up(1), up(2), starting(3, 4)]));
+    assert_eq!(per_mille(&given), [444, 444, 111]);
+    // All that start are equal among themselves: the table is that of those that do not.
+    let all = one(service(vec![starting(1, 4), starting(2, 4)]));
+    assert_eq!(per_mille(&all), [500, 500]);
+    // In fail-open each counts whole.
+    let given = one(service(vec![
+        starting(1, 1),
+        admin(2, Admin::Active, Health::Refusing),
+    ]));
+    assert_eq!(per_mille(&given), [1_000]);
+    let mut facts = service(vec![
+        starting(1, 1),
+        admin(2, Admin::Active, Health::Refusing),
+    ]);
+    facts.wanted = facts.wanted.map(|wanted| WantedService {
+        min_healthy: 2,
+        ..wanted
+    });
+    assert_eq!(per_mille(&one(facts)), [500, 500]);
+}
