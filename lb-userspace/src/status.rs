@@ -8,6 +8,7 @@ use lb_common::backend::{Mode, Serving};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    balance::Balance,
     by_version::ByVersion,
     flows::{Census, Counts, Fill},
     model::{Admin, Health, Suspension},
@@ -221,6 +222,10 @@ pub struct ServiceBalance {
     pub backups: bool,
     /// Whether other zones take new flows, since not enough of the local one can.
     pub spills: bool,
+    /// What shares follow.
+    pub balance: Balance,
+    /// How often its weights have moved to even out connections, since the daemon started.
+    pub moves: u64,
 }
 
 /// A backend's part in the balance.

@@ -22,7 +22,7 @@ use lb_common::{
     vip::{self, VipEntry, WAYS, homes},
 };
 use lb_userspace::{
-    balance::{Part, Policy, zone::Zone},
+    balance::{Balance, Part, Policy, zone::Zone},
     config::{Backend, Config, Limits, Service},
     dataplane::maps::{Capacity, Maps},
     flows::{Census, Counts},
@@ -224,6 +224,11 @@ fn config(services: &[Option<ServicePlan>], state_dir: PathBuf) -> Config {
             min_healthy: plan.min_healthy,
             policy: Policy {
                 // Longer than most of what happens in a run.
+                balance: if plan.ipip {
+                    Balance::LeastConnections
+                } else {
+                    Balance::Weights
+                },
                 slow_start: Duration::from_secs(if plan.renamed { 300 } else { 0 }),
                 ..Policy::default()
             },

@@ -3,11 +3,13 @@
 //! * [`limit`]: which backends have as many flows as they may
 //! * [`zone`]: how much stays in the balancer's own zone
 //! * [`slow_start`]: what a backend gets that begins to take new flows
+//! * [`level`]: weights that move until connections are even
 //! * [`share`]: from factors to the weights of a table
 //!
 //! What the past decides is kept in a [`Standing`] for each backend; what the present alone decides is part of
 //! [`resolve`](crate::resolve).
 
+pub mod level;
 pub mod limit;
 pub mod share;
 pub mod slow_start;
@@ -16,13 +18,27 @@ pub mod zone;
 use std::time::Duration;
 
 use lb_common::clock::Tick;
+use serde::{Deserialize, Serialize};
 
 use self::{slow_start::Start, zone::Zone};
 use crate::flows::Counts;
 
+/// What a backend's share of new flows follows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Balance {
+    /// Its weight alone.
+    #[default]
+    Weights,
+    /// Its weight, and how many connections it has.
+    LeastConnections,
+}
+
 /// How a service spreads new flows, as configured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Policy {
+    /// What shares follow.
+    pub balance: Balance,
     /// Backups take new flows while fewer primaries than this can.
     pub backup_below: u32,
     /// The local zone takes all new flows while so many percent of its weight can take them.
@@ -38,6 +54,7 @@ impl Default for Policy {
     /// That of a service that says nothing.
     fn default() -> Self {
         Self {
+            balance: Balance::default(),
             backup_below: 1,
             zone_enough: ZONE_ENOUGH,
             slow_start: Duration::ZERO,
@@ -68,6 +85,8 @@ pub struct Standing {
     pub start: Start,
     /// Its share in relation to its weight, by its slow start, in sixteenths.
     pub start_factor: u8,
+    /// The same by its connections.
+    pub level_factor: u8,
 }
 
 impl Default for Standing {
@@ -77,6 +96,7 @@ impl Default for Standing {
             full_since: None,
             start: Start::default(),
             start_factor: WHOLE,
+            level_factor: WHOLE,
         }
     }
 }
@@ -89,7 +109,9 @@ impl Standing {
 
     /// Its share in relation to its weight, all told, in sixteenths; at least 1.
     pub fn factor(&self) -> u8 {
-        self.start_factor
+        let factor = u16::from(self.start_factor) * u16::from(self.level_factor);
+        // Up to one and a half of a whole.
+        ((factor / u16::from(WHOLE)) as u8).max(1)
     }
 }
 

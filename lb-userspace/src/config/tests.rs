@@ -268,7 +268,7 @@ fn each_mistake_has_its_place_object_and_remedy() {
         (
             "mode = \"ipip\"",
             "mode = \"ipip\"\ncolour = 1",
-            r#"t.toml:7:1: service "chat": unknown key "colour"; remove it; known here are name, vip, port, mode, table_size, min_healthy, slow_start, backup_below, zone_enough, health, backend"#,
+            r#"t.toml:7:1: service "chat": unknown key "colour"; remove it; known here are name, vip, port, mode, table_size, min_healthy, slow_start, balance, backup_below, zone_enough, health, backend"#,
         ),
         (
             "port = 80",

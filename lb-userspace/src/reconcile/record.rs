@@ -8,7 +8,7 @@ use std::{
 use lb_common::backend::{Mode, Serving};
 
 use crate::{
-    balance::{Spread, Standing},
+    balance::{Spread, Standing, level::Level},
     desired::{self, Endpoint},
     ids::{Numbered, Quiet},
     model::{BackendName, Check, Health, HealthReport, LastError, Suspension},
@@ -35,6 +35,8 @@ pub(super) struct ServiceRecord {
     pub(super) fail_open: bool,
     /// As last resolved.
     pub(super) spread: Spread,
+    /// How its weights have moved.
+    pub(super) level: Level,
     /// As last resolved.
     pub(super) resets_suspended: Option<Suspension>,
 }

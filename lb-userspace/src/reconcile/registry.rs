@@ -14,7 +14,7 @@ use super::{
     weigh::tell_of_spread,
 };
 use crate::{
-    balance::{Spread, Standing, slow_start::Start},
+    balance::{Spread, Standing, level::Level, slow_start::Start},
     dataplane::maps::Maps,
     desired::{self, Endpoint},
     flows::{Census, Counts},
@@ -62,6 +62,7 @@ impl Registry {
                     error: None,
                     fail_open: false,
                     spread: Spread::default(),
+                    level: Level::default(),
                     resets_suspended: None,
                 };
                 (id, record)
@@ -218,6 +219,7 @@ impl Registry {
             error: None,
             fail_open: false,
             spread: Spread::default(),
+            level: Level::default(),
             resets_suspended: None,
         });
         self.by_endpoint.insert(service.endpoint, id);

@@ -9,7 +9,7 @@ use super::{
     registry::Registry,
 };
 use crate::{
-    balance::{self, Spread, limit, share},
+    balance::{self, Balance, Spread, WHOLE, level::Taker, limit, share, zone::Zone},
     flows::Census,
     resolve,
     status::{BackendBalance, ServiceBalance},
@@ -26,6 +26,7 @@ impl Registry {
                 watch_limit(backend, census, now);
                 watch_start(backend, wanted.policy.slow_start, now);
             }
+            level(service, wanted.policy.balance, census, now);
         }
     }
 }
@@ -72,6 +73,70 @@ fn watch_start(backend: &mut BackendRecord, slow_start: Duration, now: Tick) {
     backend.standing.start_factor = start.factor(slow_start, now);
 }
 
+/// Moves the weights of a service's backends by what they have.
+fn level(service: &mut ServiceRecord, balance: Balance, census: &Census, now: Tick) {
+    let takes_new = |backend: &BackendRecord| {
+        let own = resolve::own_serving(backend.wanted, backend.health, backend.held);
+        own == Serving::New && backend.serving == Serving::New && backend.standing.start.able
+    };
+    for backend in &mut service.backends {
+        // Who takes none for a while begins anew with its weight.
+        if balance == Balance::Weights || !takes_new(backend) {
+            backend.standing.level_factor = WHOLE;
+        }
+    }
+    // In fail-open it is not known who really takes what it is given.
+    if balance == Balance::Weights || service.fail_open {
+        return;
+    }
+    // How much each zone gets is for the zones to say.
+    let zones = [Zone::Unsaid, Zone::Local, Zone::Other];
+    let members = zones.map(|zone| {
+        let all = 0..service.backends.len();
+        all.filter(|&n| {
+            let backend = &service.backends[n];
+            let part = backend.wanted.map(|wanted| wanted.part);
+            takes_new(backend) && part.is_some_and(|part| part.zone == zone)
+        })
+        .collect::<Vec<_>>()
+    });
+    let mut groups = members.each_ref().map(|members| {
+        let taker = |&n: &usize| {
+            let backend = &service.backends[n];
+            Taker {
+                weight: f64::from(backend.weight) * f64::from(backend.standing.start_factor),
+                connections: connections(backend, census).unwrap_or(0),
+                factor: backend.standing.level_factor,
+            }
+        };
+        members.iter().map(taker).collect::<Vec<_>>()
+    });
+    if !service.level.move_factors(&mut groups, census.scans, now) {
+        return;
+    }
+    let mut told = Vec::new();
+    for (n, taker) in members.into_iter().flatten().zip(groups.iter().flatten()) {
+        let backend = &mut service.backends[n];
+        if backend.standing.level_factor != taker.factor {
+            backend.standing.level_factor = taker.factor;
+            let percent = u32::from(taker.factor) * 100 / u32::from(WHOLE);
+            told.push(format!("{} {percent}%", backend.name.backend));
+        }
+    }
+    let weights = summary(&told);
+    tracing::info!(service = service.name, %weights, "weights moved to even out connections");
+}
+
+/// Some of many words for a line of the log.
+fn summary(words: &[String]) -> String {
+    const MOST: usize = 8;
+    let (shown, rest) = words.split_at(words.len().min(MOST));
+    match rest.len() {
+        0 => shown.join(", "),
+        more => format!("{} and {more} more", shown.join(", ")),
+    }
+}
+
 /// A backend's flows as they were last counted; none before that.
 fn connections(backend: &BackendRecord, census: &Census) -> Option<u64> {
     let key = (backend.numbered.id, backend.numbered.generation);
@@ -105,6 +170,11 @@ pub(super) fn spread_of(service: &ServiceRecord) -> ServiceBalance {
     ServiceBalance {
         backups: service.spread.backups,
         spills: service.spread.spills,
+        balance: service
+            .wanted
+            .map(|wanted| wanted.policy.balance)
+            .unwrap_or_default(),
+        moves: service.level.moves,
     }
 }
 

@@ -77,6 +77,8 @@ fn a_status() -> Status {
             balance: ServiceBalance {
                 backups: true,
                 spills: true,
+                moves: 3,
+                ..Default::default()
             },
             resets_suspended: None,
             error: None,
@@ -177,6 +179,7 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
         format!("tether_service_packets_total{{{service}}} 30"),
         format!("tether_service_fail_open{{{service}}} 1"),
         format!("tether_service_full{{{service}}} 1"),
+        format!("tether_service_weight_moves_total{{{service}}} 3"),
         format!("tether_service_zone_spills{{{service}}} 1"),
         format!("tether_backend_share_ratio{{{backend}}} 0.25"),
         format!("tether_service_backups_in_use{{{service}}} 1"),

@@ -5,10 +5,13 @@ use std::time::Duration;
 use toml::Spanned;
 
 use super::{
-    super::{problem::Findings, read::Reader},
+    super::{
+        problem::Findings,
+        read::{Reader, nearest},
+    },
     service::valid_name,
 };
-use crate::balance::{Part, Policy, ZONE_ENOUGH, zone::Zone};
+use crate::balance::{Balance, Part, Policy, ZONE_ENOUGH, zone::Zone};
 
 /// What the top level says that matters here.
 #[derive(Clone, Copy, Debug)]
@@ -53,11 +56,43 @@ const MOST_CONNECTIONS: u32 = crate::config::MAX_FLOWS;
 /// The longest slow start: who needs more should set weights.
 const LONGEST_START: Duration = Duration::from_hours(24);
 
+/// What shares follow.
+fn balance(reader: &mut Reader<'_>, site: &Site<'_>, findings: &mut Findings<'_>) -> Balance {
+    const WORDS: [&str; 2] = ["weights", "least-connections"];
+    let Some(text) = reader.string("balance", "\"least-connections\"", findings) else {
+        return Balance::Weights;
+    };
+    match *text.get_ref() {
+        "weights" => Balance::Weights,
+        "least-connections" => {
+            let (key, why) = (
+                "balance = \"least-connections\"",
+                "goes by the flows that this load balancer has",
+            );
+            alone(&text, key, why, site, &reader.object, findings);
+            Balance::LeastConnections
+        }
+        other => {
+            findings.error(
+                &text.span(),
+                &reader.object,
+                format!("unknown balance {other:?}"),
+                match nearest(other, &WORDS) {
+                    Some(meant) => format!("did you mean {meant:?}?"),
+                    None => "use \"weights\" or \"least-connections\"".to_owned(),
+                },
+            );
+            Balance::Weights
+        }
+    }
+}
+
 /// A service's keys, before its backends are known.
 pub(super) struct Written {
     backup_below: Option<Spanned<u32>>,
     zone_enough: Option<Spanned<u32>>,
     slow_start: Option<Spanned<Duration>>,
+    balance: Balance,
 }
 
 /// Reads a service's keys.
@@ -80,7 +115,9 @@ pub(super) fn read(
             findings,
         );
     }
+    let balance = balance(reader, site, findings);
     Written {
+        balance,
         backup_below: reader.integer("backup_below", 1..=1 << 18, findings),
         zone_enough: reader.integer("zone_enough", 1..=100, findings),
         slow_start,
@@ -112,6 +149,7 @@ impl Written {
             );
         }
         Policy {
+            balance: self.balance,
             zone_enough: self.zone_enough.map_or(ZONE_ENOUGH, Spanned::into_inner),
             slow_start: self.slow_start.map_or(Duration::ZERO, Spanned::into_inner),
             backup_below: self

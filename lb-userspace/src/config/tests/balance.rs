@@ -154,3 +154,36 @@ fn slow_start_is_a_duration_and_no_fleets() {
         ]
     );
 }
+
+#[test]
+fn balance_is_by_weights_or_by_connections_too_but_not_in_fleets() {
+    use crate::balance::Balance;
+    let with = |value: &str| SMALL.replace("mode", &format!("balance = \"{value}\"\nmode"));
+    for (value, balance) in [
+        ("weights", Balance::Weights),
+        ("least-connections", Balance::LeastConnections),
+    ] {
+        let config = parse(Path::new("t.toml"), &with(value)).unwrap().config;
+        assert_eq!(config.services[0].policy.balance, balance);
+    }
+    assert_eq!(Policy::default().balance, Balance::Weights);
+    for (value, remedy) in [
+        ("least-connection", "did you mean \"least-connections\"?"),
+        ("random", "use \"weights\" or \"least-connections\""),
+    ] {
+        assert_eq!(
+            errors(&with(value)),
+            [format!(
+                "t.toml:6:11: service \"chat\": unknown balance {value:?}; {remedy}"
+            )]
+        );
+    }
+    let in_fleet = |value| format!("fleet_seed = \"0123456789abcdef\"\n{}", with(value));
+    assert_eq!(warnings(&in_fleet("weights")), [""; 0]);
+    assert_eq!(
+        errors(&in_fleet("least-connections")),
+        [
+            "t.toml:7:11: service \"chat\": balance = \"least-connections\" goes by the flows that this load balancer has, so the load balancers of a fleet (fleet_seed) would choose differently for the same flow; remove balance = \"least-connections\"; or remove fleet_seed, if this load balancer is alone"
+        ]
+    );
+}

@@ -20,6 +20,10 @@ impl Metrics {
             "service_zone_spills",
             "Whether other zones take new flows, since less of the local one than zone_enough can",
         );
+        let mut moves = Family::counter(
+            "service_weight_moves",
+            "How often a service's weights have moved to even out connections",
+        );
         let mut share = Family::gauge(
             "backend_share_ratio",
             "A backend's share of its service's new flows",
@@ -36,6 +40,7 @@ impl Metrics {
             full.add(service_labels(service), service.full);
             backups.add(service_labels(service), service.balance.backups);
             spills.add(service_labels(service), service.balance.spills);
+            moves.add(service_labels(service), service.balance.moves);
             for backend in &service.backends {
                 let labels = || backend_labels(service, backend);
                 let balance = &backend.balance;
@@ -47,7 +52,7 @@ impl Metrics {
                 }
             }
         }
-        for family in [full, backups, spills, share, backend_full, max] {
+        for family in [full, backups, spills, moves, share, backend_full, max] {
             family.encode(encoder)?;
         }
         Ok(())
