@@ -14,6 +14,7 @@ use lb_common::{
     clock::Tick,
 };
 use lb_userspace::{
+    balance::{Part, Policy},
     config::{Backend, CLOSE_OVER, Config, Limits, Service},
     dataplane::maps::{Capacity, Maps},
     flows::Census,
@@ -226,11 +227,14 @@ fn config(services: usize, backends: usize, table_size: u32, state_dir: PathBuf)
                 drain_deadline: None,
                 close_over: CLOSE_OVER,
                 reset_over: Duration::ZERO,
+                policy: Policy::default(),
                 backends: (0..backends)
                     .map(|b| Backend {
                         name: format!("backend-{b}"),
                         address: address(s, b),
                         port: 80,
+                        part: Part::default(),
+                        zone: None,
                         weight: 100,
                         admin: Admin::Active,
                         check: Check::DEFAULT,

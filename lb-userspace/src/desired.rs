@@ -16,6 +16,7 @@ pub use self::{
     named::{Expanded, expand},
 };
 use crate::{
+    balance::{Part, Policy},
     config::{self, Config},
     ids,
     model::{Admin, Asked, BackendName, Check},
@@ -48,6 +49,8 @@ pub struct Service {
     pub table_size: u32,
     /// With fewer usable backends than this it fails open.
     pub min_healthy: u32,
+    /// How new flows are spread.
+    pub policy: Policy,
     /// Its mode: that of its backends.
     pub mode: Mode,
     /// How drains of its backends end.
@@ -75,6 +78,10 @@ pub struct Backend {
     pub admin: Admin,
     /// How its drain ends, should it be drained.
     pub terms: Terms,
+    /// Its part in the balance.
+    pub part: Part,
+    /// The zone that it is in.
+    pub zone: Option<String>,
     /// How it is checked.
     pub check: Check,
     /// Where the check goes.
@@ -104,6 +111,7 @@ pub fn services(config: &Config, drained: &BTreeMap<BackendName, Option<Asked>>)
             },
             table_size: service.table_size,
             min_healthy: service.min_healthy,
+            policy: service.policy,
             mode: service.mode,
             terms: terms(service, None),
             reset_over: service.reset_over,
@@ -132,6 +140,8 @@ pub fn services(config: &Config, drained: &BTreeMap<BackendName, Option<Asked>>)
                         address: backend.address,
                         port: backend.port,
                         weight: backend.weight,
+                        part: backend.part,
+                        zone: backend.zone.clone(),
                         check: backend.check.clone(),
                         check_address: backend.check_address,
                     }

@@ -1,6 +1,7 @@
 //! Tether's daemon and command line.
 
 pub mod admin;
+pub mod balance;
 pub mod by_version;
 mod chain;
 pub mod cli;

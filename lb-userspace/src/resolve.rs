@@ -8,6 +8,10 @@ use lb_common::{
 };
 
 use crate::{
+    balance::{
+        Part, Policy, Spread, Standing, WHOLE, share,
+        zone::{self, Capacity, Split, Zone},
+    },
     desired::Endpoint,
     ids::{self, Numbered},
     model::{Admin, Health, Initial, Suspension},
@@ -43,6 +47,8 @@ pub struct WantedService {
     pub table_size: u32,
     /// With fewer usable backends than this it fails open.
     pub min_healthy: u32,
+    /// How new flows are spread.
+    pub policy: Policy,
 }
 
 /// What is known of a backend.
@@ -74,6 +80,8 @@ pub struct BackendFacts<'a> {
     pub held: Option<Serving>,
     /// The way to its address.
     pub hop: Hop,
+    /// What the past says of its part in the balance.
+    pub standing: Standing,
 }
 
 /// What is wanted of a backend.
@@ -85,6 +93,8 @@ pub struct WantedBackend {
     pub weight: u16,
     /// What it counts as until the first verdict.
     pub initial: Initial,
+    /// Its part in the balance.
+    pub part: Part,
 }
 
 /// What is known of the way to an address.
@@ -133,6 +143,8 @@ pub struct Service<'a> {
     pub table: Option<Table<'a>>,
     /// Whether too few backends are usable, so that all active ones take new flows.
     pub fail_open: bool,
+    /// How new flows are spread.
+    pub spread: Spread,
     /// Why clients of dead backends are not told, if they are not.
     pub resets_suspended: Option<Suspension>,
     /// Its backends, in the order of the facts.
@@ -221,6 +233,31 @@ fn resolve_service<'a>(
         .wanted
         .is_none_or(|wanted| usable >= wanted.min_healthy as usize);
     let fail_open = !enough && candidates().next().is_some();
+    let can_take_new = |backend: &&BackendFacts<'_>| {
+        may_take_new(backend) && serving(backend) == Serving::New && !backend.standing.is_full()
+    };
+    let is_backup = |backend: &BackendFacts<'_>| {
+        let part = backend.wanted.map(|wanted| wanted.part);
+        part.is_some_and(|part| part.backup)
+    };
+    let (backups, primaries) = facts
+        .backends
+        .iter()
+        .filter(can_take_new)
+        .partition::<Vec<_>, _>(|backend| is_backup(backend));
+    let policy = facts.wanted.map(|wanted| wanted.policy).unwrap_or_default();
+    let needs_backups = primaries.len() < policy.backup_below as usize;
+    let capacity = capacity(
+        facts,
+        &primaries,
+        if needs_backups { &backups } else { &[] },
+    );
+    // Which checks are wrong is not known in fail-open, so neither is what each zone can take.
+    let split = if fail_open {
+        Split::Even
+    } else {
+        zone::split(capacity, policy.zone_enough)
+    };
     // What is most in doubt comes first: a mass fall is also what most fail-opens come from.
     let resets_suspended = if fell_together(facts.backends.iter()) {
         Some(Suspension::MassFall)
@@ -234,9 +271,12 @@ fn resolve_service<'a>(
         None
     };
     let given = |backend: &BackendFacts<'_>| match serving(backend) {
-        _ if fail_open && may_take_new(&backend) => Serving::New,
-        // Weight 0, or the service itself is removed.
-        Serving::New if !may_take_new(&backend) => Serving::ExistingOnly,
+        // One that is full has too much to do, whatever is wrong with the checks.
+        _ if fail_open && may_take_new(&backend) && !backend.standing.is_full() => Serving::New,
+        // Full, of weight 0, or the service itself is removed.
+        Serving::New if !can_take_new(&backend) => Serving::ExistingOnly,
+        Serving::New if is_backup(backend) && !needs_backups => Serving::ExistingOnly,
+        Serving::New if split == Split::Local && !is_local(backend) => Serving::ExistingOnly,
         Serving::None if resets_suspended.is_some() => Serving::ExistingOnly,
         serving => serving,
     };
@@ -261,28 +301,36 @@ fn resolve_service<'a>(
             }
         })
         .collect();
-    let members = || {
-        facts
-            .backends
-            .iter()
-            .zip(&backends)
-            .filter(|(_, given)| given.serving == Serving::New)
-            .map(|(backend, _)| Share {
-                name: backend.name,
-                weight: backend.wanted.map_or(0, |wanted| wanted.weight),
-                id: backend.numbered.id,
-            })
-            .collect()
+    let taking = || {
+        let pairs = facts.backends.iter().zip(&backends);
+        pairs.filter(|(_, given)| given.serving == Serving::New)
     };
+    let weights = weights(taking().map(|(backend, _)| backend), split, fail_open);
+    let members: Vec<Share<'_>> = taking()
+        .zip(&weights)
+        .map(|((backend, _), &weight)| Share {
+            name: backend.name,
+            weight,
+            id: backend.numbered.id,
+        })
+        .collect();
     let Endpoint { vip, port } = facts.endpoint;
     Service {
         id: facts.id,
         name: facts.name,
         endpoint: facts.endpoint,
         seed: ids::service_seed(fleet_seed, vip, port),
+        spread: Spread {
+            full: usable > 0 && members.is_empty(),
+            backups: !fail_open && needs_backups && !backups.is_empty(),
+            spills: !fail_open
+                && split != Split::Local
+                && capacity.local > 0
+                && capacity.others_able > 0,
+        },
         table: facts.wanted.map(|wanted| Table {
             size: wanted.table_size,
-            members: members(),
+            members,
         }),
         fail_open,
         resets_suspended,
@@ -290,17 +338,79 @@ fn resolve_service<'a>(
     }
 }
 
-/// What a backend is given by its own admin state and health, whatever becomes of the others.
+/// The weights of those that take new flows. In fail-open they are as configured: nothing else is certain then.
+fn weights<'f>(
+    backends: impl Iterator<Item = &'f BackendFacts<'f>> + Clone,
+    split: Split,
+    fail_open: bool,
+) -> Vec<u16> {
+    let weight = |backend: &BackendFacts<'_>| backend.wanted.map_or(0, |wanted| wanted.weight);
+    let factor = |backend: &BackendFacts<'_>| match fail_open {
+        true => WHOLE,
+        false => backend.standing.factor(),
+    };
+    let (local, others) = match split {
+        Split::Spill { local, others } => (local, others),
+        Split::Even | Split::Local => (1, 1),
+    };
+    if local == others && backends.clone().all(|backend| factor(backend) == WHOLE) {
+        return backends.map(weight).collect();
+    }
+    let exact: Vec<u64> = backends
+        .map(|backend| {
+            let zone = if is_local(backend) { local } else { others };
+            u64::from(weight(backend)) * u64::from(factor(backend)) * zone
+        })
+        .collect();
+    share::weights(&exact)
+}
+
+/// The weights of a service's zones.
+fn capacity(
+    facts: &ServiceFacts<'_>,
+    primaries: &[&BackendFacts<'_>],
+    backups: &[&BackendFacts<'_>],
+) -> Capacity {
+    let sum = |backends: &mut dyn Iterator<Item = &BackendFacts<'_>>| {
+        let wanted = backends.filter_map(|backend| backend.wanted);
+        wanted.map(|wanted| u64::from(wanted.weight)).sum()
+    };
+    let able = |local| {
+        let all = primaries.iter().chain(backups).copied();
+        sum(&mut all.filter(move |backend| is_local(backend) == local))
+    };
+    Capacity {
+        // What is drained or disabled there is missing too.
+        local: sum(&mut facts.backends.iter().filter(|backend| {
+            let part = backend.wanted.map(|wanted| wanted.part);
+            is_local(backend) && part.is_some_and(|part| !part.backup)
+        })),
+        local_able: able(true),
+        others_able: able(false),
+    }
+}
+
+/// Whether a backend is in the balancer's own zone.
+fn is_local(backend: &BackendFacts<'_>) -> bool {
+    let part = backend.wanted.map(|wanted| wanted.part);
+    part.is_some_and(|part| part.zone == Zone::Local)
+}
+
 fn serving(backend: &BackendFacts<'_>) -> Serving {
-    let active = backend
-        .wanted
-        .is_some_and(|wanted| wanted.admin == Admin::Active);
-    let initial = backend
-        .wanted
-        .map_or(Initial::Unknown, |wanted| wanted.initial);
-    match backend.health {
+    own_serving(backend.wanted, backend.health, backend.held)
+}
+
+/// What a backend is given by its own admin state and health, whatever becomes of the others.
+pub fn own_serving(
+    wanted: Option<WantedBackend>,
+    health: Health,
+    held: Option<Serving>,
+) -> Serving {
+    let active = wanted.is_some_and(|wanted| wanted.admin == Admin::Active);
+    let initial = wanted.map_or(Initial::Unknown, |wanted| wanted.initial);
+    match health {
         Health::Down => Serving::None,
-        Health::Unknown => match backend.held {
+        Health::Unknown => match held {
             // Held while nothing is known; but what the operator took back is not given again.
             Some(Serving::New) if !active => Serving::ExistingOnly,
             Some(held) => held,

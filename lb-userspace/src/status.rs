@@ -8,6 +8,7 @@ use lb_common::backend::{Mode, Serving};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    balance::Balance,
     by_version::ByVersion,
     dns,
     flows::{Census, Counts, Fill},
@@ -227,6 +228,12 @@ pub struct ServiceStatus {
     pub removed: bool,
     /// Whether too few backends are usable, so that all active ones take new flows.
     pub fail_open: bool,
+    /// Whether backends are usable, and all of them have as many connections as they may: new flows are dropped.
+    #[serde(default)]
+    pub full: bool,
+    /// How its new flows are spread.
+    #[serde(default)]
+    pub balance: ServiceBalance,
     /// Why dead backends' clients are not told, if they are not.
     pub resets_suspended: Option<Suspension>,
     /// Why it is not served as configured, if it is not.
@@ -262,6 +269,9 @@ pub struct BackendStatus {
     pub last_error_ended: Option<u64>,
     /// The end of its drain, if it is drained or removed, and that has a deadline.
     pub drain: Option<DrainStatus>,
+    /// Its part in the balance.
+    #[serde(default)]
+    pub balance: BackendBalance,
     /// Its flows.
     pub flows: BackendFlows,
 }
@@ -273,6 +283,38 @@ pub struct DrainStatus {
     pub deadline_s: u64,
     /// The part of its flows that is closed, each on its next packet: 0 to 1.
     pub closed: f64,
+}
+
+/// How a service's new flows are spread.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct ServiceBalance {
+    /// Whether backups take new flows, since too few primaries can.
+    pub backups: bool,
+    /// Whether other zones take new flows, since not enough of the local one can.
+    pub spills: bool,
+    /// What shares follow.
+    pub balance: Balance,
+    /// How often its weights have moved to even out connections, since the daemon started.
+    pub moves: u64,
+}
+
+/// A backend's part in the balance.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct BackendBalance {
+    /// With so many connections it takes no new ones.
+    pub max_connections: Option<u32>,
+    /// Whether it has as many, or had and is not below by enough yet.
+    pub full: bool,
+    /// Whether it takes new flows only while too few primaries can.
+    pub backup: bool,
+    /// The zone that it is in.
+    pub zone: Option<String>,
+    /// Its part of a thousand new flows.
+    pub per_mille: u16,
+    /// Whether it has begun to take new flows a short while ago, and gets less than its share.
+    pub starting: bool,
 }
 
 /// Whether a next hop is known.

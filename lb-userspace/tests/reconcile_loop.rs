@@ -1003,3 +1003,73 @@ async fn the_checks_of_a_replaced_backend_go_on_beside_those_of_the_new_one() {
     assert_eq!((old.removed, old.serving), (true, Serving::ExistingOnly));
     daemon.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_at_its_limit_takes_no_new_flows() {
+    let machine = Machine::new("limit");
+    let daemon = running(&machine).await;
+    let mut config = machine.config(&[B1, B2]);
+    config.services[0].backends[0].part.max_connections = Some(5);
+    daemon.reload(config).await.unwrap();
+    let full = |status: &Arc<Status>| backend(status, "b1").is_some_and(|b| b.balance.full);
+    daemon
+        .census
+        .send_replace(Arc::new(counted(1, &[((1, 0), 4)])));
+    daemon
+        .until("it is counted", |status| {
+            backend(status, "b1").is_some_and(|b| b.flows.pin == 4)
+        })
+        .await;
+    assert!(serves(&daemon.status.borrow(), "b1", Serving::New));
+    daemon
+        .census
+        .send_replace(Arc::new(counted(2, &[((1, 0), 5)])));
+    let status = daemon.until("it is full", full).await;
+    assert!(serves(&status, "b1", Serving::ExistingOnly));
+    assert!(serves(&status, "b2", Serving::New));
+    let state = machine.maps.state(1);
+    assert_eq!(state.serving(), Serving::ExistingOnly);
+    // Without its limit it is as before.
+    daemon.reload(machine.config(&[B1, B2])).await.unwrap();
+    daemon
+        .until("it serves again", |status| {
+            serves(status, "b1", Serving::New)
+        })
+        .await;
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_fills_no_full_backend() {
+    let machine = Machine::new("limit-restart");
+    let limited = || {
+        let mut config = machine.config(&[B1, B2]);
+        config.services[0].backends[0].part.max_connections = Some(5);
+        config
+    };
+    let daemon = running(&machine).await;
+    daemon.reload(limited()).await.unwrap();
+    daemon
+        .census
+        .send_replace(Arc::new(counted(1, &[((1, 0), 5)])));
+    daemon
+        .until("it is full", |status| {
+            serves(status, "b1", Serving::ExistingOnly)
+        })
+        .await;
+    daemon.stop().await;
+    // Nothing is counted yet by the daemon that follows.
+    let daemon = Daemon::start(&machine.maps, limited());
+    for (backend, address) in [("b1", "10.0.1.11"), ("b2", "10.0.1.12")] {
+        daemon.reachable(address).await;
+        daemon
+            .verdict(backend, &format!("{address}:80"), Health::Up)
+            .await;
+    }
+    let status = daemon
+        .until("applied", |status| status.generation.applied > 0)
+        .await;
+    assert!(serves(&status, "b1", Serving::ExistingOnly));
+    assert!(serves(&status, "b2", Serving::New));
+    daemon.stop().await;
+}

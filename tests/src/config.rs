@@ -65,8 +65,8 @@ pub struct Config {
     pub flows: u32,
     /// The capacity for IPv6 flows.
     pub flows6: u32,
-    /// More lines of the service's table.
-    pub lines: &'static str,
+    /// More lines of the service's table, whole ones.
+    pub lines: String,
     /// The backends.
     pub backends: Vec<BackendSpec>,
     /// Where more of them come from.
@@ -96,7 +96,7 @@ impl Config {
             rise: 2,
             flows: 20_000,
             flows6: 20_000,
-            lines: "",
+            lines: String::new(),
             backends: backends.collect(),
             named: None,
         }

@@ -147,6 +147,8 @@ pub struct Backend {
     pub neighbour: String,
     /// The end of its drain, if that has a deadline.
     pub drain: Option<Drain>,
+    /// Its part in the balance.
+    pub balance: Balance,
     /// Its flows.
     pub flows: BackendFlows,
 }
@@ -158,6 +160,15 @@ pub struct Drain {
     pub deadline_s: u64,
     /// The part of its flows that is closed.
     pub closed: f64,
+}
+
+/// See `Backend::balance`.
+#[derive(Debug, Clone, Copy, Deserialize)]
+pub struct Balance {
+    /// Its part of a thousand new flows.
+    pub per_mille: u16,
+    /// Whether its slow start lasts.
+    pub starting: bool,
 }
 
 /// See `Backend::flows`.
@@ -190,6 +201,13 @@ impl Status {
     #[must_use]
     pub fn health(&self, name: &str) -> &str {
         self.backend(name).map_or("", |backend| &backend.health)
+    }
+
+    /// A backend's part of a thousand new flows, and whether its slow start lasts; nothing for one that is not known.
+    #[must_use]
+    pub fn share(&self, name: &str) -> (u16, bool) {
+        let balance = self.backend(name).map(|backend| backend.balance);
+        balance.map_or((0, false), |balance| (balance.per_mille, balance.starting))
     }
 
     /// A backend's serving, or nothing for one that is not known.

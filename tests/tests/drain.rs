@@ -170,7 +170,7 @@ fn closes_at_a_deadline(place: Place, family: Family) -> Result<()> {
     const DEADLINE: Duration = Duration::from_secs(3);
     const CLOSE_OVER: Duration = Duration::from_secs(4);
     let stage = Stage::set(Topology::new(place).in_family(family), 25, |config| {
-        config.lines = "drain_deadline = \"3s\"\nclose_over = \"4s\"\n";
+        config.lines = "drain_deadline = \"3s\"\nclose_over = \"4s\"\n".to_owned();
     })?;
     let plan = stage.plan().talking(PACE).reconnecting();
     let connections = stage.clients.open(240, plan, |_| {})?;

@@ -188,6 +188,10 @@ fn service_lines(service: &ServiceStatus, now: u64) -> String {
             service.fail_open,
             "FAIL-OPEN: too few backends are usable, all active ones take flows",
         ),
+        (
+            service.full,
+            "FULL: every usable backend is at its max_connections, new connections are dropped",
+        ),
     ] {
         if is_so {
             text += "  ";

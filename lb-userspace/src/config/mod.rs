@@ -33,6 +33,7 @@ pub use self::{
     schema::schema,
 };
 use crate::{
+    balance::{Part, Policy},
     dns::{Bounds, Question, Servers},
     model::{Admin, Check},
 };
@@ -166,6 +167,8 @@ pub struct Service {
     pub close_over: Duration,
     /// Over which time clients of a dead backend are told.
     pub reset_over: Duration,
+    /// How new flows are spread.
+    pub policy: Policy,
     /// Its backends; names, and pairs of address and port, are unique in the service.
     pub backends: Vec<Backend>,
     /// Names in the DNS that further backends come from; unique by their own names.
@@ -204,6 +207,10 @@ pub struct Backend {
     pub weight: u16,
     /// What the operator wants of it.
     pub admin: Admin,
+    /// Its part in the balance.
+    pub part: Part,
+    /// The zone that it is in.
+    pub zone: Option<String>,
     /// How it is checked.
     pub check: Check,
     /// Where the check goes.

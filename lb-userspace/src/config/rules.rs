@@ -6,7 +6,7 @@ use lb_common::backend::Mode;
 use serde::{Deserialize, Serialize};
 
 use super::{Backend, Service};
-use crate::model::Admin;
+use crate::{balance::Part, model::Admin};
 
 /// A backend's share if nobody says another.
 pub const WEIGHT: u16 = 100;
@@ -162,6 +162,8 @@ impl Service {
             port,
             weight,
             admin,
+            part: Part::default(),
+            zone: None,
             check: self.check.clone(),
             check_address: SocketAddr::from((address, self.check_port.unwrap_or(port))),
         })

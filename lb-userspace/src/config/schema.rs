@@ -65,6 +65,9 @@ struct Tether {
     /// Whether the file is loaded whenever it has changed.
     #[schemars(extend("default" = true))]
     reload_on_change: Option<bool>,
+    /// The zone that this load balancer is in; without it, it prefers none.
+    #[schemars(regex(pattern = r"^[A-Za-z0-9._:-]{1,63}$"))]
+    zone: Option<String>,
     /// Whom names are asked of.
     dns: Option<Dns>,
     /// Where metrics are served.
@@ -142,6 +145,18 @@ struct Service {
     /// Over which time clients of a dead backend are told.
     #[schemars(extend("default" = "0s"))]
     reset_over: Option<Duration>,
+    /// Backups take new flows while fewer primary backends than this can; without it, than `min_healthy`.
+    #[schemars(range(min = 1, max = 262_144))]
+    backup_below: Option<u32>,
+    /// Percent of the local zone's weight that must be able to take new flows, or other zones take some.
+    #[schemars(range(min = 1, max = 100), extend("default" = 70))]
+    zone_enough: Option<u8>,
+    /// Over which time a backend that begins to take new flows gets its share.
+    #[schemars(extend("default" = "0s"))]
+    slow_start: Option<Duration>,
+    /// What shares follow.
+    #[schemars(extend("default" = "weights"))]
+    balance: Option<Balance>,
     /// How backends are checked; without it, by a TCP connection.
     health: Option<Health>,
     /// Who serves it.
@@ -184,6 +199,15 @@ enum RecordType {
     A,
     Aaaa,
     Srv,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "kebab-case")]
+enum Balance {
+    /// Weights.
+    Weights,
+    /// Weights, and how many connections each backend has.
+    LeastConnections,
 }
 
 #[derive(JsonSchema)]
@@ -349,6 +373,15 @@ struct Backend {
     /// What is wanted of it.
     #[schemars(extend("default" = "active"))]
     admin: Option<Admin>,
+    /// With so many connections it takes no new ones.
+    #[schemars(range(min = 1, max = 20_000_000))]
+    max_connections: Option<u32>,
+    /// Whether it takes new flows only while too few of the others can.
+    #[schemars(extend("default" = false))]
+    backup: Option<bool>,
+    /// The zone that it is in.
+    #[schemars(regex(pattern = r"^[A-Za-z0-9._:-]{1,63}$"))]
+    zone: Option<String>,
 }
 
 #[derive(JsonSchema)]

@@ -1,5 +1,6 @@
 //! From a parsed document to a valid [`Config`]: what each key means and what must hold of all of them together.
 
+mod balance;
 mod dns;
 mod health;
 mod service;
@@ -79,11 +80,12 @@ fn read(
     let dns_servers = dns::servers(&mut root, findings);
     let metrics = metrics(&mut root, findings);
     let (limits, checks_at_once, limits_span) = limits(&mut root, findings);
+    let site = balance::site(&mut root, fleet_seed.is_some(), findings);
     let services: Vec<PlacedService> = root
         .tables("service", findings)
         .into_iter()
         .enumerate()
-        .filter_map(|(n, (span, table))| service::read(n + 1, table, span, findings))
+        .filter_map(|(n, (span, table))| service::read(n + 1, table, span, &site, findings))
         .collect();
     if services.is_empty() && !document.get_ref().contains_key("service") {
         findings.warning(

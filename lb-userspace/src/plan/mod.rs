@@ -392,7 +392,7 @@ impl Planner<'_> {
             let over = service
                 .oldest_handover
                 .is_some_and(|changed| self.now.age(changed.0, 28) >= HANDOVER_TICKS);
-            // A table that is about to be replaced takes its slots' history along: it is for the next plan.
+            // A table that is about to be replaced leaves behind by itself what is over.
             if over && self.named.get(&id) == Some(&table) {
                 self.push(Operation::ForgetHandovers {
                     service: id,

@@ -176,7 +176,8 @@ fn write_table(maps: &Maps, from: TableRef, to: TableRef, owners: &[u32], now: T
                 .load(Ordering::Acquire)
         };
         let slot = if succeeds {
-            Slot(old(n)).succeeded_by(owner, now)
+            // What is over is left behind here already, so that a second plan has nothing to do.
+            Slot(old(n)).succeeded_by(owner, now).without_expired(now)
         } else {
             Slot::new(owner, 0, now)
         };

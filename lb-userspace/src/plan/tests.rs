@@ -123,6 +123,7 @@ fn service(id: u16, size: u32, new: &[u32], old: &[u32]) -> resolve::Service<'st
                 .collect(),
         }),
         fail_open: false,
+        spread: Default::default(),
         resets_suspended: None,
         backends: new
             .iter()

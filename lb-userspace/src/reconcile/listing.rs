@@ -10,13 +10,14 @@ use lb_common::{backend::Serving, share::Share, verdict::Reason};
 use super::{
     record::{BackendRecord, ServiceRecord},
     state::State,
+    weigh::{balance_of, spread_of},
 };
 use crate::{
     model::Admin,
     resolve::Hop,
     status::{
         Attachment, BackendStatus, ClosedEgress, ConfigStatus, DrainStatus, Flows, Neighbour,
-        Packets, ServiceStatus, Status,
+        Packets, ServiceBalance, ServiceStatus, Status,
     },
 };
 
@@ -92,6 +93,8 @@ impl State {
                     mode: mode.unwrap_or(service.mode),
                     removed: service.wanted.is_none() || !current,
                     fail_open: current && service.fail_open,
+                    full: current && service.spread.full,
+                    balance: spread_of(service),
                     resets_suspended: service.resets_suspended,
                     error: deferred
                         .or_else(|| service.error.clone())
@@ -144,6 +147,7 @@ impl State {
                 Some(since_1970.map_or(0, |time| time.as_secs()))
             }),
             drain: self.drain_of(backend),
+            balance: balance_of(backend),
             flows: counts.into(),
         }
     }
@@ -174,6 +178,8 @@ impl State {
                 mode: service.mode,
                 removed: false,
                 fail_open: false,
+                full: false,
+                balance: ServiceBalance::default(),
                 resets_suspended: None,
                 error: Some(error.clone()),
                 backends: Vec::new(),

@@ -9,6 +9,7 @@ mod preview;
 mod record;
 mod registry;
 mod state;
+mod weigh;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

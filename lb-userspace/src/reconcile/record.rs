@@ -12,6 +12,7 @@ use lb_common::{
 };
 
 use crate::{
+    balance::{Spread, Standing, level::Level},
     desired::{self, Endpoint},
     ids::{Numbered, Quiet},
     model::{Admin, BackendName, Check, Health, HealthReport, LastError, Suspension},
@@ -40,6 +41,10 @@ pub(super) struct ServiceRecord {
     /// As last resolved.
     pub(super) fail_open: bool,
     /// As last resolved.
+    pub(super) spread: Spread,
+    /// How its weights have moved.
+    pub(super) level: Level,
+    /// As last resolved.
     pub(super) resets_suspended: Option<Suspension>,
 }
 
@@ -53,6 +58,7 @@ pub(super) struct BackendRecord {
     pub(super) port: u16,
     pub(super) mode: Mode,
     pub(super) weight: u16,
+    pub(super) zone: Option<String>,
     /// None if it is removed.
     pub(super) wanted: Option<WantedBackend>,
     pub(super) check: Check,
@@ -71,9 +77,12 @@ pub(super) struct BackendRecord {
     pub(super) died: Option<Moment>,
     /// The share of its flows that is closed, as last resolved.
     pub(super) closed: Option<Share>,
+    pub(super) standing: Standing,
     pub(super) quiet: Quiet,
     /// As last resolved.
     pub(super) serving: Serving,
+    /// Its part of a thousand new flows, as last resolved.
+    pub(super) per_mille: u16,
 }
 
 impl BackendRecord {
@@ -155,6 +164,7 @@ impl BackendRecord {
             hop: hops
                 .get(&self.address)
                 .map_or(Hop::Unheard, |found| found.for_mode(self.mode)),
+            standing: self.standing,
         }
     }
 }
@@ -173,6 +183,7 @@ pub(super) fn new_record(
         port: backend.port,
         mode,
         weight: backend.weight,
+        zone: None,
         wanted: None,
         check: backend.check.clone(),
         check_address: backend.check_address,
@@ -185,8 +196,10 @@ pub(super) fn new_record(
         terms: backend.terms,
         died: None,
         closed: None,
+        standing: Standing::default(),
         quiet: Quiet::default(),
         serving: Serving::ExistingOnly,
+        per_mille: 0,
     };
     renewed(record, backend)
 }
@@ -196,10 +209,12 @@ pub(super) fn renewed(record: BackendRecord, backend: &desired::Backend) -> Back
     BackendRecord {
         name: backend.name.clone(),
         weight: backend.weight,
+        zone: backend.zone.clone(),
         wanted: Some(WantedBackend {
             admin: backend.admin,
             weight: backend.weight,
             initial: backend.check.initial,
+            part: backend.part,
         }),
         check: backend.check.clone(),
         check_address: backend.check_address,

@@ -14,8 +14,10 @@ use lb_common::{
 use super::{
     memory::Memory,
     record::{BackendRecord, ServiceRecord, new_record, renewed},
+    weigh::tell_of_spread,
 };
 use crate::{
+    balance::{Spread, Standing, level::Level, slow_start::Start},
     dataplane::maps::Maps,
     desired::{self, Endpoint},
     flows::{Census, Counts},
@@ -64,6 +66,8 @@ impl Registry {
                     quiet: Quiet::default(),
                     error: None,
                     fail_open: false,
+                    spread: Spread::default(),
+                    level: Level::default(),
                     resets_suspended: None,
                 };
                 (id, record)
@@ -115,6 +119,7 @@ impl Registry {
                 port: held.port,
                 mode,
                 weight: 0,
+                zone: None,
                 wanted: None,
                 // Nobody remembers its own.
                 check: Check::DEFAULT,
@@ -131,8 +136,13 @@ impl Registry {
                     .map_or(Terms::NONE, |(_, terms)| terms),
                 died: None,
                 closed: state.share(),
+                standing: Standing {
+                    start: Start::known(state.serving() == Serving::New),
+                    ..Standing::default()
+                },
                 quiet: Quiet::default(),
                 serving: state.serving(),
+                per_mille: 0,
             });
         }
         registry.index();
@@ -236,6 +246,8 @@ impl Registry {
             quiet: Quiet::default(),
             error: None,
             fail_open: false,
+            spread: Spread::default(),
+            level: Level::default(),
             resets_suspended: None,
         });
         self.by_endpoint.insert(service.endpoint, id);
@@ -248,6 +260,7 @@ impl Registry {
         record.wanted = Some(WantedService {
             table_size: service.table_size,
             min_healthy: service.min_healthy,
+            policy: service.policy,
         });
         let mut held: HashMap<u64, BackendRecord> = std::mem::take(&mut record.backends)
             .into_iter()
@@ -474,8 +487,17 @@ impl Registry {
                     }
                 }
             }
+            tell_of_spread(&service.name, service.spread, outcome.spread);
+            service.spread = outcome.spread;
             service.fail_open = outcome.fail_open;
             service.resets_suspended = outcome.resets_suspended;
+            for backend in &mut service.backends {
+                backend.per_mille = outcome
+                    .per_mille
+                    .get(&backend.numbered.id)
+                    .copied()
+                    .unwrap_or(0);
+            }
             for (backend, given) in service.backends.iter_mut().zip(outcome.backends) {
                 let serving = given.serving;
                 backend.died = given.died;
@@ -531,6 +553,11 @@ impl Registry {
             .all(|backend| backend.health != Health::Unknown && hops.contains_key(&backend.address))
     }
 
+    /// All services, by id, to be changed in what nothing is looked up by.
+    pub(super) fn services_mut(&mut self) -> impl Iterator<Item = &mut ServiceRecord> {
+        self.services.values_mut()
+    }
+
     /// All services, by id.
     pub(super) fn services(&self) -> impl Iterator<Item = &ServiceRecord> {
         self.services.values()
@@ -552,8 +579,11 @@ impl Registry {
 pub(super) struct Outcome {
     pub(super) service: u16,
     pub(super) fail_open: bool,
+    pub(super) spread: Spread,
     pub(super) resets_suspended: Option<Suspension>,
     pub(super) backends: Vec<resolve::Backend>,
+    /// Parts of a thousand new flows, by id; absent is none.
+    pub(super) per_mille: HashMap<u32, u16>,
 }
 
 /// Names of backends for a message: not a page of them.

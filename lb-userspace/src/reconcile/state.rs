@@ -14,6 +14,7 @@ use super::{
     capacity,
     memory::{self, Memory},
     registry::{Outcome, Registry},
+    weigh::per_mille,
 };
 use crate::{
     by_version::ByVersion,
@@ -328,6 +329,7 @@ impl State {
         self.names_changed |= self.registry.note(now);
         self.names_changed |= self.registry.retire(&self.observed, &self.census);
         self.registry.house();
+        self.registry.weigh(&self.census, now.tick());
         let unlisted = self.registry.unlisted();
         let facts = self.registry.facts(&self.hops);
         let services = resolve::resolve(&self.fleet_seed, &facts, now);
@@ -347,8 +349,10 @@ impl State {
             .map(|service| Outcome {
                 service: service.id,
                 fail_open: service.fail_open,
+                spread: service.spread,
                 resets_suspended: service.resets_suspended,
                 backends: service.backends.clone(),
+                per_mille: per_mille(service),
             })
             .collect();
         self.registry.resolved(outcomes);

@@ -1,5 +1,7 @@
 use super::*;
 
+mod balance;
+
 const SEED: [u64; 4] = [1, 2, 3, 4];
 const NOW: Moment = Moment(1_000_000);
 
@@ -17,6 +19,7 @@ fn backend(id: u32, change: impl Fn(&mut BackendFacts<'static>)) -> BackendFacts
             admin: Admin::Active,
             weight: 100,
             initial: Initial::Unknown,
+            part: Part::default(),
         }),
         health: Health::Up,
         fell_at_ms: None,
@@ -24,6 +27,7 @@ fn backend(id: u32, change: impl Fn(&mut BackendFacts<'static>)) -> BackendFacts
         closing: None,
         held: None,
         hop: Hop::Unheard,
+        standing: Standing::default(),
     };
     change(&mut backend);
     backend
@@ -46,6 +50,7 @@ fn admin(id: u32, admin: Admin, health: Health) -> BackendFacts<'static> {
             admin,
             weight: 100,
             initial: Initial::Unknown,
+            part: Part::default(),
         });
         b.health = health;
     })
@@ -62,6 +67,7 @@ fn service(backends: Vec<BackendFacts<'static>>) -> ServiceFacts<'static> {
         wanted: Some(WantedService {
             table_size: 1009,
             min_healthy: 1,
+            policy: Policy::default(),
         }),
         reset_over: Duration::ZERO,
         backends,
@@ -139,6 +145,7 @@ fn what_was_found_in_the_maps_holds_until_the_first_verdict() {
             admin: Admin::Draining,
             weight: 100,
             initial: Initial::Unknown,
+            part: Part::default(),
         });
         b.health = Health::Unknown;
         b.held = Some(Serving::New);
@@ -154,6 +161,7 @@ fn a_new_backend_counts_as_its_service_says_until_the_first_verdict() {
                 admin,
                 weight: 100,
                 initial,
+                part: Part::default(),
             });
             b.health = health;
         })
@@ -184,6 +192,7 @@ fn weight_zero_takes_no_new_flows_not_even_in_fail_open() {
                 admin: Admin::Active,
                 weight: 0,
                 initial: Initial::Unknown,
+                part: Part::default(),
             });
             b.health = health;
         })
@@ -232,6 +241,7 @@ fn min_healthy_raises_the_threshold() {
         facts.wanted = Some(WantedService {
             table_size: 1009,
             min_healthy,
+            policy: Policy::default(),
         });
         let service = one(facts);
         (service.fail_open, service.backends[1].serving)
@@ -464,6 +474,7 @@ fn clients_of_a_dead_backend_are_told_at_once_or_at_the_pace_of_its_service() {
     facts.wanted = Some(WantedService {
         table_size: 1009,
         min_healthy: 3,
+        policy: Policy::default(),
     });
     let suspended = given(&facts, 6_000);
     assert_eq!((share(suspended), suspended.died), (None, None));

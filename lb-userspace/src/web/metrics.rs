@@ -1,5 +1,7 @@
 //! Metrics, computed when they are asked for: counters from the maps, everything else from the status.
 
+mod balance;
+
 use std::{collections::HashMap, fmt, net::SocketAddr, sync::Arc};
 
 use lb_common::{
@@ -177,7 +179,8 @@ impl Collector for Metrics {
         self.notices(encoder)?;
         self.flow_table(encoder)?;
         self.services(encoder)?;
-        self.backends(encoder)
+        self.backends(encoder)?;
+        self.balance(encoder)
     }
 }
 

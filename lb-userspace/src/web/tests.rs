@@ -21,9 +21,9 @@ use crate::{
     ids::{backend_identity, service_identity},
     model::{Admin, Health},
     status::{
-        AttachMode, Attachment, BackendStatus, ClosedEgress, ConfigStatus, Difference,
-        DifferenceKind, DnsStatus, DrainStatus, FlowTable, Flows, Generation, Neighbour,
-        ServiceStatus,
+        AttachMode, Attachment, BackendBalance, BackendStatus, ClosedEgress, ConfigStatus,
+        Difference, DifferenceKind, DnsStatus, DrainStatus, FlowTable, Flows, Generation,
+        Neighbour, ServiceBalance, ServiceStatus,
     },
 };
 
@@ -91,6 +91,13 @@ fn a_status() -> Status {
             mode: Mode::Ipip,
             removed: false,
             fail_open: true,
+            full: true,
+            balance: ServiceBalance {
+                backups: true,
+                spills: true,
+                moves: 3,
+                ..Default::default()
+            },
             resets_suspended: None,
             error: None,
             backends: vec![BackendStatus {
@@ -109,6 +116,12 @@ fn a_status() -> Status {
                     deadline_s: 90,
                     closed: 0.25,
                 }),
+                balance: BackendBalance {
+                    max_connections: Some(500),
+                    full: true,
+                    per_mille: 250,
+                    ..Default::default()
+                },
                 flows: Default::default(),
             }],
         }],
@@ -195,6 +208,13 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
         r#"tether_reason_packets_total{reason="no_backend",verdict="drop"} 0"#.to_owned(),
         format!("tether_service_packets_total{{{service}}} 30"),
         format!("tether_service_fail_open{{{service}}} 1"),
+        format!("tether_service_full{{{service}}} 1"),
+        format!("tether_service_weight_moves_total{{{service}}} 3"),
+        format!("tether_service_zone_spills{{{service}}} 1"),
+        format!("tether_backend_share_ratio{{{backend}}} 0.25"),
+        format!("tether_service_backups_in_use{{{service}}} 1"),
+        format!("tether_backend_full{{{backend}}} 1"),
+        format!("tether_backend_max_connections{{{backend}}} 500"),
         format!("tether_backend_packets_total{{{backend}}} 40"),
         format!(r#"tether_backend_health{{{backend},health="up"}} 1"#),
         format!(r#"tether_backend_health{{{backend},health="down"}} 0"#),

@@ -20,10 +20,12 @@ use super::{
         read::{Reader, nearest},
         rules::{self, SLOTS_PER_BACKEND},
     },
-    LARGEST_TABLE, dns,
+    LARGEST_TABLE,
+    balance::{self, Site},
+    dns,
     health::{self, Health},
 };
-use crate::{maglev, model::Admin};
+use crate::{balance::Part, maglev, model::Admin};
 
 /// Slots of a table if the service does not say.
 const TABLE_SIZE: u32 = 65_537;
@@ -47,6 +49,7 @@ pub(super) fn read(
     number: usize,
     table: &DeTable<'_>,
     span: Range<usize>,
+    site: &Site<'_>,
     findings: &mut Findings<'_>,
 ) -> Option<PlacedService> {
     let object = match table.get("name").map(Spanned::get_ref) {
@@ -74,6 +77,7 @@ pub(super) fn read(
             "set drain_deadline too, or leave it to the command",
         );
     }
+    let policy = balance::read(&mut reader, site, findings);
     let health = health::read(&mut reader, &object, findings);
     let parent = Parent {
         name: name.as_ref().map(|name| *name.get_ref()),
@@ -81,6 +85,7 @@ pub(super) fn read(
         port: port.as_ref().map(|port| *port.get_ref()),
         mode,
         health: &health,
+        site,
     };
     let backends: Vec<PlacedBackend> = reader
         .tables("backend", findings)
@@ -105,6 +110,9 @@ pub(super) fn read(
     if sources.is_empty() {
         check_min_healthy(&min_healthy, backends.len(), &object, findings);
     }
+    let min_healthy = min_healthy.map_or(1, Spanned::into_inner);
+    let parts: Vec<Part> = backends.iter().map(|placed| placed.backend.part).collect();
+    let policy = policy.finish(min_healthy, &parts, !sources.is_empty(), &object, findings);
     if backends.is_empty() && sources.is_empty() {
         findings.warning(
             &reader.span,
@@ -128,7 +136,8 @@ pub(super) fn read(
             port: port.map_or(0, Spanned::into_inner),
             mode: mode.unwrap_or(Mode::L2),
             table_size: size,
-            min_healthy: min_healthy.map_or(1, Spanned::into_inner),
+            min_healthy,
+            policy,
             drain_deadline: drain_deadline.map(Spanned::into_inner),
             close_over: close_over.map_or(CLOSE_OVER, Spanned::into_inner),
             reset_over: reset_over.map_or(Duration::ZERO, Spanned::into_inner),
@@ -217,6 +226,15 @@ fn name<'t>(
     findings: &mut Findings<'_>,
 ) -> Option<Spanned<&'t str>> {
     let name = reader.required_string("name", example, findings)?;
+    valid_name(name, reader, findings)
+}
+
+/// A name, if it is one.
+pub(super) fn valid_name<'t>(
+    name: Spanned<&'t str>,
+    reader: &Reader<'_>,
+    findings: &mut Findings<'_>,
+) -> Option<Spanned<&'t str>> {
     if let Some((wrong, remedy)) = rules::name(name.get_ref()) {
         findings.error(&name.span(), &reader.object, wrong, remedy);
         return None;
@@ -294,6 +312,7 @@ struct Parent<'a> {
     port: Option<u16>,
     mode: Option<Mode>,
     health: &'a Health,
+    site: &'a Site<'a>,
 }
 
 struct PlacedBackend {
@@ -336,6 +355,7 @@ fn backend(
     }
     let weight = reader.integer("weight", 0..=u32::from(rules::MAX_WEIGHT), findings);
     let admin = admin(&mut reader, findings);
+    let (part, zone) = balance::part(&mut reader, parent.site, findings);
     reader.finish(findings);
     let endpoint_span = address.as_ref().map(Spanned::span);
     let address = address.map_or(NOWHERE, Spanned::into_inner);
@@ -351,6 +371,8 @@ fn backend(
             port,
             weight: weight.map_or(rules::WEIGHT, |weight| weight.into_inner() as u16),
             admin,
+            part,
+            zone,
             check: parent.health.check.clone(),
             check_address: SocketAddr::from((address, check_port)),
         },
