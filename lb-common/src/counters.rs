@@ -59,7 +59,7 @@ impl Layout {
     }
 }
 
-/// What a CPU keeps for itself beside its counters: token buckets.
+/// What a CPU keeps for itself beside its counters: token buckets, and what a packet's programs tell each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct CpuState {
@@ -69,11 +69,33 @@ pub struct CpuState {
     pub reset_paid_ns: u64,
     /// Nanoseconds of the coarse monotonic clock up to which answers by ICMP are paid for.
     pub answer_paid_ns: u64,
+    /// What one program of mode `nat` or `dnat` hands on to the next, which runs on the same CPU with nothing in between.
+    pub handed_on: HandedOn,
     /// Zero.
-    pub reserved: [u64; 5],
+    pub reserved: u64,
 }
 
-const _: () = assert!(size_of::<CpuState>() == 64);
+/// What is known of a packet of mode `nat` or `dnat` when the next program goes on with it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct HandedOn {
+    /// Reason (bits 0-7) and id of the backend (8-31).
+    pub outcome: u32,
+    /// Id of a backend that the flow must not be given; 0 is none.
+    pub barred: u32,
+    /// Bucket of the flow's entry.
+    pub index: u32,
+    /// Way of the flow's entry.
+    pub way: u32,
+    /// The entry's value.
+    pub value: u64,
+    /// The endpoint that the packet came from.
+    pub endpoint: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+const _: () = assert!(size_of::<CpuState>() == 64 && size_of::<HandedOn>() == 32);
 
 /// A token bucket as one number: the time up to which what was spent is paid for. Returns the new number, or none if the bucket is
 /// empty.

@@ -311,7 +311,7 @@ fn complete(backend: &BackendFacts<'_>) -> Hop {
     match backend.hop {
         Hop::Resolved(hop) => Hop::Resolved(match backend.mode {
             Mode::Ipip => hop.encapsulating(backend.address),
-            Mode::L2 => hop.bare(),
+            Mode::L2 | Mode::Nat | Mode::Dnat => hop.bare(),
         }),
         other => other,
     }

@@ -38,6 +38,7 @@ pub(crate) fn forward_plain<H: Header>(
         Forwarding::InIpv4 => ipip::in_ipv4_plain::<H>(ctx, segment, hop).ok()?,
         Forwarding::InIpv6 => ipip::in_ipv6_plain::<H>(ctx, segment, hop).ok()?,
         Forwarding::L2 => l2::rewrite_plain::<H>(ctx, hop).ok()?,
+        Forwarding::Nat | Forwarding::Dnat => return None,
     }
     Some(action)
 }
@@ -57,6 +58,7 @@ pub(crate) fn forward<H: Header>(
         Forwarding::InIpv4 => ipip::in_ipv4::<H>(ctx, segment, hop, state)?,
         Forwarding::InIpv6 => ipip::in_ipv6::<H>(ctx, segment, hop, state)?,
         Forwarding::L2 => l2::rewrite::<H>(ctx, segment, hop, state)?,
+        Forwarding::Nat | Forwarding::Dnat => return Err(Reason::UnknownMode),
     }
     Ok(action)
 }

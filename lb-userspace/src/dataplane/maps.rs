@@ -17,6 +17,7 @@ use lb_common::{
     },
     maglev::{Slot, TableRef},
     maps::{Hold, Instance},
+    nat,
     net::IpVersion,
     service::Service,
     vip::{self, VipBucket, VipEntry},
@@ -39,6 +40,14 @@ pub struct Capacity {
     pub table_slots: u32,
     /// Possible CPUs.
     pub cpus: u32,
+    /// Buckets of translations of IPv4 flows: as many as the flow table has, or 0 if no service translates.
+    pub nat4_buckets: u32,
+    /// Buckets of translations of IPv6 flows: as many as the flow table has, or 0 if no service translates.
+    pub nat6_buckets: u32,
+    /// Endpoints of backends of modes `nat` and `dnat`; id 0 is never used. 0 if no service translates.
+    pub endpoints: u32,
+    /// SNAT addresses toward endpoints; id 0 is never used. 0 if no service translates.
+    pub pairs: u32,
 }
 
 impl Capacity {
@@ -58,7 +67,28 @@ impl Capacity {
             backends,
             table_slots,
             cpus,
+            nat4_buckets: 0,
+            nat6_buckets: 0,
+            endpoints: 0,
+            pairs: 0,
         }
+    }
+
+    /// The same with room for what modes `nat` and `dnat` need, and for one pair of a SNAT address and an endpoint less than `pairs`.
+    #[must_use]
+    pub fn translating(self, pairs: u32) -> Self {
+        Self {
+            nat4_buckets: self.flow4_buckets,
+            nat6_buckets: self.flow6_buckets,
+            endpoints: self.backends,
+            pairs,
+            ..self
+        }
+    }
+
+    /// Whether there is room for what modes `nat` and `dnat` need.
+    pub fn translates(&self) -> bool {
+        self.nat4_buckets != 0
     }
 
     /// Buckets of the flow table of a version of IP.
@@ -72,6 +102,11 @@ impl Capacity {
     /// Buckets in each directory of VIPs.
     pub fn vip_buckets(&self) -> u32 {
         vip::buckets_for(self.services)
+    }
+
+    /// Buckets in each directory of endpoints.
+    pub fn endpoint_buckets(&self) -> u32 {
+        vip::buckets_for(self.endpoints)
     }
 
     /// Shape of the counters array.
@@ -96,10 +131,16 @@ pub struct Maps {
     pub flows4: Array<v4::Bucket>,
     /// Facts for people about IPv4 flows.
     pub facts4: Array<Facts>,
+    /// Translations of IPv4 flows.
+    pub nat4: Array<nat::Bucket>,
     /// IPv6 flow table.
     pub flows6: Array<v6::Bucket>,
     /// Facts for people about IPv6 flows.
     pub facts6: Array<Facts>,
+    /// Translations of IPv6 flows.
+    pub nat6: Array<nat::Bucket>,
+    /// Flows by SNAT port, those of two ports in a word.
+    pub slots: Array<u64>,
     /// Until when the flow tables are only read, one entry.
     pub hold: Array<Hold>,
     /// All Maglev tables.
@@ -112,6 +153,18 @@ pub struct Maps {
     pub vips4: Array<VipBucket>,
     /// Directory of IPv6 VIPs.
     pub vips6: Array<VipBucket>,
+    /// Endpoints by id.
+    pub endpoints: Array<nat::Endpoint>,
+    /// Directory of IPv4 endpoints.
+    pub endpoints4: Array<VipBucket>,
+    /// Directory of IPv6 endpoints.
+    pub endpoints6: Array<VipBucket>,
+    /// SNAT addresses toward endpoints, by id.
+    pub pairs: Array<nat::Pair>,
+    /// SNAT ports that are likely in use, [`nat::WORDS_OF_PAIR`] words for each pair.
+    pub ports: Array<u64>,
+    /// VLAN devices that clients are reached by.
+    pub links: Array<nat::Link>,
     /// Counters.
     pub counters: Array<Counter>,
     /// What each CPU keeps for itself.
@@ -131,7 +184,16 @@ impl Maps {
             facts4: Array::in_memory(capacity.flow4_buckets)?,
             flows6: Array::in_memory(capacity.flow6_buckets)?,
             facts6: Array::in_memory(capacity.flow6_buckets)?,
+            nat4: Array::in_memory(capacity.nat4_buckets.max(1))?,
+            nat6: Array::in_memory(capacity.nat6_buckets.max(1))?,
+            slots: Array::in_memory(capacity.pairs.max(1) * nat::PORTS_OF_PAIR / 2)?,
             hold: Array::in_memory(1)?,
+            endpoints: Array::in_memory(capacity.endpoints.max(1))?,
+            endpoints4: Array::in_memory(capacity.endpoint_buckets())?,
+            endpoints6: Array::in_memory(capacity.endpoint_buckets())?,
+            pairs: Array::in_memory(capacity.pairs.max(1))?,
+            ports: Array::in_memory(capacity.pairs.max(1) * nat::WORDS_OF_PAIR)?,
+            links: Array::in_memory(nat::LINKS_LEN)?,
             tables: Array::in_memory(capacity.table_slots)?,
             services: Array::in_memory(capacity.services)?,
             backends: Array::in_memory(capacity.backends)?,
@@ -159,7 +221,22 @@ impl Maps {
             facts4: Array::of_map(fd(names::FACTS4).as_fd(), capacity.flow4_buckets)?,
             flows6: Array::of_map(fd(names::FLOWS6).as_fd(), capacity.flow6_buckets)?,
             facts6: Array::of_map(fd(names::FACTS6).as_fd(), capacity.flow6_buckets)?,
+            nat4: Array::of_map(fd(names::NAT4).as_fd(), capacity.nat4_buckets.max(1))?,
+            nat6: Array::of_map(fd(names::NAT6).as_fd(), capacity.nat6_buckets.max(1))?,
+            slots: Array::of_map(
+                fd(names::SLOTS).as_fd(),
+                capacity.pairs.max(1) * nat::PORTS_OF_PAIR / 2,
+            )?,
             hold: Array::of_map(fd(names::HOLD).as_fd(), 1)?,
+            endpoints: Array::of_map(fd(names::ENDPOINTS).as_fd(), capacity.endpoints.max(1))?,
+            endpoints4: Array::of_map(fd(names::ENDPOINTS4).as_fd(), capacity.endpoint_buckets())?,
+            endpoints6: Array::of_map(fd(names::ENDPOINTS6).as_fd(), capacity.endpoint_buckets())?,
+            pairs: Array::of_map(fd(names::PAIRS).as_fd(), capacity.pairs.max(1))?,
+            ports: Array::of_map(
+                fd(names::PORTS).as_fd(),
+                capacity.pairs.max(1) * nat::WORDS_OF_PAIR,
+            )?,
+            links: Array::of_map(fd(names::LINKS).as_fd(), nat::LINKS_LEN)?,
             tables: Array::of_map(fd(names::TABLES).as_fd(), capacity.table_slots)?,
             services: Array::of_map(fd(names::SERVICES).as_fd(), capacity.services)?,
             backends: Array::of_map(fd(names::BACKENDS).as_fd(), capacity.backends)?,

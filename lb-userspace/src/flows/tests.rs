@@ -102,6 +102,10 @@ impl<K: Client> Fixture<K> {
             backends: 8,
             table_slots: 64,
             cpus: 1,
+            nat4_buckets: 0,
+            nat6_buckets: 0,
+            endpoints: 0,
+            pairs: 0,
         };
         let maps = Maps::in_memory(capacity).unwrap();
         maps.instance.set(
@@ -119,7 +123,8 @@ impl<K: Client> Fixture<K> {
             identity: 1,
             vip: Address::default(),
             port: 80,
-            reserved: [0; 3],
+            translates: 0,
+            reserved: [0; 2],
         };
         maps.services.set(0, &service);
         for slot in 10..41 {

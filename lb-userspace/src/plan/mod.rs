@@ -223,7 +223,13 @@ impl Planner<'_> {
             identity,
             vip: service.endpoint.vip.into(),
             port: service.endpoint.port,
-            reserved: [0; 3],
+            translates: u16::from(
+                service
+                    .backends
+                    .iter()
+                    .any(|backend| backend.mode.translates()),
+            ),
+            reserved: [0; 2],
         };
         let unchanged = held.map(|held| Service {
             table: named.0,

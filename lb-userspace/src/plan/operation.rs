@@ -164,7 +164,8 @@ const UNUSED_SERVICE: Service = Service {
     identity: 0,
     vip: Address([0; 16]),
     port: 0,
-    reserved: [0; 3],
+    translates: 0,
+    reserved: [0; 2],
 };
 
 fn write_table(maps: &Maps, from: TableRef, to: TableRef, owners: &[u32], now: Tick) {

@@ -33,6 +33,10 @@ impl Bench {
             backends: 32,
             table_slots,
             cpus: 1,
+            nat4_buckets: 0,
+            nat6_buckets: 0,
+            endpoints: 0,
+            pairs: 0,
         };
         let maps = Maps::in_memory(capacity).unwrap();
         let now = Tick(10_000);

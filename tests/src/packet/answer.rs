@@ -69,7 +69,7 @@ impl BackendSpec {
                 Forwarding::InIpv6 => hop
                     .from_source(in_ipv6(OUTER_SOURCE).into())
                     .encapsulating(in_ipv6(address_of(id)).into()),
-                Forwarding::L2 => hop.bare(),
+                Forwarding::L2 | Forwarding::Nat | Forwarding::Dnat => hop.bare(),
             },
         }
     }

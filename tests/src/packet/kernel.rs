@@ -109,6 +109,10 @@ impl Tether {
             backends: 64,
             table_slots: 1_024,
             cpus,
+            nat4_buckets: 0,
+            nat6_buckets: 0,
+            endpoints: 0,
+            pairs: 0,
         };
         let instance = Instance {
             abi_version: ABI_VERSION,

@@ -187,7 +187,8 @@ impl World {
             identity: u64::from(id) | 1 << 63,
             vip: on_wire(vip).into(),
             port,
-            reserved: [0; 3],
+            translates: 0,
+            reserved: [0; 2],
         };
         self.maps.services.set(u32::from(id), &entry);
         self.direct(VipEntry::of(Self::vip_key(vip, port), id));

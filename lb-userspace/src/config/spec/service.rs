@@ -354,6 +354,8 @@ fn backend(
         let mode = match mode {
             Mode::L2 => "l2",
             Mode::Ipip => "ipip",
+            Mode::Nat => "nat",
+            Mode::Dnat => "dnat",
         };
         findings.error(
             &port.span(),

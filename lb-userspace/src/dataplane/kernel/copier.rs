@@ -81,6 +81,8 @@ impl Copier {
                 &Order {
                     key: traveller.key.to_words(),
                     value: traveller.word.0,
+                    translation: 0,
+                    has_translation: 0,
                     first_seen: traveller.first_seen,
                     kind: kind as u32,
                     outcome: Outcome::Pending as u32,

@@ -1,0 +1,1 @@
+//! SNAT ports: how a flow comes to one, and gives it back.
