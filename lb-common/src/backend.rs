@@ -195,6 +195,12 @@ impl BackendState {
             && !matches!(self.serving(), Serving::None)
     }
 
+    /// Whether packets are forwarded by [`Forwarding::Nat`].
+    #[inline(always)]
+    pub const fn is_nat(self) -> bool {
+        (self.0 >> Self::FORWARDING_SHIFT) & 7 == Forwarding::Nat as u64
+    }
+
     /// Whether packets are translated: [`Forwarding::Nat`] or [`Forwarding::Dnat`].
     #[inline(always)]
     pub const fn translates(self) -> bool {

@@ -87,12 +87,10 @@ pub struct HandedOn {
     pub index: u32,
     /// Way of the flow's entry.
     pub way: u32,
-    /// The entry's value.
-    pub value: u64,
-    /// The endpoint that the packet came from.
+    /// Id of the endpoint that the packet came from.
     pub endpoint: u32,
     /// Zero.
-    pub reserved: u32,
+    pub reserved: [u32; 3],
 }
 
 const _: () = assert!(size_of::<CpuState>() == 64 && size_of::<HandedOn>() == 32);

@@ -32,6 +32,18 @@ pub trait World: Memory {
     fn is_held(&self) -> bool;
     /// Notes, for people, that the entry at `place` was promoted or adopted now.
     fn note_promotion(&self, place: Place);
+
+    /// Whether flows of backends that translate come here (see [`BackendState::translates`]). Theirs are only found or made here: what a segment
+    /// changes of an entry is decided where its translation is known too, see [`crate::nat::life`].
+    const TRANSLATES: bool = false;
+    /// Notes that the packet is forwarded by the entry at `place`.
+    #[inline(always)]
+    fn note_entry(&self, _place: Place) {}
+    /// Id of a backend that the flow cannot be given, though it may be the pick; 0 is none.
+    #[inline(always)]
+    fn barred(&self) -> u32 {
+        0
+    }
 }
 
 /// The outcome for one packet.
@@ -433,9 +445,11 @@ impl<W: World> Visit<'_, W> {
         let entry = if is_other { other } else { found };
         match self.backend_of(entry.word.backend()) {
             Some(choice) => {
-                if !self.live_on(*entry) {
+                let is_theirs = W::TRANSLATES && choice.state.translates();
+                if !is_theirs && !self.live_on(*entry) {
                     return Outcome::without_backend(Reason::Held);
                 }
+                self.world.note_entry(entry.place);
                 match choice.state.serving() {
                     Serving::New | Serving::ExistingOnly => choice.forward(Reason::Established),
                     // The client must learn of it, but nobody answers a RST with a RST.
@@ -540,12 +554,14 @@ impl<W: World> Visit<'_, W> {
     /// Chooses the backend of a SYN.
     #[inline(always)]
     fn open(&self, intent: &Intent) -> Decision {
-        if intent.preferred.id() != 0
+        if intent.preferred.id() != self.world.barred()
+            && intent.preferred.id() != 0
             && let Some(kept) = self.backend_of(intent.preferred)
         {
             match kept.state.serving() {
                 // The same SYN keeps its backend, unless that now serves none, and writes nothing.
                 Serving::New | Serving::ExistingOnly if intent.same_syn => {
+                    self.world.note_entry(intent.in_place_of.place);
                     return Decision::over(kept.forward(intent.reason));
                 }
                 // Another one keeps it only if it takes new flows.
@@ -589,7 +605,9 @@ impl<W: World> Visit<'_, W> {
                 None => return Decision::over(self.refuse()),
             },
         };
-        if !self.segment.continues() {
+        // What nobody knows the SNAT port of is nothing to the backend.
+        let is_unknown = W::TRANSLATES && choice.state.is_nat();
+        if !self.segment.continues() || is_unknown {
             return Decision::over(choice.forward(Reason::Stray));
         }
         if !choice.state.is_resolved() || !self.world.may_adopt() {
@@ -627,6 +645,9 @@ impl<W: World> Visit<'_, W> {
         if plan.in_place_of.exists() {
             let entry = &plan.in_place_of;
             let written = table::replace(self.world, entry.place, entry.word, plan.word);
+            if written {
+                self.world.note_entry(entry.place);
+            }
             return plan.choice.forward(if written {
                 plan.reason
             } else {
@@ -650,6 +671,7 @@ impl<W: World> Visit<'_, W> {
                 if !is_syn {
                     self.world.note_promotion(place);
                 }
+                self.world.note_entry(place);
                 plan.choice.forward(plan.reason)
             }
             Inserted::Yielded(theirs) => match self.backend_of(theirs.backend()) {
@@ -737,6 +759,7 @@ impl<W: World> Visit<'_, W> {
             };
             let id = slot.current();
             if id != 0
+                && id != self.world.barred()
                 && let Some((_, state)) = self.world.backend(id)
                 && state.serving() == Serving::New
             {

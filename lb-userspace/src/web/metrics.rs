@@ -3,6 +3,7 @@
 use std::{collections::HashMap, fmt, net::SocketAddr, sync::Arc};
 
 use lb_common::{
+    backend::Backend,
     counters::Counter,
     net::IpVersion,
     verdict::{Reason, Verdict},
@@ -332,10 +333,10 @@ impl Metrics {
     fn backends(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let layout = self.maps.capacity.counters();
         let ids = ids(self.maps.capacity.backends, |id| {
-            // The identity is the second word of an entry.
+            const IDENTITY_WORD: usize = std::mem::offset_of!(Backend, identity) / 8;
             self.maps
                 .backends
-                .word(id, 1)
+                .word(id, IDENTITY_WORD)
                 .load(std::sync::atomic::Ordering::Relaxed)
         });
         let mut traffic = Traffic {
