@@ -41,6 +41,8 @@ pub struct Service {
     pub min_healthy: u32,
     /// Its mode: that of its backends.
     pub mode: Mode,
+    /// Mode `nat`: the addresses that its backends see in the place of clients'.
+    pub snat: Vec<IpAddr>,
     /// Its backends.
     pub backends: Vec<Backend>,
 }
@@ -80,6 +82,7 @@ pub fn services(config: &Config, drained: &BTreeSet<BackendName>) -> Vec<Service
             table_size: service.table_size,
             min_healthy: service.min_healthy,
             mode: service.mode,
+            snat: service.snat.clone(),
             backends: service
                 .backends
                 .iter()

@@ -20,6 +20,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow};
+use lb_common::net::IpVersion;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, watch},
@@ -86,7 +87,10 @@ fn options(config: &Config) -> Result<Options> {
             limits.backends,
             limits.table_slots,
             cpus,
-        ),
+        )
+        .with_pairs(limits.nat_pairs)
+        .translating_flows_of(IpVersion::V4, config.translates(IpVersion::V4))
+        .translating_flows_of(IpVersion::V6, config.translates(IpVersion::V6)),
         fleet_seed: config.fleet_seed,
     })
 }

@@ -4,7 +4,7 @@
 
 use std::{
     os::fd::{AsFd, BorrowedFd},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, Ordering, fence},
 };
 
 use lb_common::{
@@ -44,9 +44,9 @@ pub struct Capacity {
     pub nat4_buckets: u32,
     /// Buckets of translations of IPv6 flows: as many as the flow table has, or 0 if no service translates.
     pub nat6_buckets: u32,
-    /// Endpoints of backends of modes `nat` and `dnat`; id 0 is never used. 0 if no service translates.
+    /// Endpoints of backends of modes `nat` and `dnat`; id 0 is never used.
     pub endpoints: u32,
-    /// SNAT addresses toward endpoints; id 0 is never used. 0 if no service translates.
+    /// Pairs of a SNAT address and an endpoint; id 0 is never used, so one less can be held.
     pub pairs: u32,
 }
 
@@ -74,6 +74,54 @@ impl Capacity {
         }
     }
 
+    /// The same with room for so many pairs of a SNAT address and an endpoint, and for all backends' endpoints.
+    #[must_use]
+    pub fn with_pairs(self, pairs: u32) -> Self {
+        Self {
+            endpoints: self.backends.min(1 << 16),
+            pairs: pairs + 1,
+            ..self
+        }
+    }
+
+    /// The same with translations beside the flow table of a version of IP, or without.
+    #[must_use]
+    pub fn translating_flows_of(self, version: IpVersion, translates: bool) -> Self {
+        let buckets = if translates {
+            self.flow_buckets(version)
+        } else {
+            0
+        };
+        match version {
+            IpVersion::V4 => Self {
+                nat4_buckets: buckets,
+                ..self
+            },
+            IpVersion::V6 => Self {
+                nat6_buckets: buckets,
+                ..self
+            },
+        }
+    }
+
+    /// Whether there are translations beside the flow table of a version of IP.
+    pub fn translates_flows_of(&self, version: IpVersion) -> bool {
+        let buckets = match version {
+            IpVersion::V4 => self.nat4_buckets,
+            IpVersion::V6 => self.nat6_buckets,
+        };
+        buckets != 0
+    }
+
+    /// Pairs whose ports have slots: all of them, or id 0 alone where no flow is translated.
+    pub fn pairs_with_slots(&self) -> u32 {
+        if self.translates() {
+            self.pairs.max(1)
+        } else {
+            1
+        }
+    }
+
     /// The same with room for what modes `nat` and `dnat` need, and for one pair of a SNAT address and an endpoint less than `pairs`.
     #[must_use]
     pub fn translating(self, pairs: u32) -> Self {
@@ -88,7 +136,7 @@ impl Capacity {
 
     /// Whether there is room for what modes `nat` and `dnat` need.
     pub fn translates(&self) -> bool {
-        self.nat4_buckets != 0
+        self.nat4_buckets != 0 || self.nat6_buckets != 0
     }
 
     /// Buckets of the flow table of a version of IP.
@@ -186,7 +234,7 @@ impl Maps {
             facts6: Array::in_memory(capacity.flow6_buckets)?,
             nat4: Array::in_memory(capacity.nat4_buckets.max(1))?,
             nat6: Array::in_memory(capacity.nat6_buckets.max(1))?,
-            slots: Array::in_memory(capacity.pairs.max(1) * nat::PORTS_OF_PAIR / 2)?,
+            slots: Array::in_memory(capacity.pairs_with_slots() * nat::PORTS_OF_PAIR / 2)?,
             hold: Array::in_memory(1)?,
             endpoints: Array::in_memory(capacity.endpoints.max(1))?,
             endpoints4: Array::in_memory(capacity.endpoint_buckets())?,
@@ -225,7 +273,7 @@ impl Maps {
             nat6: Array::of_map(fd(names::NAT6).as_fd(), capacity.nat6_buckets.max(1))?,
             slots: Array::of_map(
                 fd(names::SLOTS).as_fd(),
-                capacity.pairs.max(1) * nat::PORTS_OF_PAIR / 2,
+                capacity.pairs_with_slots() * nat::PORTS_OF_PAIR / 2,
             )?,
             hold: Array::of_map(fd(names::HOLD).as_fd(), 1)?,
             endpoints: Array::of_map(fd(names::ENDPOINTS).as_fd(), capacity.endpoints.max(1))?,
@@ -285,6 +333,97 @@ impl Maps {
                 .word(backend, at)
                 .store(*word, Ordering::Release);
         }
+    }
+
+    /// Says what a backend is to the translation of addresses: the numbers of its endpoint and of its pairs.
+    pub fn set_translated(&self, backend: u32, endpoint: u16, pairs: [u16; nat::SNAT_ADDRESSES]) {
+        const ENDPOINT: usize = std::mem::offset_of!(Backend, port) / 8;
+        const PAIRS: usize = std::mem::offset_of!(Backend, pairs) / 8;
+        const _: () = assert!(std::mem::offset_of!(Backend, endpoint) / 8 == ENDPOINT);
+        let entry = Backend {
+            endpoint,
+            pairs,
+            ..self.backends.get(backend)
+        };
+        let words: [u64; size_of::<Backend>() / 8] =
+            // SAFETY: a backend's entry is integers without padding, of this size.
+            unsafe { std::mem::transmute(entry) };
+        for at in [ENDPOINT, PAIRS, PAIRS + 1] {
+            let word = self.backends.word(backend, at);
+            word.store(words[at], Ordering::Release);
+        }
+    }
+
+    /// Takes a pair out of use: nobody has a port of it, nor takes one.
+    pub fn clear_pair(&self, pair: u16) {
+        self.pairs.set(u32::from(pair), &nat::Pair::default());
+        let words = u32::from(pair) * nat::WORDS_OF_PAIR..;
+        for index in words.take(nat::WORDS_OF_PAIR as usize) {
+            self.ports.word(index, 0).store(0, Ordering::Relaxed);
+        }
+        if u32::from(pair) < self.capacity.pairs_with_slots() {
+            let words = nat::PORTS_OF_PAIR / 2;
+            let first = u32::from(pair) * words;
+            for index in first..first + words {
+                self.slots.word(index, 0).store(0, Ordering::Relaxed);
+            }
+        }
+        fence(Ordering::SeqCst);
+    }
+
+    /// Gives back the SNAT port of an entry that is gone, unless another flow has it by now; true if it did. `place` is what the slot of a port of
+    /// that entry holds.
+    pub fn give_back_port(&self, pair: u16, port: u16, place: u32) -> bool {
+        if port < nat::FIRST_PORT || u32::from(pair) >= self.capacity.pairs_with_slots() {
+            return false;
+        }
+        let index = nat::slot_index(pair, port);
+        let shift = index % 2 * 32;
+        let slot = self.slots.word(index / 2, 0);
+        let release = |word: u64| {
+            let holds = (word >> shift) as u32 == place;
+            holds.then_some(word & !(u64::from(u32::MAX) << shift))
+        };
+        // It fails at once if the slot is another's; else only the neighbouring port's slot can have changed.
+        if slot
+            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, release)
+            .is_err()
+        {
+            return false;
+        }
+        let bit = u32::from(port - nat::FIRST_PORT);
+        let word = u32::from(pair) * nat::WORDS_OF_PAIR + bit / 64;
+        let bits = self.ports.word(word, 0);
+        bits.fetch_and(!(1 << (bit % 64)), Ordering::SeqCst);
+        true
+    }
+
+    /// Ports of a pair that are in use, or rest after use.
+    pub fn ports_in_use(&self, pair: u16) -> u32 {
+        let first = u32::from(pair) * nat::WORDS_OF_PAIR;
+        (first..first + nat::WORDS_OF_PAIR)
+            .map(|word| {
+                self.ports
+                    .word(word, 0)
+                    .load(Ordering::Relaxed)
+                    .count_ones()
+            })
+            .sum()
+    }
+
+    /// The directory of endpoints of a version of IP.
+    pub fn endpoint_words(&self, version: IpVersion) -> &Array<VipBucket> {
+        match version {
+            IpVersion::V4 => &self.endpoints4,
+            IpVersion::V6 => &self.endpoints6,
+        }
+    }
+
+    /// Writes one entry of the directory of endpoints of a version of IP: one store.
+    pub fn set_endpoint_word(&self, version: IpVersion, bucket: u32, way: usize, entry: VipEntry) {
+        self.endpoint_words(version)
+            .word(bucket, way)
+            .store(entry.0, Ordering::SeqCst);
     }
 
     /// One entry of the directory of VIPs of a version of IP.

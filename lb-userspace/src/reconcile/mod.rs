@@ -6,6 +6,7 @@ mod memory;
 mod record;
 mod registry;
 mod state;
+mod translations;
 
 use std::{
     collections::BTreeSet,

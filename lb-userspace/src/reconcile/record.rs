@@ -7,6 +7,7 @@ use std::{
 
 use lb_common::backend::{Mode, Serving};
 
+use super::translations::Translations;
 use crate::{
     desired::{self, Endpoint},
     ids::{Numbered, Quiet},
@@ -45,6 +46,8 @@ pub(super) struct BackendRecord {
     pub(super) address: IpAddr,
     pub(super) port: u16,
     pub(super) mode: Mode,
+    /// Mode `nat`: the addresses that it sees in the place of clients'. Those of its service when it was wanted last.
+    pub(super) snat: Vec<IpAddr>,
     pub(super) weight: u16,
     /// None if it is removed.
     pub(super) wanted: Option<WantedBackend>,
@@ -82,7 +85,22 @@ impl BackendRecord {
         true
     }
 
-    pub(super) fn facts(&self, hops: &HashMap<IpAddr, Found>) -> BackendFacts<'_> {
+    /// Where its packets go.
+    pub(super) fn destination(&self) -> SocketAddr {
+        SocketAddr::new(self.address, self.port)
+    }
+
+    /// Whether addresses are translated on the way to it.
+    pub(super) fn is_translated(&self) -> bool {
+        matches!(self.mode, Mode::Nat | Mode::Dnat)
+    }
+
+    pub(super) fn facts(
+        &self,
+        service: u16,
+        hops: &HashMap<IpAddr, Found>,
+        translations: &Translations,
+    ) -> BackendFacts<'_> {
         BackendFacts {
             numbered: self.numbered,
             identity: self.identity,
@@ -97,6 +115,7 @@ impl BackendRecord {
             hop: hops
                 .get(&self.address)
                 .map_or(Hop::Unheard, |found| found.for_mode(self.mode)),
+            translated: self.is_translated().then(|| translations.of(service, self)),
         }
     }
 }
@@ -104,7 +123,7 @@ impl BackendRecord {
 /// A record of a wanted backend that is new.
 pub(super) fn new_record(
     numbered: Numbered,
-    mode: Mode,
+    service: &desired::Service,
     backend: &desired::Backend,
 ) -> BackendRecord {
     let record = BackendRecord {
@@ -113,7 +132,8 @@ pub(super) fn new_record(
         name: backend.name.clone(),
         address: backend.address,
         port: backend.port,
-        mode,
+        mode: service.mode,
+        snat: Vec::new(),
         weight: backend.weight,
         wanted: None,
         check: backend.check.clone(),
@@ -125,12 +145,17 @@ pub(super) fn new_record(
         quiet: Quiet::default(),
         serving: Serving::ExistingOnly,
     };
-    renewed(record, backend)
+    renewed(record, service, backend)
 }
 
 /// A record with what may change of a wanted backend. Its health stays until its check, which may be another now, says otherwise.
-pub(super) fn renewed(record: BackendRecord, backend: &desired::Backend) -> BackendRecord {
+pub(super) fn renewed(
+    record: BackendRecord,
+    service: &desired::Service,
+    backend: &desired::Backend,
+) -> BackendRecord {
     BackendRecord {
+        snat: service.snat.clone(),
         name: backend.name.clone(),
         weight: backend.weight,
         wanted: Some(WantedBackend {

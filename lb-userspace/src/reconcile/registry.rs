@@ -11,6 +11,7 @@ use lb_common::backend::{BackendState, Forwarding, Mode, Serving};
 use super::{
     memory::Memory,
     record::{BackendRecord, ServiceRecord, new_record, renewed},
+    translations::Translations,
 };
 use crate::{
     dataplane::maps::Maps,
@@ -109,6 +110,7 @@ impl Registry {
                 address,
                 port: held.port,
                 mode,
+                snat: observed.translations.snat_addresses(held),
                 weight: 0,
                 wanted: None,
                 // Nobody remembers its own.
@@ -229,14 +231,12 @@ impl Registry {
             match held.remove(&backend.identity) {
                 Some(known) => record.backends.push(BackendRecord {
                     quiet: Quiet::default(),
-                    ..renewed(known, backend)
+                    ..renewed(known, &service, backend)
                 }),
                 None => match self.backend_ids.take() {
-                    Some(numbered) => {
-                        record
-                            .backends
-                            .push(new_record(numbered, service.mode, backend))
-                    }
+                    Some(numbered) => record
+                        .backends
+                        .push(new_record(numbered, &service, backend)),
                     None => without.push(backend.name.backend.as_str()),
                 },
             }
@@ -366,7 +366,11 @@ impl Registry {
     }
 
     /// What resolving needs.
-    pub(super) fn facts(&self, hops: &HashMap<IpAddr, Found>) -> Vec<ServiceFacts<'_>> {
+    pub(super) fn facts(
+        &self,
+        hops: &HashMap<IpAddr, Found>,
+        translations: &Translations,
+    ) -> Vec<ServiceFacts<'_>> {
         self.services
             .values()
             .map(|service| ServiceFacts {
@@ -377,7 +381,7 @@ impl Registry {
                 backends: service
                     .backends
                     .iter()
-                    .map(|backend| backend.facts(hops))
+                    .map(|backend| backend.facts(service.id, hops, translations))
                     .collect(),
             })
             .collect()
@@ -469,6 +473,16 @@ impl Registry {
     /// All services, by id.
     pub(super) fn services(&self) -> impl Iterator<Item = &ServiceRecord> {
         self.services.values()
+    }
+
+    /// The backends on the way to which addresses are translated, each with its service's id.
+    pub(super) fn translated(&self) -> impl Iterator<Item = (u16, &BackendRecord)> + Clone {
+        self.services.values().flat_map(|service| {
+            let backends = service.backends.iter();
+            backends
+                .filter(|backend| backend.is_translated())
+                .map(|backend| (service.id, backend))
+        })
     }
 
     fn backends(&self) -> impl Iterator<Item = &BackendRecord> {

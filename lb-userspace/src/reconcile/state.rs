@@ -12,6 +12,7 @@ use super::{
     Error, capacity,
     memory::{self, Memory},
     registry::{Outcome, Registry},
+    translations::Translations,
 };
 use crate::{
     by_version::ByVersion,
@@ -34,6 +35,7 @@ pub struct State {
     pub(super) config_error: Option<String>,
     drained: BTreeSet<BackendName>,
     pub(super) registry: Registry,
+    pub(super) translations: Translations,
     pub(super) hops: HashMap<IpAddr, Found>,
     pub(super) census: Arc<Census>,
     pub(super) fill: ByVersion<Fill>,
@@ -69,6 +71,7 @@ impl State {
         let observed = Observed::read(&maps, Unsettled::default(), now);
         let mut state = Self {
             registry: Registry::adopt(&maps, &observed, &saved),
+            translations: Translations::adopt(&observed),
             maps,
             fleet_seed,
             config_error: None,
@@ -210,6 +213,7 @@ impl State {
             || fresh.backends != self.observed.backends
             || fresh.vips4 != self.observed.vips4
             || fresh.vips6 != self.observed.vips6
+            || fresh.translations != self.observed.translations
         {
             tracing::warn!("the maps are not as they were left: mending them");
         }
@@ -225,17 +229,25 @@ impl State {
     pub fn plan(&mut self, now: Tick) -> Plan {
         self.names_changed |= self.registry.retire(&self.observed, &self.census);
         self.registry.house();
+        self.translations
+            .renew(self.registry.translated(), &self.observed, &self.census);
+        let translations = self.translations.wanted();
         let unlisted = self.registry.unlisted();
-        let facts = self.registry.facts(&self.hops);
+        let facts = self.registry.facts(&self.hops, &self.translations);
         let services = resolve::resolve(&self.fleet_seed, &facts);
         let nowhere = BTreeSet::new();
         let wanted = Wanted {
             fleet_seed: &self.fleet_seed,
             services: &services,
             unlisted: &unlisted,
+            translations: &translations,
             host_owned: self.host_owned.as_ref().unwrap_or(&nowhere),
         };
-        let plan = plan::plan(&wanted, &self.observed, &mut self.tables, now);
+        let mut plan = plan::plan(&wanted, &self.observed, &mut self.tables, now);
+        for (&service, lack) in &self.translations.lacks {
+            let lack = Deferred::Untranslated(lack.clone());
+            plan.deferred.entry(service).or_insert(lack);
+        }
         let outcomes = services
             .iter()
             .map(|service| Outcome {
@@ -278,13 +290,14 @@ impl State {
 
     /// Whether a grace period is due before [`State::settled`].
     pub fn is_settling(&self) -> bool {
-        self.registry.is_settling()
+        self.registry.is_settling() || self.translations.is_settling()
     }
 
     /// A grace period has passed since the latest plan was applied; `scans` of the flow table were complete when it ended.
     pub fn settled(&mut self, scans: u64) {
         self.observed.unsettled = Unsettled::default();
         self.registry.settled(scans);
+        self.translations.settled(scans);
     }
 
     /// Whose health is to be known.

@@ -20,6 +20,7 @@ use super::{
     },
     LARGEST_TABLE,
     health::{self, Health},
+    nat::{self, Snat},
 };
 use crate::{maglev, model::Admin};
 
@@ -43,6 +44,9 @@ pub(super) struct PlacedService {
     pub(super) name_span: Option<Range<usize>>,
     /// None if VIP or port are wrong in themselves.
     pub(super) endpoint_span: Option<Range<usize>>,
+    pub(super) snat: Vec<Snat>,
+    /// The places of its backends' addresses, in the order of the backends; none where one is wrong in itself.
+    pub(super) backends: Vec<(String, Option<Range<usize>>)>,
 }
 
 /// Reads the `number`-th service. None only if nothing about it could be compared with others.
@@ -64,6 +68,12 @@ pub(super) fn read(
         reader.missing("port", "80", findings);
     }
     let mode = mode(&mut reader, findings);
+    let snat = nat::snat(
+        &mut reader,
+        mode,
+        vip.as_ref().map(|vip| *vip.get_ref()),
+        findings,
+    );
     let table_size = reader.integer("table_size", 1..=LARGEST_TABLE, findings);
     let min_healthy = reader.integer("min_healthy", 0..=1 << 18, findings);
     let health = health::read(&mut reader, &object, findings);
@@ -104,15 +114,21 @@ pub(super) fn read(
         object,
         name_span: name.as_ref().map(Spanned::span),
         endpoint_span,
+        backends: backends
+            .iter()
+            .map(|placed| (placed.object.clone(), placed.endpoint_span.clone()))
+            .collect(),
         service: Service {
             name: name.map_or_else(String::new, |name| (*name.get_ref()).to_owned()),
             vip: vip.map_or(NOWHERE, Spanned::into_inner),
             port: port.map_or(0, Spanned::into_inner),
             mode: mode.unwrap_or(Mode::L2),
+            snat: snat.iter().map(|snat| snat.address).collect(),
             table_size: size,
             min_healthy: min_healthy.map_or(1, Spanned::into_inner),
             backends: backends.into_iter().map(|placed| placed.backend).collect(),
         },
+        snat,
     })
 }
 
@@ -228,7 +244,7 @@ fn address(
 }
 
 /// Why no packet is to be sent to an address, and what to do about it.
-fn unusable(address: IpAddr) -> Option<(&'static str, String)> {
+pub(super) fn unusable(address: IpAddr) -> Option<(&'static str, String)> {
     let unicast = || "give a unicast address".to_owned();
     if address.is_loopback() {
         return Some((
@@ -273,23 +289,26 @@ pub(super) fn port(
 fn mode(reader: &mut Reader<'_>, findings: &mut Findings<'_>) -> Option<Mode> {
     const WORDS: [&str; 4] = ["l2", "ipip", "nat", "dnat"];
     let text = reader.required_string("mode", "\"l2\"", findings)?;
-    let (wrong, remedy) = match *text.get_ref() {
-        "l2" => return Some(Mode::L2),
-        "ipip" => return Some(Mode::Ipip),
-        mode @ ("nat" | "dnat") => (
-            format!("mode {mode:?} is not in this version"),
-            "use \"l2\" (same layer-2 segment) or \"ipip\"".to_owned(),
-        ),
-        mode => (
-            format!("unknown mode {mode:?}"),
-            match nearest(mode, &WORDS[..2]) {
+    let mode = match *text.get_ref() {
+        "l2" => Mode::L2,
+        "ipip" => Mode::Ipip,
+        "nat" => Mode::Nat,
+        "dnat" => Mode::Dnat,
+        mode => {
+            let remedy = match nearest(mode, &WORDS) {
                 Some(meant) => format!("did you mean {meant:?}?"),
-                None => "use \"l2\" (same layer-2 segment) or \"ipip\"".to_owned(),
-            },
-        ),
+                None => "use \"l2\" (same layer-2 segment), \"ipip\", \"nat\" or \"dnat\" (backends answer through this host)".to_owned(),
+            };
+            findings.error(
+                &text.span(),
+                &reader.object,
+                format!("unknown mode {mode:?}"),
+                remedy,
+            );
+            return None;
+        }
     };
-    findings.error(&text.span(), &reader.object, wrong, remedy);
-    None
+    Some(mode)
 }
 
 /// What a backend takes over from its service; none where that is wrong.
@@ -347,24 +366,23 @@ fn backend(
             "give the backend's IPv6 address",
         );
     }
+    if let (Some(address), Some(vip), Some(mode)) = (&address, parent.vip, parent.mode) {
+        nat::check_version(address, vip, mode, &object, findings);
+    }
     let port = port(&mut reader, "port", findings);
-    if let (Some(port), Some(expected), Some(mode)) = (&port, parent.port, parent.mode)
+    if let (Some(port), Some(expected), Some(mode @ (Mode::L2 | Mode::Ipip))) =
+        (&port, parent.port, parent.mode)
         && *port.get_ref() != expected
     {
-        let mode = match mode {
-            Mode::L2 => "l2",
-            Mode::Ipip => "ipip",
-            Mode::Nat => "nat",
-            Mode::Dnat => "dnat",
-        };
         findings.error(
             &port.span(),
             &object,
             format!(
-                "port {} differs from the service's {expected}, and mode {mode} cannot translate ports",
-                port.get_ref()
+                "port {} differs from the service's {expected}, and mode {} cannot translate ports",
+                port.get_ref(),
+                nat::word(mode)
             ),
-            format!("remove it, or set port = {expected}"),
+            format!("remove it, set port = {expected}, or use mode \"nat\" or \"dnat\""),
         );
     }
     let weight = reader.integer("weight", 0..=MAX_WEIGHT, findings);

@@ -214,7 +214,10 @@ fn shapes(capacity: &Capacity) -> [Shape; names::ALL.len()] {
         shape::<v6::Bucket>(names::FLOWS6, capacity.flow6_buckets),
         shape::<Facts>(names::FACTS6, capacity.flow6_buckets),
         shape::<nat::Bucket>(names::NAT6, capacity.nat6_buckets.max(1)),
-        shape::<u32>(names::SLOTS, capacity.pairs.max(1) * nat::PORTS_OF_PAIR),
+        shape::<u32>(
+            names::SLOTS,
+            capacity.pairs_with_slots() * nat::PORTS_OF_PAIR,
+        ),
         shape::<Hold>(names::HOLD, 1),
         shape::<Slot>(names::TABLES, capacity.table_slots),
         shape::<Service>(names::SERVICES, capacity.services),
