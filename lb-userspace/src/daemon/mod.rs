@@ -143,6 +143,8 @@ async fn run_parts(
     let (addresses, watched_addresses) = watch::channel(BTreeSet::new());
     let (vips, watched_vips) = watch::channel(BTreeSet::new());
     let (own_vips, watched_own_vips) = watch::channel(None);
+    let (hindrances, watched_hindrances) =
+        watch::channel(neighbour::replies::Hindrances::default());
     let (census, watched_census) = watch::channel(Arc::new(flows::Census::default()));
     let (attachments, watched_attachments) = watch::channel(vec![]);
     let (closed_egress, watched_closed_egress) = watch::channel(vec![]);
@@ -170,11 +172,13 @@ async fn run_parts(
         reloader: reloader.clone(),
     };
     let checks_at_once = config.checks_at_once;
+    let interfaces = config.interfaces.clone();
     let inputs = Inputs {
         commands: command_queue,
         health: health_queue,
         next_hops: hop_queue,
         own_vips: watched_own_vips,
+        hindrances: watched_hindrances,
         census: watched_census.clone(),
         attachments: watched_attachments,
         closed_egress: watched_closed_egress,
@@ -214,6 +218,25 @@ async fn run_parts(
             closed: closed_egress,
         };
         let running = neighbour::run(watched_addresses, hop_reports, egress, stopping.clone());
+        async { running.await.context("no netlink socket") }
+    });
+    parts.start("the watch over the way of replies", {
+        let (egress, maps) = (kernel.egress()?, maps.clone());
+        let gate = neighbour::replies::Gate {
+            interfaces: interfaces.clone(),
+            admit: Arc::new(move |ifindex| {
+                egress.admit(ifindex).map_err(|error| error.to_string())
+            }),
+            write_devices: Box::new(move |devices| {
+                for (at, device) in (0..).zip(devices) {
+                    if maps.links.get(at) != *device {
+                        maps.links.set(at, device);
+                    }
+                }
+            }),
+        };
+        let running =
+            neighbour::replies::run(watched_status.clone(), gate, hindrances, stopping.clone());
         async { running.await.context("no netlink socket") }
     });
     parts.start("the watch over the host's own VIPs", {

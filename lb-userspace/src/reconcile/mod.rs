@@ -24,6 +24,7 @@ use crate::{
     dataplane::maps::{Maps, now},
     flows::Census,
     model::{BackendName, HealthReport, NextHopReport, Target},
+    neighbour::replies::Hindrances,
     status::{Attachment, ClosedEgress, Status},
 };
 
@@ -69,6 +70,8 @@ pub struct Inputs {
     pub next_hops: mpsc::Receiver<NextHopReport>,
     /// The VIPs that the host itself has; none before that is known.
     pub own_vips: watch::Receiver<Option<BTreeSet<IpAddr>>>,
+    /// Why packets that backends send back reach no clients.
+    pub hindrances: watch::Receiver<Hindrances>,
     /// What the flow tables hold.
     pub census: watch::Receiver<Arc<Census>>,
     /// Where the program is attached: only passed on to the status.
@@ -179,6 +182,7 @@ enum Event {
     Health(HealthReport),
     NextHop(NextHopReport),
     OwnVips(Option<BTreeSet<IpAddr>>),
+    Hindrances(Hindrances),
     Census(Arc<Census>),
     Interfaces,
 }
@@ -204,6 +208,9 @@ impl Inputs {
             Some(report) = self.next_hops.recv() => Next::Event(Event::NextHop(report)),
             Ok(()) = self.own_vips.changed() => {
                 Next::Event(Event::OwnVips(self.own_vips.borrow_and_update().clone()))
+            }
+            Ok(()) = self.hindrances.changed() => {
+                Next::Event(Event::Hindrances(self.hindrances.borrow_and_update().clone()))
             }
             Ok(()) = self.census.changed() => {
                 Next::Event(Event::Census(Arc::clone(&self.census.borrow_and_update())))
@@ -266,6 +273,7 @@ impl Worker {
             }
             Event::NextHop(report) => return state.next_hop(report),
             Event::OwnVips(own) => return own.is_some_and(|own| state.host_owns(own)),
+            Event::Hindrances(hindrances) => return state.hindered(hindrances),
             Event::Census(census) => state.counted(census),
             Event::Interfaces => {}
         }

@@ -21,6 +21,7 @@ use crate::{
     desired,
     flows::{Census, Fill},
     model::{Admin, BackendName, HealthReport, NextHopReport, Target},
+    neighbour::replies::Hindrances,
     plan::{self, Deferred, Observed, Plan, Tables, Unsettled, Wanted},
     resolve::{self, Found, Hop},
     status::Generation,
@@ -44,6 +45,7 @@ pub struct State {
     /// VIPs that the host itself has; none before that is known.
     host_owned: Option<BTreeSet<IpAddr>>,
     pub(super) deferred: BTreeMap<u16, Deferred>,
+    pub(super) hindrances: Hindrances,
     pub(super) generation: Generation,
     saved: Memory,
     /// Whether names came or went since they were saved.
@@ -83,6 +85,7 @@ impl State {
             tables: Tables::default(),
             host_owned: None,
             deferred: BTreeMap::new(),
+            hindrances: Hindrances::default(),
             generation: Generation {
                 accepted: 1,
                 ..Generation::default()
@@ -202,7 +205,15 @@ impl State {
             }
             self.fill[version] = fill;
         }
+        self.translations.counted(&census);
         self.census = census;
+    }
+
+    /// Takes in why replies reach no clients, if they do not. False if it is no news.
+    pub fn hindered(&mut self, hindrances: Hindrances) -> bool {
+        let news = self.hindrances != hindrances;
+        self.hindrances = hindrances;
+        news
     }
 
     /// Reads all maps anew, so that the next plan mends what somebody else has changed.

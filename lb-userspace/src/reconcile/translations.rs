@@ -12,7 +12,7 @@ use std::{
 
 use lb_common::{
     backend::Mode,
-    nat::{DNAT_SERVICES, Endpoint, Pair, SNAT_ADDRESSES},
+    nat::{DNAT_SERVICES, Endpoint, PORTS_OF_PAIR, Pair, SNAT_ADDRESSES},
 };
 
 use super::record::BackendRecord;
@@ -21,6 +21,7 @@ use crate::{
     ids::{Numbered, Pool, Quiet},
     plan::{self, Observed},
     resolve::Translated,
+    status::SnatStatus,
 };
 
 /// All numbers that are given.
@@ -52,7 +53,12 @@ struct PairRecord {
     snat: IpAddr,
     endpoint: SocketAddr,
     quiet: Quiet,
+    /// Nearly all its ports are in use, as was told.
+    is_crowded: bool,
 }
+
+/// From this use of a pair's ports on it is warned, in percent.
+const CROWDED_PERCENT: u32 = 80;
 
 /// The numbers of one kind.
 #[derive(Clone, Debug)]
@@ -149,6 +155,7 @@ impl Translations {
                     snat,
                     endpoint,
                     quiet,
+                    is_crowded: false,
                 },
             );
         } else {
@@ -284,6 +291,7 @@ impl Translations {
                     snat,
                     endpoint: address,
                     quiet,
+                    is_crowded: false,
                 },
             );
         }
@@ -311,6 +319,40 @@ impl Translations {
             *place = pair;
         }
         translated
+    }
+
+    /// A backend's SNAT addresses, with the ports that are in use there.
+    pub(super) fn snat(&self, backend: &BackendRecord, census: &Census) -> Vec<SnatStatus> {
+        let endpoint = backend.destination();
+        let ports = |snat| {
+            let pair = self.by_addresses.get(&(snat, endpoint))?;
+            census.ports.get(pair).copied()
+        };
+        backend
+            .snat
+            .iter()
+            .map(|&address| SnatStatus {
+                address,
+                ports: ports(address).unwrap_or(0),
+            })
+            .collect()
+    }
+
+    /// Warns of pairs whose ports are nearly all in use, when that is news.
+    pub(super) fn counted(&mut self, census: &Census) {
+        for (id, pair) in &mut self.pairs {
+            let ports = census.ports.get(id).copied().unwrap_or(0);
+            let is_crowded = ports * 100 > PORTS_OF_PAIR * CROWDED_PERCENT;
+            if is_crowded && !pair.is_crowded {
+                tracing::warn!(
+                    "SNAT address {} has {ports} of {PORTS_OF_PAIR} ports toward {} in use: when none is left, SYNs are dropped and counted as no_port; add an \
+                     address to `snat`, or backends",
+                    pair.snat,
+                    pair.endpoint
+                );
+            }
+            pair.is_crowded = is_crowded;
+        }
     }
 
     /// What the maps are to hold.

@@ -5,6 +5,7 @@ use std::{collections::HashMap, fmt, net::SocketAddr, sync::Arc};
 use lb_common::{
     backend::Backend,
     counters::Counter,
+    nat::PORTS_OF_PAIR,
     net::IpVersion,
     verdict::{Reason, Verdict},
 };
@@ -273,6 +274,12 @@ impl Metrics {
             changed.add(vec![("why", why.into())], number);
         }
         changed.encode(encoder)?;
+        Family::counter(
+            "swept_ports",
+            "SNAT ports given back of entries that the daemon's sweep removed",
+        )
+        .of(swept.ports)
+        .encode(encoder)?;
         let mut capacity = Family::gauge(
             "flow_capacity",
             "Entries that the flow table of a version of IP has room for",
@@ -349,6 +356,14 @@ impl Metrics {
         let mut resolved =
             Family::gauge("backend_resolved", "Whether a backend's next hop is known");
         let mut weight = Family::gauge("backend_weight", "A backend's configured weight");
+        let mut ports = Family::gauge(
+            "snat_ports",
+            "Ports of a SNAT address that are in use toward a backend's address and port, or rest after use",
+        );
+        let most = Family::gauge(
+            "snat_ports_most",
+            "Ports that a SNAT address has toward a backend's address and port",
+        );
         for service in &self.status.services {
             for backend in &service.backends {
                 let labels = || backend_labels(service, backend);
@@ -380,10 +395,15 @@ impl Metrics {
                 }
                 resolved.add(labels(), backend.neighbour == Neighbour::Resolved);
                 weight.add(labels(), u64::from(backend.weight));
+                for snat in &backend.snat {
+                    let labels = with(labels(), "snat_address", snat.address.to_string());
+                    ports.add(labels, u64::from(snat.ports));
+                }
             }
         }
         traffic.encode(encoder)?;
-        for family in [flows, health, serving, resolved, weight] {
+        let most = most.of(u64::from(PORTS_OF_PAIR));
+        for family in [flows, health, serving, resolved, weight, ports, most] {
             family.encode(encoder)?;
         }
         Ok(())
