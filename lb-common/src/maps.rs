@@ -84,6 +84,16 @@ pub const COPIES: &str = "COPIES";
 
 /// Name of the load balancer's XDP program.
 pub const PROGRAM: &str = "tether";
+/// What stands in [`PROGRAMS`]: names of programs, by index.
+pub const HANDED_ON_TO: [&str; PROGRAMS_LEN as usize] = [
+    IPV6_PROGRAM,
+    "steer4",
+    "steer6",
+    "translate4",
+    "translate6",
+    "reply4",
+    "reply6",
+];
 /// Name of the program that [`PROGRAM`] hands IPv6 packets on to.
 pub const IPV6_PROGRAM: &str = "tether6";
 /// Name of the program that inserts entries for the daemon; it meets no packet but that of a test run.

@@ -67,23 +67,36 @@ struct Visit<'a, W: World> {
 #[inline(always)]
 pub fn steer<W: World>(world: &W, key: &W::Key, segment: &Segment, now: Tick) -> Steered {
     match established(world, key, segment, now) {
-        Some((_, _, id)) => Steered {
+        Some(known) => Steered {
             reason: Reason::Established,
-            backend: id,
+            backend: known.id,
         },
         None => otherwise(world, key, segment, now),
     }
 }
 
-/// The backend, its state and its id, for a segment of an established flow that can be forwarded without VLAN tags, which is what most
-/// are. None if it is anything else, or may be; then at most a refresh has been written.
+/// The backend of a flow that has an entry, and is established.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<B> {
+    /// The backend's entry.
+    pub backend: B,
+    /// Its state.
+    pub state: BackendState,
+    /// Its id.
+    pub id: u32,
+    /// Where the flow's entry is.
+    pub place: Place,
+}
+
+/// The backend for a segment of an established flow that can be forwarded without VLAN tags, which is what most are. None if it is anything
+/// else, or may be; then at most a refresh has been written.
 #[inline(always)]
 pub fn established<W: World>(
     world: &W,
     key: &W::Key,
     segment: &Segment,
     now: Tick,
-) -> Option<(W::Backend, BackendState, u32)> {
+) -> Option<Known<W::Backend>> {
     if !segment.continues() {
         return None;
     }
@@ -94,9 +107,14 @@ pub fn established<W: World>(
         entry.replace(world, next);
     }
     let reference = entry.word.backend();
-    let (handle, state) = world.backend(reference.id())?;
+    let (backend, state) = world.backend(reference.id())?;
     if state.can_forward_plainly_for(reference.generation()) {
-        Some((handle, state, reference.id()))
+        Some(Known {
+            backend,
+            state,
+            id: reference.id(),
+            place: entry.place,
+        })
     } else {
         None
     }

@@ -17,6 +17,7 @@ use lb_common::{
 use lb_ebpf::packet::Bytes;
 
 pub(crate) use self::{
+    head::write as write_head,
     header::Header,
     reset::{Answer, cut},
 };
@@ -58,6 +59,7 @@ pub(crate) fn forward<H: Header>(
         Forwarding::InIpv4 => ipip::in_ipv4::<H>(ctx, segment, hop, state)?,
         Forwarding::InIpv6 => ipip::in_ipv6::<H>(ctx, segment, hop, state)?,
         Forwarding::L2 => l2::rewrite::<H>(ctx, segment, hop, state)?,
+        // A message about a flow, and not of it; or a service's entry that does not say what its backends do.
         Forwarding::Nat | Forwarding::Dnat => return Err(Reason::UnknownMode),
     }
     Ok(action)
@@ -87,7 +89,7 @@ pub(crate) fn reset<A: Answer>(ctx: &XdpContext) -> Result<u32, Reason> {
 /// The action by which a frame leaves: back out of the interface that it came in by, or out of another. To be asked for before the frame
 /// is touched, since it may not be possible.
 #[inline(always)]
-fn egress(ctx: &XdpContext, hop: &NextHop) -> Result<u32, Reason> {
+pub(crate) fn egress(ctx: &XdpContext, hop: &NextHop) -> Result<u32, Reason> {
     if ctx.ingress_ifindex() as u32 == hop.ifindex {
         Ok(xdp_action::XDP_TX)
     } else {
@@ -110,7 +112,7 @@ fn hop_word(hop: &NextHop, index: usize) -> u64 {
 
 /// Writes a next hop's addresses into an Ethernet header: destination and source lie in the entry as in the header.
 #[inline(always)]
-fn address(ethernet: Bytes, hop: &NextHop) {
+pub(crate) fn address(ethernet: Bytes, hop: &NextHop) {
     ethernet.set_raw64(0, hop_word(hop, 0));
     ethernet.set_raw32(8, hop_word(hop, 1) as u32);
 }

@@ -13,7 +13,7 @@ use lb_ebpf::packet::{Bytes, Frame};
 use crate::{
     family::{V4, V6},
     maps,
-    parse::{self, Network, Parse, Parsed, Segment},
+    parse::{self, Parse, Parsed, Segment},
 };
 
 /// Answering, in one version of IP.
@@ -45,18 +45,18 @@ impl Answer for V6 {
 #[inline(never)]
 fn answer4(ctx: *mut xdp_md) -> u32 {
     let ctx = XdpContext::new(ctx);
-    match parse::network(&ctx) {
-        Ok(Network::V4(offset)) => answer::<V4>(&ctx, offset),
-        _ => Reason::NoAnswer as u32,
+    match parse::network_of::<V4>(&ctx) {
+        Some(offset) => answer::<V4>(&ctx, offset),
+        None => Reason::NoAnswer as u32,
     }
 }
 
 #[inline(never)]
 fn answer6(ctx: *mut xdp_md) -> u32 {
     let ctx = XdpContext::new(ctx);
-    match parse::network(&ctx) {
-        Ok(Network::V6(offset)) => answer::<V6>(&ctx, offset),
-        _ => Reason::NoAnswer as u32,
+    match parse::network_of::<V6>(&ctx) {
+        Some(offset) => answer::<V6>(&ctx, offset),
+        None => Reason::NoAnswer as u32,
     }
 }
 
@@ -138,18 +138,14 @@ fn write<F: Envelope>(ctx: &XdpContext, segment: &Segment) -> Result<(), Reason>
 
     let frame = Frame::of(ctx);
     let ethernet = frame.at(0, ETH_LEN).ok_or(Reason::Malformed)?;
-    let (a, b, c) = (ethernet.raw32(0), ethernet.raw32(4), ethernet.raw32(8));
-    // Destination is a and the lower half of b, source the upper half of b and c.
-    ethernet.set_raw32(0, (b >> 16) | (c << 16));
-    ethernet.set_raw32(4, (c >> 16) | (a << 16));
-    ethernet.set_raw32(8, (a >> 16) | (b << 16));
+    ethernet.set_macs(ethernet.macs_swapped());
 
     let ip = frame
         .at(segment.network(), F::LEN + TCP_LEN)
         .ok_or(Reason::Malformed)?;
     let addresses = F::write(ip);
 
-    // A segment without ACK is answered with sequence number 0 and an acknowledgement of all it had, its FIN included.
+    // A segment without ACK is answered with sequence number 0 and an acknowledgement of all it had, its SYN and FIN included.
     let (seq, ack, flags) = if has_ack {
         (acknowledgement, 0, tcp::RST)
     } else {
@@ -157,7 +153,8 @@ fn write<F: Envelope>(ctx: &XdpContext, segment: &Segment) -> Result<(), Reason>
             .length
             .wrapping_sub(segment.headers_len())
             .wrapping_sub(header_len);
-        let taken = payload.wrapping_add(segment.tcp.has(tcp::FIN) as u32);
+        let ends = segment.tcp.has(tcp::FIN) as u32 + segment.tcp.has(tcp::SYN) as u32;
+        let taken = payload.wrapping_add(ends);
         (0, segment.tcp.seq.wrapping_add(taken), tcp::RST | tcp::ACK)
     };
     let offset_and_flags = 0x5000 | flags as u16;
