@@ -103,19 +103,19 @@ fn take_over<P: Ports>(ports: &P, pair: u16, slot: u32) -> u16 {
     0
 }
 
-/// Gives back the port that the flow at `place` has, or had: if it is another's by now, it stays that.
+/// Gives back the port that a flow has, or had, which is what `slot` says: if it is another's by now, it stays that.
 #[inline(always)]
-pub fn give_back<P: Ports>(ports: &P, pair: u16, port: u16, place: Place) {
-    if ports.claim(pair, port, slot_of(place), 0) {
+pub fn give_back<P: Ports>(ports: &P, pair: u16, port: u16, slot: u32) {
+    if ports.claim(pair, port, slot, 0) {
         let index = port.wrapping_sub(FIRST_PORT) as u32;
         ports.clear(pair, index / 64, 1 << (index % 64));
     }
 }
 
-/// Moves a port along with its flow from a place to another. False if it was no more the flow's.
+/// Moves a port along with its flow, from one slot's place to another's. False if it was no more the flow's.
 #[inline(always)]
-pub fn carry<P: Ports>(ports: &P, pair: u16, port: u16, from: Place, to: Place) -> bool {
-    ports.claim(pair, port, slot_of(from), slot_of(to))
+pub fn carry<P: Ports>(ports: &P, pair: u16, port: u16, from: u32, to: u32) -> bool {
+    ports.claim(pair, port, from, to)
 }
 
 #[cfg(test)]
@@ -229,13 +229,13 @@ mod tests {
         assert!(port >= FIRST_PORT);
         assert_eq!(model.slot_at(port).load(SeqCst), slot_of(MINE));
         assert_eq!((model.in_use(), model.marked()), (1, 1));
-        give_back(&model, PAIR, port, HOLDING);
+        give_back(&model, PAIR, port, slot_of(HOLDING));
         assert_eq!(model.in_use(), 1, "it is not that flow's");
-        assert!(!carry(&model, PAIR, port, HOLDING, SPENT));
-        assert!(carry(&model, PAIR, port, MINE, HOLDING));
-        give_back(&model, PAIR, port, MINE);
+        assert!(!carry(&model, PAIR, port, slot_of(HOLDING), slot_of(SPENT)));
+        assert!(carry(&model, PAIR, port, slot_of(MINE), slot_of(HOLDING)));
+        give_back(&model, PAIR, port, slot_of(MINE));
         assert_eq!(model.in_use(), 1, "it has moved with its flow");
-        give_back(&model, PAIR, port, HOLDING);
+        give_back(&model, PAIR, port, slot_of(HOLDING));
         assert_eq!((model.in_use(), model.marked()), (0, 0));
     }
 
@@ -290,7 +290,7 @@ mod tests {
             let port = take(&model, PAIR, MINE);
             if port != 0 {
                 found += 1;
-                give_back(&model, PAIR, port, MINE);
+                give_back(&model, PAIR, port, slot_of(MINE));
             }
         }
         assert_eq!(model.in_use(), in_use as usize);
@@ -346,7 +346,7 @@ mod tests {
                         }
                         assert!(held.lock().unwrap().insert(port), "{port} has two flows");
                         assert!(held.lock().unwrap().remove(&port));
-                        give_back(model, PAIR, port, place);
+                        give_back(model, PAIR, port, slot_of(place));
                     }
                 });
             }

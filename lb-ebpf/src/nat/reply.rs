@@ -150,7 +150,7 @@ fn find<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<u32, Reason> {
         if seen == Translation::BUSY || !store::begin(translation, seen) {
             return Err(Reason::Untranslated);
         }
-        store::give_back::<F>(word, place);
+        store::give_back::<F>(word, slot);
         store::finish(translation, TranslationWord::new(0, 0), stamp);
     }
     tally.service(key.service());

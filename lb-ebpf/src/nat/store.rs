@@ -10,7 +10,7 @@ use lb_common::{
         word::{BackendRef, Word},
     },
     nat::{
-        Translation, TranslationWord,
+        Translation, TranslationWord, place_of,
         ports::{self, Ports as _},
         slot_of, translation,
     },
@@ -120,41 +120,33 @@ pub(super) fn finish(translation: *mut Translation, word: TranslationWord, stamp
 /// Moves the translation of an entry that has moved; its port goes along.
 #[inline(always)]
 pub(crate) fn carry<T: Table>(from: Place, to: Place) {
-    carry_on::<T>(from.index, from.way, to.index, to.way);
+    carry_on::<T>(slot_of(from), slot_of(to));
 }
 
 /// A function of its own, and by value, for the stack of those that move entries.
 #[inline(never)]
-fn carry_on<T: Table>(from: u32, from_way: u32, to: u32, to_way: u32) {
-    let from = Place {
-        index: from,
-        way: from_way,
-    };
-    let to = Place {
-        index: to,
-        way: to_way,
-    };
-    let (Some(source), Some(copy)) = (at::<T>(from), at::<T>(to)) else {
+fn carry_on<T: Table>(from: u32, to: u32) {
+    let (Some(source), Some(copy)) = (at::<T>(place_of(from)), at::<T>(place_of(to))) else {
         return;
     };
-    let (word, stamp) = load(source);
     let (former, seen) = load(copy);
-    if stamp <= Translation::BUSY || !begin(copy, seen) {
+    if load(source).1 <= Translation::BUSY || !begin(copy, seen) {
         return;
     }
     give_back::<T>(former, to);
+    let (word, stamp) = load(source);
     if word.pair() != 0 {
         ports::carry(&PortMaps::<T>::NEW, word.pair(), word.port(), from, to);
     }
     finish(copy, word, stamp);
 }
 
-/// Gives back the port of a translation that was at a place, if it still has one.
+/// Gives back the port of a translation that was at the place that a slot names, if it still has one.
 #[inline(always)]
-pub(super) fn give_back<T: Table>(former: TranslationWord, place: Place) {
+pub(super) fn give_back<T: Table>(former: TranslationWord, slot: u32) {
     if former.pair() != 0 {
         let ports = &PortMaps::<T>::NEW;
-        ports::give_back(ports, former.pair(), former.port(), place);
+        ports::give_back(ports, former.pair(), former.port(), slot);
     }
 }
 
@@ -172,8 +164,7 @@ pub(crate) fn copy<T: Table>(place: Place, key: &T::Key, value: Word, word: Tran
     let mut is_ours = word.pair() == 0;
     if !is_ours {
         let held = ports.slot(word.pair(), word.port());
-        let is_free =
-            held == 0 || ports.evict(lb_common::nat::place_of(held), word.pair(), word.port());
+        let is_free = held == 0 || ports.evict(place_of(held), word.pair(), word.port());
         is_ours = is_free && ports.claim(word.pair(), word.port(), held, slot_of(place));
     }
     let stamp = if is_ours {

@@ -196,7 +196,7 @@ fn make<F: Family>(index: u32, way: u32, id: u32, stamp: u64) -> u32 {
     if !store::begin(translation, seen) {
         return LOST;
     }
-    store::give_back::<F>(former, place);
+    store::give_back::<F>(former, slot_of(place));
     if !state.is_nat() {
         store::finish(translation, TranslationWord::new(0, 0), stamp);
         return DNAT;
