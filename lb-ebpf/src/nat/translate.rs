@@ -33,8 +33,8 @@ use crate::{
 const SEND: u32 = 0x100;
 /// It is a SYN, ready to be sent but for its options.
 const SEND_SYN: u32 = 0x101;
-/// The same, of a flow that is new at its backend, and of mode `dnat`.
-const SEND_NEW: u32 = 0x102;
+/// The same, unless its flow collides with another: it is of mode `dnat`.
+const SEND_UNLESS: u32 = 0x102;
 /// It needs another backend.
 const AGAIN: u32 = 0x103;
 
@@ -45,7 +45,7 @@ macro_rules! programs {
             #[xdp(frags)]
             fn $program(ctx: XdpContext) -> u32 {
                 let mut next = $prepare(ctx.ctx);
-                if next == SEND_NEW {
+                if next == SEND_UNLESS {
                     next = $collide(ctx.ctx);
                 }
                 if next == AGAIN {
@@ -142,7 +142,11 @@ fn prepare<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<u32, Reason
         && (!is_syn
             || !is_nat
             || PortMaps::<F>::NEW.slot(word.pair(), word.port()) == slot_of(place));
-    let mut next = if is_syn { SEND_SYN } else { SEND };
+    let next = match (is_syn, is_nat) {
+        (false, _) => SEND,
+        (true, true) => SEND_SYN,
+        (true, false) => SEND_UNLESS,
+    };
     if !is_valid {
         // Nobody knows the port of a flow that is in mid-stream.
         if is_nat && !is_syn {
@@ -158,9 +162,6 @@ fn prepare<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<u32, Reason
             }
             LOST => return Err(Reason::Untranslated),
             made => word = TranslationWord(made as u64),
-        }
-        if is_syn && !is_nat {
-            next = SEND_NEW;
         }
     } else if is_syn && word.has(TranslationWord::PROVEN) {
         // Of a former flow of the same client at the same place.

@@ -89,7 +89,7 @@ pub(super) fn surroundings() -> Result<Namespace> {
     }
     for (client, device, net, rest) in [
         (CLIENT, "clients", 7, ""),
-        (NARROW, "clients", 7, &*format!("mtu {NARROW_MTU}")),
+        (NARROW, "clients", 7, &*format!("mtu lock {NARROW_MTU}")),
         (TAGGED, "vlan", 8, ""),
     ] {
         host.ip(&format!(
