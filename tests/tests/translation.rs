@@ -12,6 +12,7 @@ use lab::packet_socket::Capture;
 use lab::peer::backend::PORT;
 use lab::peer::{crowd, raw};
 use lab::stage::Stage;
+use lab::status::Status;
 use lab::topology::{BALANCER_PORT, CLIENT_PORT, Place, Topology};
 use lab::wait;
 
@@ -236,4 +237,42 @@ fn the_hosts_own_connections_with_a_snat_address_go_on() -> Result<()> {
 #[test]
 fn the_hosts_own_connections_with_a_snat_address_go_on_in_ipv6() -> Result<()> {
     leaves_the_hosts_own_alone(Family::V6, 96)
+}
+
+/// Replies take the kernel's routes, which it has only where it forwards.
+#[test]
+fn an_interface_that_does_not_forward_is_named_until_it_does() -> Result<()> {
+    let lab = Topology::new(Place::Hidden).build()?;
+    let balancer = lab.balancer().clone();
+    let switch = |on| balancer.sysctl("net/ipv4/conf/eth0/forwarding", on);
+    switch("0")?;
+    let stage = Stage::on(lab, 97, |_| {})?;
+    let error = |status: &Status| {
+        status
+            .services
+            .first()
+            .and_then(|service| service.error.clone())
+    };
+    let status = stage
+        .tether
+        .wait_status("it is named", SOON, |status| error(status).is_some())?;
+    let said = error(&status).context("an error")?;
+    assert!(
+        said.contains("`sysctl -w net.ipv4.conf.eth0.forwarding=1`"),
+        "{said}"
+    );
+    assert!(stage.clients.open_one(stage.plan()).is_err());
+    let status = stage.tether.wait_status("it is counted", SOON, |status| {
+        status.packets("no_route_back") > 0
+    })?;
+    assert_eq!(status.packets("reply"), 0);
+
+    switch("1")?;
+    stage
+        .tether
+        .wait_status("it is well", SOON, |status| error(status).is_none())?;
+    let connections = stage.clients.open(30, stage.plan(), |_| {})?;
+    assert_eq!(crowd::echo_all(&connections), [""; 0]);
+    stage.close();
+    Ok(())
 }

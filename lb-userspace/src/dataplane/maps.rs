@@ -374,6 +374,18 @@ impl Maps {
     /// Gives back the SNAT port of an entry that is gone, unless another flow has it by now; true if it did. `place` is what the slot of a port of
     /// that entry holds.
     pub fn give_back_port(&self, pair: u16, port: u16, place: u32) -> bool {
+        if !self.empty_slot(pair, port, place) {
+            return false;
+        }
+        let bit = u32::from(port - nat::FIRST_PORT);
+        let word = u32::from(pair) * nat::WORDS_OF_PAIR + bit / 64;
+        let bits = self.ports.word(word, 0);
+        bits.fetch_and(!(1 << (bit % 64)), Ordering::SeqCst);
+        true
+    }
+
+    /// Empties the slot of a port if it holds `place`; false if there is no such port, or it holds something else. Its bit stays.
+    pub fn empty_slot(&self, pair: u16, port: u16, place: u32) -> bool {
         if port < nat::FIRST_PORT || u32::from(pair) >= self.capacity.pairs_with_slots() {
             return false;
         }
@@ -385,17 +397,8 @@ impl Maps {
             holds.then_some(word & !(u64::from(u32::MAX) << shift))
         };
         // It fails at once if the slot is another's; else only the neighbouring port's slot can have changed.
-        if slot
-            .fetch_update(Ordering::SeqCst, Ordering::SeqCst, release)
-            .is_err()
-        {
-            return false;
-        }
-        let bit = u32::from(port - nat::FIRST_PORT);
-        let word = u32::from(pair) * nat::WORDS_OF_PAIR + bit / 64;
-        let bits = self.ports.word(word, 0);
-        bits.fetch_and(!(1 << (bit % 64)), Ordering::SeqCst);
-        true
+        slot.fetch_update(Ordering::SeqCst, Ordering::SeqCst, release)
+            .is_ok()
     }
 
     /// Ports of a pair that are in use, or rest after use.

@@ -12,17 +12,15 @@ use lb_common::{
     clock::Tick,
     flow::{
         bucket::WAYS,
+        table::Place,
         word::{EMBRYO_TICKS, Word},
     },
     hash::Seed,
-    nat::TranslationWord,
+    nat::{TranslationWord, slot_of},
 };
 
 use super::copier::Traveller;
-use crate::dataplane::{
-    maps::Maps,
-    table::{Table, TableKey},
-};
+use crate::dataplane::{maps::Maps, table::TableKey};
 
 /// The image of one table.
 pub(super) struct Mirror<K> {
@@ -128,14 +126,20 @@ fn is_needed(word: Word, now: Tick) -> bool {
     }
 }
 
-/// Removes all entries of a key from a table that nobody else writes. A deletion, which is all that the daemon does to entries.
-pub(super) fn remove<K: TableKey>(table: Table<'_, K>, seed: &Seed, key: K) {
+/// Removes all entries of a key from a table that nobody else writes, and the slots of their ports, so that the key's next entry there can have the
+/// same ones. A deletion, which is all that the daemon does to entries.
+pub(super) fn remove<K: TableKey>(maps: &Maps, seed: &Seed, key: K) {
+    let table = K::table(maps);
     for home in table.homes(key, seed) {
         let bucket = table.bucket(home);
         for way in 0..WAYS {
             if let Some((held, word)) = bucket.read(way)
                 && held == key
             {
+                if let Some(translation) = table.translation((home, way), key, word, seed) {
+                    let place = slot_of(Place { index: home, way });
+                    maps.empty_slot(translation.pair(), translation.port(), place);
+                }
                 // Nobody else writes, so it does not fail.
                 let _ = bucket.value(way).compare_exchange(
                     word.0,

@@ -337,7 +337,7 @@ fn pass<K: TableKey>(
 ) -> Result<usize, Error> {
     let changed = mirror.refresh();
     for key in &changed {
-        remove(K::table(to), &seed, *key);
+        remove(to, &seed, *key);
     }
     let now = maps::now();
     let entries = changed.iter().flat_map(|key| mirror.of(*key, now));
