@@ -7,6 +7,7 @@ use core::{
 
 use crate::{
     clock::Tick,
+    nat::SNAT_ADDRESSES,
     net::{Address, IpVersion, VlanTag},
     share::Share,
 };
@@ -52,6 +53,18 @@ pub enum Mode {
     L2 = 1,
     /// IP in IP: IPv4 in IPv4 (RFC 2003), IPv6 in IPv6 and IPv4 in IPv6 (RFC 2473).
     Ipip = 2,
+    /// Source and destination rewritten; what the backend sends back comes through here.
+    Nat = 3,
+    /// Destination rewritten; what the backend sends back comes through here.
+    Dnat = 4,
+}
+
+impl Mode {
+    /// Whether what backends send back comes through here: there is a translation for each flow.
+    #[must_use]
+    pub const fn translates(self) -> bool {
+        matches!(self, Self::Nat | Self::Dnat)
+    }
 }
 
 /// How packets reach a backend, as the data path does it: the mode, and the family of what it adds.
@@ -64,6 +77,10 @@ pub enum Forwarding {
     InIpv4 = 2,
     /// Mode `ipip`, to a backend with an IPv6 address.
     InIpv6 = 3,
+    /// Mode `nat`, in the same version of IP.
+    Nat = 4,
+    /// Mode `dnat`, in the same version of IP.
+    Dnat = 5,
 }
 
 impl Forwarding {
@@ -74,6 +91,8 @@ impl Forwarding {
             (Mode::L2, _) => Self::L2,
             (Mode::Ipip, IpAddr::V4(_)) => Self::InIpv4,
             (Mode::Ipip, IpAddr::V6(_)) => Self::InIpv6,
+            (Mode::Nat, _) => Self::Nat,
+            (Mode::Dnat, _) => Self::Dnat,
         }
     }
 
@@ -83,6 +102,8 @@ impl Forwarding {
         match self {
             Self::L2 => Mode::L2,
             Self::InIpv4 | Self::InIpv6 => Mode::Ipip,
+            Self::Nat => Mode::Nat,
+            Self::Dnat => Mode::Dnat,
         }
     }
 }
@@ -233,6 +254,18 @@ impl BackendState {
             && !matches!(self.serving(), Serving::None)
     }
 
+    /// Whether packets are forwarded by [`Forwarding::Nat`].
+    #[inline(always)]
+    pub const fn is_nat(self) -> bool {
+        (self.0 >> Self::FORWARDING_SHIFT) & 7 == Forwarding::Nat as u64
+    }
+
+    /// Whether packets are translated: [`Forwarding::Nat`] or [`Forwarding::Dnat`].
+    #[inline(always)]
+    pub const fn translates(self) -> bool {
+        (self.0 >> (Self::FORWARDING_SHIFT + 2)) & 1 != 0
+    }
+
     /// How packets are forwarded, if the entry was ever written.
     #[inline(always)]
     pub const fn forwarding(self) -> Option<Forwarding> {
@@ -240,6 +273,8 @@ impl BackendState {
             1 => Some(Forwarding::L2),
             2 => Some(Forwarding::InIpv4),
             3 => Some(Forwarding::InIpv6),
+            4 => Some(Forwarding::Nat),
+            5 => Some(Forwarding::Dnat),
             _ => None,
         }
     }
@@ -365,31 +400,39 @@ const fn put(to: &mut [u8; 32], at: usize, from: &[u8]) {
 
 /// One backend, three cache lines. Written before anything refers to it.
 ///
-/// What an untagged frame in IPv4 needs of the first next hop is in the first of them, together with the state.
+/// What an untagged frame in IPv4 needs of the first next hop is in the first of them, together with the state and with where the backend is.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct Backend {
     /// A [`BackendState`].
     pub state: u64,
-    /// Hash of the backend's full identity (service, name, address, port, mode); 0 is an entry that is not in use.
-    pub identity: u64,
+    /// Port, host byte order.
+    pub port: u16,
+    /// Id of the service it belongs to.
+    pub service: u16,
+    /// Modes `nat` and `dnat`: id of the endpoint at its address and port.
+    pub endpoint: u16,
+    /// Zero.
+    pub reserved: u16,
     /// Address.
     pub address: Address,
     /// Two next hops, of which the state names one: the daemon writes the other, then swaps the state. It lets a grace period pass
     /// before it writes the first again.
     pub hops: [NextHop; 2],
-    /// Port, host byte order.
-    pub port: u16,
-    /// Id of the service it belongs to.
-    pub service: u16,
+    /// Hash of the backend's full identity (service, name, address, port, mode); 0 is an entry that is not in use.
+    pub identity: u64,
+    /// Mode `nat`: the pairs of its service's SNAT addresses with its endpoint, all there are before the first 0.
+    pub pairs: [u16; SNAT_ADDRESSES],
     /// Zero.
-    pub reserved: [u32; 7],
+    pub unused: u64,
 }
 
 const _: () = assert!(size_of::<NextHop>() == 64 && offset_of!(NextHop, source) == 6);
 const _: () = assert!(offset_of!(NextHop, outer_start) == 14 && offset_of!(NextHop, outer) == 24);
 const _: () = assert!(offset_of!(NextHop, tags) == 56 && size_of::<VlanTag>() == 4);
 const _: () = assert!(size_of::<Backend>() == 192 && offset_of!(Backend, hops) == 32);
+const _: () = assert!(offset_of!(Backend, address) == 16 && offset_of!(Backend, port) == 8);
+const _: () = assert!(offset_of!(Backend, identity) == 160 && offset_of!(Backend, pairs) == 168);
 
 #[cfg(test)]
 mod tests {
@@ -398,9 +441,9 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_state_keeps_what_it_is_given(generation in 0u8..32, serving in 0u8..3, forwarding in 0u8..3, hop in 0u8..2, tags in 0u8..3, resolved: bool) {
+        fn a_state_keeps_what_it_is_given(generation in 0u8..32, serving in 0u8..3, forwarding in 0u8..5, hop in 0u8..2, tags in 0u8..3, resolved: bool) {
             let serving = [Serving::None, Serving::ExistingOnly, Serving::New][serving as usize];
-            let forwarding = [Forwarding::L2, Forwarding::InIpv4, Forwarding::InIpv6][forwarding as usize];
+            let forwarding = [Forwarding::L2, Forwarding::InIpv4, Forwarding::InIpv6, Forwarding::Nat, Forwarding::Dnat][forwarding as usize];
             let state = BackendState::new(generation, serving, forwarding, hop, resolved).tagged(tags);
             prop_assert_eq!((state.generation(), state.serving(), state.forwarding()), (generation, serving, Some(forwarding)));
             prop_assert_eq!((state.hop(), state.is_resolved()), (usize::from(hop), resolved));
@@ -409,6 +452,7 @@ mod tests {
             prop_assert_eq!(state.can_forward_plainly_for(generation), forwards);
             prop_assert!(!state.can_forward_plainly_for(generation ^ 1));
             prop_assert_eq!((state.share(), state.all_closed_since()), (None, None));
+            prop_assert_eq!(state.translates(), forwarding.mode().translates());
         }
 
         #[test]

@@ -1,9 +1,9 @@
 //! Where packets and bytes are counted: one array, a region for each CPU, in each region the reasons, then the services, then the
 //! backends.
 
-use core::mem::size_of;
+use core::mem::{offset_of, size_of};
 
-use crate::verdict::Reason;
+use crate::{backend::NextHop, verdict::Reason};
 
 /// Packets and bytes. Written by one CPU, read by the daemon.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -59,7 +59,8 @@ impl Layout {
     }
 }
 
-/// What a CPU keeps for itself beside its counters: token buckets, and a counter that no packet is counted by.
+/// What a CPU keeps for itself beside its counters: token buckets, a counter that no packet is counted by, and what a packet's programs tell
+/// each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct CpuState {
@@ -73,9 +74,44 @@ pub struct CpuState {
     pub answer_paid_ns: u64,
     /// Zero.
     pub reserved: [u64; 4],
+    /// What is known of the packet that is on its way.
+    pub handed_on: HandedOn,
+    /// By where it leaves, if that is to a client.
+    pub hop: NextHop,
 }
 
-const _: () = assert!(size_of::<CpuState>() == 64);
+/// What is known of a packet of mode `nat` or `dnat` when the next function or program goes on with it: on the same CPU, with nothing in between.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(64))]
+pub struct HandedOn {
+    /// The client's address, as [`crate::net::Address::words`] gives it.
+    pub client: [u64; 2],
+    /// A [`crate::backend::BackendState`]: how many VLAN tags the frame leaves with to a client.
+    pub state: u64,
+    /// Reason (bits 0-7) and id of the backend (8-31).
+    pub outcome: u32,
+    /// Id of a backend that the flow cannot be given; 0 is none.
+    pub barred: u32,
+    /// Bucket of the flow's entry.
+    pub index: u32,
+    /// Way of the flow's entry.
+    pub way: u32,
+    /// Id of the service.
+    pub service: u32,
+    /// Id of the endpoint that the packet came from.
+    pub endpoint: u32,
+    /// SNAT port (bits 0-15) and pair (16-29).
+    pub translation: u32,
+    /// The client's port.
+    pub client_port: u32,
+    /// MTU on the way, bytes; 0 is not known.
+    pub mtu: u32,
+    /// Zero.
+    pub reserved: u32,
+}
+
+const _: () = assert!(size_of::<CpuState>() == 192 && size_of::<HandedOn>() == 64);
+const _: () = assert!(offset_of!(CpuState, handed_on) == 64 && offset_of!(CpuState, hop) == 128);
 
 /// A token bucket as one number: the time up to which what was spent is paid for. Returns the new number, or none if the bucket is
 /// empty.

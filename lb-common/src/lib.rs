@@ -15,6 +15,7 @@ pub mod hash;
 pub mod headers;
 pub mod maglev;
 pub mod maps;
+pub mod nat;
 pub mod net;
 pub mod notice;
 pub mod service;

@@ -5,7 +5,7 @@ use core::mem::size_of;
 
 /// Version of all layouts in this crate, and of where things are found in them: the homes of flows and of VIPs, and the choice of a slot. It
 /// changes whenever any of them does; a daemon that meets maps of another version refuses, or migrates.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// IPv4 flow table: array of [`crate::flow::v4::Bucket`].
 pub const FLOWS4: &str = "FLOWS4";
@@ -15,6 +15,12 @@ pub const FACTS4: &str = "FACTS4";
 pub const FLOWS6: &str = "FLOWS6";
 /// Facts for people about IPv6 flows: array of [`crate::flow::bucket::Facts`], parallel to [`FLOWS6`].
 pub const FACTS6: &str = "FACTS6";
+/// Translations of IPv4 flows: array of [`crate::nat::Bucket`], parallel to [`FLOWS4`], or of one if no service translates.
+pub const NAT4: &str = "NAT4";
+/// Translations of IPv6 flows: array of [`crate::nat::Bucket`], parallel to [`FLOWS6`], or of one if no service translates.
+pub const NAT6: &str = "NAT6";
+/// Flows by SNAT port: array of `u32`, [`crate::nat::PORTS_OF_PAIR`] for each of [`PAIRS`], see [`crate::nat::slot_index`].
+pub const SLOTS: &str = "SLOTS";
 /// Until when the flow tables are only read: array of one [`Hold`].
 pub const HOLD: &str = "HOLD";
 /// All Maglev tables: array of [`crate::maglev::Slot`].
@@ -27,6 +33,18 @@ pub const BACKENDS: &str = "BACKENDS";
 pub const VIPS4: &str = "VIPS4";
 /// IPv6 VIPs: array of [`crate::vip::VipBucket`].
 pub const VIPS6: &str = "VIPS6";
+/// Endpoints by id: array of [`crate::nat::Endpoint`].
+pub const ENDPOINTS: &str = "ENDPOINTS";
+/// IPv4 endpoints: array of [`crate::vip::VipBucket`], whose words have an endpoint's address, port and id as those of [`VIPS4`] a service's.
+pub const ENDPOINTS4: &str = "ENDPOINTS4";
+/// IPv6 endpoints: array of [`crate::vip::VipBucket`], as [`ENDPOINTS4`].
+pub const ENDPOINTS6: &str = "ENDPOINTS6";
+/// SNAT addresses toward endpoints, by id: array of [`crate::nat::Pair`].
+pub const PAIRS: &str = "PAIRS";
+/// SNAT ports that are likely in use: array of 64-bit words, [`crate::nat::WORDS_OF_PAIR`] for each of [`PAIRS`].
+pub const PORTS: &str = "PORTS";
+/// VLAN devices that clients are reached by: array of [`crate::nat::LINKS_LEN`] [`crate::nat::Link`]s, see [`crate::nat::link_place`].
+pub const LINKS: &str = "LINKS";
 /// Counters: array of [`crate::counters::Counter`], shaped by [`crate::counters::Layout`].
 pub const COUNTERS: &str = "COUNTERS";
 /// What each CPU keeps for itself: array of [`crate::counters::CpuState`], by CPU number.
@@ -43,24 +61,43 @@ pub const NOTICES_BYTES: u32 = 1 << 18;
 pub const PROGRAMS: &str = "PROGRAMS";
 /// Index in [`PROGRAMS`] of [`IPV6_PROGRAM`].
 pub const IPV6_INDEX: u32 = 0;
+/// Index in [`PROGRAMS`] of the program that steers flows of modes `nat` and `dnat`, in IPv4; that of IPv6 follows.
+pub const STEER_INDEX: u32 = 1;
+/// Index in [`PROGRAMS`] of the program that translates what clients send, in IPv4; that of IPv6 follows.
+pub const TRANSLATE_INDEX: u32 = 3;
+/// Index in [`PROGRAMS`] of the program that translates what backends send, in IPv4; that of IPv6 follows.
+pub const REPLY_INDEX: u32 = 5;
 /// Entries in [`PROGRAMS`].
-pub const PROGRAMS_LEN: u32 = 1;
+pub const PROGRAMS_LEN: u32 = 7;
 /// The instance's own facts: array of one [`Instance`].
 pub const INSTANCE: &str = "INSTANCE";
 
 /// Every map.
-pub const ALL: [&str; 16] = [
-    INSTANCE, FLOWS4, FACTS4, FLOWS6, FACTS6, HOLD, TABLES, SERVICES, BACKENDS, VIPS4, VIPS6,
-    COUNTERS, CPUS, EGRESS, NOTICES, PROGRAMS,
+pub const ALL: [&str; 25] = [
+    INSTANCE, FLOWS4, FACTS4, NAT4, FLOWS6, FACTS6, NAT6, SLOTS, HOLD, TABLES, SERVICES, BACKENDS,
+    VIPS4, VIPS6, ENDPOINTS, ENDPOINTS4, ENDPOINTS6, PAIRS, PORTS, LINKS, COUNTERS, CPUS, EGRESS,
+    NOTICES, PROGRAMS,
 ];
 /// Those that make up the flow tables, or that programs of other tables must not share: tables of another size have others.
-pub const OF_FLOWS: [&str; 6] = [FLOWS4, FACTS4, FLOWS6, FACTS6, HOLD, PROGRAMS];
+pub const OF_FLOWS: [&str; 9] = [
+    FLOWS4, FACTS4, NAT4, FLOWS6, FACTS6, NAT6, SLOTS, HOLD, PROGRAMS,
+];
 
 /// What the daemon has inserted, while it moves flows to another table: array of [`crate::flow::copy::Order`]. Never pinned.
 pub const COPIES: &str = "COPIES";
 
 /// Name of the load balancer's XDP program.
 pub const PROGRAM: &str = "tether";
+/// What stands in [`PROGRAMS`]: names of programs, by index.
+pub const HANDED_ON_TO: [&str; PROGRAMS_LEN as usize] = [
+    IPV6_PROGRAM,
+    "steer4",
+    "steer6",
+    "translate4",
+    "translate6",
+    "reply4",
+    "reply6",
+];
 /// Name of the program that [`PROGRAM`] hands IPv6 packets on to.
 pub const IPV6_PROGRAM: &str = "tether6";
 /// Name of the program that inserts entries for the daemon; it meets no packet but that of a test run.
@@ -120,8 +157,16 @@ pub struct Constants {
     pub cpus: u32,
     /// Entries in [`COUNTERS`].
     pub counter_entries: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Buckets in [`NAT4`]: as many as in [`FLOWS4`], or 0 if no service translates.
+    pub nat4_buckets: u32,
+    /// Buckets in [`NAT6`]: as many as in [`FLOWS6`], or 0 if no service translates.
+    pub nat6_buckets: u32,
+    /// Entries in [`ENDPOINTS`]; id 0 is none.
+    pub endpoints: u32,
+    /// Buckets in [`ENDPOINTS4`] and in [`ENDPOINTS6`].
+    pub endpoint_buckets: u32,
+    /// Entries in [`PAIRS`]; id 0 is none.
+    pub pairs: u32,
     /// Nanoseconds an adoption costs a CPU, see [`crate::counters::spend`].
     pub adoption_cost_ns: u64,
     /// Nanoseconds a reset costs a CPU.
@@ -130,7 +175,7 @@ pub struct Constants {
     pub answer_cost_ns: u64,
 }
 
-const _: () = assert!(size_of::<Instance>() == 64 && size_of::<Constants>() == 88);
+const _: () = assert!(size_of::<Instance>() == 64 && size_of::<Constants>() == 104);
 
 /// Name of the global in the BPF object that holds [`Constants`].
 pub const CONSTANTS: &str = "CONSTANTS";
@@ -148,6 +193,8 @@ pub mod default {
     pub const SERVICES: u32 = 4_096;
     /// Backends.
     pub const BACKENDS: u32 = 32_768;
+    /// SNAT addresses toward endpoints: 266 kB each.
+    pub const NAT_PAIRS: u32 = 64;
     /// Slots in the arena.
     pub const TABLE_SLOTS: u32 = 4_194_304;
     /// Adoptions a second on each CPU.
@@ -171,8 +218,8 @@ mod tests {
 
     /// A change of any of these numbers loses every flow that an older version has pinned, unless the version changes too.
     #[test]
-    fn what_version_5_finds_where() {
-        assert_eq!(ABI_VERSION, 5);
+    fn what_version_6_finds_where() {
+        assert_eq!(ABI_VERSION, 6);
         let seed = Seed::new([0x1234_5678_9abc_def0, 3, 5]);
         let key = v4::Key::new(0x0a00_0001, 40_000, 7);
         let slot = |client| slot_index(client, &seed, 0, 65_537);

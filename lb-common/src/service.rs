@@ -18,9 +18,13 @@ pub struct Service {
     pub vip: Address,
     /// Port, host byte order.
     pub port: u16,
+    /// 1 if one of its backends, those that drain among them, has a mode that translates (see [`crate::backend::Mode::translates`]), else 0. Set before the
+    /// first of these can be given a flow.
+    pub translates: u16,
     /// Zero.
-    pub reserved: [u16; 3],
+    pub reserved: [u16; 2],
 }
 
 const _: () = assert!(size_of::<Service>() == 64 && offset_of!(Service, identity) == 32);
 const _: () = assert!(offset_of!(Service, vip) == 40 && offset_of!(Service, port) == 56);
+const _: () = assert!(offset_of!(Service, translates) == 58);

@@ -132,6 +132,20 @@ reasons! {
     /// The flow's backend is drained, its deadline has passed, and the flow's turn has come: a RST went to the client, and the daemon sends
     /// the backend the matching one.
     DrainDeadline = 34, "drain_deadline", Reset, Expected;
+    /// From a backend of mode `nat` or `dnat`, translated back and sent to the client.
+    Reply = 35, "reply", Forward, Expected;
+    /// The way to the client is none that a translated reply can take: no route, or an interface that takes no frames from XDP.
+    NoRouteBack = 36, "no_route_back", Drop, Configuration;
+    /// A SYN of mode `nat`: all ports of the SNAT addresses toward the backend are in use.
+    NoPort = 37, "no_port", Drop, Configuration;
+    /// A SYN of mode `dnat`: the client has a flow with the same port at the same backend, by another service. A RST went to the client.
+    Collision = 38, "collision", Reset, Configuration;
+    /// A SYN of mode `nat` or `dnat` that got no entry of its own (no place, or another CPU was faster), so that no reply could be translated.
+    Unrecorded = 39, "unrecorded", Drop, Configuration;
+    /// Mid-stream, of mode `nat` or `dnat`, without an entry that says how to translate it: a RST went to the client.
+    UnknownFlow = 40, "unknown_flow", Reset, Expected;
+    /// Of mode `nat` or `dnat`, while the translation of its flow was being written or moved, or after it was lost: it comes again.
+    Untranslated = 41, "untranslated", Drop, Expected;
 }
 
 impl Reason {

@@ -175,10 +175,7 @@ fn floor_swap(ctx: XdpContext) -> u32 {
     if protocol != PROTO_TCP {
         return xdp_action::XDP_PASS;
     }
-    let (a, b, c) = (bytes.raw32(0), bytes.raw32(4), bytes.raw32(8));
-    bytes.set_raw32(0, (b >> 16) | (c << 16));
-    bytes.set_raw32(4, (c >> 16) | (a << 16));
-    bytes.set_raw32(8, (a >> 16) | (b << 16));
+    bytes.set_macs(bytes.macs_swapped());
     xdp_action::XDP_TX
 }
 

@@ -70,9 +70,21 @@ fn carry_out<T: Table>(index: u32, of: IpVersion) -> u32 {
             words.add(2).read_volatile(),
         ]
     };
+    // SAFETY: as above.
+    let (translation, has_translation) = unsafe {
+        (
+            core::ptr::addr_of!((*order).translation).read_volatile(),
+            core::ptr::addr_of!((*order).has_translation).read_volatile(),
+        )
+    };
+    let translation = if has_translation == 0 {
+        None
+    } else {
+        Some(translation)
+    };
     // A run that was interrupted has begun anew.
     if outcome == Outcome::Pending as u32 {
-        let outcome = flow::copy::<T>(key, value, first_seen, kind) as u32;
+        let outcome = flow::copy::<T>(key, value, translation, first_seen, kind) as u32;
         // SAFETY: as above.
         unsafe { core::ptr::addr_of_mut!((*order).outcome).write_volatile(outcome) };
     }

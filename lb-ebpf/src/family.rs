@@ -4,6 +4,7 @@ use crate::{
     flow::Table,
     forward::{Answer, Header},
     icmp::Icmp,
+    nat::Translate,
     parse::Parse,
     service::Directory,
 };
@@ -20,7 +21,8 @@ pub(crate) trait Family:
     + Table<Address = <Self as Parse>::Address>
     + Header
     + Answer
-    + Icmp<Address = <Self as Parse>::Address>
+    + Icmp
+    + Translate
 {
 }
 

@@ -16,6 +16,7 @@ mod forward;
 mod hide;
 mod icmp;
 mod maps;
+mod nat;
 mod parse;
 mod runtime;
 mod service;
@@ -27,6 +28,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     headers::{ETHERTYPE_IPV4, ETHERTYPE_IPV6},
+    maps::{IPV6_INDEX, REPLY_INDEX, STEER_INDEX},
     tcp,
     verdict::{Reason, Verdict},
 };
@@ -52,9 +54,14 @@ fn tether(ctx: XdpContext) -> u32 {
         action = any4(ctx.ctx);
     }
     if action == IPV6 {
-        maps::hand_on_ipv6(&ctx);
-        Tally::new().count(Reason::NoProgram);
-        action = xdp_action::XDP_PASS;
+        return hand_on(&ctx, IPV6_INDEX);
+    }
+    if action == STEER {
+        nat::begin();
+        return hand_on(&ctx, STEER_INDEX);
+    }
+    if action == REPLY {
+        return hand_on(&ctx, REPLY_INDEX);
     }
     if action == CONTROL {
         action = icmp::control4(ctx.ctx);
@@ -71,6 +78,13 @@ fn tether6(ctx: XdpContext) -> u32 {
     let mut action = established6(ctx.ctx);
     if action == OTHER {
         action = any6(ctx.ctx);
+    }
+    if action == STEER {
+        nat::begin();
+        return hand_on(&ctx, STEER_INDEX + 1);
+    }
+    if action == REPLY {
+        return hand_on(&ctx, REPLY_INDEX + 1);
     }
     if action == CONTROL {
         action = icmp::control6(ctx.ctx);
@@ -90,6 +104,18 @@ const OTHER: u32 = u32::MAX;
 const IPV6: u32 = u32::MAX - 1;
 /// It is a message of ICMP.
 const CONTROL: u32 = u32::MAX - 2;
+/// It is for a service whose flows are translated.
+const STEER: u32 = u32::MAX - 5;
+/// It is from a backend whose flows are translated.
+const REPLY: u32 = u32::MAX - 6;
+
+/// Has another program go on with the packet: does not return, unless that program is missing.
+#[inline(always)]
+fn hand_on(ctx: &XdpContext, index: u32) -> u32 {
+    maps::hand_on(ctx, index);
+    Tally::new().count(Reason::NoProgram);
+    xdp_action::XDP_PASS
+}
 
 #[inline(never)]
 fn established4(ctx: *mut xdp_md) -> u32 {
@@ -132,13 +158,27 @@ fn steer_established<F: Family>(ctx: &XdpContext, frame: Bytes) -> Option<u32> {
     let service = match F::service(ends.destination, segment.destination_port) {
         Ok(service) => service,
         Err(Reason::NotService) => {
+            if nat::is_reply::<F>(ends.source, segment.source_port) {
+                return Some(REPLY);
+            }
             tally.count(Reason::NotService);
             return Some(xdp_action::XDP_PASS);
         }
         Err(_) => return None,
     };
-    let (backend, state, id) = flow::established::<F>(service, &segment, ends.source)?;
-    let action = forward::forward_plain::<F>(ctx, &segment, backend, state)?;
+    let id;
+    let action;
+    if nat::is_on::<F>() && maps::translates(service) {
+        // The long way would only find that out again.
+        let Some((sent, backend)) = nat::plain::<F>(ctx, service, &segment, &ends) else {
+            return Some(STEER);
+        };
+        (action, id) = (sent, backend);
+    } else {
+        let known = flow::established::<F>(service, &segment, ends.source)?;
+        action = forward::forward_plain::<F>(ctx, &segment, known.backend, known.state)?;
+        id = known.id;
+    }
     tally.service(service);
     tally.backend(id);
     tally.count(Reason::Established);
@@ -177,12 +217,15 @@ fn any<F: Family>(ctx: &XdpContext, network: Result<usize, Reason>) -> u32 {
         Ok((reason, action)) => (reason, action),
         Err(reason) => match reason.verdict() {
             Verdict::Pass => (reason, xdp_action::XDP_PASS),
-            Verdict::Answer => icmp::complain::<F>(ctx, tally.backend_id(), reason),
+            Verdict::Answer => {
+                let room = icmp::room_on_the_way_to(tally.backend_id());
+                icmp::complain::<F>(ctx, room, reason)
+            }
             _ => (reason, xdp_action::XDP_DROP),
         },
     };
-    if action == CONTROL {
-        return CONTROL;
+    if action == CONTROL || action == STEER || action == REPLY {
+        return action;
     }
     tally.count(reason);
     #[cfg(feature = "log")]
@@ -221,7 +264,16 @@ fn steer<F: Family>(
         }
     };
     tally.bytes = segment.bytes();
-    let service = F::service(ends.destination, segment.destination_port)?;
+    let service = match F::service(ends.destination, segment.destination_port) {
+        Ok(service) => service,
+        Err(Reason::NotService) if nat::is_reply::<F>(ends.source, segment.source_port) => {
+            return Ok((Reason::NotService, REPLY));
+        }
+        Err(reason) => return Err(reason),
+    };
+    if nat::is_on::<F>() && maps::translates(service) {
+        return Ok((Reason::NotService, STEER));
+    }
     tally.service(service);
     let steered = flow::otherwise::<F>(service, &segment, ends.source);
     if steered.backend != 0 {
@@ -233,11 +285,7 @@ fn steer<F: Family>(
             let (backend, state) = maps::backend(steered.backend).ok_or(Reason::StaleGeneration)?;
             forward::forward::<F>(ctx, &segment, backend, state)?
         }
-        Verdict::Reset => {
-            // Only a backend that lives is told. Without a branch: the verifier would follow both sides.
-            let lives = (reason as u32 == Reason::DrainDeadline as u32) as u32;
-            forward::reset::<F>(ctx, steered.backend * lives)?
-        }
+        Verdict::Reset => forward::reset::<F>(ctx, forward::told(reason, steered.backend))?,
         _ => return Err(reason),
     };
     Ok((reason, action))

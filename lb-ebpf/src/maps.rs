@@ -12,17 +12,19 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use lb_common::{
-    backend::{Backend, BackendState},
+    backend::{Backend, BackendState, NextHop},
     clock::Tick,
-    counters::{Counter, CpuState, Layout, spend},
+    counters::{Counter, CpuState, HandedOn, Layout, spend},
     flow::{
         bucket::Facts,
         copy::{BATCH, Order},
+        table::Place,
         v4, v6,
     },
     hash::Seed,
     maglev::{Slot, TableRef},
-    maps::{BURST_NS, Constants, EGRESS_INTERFACES, Hold, IPV6_INDEX, NOTICES_BYTES, PROGRAMS_LEN},
+    maps::{BURST_NS, Constants, EGRESS_INTERFACES, Hold, NOTICES_BYTES, PROGRAMS_LEN},
+    nat::{self, Endpoint, Link, Pair},
     notice::Notice,
     service::Service,
     vip::VipBucket,
@@ -75,14 +77,23 @@ macro_rules! maps {
 maps! {
     FLOWS4: v4::Bucket,
     FACTS4: Facts,
+    NAT4: nat::Bucket,
     FLOWS6: v6::Bucket,
     FACTS6: Facts,
+    NAT6: nat::Bucket,
+    SLOTS: u32,
     HOLD: Hold,
     TABLES: u64,
     SERVICES: Service,
     BACKENDS: Backend,
     VIPS4: VipBucket,
     VIPS6: VipBucket,
+    ENDPOINTS: Endpoint,
+    ENDPOINTS4: VipBucket,
+    ENDPOINTS6: VipBucket,
+    PAIRS: Pair,
+    PORTS: u64,
+    LINKS: Link,
     COUNTERS: Counter,
     CPUS: CpuState,
     COPIES: Order,
@@ -97,7 +108,7 @@ static EGRESS: DevMapHash = DevMapHash::with_max_entries(EGRESS_INTERFACES, 0);
 #[map]
 static NOTICES: RingBuf = RingBuf::with_byte_size(NOTICES_BYTES, 0);
 
-/// What comes after [`hand_on_ipv6`].
+/// What comes after [`hand_on`].
 #[map]
 static PROGRAMS: ProgramArray = ProgramArray::with_max_entries(PROGRAMS_LEN, 0);
 
@@ -117,7 +128,11 @@ static CONSTANTS: Constants = Constants {
     table_slots: 1,
     cpus: 1,
     counter_entries: 1,
-    reserved: 0,
+    nat4_buckets: 0,
+    nat6_buckets: 0,
+    endpoints: 1,
+    endpoint_buckets: 1,
+    pairs: 1,
     adoption_cost_ns: 0,
     reset_cost_ns: 0,
     answer_cost_ns: 0,
@@ -240,6 +255,81 @@ pub(crate) fn is_held() -> bool {
     until_ns != 0 && now_ns() < until_ns
 }
 
+#[inline(always)]
+pub(crate) fn nat4_buckets() -> u32 {
+    constant!(nat4_buckets)
+}
+
+#[inline(always)]
+pub(crate) fn nat6_buckets() -> u32 {
+    constant!(nat6_buckets)
+}
+
+#[inline(always)]
+pub(crate) fn nat4(index: u32) -> Option<*mut nat::Bucket> {
+    NAT4.at(index, nat4_buckets())
+}
+
+#[inline(always)]
+pub(crate) fn nat6(index: u32) -> Option<*mut nat::Bucket> {
+    NAT6.at(index, nat6_buckets())
+}
+
+#[inline(always)]
+pub(crate) fn endpoint_buckets() -> u32 {
+    constant!(endpoint_buckets)
+}
+
+#[inline(always)]
+pub(crate) fn endpoints4(index: u32) -> Option<*const VipBucket> {
+    ENDPOINTS4
+        .at(index, endpoint_buckets())
+        .map(<*mut _>::cast_const)
+}
+
+#[inline(always)]
+pub(crate) fn endpoints6(index: u32) -> Option<*const VipBucket> {
+    ENDPOINTS6
+        .at(index, endpoint_buckets())
+        .map(<*mut _>::cast_const)
+}
+
+/// An endpoint's record.
+#[inline(always)]
+pub(crate) fn endpoint(id: u32) -> Option<*const Endpoint> {
+    ENDPOINTS
+        .at(id, constant!(endpoints))
+        .map(<*mut _>::cast_const)
+}
+
+/// A pair's record.
+#[inline(always)]
+pub(crate) fn pair(id: u16) -> Option<*const Pair> {
+    PAIRS
+        .at(id as u32, constant!(pairs))
+        .map(<*mut _>::cast_const)
+}
+
+/// A word of the bitmap of a pair's ports.
+#[inline(always)]
+pub(crate) fn ports(pair: u16, word: u32) -> Option<*mut u64> {
+    let count = constant!(pairs) * nat::WORDS_OF_PAIR;
+    PORTS.at(pair as u32 * nat::WORDS_OF_PAIR + word, count)
+}
+
+/// The slot of a pair's port.
+#[inline(always)]
+pub(crate) fn port_slot(pair: u16, port: u16) -> Option<*mut u32> {
+    let count = constant!(pairs) * nat::PORTS_OF_PAIR;
+    SLOTS.at(nat::slot_index(pair, port), count)
+}
+
+/// A place for a device of VLANs.
+#[inline(always)]
+pub(crate) fn link(index: u32) -> Option<*const Link> {
+    LINKS.at(index, nat::LINKS_LEN).map(<*mut _>::cast_const)
+}
+
 /// An order of the daemon's.
 #[inline(always)]
 pub(crate) fn order(index: u32) -> Option<*mut Order> {
@@ -256,32 +346,30 @@ pub(crate) fn vips6(index: u32) -> Option<*const VipBucket> {
     VIPS6.at(index, vip_buckets()).map(<*mut _>::cast_const)
 }
 
-/// Takes one permission to adopt a flow from this CPU's bounded rate.
-#[inline(always)]
-pub(crate) fn may_adopt(now_ns: u64) -> bool {
-    let Some(cpu) = CPUS.at(cpu(), constant!(cpus)) else {
-        return false;
+macro_rules! permission {
+    ($($(#[doc = $doc:literal])+ $name:ident: $paid_ns:ident, $cost_ns:ident;)+) => {
+        $(
+            $(#[doc = $doc])+
+            #[inline(always)]
+            pub(crate) fn $name(now_ns: u64) -> bool {
+                let Some(cpu) = own_state() else {
+                    return false;
+                };
+                // SAFETY: an entry of the map.
+                let paid_ns = unsafe { core::ptr::addr_of_mut!((*cpu).$paid_ns) };
+                take(paid_ns, now_ns, constant!($cost_ns))
+            }
+        )+
     };
-    // SAFETY: an entry of the map.
-    take(
-        unsafe { core::ptr::addr_of_mut!((*cpu).adoption_paid_ns) },
-        now_ns,
-        constant!(adoption_cost_ns),
-    )
 }
 
-/// Takes one permission to send a RST from this CPU's bounded rate.
-#[inline(always)]
-pub(crate) fn may_reset(now_ns: u64) -> bool {
-    let Some(cpu) = CPUS.at(cpu(), constant!(cpus)) else {
-        return false;
-    };
-    // SAFETY: an entry of the map.
-    take(
-        unsafe { core::ptr::addr_of_mut!((*cpu).reset_paid_ns) },
-        now_ns,
-        constant!(reset_cost_ns),
-    )
+permission! {
+    /// Takes one permission to adopt a flow from this CPU's bounded rate.
+    may_adopt: adoption_paid_ns, adoption_cost_ns;
+    /// Takes one permission to send a RST from this CPU's bounded rate.
+    may_reset: reset_paid_ns, reset_cost_ns;
+    /// Takes one permission to answer by ICMP from this CPU's bounded rate.
+    may_answer: answer_paid_ns, answer_cost_ns;
 }
 
 /// Tells the daemon of a closed flow; if there is no room, that is counted. `write` fills the notice in its place, every word of it: there is no
@@ -291,7 +379,7 @@ pub(crate) fn notify(write: impl FnOnce(*mut Notice)) {
     if let Some(mut entry) = NOTICES.reserve::<Notice>(0) {
         write(entry.as_mut_ptr());
         entry.submit(0);
-    } else if let Some(cpu) = CPUS.at(cpu(), constant!(cpus)) {
+    } else if let Some(cpu) = own_state() {
         // SAFETY: a word of the map that only this CPU writes.
         unsafe {
             let lost = core::ptr::addr_of_mut!((*cpu).notices_lost);
@@ -300,18 +388,42 @@ pub(crate) fn notify(write: impl FnOnce(*mut Notice)) {
     }
 }
 
-/// Takes one permission to answer by ICMP from this CPU's bounded rate.
+/// What this CPU keeps for itself.
 #[inline(always)]
-pub(crate) fn may_answer(now_ns: u64) -> bool {
-    let Some(cpu) = CPUS.at(cpu(), constant!(cpus)) else {
-        return false;
-    };
-    // SAFETY: an entry of the map.
-    take(
-        unsafe { core::ptr::addr_of_mut!((*cpu).answer_paid_ns) },
-        now_ns,
-        constant!(answer_cost_ns),
-    )
+pub(crate) fn own_state() -> Option<*mut CpuState> {
+    CPUS.at(cpu(), constant!(cpus))
+}
+
+/// What has been handed on of this packet.
+#[inline(always)]
+pub(crate) fn handed_on() -> HandedOn {
+    match own_state() {
+        // SAFETY: an entry of the map, which only this CPU uses while it has this packet.
+        Some(state) => unsafe { core::ptr::addr_of!((*state).handed_on).read() },
+        None => HandedOn::default(),
+    }
+}
+
+/// Where to note what is handed on.
+#[inline(always)]
+pub(crate) fn to_hand_on<'a>() -> Option<&'a mut HandedOn> {
+    // SAFETY: as above.
+    own_state().map(|state| unsafe { &mut *core::ptr::addr_of_mut!((*state).handed_on) })
+}
+
+/// Notes where the entry of the packet's flow is.
+#[inline(always)]
+pub(crate) fn hand_on_entry(place: Place) {
+    if let Some(noted) = to_hand_on() {
+        (noted.index, noted.way) = (place.index, place.way);
+    }
+}
+
+/// The hop by which packets to clients leave, to be written and used while this CPU has the packet.
+#[inline(always)]
+pub(crate) fn hop_to_client<'a>() -> Option<&'a mut NextHop> {
+    // SAFETY: as above.
+    own_state().map(|state| unsafe { &mut *core::ptr::addr_of_mut!((*state).hop) })
 }
 
 #[inline(always)]
@@ -332,6 +444,16 @@ pub(crate) fn service(id: u16) -> Option<*const Service> {
     SERVICES.at(id as u32, services()).map(<*mut _>::cast_const)
 }
 
+/// Whether a service has backends whose flows are translated.
+#[inline(always)]
+pub(crate) fn translates(id: u16) -> bool {
+    match service(id) {
+        // SAFETY: an entry of the map. Volatile: the daemon may write it meanwhile.
+        Some(service) => unsafe { core::ptr::addr_of!((*service).translates).read_volatile() != 0 },
+        None => false,
+    }
+}
+
 /// The slot of a table.
 #[inline(always)]
 pub(crate) fn slot(table: TableRef, index: u32) -> Option<Slot> {
@@ -347,6 +469,13 @@ pub(crate) fn backend(id: u32) -> Option<(*const Backend, BackendState)> {
     // SAFETY: an entry of the map. Volatile: the daemon writes it meanwhile.
     let state = BackendState(unsafe { core::ptr::addr_of!((*backend).state).read_volatile() });
     Some((backend, state))
+}
+
+/// The id of a backend's endpoint.
+#[inline(always)]
+pub(crate) fn endpoint_of(backend: *const Backend) -> u32 {
+    // SAFETY: an entry of the map. The endpoint does not change while anything names the backend.
+    (unsafe { core::ptr::addr_of!((*backend).endpoint).read_volatile() }) as u32
 }
 
 /// A backend's address, as [`lb_common::net::Address::words`] has it.
@@ -366,11 +495,12 @@ pub(crate) fn redirect(ifindex: u32) -> Option<u32> {
     EGRESS.redirect(ifindex, xdp_action::XDP_DROP as u64).ok()
 }
 
-/// Has the program for IPv6 go on with the packet. Returns only if there is none.
+/// Has another program go on with the packet, given by its index. Returns only if there is none. To be called by a program's main function: what
+/// is called may have but half of the stack.
 #[inline(always)]
-pub(crate) fn hand_on_ipv6(ctx: &XdpContext) {
+pub(crate) fn hand_on(ctx: &XdpContext, index: u32) {
     // SAFETY: a helper on the context.
-    unsafe { PROGRAMS.tail_call(ctx, IPV6_INDEX) };
+    unsafe { PROGRAMS.tail_call(ctx, index) };
 }
 
 /// Where this CPU's counters begin.

@@ -119,6 +119,26 @@ impl Bytes {
         unsafe { ((self.0 + offset) as *mut u64).write_volatile(value) }
     }
 
+    /// An Ethernet header's addresses, the source first: as of the answer to this frame.
+    #[inline(always)]
+    pub fn macs_swapped(self) -> [u32; 3] {
+        let (a, b, c) = (self.raw32(0), self.raw32(4), self.raw32(8));
+        // Destination is a and the lower half of b, source the upper half of b and c.
+        [
+            (b >> 16) | (c << 16),
+            (c >> 16) | (a << 16),
+            (a >> 16) | (b << 16),
+        ]
+    }
+
+    /// Writes both addresses of an Ethernet header.
+    #[inline(always)]
+    pub fn set_macs(self, [a, b, c]: [u32; 3]) {
+        self.set_raw32(0, a);
+        self.set_raw32(4, b);
+        self.set_raw32(8, c);
+    }
+
     /// The bytes from `offset` on.
     #[inline(always)]
     pub fn after(self, offset: usize) -> Self {

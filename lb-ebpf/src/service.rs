@@ -97,20 +97,26 @@ fn port_of(service: *const Service) -> u16 {
 
 #[inline(always)]
 fn find4(key: u64) -> Option<u16> {
-    // The second home is worked out only if it is needed, which it rarely is for a VIP.
-    let first = homes(key, maps::vip_buckets())[0];
-    find_in(maps::vips4(first)?, key).or_else(|| {
-        let second = homes(key, maps::vip_buckets())[1];
-        find_in(maps::vips4(second)?, key)
-    })
+    find(key, maps::vip_buckets(), maps::vips4)
 }
 
 #[inline(always)]
 fn find6(key: u64) -> Option<u16> {
-    let first = homes(key, maps::vip_buckets())[0];
-    find_in(maps::vips6(first)?, key).or_else(|| {
-        let second = homes(key, maps::vip_buckets())[1];
-        find_in(maps::vips6(second)?, key)
+    find(key, maps::vip_buckets(), maps::vips6)
+}
+
+/// The id of a key in a directory of so many buckets.
+#[inline(always)]
+pub(crate) fn find(
+    key: u64,
+    buckets: u32,
+    bucket: impl Fn(u32) -> Option<*const VipBucket>,
+) -> Option<u16> {
+    // The second home is worked out only if it is needed, which it rarely is for a VIP.
+    let first = homes(key, buckets)[0];
+    find_in(bucket(first)?, key).or_else(|| {
+        let second = homes(key, buckets)[1];
+        find_in(bucket(second)?, key)
     })
 }
 

@@ -31,6 +31,7 @@ const LIMITS: Limits = Limits {
     services: 4_096,
     backends: 32_768,
     table_slots: 4_194_304,
+    nat_pairs: 64,
 };
 
 fn main() -> anyhow::Result<()> {
@@ -222,6 +223,7 @@ fn config(services: usize, backends: usize, table_size: u32, state_dir: PathBuf)
                 vip: Ipv4Addr::from_bits(0x0a00_0001 + s as u32).into(),
                 port: 80,
                 mode: Mode::Ipip,
+                snat: Vec::new(),
                 table_size,
                 min_healthy: 1,
                 drain_deadline: None,

@@ -57,6 +57,8 @@ pub struct Service {
     pub terms: Terms,
     /// Over which time clients of its dead backends are told.
     pub reset_over: Duration,
+    /// Mode `nat`: the addresses that its backends see in the place of clients'.
+    pub snat: Vec<IpAddr>,
     /// Its backends.
     pub backends: Vec<Backend>,
 }
@@ -115,6 +117,7 @@ pub fn services(config: &Config, drained: &BTreeMap<BackendName, Option<Asked>>)
             mode: service.mode,
             terms: terms(service, None),
             reset_over: service.reset_over,
+            snat: service.snat.clone(),
             backends: service
                 .backends
                 .iter()

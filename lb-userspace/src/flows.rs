@@ -101,6 +101,8 @@ pub struct Swept {
     pub marked: u64,
     /// Entries whose age was kept from wrapping.
     pub clamped: u64,
+    /// SNAT ports given back, of entries that were removed.
+    pub ports: u64,
 }
 
 /// Both flow tables, counted in one pass.
@@ -119,6 +121,10 @@ pub struct Census {
     pub by_backend: HashMap<(u32, u8), Counts>,
     /// By service id; absent is none.
     pub by_service: HashMap<u16, Counts>,
+    /// Flows that have a SNAT port, by their pair's id; absent is none.
+    pub by_pair: HashMap<u16, u64>,
+    /// SNAT ports in use or resting after use, by pair's id.
+    pub ports: HashMap<u16, u32>,
     /// What the sweep has changed.
     pub swept: Swept,
 }
@@ -132,6 +138,8 @@ impl Default for Census {
             tables: ByVersion::default(),
             by_backend: HashMap::new(),
             by_service: HashMap::new(),
+            by_pair: HashMap::new(),
+            ports: HashMap::new(),
             swept: Swept::default(),
         }
     }

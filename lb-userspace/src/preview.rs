@@ -100,7 +100,7 @@ pub enum BackendChange {
     Returns,
     /// It is no longer configured, and goes when its flows have ended.
     Removed,
-    /// Its weight, its admin state or its checks change.
+    /// Its weight, its admin state, its SNAT addresses or its checks change.
     Changed,
     /// Nothing of it changes but perhaps its share.
     Kept,

@@ -5,6 +5,7 @@ use std::{net::IpAddr, time::Duration};
 use lb_common::{
     backend::{Mode, NextHop, Serving},
     hash::Seed,
+    nat::SNAT_ADDRESSES,
 };
 
 use crate::{
@@ -82,6 +83,17 @@ pub struct BackendFacts<'a> {
     pub hop: Hop,
     /// What the past says of its part in the balance.
     pub standing: Standing,
+    /// Modes `nat` and `dnat`: what it is to the translation of addresses.
+    pub translated: Option<Translated>,
+}
+
+/// What a backend is to the translation of addresses: the numbers of its endpoint and of the pairs that it is one half of.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Translated {
+    /// Number of its address and port; 0 where there was none left.
+    pub endpoint: u16,
+    /// Mode `nat`: numbers of the pairs with its service's SNAT addresses, in order, then 0.
+    pub pairs: [u16; SNAT_ADDRESSES],
 }
 
 /// What is wanted of a backend.
@@ -194,6 +206,8 @@ pub struct Backend {
     pub due: Option<Moment>,
     /// The way to it, complete.
     pub hop: Hop,
+    /// What it is to the translation of addresses: nothing in modes `l2` and `ipip`.
+    pub translated: Translated,
 }
 
 /// Resolves all services of an instance, as of this moment.
@@ -298,6 +312,7 @@ fn resolve_service<'a>(
                 pace,
                 due,
                 hop: complete(backend),
+                translated: backend.translated.unwrap_or_default(),
             }
         })
         .collect();
@@ -444,10 +459,15 @@ fn fell_together<'f>(backends: impl Iterator<Item = &'f BackendFacts<'f>>) -> bo
 
 /// The way to a backend with what its mode needs on top.
 fn complete(backend: &BackendFacts<'_>) -> Hop {
+    // No packet may leave whose reply would not find back.
+    let is_untranslatable = backend.translated.is_some_and(|translated| {
+        translated.endpoint == 0 || (backend.mode == Mode::Nat && translated.pairs[0] == 0)
+    });
     match backend.hop {
+        Hop::Unheard | Hop::Resolved(_) if is_untranslatable => Hop::Unresolved,
         Hop::Resolved(hop) => Hop::Resolved(match backend.mode {
             Mode::Ipip => hop.encapsulating(backend.address),
-            Mode::L2 => hop.bare(),
+            Mode::L2 | Mode::Nat | Mode::Dnat => hop.bare(),
         }),
         other => other,
     }

@@ -274,6 +274,18 @@ pub struct BackendStatus {
     pub balance: BackendBalance,
     /// Its flows.
     pub flows: BackendFlows,
+    /// Mode `nat`: the addresses that it sees in the place of clients'.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub snat: Vec<SnatStatus>,
+}
+
+/// A SNAT address toward a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SnatStatus {
+    /// The address.
+    pub address: IpAddr,
+    /// Ports in use there, or resting after use, by all services of the backend's address and port; of 64,512.
+    pub ports: u32,
 }
 
 /// The end of a drain.
@@ -364,4 +376,43 @@ pub struct Packets {
     pub packets: u64,
     /// Bytes, from the Ethernet header on.
     pub bytes: u64,
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// The status of an instance that has nothing.
+    pub(crate) fn empty() -> Status {
+        Status {
+            version: "0".to_owned(),
+            pid: 1,
+            uptime_s: 0,
+            generation: Generation::default(),
+            config: ConfigStatus {
+                path: PathBuf::new(),
+                error: None,
+            },
+            attachments: Vec::new(),
+            closed_egress: Vec::new(),
+            flows: Flows::default(),
+            services: Vec::new(),
+            reasons: BTreeMap::new(),
+        }
+    }
+
+    /// A service of mode `nat` without backends.
+    pub(crate) fn service(vip: IpAddr) -> ServiceStatus {
+        ServiceStatus {
+            name: "chat".to_owned(),
+            vip,
+            port: 80,
+            mode: Mode::Nat,
+            removed: false,
+            fail_open: false,
+            resets_suspended: None,
+            error: None,
+            backends: Vec::new(),
+        }
+    }
 }

@@ -70,6 +70,7 @@ impl Daemon {
         let (census, census_input) = watch::channel(Arc::new(counted(0, &[])));
         let (_, attachments) = watch::channel(Vec::new());
         let (_, closed_egress) = watch::channel(Vec::new());
+        let (_, hindrances) = watch::channel(Default::default());
         let (own_vips, own_vips_input) = watch::channel(own);
         let (vip_output, vips) = watch::channel(BTreeSet::new());
         let (shutdown, shutdown_input) = watch::channel(false);
@@ -89,6 +90,7 @@ impl Daemon {
             next_hops: next_hop_inputs,
             answers: answer_inputs,
             own_vips: own_vips_input,
+            hindrances,
             census: census_input,
             attachments,
             closed_egress,

@@ -18,6 +18,7 @@ use lb_common::{
     clock::Tick,
     flow::{FlowKey as _, v4, v6},
     maglev::{PICK_ATTEMPTS, TableRef, slot_index},
+    nat::{DNAT_SERVICES, Endpoint, Pair},
     net::{Address, IpVersion},
     vip::{self, VipEntry, WAYS, homes},
 };
@@ -40,7 +41,10 @@ const LIMITS: Limits = Limits {
     services: 4,
     backends: 20,
     table_slots: 1_500,
+    nat_pairs: 14,
 };
+const MODES: [Mode; 4] = [Mode::L2, Mode::Ipip, Mode::Nat, Mode::Dnat];
+const SNAT_ADDRESSES: usize = 3;
 const VERSIONS: [IpVersion; 2] = [IpVersion::V4, IpVersion::V6];
 const VIPS: [IpAddr; 2] = [
     IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1)),
@@ -73,6 +77,8 @@ enum Event {
 enum Drift {
     State(u32, Serving),
     Vip(IpVersion, u32, usize),
+    EndpointWord(IpVersion, u32, usize),
+    Endpoint(u32),
     Slot(u32),
 }
 
@@ -80,7 +86,9 @@ enum Drift {
 #[derive(Clone, Debug)]
 struct ServicePlan {
     renamed: bool,
-    ipip: bool,
+    mode: Mode,
+    /// Which SNAT addresses it has in mode `nat`.
+    snat: [bool; SNAT_ADDRESSES],
     size: u32,
     min_healthy: u32,
     backends: Vec<Option<BackendPlan>>,
@@ -105,6 +113,13 @@ fn event() -> impl Strategy<Value = Event> {
             0..WAYS
         )
             .prop_map(|(version, bucket, way)| Drift::Vip(version, bucket, way)),
+        (
+            prop::sample::select(VERSIONS.to_vec()),
+            0..vip::buckets_for(LIMITS.backends),
+            0..WAYS
+        )
+            .prop_map(|(version, bucket, way)| Drift::EndpointWord(version, bucket, way)),
+        (1..LIMITS.backends).prop_map(Drift::Endpoint),
         (0..LIMITS.table_slots).prop_map(Drift::Slot),
     ];
     prop_oneof![
@@ -146,18 +161,22 @@ fn service() -> impl Strategy<Value = ServicePlan> {
     let size = prop::sample::select(vec![257, 257, 293]);
     (
         prop::bool::weighted(0.1),
-        prop::bool::weighted(0.8),
+        prop::sample::select(MODES.to_vec()),
+        any::<[bool; SNAT_ADDRESSES]>(),
         size,
         0u32..3,
         backends,
     )
-        .prop_map(|(renamed, ipip, size, min_healthy, backends)| ServicePlan {
-            renamed,
-            ipip,
-            size,
-            min_healthy,
-            backends,
-        })
+        .prop_map(
+            |(renamed, mode, snat, size, min_healthy, backends)| ServicePlan {
+                renamed,
+                mode,
+                snat,
+                size,
+                min_healthy,
+                backends,
+            },
+        )
 }
 
 /// The only backend that is not in the local zone.
@@ -168,10 +187,12 @@ fn endpoint(service: usize) -> (IpAddr, u16) {
     (VIPS[service / 2], 80 + service as u16 % 2)
 }
 
-/// Of IPv4 VIPs some backends have IPv6 addresses; of IPv6 VIPs all have.
-fn address(service: usize, backend: usize, moved: bool) -> IpAddr {
+/// Of IPv4 VIPs some backends have IPv6 addresses; of IPv6 VIPs all have. Where addresses are translated, all have the VIP's version, and both services
+/// of a VIP the same backends.
+fn address(service: usize, backend: usize, moved: bool, mode: Mode) -> IpAddr {
     let (moved, n, b) = (u8::from(moved), service as u8, backend as u8);
-    if endpoint(service).0.is_ipv4() && b % 2 == 0 {
+    let n = if mode.translates() { 100 + n / 2 } else { n };
+    if endpoint(service).0.is_ipv4() && (b % 2 == 0 || mode.translates()) {
         [10, 1 + moved, n, b].into()
     } else {
         let host = u16::from_be_bytes([n, b]);
@@ -179,13 +200,29 @@ fn address(service: usize, backend: usize, moved: bool) -> IpAddr {
     }
 }
 
+/// SNAT addresses of a service: the same for both of a VIP.
+fn snat_address(service: usize, n: usize) -> IpAddr {
+    match endpoint(service).0 {
+        IpAddr::V4(_) => [10, 9, 9, n as u8].into(),
+        IpAddr::V6(_) => Ipv6Addr::new(0x2001, 0xdb8, 9, 0, 0, 0, 0, n as u16).into(),
+    }
+}
+
+/// The port of all backends where ports are translated.
+const BACKEND_PORT: u16 = 8_080;
+
 fn config(services: &[Option<ServicePlan>], state_dir: PathBuf) -> Config {
     let services = services.iter().enumerate().filter_map(|(n, plan)| {
         let plan = plan.as_ref()?;
         let (vip, port) = endpoint(n);
         let backends = plan.backends.iter().enumerate().filter_map(|(b, backend)| {
             let backend = backend.as_ref()?;
-            let address = address(n, b, backend.moved);
+            let address = address(n, b, backend.moved, plan.mode);
+            let port = if plan.mode.translates() {
+                BACKEND_PORT
+            } else {
+                port
+            };
             Some(Backend {
                 name: format!("b{b}"),
                 address,
@@ -222,7 +259,11 @@ fn config(services: &[Option<ServicePlan>], state_dir: PathBuf) -> Config {
             name: format!("{}{n}", if plan.renamed { "renamed" } else { "service" }),
             vip,
             port,
-            mode: if plan.ipip { Mode::Ipip } else { Mode::L2 },
+            mode: plan.mode,
+            snat: (0..SNAT_ADDRESSES)
+                .filter(|&at| plan.mode == Mode::Nat && (plan.snat[at] || at == 0))
+                .map(|at| snat_address(n, at))
+                .collect(),
             table_size: plan.size,
             drain_deadline: None,
             close_over: CLOSE_OVER,
@@ -292,6 +333,15 @@ struct Flow {
     vip: (IpAddr, u16),
     backend: (u32, u8),
     identity: u64,
+    /// Where addresses are translated.
+    translated: Option<FlowTranslation>,
+}
+
+/// The endpoint of a flow, and in mode `nat` its pair, as they were when it began.
+#[derive(Clone, Copy, Debug)]
+struct FlowTranslation {
+    endpoint: (u16, Endpoint),
+    pair: Option<(u16, Pair)>,
 }
 
 /// What packets that began before the next grace period may still read.
@@ -327,7 +377,10 @@ impl World {
             LIMITS.backends,
             LIMITS.table_slots,
             1,
-        );
+        )
+        .with_pairs(LIMITS.nat_pairs)
+        .translating_flows_of(IpVersion::V4, true)
+        .translating_flows_of(IpVersion::V6, true);
         let maps = Arc::new(Maps::in_memory(capacity).unwrap());
         let config = config(&[], directory.0.clone());
         let now = Tick(1_000_000);
@@ -356,7 +409,8 @@ impl World {
                 let needs = config.needs();
                 let fits = needs.services <= LIMITS.services.into()
                     && needs.backends <= LIMITS.backends.into()
-                    && needs.table_slots <= LIMITS.table_slots.into();
+                    && needs.table_slots <= LIMITS.table_slots.into()
+                    && needs.nat_pairs <= LIMITS.nat_pairs.into();
                 let result = self.state.reload(config.clone());
                 assert_eq!(result.is_ok(), fits, "{result:?}");
                 if fits {
@@ -486,6 +540,20 @@ impl World {
             Drift::Vip(version, bucket, way) => {
                 self.maps.set_vip(version, bucket, way, VipEntry::default());
             }
+            Drift::EndpointWord(version, bucket, way) => {
+                self.maps
+                    .set_endpoint_word(version, bucket, way, VipEntry::default());
+            }
+            Drift::Endpoint(id) => {
+                let endpoint = self.maps.endpoints.get(id);
+                let broken = Endpoint {
+                    services: [9; DNAT_SERVICES],
+                    ..endpoint
+                };
+                if endpoint.port != 0 {
+                    self.maps.endpoints.set(id, &broken);
+                }
+            }
             Drift::Slot(index) => self.maps.tables.word(index, 0).store(0, Ordering::SeqCst),
         }
     }
@@ -513,7 +581,24 @@ impl World {
             }
             let state = self.maps.state(id);
             if state.serving() == Serving::New {
-                let identity = self.maps.backends.get(id).identity;
+                let entry = self.maps.backends.get(id);
+                if state.translates() && !state.is_resolved() {
+                    // Nothing is sent to it, so that nothing needs to be translated back.
+                    return;
+                }
+                let identity = entry.identity;
+                let translated = state.translates().then(|| {
+                    let pairs: Vec<u16> = entry.pairs.into_iter().filter(|&id| id != 0).collect();
+                    let pair = (!pairs.is_empty()).then(|| {
+                        let pair = pairs[usize::from(port) % pairs.len()];
+                        (pair, self.maps.pairs.get(pair.into()))
+                    });
+                    let endpoint = self.maps.endpoints.get(entry.endpoint.into());
+                    FlowTranslation {
+                        endpoint: (entry.endpoint, endpoint),
+                        pair,
+                    }
+                });
                 let backend = (id, state.generation());
                 let before = self.numbers.insert(identity, backend);
                 let has_flows = self.flows.iter().any(|flow| flow.identity == identity);
@@ -526,6 +611,7 @@ impl World {
                     vip,
                     backend,
                     identity,
+                    translated,
                 });
                 return;
             }
@@ -651,6 +737,7 @@ impl World {
                 "{operation}: the directory names a service that is not there"
             );
         }
+        self.check_translations(operation);
         for flow in &self.flows {
             let (id, generation) = flow.backend;
             let entry = self.maps.backends.get(id);
@@ -662,12 +749,115 @@ impl World {
         }
     }
 
+    /// What a backend names is there, and what a reply is translated by stays as it was for as long as there is a flow.
+    fn check_translations(&self, operation: &Operation) {
+        let maps = &self.maps;
+        for id in 1..LIMITS.backends {
+            let backend = maps.backends.get(id);
+            if backend.identity == 0 || backend.endpoint == 0 {
+                assert_eq!(backend.pairs, [0; 8], "{operation}: pairs of no endpoint");
+                continue;
+            }
+            let endpoint = maps.endpoints.get(backend.endpoint.into());
+            assert_eq!(
+                (endpoint.address, endpoint.port),
+                (backend.address, backend.port),
+                "{operation}: the endpoint of backend {id}"
+            );
+            for pair in backend.pairs.into_iter().filter(|&pair| pair != 0) {
+                assert_eq!(
+                    maps.pairs.get(pair.into()).endpoint,
+                    backend.endpoint,
+                    "{operation}: pair {pair} of backend {id}"
+                );
+                assert!(
+                    endpoint.pairs.contains(&pair),
+                    "{operation}: replies to pair {pair} are not found"
+                );
+            }
+        }
+        for version in VERSIONS {
+            for (bucket, way) in places(maps.capacity.endpoint_buckets()) {
+                let words = maps.endpoint_words(version);
+                let word = VipEntry(words.word(bucket, way).load(Ordering::Relaxed));
+                let endpoint = maps.endpoints.get(word.value().into());
+                assert!(
+                    word.0 == 0 || word.is_for(key(endpoint.address.into(), endpoint.port)),
+                    "{operation}: the directory names an endpoint that is not there"
+                );
+            }
+        }
+        for flow in &self.flows {
+            let Some(translated) = flow.translated else {
+                continue;
+            };
+            let (id, began) = translated.endpoint;
+            let endpoint = maps.endpoints.get(id.into());
+            assert_eq!(
+                (endpoint.address, endpoint.port),
+                (began.address, began.port),
+                "{operation}: the endpoint of a flow is gone: {flow:?}"
+            );
+            if let Some((id, began)) = translated.pair {
+                assert_eq!(maps.pairs.get(id.into()), began, "{operation}: {flow:?}");
+                assert!(endpoint.pairs.contains(&id), "{operation}: {flow:?}");
+            }
+        }
+    }
+
+    /// What holds of the translation of addresses once a plan is applied whole.
+    fn check_translated(&self) {
+        let maps = &self.maps;
+        for flow in &self.flows {
+            if let Some(FlowTranslation { endpoint, pair }) = flow.translated {
+                let (id, endpoint) = endpoint;
+                let address = (endpoint.address.into(), endpoint.port);
+                assert_eq!(look_up_endpoint(maps, address), Some(id), "{flow:?}");
+                let services = maps.endpoints.get(id.into()).services;
+                assert_eq!(
+                    services.contains(&flow.service),
+                    pair.is_none(),
+                    "{flow:?}: {services:?}"
+                );
+            }
+        }
+        for id in 1..LIMITS.backends {
+            let backend = maps.backends.get(id);
+            let state = maps.state(id);
+            if backend.identity == 0 || !state.translates() || !state.is_resolved() {
+                continue;
+            }
+            let address = (backend.address.into(), backend.port);
+            assert_eq!(look_up_endpoint(maps, address), Some(backend.endpoint));
+            let service = maps.services.get(backend.service.into());
+            let wanted = self.config.services.iter().find(|wanted| {
+                wanted.mode == Mode::Nat
+                    && (wanted.vip, wanted.port) == (service.vip.into(), service.port)
+                    && wanted.backends.iter().any(|backend| {
+                        (backend.address, backend.port) == address
+                            && state.serving() == Serving::New
+                    })
+            });
+            if let Some(wanted) = wanted {
+                let snat: Vec<IpAddr> = backend
+                    .pairs
+                    .into_iter()
+                    .filter(|&pair| pair != 0)
+                    .map(|pair| maps.pairs.get(pair.into()).address.into())
+                    .collect();
+                assert!(!snat.is_empty() && snat.len() <= wanted.snat.len());
+                assert!(snat.iter().all(|address| wanted.snat.contains(address)));
+            }
+        }
+    }
+
     /// What holds once a plan is applied whole.
     fn check_converged(&mut self, plan: &Plan) {
         let again = self.state.plan(self.now);
         let shown: Vec<String> = again.operations.iter().map(ToString::to_string).collect();
         assert!(shown.is_empty(), "a second plan: {shown:#?}");
         assert_eq!(again.unsettled, plan.unsettled);
+        self.check_translated();
         for flow in &self.flows {
             assert_eq!(
                 look_up(&self.maps, flow.vip),
@@ -768,7 +958,7 @@ impl World {
     fn leave(&mut self) {
         self.happen(&Event::Reload(Vec::new()));
         self.flows.clear();
-        for _ in 0..20 {
+        for _ in 0..30 {
             self.converge();
             self.happen(&Event::Scan);
         }
@@ -788,6 +978,23 @@ impl World {
             );
         }
         assert_eq!(directories(&self.maps), []);
+        for id in 0..self.maps.endpoints.len() {
+            let endpoint = self.maps.endpoints.get(id);
+            assert_eq!(endpoint, Endpoint::default(), "endpoint {id} is left");
+        }
+        for id in 0..self.maps.pairs.len() {
+            assert_eq!(
+                self.maps.pairs.get(id),
+                Pair::default(),
+                "pair {id} is left"
+            );
+        }
+        for version in VERSIONS {
+            for (bucket, way) in places(self.maps.capacity.endpoint_buckets()) {
+                let word = self.maps.endpoint_words(version).word(bucket, way);
+                assert_eq!(word.load(Ordering::Relaxed), 0, "an endpoint is listed");
+            }
+        }
     }
 }
 
@@ -809,6 +1016,22 @@ fn look_up(maps: &Maps, (vip, port): (IpAddr, u16)) -> Option<u16> {
         .map(VipEntry::value)
 }
 
+/// The endpoint that the data path finds for an address and port.
+fn look_up_endpoint(maps: &Maps, (address, port): (IpAddr, u16)) -> Option<u16> {
+    let (key, version) = (key(address, port), IpVersion::of(address));
+    homes(key, maps.capacity.endpoint_buckets())
+        .into_iter()
+        .flat_map(|bucket| (0..WAYS).map(move |way| (bucket, way)))
+        .map(|(bucket, way)| maps.endpoint_words(version).word(bucket, way))
+        .map(|word| VipEntry(word.load(Ordering::Relaxed)))
+        .find(|entry| entry.is_for(key))
+        .map(VipEntry::value)
+}
+
+fn places(buckets: u32) -> impl Iterator<Item = (u32, usize)> {
+    (0..buckets).flat_map(|bucket| (0..WAYS).map(move |way| (bucket, way)))
+}
+
 /// All entries of both directories.
 fn directories(maps: &Maps) -> Vec<(IpVersion, VipEntry)> {
     VERSIONS
@@ -826,15 +1049,20 @@ fn directories(maps: &Maps) -> Vec<(IpVersion, VipEntry)> {
 fn census(flows: &[Flow], scans: u64, at: Tick) -> Census {
     let mut by_backend: HashMap<(u32, u8), Counts> = HashMap::new();
     let mut by_service: HashMap<u16, Counts> = HashMap::new();
+    let mut by_pair: HashMap<u16, u64> = HashMap::new();
     for flow in flows {
         by_backend.entry(flow.backend).or_default().pin += 1;
         by_service.entry(flow.service).or_default().pin += 1;
+        if let Some((pair, _)) = flow.translated.and_then(|translated| translated.pair) {
+            *by_pair.entry(pair).or_default() += 1;
+        }
     }
     Census {
         scans,
         at,
         by_backend,
         by_service,
+        by_pair,
         ..Census::default()
     }
 }

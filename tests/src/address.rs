@@ -112,6 +112,12 @@ pub const fn balancer(version: IpVersion) -> IpAddr {
     Network::Segment.host(version, 2)
 }
 
+/// The address of the balancer's that backends see in the place of clients'.
+#[must_use]
+pub const fn snat(version: IpVersion) -> IpAddr {
+    Network::Segment.host(version, 100)
+}
+
 /// An address of the clients' host, counted from 0.
 #[must_use]
 pub const fn client(version: IpVersion, index: u8) -> IpAddr {

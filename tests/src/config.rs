@@ -11,6 +11,9 @@ use crate::topology::{Place, Topology, UPLINK, backend_name};
 /// The name of the service that the lab's configuration has.
 pub const SERVICE: &str = "chat";
 
+/// The service's port where ports are translated too.
+pub const TRANSLATED_PORT: u16 = 443;
+
 /// How a service's backends are checked.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Check {
@@ -49,8 +52,12 @@ pub struct Config {
     pub interfaces: Vec<&'static str>,
     /// The service's address.
     pub vip: IpAddr,
-    /// `ipip` or `l2`.
+    /// The service's port. Where addresses are translated it is not the backends'.
+    pub port: u16,
+    /// `ipip`, `l2`, `nat` or `dnat`.
     pub mode: &'static str,
+    /// What backends see in the place of clients' addresses; in mode `nat` only.
+    pub snat: Vec<IpAddr>,
     /// How backends are checked.
     pub check: Check,
     /// From check to check, in milliseconds.
@@ -85,9 +92,15 @@ impl Config {
         Self {
             interfaces: vec![UPLINK],
             vip: topology.vip(),
-            mode: match topology.place {
-                Place::Segment => "l2",
-                Place::Farm => "ipip",
+            port: if topology.place.is_translated() {
+                TRANSLATED_PORT
+            } else {
+                PORT
+            },
+            mode: topology.place.mode(),
+            snat: match topology.place {
+                Place::Hidden => vec![topology.snat_address()],
+                Place::Segment | Place::Farm | Place::Behind => vec![],
             },
             check: Check::Tcp,
             interval_ms: 500,
@@ -108,14 +121,16 @@ impl Config {
         let mut text = format!(
             "interfaces = {:?}\n\n\
              [limits]\nflows = {}\nflows6 = {}\nservices = 16\nbackends = 256\ntable_slots = 524288\n\n\
-             [[service]]\nname = \"{SERVICE}\"\nvip = \"{}\"\nport = {PORT}\nmode = \"{}\"\n{}\n\
+             [[service]]\nname = \"{SERVICE}\"\nvip = \"{}\"\nport = {}\nmode = \"{}\"\n{}{}\n\
              [service.health]\ninterval = \"{}ms\"\ntimeout = \"{}ms\"\nfall = {}\nrise = {}\n",
             self.interfaces,
             self.flows,
             self.flows6,
             self.vip,
+            self.port,
             self.mode,
             self.lines,
+            self.snat_line(),
             self.interval_ms,
             self.timeout_ms,
             self.fall,
@@ -135,6 +150,9 @@ impl Config {
                 text,
                 "\n[[service.backend]]\nname = \"{name}\"\naddress = \"{address}\"\nweight = {weight}\n"
             );
+            if self.port != PORT {
+                let _ = writeln!(text, "port = {PORT}");
+            }
         }
         if let Some(Named {
             server,
@@ -149,6 +167,14 @@ impl Config {
             );
         }
         text
+    }
+
+    fn snat_line(&self) -> String {
+        if self.snat.is_empty() {
+            return String::new();
+        }
+        let addresses: Vec<String> = self.snat.iter().map(ToString::to_string).collect();
+        format!("snat = {addresses:?}\n")
     }
 
     /// The same with another capacity for flows of one version.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use crate::config::Config;
-use crate::peer::backend::{Backend, PORT};
+use crate::peer::backend::Backend;
 use crate::peer::client::{Clients, Plan};
 use crate::tether::{self, Tether};
 use crate::topology::{Lab, Topology, UPLINK};
@@ -92,7 +92,13 @@ impl Stage {
     /// A plan for connections to the VIP.
     #[must_use]
     pub fn plan(&self) -> Plan {
-        Plan::new(SocketAddr::new(self.config.vip, PORT))
+        Plan::new(self.target())
+    }
+
+    /// Where clients connect to.
+    #[must_use]
+    pub fn target(&self) -> SocketAddr {
+        SocketAddr::new(self.config.vip, self.config.port)
     }
 
     /// The backend of a name.

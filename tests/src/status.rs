@@ -1,6 +1,7 @@
 //! What `tether status --json` says, as far as tests look at it.
 
 use std::collections::BTreeMap;
+use std::net::IpAddr;
 
 use lb_common::net::IpVersion;
 use serde::Deserialize;
@@ -126,6 +127,8 @@ pub struct Service {
     pub name: String,
     /// Whether no backend is usable and all are used.
     pub fail_open: bool,
+    /// Why it is not served as configured.
+    pub error: Option<String>,
     /// Its backends, removed ones included while they have flows.
     pub backends: Vec<Backend>,
 }
@@ -151,6 +154,18 @@ pub struct Backend {
     pub balance: Balance,
     /// Its flows.
     pub flows: BackendFlows,
+    /// Mode `nat`: the addresses that it sees in the place of clients'.
+    #[serde(default)]
+    pub snat: Vec<Snat>,
+}
+
+/// See `Backend::snat`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Snat {
+    /// The address.
+    pub address: IpAddr,
+    /// Ports in use there.
+    pub ports: u32,
 }
 
 /// See `Backend::drain`.

@@ -6,6 +6,9 @@
 //!               └──(farm 10.0.3.0/24)─ b1 b2 b3  Place::Farm, for `ipip`
 //! ```
 //!
+//! For `nat` backends are on the farm too ([`Place::Hidden`]), for `dnat` on the segment ([`Place::Behind`]), and in both they know nothing of the VIP: what
+//! they send back comes to the balancer, by its SNAT address or as their router, and it forwards.
+//!
 //! Segment and farm are bridges inside the router's namespace. The router sends the VIP's packets to the balancer; backends
 //! have the VIP on their loopback and answer clients directly, through the router. Every host has addresses of both versions of
 //! IP (see [`crate::address`]); which of them a service uses is its [`Family`].
@@ -40,6 +43,10 @@ pub enum Place {
     Segment,
     /// Behind the router, where mode `ipip` reaches.
     Farm,
+    /// In the same place, without the VIP, as mode `nat` needs.
+    Hidden,
+    /// On the segment, without the VIP, and with the balancer for a router, as mode `dnat` needs.
+    Behind,
 }
 
 impl Place {
@@ -47,8 +54,46 @@ impl Place {
     #[must_use]
     pub const fn network(self) -> Network {
         match self {
-            Self::Segment => Network::Segment,
-            Self::Farm => Network::Farm,
+            Self::Segment | Self::Behind => Network::Segment,
+            Self::Farm | Self::Hidden => Network::Farm,
+        }
+    }
+
+    /// Where a mode has its backends: `l2`, `ipip`, `nat` or `dnat`.
+    ///
+    /// # Panics
+    /// If there is no such mode.
+    #[must_use]
+    pub fn of_mode(mode: &str) -> Self {
+        [Self::Segment, Self::Farm, Self::Hidden, Self::Behind]
+            .into_iter()
+            .find(|place| place.mode() == mode)
+            .unwrap_or_else(|| panic!("there is no mode {mode}"))
+    }
+
+    /// The mode that suits it.
+    #[must_use]
+    pub const fn mode(self) -> &'static str {
+        match self {
+            Self::Segment => "l2",
+            Self::Farm => "ipip",
+            Self::Hidden => "nat",
+            Self::Behind => "dnat",
+        }
+    }
+
+    /// Whether backends answer through the balancer.
+    #[must_use]
+    pub const fn is_translated(self) -> bool {
+        matches!(self, Self::Hidden | Self::Behind)
+    }
+
+    /// The router of the backends there.
+    #[must_use]
+    pub const fn gateway(self, version: IpVersion) -> IpAddr {
+        match self {
+            Self::Behind => address::balancer(version),
+            _ => self.network().gateway(version),
         }
     }
 }
@@ -94,6 +139,12 @@ impl Topology {
     #[must_use]
     pub fn balancer_address(&self) -> IpAddr {
         address::balancer(self.family.backends())
+    }
+
+    /// The address that backends see in the place of clients' where it is translated.
+    #[must_use]
+    pub fn snat_address(&self) -> IpAddr {
+        address::snat(self.family.vip())
     }
 
     /// The clients' source addresses.
@@ -157,7 +208,22 @@ impl Topology {
             router.ip(&format!("route add {vips} via {balancer}"))?;
         }
         let passing = passing::pass_all(&router, BALANCER_PORT)?;
+        if self.place.is_translated() {
+            for key in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
+                balancer.sysctl(&format!("net/{key}"), "1")?;
+            }
+        }
         balancer.join(UPLINK, &addresses)?;
+        if self.place == Place::Hidden {
+            for address in VERSIONS.map(address::snat) {
+                // Nothing that the host itself sends has it for a source.
+                let only = match address {
+                    IpAddr::V4(_) => "/32 dev eth0",
+                    IpAddr::V6(_) => "/128 dev eth0 nodad preferred_lft 0",
+                };
+                balancer.ip(&format!("address add {address}{only}"))?;
+            }
+        }
         route_by(&balancer, VERSIONS.map(|v| Network::Segment.gateway(v)))?;
 
         let mut backends = vec![];
@@ -178,13 +244,18 @@ impl Topology {
     fn backend(&self, router: &Namespace, index: u8) -> Result<Namespace> {
         let name = backend_name(index);
         let addresses = VERSIONS.map(|version| self.backend_address_in(version, index));
-        let bridge = match self.place {
-            Place::Segment => "segment",
-            Place::Farm => "farm",
+        let bridge = match self.place.network() {
+            Network::Segment => "segment",
+            _ => "farm",
         };
         let host = Namespace::new(&name)?;
         connect(&host, router, &name, mac_of(addresses[0]), WIDE_MTU)?;
         router.ip(&format!("link set {name} master {bridge} up"))?;
+        if self.place.is_translated() {
+            host.join(UPLINK, &addresses)?;
+            route_by(&host, VERSIONS.map(|v| self.place.gateway(v)))?;
+            return Ok(host);
+        }
         // The VIP is the balancer's on the wire: a backend must neither answer ARP for it nor ask with it. NDP does neither for
         // an address of another interface.
         for (key, value) in [("arp_ignore", "1"), ("arp_announce", "2")] {
@@ -194,7 +265,7 @@ impl Topology {
             host.ip(&format!("address add {vip} dev lo"))?;
         }
         host.join(UPLINK, &addresses)?;
-        route_by(&host, VERSIONS.map(|v| self.place.network().gateway(v)))?;
+        route_by(&host, VERSIONS.map(|v| self.place.gateway(v)))?;
         Ok(host)
     }
 

@@ -23,16 +23,21 @@ fn assert_talking(connections: &[Connection]) -> Result<()> {
 
 #[test]
 fn by_command() -> Result<()> {
-    drains_by_command(Family::V4)
+    drains_by_command(Place::Farm, Family::V4)
 }
 
 #[test]
 fn by_command_in_ipv6() -> Result<()> {
-    drains_by_command(Family::V6)
+    drains_by_command(Place::Farm, Family::V6)
 }
 
-fn drains_by_command(family: Family) -> Result<()> {
-    let topology = Topology::new(Place::Farm).in_family(family);
+#[test]
+fn by_command_with_nat() -> Result<()> {
+    drains_by_command(Place::Hidden, Family::V4)
+}
+
+fn drains_by_command(place: Place, family: Family) -> Result<()> {
+    let topology = Topology::new(place).in_family(family);
     let stage = Stage::set(topology, 21, |_| {})?;
     let connections = stage
         .clients
@@ -90,16 +95,26 @@ fn by_command_for_a_backend_that_does_not_exist() -> Result<()> {
 
 #[test]
 fn by_removal_from_the_file() -> Result<()> {
-    drains_by_removal(Family::V4)
+    drains_by_removal(Place::Segment, Family::V4)
 }
 
 #[test]
 fn by_removal_from_the_file_in_ipv6() -> Result<()> {
-    drains_by_removal(Family::V6)
+    drains_by_removal(Place::Segment, Family::V6)
 }
 
-fn drains_by_removal(family: Family) -> Result<()> {
-    let topology = Topology::new(Place::Segment).in_family(family);
+#[test]
+fn by_removal_from_the_file_with_nat_in_ipv6() -> Result<()> {
+    drains_by_removal(Place::Hidden, Family::V6)
+}
+
+#[test]
+fn by_removal_from_the_file_with_dnat() -> Result<()> {
+    drains_by_removal(Place::Behind, Family::V4)
+}
+
+fn drains_by_removal(place: Place, family: Family) -> Result<()> {
+    let topology = Topology::new(place).in_family(family);
     let stage = Stage::set(topology, 23, |_| {})?;
     let connections = stage
         .clients

@@ -174,7 +174,10 @@ fn goes_dark(place: Place, family: Family) -> Result<()> {
         // Each in answer to one packet: no ACK flag, the number that the client expects, from the VIP's port.
         let reset = resets.first().context("no RST on the wire")?;
         assert_eq!(reset.tcp.flags, flags::RST, "{reset:?}");
-        assert_eq!((reset.ip.source, reset.tcp.source), (stage.config.vip, 80));
+        assert_eq!(
+            (reset.ip.source, reset.tcp.source),
+            (stage.config.vip, stage.config.port)
+        );
         assert_eq!(reset.tcp.seq, asked.tcp.ack);
         assert!(reset.ip.checksum_ok);
     }
@@ -207,6 +210,16 @@ fn a_dark_routed_backend_is_down_and_its_clients_are_reset_in_ipv6() -> Result<(
 #[test]
 fn a_dark_routed_ipv6_backend_is_down_and_its_ipv4_clients_are_reset() -> Result<()> {
     goes_dark(Place::Farm, Family::V4InV6)
+}
+
+#[test]
+fn a_dark_backend_of_nat_is_down_and_its_clients_are_reset() -> Result<()> {
+    goes_dark(Place::Hidden, Family::V4)
+}
+
+#[test]
+fn a_dark_backend_of_dnat_is_down_and_its_clients_are_reset_in_ipv6() -> Result<()> {
+    goes_dark(Place::Behind, Family::V6)
 }
 
 #[test]

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use lab::packet::{
-    BackendSpec, CLIENT, Client, Packet, Run, VIP, VIP_PORT, World,
+    BackendSpec, CLIENT, Client, Packet, Run, SERVICE, VIP, VIP_PORT, World,
     entries::backend,
     icmp::{About, message, quote},
     in_version,
     kernel::action,
+    nat,
 };
 use lb_common::{
     backend::Serving,
@@ -154,6 +155,16 @@ fn reach(reason: Reason) -> Run {
             world.backend(&BackendSpec::l2(1).unresolved());
             world.send(&error())
         }
+        Reason::Reply
+        | Reason::NoRouteBack
+        | Reason::NoPort
+        | Reason::Collision
+        | Reason::Unrecorded
+        | Reason::UnknownFlow
+        | Reason::Untranslated => {
+            drop(world);
+            reach_translating(reason)
+        }
         Reason::AnswerLimited => world.send_without_answers(&syn.ttl(1)),
         Reason::NoProgram => {
             let mut run = None;
@@ -162,6 +173,48 @@ fn reach(reason: Reason) -> Run {
             });
             run.expect("it was sent")
         }
+    }
+}
+
+/// The same for reasons of modes `nat` and `dnat`.
+fn reach_translating(reason: Reason) -> Run {
+    let mut world = World::with_translating(&BackendSpec::nat(1));
+    let syn = CLIENT.syn();
+    match reason {
+        Reason::Reply => {
+            world.send(&syn);
+            world.send(&world.flow(CLIENT).syn_ack())
+        }
+        Reason::NoRouteBack => {
+            world.send(&nat::NOWHERE.syn());
+            world.send(&world.flow(nat::NOWHERE).syn_ack())
+        }
+        Reason::NoPort => {
+            drop(world);
+            let world = World::translating_many();
+            world.translate(&BackendSpec::nat(1), SERVICE);
+            world.exhaust(|now| Word::live(State::Pin, backend(1), 0, now, 0));
+            world.send(&syn)
+        }
+        Reason::Collision => {
+            let dnat = BackendSpec::dnat(1);
+            world.translate(&dnat, SERVICE);
+            world.service(2, VIP, 444, &[1]);
+            world.translate(&dnat, 2);
+            world.send(&syn);
+            world.send(&syn.with_tcp(|tcp| tcp.destination_port = 444))
+        }
+        Reason::Unrecorded => {
+            let pin = Word::live(State::Pin, backend(1), 0, world.now(), 0);
+            let others: Vec<Client> = world.neighbours(CLIENT).take(8).collect();
+            for (place, other) in world.places_of(CLIENT.key()).zip(others) {
+                world.put(place, other.key(), pin);
+            }
+            world.send(&syn)
+        }
+        Reason::UnknownFlow => world.send(&CLIENT.ack()),
+        Reason::Untranslated => world.send(&CLIENT.sends(0)),
+        _ => panic!("{reason:?} is not of these modes"),
     }
 }
 
@@ -177,6 +230,8 @@ fn every_reason_is_reached_by_some_packet() {
         assert_eq!(run.reason(), *reason);
         let is_as_promised = match reason.verdict() {
             Verdict::Pass => run.outcome.action == action::PASS,
+            // By another interface than it came in by.
+            Verdict::Forward if *reason == Reason::Reply => run.outcome.action == action::REDIRECT,
             Verdict::Forward | Verdict::Reset | Verdict::Answer => run.outcome.action == action::TX,
             Verdict::Drop => run.outcome.action == action::DROP,
         };

@@ -23,8 +23,8 @@ fn wait_free(client: &Namespace, port: u16) -> Result<()> {
 }
 
 /// The same port again and again, after each way of closing, at backends of a service that stays as it is.
-fn connects_again(family: Family) -> Result<()> {
-    let topology = Topology::new(Place::Farm).in_family(family);
+fn connects_again(place: Place, family: Family) -> Result<()> {
+    let topology = Topology::new(place).in_family(family);
     let stage = Stage::set(topology, 61, |_| {})?;
     let clients = Clients::start(stage.lab.client(), &stage.lab.sources()[..1], 61)?;
     for offset in 0..20 {
@@ -46,17 +46,27 @@ fn connects_again(family: Family) -> Result<()> {
 
 #[test]
 fn the_same_port_connects_again() -> Result<()> {
-    connects_again(Family::V4)
+    connects_again(Place::Farm, Family::V4)
 }
 
 #[test]
 fn the_same_port_connects_again_in_ipv6() -> Result<()> {
-    connects_again(Family::V6)
+    connects_again(Place::Farm, Family::V6)
 }
 
 #[test]
 fn the_same_ipv4_port_connects_again_to_ipv6_backends() -> Result<()> {
-    connects_again(Family::V4InV6)
+    connects_again(Place::Farm, Family::V4InV6)
+}
+
+#[test]
+fn the_same_port_connects_again_by_nat() -> Result<()> {
+    connects_again(Place::Hidden, Family::V4)
+}
+
+#[test]
+fn the_same_port_connects_again_by_dnat_in_ipv6() -> Result<()> {
+    connects_again(Place::Behind, Family::V6)
 }
 
 /// Between two uses of a port its backend has begun to drain: the second connection is a new flow, and goes elsewhere.
@@ -125,4 +135,19 @@ fn a_reused_port_leaves_a_draining_backend_l2() -> Result<()> {
 #[test]
 fn a_reused_port_leaves_a_draining_backend_l2_in_ipv6() -> Result<()> {
     moves_on(Place::Segment, Family::V6)
+}
+
+#[test]
+fn a_reused_port_leaves_a_draining_backend_nat() -> Result<()> {
+    moves_on(Place::Hidden, Family::V4)
+}
+
+#[test]
+fn a_reused_port_leaves_a_draining_backend_nat_in_ipv6() -> Result<()> {
+    moves_on(Place::Hidden, Family::V6)
+}
+
+#[test]
+fn a_reused_port_leaves_a_draining_backend_dnat() -> Result<()> {
+    moves_on(Place::Behind, Family::V4)
 }

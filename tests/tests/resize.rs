@@ -11,6 +11,7 @@ use lab::tether::{CONFIG_PATH, Tether};
 use lab::topology::{Place, Topology};
 use lb_common::flow::bucket::{WAYS, buckets_for};
 use lb_common::net::IpVersion;
+use nix::sys::signal::Signal;
 
 const SOON: Duration = Duration::from_secs(30);
 const PACE: Duration = Duration::from_millis(250);
@@ -41,16 +42,26 @@ fn wait_counted(tether: &Tether, connections: &[Connection]) -> Result<()> {
 
 #[test]
 fn connections_outlive_a_larger_and_a_smaller_flow_table() -> Result<()> {
-    outlive_a_larger_and_a_smaller_flow_table(Family::V4)
+    outlive_a_larger_and_a_smaller_flow_table(Place::Farm, Family::V4)
 }
 
 #[test]
 fn ipv6_connections_outlive_a_larger_and_a_smaller_flow_table() -> Result<()> {
-    outlive_a_larger_and_a_smaller_flow_table(Family::V6)
+    outlive_a_larger_and_a_smaller_flow_table(Place::Farm, Family::V6)
 }
 
-fn outlive_a_larger_and_a_smaller_flow_table(family: Family) -> Result<()> {
-    let topology = Topology::new(Place::Farm).in_family(family);
+#[test]
+fn translated_connections_outlive_a_larger_and_a_smaller_flow_table() -> Result<()> {
+    outlive_a_larger_and_a_smaller_flow_table(Place::Hidden, Family::V4)
+}
+
+#[test]
+fn translated_ipv6_connections_outlive_a_larger_and_a_smaller_flow_table() -> Result<()> {
+    outlive_a_larger_and_a_smaller_flow_table(Place::Hidden, Family::V6)
+}
+
+fn outlive_a_larger_and_a_smaller_flow_table(place: Place, family: Family) -> Result<()> {
+    let topology = Topology::new(place).in_family(family);
     let mut stage = Stage::set(topology, 46, |_| {})?;
     let version = family.vip();
     let small = stage.config.flows;
@@ -80,8 +91,56 @@ fn outlive_a_larger_and_a_smaller_flow_table(family: Family) -> Result<()> {
         assert_talking(&connections)?;
     }
     // None was adopted, as a flow is that the table has forgotten.
-    let adopted = stage.tether.status()?.packets("adopted");
-    assert_eq!(adopted, 0);
+    let status = stage.tether.status()?;
+    for reason in ["adopted", "unknown_flow"] {
+        assert_eq!(status.packets(reason), 0, "{reason}");
+    }
+    stage.close();
+    Ok(())
+}
+
+/// The flow tables of an instance without such a service have no translations: a reload is refused, and a restart makes them, while all flows go on as
+/// they were.
+#[test]
+fn a_service_becomes_one_of_mode_nat_and_its_connections_go_on() -> Result<()> {
+    let mut stage = Stage::set(Topology::new(Place::Farm), 49, |_| {})?;
+    let mut connections = stage
+        .clients
+        .open(100, stage.plan().talking(PACE), |_| {})?;
+    let snat = stage.lab.topology().snat_address();
+    let balancer = stage.lab.balancer().clone();
+    balancer.sysctl("net/ipv4/ip_forward", "1")?;
+    balancer.ip(&format!("address add {snat}/32 dev eth0"))?;
+    stage.config.mode = "nat";
+    stage.config.snat = vec![snat];
+    balancer.write(CONFIG_PATH, &stage.config.text())?;
+    stage.tether.signal(Signal::SIGHUP)?;
+    stage.tether.wait_status("it is refused", SOON, |status| {
+        let error = status.config.error.as_deref().unwrap_or_default();
+        error.contains("modes nat and dnat need; restart the daemon")
+    })?;
+    assert_talking(&connections)?;
+
+    stage.tether.terminate()?;
+    stage.tether.restart()?;
+    stage.wait_serving()?;
+    assert_talking(&connections)?;
+    connections.extend(
+        stage
+            .clients
+            .open(100, stage.plan().talking(PACE), |_| {})?,
+    );
+    assert_talking(&connections)?;
+    let status = stage
+        .tether
+        .wait_status("the new ones are translated", SOON, |status| {
+            let translated = status.services.iter().flat_map(|service| &service.backends);
+            let ports = translated
+                .flat_map(|backend| &backend.snat)
+                .map(|snat| snat.ports);
+            ports.sum::<u32>() == 100
+        })?;
+    assert_eq!(status.packets("adopted"), 0);
     stage.close();
     Ok(())
 }

@@ -25,8 +25,8 @@ fn assert_talking(connections: &[Connection]) -> Result<()> {
     Ok(())
 }
 
-fn ends(signal: Signal, family: Family) -> Result<()> {
-    let topology = Topology::new(Place::Farm).in_family(family);
+fn ends(signal: Signal, place: Place, family: Family) -> Result<()> {
+    let topology = Topology::new(place).in_family(family);
     let mut stage = Stage::set(topology, 41, |_| {})?;
     let mut connections = stage
         .clients
@@ -70,17 +70,27 @@ fn ends(signal: Signal, family: Family) -> Result<()> {
 
 #[test]
 fn flows_outlive_a_killed_daemon() -> Result<()> {
-    ends(Signal::SIGKILL, Family::V4)
+    ends(Signal::SIGKILL, Place::Farm, Family::V4)
 }
 
 #[test]
 fn ipv6_flows_outlive_a_killed_daemon() -> Result<()> {
-    ends(Signal::SIGKILL, Family::V6)
+    ends(Signal::SIGKILL, Place::Farm, Family::V6)
+}
+
+#[test]
+fn translated_flows_outlive_a_killed_daemon() -> Result<()> {
+    ends(Signal::SIGKILL, Place::Hidden, Family::V4)
+}
+
+#[test]
+fn translated_ipv6_flows_outlive_a_killed_daemon() -> Result<()> {
+    ends(Signal::SIGKILL, Place::Behind, Family::V6)
 }
 
 #[test]
 fn flows_outlive_a_stopped_daemon() -> Result<()> {
-    ends(Signal::SIGTERM, Family::V4)
+    ends(Signal::SIGTERM, Place::Farm, Family::V4)
 }
 
 #[test]

@@ -7,7 +7,6 @@ use anyhow::Result;
 use lab::address::{self, Family, mac_of};
 use lab::config::SERVICE;
 use lab::packet_socket::{FloodPlan, SynFlood};
-use lab::peer::backend::PORT;
 use lab::peer::client::{Close, Connection};
 use lab::peer::crowd;
 use lab::random::Random;
@@ -24,6 +23,7 @@ const SOON: Duration = Duration::from_secs(30);
 /// What there is to get through.
 #[derive(Debug, Clone, Copy)]
 struct Forecast {
+    place: Place,
     family: Family,
     /// How long it storms, at least.
     storm: Duration,
@@ -138,6 +138,7 @@ impl Storm {
 #[test]
 fn no_connection_breaks_in_the_storm() -> Result<()> {
     weather(Forecast {
+        place: Place::Farm,
         family: Family::V4,
         storm: Duration::from_secs(40),
         blows: 3,
@@ -148,6 +149,7 @@ fn no_connection_breaks_in_the_storm() -> Result<()> {
 #[test]
 fn no_ipv6_connection_breaks_in_a_short_storm() -> Result<()> {
     weather(Forecast {
+        place: Place::Farm,
         family: Family::V6,
         storm: Duration::from_secs(10),
         blows: 2,
@@ -155,9 +157,23 @@ fn no_ipv6_connection_breaks_in_a_short_storm() -> Result<()> {
     })
 }
 
+#[test]
+fn no_translated_connection_breaks_in_a_short_storm() -> Result<()> {
+    for (place, family) in [(Place::Hidden, Family::V4), (Place::Behind, Family::V6)] {
+        weather(Forecast {
+            place,
+            family,
+            storm: Duration::from_secs(10),
+            blows: 2,
+            pins: false,
+        })?;
+    }
+    Ok(())
+}
+
 fn weather(forecast: Forecast) -> Result<()> {
     let mut random = Random::from_environment();
-    let topology = Topology::new(Place::Farm).in_family(forecast.family);
+    let topology = Topology::new(forecast.place).in_family(forecast.family);
     let stage = Stage::set(topology, random.bits(), |_| {})?;
     let open = |count: usize| -> Result<[Vec<Connection>; 2]> {
         let silent = stage.clients.open(count / 2, stage.plan(), |_| {})?;
@@ -186,7 +202,7 @@ fn weather(forecast: Forecast) -> Result<()> {
         UPLINK,
         FloodPlan {
             prefix: address::spoofed(forecast.family.vip()),
-            target: (stage.config.vip, PORT).into(),
+            target: stage.target(),
             macs: (
                 mac_of(stage.lab.sources()[0]),
                 stage.lab.router_mac(CLIENT_PORT)?,

@@ -8,7 +8,6 @@ use anyhow::{Context as _, Result};
 use lab::address::{Family, Network, VERSIONS, mac_of};
 use lab::frame::{Segment, flags};
 use lab::packet_socket::Capture;
-use lab::peer::backend::PORT;
 use lab::peer::{exchange, raw};
 use lab::stage::Stage;
 use lab::topology::{BALANCER_PORT, CLIENT_PORT, Place, Topology};
@@ -23,18 +22,30 @@ const NARROW_MTU: u16 = 1400;
 
 /// Exchanges with whichever backend it is.
 fn exchange(stage: &Stage, length: u64) -> Result<()> {
-    let target = (stage.config.vip, PORT).into();
-    let stream = raw::connect(stage.lab.client(), target, PATIENCE)?;
+    let stream = raw::connect(stage.lab.client(), stage.target(), PATIENCE)?;
     exchange::run(stream, length, length)
+}
+
+/// Whether the balancer has sent a segment of a client's on.
+fn is_toward_a_backend(stage: &Stage, segment: &Segment) -> bool {
+    let topology = stage.lab.topology();
+    let balancer = topology.balancer_address();
+    let mut backends = (0..topology.backends).map(|index| topology.backend_address(index));
+    let is_addressed = if topology.place.is_translated() {
+        backends.any(|backend| segment.ip.destination == backend)
+    } else {
+        segment.ip.destination == stage.config.vip
+    };
+    // What it sends them as well are its own checks of their health.
+    is_addressed && segment.mac_source == mac_of(balancer) && segment.ip.source != balancer
 }
 
 /// What the client acknowledges after its FIN goes where everything before went.
 fn carries_a_half_closed_stream(stage: &Stage) -> Result<()> {
     let capture = Capture::start(stage.lab.router(), BALANCER_PORT)?;
     exchange(stage, MODERATE)?;
-    let balancer = mac_of(stage.lab.topology().balancer_address());
     let mut left = capture.stop();
-    left.retain(|s| s.mac_source == balancer && s.ip.destination == stage.config.vip);
+    left.retain(|s| is_toward_a_backend(stage, s));
     let fin = left.iter().position(|s| s.tcp.has(flags::FIN));
     let (before, after) = left.split_at(1 + fin.context("the client's FIN is on the wire")?);
     let acknowledged: BTreeSet<_> = after.iter().map(|s| s.tcp.ack).collect();
@@ -42,7 +53,10 @@ fn carries_a_half_closed_stream(stage: &Stage) -> Result<()> {
     let homes: BTreeSet<_> = before
         .iter()
         .chain(after)
-        .map(|s| (s.outer.map(|outer| outer.destination), s.mac_destination))
+        .map(|s| {
+            let outer = s.outer.map(|outer| outer.destination);
+            (outer, s.ip.destination, s.mac_destination)
+        })
         .collect();
     assert_eq!(homes.len(), 1, "{homes:?}");
     Ok(())
@@ -69,7 +83,7 @@ fn passes_a_narrow_middle(stage: &Stage) -> Result<()> {
         }
     }
     let second = match (place, family.backends()) {
-        (Place::Segment, _) => 0,
+        (Place::Segment | Place::Hidden | Place::Behind, _) => 0,
         (Place::Farm, IpVersion::V4) => 20,
         (Place::Farm, IpVersion::V6) => 40,
     };
@@ -78,7 +92,7 @@ fn passes_a_narrow_middle(stage: &Stage) -> Result<()> {
         IpVersion::V4 => 20,
         IpVersion::V6 => 40,
     };
-    let gateway = place.network().gateway(version);
+    let gateway = place.gateway(version);
     for backend in stage.lab.backends() {
         backend.ip(&format!(
             "route change default via {gateway} mtu {NARROW_MTU} advmss {}",
@@ -94,9 +108,8 @@ fn passes_a_narrow_middle(stage: &Stage) -> Result<()> {
         let segments = capture.stop().into_iter().filter(wanted);
         segments.map(|s| s.outer.unwrap_or(s.ip).length).max()
     };
-    let balancer = mac_of(stage.lab.topology().balancer_address());
     // As long as the path allows, and no longer: nothing was wasted, and nothing was lost for its length.
-    let sent = longest(requests, &|s| s.mac_source == balancer);
+    let sent = longest(requests, &|s| is_toward_a_backend(stage, s));
     assert_eq!(sent, Some(NARROW_MTU));
     let answered = longest(replies, &|s| s.ip.source == stage.config.vip);
     assert_eq!(answered, Some(NARROW_MTU));
@@ -107,8 +120,7 @@ fn passes_a_narrow_middle(stage: &Stage) -> Result<()> {
 /// All of it, in one mode and family.
 fn transfers(place: Place, family: Family, seed: u64) -> Result<()> {
     let stage = Stage::set(Topology::new(place).in_family(family), seed, |_| {})?;
-    let target = (stage.config.vip, PORT).into();
-    let status = raw::http_status(stage.lab.client(), target, "/", PATIENCE)?;
+    let status = raw::http_status(stage.lab.client(), stage.target(), "/", PATIENCE)?;
     assert_eq!(status, 200);
     exchange(&stage, LARGE).context("100 MB each way")?;
     carries_a_half_closed_stream(&stage)?;
@@ -145,4 +157,24 @@ fn by_l2() -> Result<()> {
 #[test]
 fn by_l2_in_ipv6() -> Result<()> {
     transfers(Place::Segment, Family::V6, 85)
+}
+
+#[test]
+fn by_nat() -> Result<()> {
+    transfers(Place::Hidden, Family::V4, 86)
+}
+
+#[test]
+fn by_nat_in_ipv6() -> Result<()> {
+    transfers(Place::Hidden, Family::V6, 87)
+}
+
+#[test]
+fn by_dnat() -> Result<()> {
+    transfers(Place::Behind, Family::V4, 88)
+}
+
+#[test]
+fn by_dnat_in_ipv6() -> Result<()> {
+    transfers(Place::Behind, Family::V6, 89)
 }

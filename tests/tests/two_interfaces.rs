@@ -28,8 +28,8 @@ const fn second_address(version: IpVersion) -> IpAddr {
 }
 
 /// Gives the balancer a second link, to the farm.
-fn build(family: Family) -> Result<Lab> {
-    let lab = Topology::new(Place::Farm).in_family(family).build()?;
+fn build(place: Place, family: Family) -> Result<Lab> {
+    let lab = Topology::new(place).in_family(family).build()?;
     let (balancer, router) = (lab.balancer(), lab.router());
     router.ip(&format!(
         "link add {SECOND_PORT} mtu 1600 type veth peer name {SECOND} mtu 1600 netns {}",
@@ -58,7 +58,7 @@ fn goes_in_by_one_and_out_by_the_other(
     family: Family,
     seed: u64,
 ) -> Result<()> {
-    let lab = build(family)?;
+    let lab = build(Place::Farm, family)?;
     let _open = open(&lab)?;
     let stage = Stage::on(lab, seed, |config| {
         config.mode = mode;
@@ -149,10 +149,81 @@ fn l2_leaves_by_the_interface_of_the_backends_in_ipv6() -> Result<()> {
     goes_in_by_one_and_out_by_the_other("l2", Family::V6, 25)
 }
 
+/// Backends see an address of the interface on their side, so their replies come in by it, and leave by that of the clients.
+fn translates_between_them(family: Family, seed: u64) -> Result<()> {
+    let lab = build(Place::Hidden, family)?;
+    let version = family.vip();
+    let snat = Network::Farm.host(version, 100);
+    let only = match version {
+        IpVersion::V4 => "/32",
+        IpVersion::V6 => "/128",
+    };
+    let options = match version {
+        IpVersion::V4 => "",
+        IpVersion::V6 => "nodad preferred_lft 0",
+    };
+    lab.balancer()
+        .ip(&format!("address add {snat}{only} dev {SECOND} {options}"))?;
+    let _open = open(&lab)?;
+    let stage = Stage::on(lab, seed, |config| {
+        config.interfaces = vec![UPLINK, SECOND];
+        config.snat = vec![snat];
+    })?;
+    let vip = stage.config.vip;
+    let backends: Vec<_> = (0..3)
+        .map(|index| stage.lab.topology().backend_address(index))
+        .collect();
+    let first = Capture::start(stage.lab.router(), BALANCER_PORT)?;
+    let second = Capture::start(stage.lab.router(), SECOND_PORT)?;
+    let connections = stage.clients.open(CONNECTIONS, stage.plan(), |_| {})?;
+    assert_eq!(crowd::echo_all(&connections), [""; 0]);
+    let keys = |capture: &Capture, from: &[IpAddr], to: &[IpAddr]| {
+        let mut keys: Vec<_> = capture
+            .segments()
+            .iter()
+            .filter(|s| from.contains(&s.ip.source) && to.contains(&s.ip.destination))
+            .map(|s| (s.tcp.seq, s.tcp.ack, s.tcp.flags, s.tcp.payload.clone()))
+            .collect();
+        keys.sort_unstable();
+        keys.dedup();
+        keys
+    };
+    let clients = stage.lab.sources();
+    wait::until("every packet that came has left, both ways", SOON, || {
+        let requests = [
+            keys(&first, clients, &[vip]),
+            keys(&second, &[snat], &backends),
+        ];
+        let replies = [
+            keys(&second, &backends, &[snat]),
+            keys(&first, &[vip], clients),
+        ];
+        let all = |[came, left]: &[Vec<_>; 2]| came.len() >= 3 * CONNECTIONS && came == left;
+        (all(&requests) && all(&replies)).then_some(())
+    })?;
+    assert_eq!(crowd::breaks(&connections), [""; 0]);
+    let status = stage.tether.status()?;
+    for reason in ["no_egress", "no_route_back", "untranslated"] {
+        assert_eq!(counted(&status, reason), 0, "{reason}");
+    }
+    stage.close();
+    Ok(())
+}
+
+#[test]
+fn nat_sends_replies_by_the_interface_of_the_clients() -> Result<()> {
+    translates_between_them(Family::V4, 26)
+}
+
+#[test]
+fn nat_sends_replies_by_the_interface_of_the_clients_in_ipv6() -> Result<()> {
+    translates_between_them(Family::V6, 27)
+}
+
 #[test]
 fn an_interface_that_takes_no_frames_is_named_and_used_once_it_does() -> Result<()> {
     // The router's end has neither a program nor GRO, so the kernel would drop all that is redirected to ours.
-    let lab = build(Family::V4)?;
+    let lab = build(Place::Farm, Family::V4)?;
     let stage = Stage::on(lab, 23, |config| config.interfaces = vec![UPLINK, SECOND])?;
     let status = stage.tether.wait_status("it is named", SOON, |status| {
         status

@@ -7,7 +7,7 @@ use super::{
     word::Word,
 };
 
-/// Orders in a batch: 768 KiB of them.
+/// Orders in a batch: 1 MiB of them.
 pub const BATCH: u32 = 16_384;
 
 /// Bytes of the frame of a test run that carries out orders, of which the first four are the number of the next one, in host byte order.
@@ -57,6 +57,10 @@ pub struct Order {
     pub key: [u64; 3],
     /// Its [`Word`].
     pub value: u64,
+    /// The [`crate::nat::TranslationWord`] that goes with it; 0 if none does.
+    pub translation: u64,
+    /// Whether a translation goes with it: 0 or 1.
+    pub has_translation: u64,
     /// The fact for people that goes with it: first seen, in ticks since boot.
     pub first_seen: u32,
     /// A [`Kind`].
@@ -67,7 +71,7 @@ pub struct Order {
     pub version: u32,
 }
 
-const _: () = assert!(size_of::<Order>() == 48 && offset_of!(Order, outcome) == 40);
+const _: () = assert!(size_of::<Order>() == 64 && offset_of!(Order, outcome) == 56);
 
 /// Inserts an entry. Gives its place if it is in the table then.
 #[inline(always)]

@@ -49,22 +49,44 @@ pub const fn advance(word: Word, segment: &Segment, now: Tick) -> Word {
 
 #[inline(always)]
 const fn promote(word: Word, segment: &Segment, now: Tick) -> Word {
-    if !follows(word, segment) {
-        return word;
+    if follows(word, segment) {
+        promoted(word, State::Young, segment, now)
+    } else {
+        word
     }
+}
+
+/// A nascent entry as a live one, which it becomes with this segment.
+#[inline(always)]
+pub const fn promoted(word: Word, state: State, segment: &Segment, now: Tick) -> Word {
     // A challenger's key has another entry still, so whoever finds this one first must look for that one too.
     let flags = if word.is(State::Challenger) {
         Word::CONTESTED | Word::SECOND
     } else {
         0
     };
-    Word::live(
-        State::Young,
-        word.backend(),
-        epoch_of(segment.seq),
-        now,
-        flags,
-    )
+    let epoch = epoch_of(segment.seq);
+    Word::live(state, word.backend(), epoch, now, flags)
+}
+
+/// A live entry after a segment of the other side's that ends nothing; `is_near` if that is where the other side's stream is thought to be.
+#[inline(always)]
+pub const fn seen_from_afar(word: Word, is_near: bool, now: Tick) -> Word {
+    if !word.is(State::Closing) {
+        seen(word, now)
+    } else if is_near && word.has(Word::BY_RESET) {
+        revived(word, now)
+    } else {
+        word.with_tick(now)
+    }
+}
+
+/// A closing entry whose end was forged, or is not yet. It has to prove itself again, or four forged packets would make a pin.
+#[inline(always)]
+const fn revived(word: Word, now: Tick) -> Word {
+    word.with_state(State::Young)
+        .without(Word::BY_RESET | Word::EXCEPTION)
+        .with_tick(now)
 }
 
 #[inline(always)]
@@ -95,11 +117,8 @@ const fn live_on(word: Word, segment: &Segment, now: Tick) -> Word {
         return seen(word.without(Word::HINT), now);
     }
     if word.has(Word::BY_RESET) || segment.payload {
-        // Nobody sends data after its own FIN, nor anything after its own RST: the end was forged, or is not yet. It has to
-        // prove itself again, or four forged packets would make a pin.
-        word.with_state(State::Young)
-            .without(Word::BY_RESET | Word::EXCEPTION)
-            .with_tick(now)
+        // Nobody sends data after its own FIN, nor anything after its own RST.
+        revived(word, now)
     } else {
         word.with_tick(now)
     }

@@ -23,8 +23,13 @@ use crate::hash::Seed;
 pub trait FlowKey: Copy + PartialEq {
     /// The service's id.
     fn service(&self) -> u16;
+    /// All of it mixed to a word under the table's secret seed.
+    fn mixed(&self, seed: &Seed) -> u64;
     /// The key's two buckets in a table of `buckets`: different ones if there are at least two.
-    fn homes(&self, seed: &Seed, buckets: u32) -> [u32; 2];
+    #[inline(always)]
+    fn homes(&self, seed: &Seed, buckets: u32) -> [u32; 2] {
+        bucket::homes(self.mixed(seed), buckets)
+    }
     /// What of the client decides its slot in a table of the service with this seed: see [`crate::maglev::slot_index`].
     fn client_word(&self, seed: &Seed) -> u64;
 }

@@ -34,6 +34,18 @@ pub trait World: Memory {
     fn is_held(&self) -> bool;
     /// Notes, for people, that the entry at `place` was promoted or adopted now.
     fn note_promotion(&self, place: Place);
+
+    /// Whether flows of backends that translate come here (see [`BackendState::translates`]). Theirs are only found or made here: what a segment
+    /// changes of an entry is decided where its translation is known too, see [`crate::nat::life`].
+    const TRANSLATES: bool = false;
+    /// Notes that the packet is forwarded by the entry at `place`.
+    #[inline(always)]
+    fn note_entry(&self, _place: Place) {}
+    /// Id of a backend that the flow cannot be given, though it may be the pick; 0 is none.
+    #[inline(always)]
+    fn barred(&self) -> u32 {
+        0
+    }
 }
 
 /// The outcome for one packet.
@@ -57,23 +69,36 @@ struct Visit<'a, W: World> {
 #[inline(always)]
 pub fn steer<W: World>(world: &W, key: &W::Key, segment: &Segment, now: Tick) -> Steered {
     match established(world, key, segment, now) {
-        Some((_, _, id)) => Steered {
+        Some(known) => Steered {
             reason: Reason::Established,
-            backend: id,
+            backend: known.id,
         },
         None => otherwise(world, key, segment, now),
     }
 }
 
-/// The backend, its state and its id, for a segment of an established flow that can be forwarded without VLAN tags, which is what most
-/// are. None if it is anything else, or may be; then at most a refresh has been written.
+/// The backend of a flow that has an entry, and is established.
+#[derive(Clone, Copy, Debug)]
+pub struct Known<B> {
+    /// The backend's entry.
+    pub backend: B,
+    /// Its state.
+    pub state: BackendState,
+    /// Its id.
+    pub id: u32,
+    /// Where the flow's entry is.
+    pub place: Place,
+}
+
+/// The backend for a segment of an established flow that can be forwarded without VLAN tags, which is what most are. None if it is anything
+/// else, or may be; then at most a refresh has been written.
 #[inline(always)]
 pub fn established<W: World>(
     world: &W,
     key: &W::Key,
     segment: &Segment,
     now: Tick,
-) -> Option<(W::Backend, BackendState, u32)> {
+) -> Option<Known<W::Backend>> {
     if !segment.continues() {
         return None;
     }
@@ -84,9 +109,14 @@ pub fn established<W: World>(
         entry.replace(world, next);
     }
     let reference = entry.word.backend();
-    let (handle, state) = world.backend(reference.id())?;
+    let (backend, state) = world.backend(reference.id())?;
     if state.can_forward_plainly_for(reference.generation()) {
-        Some((handle, state, reference.id()))
+        Some(Known {
+            backend,
+            state,
+            id: reference.id(),
+            place: entry.place,
+        })
     } else {
         None
     }
@@ -435,9 +465,11 @@ impl<W: World> Visit<'_, W> {
         let entry = if is_other { other } else { found };
         match self.backend_of(entry.word.backend()) {
             Some(choice) => {
-                if !self.live_on(*entry) {
+                let is_theirs = W::TRANSLATES && choice.state.translates();
+                if !is_theirs && !self.live_on(*entry) {
                     return Outcome::without_backend(Reason::Held);
                 }
+                self.world.note_entry(entry.place);
                 if !choice
                     .state
                     .closes(self.subject.homes[0], self.world.buckets())
@@ -554,12 +586,14 @@ impl<W: World> Visit<'_, W> {
     /// Chooses the backend of a SYN.
     #[inline(always)]
     fn open(&self, intent: &Intent) -> Decision {
-        if intent.preferred.id() != 0
+        if intent.preferred.id() != self.world.barred()
+            && intent.preferred.id() != 0
             && let Some(kept) = self.backend_of(intent.preferred)
         {
             match kept.state.serving() {
                 // The same SYN keeps its backend, unless that now serves none, and writes nothing.
                 Serving::New | Serving::ExistingOnly if intent.same_syn => {
+                    self.world.note_entry(intent.in_place_of.place);
                     return Decision::over(kept.forward(intent.reason));
                 }
                 // Another one keeps it only if it takes new flows.
@@ -603,7 +637,9 @@ impl<W: World> Visit<'_, W> {
                 None => return Decision::over(self.refuse()),
             },
         };
-        if !self.segment.continues() {
+        // What nobody knows the SNAT port of is nothing to the backend.
+        let is_unknown = W::TRANSLATES && choice.state.is_nat();
+        if !self.segment.continues() || is_unknown {
             return Decision::over(choice.forward(Reason::Stray));
         }
         if !choice.state.is_resolved() || !self.world.may_adopt() {
@@ -641,6 +677,9 @@ impl<W: World> Visit<'_, W> {
         if plan.in_place_of.exists() {
             let entry = &plan.in_place_of;
             let written = table::replace(self.world, entry.place, entry.word, plan.word);
+            if written {
+                self.world.note_entry(entry.place);
+            }
             return plan.choice.forward(if written {
                 plan.reason
             } else {
@@ -664,6 +703,7 @@ impl<W: World> Visit<'_, W> {
                 if !is_syn {
                     self.world.note_promotion(place);
                 }
+                self.world.note_entry(place);
                 plan.choice.forward(plan.reason)
             }
             Inserted::Yielded(theirs) => match self.backend_of(theirs.backend()) {
@@ -751,6 +791,7 @@ impl<W: World> Visit<'_, W> {
             };
             let id = slot.current();
             if id != 0
+                && id != self.world.barred()
                 && let Some((_, state)) = self.world.backend(id)
                 && state.serving() == Serving::New
             {

@@ -154,7 +154,8 @@ const fn may_be_copies(one: Word, other: Word) -> bool {
 #[derive(Clone, Copy, Debug)]
 pub struct Glimpse<B> {
     bucket: B,
-    way: u32,
+    /// Where.
+    pub place: Place,
     /// Its value, as it was.
     pub word: Word,
 }
@@ -163,7 +164,7 @@ impl<B: Copy> Glimpse<B> {
     /// Changes the value from what was seen, one compare-and-exchange.
     #[inline(always)]
     pub fn replace<M: Memory<Bucket = B>>(&self, memory: &M, new: Word) -> bool {
-        memory.replace(self.bucket, self.way, self.word, new)
+        memory.replace(self.bucket, self.place.way, self.word, new)
     }
 }
 
@@ -174,7 +175,8 @@ impl<B: Copy> Glimpse<B> {
 pub fn glance<M: Memory>(memory: &M, key: &M::Key) -> Option<Glimpse<M::Bucket>> {
     let mut home = 0;
     while home < 2 {
-        if let Some(bucket) = memory.bucket(memory.homes(key)[home]) {
+        let index = memory.homes(key)[home];
+        if let Some(bucket) = memory.bucket(index) {
             let mut way = 0;
             while way < M::WAYS {
                 // Most places hold other keys: look at the key first, and let the loads below decide.
@@ -184,7 +186,12 @@ pub fn glance<M: Memory>(memory: &M, key: &M::Key) -> Option<Glimpse<M::Bucket>>
                         && memory.holds(bucket, way, key)
                         && memory.value(bucket, way) == word
                     {
-                        return Some(Glimpse { bucket, way, word });
+                        let place = Place { index, way };
+                        return Some(Glimpse {
+                            bucket,
+                            place,
+                            word,
+                        });
                     }
                 }
                 way += 1;

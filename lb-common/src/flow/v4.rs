@@ -2,10 +2,7 @@
 
 use core::mem::{align_of, offset_of, size_of};
 
-use super::{
-    FlowKey,
-    bucket::{self, WAYS},
-};
+use super::{FlowKey, bucket::WAYS};
 use crate::{
     hash::{Seed, mix},
     maglev::client_word,
@@ -43,8 +40,8 @@ impl FlowKey for Key {
     }
 
     #[inline(always)]
-    fn homes(&self, seed: &Seed, buckets: u32) -> [u32; 2] {
-        bucket::homes(mix(self.0, seed), buckets)
+    fn mixed(&self, seed: &Seed) -> u64 {
+        mix(self.0, seed)
     }
 
     #[inline(always)]

@@ -2,10 +2,7 @@
 
 use core::mem::{align_of, offset_of, size_of};
 
-use super::{
-    FlowKey,
-    bucket::{self, WAYS},
-};
+use super::{FlowKey, bucket::WAYS};
 use crate::{hash::Seed, net::Address};
 
 /// The key of an IPv6 flow. Exact.
@@ -63,8 +60,8 @@ impl FlowKey for Key {
     }
 
     #[inline(always)]
-    fn homes(&self, seed: &Seed, buckets: u32) -> [u32; 2] {
-        bucket::homes(mix_all(self.address, self.rest, seed), buckets)
+    fn mixed(&self, seed: &Seed) -> u64 {
+        mix_all(self.address, self.rest, seed)
     }
 
     /// Under the service's seed already: an IPv6 client does not fit a word as it is.

@@ -14,14 +14,15 @@ use lb_common::{
         FlowKey,
         bucket::{Facts, WAYS},
         copy::{self, Kind, Outcome},
-        steer::{self, Steered, World},
-        table::{Memory, Place, Subject},
+        steer::{self, Known, Steered, World},
+        table::{self, Entry, Look, Memory, Place, Subject},
         word::Word,
     },
     maglev::{Slot, TableRef, slot_index},
+    nat::TranslationWord,
 };
 
-use crate::{hide, maps, parse::Segment};
+use crate::{hide, maps, nat, parse::Segment};
 
 /// The flow table, in one version of IP.
 pub(crate) trait Table {
@@ -44,6 +45,10 @@ pub(crate) trait Table {
     fn bucket(index: u32) -> Option<*mut Self::Bucket>;
     /// The facts that go with it.
     fn facts(index: u32) -> Option<*mut Facts>;
+    /// How many buckets of translations there are: as many as of flows, or 0 if no service translates.
+    fn nat_buckets() -> u32;
+    /// The translations that go with a bucket.
+    fn translations(index: u32) -> Option<*mut lb_common::nat::Bucket>;
     /// Loads an entry's key.
     fn load_key(entry: *mut Self::Entry) -> Self::Key;
     /// Whether an entry's key is `key`.
@@ -54,13 +59,13 @@ pub(crate) trait Table {
     fn value(entry: *mut Self::Entry) -> *mut u64;
 }
 
-/// The backend, its state and its id, for a segment of an established flow that can be forwarded; none for anything else.
+/// The backend for a segment of an established flow that can be forwarded; none for anything else.
 #[inline(always)]
 pub(crate) fn established<T: Table>(
     service: u16,
     segment: &Segment,
     client: T::Address,
-) -> Option<(*const Backend, BackendState, u32)> {
+) -> Option<Known<*const Backend>> {
     let key = T::key(client, segment.source_port, service);
     steer::established(&Maps::<T>::NEW, &key, &segment.tcp, maps::now())
 }
@@ -72,6 +77,61 @@ pub(crate) fn otherwise<T: Table>(service: u16, segment: &Segment, client: T::Ad
     steer::otherwise(&Maps::<T>::NEW, &key, &segment.tcp, maps::now())
 }
 
+/// The same for services whose flows are translated. Where the flow's entry is, if it has one, is noted for what comes next.
+#[inline(always)]
+pub(crate) fn translated<T: Table>(key: &T::Key, segment: &Segment) -> Steered {
+    steer::otherwise(&Maps::<T, true>::NEW, key, &segment.tcp, maps::now())
+}
+
+/// Looks for an entry of a flow.
+#[inline(always)]
+pub(crate) fn look<T: Table>(subject: &Subject<T::Key>, look: &Look) -> Option<Entry> {
+    table::look(&Maps::<T>::NEW, subject, look)
+}
+
+/// What a look for a flow is for.
+#[inline(always)]
+pub(crate) fn subject<T: Table>(key: T::Key) -> Subject<T::Key> {
+    Subject {
+        key,
+        homes: Maps::<T>::NEW.homes(&key),
+        now: maps::now(),
+    }
+}
+
+/// The entry at a place, read so that its key and its value belong together. None if nobody can tell at this moment, or there is none.
+#[inline(always)]
+pub(crate) fn at<T: Table>(place: Place) -> Option<(T::Key, Word)> {
+    let bucket = T::bucket(place.index)?;
+    let entry = entry::<T>(bucket, place.way);
+    let value = T::value(entry);
+    // SAFETY: an entry of the map. Volatile: others write it meanwhile.
+    let word = Word(unsafe { value.read_volatile() });
+    let key = T::load_key(entry);
+    // SAFETY: as above.
+    let is_whole = word.is_entry() && unsafe { value.read_volatile() } == word.0;
+    if is_whole { Some((key, word)) } else { None }
+}
+
+/// Whether nothing is at a place.
+#[inline(always)]
+pub(crate) fn is_empty<T: Table>(place: Place) -> bool {
+    match T::bucket(place.index) {
+        Some(bucket) => {
+            let value = T::value(entry::<T>(bucket, place.way));
+            // SAFETY: an entry of the map. Volatile: others write it meanwhile.
+            unsafe { value.read_volatile() == Word::EMPTY.0 }
+        }
+        None => false,
+    }
+}
+
+/// Changes the value at a place from what was seen.
+#[inline(always)]
+pub(crate) fn replace<T: Table>(place: Place, seen: Word, new: Word) -> bool {
+    table::replace(&Maps::<T>::NEW, place, seen, new)
+}
+
 /// The backend of a client's flow, by id, for what concerns the flow and does not come from the client; 0 is none.
 #[inline(always)]
 pub(crate) fn concerned<T: Table>(service: u16, client: T::Address, port: u16) -> u32 {
@@ -81,7 +141,13 @@ pub(crate) fn concerned<T: Table>(service: u16, client: T::Address, port: u16) -
 
 /// Inserts an entry for the daemon, with the fact that goes with it.
 #[inline(always)]
-pub(crate) fn copy<T: Table>(words: [u64; 3], word: u64, first_seen: u32, kind: u32) -> Outcome {
+pub(crate) fn copy<T: Table>(
+    words: [u64; 3],
+    word: u64,
+    translation: Option<u64>,
+    first_seen: u32,
+    kind: u32,
+) -> Outcome {
     let maps = Maps::<T>::NEW;
     let key = T::key_of_words(words);
     let subject = Subject {
@@ -92,16 +158,19 @@ pub(crate) fn copy<T: Table>(words: [u64; 3], word: u64, first_seen: u32, kind: 
     match copy::insert(&maps, &subject, Word(word), kind == Kind::Rescue as u32) {
         Ok(place) => {
             note_first_seen::<T>(place, first_seen);
+            if let Some(translation) = translation {
+                nat::copy::<T>(place, &key, Word(word), TranslationWord(translation));
+            }
             Outcome::Done
         }
         Err(outcome) => outcome,
     }
 }
 
-/// The maps as one packet sees them.
-struct Maps<T>(PhantomData<T>);
+/// The maps as one packet sees them; of a service whose flows are translated, or not.
+struct Maps<T, const TRANSLATES: bool = false>(PhantomData<T>);
 
-impl<T: Table> Maps<T> {
+impl<T, const TRANSLATES: bool> Maps<T, TRANSLATES> {
     const NEW: Self = Self(PhantomData);
 }
 
@@ -114,7 +183,7 @@ fn entry<T: Table>(bucket: *mut T::Bucket, way: u32) -> *mut T::Entry {
 /// A way as an index that the verifier (6.1) sees to be below [`WAYS`]. It is anyway, so the compiler would leave out what shows it; which is well if
 /// the way is a constant.
 #[inline(always)]
-fn within_bucket(way: u32) -> usize {
+pub(crate) fn within_bucket(way: u32) -> usize {
     if is_val_statically_known(way) {
         way as usize
     } else {
@@ -127,7 +196,7 @@ fn value<T: Table>(bucket: *mut T::Bucket, way: u32) -> *mut u64 {
     T::value(entry::<T>(bucket, way))
 }
 
-impl<T: Table> Memory for Maps<T> {
+impl<T: Table, const TRANSLATES: bool> Memory for Maps<T, TRANSLATES> {
     type Key = T::Key;
     type Bucket = *mut T::Bucket;
 
@@ -192,11 +261,14 @@ impl<T: Table> Memory for Maps<T> {
             // SAFETY: entries of the map.
             unsafe { copy.write_volatile(source.read_volatile()) };
         }
+        if T::nat_buckets() != 0 {
+            nat::carry::<T>(from, to);
+        }
     }
 }
 
 #[inline(always)]
-fn note_first_seen<T: Table>(place: Place, tick: u32) {
+pub(crate) fn note_first_seen<T: Table>(place: Place, tick: u32) {
     if let Some(first_seen) = first_seen::<T>(place) {
         // SAFETY: an entry of the map.
         unsafe { first_seen.write_volatile(tick) };
@@ -214,7 +286,9 @@ fn first_seen<T: Table>(place: Place) -> Option<*mut u32> {
     })
 }
 
-impl<T: Table> World for Maps<T> {
+impl<T: Table, const TRANSLATES: bool> World for Maps<T, TRANSLATES> {
+    const TRANSLATES: bool = TRANSLATES;
+
     type Backend = *const Backend;
 
     #[inline(always)]
@@ -260,5 +334,21 @@ impl<T: Table> World for Maps<T> {
     #[inline(always)]
     fn note_promotion(&self, place: Place) {
         note_first_seen::<T>(place, maps::now().0);
+    }
+
+    #[inline(always)]
+    fn note_entry(&self, place: Place) {
+        if TRANSLATES {
+            maps::hand_on_entry(place);
+        }
+    }
+
+    #[inline(always)]
+    fn barred(&self) -> u32 {
+        if TRANSLATES {
+            maps::handed_on().barred
+        } else {
+            0
+        }
     }
 }

@@ -1,8 +1,11 @@
 //! IPv4 flows.
 
-use lb_common::flow::{
-    bucket::Facts,
-    v4::{Bucket, Entry, Key},
+use lb_common::{
+    flow::{
+        bucket::Facts,
+        v4::{Bucket, Entry, Key},
+    },
+    nat,
 };
 
 use super::Table;
@@ -37,6 +40,16 @@ impl Table for V4 {
     #[inline(always)]
     fn facts(index: u32) -> Option<*mut Facts> {
         maps::facts4(index)
+    }
+
+    #[inline(always)]
+    fn nat_buckets() -> u32 {
+        maps::nat4_buckets()
+    }
+
+    #[inline(always)]
+    fn translations(index: u32) -> Option<*mut nat::Bucket> {
+        maps::nat4(index)
     }
 
     #[inline(always)]

@@ -1,8 +1,11 @@
 //! IPv6 flows.
 
-use lb_common::flow::{
-    bucket::Facts,
-    v6::{Bucket, Entry, Key},
+use lb_common::{
+    flow::{
+        bucket::Facts,
+        v6::{Bucket, Entry, Key},
+    },
+    nat,
 };
 
 use super::Table;
@@ -40,6 +43,16 @@ impl Table for V6 {
     #[inline(always)]
     fn facts(index: u32) -> Option<*mut Facts> {
         maps::facts6(index)
+    }
+
+    #[inline(always)]
+    fn nat_buckets() -> u32 {
+        maps::nat6_buckets()
+    }
+
+    #[inline(always)]
+    fn translations(index: u32) -> Option<*mut nat::Bucket> {
+        maps::nat6(index)
     }
 
     #[inline(always)]

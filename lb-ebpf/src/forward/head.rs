@@ -26,7 +26,7 @@ pub(super) fn tags_len(state: BackendState) -> usize {
 ///
 /// A tag takes the priority of the frame's tag at the same place; where there was none it has priority 0.
 #[inline(always)]
-pub(super) fn write(
+pub(crate) fn write(
     ethertype: u16,
     ctx: &XdpContext,
     segment: &Segment,

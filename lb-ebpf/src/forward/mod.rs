@@ -17,6 +17,7 @@ use lb_common::{
 use lb_ebpf::packet::Bytes;
 
 pub(crate) use self::{
+    head::write as write_head,
     header::Header,
     reset::{Answer, cut},
 };
@@ -38,6 +39,7 @@ pub(crate) fn forward_plain<H: Header>(
         Forwarding::InIpv4 => ipip::in_ipv4_plain::<H>(ctx, segment, hop).ok()?,
         Forwarding::InIpv6 => ipip::in_ipv6_plain::<H>(ctx, segment, hop).ok()?,
         Forwarding::L2 => l2::rewrite_plain::<H>(ctx, hop).ok()?,
+        Forwarding::Nat | Forwarding::Dnat => return None,
     }
     Some(action)
 }
@@ -57,6 +59,8 @@ pub(crate) fn forward<H: Header>(
         Forwarding::InIpv4 => ipip::in_ipv4::<H>(ctx, segment, hop, state)?,
         Forwarding::InIpv6 => ipip::in_ipv6::<H>(ctx, segment, hop, state)?,
         Forwarding::L2 => l2::rewrite::<H>(ctx, segment, hop, state)?,
+        // A message about a flow, and not of it; or a service's entry that does not say what its backends do.
+        Forwarding::Nat | Forwarding::Dnat => return Err(Reason::UnknownMode),
     }
     Ok(action)
 }
@@ -82,10 +86,17 @@ pub(crate) fn reset<A: Answer>(ctx: &XdpContext, told: u32) -> Result<u32, Reaso
     }
 }
 
+/// The backend that the daemon is to tell of a RST that its client got, for this reason: only one that lives. 0 is none.
+#[inline(always)]
+pub(crate) fn told(reason: Reason, backend: u32) -> u32 {
+    // Without a branch: the verifier would follow both sides.
+    backend * (reason as u32 == Reason::DrainDeadline as u32) as u32
+}
+
 /// The action by which a frame leaves: back out of the interface that it came in by, or out of another. To be asked for before the frame
 /// is touched, since it may not be possible.
 #[inline(always)]
-fn egress(ctx: &XdpContext, hop: &NextHop) -> Result<u32, Reason> {
+pub(crate) fn egress(ctx: &XdpContext, hop: &NextHop) -> Result<u32, Reason> {
     if ctx.ingress_ifindex() as u32 == hop.ifindex {
         Ok(xdp_action::XDP_TX)
     } else {
@@ -108,7 +119,7 @@ fn hop_word(hop: &NextHop, index: usize) -> u64 {
 
 /// Writes a next hop's addresses into an Ethernet header: destination and source lie in the entry as in the header.
 #[inline(always)]
-fn address(ethernet: Bytes, hop: &NextHop) {
+pub(crate) fn address(ethernet: Bytes, hop: &NextHop) {
     ethernet.set_raw64(0, hop_word(hop, 0));
     ethernet.set_raw32(8, hop_word(hop, 1) as u32);
 }

@@ -13,7 +13,7 @@ use lb_ebpf::packet::{Bytes, Frame};
 use crate::{
     family::{V4, V6},
     maps,
-    parse::{self, Network, Parse, Parsed, Segment},
+    parse::{self, Parse, Parsed, Segment},
 };
 
 /// Answering, in one version of IP.
@@ -46,18 +46,18 @@ impl Answer for V6 {
 #[inline(never)]
 fn answer4(ctx: *mut xdp_md, told: u32) -> u32 {
     let ctx = XdpContext::new(ctx);
-    match parse::network(&ctx) {
-        Ok(Network::V4(offset)) => answer::<V4>(&ctx, offset, told),
-        _ => Reason::NoAnswer as u32,
+    match parse::network_of::<V4>(&ctx) {
+        Some(offset) => answer::<V4>(&ctx, offset, told),
+        None => Reason::NoAnswer as u32,
     }
 }
 
 #[inline(never)]
 fn answer6(ctx: *mut xdp_md, told: u32) -> u32 {
     let ctx = XdpContext::new(ctx);
-    match parse::network(&ctx) {
-        Ok(Network::V6(offset)) => answer::<V6>(&ctx, offset, told),
-        _ => Reason::NoAnswer as u32,
+    match parse::network_of::<V6>(&ctx) {
+        Some(offset) => answer::<V6>(&ctx, offset, told),
+        None => Reason::NoAnswer as u32,
     }
 }
 
@@ -80,9 +80,6 @@ trait Envelope: Parse {
     /// Tells the daemon of the flow that is closed here. A function of its own, for its stack.
     fn notify(ip: Bytes, tcp: Bytes, backend: u32);
 
-    /// Source and destination, as [`lb_common::net::Address::words`] gives them.
-    fn ends(ip: Bytes) -> [[u64; 2]; 2];
-
     /// Writes it over that of the segment which is answered, its ends swapped. Gives the running sum of the addresses' 16-bit words.
     fn write(ip: Bytes) -> u64;
 }
@@ -93,13 +90,6 @@ impl Envelope for V4 {
     #[inline(always)]
     fn notify(ip: Bytes, tcp: Bytes, backend: u32) {
         notify4(ip, tcp, backend);
-    }
-
-    #[inline(always)]
-    fn ends(ip: Bytes) -> [[u64; 2]; 2] {
-        const PREFIX: u64 = u64::from_le_bytes([0, 0, 0xff, 0xff, 0, 0, 0, 0]);
-        let mapped = |at| [0, PREFIX | (ip.raw32(at) as u64) << 32];
-        [mapped(12), mapped(16)]
     }
 
     #[inline(always)]
@@ -127,11 +117,6 @@ impl Envelope for V6 {
     #[inline(always)]
     fn notify(ip: Bytes, tcp: Bytes, backend: u32) {
         notify6(ip, tcp, backend);
-    }
-
-    #[inline(always)]
-    fn ends(ip: Bytes) -> [[u64; 2]; 2] {
-        [[ip.raw64(8), ip.raw64(16)], [ip.raw64(24), ip.raw64(32)]]
     }
 
     #[inline(always)]
@@ -173,18 +158,14 @@ fn write<F: Envelope>(ctx: &XdpContext, segment: &Segment, told: u32) -> Result<
 
     let frame = Frame::of(ctx);
     let ethernet = frame.at(0, ETH_LEN).ok_or(Reason::Malformed)?;
-    let (a, b, c) = (ethernet.raw32(0), ethernet.raw32(4), ethernet.raw32(8));
-    // Destination is a and the lower half of b, source the upper half of b and c.
-    ethernet.set_raw32(0, (b >> 16) | (c << 16));
-    ethernet.set_raw32(4, (c >> 16) | (a << 16));
-    ethernet.set_raw32(8, (a >> 16) | (b << 16));
+    ethernet.set_macs(ethernet.macs_swapped());
 
     let ip = frame
         .at(segment.network(), F::LEN + TCP_LEN)
         .ok_or(Reason::Malformed)?;
     let addresses = F::write(ip);
 
-    // A segment without ACK is answered with sequence number 0 and an acknowledgement of all it had, its FIN included.
+    // A segment without ACK is answered with sequence number 0 and an acknowledgement of all it had, its SYN and FIN included.
     let (seq, ack, flags) = if has_ack {
         (acknowledgement, 0, tcp::RST)
     } else {
@@ -192,7 +173,8 @@ fn write<F: Envelope>(ctx: &XdpContext, segment: &Segment, told: u32) -> Result<
             .length
             .wrapping_sub(segment.headers_len())
             .wrapping_sub(header_len);
-        let taken = payload.wrapping_add(segment.tcp.has(tcp::FIN) as u32);
+        let ends = segment.tcp.has(tcp::FIN) as u32 + segment.tcp.has(tcp::SYN) as u32;
+        let taken = payload.wrapping_add(ends);
         (0, segment.tcp.seq.wrapping_add(taken), tcp::RST | tcp::ACK)
     };
     let offset_and_flags = 0x5000 | flags as u16;
@@ -230,7 +212,8 @@ fn notify<F: Envelope>(ip: Bytes, tcp: Bytes, backend: u32) {
     // SAFETY: an entry of the map, of which this does not change while the backend is in use.
     let service = unsafe { core::ptr::addr_of!((*entry).service).read_volatile() };
     maps::notify(|notice| {
-        let [client, vip] = F::ends(ip);
+        let ends = F::ends(ip);
+        let (client, vip) = (F::as_words(ends.source), F::as_words(ends.destination));
         let set = |word: usize, value: u64| {
             // SAFETY: one of the words of a notice that is ours to write, and aligned. Volatile, so that none of it is made on the stack.
             unsafe { notice.cast::<u64>().add(word).write_volatile(value) }

@@ -18,17 +18,16 @@ use crate::{
     hide, maps,
 };
 
-/// Answers the frame with the error that a reason stands for: [`Reason::TooBig`] on the way to `backend`, or [`Reason::TtlExpired`]. Ends in the
+/// Answers the frame with the error that a reason stands for: [`Reason::TooBig`], for a way of this MTU, or [`Reason::TtlExpired`]. Ends in the
 /// reason and the action of what came of that.
 #[inline(always)]
-pub(crate) fn complain<F: Icmp>(ctx: &XdpContext, backend: u32, reason: Reason) -> (Reason, u32) {
-    // Backend 0 is none.
-    let too_big_for = if matches!(reason, Reason::TooBig) {
-        backend
+pub(crate) fn complain<F: Icmp>(ctx: &XdpContext, mtu: u32, reason: Reason) -> (Reason, u32) {
+    let mtu = if matches!(reason, Reason::TooBig) {
+        mtu.max(F::LEAST_MTU)
     } else {
         0
     };
-    match F::complain(ctx.ctx, too_big_for) {
+    match F::complain(ctx.ctx, mtu) {
         SENT => (reason, xdp_action::XDP_TX),
         LIMITED => (Reason::AnswerLimited, xdp_action::XDP_DROP),
         _ => (Reason::NoAnswer, xdp_action::XDP_DROP),
@@ -45,27 +44,20 @@ pub(super) const FAILED: u32 = 2;
 
 /// Turns the frame into the error about the packet at `network`.
 #[inline(always)]
-pub(super) fn answer<F: Icmp + Header>(ctx: &XdpContext, network: usize, too_big_for: u32) -> u32 {
+pub(super) fn answer<F: Icmp + Header>(ctx: &XdpContext, network: usize, mtu: u32) -> u32 {
     if !maps::may_answer(maps::now_ns()) {
         return LIMITED;
     }
-    let (kind, mtu) = if too_big_for == 0 {
-        (F::EXPIRED, 0)
-    } else {
-        (
-            F::TOO_BIG,
-            room_on_the_way_to(too_big_for).max(F::LEAST_MTU),
-        )
-    };
+    let kind = if mtu == 0 { F::EXPIRED } else { F::TOO_BIG };
     match write::<F>(ctx, network, kind, mtu) {
         Some(()) => SENT,
         None => FAILED,
     }
 }
 
-/// The longest packet that gets to a backend.
+/// The longest packet that gets to a backend; 0 is none.
 #[inline(always)]
-fn room_on_the_way_to(backend: u32) -> u32 {
+pub(crate) fn room_on_the_way_to(backend: u32) -> u32 {
     let Some((backend, state)) = maps::backend(backend) else {
         return 0;
     };
@@ -121,13 +113,11 @@ pub(super) fn finish<F: Icmp + Header>(
 #[inline(always)]
 fn turn_around(ctx: &XdpContext, room: usize) -> Option<()> {
     let old = Frame::of(ctx).at(room, ETH_LEN + 8)?;
-    let (a, b, c) = (old.raw32(0), old.raw32(4), old.raw32(8));
+    let macs = old.macs_swapped();
     // Two tags and the EtherType; or fewer, and what the IP header will be written over.
     let (rest, last) = (old.raw64(12), old.raw16(20));
     let new = Frame::of(ctx).at(0, ETH_LEN + 8)?;
-    new.set_raw32(0, (b >> 16) | (c << 16));
-    new.set_raw32(4, (c >> 16) | (a << 16));
-    new.set_raw32(8, (a >> 16) | (b << 16));
+    new.set_macs(macs);
     new.set_raw64(12, rest);
     new.set_raw16(20, last);
     Some(())

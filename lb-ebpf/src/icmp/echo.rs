@@ -27,10 +27,6 @@ pub(super) fn answer<F: Icmp + Parse + Header>(
     F::swap_ends(ip);
     F::renew(ip);
     let ethernet = Frame::of(ctx).at(0, ETH_LEN).ok_or(Reason::NotService)?;
-    let (a, b, c) = (ethernet.raw32(0), ethernet.raw32(4), ethernet.raw32(8));
-    // Destination is a and the lower half of b, source the upper half of b and c.
-    ethernet.set_raw32(0, (b >> 16) | (c << 16));
-    ethernet.set_raw32(4, (c >> 16) | (a << 16));
-    ethernet.set_raw32(8, (a >> 16) | (b << 16));
+    ethernet.set_macs(ethernet.macs_swapped());
     Ok(())
 }

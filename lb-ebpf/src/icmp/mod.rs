@@ -24,21 +24,16 @@ use crate::{
     count::Tally,
     family::{Family, V4, V6},
     maps,
-    parse::{self, Ends, Network, Parse},
+    parse::{self, Ends, Parse},
 };
 
 pub(crate) use self::{
-    complaint::complain,
+    complaint::{complain, room_on_the_way_to},
     tunnel::{tunnel4, tunnel4in6, tunnel6},
 };
 
 /// ICMP, in one version of IP.
-pub(crate) trait Icmp: Sized {
-    /// An address.
-    type Address: Copy + PartialEq;
-
-    /// The version of IP.
-    const VERSION: IpVersion;
+pub(crate) trait Icmp: Parse {
     /// Type of an echo request.
     const ECHO_REQUEST: u8;
     /// Type of an echo reply.
@@ -51,9 +46,7 @@ pub(crate) trait Icmp: Sized {
     const LEAST_MTU: u32;
 
     /// The message at an offset of the frame, if it is one, and whole but for its end.
-    fn message(ctx: &XdpContext, network: usize) -> Option<Message<Self>>
-    where
-        Self: Parse;
+    fn message(ctx: &XdpContext, network: usize) -> Option<Message<Self>>;
     /// Whether a type is that of an error.
     fn is_error(kind: u8) -> bool;
     /// The offset of TCP's header in a packet that is quoted at an offset of the frame, from there; none if it is not TCP, or no
@@ -66,12 +59,6 @@ pub(crate) trait Icmp: Sized {
     fn version_within(ctx: &XdpContext, quote: usize) -> Option<IpVersion>;
     /// The MTU that the header of an error tells; 0 is none.
     fn told_mtu(header: Bytes) -> u32;
-    /// An address as [`lb_common::net::Address::words`] has it.
-    fn as_address(address: Self::Address) -> [u64; 2];
-    /// The ends of an IP header.
-    fn ends(ip: Bytes) -> Ends<Self>
-    where
-        Self: Parse;
     /// Sets the TTL, or hop limit, of a packet that starts here.
     fn renew(ip: Bytes);
     /// Swaps the ends of an IP header.
@@ -81,9 +68,9 @@ pub(crate) trait Icmp: Sized {
     /// Writes the header of an answer to the packet that it quotes. Gives the running sum that the checksum of the message begins with, in
     /// network byte order.
     fn write_header(ip: Bytes, quoted: Bytes, message_len: u32) -> u64;
-    /// Answers the frame with an error about its packet: that it is too big for the way to a backend, or if that is 0, that its hops ended. A
-    /// function of its own, for its stack; what it returns is told in [`complaint`].
-    fn complain(ctx: *mut xdp_md, too_big_for: u32) -> u32;
+    /// Answers the frame with an error about its packet: that it is too big for a way of this MTU, or if that is 0, that its hops ended. A function of
+    /// its own, for its stack; what it returns is told in [`complaint`].
+    fn complain(ctx: *mut xdp_md, mtu: u32) -> u32;
 }
 
 /// A message.
@@ -108,9 +95,9 @@ pub(crate) const TUNNEL_4_IN_6: u32 = u32::MAX - 4;
 #[inline(never)]
 pub(crate) fn control4(ctx: *mut xdp_md) -> u32 {
     let ctx = XdpContext::new(ctx);
-    match parse::network(&ctx) {
-        Ok(Network::V4(offset)) => control::<V4>(&ctx, offset),
-        _ => xdp_action::XDP_PASS,
+    match parse::network_of::<V4>(&ctx) {
+        Some(offset) => control::<V4>(&ctx, offset),
+        None => xdp_action::XDP_PASS,
     }
 }
 
@@ -118,9 +105,9 @@ pub(crate) fn control4(ctx: *mut xdp_md) -> u32 {
 #[inline(never)]
 pub(crate) fn control6(ctx: *mut xdp_md) -> u32 {
     let ctx = XdpContext::new(ctx);
-    match parse::network(&ctx) {
-        Ok(Network::V6(offset)) => control::<V6>(&ctx, offset),
-        _ => xdp_action::XDP_PASS,
+    match parse::network_of::<V6>(&ctx) {
+        Some(offset) => control::<V6>(&ctx, offset),
+        None => xdp_action::XDP_PASS,
     }
 }
 

@@ -22,16 +22,16 @@ use crate::{
     flow,
     forward::Header,
     maps,
-    parse::{self, Ends, Network},
+    parse::{self, Ends},
 };
 
 /// An error about an IPv4 packet that holds another.
 #[inline(never)]
 pub(crate) fn tunnel4(ctx: *mut xdp_md) -> u32 {
     let ctx = XdpContext::new(ctx);
-    match parse::network(&ctx) {
-        Ok(Network::V4(network)) => tell::<V4, V4>(&ctx, network),
-        _ => xdp_action::XDP_PASS,
+    match parse::network_of::<V4>(&ctx) {
+        Some(network) => tell::<V4, V4>(&ctx, network),
+        None => xdp_action::XDP_PASS,
     }
 }
 
@@ -39,9 +39,9 @@ pub(crate) fn tunnel4(ctx: *mut xdp_md) -> u32 {
 #[inline(never)]
 pub(crate) fn tunnel6(ctx: *mut xdp_md) -> u32 {
     let ctx = XdpContext::new(ctx);
-    match parse::network(&ctx) {
-        Ok(Network::V6(network)) => tell::<V6, V6>(&ctx, network),
-        _ => xdp_action::XDP_PASS,
+    match parse::network_of::<V6>(&ctx) {
+        Some(network) => tell::<V6, V6>(&ctx, network),
+        None => xdp_action::XDP_PASS,
     }
 }
 
@@ -49,9 +49,9 @@ pub(crate) fn tunnel6(ctx: *mut xdp_md) -> u32 {
 #[inline(never)]
 pub(crate) fn tunnel4in6(ctx: *mut xdp_md) -> u32 {
     let ctx = XdpContext::new(ctx);
-    match parse::network(&ctx) {
-        Ok(Network::V6(network)) => tell::<V6, V4>(&ctx, network),
-        _ => xdp_action::XDP_PASS,
+    match parse::network_of::<V6>(&ctx) {
+        Some(network) => tell::<V6, V4>(&ctx, network),
+        None => xdp_action::XDP_PASS,
     }
 }
 
@@ -80,7 +80,7 @@ fn try_tell<O: Family, I: Family>(
     let quote = at + ICMP_LEN;
     let inner = quote + O::quoted_tunnel(ctx, quote).ok_or(Reason::NotService)?;
     let outer = Frame::of(ctx).at(quote, O::LEN).ok_or(Reason::NotService)?;
-    let backend_address = O::as_address(O::ends(outer).destination);
+    let backend_address = O::as_words(O::ends(outer).destination);
     let ip = Frame::of(ctx).at(inner, I::LEN).ok_or(Reason::NotService)?;
     let Ends {
         source: client,
@@ -113,7 +113,7 @@ fn try_tell<O: Family, I: Family>(
 #[inline(always)]
 fn shrink<O: Header, I: Header>(ctx: &XdpContext, network: usize, inner: usize) -> Option<()> {
     let old = Frame::of(ctx).at(0, ETH_LEN + 2 * VLAN_LEN)?;
-    let (a, b, c) = (old.raw32(0), old.raw32(4), old.raw32(8));
+    let macs = old.macs_swapped();
     let (mut rest, mut last) = (old.raw64(12), old.raw16(20));
     if O::ETHERTYPE != I::ETHERTYPE {
         let ethertype = I::ETHERTYPE.to_be();
@@ -132,9 +132,7 @@ fn shrink<O: Header, I: Header>(ctx: &XdpContext, network: usize, inner: usize) 
         return None;
     }
     let new = Frame::of(ctx).at(0, ETH_LEN + 2 * VLAN_LEN)?;
-    new.set_raw32(0, (b >> 16) | (c << 16));
-    new.set_raw32(4, (c >> 16) | (a << 16));
-    new.set_raw32(8, (a >> 16) | (b << 16));
+    new.set_macs(macs);
     new.set_raw64(12, rest);
     new.set_raw16(20, last);
     Some(())

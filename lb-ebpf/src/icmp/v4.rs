@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     family::V4,
-    parse::{self, Ends, Network, blur},
+    parse::{self, Parse as _, blur},
 };
 
 /// Type: destination unreachable.
@@ -27,9 +27,6 @@ const TIME_EXCEEDED: u8 = 11;
 const PARAMETER_PROBLEM: u8 = 12;
 
 impl Icmp for V4 {
-    type Address = u32;
-
-    const VERSION: IpVersion = IpVersion::V4;
     const ECHO_REQUEST: u8 = 8;
     const ECHO_REPLY: u8 = 0;
     /// Fragmentation needed (RFC 1191).
@@ -102,19 +99,6 @@ impl Icmp for V4 {
     }
 
     #[inline(always)]
-    fn as_address(address: u32) -> [u64; 2] {
-        [0, ((address.to_be() as u64) << 32) | 0xffff_0000]
-    }
-
-    #[inline(always)]
-    fn ends(ip: Bytes) -> Ends<V4> {
-        Ends {
-            source: ip.u32(12),
-            destination: ip.u32(16),
-        }
-    }
-
-    #[inline(always)]
     fn renew(ip: Bytes) {
         let before = ip.u16(8);
         let after = ((TTL as u16) << 8) | (before & 0xff);
@@ -152,17 +136,17 @@ impl Icmp for V4 {
     }
 
     #[inline(always)]
-    fn complain(ctx: *mut xdp_md, too_big_for: u32) -> u32 {
-        complain4(ctx, too_big_for)
+    fn complain(ctx: *mut xdp_md, mtu: u32) -> u32 {
+        complain4(ctx, mtu)
     }
 }
 
 #[inline(never)]
-fn complain4(ctx: *mut xdp_md, too_big_for: u32) -> u32 {
+fn complain4(ctx: *mut xdp_md, mtu: u32) -> u32 {
     let ctx = XdpContext::new(ctx);
-    match parse::network(&ctx) {
-        Ok(Network::V4(network)) => complaint::answer::<V4>(&ctx, network, too_big_for),
-        _ => FAILED,
+    match parse::network_of::<V4>(&ctx) {
+        Some(network) => complaint::answer::<V4>(&ctx, network, mtu),
+        None => FAILED,
     }
 }
 

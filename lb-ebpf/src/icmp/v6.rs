@@ -15,13 +15,10 @@ use super::{
 };
 use crate::{
     family::V6,
-    parse::{self, Ends, Network},
+    parse::{self, Ends, Parse as _},
 };
 
 impl Icmp for V6 {
-    type Address = [u64; 2];
-
-    const VERSION: IpVersion = IpVersion::V6;
     const ECHO_REQUEST: u8 = 128;
     const ECHO_REPLY: u8 = 129;
     const TOO_BIG: [u8; 2] = [2, 0];
@@ -85,19 +82,6 @@ impl Icmp for V6 {
     }
 
     #[inline(always)]
-    fn as_address(address: [u64; 2]) -> [u64; 2] {
-        address
-    }
-
-    #[inline(always)]
-    fn ends(ip: Bytes) -> Ends<V6> {
-        Ends {
-            source: [ip.raw64(8), ip.raw64(16)],
-            destination: [ip.raw64(24), ip.raw64(32)],
-        }
-    }
-
-    #[inline(always)]
     fn renew(ip: Bytes) {
         ip.set_u8(7, TTL);
     }
@@ -139,16 +123,16 @@ impl Icmp for V6 {
     }
 
     #[inline(always)]
-    fn complain(ctx: *mut xdp_md, too_big_for: u32) -> u32 {
-        complain6(ctx, too_big_for)
+    fn complain(ctx: *mut xdp_md, mtu: u32) -> u32 {
+        complain6(ctx, mtu)
     }
 }
 
 #[inline(never)]
-fn complain6(ctx: *mut xdp_md, too_big_for: u32) -> u32 {
+fn complain6(ctx: *mut xdp_md, mtu: u32) -> u32 {
     let ctx = XdpContext::new(ctx);
-    match parse::network(&ctx) {
-        Ok(Network::V6(network)) => complaint::answer::<V6>(&ctx, network, too_big_for),
-        _ => FAILED,
+    match parse::network_of::<V6>(&ctx) {
+        Some(network) => complaint::answer::<V6>(&ctx, network, mtu),
+        None => FAILED,
     }
 }

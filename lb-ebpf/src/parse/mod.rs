@@ -7,19 +7,31 @@ mod v6;
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
     headers::{ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, TCP_LEN, VLAN_LEN},
+    net::IpVersion,
     tcp,
     verdict::Reason,
 };
 
 use lb_ebpf::packet::{Bytes, Frame, is_vlan};
 
+use crate::hide;
+
 /// Parsing, in one version of IP.
 pub(crate) trait Parse: Sized {
     /// An address.
     type Address: Copy + PartialEq;
 
+    /// The version of IP.
+    const VERSION: IpVersion;
     /// Length of the headers of what [`Parse::plain`] takes.
     const PLAIN_LEN: usize;
+
+    /// The ends of an IP header.
+    fn ends(ip: Bytes) -> Ends<Self>;
+    /// An address as [`lb_common::net::Address::words`] has it.
+    fn as_words(address: Self::Address) -> [u64; 2];
+    /// The address that [`Parse::as_words`] gives these for.
+    fn of_words(words: [u64; 2]) -> Self::Address;
 
     /// The segment of a frame without VLAN tags whose IP header has nothing between itself and TCP's, which is what most are. None for any
     /// other frame. All offsets are constants, so what follows is a third shorter than after [`Parse::parse`].
@@ -135,7 +147,9 @@ impl Segment {
     /// Offset of the TCP header.
     #[inline(always)]
     pub(crate) fn transport(&self) -> usize {
-        self.network as usize + self.transport as usize
+        // Its bound is lost where it lies on the stack meanwhile.
+        let transport = hide::number(self.transport as u64) & MOST_HEADERS as u64;
+        self.network as usize + transport as usize
     }
 }
 
@@ -167,6 +181,16 @@ pub(crate) fn network(ctx: &XdpContext) -> Result<Network, Reason> {
         Ok(Network::V6(offset))
     } else {
         Err(Reason::NotIp)
+    }
+}
+
+/// The offset of the IP header of a frame that carries this version of IP.
+#[inline(always)]
+pub(crate) fn network_of<P: Parse>(ctx: &XdpContext) -> Option<usize> {
+    match network(ctx) {
+        Ok(Network::V4(offset)) if P::VERSION as u32 == IpVersion::V4 as u32 => Some(offset),
+        Ok(Network::V6(offset)) if P::VERSION as u32 == IpVersion::V6 as u32 => Some(offset),
+        _ => None,
     }
 }
 

@@ -3,6 +3,7 @@
 use aya_ebpf::programs::XdpContext;
 use lb_common::{
     headers::{ETH_LEN, IPV4_LEN, IPV4_OFFSET, PROTO_ICMP, PROTO_TCP, TCP_LEN},
+    net::IpVersion,
     verdict::Reason,
 };
 
@@ -14,7 +15,27 @@ use crate::family::V4;
 impl Parse for V4 {
     type Address = u32;
 
+    const VERSION: IpVersion = IpVersion::V4;
     const PLAIN_LEN: usize = ETH_LEN + IPV4_LEN + TCP_LEN;
+
+    /// In host byte order.
+    #[inline(always)]
+    fn ends(ip: Bytes) -> Ends<V4> {
+        Ends {
+            source: ip.u32(12),
+            destination: ip.u32(16),
+        }
+    }
+
+    #[inline(always)]
+    fn as_words(address: u32) -> [u64; 2] {
+        [0, ((address.to_be() as u64) << 32) | 0xffff_0000]
+    }
+
+    #[inline(always)]
+    fn of_words(words: [u64; 2]) -> u32 {
+        u32::from_be((words[1] >> 32) as u32)
+    }
 
     #[inline(always)]
     fn plain(frame: Bytes) -> Option<(Segment, Ends<V4>)> {
@@ -27,7 +48,7 @@ impl Parse for V4 {
         let length = ip.u16(2) as u32;
         let tcp = ip.after(IPV4_LEN);
         let segment = Segment::new(ETH_LEN as u8, IPV4_LEN as u16, length, tcp)?;
-        Some((segment, ends(ip)))
+        Some((segment, Self::ends(ip)))
     }
 
     #[inline(always)]
@@ -45,7 +66,7 @@ impl Parse for V4 {
         if version_and_length >> 4 != 4 || transport < IPV4_LEN || (length as usize) < transport {
             return Err(Reason::Malformed);
         }
-        let ends = ends(ip);
+        let ends = Self::ends(ip);
         if ip.raw16(6) & IPV4_OFFSET.to_be() != 0 {
             return Ok(Parsed::Fragment {
                 destination: ends.destination,
@@ -59,14 +80,5 @@ impl Parse for V4 {
             Some(segment) => Ok(Parsed::Segment(segment, ends)),
             None => Err(Reason::Malformed),
         }
-    }
-}
-
-/// In host byte order.
-#[inline(always)]
-fn ends(ip: Bytes) -> Ends<V4> {
-    Ends {
-        source: ip.u32(12),
-        destination: ip.u32(16),
     }
 }

@@ -6,6 +6,7 @@ use lb_common::{
         ETH_LEN, IPV6_LEN, IPV6_OFFSET, NEXT_DESTINATION, NEXT_FRAGMENT, NEXT_HOP_BY_HOP,
         NEXT_ROUTING, PROTO_ICMPV6, PROTO_TCP, TCP_LEN,
     },
+    net::IpVersion,
     verdict::Reason,
 };
 
@@ -23,7 +24,26 @@ impl Parse for V6 {
     /// As [`lb_common::net::Address::words`] gives it.
     type Address = [u64; 2];
 
+    const VERSION: IpVersion = IpVersion::V6;
     const PLAIN_LEN: usize = ETH_LEN + IPV6_LEN + TCP_LEN;
+
+    #[inline(always)]
+    fn ends(ip: Bytes) -> Ends<V6> {
+        Ends {
+            source: [ip.raw64(8), ip.raw64(16)],
+            destination: [ip.raw64(24), ip.raw64(32)],
+        }
+    }
+
+    #[inline(always)]
+    fn as_words(address: [u64; 2]) -> [u64; 2] {
+        address
+    }
+
+    #[inline(always)]
+    fn of_words(words: [u64; 2]) -> [u64; 2] {
+        words
+    }
 
     #[inline(always)]
     fn plain(frame: Bytes) -> Option<(Segment, Ends<V6>)> {
@@ -33,7 +53,7 @@ impl Parse for V6 {
         }
         let tcp = ip.after(IPV6_LEN);
         let segment = Segment::new(ETH_LEN as u8, IPV6_LEN as u16, length(ip), tcp)?;
-        Some((segment, ends(ip)))
+        Some((segment, Self::ends(ip)))
     }
 
     #[inline(always)]
@@ -51,7 +71,7 @@ impl Parse for V6 {
         match transport {
             FRAGMENT => {
                 return Ok(Parsed::Fragment {
-                    destination: ends(ip).destination,
+                    destination: Self::ends(ip).destination,
                     bytes: network as u32 + length(ip),
                 });
             }
@@ -64,7 +84,7 @@ impl Parse for V6 {
             .at(network + transport, TCP_LEN)
             .ok_or(Reason::Malformed)?;
         match Segment::new(network as u8, transport as u16, length(ip), tcp) {
-            Some(segment) => Ok(Parsed::Segment(segment, ends(ip))),
+            Some(segment) => Ok(Parsed::Segment(segment, Self::ends(ip))),
             None => Err(Reason::Malformed),
         }
     }
@@ -129,12 +149,4 @@ fn look_through_extensions(ctx: *mut xdp_md, network: u32, first: u8) -> u32 {
 #[inline(always)]
 fn length(ip: Bytes) -> u32 {
     IPV6_LEN as u32 + ip.u16(4) as u32
-}
-
-#[inline(always)]
-fn ends(ip: Bytes) -> Ends<V6> {
-    Ends {
-        source: [ip.raw64(8), ip.raw64(16)],
-        destination: [ip.raw64(24), ip.raw64(32)],
-    }
 }

@@ -13,6 +13,7 @@ mod schema;
 mod spec;
 
 use std::{
+    collections::BTreeSet,
     fs::File,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     io::Read as _,
@@ -80,6 +81,9 @@ pub const CLOSE_OVER: Duration = Duration::from_secs(60);
 /// What `reset_over` may be: a dead backend's clients wait for as long.
 pub const RESET_OVERS: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(1);
 
+/// The most that `nat_pairs` in `[limits]` may be.
+pub const MAX_NAT_PAIRS: u32 = 2_000;
+
 /// Capacities of the maps. But for that of flows they are fixed while the maps live.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -93,6 +97,8 @@ pub struct Limits {
     pub backends: u32,
     /// Slots of the arena.
     pub table_slots: u32,
+    /// Pairs of a SNAT address and a backend's address and port, each with 64,512 ports.
+    pub nat_pairs: u32,
 }
 
 impl Limits {
@@ -130,6 +136,8 @@ pub struct Needs {
     pub backends: u64,
     /// Of the arena: all tables, and the largest once more, since it is written anew beside them.
     pub table_slots: u64,
+    /// Pairs of a SNAT address and a backend's address and port, whatever the service.
+    pub nat_pairs: u64,
 }
 
 impl Config {
@@ -142,7 +150,29 @@ impl Config {
             services: services.len() as u64 + 1,
             backends: backends as u64 + 1,
             table_slots: sizes().sum::<u64>() + sizes().max().unwrap_or(0),
+            nat_pairs: self.nat_pairs().len() as u64,
         }
+    }
+
+    /// Whether a service at a VIP of this version has its addresses translated: modes `nat` and `dnat`.
+    pub fn translates(&self, version: IpVersion) -> bool {
+        self.services.iter().any(|service| {
+            IpVersion::of(service.vip) == version && matches!(service.mode, Mode::Nat | Mode::Dnat)
+        })
+    }
+
+    /// All pairs of a SNAT address and a backend's address and port.
+    fn nat_pairs(&self) -> BTreeSet<(IpAddr, SocketAddr)> {
+        let of = |service: &Service, snat: IpAddr| -> Vec<_> {
+            let backends = service.backends.iter();
+            backends
+                .map(|backend| (snat, SocketAddr::new(backend.address, backend.port)))
+                .collect()
+        };
+        self.services
+            .iter()
+            .flat_map(|service| service.snat.iter().flat_map(move |&snat| of(service, snat)))
+            .collect()
     }
 }
 
@@ -157,6 +187,8 @@ pub struct Service {
     pub port: u16,
     /// Its mode.
     pub mode: Mode,
+    /// Mode `nat`: the addresses that backends see in the place of clients', 1 to 8 of the VIP's version; none in the others.
+    pub snat: Vec<IpAddr>,
     /// Slots of its table: a prime, at least 64 for each backend.
     pub table_size: u32,
     /// With fewer usable backends than this it fails open.

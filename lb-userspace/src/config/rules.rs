@@ -2,7 +2,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use lb_common::backend::Mode;
+use lb_common::{backend::Mode, net::IpVersion};
 use serde::{Deserialize, Serialize};
 
 use super::{Backend, Service};
@@ -79,30 +79,47 @@ pub(super) fn is_vip(address: IpAddr, vip: IpAddr) -> Option<Broken> {
     })
 }
 
+/// The operator's word for a mode.
+pub(super) const fn word(mode: Mode) -> &'static str {
+    match mode {
+        Mode::L2 => "l2",
+        Mode::Ipip => "ipip",
+        Mode::Nat => "nat",
+        Mode::Dnat => "dnat",
+    }
+}
+
 /// Whether a mode cannot carry packets to a VIP to this address.
 pub(super) fn not_carried(address: IpAddr, vip: IpAddr, mode: Mode) -> Option<Broken> {
-    (mode == Mode::Ipip && vip.is_ipv6() && address.is_ipv4()).then(|| {
-        (
-            format!(
-                "address {address} is IPv4, and mode ipip carries no IPv6 packet in an IPv4 one"
-            ),
-            "give the backend's IPv6 address".to_owned(),
-        )
-    })
+    let (has, needs) = (IpVersion::of(address), IpVersion::of(vip));
+    let wrong = match mode {
+        Mode::Ipip if vip.is_ipv6() && address.is_ipv4() => format!(
+            "address {address} is IPv4, and mode ipip carries no IPv6 packet in an IPv4 one"
+        ),
+        // A packet keeps its version of IP when its addresses are translated.
+        Mode::Nat | Mode::Dnat if has != needs => format!(
+            "address {address} is IPv{}, and mode {} translates no IPv{} packet to it",
+            has as u32,
+            word(mode),
+            needs as u32
+        ),
+        _ => return None,
+    };
+    Some((
+        wrong,
+        format!("give the backend's IPv{} address", needs as u32),
+    ))
 }
 
 /// Whether a mode cannot translate the service's port to this one.
 pub(super) fn not_translated(port: u16, expected: u16, mode: Mode) -> Option<Broken> {
-    let mode = match mode {
-        Mode::L2 => "l2",
-        Mode::Ipip => "ipip",
-    };
-    (port != expected).then(|| {
+    (matches!(mode, Mode::L2 | Mode::Ipip) && port != expected).then(|| {
         (
             format!(
-                "port {port} differs from the service's {expected}, and mode {mode} cannot translate ports"
+                "port {port} differs from the service's {expected}, and mode {} cannot translate ports",
+                word(mode)
             ),
-            format!("remove it, or set port = {expected}"),
+            format!("remove it, set port = {expected}, or use mode \"nat\" or \"dnat\""),
         )
     })
 }

@@ -6,11 +6,11 @@
 
 use std::collections::BTreeMap;
 
-use lb_common::maps::default;
+use lb_common::{maps::default, nat::SNAT_ADDRESSES};
 use schemars::{JsonSchema, Schema, generate::SchemaSettings, transform::RecursiveTransform};
 use serde_json::Value;
 
-use super::{MAX_FLOWS, MAX_FLOWS6, MAX_WEIGHT, WEIGHT, spec::MOST_CHECKS};
+use super::{MAX_FLOWS, MAX_FLOWS6, MAX_NAT_PAIRS, MAX_WEIGHT, WEIGHT, spec::MOST_CHECKS};
 
 /// The schema of a configuration file (JSON Schema 2020-12).
 pub fn schema() -> Schema {
@@ -112,6 +112,9 @@ struct Limits {
     /// The table sizes of all services together, and the largest once more.
     #[schemars(range(min = 128, max = 67_108_864), extend("default" = default::TABLE_SLOTS))]
     table_slots: Option<u32>,
+    /// Pairs of a SNAT address and a backend's address and port, in mode `nat`.
+    #[schemars(range(min = 1, max = MAX_NAT_PAIRS), extend("default" = default::NAT_PAIRS))]
+    nat_pairs: Option<u32>,
     /// Health checks that are under way at once, of all services.
     #[schemars(range(min = 1, max = MOST_CHECKS), extend("default" = 256))]
     checks: Option<u32>,
@@ -131,6 +134,9 @@ struct Service {
     port: u16,
     /// How packets get to backends.
     mode: Mode,
+    /// Mode `nat`: what backends see in the place of clients' addresses.
+    #[schemars(length(min = 1, max = SNAT_ADDRESSES))]
+    snat: Option<Vec<String>>,
     /// Slots of its table, made the next prime; at least 64 for each backend.
     #[schemars(range(min = 1, max = 16_777_213), extend("default" = 65_537))]
     table_size: Option<u32>,
@@ -177,7 +183,7 @@ struct Source {
     /// Which records.
     #[schemars(extend("default" = "address"))]
     r#type: Option<RecordType>,
-    /// The service's, since no mode translates ports.
+    /// Without it, the service's; another one in modes `nat` and `dnat` only.
     #[schemars(range(min = 1))]
     port: Option<u16>,
     /// The weight of each backend, unless SRV records give one.
@@ -217,6 +223,10 @@ enum Mode {
     L2,
     /// A second IP header is put in front.
     Ipip,
+    /// Both addresses and ports are translated, and those of replies back.
+    Nat,
+    /// Address and port of the destination are translated, and replies' source back.
+    Dnat,
 }
 
 #[derive(JsonSchema)]
@@ -364,7 +374,7 @@ struct Backend {
     name: String,
     /// Its address.
     address: String,
-    /// The service's, since no mode translates ports.
+    /// Without it, the service's; another one in modes `nat` and `dnat` only.
     #[schemars(range(min = 1))]
     port: Option<u16>,
     /// Its share of new flows in relation to the others'.

@@ -3,6 +3,7 @@
 mod balance;
 mod dns;
 mod health;
+mod nat;
 mod service;
 
 use std::{
@@ -97,6 +98,7 @@ fn read(
     }
     root.finish(findings);
     unique_services(&services, findings);
+    nat::check_all(&services, findings);
     let config = Config {
         path: path.to_owned(),
         digest: super::digest(text),
@@ -245,6 +247,7 @@ fn limits(root: &mut Reader<'_>, findings: &mut Findings<'_>) -> (Limits, usize,
         flows6: default::FLOWS6,
         backends: default::BACKENDS,
         table_slots: default::TABLE_SLOTS,
+        nat_pairs: default::NAT_PAIRS,
     };
     let mut spans = LimitSpans::default();
     let Some(mut table) = root.table("limits", "limits".to_owned(), findings) else {
@@ -283,6 +286,13 @@ fn limits(root: &mut Reader<'_>, findings: &mut Findings<'_>) -> (Limits, usize,
         &mut limits.table_slots,
         &mut spans.table_slots,
     );
+    // A pair's 64,512 ports take 266 kB, and the verifier lets a program address 512 MiB of a map. Number 0 is not used.
+    take(
+        "nat_pairs",
+        1..=super::MAX_NAT_PAIRS,
+        &mut limits.nat_pairs,
+        &mut spans.nat_pairs,
+    );
     let checks = table.integer("checks", 1..=MOST_CHECKS, findings);
     table.finish(findings);
     let checks = checks.map_or(CHECKS, Spanned::into_inner);
@@ -295,6 +305,7 @@ struct LimitSpans {
     services: Option<Range<usize>>,
     backends: Option<Range<usize>>,
     table_slots: Option<Range<usize>>,
+    nat_pairs: Option<Range<usize>>,
 }
 
 fn unique_services(services: &[PlacedService], findings: &mut Findings<'_>) {
@@ -372,6 +383,16 @@ fn within_limits(config: &Config, spans: &LimitSpans, findings: &mut Findings<'_
         &format!(
             "tables of {} slots in all and room to write the largest anew beside them",
             sizes.sum::<u64>()
+        ),
+    );
+    exceeded(
+        &spans.nat_pairs,
+        "nat_pairs",
+        needs.nat_pairs,
+        limits.nat_pairs,
+        &format!(
+            "{} pairs of a SNAT address and a backend's address and port",
+            needs.nat_pairs
         ),
     );
 }

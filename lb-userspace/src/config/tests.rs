@@ -1,6 +1,7 @@
 mod balance;
 mod dns;
 mod health;
+mod nat;
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -24,6 +25,7 @@ flows6 = 3_000
 services = 16
 backends = 64
 table_slots = 20_000
+nat_pairs = 70
 checks = 99
 
 [[service]]
@@ -115,6 +117,7 @@ fn every_key_has_its_effect() {
         services: 16,
         backends: 64,
         table_slots: 20_000,
+        nat_pairs: 70,
     };
     assert_eq!((config.limits, config.checks_at_once), (limits, 99));
     let chat = &config.services[0];
@@ -177,6 +180,7 @@ fn what_is_not_said_has_a_default() {
         services: 4_096,
         backends: 32_768,
         table_slots: 4_194_304,
+        nat_pairs: 64,
     };
     assert_eq!((config.limits, config.checks_at_once), (limits, 256));
     let service = &config.services[0];
@@ -240,6 +244,10 @@ fn vips_and_backends_of_both_versions_go_together_as_the_mode_can() {
         ("l2", "2001:db8::1", "10.0.1.11", true),
         ("l2", "2001:db8::1", "2001:db8::11", true),
         ("l2", "10.0.0.1", "2001:db8::11", true),
+        ("dnat", "10.0.0.1", "10.0.1.11", true),
+        ("dnat", "2001:db8::1", "2001:db8::11", true),
+        ("dnat", "10.0.0.1", "2001:db8::11", false),
+        ("dnat", "2001:db8::1", "10.0.1.11", false),
     ] {
         let text = SMALL
             .replace("ipip", mode)
@@ -288,7 +296,7 @@ fn each_mistake_has_its_place_object_and_remedy() {
         (
             "mode = \"ipip\"",
             "mode = \"ipip\"\ncolour = 1",
-            r#"t.toml:7:1: service "chat": unknown key "colour"; remove it; known here are name, vip, port, mode, table_size, min_healthy, drain_deadline, close_over, reset_over, slow_start, balance, backup_below, zone_enough, health, backend, dns"#,
+            r#"t.toml:7:1: service "chat": unknown key "colour"; remove it; known here are name, vip, port, mode, snat, table_size, min_healthy, drain_deadline, close_over, reset_over, slow_start, balance, backup_below, zone_enough, health, backend, dns"#,
         ),
         (
             "port = 80",
@@ -322,8 +330,8 @@ fn each_mistake_has_its_place_object_and_remedy() {
         ),
         (
             "mode = \"ipip\"",
-            "mode = \"dnat\"",
-            r#"t.toml:6:8: service "chat": mode "dnat" is not in this version; use "l2" (same layer-2 segment) or "ipip""#,
+            "mode = \"dnet\"",
+            r#"t.toml:6:8: service "chat": unknown mode "dnet"; did you mean "dnat"?"#,
         ),
         (
             "mode = \"ipip\"",
@@ -333,7 +341,7 @@ fn each_mistake_has_its_place_object_and_remedy() {
         (
             "mode = \"ipip\"",
             "mode = \"tunnel\"",
-            r#"t.toml:6:8: service "chat": unknown mode "tunnel"; use "l2" (same layer-2 segment) or "ipip""#,
+            r#"t.toml:6:8: service "chat": unknown mode "tunnel"; use "l2" (same layer-2 segment), "ipip", "nat" or "dnat" (backends answer through this host)"#,
         ),
         (
             "10.0.1.11",
@@ -393,7 +401,7 @@ fn each_mistake_has_its_place_object_and_remedy() {
         (
             "name = \"b1\"",
             "name = \"b1\"\nport = 81",
-            r#"t.toml:9:8: backend "chat/b1": port 81 differs from the service's 80, and mode ipip cannot translate ports; remove it, or set port = 80"#,
+            r#"t.toml:9:8: backend "chat/b1": port 81 differs from the service's 80, and mode ipip cannot translate ports; remove it, set port = 80, or use mode "nat" or "dnat""#,
         ),
         (
             "name = \"b1\"",
@@ -703,8 +711,8 @@ address = "10.0.1.1"
         [
             "t.toml:1:14 configuration",
             "t.toml:2:1 configuration",
+            "t.toml:3:1 service \"a\"",
             "t.toml:6:8 service \"a\"",
-            "t.toml:7:8 service \"a\"",
             "t.toml:10:11 backend \"a/b1\"",
             "t.toml:11:1 backend \"a/b1\"",
             "t.toml:13:8 backend \"a/b1\"",

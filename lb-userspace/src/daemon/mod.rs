@@ -22,6 +22,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow};
+use lb_common::net::IpVersion;
 use tokio::{
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, watch},
@@ -89,7 +90,10 @@ fn options(config: &Config) -> Result<Options> {
             limits.backends,
             limits.table_slots,
             cpus,
-        ),
+        )
+        .with_pairs(limits.nat_pairs)
+        .translating_flows_of(IpVersion::V4, config.translates(IpVersion::V4))
+        .translating_flows_of(IpVersion::V6, config.translates(IpVersion::V6)),
         fleet_seed: config.fleet_seed,
     })
 }
@@ -144,6 +148,8 @@ async fn run_parts(
     let (questions, watched_questions) = watch::channel(BTreeMap::new());
     let (vips, watched_vips) = watch::channel(BTreeSet::new());
     let (own_vips, watched_own_vips) = watch::channel(None);
+    let (hindrances, watched_hindrances) =
+        watch::channel(neighbour::replies::Hindrances::default());
     let (census, watched_census) = watch::channel(Arc::new(flows::Census::default()));
     let (attachments, watched_attachments) = watch::channel(vec![]);
     let (closed_egress, watched_closed_egress) = watch::channel(vec![]);
@@ -173,12 +179,14 @@ async fn run_parts(
     let checks_at_once = config.checks_at_once;
     let dns_servers = config.dns_servers.clone();
     let watched_file = config.reload_on_change.then(|| config.path.clone());
+    let interfaces = config.interfaces.clone();
     let inputs = Inputs {
         commands: command_queue,
         health: health_queue,
         next_hops: hop_queue,
         answers: answer_queue,
         own_vips: watched_own_vips,
+        hindrances: watched_hindrances,
         census: watched_census.clone(),
         attachments: watched_attachments,
         closed_egress: watched_closed_egress,
@@ -227,6 +235,25 @@ async fn run_parts(
             running.await;
             Ok(())
         }
+    });
+    parts.start("the watch over the way of replies", {
+        let (egress, maps) = (kernel.egress()?, maps.clone());
+        let gate = neighbour::replies::Gate {
+            interfaces: interfaces.clone(),
+            admit: Arc::new(move |ifindex| {
+                egress.admit(ifindex).map_err(|error| error.to_string())
+            }),
+            write_devices: Box::new(move |devices| {
+                for (at, device) in (0..).zip(devices) {
+                    if maps.links.get(at) != *device {
+                        maps.links.set(at, device);
+                    }
+                }
+            }),
+        };
+        let running =
+            neighbour::replies::run(watched_status.clone(), gate, hindrances, stopping.clone());
+        async { running.await.context("no netlink socket") }
     });
     parts.start("the watch over the host's own VIPs", {
         let running = neighbour::own::run(watched_vips, own_vips, stopping.clone());

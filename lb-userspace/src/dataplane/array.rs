@@ -43,6 +43,14 @@ unsafe impl Entry for lb_common::maps::Instance {}
 unsafe impl Entry for lb_common::maps::Hold {}
 // SAFETY: as above.
 unsafe impl Entry for lb_common::flow::copy::Order {}
+// SAFETY: as above.
+unsafe impl Entry for lb_common::nat::Bucket {}
+// SAFETY: as above.
+unsafe impl Entry for lb_common::nat::Endpoint {}
+// SAFETY: as above.
+unsafe impl Entry for lb_common::nat::Pair {}
+// SAFETY: as above.
+unsafe impl Entry for lb_common::nat::Link {}
 
 /// A mapped array of `T`. Every access is by whole, aligned 64-bit words, so a reader in the kernel sees each word whole.
 #[derive(Debug)]

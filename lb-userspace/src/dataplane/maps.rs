@@ -4,7 +4,7 @@
 
 use std::{
     os::fd::{AsFd, BorrowedFd},
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, Ordering, fence},
 };
 
 use lb_common::{
@@ -17,6 +17,7 @@ use lb_common::{
     },
     maglev::{Slot, TableRef},
     maps::{Hold, Instance},
+    nat,
     net::IpVersion,
     service::Service,
     vip::{self, VipBucket, VipEntry},
@@ -39,6 +40,14 @@ pub struct Capacity {
     pub table_slots: u32,
     /// Possible CPUs.
     pub cpus: u32,
+    /// Buckets of translations of IPv4 flows: as many as the flow table has, or 0 if no service translates.
+    pub nat4_buckets: u32,
+    /// Buckets of translations of IPv6 flows: as many as the flow table has, or 0 if no service translates.
+    pub nat6_buckets: u32,
+    /// Endpoints of backends of modes `nat` and `dnat`; id 0 is never used.
+    pub endpoints: u32,
+    /// Pairs of a SNAT address and an endpoint; id 0 is never used, so one less can be held.
+    pub pairs: u32,
 }
 
 impl Capacity {
@@ -58,7 +67,76 @@ impl Capacity {
             backends,
             table_slots,
             cpus,
+            nat4_buckets: 0,
+            nat6_buckets: 0,
+            endpoints: 0,
+            pairs: 0,
         }
+    }
+
+    /// The same with room for so many pairs of a SNAT address and an endpoint, and for all backends' endpoints.
+    #[must_use]
+    pub fn with_pairs(self, pairs: u32) -> Self {
+        Self {
+            endpoints: self.backends.min(1 << 16),
+            pairs: pairs + 1,
+            ..self
+        }
+    }
+
+    /// The same with translations beside the flow table of a version of IP, or without.
+    #[must_use]
+    pub fn translating_flows_of(self, version: IpVersion, translates: bool) -> Self {
+        let buckets = if translates {
+            self.flow_buckets(version)
+        } else {
+            0
+        };
+        match version {
+            IpVersion::V4 => Self {
+                nat4_buckets: buckets,
+                ..self
+            },
+            IpVersion::V6 => Self {
+                nat6_buckets: buckets,
+                ..self
+            },
+        }
+    }
+
+    /// Whether there are translations beside the flow table of a version of IP.
+    pub fn translates_flows_of(&self, version: IpVersion) -> bool {
+        let buckets = match version {
+            IpVersion::V4 => self.nat4_buckets,
+            IpVersion::V6 => self.nat6_buckets,
+        };
+        buckets != 0
+    }
+
+    /// Pairs whose ports have slots: all of them, or id 0 alone where no flow is translated.
+    pub fn pairs_with_slots(&self) -> u32 {
+        if self.translates() {
+            self.pairs.max(1)
+        } else {
+            1
+        }
+    }
+
+    /// The same with room for what modes `nat` and `dnat` need, and for one pair of a SNAT address and an endpoint less than `pairs`.
+    #[must_use]
+    pub fn translating(self, pairs: u32) -> Self {
+        Self {
+            nat4_buckets: self.flow4_buckets,
+            nat6_buckets: self.flow6_buckets,
+            endpoints: self.backends,
+            pairs,
+            ..self
+        }
+    }
+
+    /// Whether there is room for what modes `nat` and `dnat` need.
+    pub fn translates(&self) -> bool {
+        self.nat4_buckets != 0 || self.nat6_buckets != 0
     }
 
     /// Buckets of the flow table of a version of IP.
@@ -72,6 +150,11 @@ impl Capacity {
     /// Buckets in each directory of VIPs.
     pub fn vip_buckets(&self) -> u32 {
         vip::buckets_for(self.services)
+    }
+
+    /// Buckets in each directory of endpoints.
+    pub fn endpoint_buckets(&self) -> u32 {
+        vip::buckets_for(self.endpoints)
     }
 
     /// Shape of the counters array.
@@ -96,10 +179,16 @@ pub struct Maps {
     pub flows4: Array<v4::Bucket>,
     /// Facts for people about IPv4 flows.
     pub facts4: Array<Facts>,
+    /// Translations of IPv4 flows.
+    pub nat4: Array<nat::Bucket>,
     /// IPv6 flow table.
     pub flows6: Array<v6::Bucket>,
     /// Facts for people about IPv6 flows.
     pub facts6: Array<Facts>,
+    /// Translations of IPv6 flows.
+    pub nat6: Array<nat::Bucket>,
+    /// Flows by SNAT port, those of two ports in a word.
+    pub slots: Array<u64>,
     /// Until when the flow tables are only read, one entry.
     pub hold: Array<Hold>,
     /// All Maglev tables.
@@ -112,6 +201,18 @@ pub struct Maps {
     pub vips4: Array<VipBucket>,
     /// Directory of IPv6 VIPs.
     pub vips6: Array<VipBucket>,
+    /// Endpoints by id.
+    pub endpoints: Array<nat::Endpoint>,
+    /// Directory of IPv4 endpoints.
+    pub endpoints4: Array<VipBucket>,
+    /// Directory of IPv6 endpoints.
+    pub endpoints6: Array<VipBucket>,
+    /// SNAT addresses toward endpoints, by id.
+    pub pairs: Array<nat::Pair>,
+    /// SNAT ports that are likely in use, [`nat::WORDS_OF_PAIR`] words for each pair.
+    pub ports: Array<u64>,
+    /// VLAN devices that clients are reached by.
+    pub links: Array<nat::Link>,
     /// Counters.
     pub counters: Array<Counter>,
     /// What each CPU keeps for itself.
@@ -131,7 +232,16 @@ impl Maps {
             facts4: Array::in_memory(capacity.flow4_buckets)?,
             flows6: Array::in_memory(capacity.flow6_buckets)?,
             facts6: Array::in_memory(capacity.flow6_buckets)?,
+            nat4: Array::in_memory(capacity.nat4_buckets.max(1))?,
+            nat6: Array::in_memory(capacity.nat6_buckets.max(1))?,
+            slots: Array::in_memory(capacity.pairs_with_slots() * nat::PORTS_OF_PAIR / 2)?,
             hold: Array::in_memory(1)?,
+            endpoints: Array::in_memory(capacity.endpoints.max(1))?,
+            endpoints4: Array::in_memory(capacity.endpoint_buckets())?,
+            endpoints6: Array::in_memory(capacity.endpoint_buckets())?,
+            pairs: Array::in_memory(capacity.pairs.max(1))?,
+            ports: Array::in_memory(capacity.pairs.max(1) * nat::WORDS_OF_PAIR)?,
+            links: Array::in_memory(nat::LINKS_LEN)?,
             tables: Array::in_memory(capacity.table_slots)?,
             services: Array::in_memory(capacity.services)?,
             backends: Array::in_memory(capacity.backends)?,
@@ -159,7 +269,22 @@ impl Maps {
             facts4: Array::of_map(fd(names::FACTS4).as_fd(), capacity.flow4_buckets)?,
             flows6: Array::of_map(fd(names::FLOWS6).as_fd(), capacity.flow6_buckets)?,
             facts6: Array::of_map(fd(names::FACTS6).as_fd(), capacity.flow6_buckets)?,
+            nat4: Array::of_map(fd(names::NAT4).as_fd(), capacity.nat4_buckets.max(1))?,
+            nat6: Array::of_map(fd(names::NAT6).as_fd(), capacity.nat6_buckets.max(1))?,
+            slots: Array::of_map(
+                fd(names::SLOTS).as_fd(),
+                capacity.pairs_with_slots() * nat::PORTS_OF_PAIR / 2,
+            )?,
             hold: Array::of_map(fd(names::HOLD).as_fd(), 1)?,
+            endpoints: Array::of_map(fd(names::ENDPOINTS).as_fd(), capacity.endpoints.max(1))?,
+            endpoints4: Array::of_map(fd(names::ENDPOINTS4).as_fd(), capacity.endpoint_buckets())?,
+            endpoints6: Array::of_map(fd(names::ENDPOINTS6).as_fd(), capacity.endpoint_buckets())?,
+            pairs: Array::of_map(fd(names::PAIRS).as_fd(), capacity.pairs.max(1))?,
+            ports: Array::of_map(
+                fd(names::PORTS).as_fd(),
+                capacity.pairs.max(1) * nat::WORDS_OF_PAIR,
+            )?,
+            links: Array::of_map(fd(names::LINKS).as_fd(), nat::LINKS_LEN)?,
             tables: Array::of_map(fd(names::TABLES).as_fd(), capacity.table_slots)?,
             services: Array::of_map(fd(names::SERVICES).as_fd(), capacity.services)?,
             backends: Array::of_map(fd(names::BACKENDS).as_fd(), capacity.backends)?,
@@ -208,6 +333,100 @@ impl Maps {
                 .word(backend, at)
                 .store(*word, Ordering::Release);
         }
+    }
+
+    /// Says what a backend is to the translation of addresses: the numbers of its endpoint and of its pairs.
+    pub fn set_translated(&self, backend: u32, endpoint: u16, pairs: [u16; nat::SNAT_ADDRESSES]) {
+        const ENDPOINT: usize = std::mem::offset_of!(Backend, port) / 8;
+        const PAIRS: usize = std::mem::offset_of!(Backend, pairs) / 8;
+        const _: () = assert!(std::mem::offset_of!(Backend, endpoint) / 8 == ENDPOINT);
+        let entry = Backend {
+            endpoint,
+            pairs,
+            ..self.backends.get(backend)
+        };
+        let words: [u64; size_of::<Backend>() / 8] =
+            // SAFETY: a backend's entry is integers without padding, of this size.
+            unsafe { std::mem::transmute(entry) };
+        for at in [ENDPOINT, PAIRS, PAIRS + 1] {
+            let word = self.backends.word(backend, at);
+            word.store(words[at], Ordering::Release);
+        }
+    }
+
+    /// Takes a pair out of use: nobody has a port of it, nor takes one.
+    pub fn clear_pair(&self, pair: u16) {
+        self.pairs.set(u32::from(pair), &nat::Pair::default());
+        let words = u32::from(pair) * nat::WORDS_OF_PAIR..;
+        for index in words.take(nat::WORDS_OF_PAIR as usize) {
+            self.ports.word(index, 0).store(0, Ordering::Relaxed);
+        }
+        if u32::from(pair) < self.capacity.pairs_with_slots() {
+            let words = nat::PORTS_OF_PAIR / 2;
+            let first = u32::from(pair) * words;
+            for index in first..first + words {
+                self.slots.word(index, 0).store(0, Ordering::Relaxed);
+            }
+        }
+        fence(Ordering::SeqCst);
+    }
+
+    /// Gives back the SNAT port of an entry that is gone, unless another flow has it by now; true if it did. `place` is what the slot of a port of
+    /// that entry holds.
+    pub fn give_back_port(&self, pair: u16, port: u16, place: u32) -> bool {
+        if !self.empty_slot(pair, port, place) {
+            return false;
+        }
+        let bit = u32::from(port - nat::FIRST_PORT);
+        let word = u32::from(pair) * nat::WORDS_OF_PAIR + bit / 64;
+        let bits = self.ports.word(word, 0);
+        bits.fetch_and(!(1 << (bit % 64)), Ordering::SeqCst);
+        true
+    }
+
+    /// Empties the slot of a port if it holds `place`; false if there is no such port, or it holds something else. Its bit stays.
+    pub fn empty_slot(&self, pair: u16, port: u16, place: u32) -> bool {
+        if port < nat::FIRST_PORT || u32::from(pair) >= self.capacity.pairs_with_slots() {
+            return false;
+        }
+        let index = nat::slot_index(pair, port);
+        let shift = index % 2 * 32;
+        let slot = self.slots.word(index / 2, 0);
+        let release = |word: u64| {
+            let holds = (word >> shift) as u32 == place;
+            holds.then_some(word & !(u64::from(u32::MAX) << shift))
+        };
+        // It fails at once if the slot is another's; else only the neighbouring port's slot can have changed.
+        slot.fetch_update(Ordering::SeqCst, Ordering::SeqCst, release)
+            .is_ok()
+    }
+
+    /// Ports of a pair that are in use, or rest after use.
+    pub fn ports_in_use(&self, pair: u16) -> u32 {
+        let first = u32::from(pair) * nat::WORDS_OF_PAIR;
+        (first..first + nat::WORDS_OF_PAIR)
+            .map(|word| {
+                self.ports
+                    .word(word, 0)
+                    .load(Ordering::Relaxed)
+                    .count_ones()
+            })
+            .sum()
+    }
+
+    /// The directory of endpoints of a version of IP.
+    pub fn endpoint_words(&self, version: IpVersion) -> &Array<VipBucket> {
+        match version {
+            IpVersion::V4 => &self.endpoints4,
+            IpVersion::V6 => &self.endpoints6,
+        }
+    }
+
+    /// Writes one entry of the directory of endpoints of a version of IP: one store.
+    pub fn set_endpoint_word(&self, version: IpVersion, bucket: u32, way: usize, entry: VipEntry) {
+        self.endpoint_words(version)
+            .word(bucket, way)
+            .store(entry.0, Ordering::SeqCst);
     }
 
     /// One entry of the directory of VIPs of a version of IP.

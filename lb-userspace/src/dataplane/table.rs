@@ -14,6 +14,7 @@ use lb_common::{
         word::Word,
     },
     hash::Seed,
+    nat::{self, Translation, TranslationWord, translation::stamp},
     net::IpVersion,
 };
 
@@ -56,6 +57,7 @@ impl TableKey for v4::Key {
         Table {
             buckets: &maps.flows4,
             facts: &maps.facts4,
+            translations: (maps.capacity.nat4_buckets != 0).then_some(&maps.nat4),
         }
     }
 }
@@ -80,6 +82,7 @@ impl TableKey for v6::Key {
         Table {
             buckets: &maps.flows6,
             facts: &maps.facts6,
+            translations: (maps.capacity.nat6_buckets != 0).then_some(&maps.nat6),
         }
     }
 }
@@ -95,6 +98,7 @@ pub type Place = (u32, u32);
 pub struct Table<'m, K: TableKey> {
     buckets: &'m Array<K::Bucket>,
     facts: &'m Array<Facts>,
+    translations: Option<&'m Array<nat::Bucket>>,
 }
 
 impl<K: TableKey> Clone for Table<'_, K> {
@@ -138,6 +142,33 @@ impl<'m, K: TableKey> Table<'m, K> {
     /// If there is no such place.
     pub fn read(self, (bucket, way): Place) -> Option<(K, Word)> {
         self.bucket(bucket).read(way)
+    }
+
+    /// Whether there are translations beside its entries.
+    pub fn translates(self) -> bool {
+        self.translations.is_some()
+    }
+
+    /// The translation beside an entry, if there is one that is valid for it: the entry as it was read.
+    ///
+    /// # Panics
+    /// If there is no such place.
+    pub fn translation(
+        self,
+        (bucket, way): Place,
+        key: K,
+        word: Word,
+        seed: &Seed,
+    ) -> Option<TranslationWord> {
+        const WORDS: usize = size_of::<Translation>() / 8;
+        let words = &self.translations?.words(bucket)[way as usize * WORDS..][..WORDS];
+        let seen = words[1].load(Ordering::Acquire);
+        if seen <= Translation::BUSY || seen != stamp(key.mixed(seed), word.backend()) {
+            return None;
+        }
+        let translation = words[0].load(Ordering::Acquire);
+        // One that is written anew meanwhile is another flow's.
+        (words[1].load(Ordering::Acquire) == seen).then_some(TranslationWord(translation))
     }
 
     /// The facts for people about its entries, by bucket.

@@ -6,6 +6,7 @@ use std::collections::HashMap;
 use lb_common::{
     clock::Tick,
     flow::word::{BackendRef, State, Word},
+    nat::TranslationWord,
 };
 
 use super::{Counts, judge};
@@ -21,6 +22,8 @@ pub(super) struct Tally {
     strays: HashMap<(u32, u8), Counts>,
     services: Vec<Counts>,
     stray_services: HashMap<u16, Counts>,
+    /// Flows that have a SNAT port, by pair's id; as long as was needed so far.
+    pairs: Vec<u64>,
 }
 
 /// What a pass has counted.
@@ -28,6 +31,7 @@ pub(super) struct Tally {
 pub(super) struct Counted {
     pub(super) by_backend: HashMap<(u32, u8), Counts>,
     pub(super) by_service: HashMap<u16, Counts>,
+    pub(super) by_pair: HashMap<u16, u64>,
 }
 
 impl Counts {
@@ -57,6 +61,7 @@ impl Tally {
             strays: HashMap::new(),
             services: vec![Counts::default(); services as usize],
             stray_services: HashMap::new(),
+            pairs: Vec::new(),
         }
     }
 
@@ -81,6 +86,18 @@ impl Tally {
         .count(word, active);
     }
 
+    /// Counts the SNAT port of an entry, if it has one.
+    pub(super) fn add_port(&mut self, translation: TranslationWord) {
+        if translation.port() == 0 {
+            return;
+        }
+        let pair = usize::from(translation.pair());
+        if pair >= self.pairs.len() {
+            self.pairs.resize(pair + 1, 0);
+        }
+        self.pairs[pair] += 1;
+    }
+
     /// The counts of the table that was passed over last; what is left is empty.
     pub(super) fn take_table(&mut self) -> Counts {
         std::mem::take(&mut self.table)
@@ -103,6 +120,10 @@ impl Tally {
         Counted {
             by_backend,
             by_service,
+            by_pair: (0..)
+                .zip(std::mem::take(&mut self.pairs))
+                .filter(|&(_, flows)| flows > 0)
+                .collect(),
         }
     }
 }
@@ -124,6 +145,7 @@ mod tests {
         let Counted {
             by_backend,
             by_service,
+            ..
         } = tally.take();
         assert_eq!((total.pin, total.active, total.idle), (4, 4, 0));
         let pins = |key| by_backend[&key].pin;

@@ -1,18 +1,23 @@
 //! Passes over the flow tables, in steps.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU64, Ordering},
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use lb_common::{
     clock::Tick,
     flow::{
+        self,
         bucket::WAYS,
         v4, v6,
         word::{State, Word},
     },
     hash::Seed,
+    nat::{Pair, TranslationWord, slot_of},
 };
 
 use super::{
@@ -112,6 +117,7 @@ impl Common {
         let Counted {
             by_backend,
             by_service,
+            by_pair,
         } = self.tally.take();
         Census {
             scans: self.scans,
@@ -119,7 +125,32 @@ impl Common {
             tables,
             by_backend,
             by_service,
+            by_pair,
+            ports: self.ports(),
             swept: self.swept,
+        }
+    }
+}
+
+impl Common {
+    /// SNAT ports in use, by pair.
+    fn ports(&self) -> HashMap<u16, u32> {
+        const ENDPOINT: usize = std::mem::offset_of!(Pair, endpoint) / 8;
+        let pairs = &self.maps.pairs;
+        (0..pairs.len())
+            .filter(|&pair| pairs.word(pair, ENDPOINT).load(Ordering::Relaxed) != 0)
+            .map(|pair| (pair as u16, self.maps.ports_in_use(pair as u16)))
+            .collect()
+    }
+
+    /// Gives back the SNAT port of an entry that was just emptied, if it had one.
+    fn give_back(&mut self, (index, way): Place, translation: Option<TranslationWord>) {
+        if let Some(translation) = translation {
+            let (pair, port) = (translation.pair(), translation.port());
+            let place = slot_of(flow::table::Place { index, way });
+            if self.maps.give_back_port(pair, port, place) {
+                self.swept.ports += 1;
+            }
         }
     }
 }
@@ -186,12 +217,18 @@ impl<K: TableKey> Sweep<K> {
                 continue;
             }
             let key = bucket.key(way);
+            let place = (index, way);
+            let translation = table.translation(place, key, seen, &common.seed);
             let Some(word) = self.treat(value(way), seen, key, now, is_full, common) else {
                 is_full = false;
+                common.give_back(place, translation);
                 continue;
             };
             if word.is_entry() {
                 common.tally.add(word, key.service(), now);
+                if let Some(translation) = translation {
+                    common.tally.add_port(translation);
+                }
             }
             if looks_for_duplicates && may_be_duplicate(word) {
                 self.look_for_duplicate(table, (index, way), key, &common.seed);
@@ -318,6 +355,7 @@ impl<K: TableKey> Sweep<K> {
             } else {
                 (second, other)
             };
+            let translation = table.translation((bucket, way), key, word, &common.seed);
             if table
                 .bucket(bucket)
                 .value(way)
@@ -325,6 +363,7 @@ impl<K: TableKey> Sweep<K> {
                 .is_ok()
             {
                 common.swept.duplicates += 1;
+                common.give_back((bucket, way), translation);
             }
         }
     }

@@ -16,10 +16,11 @@
 //! | they stay gone, or the neighbour never answered | no next hop: the backend is unresolved |
 //! | events were lost | what a full look at everything finds |
 //!
-//! [`own`] tells which VIPs the host itself has.
+//! [`own`] tells which VIPs the host itself has, and [`replies`] sees to what packets from backends need on their way to clients.
 
 pub mod netlink;
 pub mod own;
+pub mod replies;
 pub mod way;
 
 use std::{

@@ -1,6 +1,7 @@
 //! Questions to the kernel about routes, links and neighbours, over rtnetlink: the only place that builds or reads its messages.
 
 use std::{
+    collections::HashMap,
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
@@ -213,6 +214,31 @@ impl Netlink {
         {
             Some(RouteNetlinkMessage::NewLink(link)) => Ok(read_link(&link)),
             _ => Err(Error::NoAnswer),
+        }
+    }
+
+    /// All links, by their index.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn links(&self) -> Result<HashMap<u32, Link>, Error> {
+        let mut answers = self.handle.link().get().execute();
+        let mut links = HashMap::new();
+        let all = async {
+            while let Some(answer) = answers.next().await {
+                match answer {
+                    Ok(link) => links.insert(link.header.index, read_link(&link)),
+                    Err(rtnetlink::Error::NetlinkError(error)) => {
+                        return Err(Error::Refused(error.to_io()));
+                    }
+                    Err(_) => return Err(Error::NoAnswer),
+                };
+            }
+            Ok(())
+        };
+        match tokio::time::timeout(PATIENCE, all).await {
+            Ok(result) => result.map(|()| links),
+            Err(_) => Err(Error::NoAnswer),
         }
     }
 

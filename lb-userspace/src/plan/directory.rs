@@ -1,8 +1,8 @@
-//! Arranges a directory of VIPs: which word goes to which bucket.
+//! Arranges a directory of VIPs or of endpoints: which word goes to which bucket.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet, btree_map::Entry},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use lb_common::{
@@ -22,8 +22,41 @@ pub(super) struct Changes {
     pub(super) additions: Vec<Operation>,
     /// Words to be cleared.
     pub(super) removals: Vec<Operation>,
-    /// Services that found no place.
+    /// Services, or endpoints, that found no place.
     pub(super) unplaced: Vec<u16>,
+}
+
+/// Which directory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Directory {
+    /// That of the VIPs of a version of IP.
+    Vips(IpVersion),
+    /// That of the endpoints of a version of IP.
+    Endpoints(IpVersion),
+}
+
+/// Arranges the directory of a version of IP's endpoints, each with its id. What found no place is given as ids of endpoints.
+pub(super) fn arrange_endpoints(
+    version: IpVersion,
+    held: &[VipBucket],
+    listed: impl Iterator<Item = (SocketAddr, u16)>,
+) -> Changes {
+    let mut wanted = BTreeMap::new();
+    let mut unplaced = Vec::new();
+    for (address, id) in listed {
+        let key = key(address.ip(), address.port());
+        let word = Word {
+            entry: VipEntry::of(key, id),
+            service: Some(id),
+        };
+        match wanted.entry(key) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(word);
+            }
+            Entry::Occupied(_) => unplaced.push(id),
+        }
+    }
+    arrange_words(Directory::Endpoints(version), held, wanted, unplaced)
 }
 
 /// Arranges the directory of a version of IP: it holds the `listed` services of that version, and an entry for each of their VIPs.
@@ -36,12 +69,21 @@ pub(super) fn arrange(
     let Listing {
         mut services,
         vips: mut wanted,
-        mut unplaced,
+        unplaced,
     } = Listing::new(version, listed, host_owned);
     // Should two of them have one key, the service is missed more than the VIP's own entry.
     wanted.append(&mut services);
+    arrange_words(Directory::Vips(version), held, wanted, unplaced)
+}
+
+fn arrange_words(
+    directory: Directory,
+    held: &[VipBucket],
+    mut wanted: BTreeMap<u64, Word>,
+    mut unplaced: Vec<u16>,
+) -> Changes {
     let mut arranger = Arranger {
-        version,
+        directory,
         buckets: held.to_vec(),
         additions: Vec::new(),
     };
@@ -62,7 +104,7 @@ pub(super) fn arrange(
 /// A word that a directory is to have.
 struct Word {
     entry: VipEntry,
-    /// The service that is reached by it; none for a VIP's own entry.
+    /// The service, or endpoint, that is reached by it; none for a VIP's own entry.
     service: Option<u16>,
 }
 
@@ -124,7 +166,7 @@ fn key(vip: IpAddr, port: u16) -> u64 {
 }
 
 struct Arranger {
-    version: IpVersion,
+    directory: Directory,
     /// As they will be once the additions are done.
     buckets: Vec<VipBucket>,
     additions: Vec<Operation>,
@@ -150,8 +192,8 @@ impl Arranger {
                         }
                     }
                     // Not wanted, there twice, or where nobody looks.
-                    _ => removals.push(Operation::SetVip {
-                        version: self.version,
+                    _ => removals.push(Operation::SetWord {
+                        directory: self.directory,
                         bucket,
                         way,
                         entry: VipEntry::default(),
@@ -212,8 +254,8 @@ impl Arranger {
 
     fn set(&mut self, bucket: u32, way: usize, entry: VipEntry) {
         self.buckets[bucket as usize].entries[way] = entry.0;
-        self.additions.push(Operation::SetVip {
-            version: self.version,
+        self.additions.push(Operation::SetWord {
+            directory: self.directory,
             bucket,
             way,
             entry,

@@ -55,6 +55,8 @@ pub(super) fn new_entry(service: u16, backend: &resolve::Backend) -> Backend {
         address: backend.address.into(),
         port: backend.port,
         service,
+        endpoint: backend.translated.endpoint,
+        pairs: backend.translated.pairs,
         hops: [hop.unwrap_or_default(), NextHop::default()],
         ..Backend::default()
     }

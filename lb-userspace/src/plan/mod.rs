@@ -10,6 +10,7 @@ mod entry;
 mod observed;
 mod operation;
 mod tables;
+mod translation;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -22,6 +23,7 @@ use lb_common::{
     maglev::{HANDOVER_TICKS, TableRef},
     net::IpVersion,
     service::Service,
+    vip::VipEntry,
 };
 
 use self::{
@@ -29,11 +31,15 @@ use self::{
     entry::{change_of, is_entry_of, new_entry},
 };
 pub use self::{
-    observed::{Observed, ObservedService, Unsettled},
+    directory::Directory,
+    observed::{Observed, ObservedService, Translations, Unsettled},
     operation::Operation,
     tables::{Tables, owners},
 };
-use crate::{ids, resolve};
+use crate::{
+    ids,
+    resolve::{self, Translated},
+};
 
 /// What the maps are to hold.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +50,8 @@ pub struct Wanted<'a> {
     pub services: &'a [resolve::Service<'a>],
     /// Services that packets no longer find, though their entries are still there.
     pub unlisted: &'a BTreeSet<u16>,
+    /// Endpoints and pairs: the same holds of these.
+    pub translations: &'a Translations,
     /// VIPs that the host has as addresses of its own.
     pub host_owned: &'a BTreeSet<IpAddr>,
 }
@@ -60,7 +68,7 @@ pub struct Plan {
 }
 
 /// Why a service cannot be given what it needs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Deferred {
     /// The arena has no free stretch for its table.
     #[error(
@@ -77,6 +85,14 @@ pub enum Deferred {
         "the directory of VIPs has no place for it; raise limits.services, run `tether cleanup` and start anew"
     )]
     Directory,
+    /// The directory of endpoints has no place.
+    #[error(
+        "the directory of endpoints has no place for the address of one of its backends; raise limits.backends, run `tether cleanup` and start anew"
+    )]
+    EndpointDirectory,
+    /// An endpoint or a pair has no number, or too many services or SNAT addresses have flows there.
+    #[error("{0}")]
+    Untranslated(String),
 }
 
 /// Plans how to get from `observed` to `wanted`.
@@ -96,11 +112,14 @@ pub fn plan(wanted: &Wanted<'_>, observed: &Observed, tables: &mut Tables, now: 
         cleared: BTreeSet::new(),
         arena: None,
     };
+    planner.clear_unlisted(wanted);
+    let unnamed = planner.translations(wanted);
     planner.backends(wanted);
     for service in wanted.services {
         planner.service(wanted, service, tables);
     }
     planner.directory_and_removal(wanted);
+    planner.remove_translations(wanted, unnamed);
     planner.handovers();
     planner.plan
 }
@@ -150,6 +169,16 @@ impl Planner<'_> {
                 });
                 continue;
             };
+            let held_translated = Translated {
+                endpoint: held.endpoint,
+                pairs: held.pairs,
+            };
+            if held_translated != backend.translated {
+                self.push(Operation::SetTranslated {
+                    backend: id,
+                    to: backend.translated,
+                });
+            }
             let change = change_of(held, backend);
             match change.write {
                 Some(next) => moving.push((id, next, change.state)),
@@ -192,6 +221,23 @@ impl Planner<'_> {
         }
         let table = held.map_or(TableRef::default(), |held| held.table);
         let mut named = table;
+        let translates = u16::from(
+            service
+                .backends
+                .iter()
+                .any(|backend| backend.mode.translates()),
+        );
+        let mut before = held.map(|held| held.entry);
+        if let Some(entry) = &mut before
+            && entry.translates < translates
+        {
+            // Before a slot names the first of these backends, also where the table is written in its place.
+            entry.translates = translates;
+            self.push(Operation::WriteService {
+                id: service.id,
+                entry: Box::new(*entry),
+            });
+        }
         if let Some(spec) = &service.table {
             let spec = resolve::Table {
                 // Without members any size does: that of today keeps today's owners as the previous ones.
@@ -223,11 +269,12 @@ impl Planner<'_> {
             identity,
             vip: service.endpoint.vip.into(),
             port: service.endpoint.port,
-            reserved: [0; 3],
+            translates,
+            reserved: [0; 2],
         };
-        let unchanged = held.map(|held| Service {
+        let unchanged = before.map(|before| Service {
             table: named.0,
-            ..held.entry
+            ..before
         });
         if unchanged != Some(entry) {
             self.push(Operation::WriteService {
@@ -311,7 +358,7 @@ impl Planner<'_> {
             .collect();
         let mut removals = Vec::new();
         for version in [IpVersion::V4, IpVersion::V6] {
-            let held = self.observed.vips(version);
+            let held = self.observed.directory(Directory::Vips(version));
             let changes = directory::arrange(version, held, &listed, wanted.host_owned);
             for operation in changes.additions {
                 if matches!(operation, Operation::Grace) {
@@ -334,7 +381,7 @@ impl Planner<'_> {
             .services
             .keys()
             .copied()
-            .filter(|id| !services.contains(id))
+            .filter(|id| !services.contains(id) && !self.cleared.contains(id))
             .collect();
         if unnamed && !gone.is_empty() {
             self.grace();
@@ -343,6 +390,35 @@ impl Planner<'_> {
             self.clear_service(id);
         }
         self.clear_backends(wanted);
+    }
+
+    /// Services that are not wanted and that no packet finds: first of all, since the ids of their backends may be others' already.
+    fn clear_unlisted(&mut self, wanted: &Wanted<'_>) {
+        let wanted: HashSet<u16> = wanted.services.iter().map(|service| service.id).collect();
+        let observed = self.observed;
+        let gone: Vec<u16> = observed
+            .services
+            .keys()
+            .copied()
+            .filter(|id| !wanted.contains(id))
+            .collect();
+        if gone.is_empty() {
+            return;
+        }
+        // A VIP's own word in IPv4, with port 0, has flags in the place of an id.
+        let names_service = |word: &VipEntry| word.own_key() >> 16 & 0xffff != 0;
+        let words = |version| {
+            let buckets = observed.directory(Directory::Vips(version)).iter();
+            buckets.flat_map(|bucket| bucket.entries.map(VipEntry))
+        };
+        let listed: HashSet<u16> = words(IpVersion::V4)
+            .filter(names_service)
+            .chain(words(IpVersion::V6))
+            .map(VipEntry::value)
+            .collect();
+        for id in gone.into_iter().filter(|id| !listed.contains(id)) {
+            self.clear_service(id);
+        }
     }
 
     fn clear_service(&mut self, id: u16) {

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
     sync::atomic::Ordering,
 };
 
@@ -10,12 +11,13 @@ use lb_common::{
     clock::Tick,
     flow::word::BackendRef,
     maglev::{Slot, TableRef},
+    nat::{Endpoint, Pair},
     net::IpVersion,
     service::Service,
     vip::VipBucket,
 };
 
-use super::Operation;
+use super::{Operation, directory::Directory};
 use crate::dataplane::{
     array::{Array, Entry},
     maps::{Capacity, Maps},
@@ -34,8 +36,31 @@ pub struct Observed {
     pub vips4: Vec<VipBucket>,
     /// The directory of IPv6 VIPs.
     pub vips6: Vec<VipBucket>,
+    /// What there is for the translation of addresses.
+    pub translations: Translations,
+    /// The directory of IPv4 endpoints.
+    pub endpoints4: Vec<VipBucket>,
+    /// The directory of IPv6 endpoints.
+    pub endpoints6: Vec<VipBucket>,
     /// What no longer is in use but may still be read.
     pub unsettled: Unsettled,
+}
+
+/// Endpoints and pairs, by id.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Translations {
+    /// Endpoints.
+    pub endpoints: BTreeMap<u16, Endpoint>,
+    /// Pairs of a SNAT address and an endpoint.
+    pub pairs: BTreeMap<u16, Pair>,
+}
+
+impl Translations {
+    /// The SNAT addresses of a backend's pairs.
+    pub fn snat_addresses(&self, backend: &Backend) -> Vec<IpAddr> {
+        let pairs = backend.pairs.iter().filter_map(|id| self.pairs.get(id));
+        pairs.map(|pair| pair.address.into()).collect()
+    }
 }
 
 /// A service in use.
@@ -82,6 +107,9 @@ impl Observed {
             backends: BTreeMap::new(),
             vips4: read_all(&maps.vips4),
             vips6: read_all(&maps.vips6),
+            translations: Translations::default(),
+            endpoints4: read_all(&maps.endpoints4),
+            endpoints6: read_all(&maps.endpoints6),
             unsettled,
         };
         for id in 0..u16::try_from(maps.services.len()).unwrap_or(u16::MAX) {
@@ -90,14 +118,22 @@ impl Observed {
         for id in 0..maps.backends.len() {
             observed.read_backend(maps, id);
         }
+        for id in 0..maps.endpoints.len() {
+            observed.read_endpoint(maps, id as u16);
+        }
+        for id in 0..maps.pairs.len() {
+            observed.read_pair(maps, id as u16);
+        }
         observed
     }
 
-    /// The directory of VIPs of a version of IP.
-    pub fn vips(&self, version: IpVersion) -> &[VipBucket] {
-        match version {
-            IpVersion::V4 => &self.vips4,
-            IpVersion::V6 => &self.vips6,
+    /// A directory.
+    pub fn directory(&self, directory: Directory) -> &[VipBucket] {
+        match directory {
+            Directory::Vips(IpVersion::V4) => &self.vips4,
+            Directory::Vips(IpVersion::V6) => &self.vips6,
+            Directory::Endpoints(IpVersion::V4) => &self.endpoints4,
+            Directory::Endpoints(IpVersion::V6) => &self.endpoints6,
         }
     }
 
@@ -106,8 +142,15 @@ impl Observed {
         match *operation {
             Operation::SetState { backend: id, .. }
             | Operation::SetHop { backend: id, .. }
+            | Operation::SetTranslated { backend: id, .. }
             | Operation::WriteBackend { id, .. }
             | Operation::ClearBackend { id } => self.read_backend(maps, id),
+            Operation::WriteEndpoint { id, .. } | Operation::ClearEndpoint { id } => {
+                self.read_endpoint(maps, id);
+            }
+            Operation::WritePair { id, .. } | Operation::ClearPair { id } => {
+                self.read_pair(maps, id);
+            }
             Operation::WriteTable {
                 service, from, to, ..
             } => {
@@ -120,14 +163,16 @@ impl Observed {
             | Operation::WriteService { id, .. }
             | Operation::ClearService { id }
             | Operation::ForgetHandovers { service: id, .. } => self.read_service(maps, id, now),
-            Operation::SetVip {
-                version, bucket, ..
+            Operation::SetWord {
+                directory, bucket, ..
             } => {
-                let held = match version {
-                    IpVersion::V4 => &mut self.vips4,
-                    IpVersion::V6 => &mut self.vips6,
+                let (held, there) = match directory {
+                    Directory::Vips(IpVersion::V4) => (&mut self.vips4, &maps.vips4),
+                    Directory::Vips(IpVersion::V6) => (&mut self.vips6, &maps.vips6),
+                    Directory::Endpoints(IpVersion::V4) => (&mut self.endpoints4, &maps.endpoints4),
+                    Directory::Endpoints(IpVersion::V6) => (&mut self.endpoints6, &maps.endpoints6),
                 };
-                held[bucket as usize] = maps.vips(version).get(bucket);
+                held[bucket as usize] = there.get(bucket);
             }
             Operation::Grace => {}
         }
@@ -139,6 +184,24 @@ impl Observed {
             self.backends.remove(&id);
         } else {
             self.backends.insert(id, entry);
+        }
+    }
+
+    fn read_endpoint(&mut self, maps: &Maps, id: u16) {
+        let entry = maps.endpoints.get(u32::from(id));
+        if entry.port == 0 {
+            self.translations.endpoints.remove(&id);
+        } else {
+            self.translations.endpoints.insert(id, entry);
+        }
+    }
+
+    fn read_pair(&mut self, maps: &Maps, id: u16) {
+        let entry = maps.pairs.get(u32::from(id));
+        if entry.endpoint == 0 {
+            self.translations.pairs.remove(&id);
+        } else {
+            self.translations.pairs.insert(id, entry);
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::{
     fmt,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::{Arc, atomic::Ordering},
 };
 
@@ -11,12 +11,14 @@ use lb_common::{
     clock::Tick,
     hash::Seed,
     maglev::{Slot, TableRef},
-    net::{Address, IpVersion},
+    nat::{Endpoint, Pair},
+    net::Address,
     service::Service,
     vip::VipEntry,
 };
 
-use crate::dataplane::maps::Maps;
+use super::directory::Directory;
+use crate::{dataplane::maps::Maps, resolve::Translated};
 
 /// One step.
 #[derive(Clone, Debug, PartialEq)]
@@ -71,10 +73,10 @@ pub enum Operation {
         /// The entry.
         entry: Box<Service>,
     },
-    /// Writes one word of the directory of VIPs.
-    SetVip {
-        /// Of which directory.
-        version: IpVersion,
+    /// Writes one word of a directory.
+    SetWord {
+        /// Of which.
+        directory: Directory,
         /// The bucket.
         bucket: u32,
         /// The place in it.
@@ -103,6 +105,48 @@ pub enum Operation {
         /// Its id.
         id: u32,
     },
+    /// Writes a pair of a SNAT address and an endpoint.
+    WritePair {
+        /// Its id.
+        id: u16,
+        /// The entry.
+        entry: Pair,
+    },
+    /// Writes an endpoint's entry.
+    WriteEndpoint {
+        /// Its id.
+        id: u16,
+        /// The entry.
+        entry: Endpoint,
+    },
+    /// Says what a backend is to the translation of addresses.
+    SetTranslated {
+        /// Its id.
+        backend: u32,
+        /// What it is.
+        to: Translated,
+    },
+    /// Takes a pair out of use, whose ports nobody has.
+    ClearPair {
+        /// Its id.
+        id: u16,
+    },
+    /// Takes an endpoint out of use.
+    ClearEndpoint {
+        /// Its id.
+        id: u16,
+    },
+}
+
+/// Ids for people; 0 is none.
+struct Numbers<'a>(&'a [u16]);
+
+impl fmt::Display for Numbers<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_list()
+            .entries(self.0.iter().filter(|&&number| number != 0))
+            .finish()
+    }
 }
 
 impl Operation {
@@ -123,12 +167,26 @@ impl Operation {
             }
             Self::NameTable { service, table } => maps.set_table(*service, *table),
             Self::WriteService { id, entry } => maps.services.set(u32::from(*id), entry),
-            Self::SetVip {
-                version,
+            Self::SetWord {
+                directory,
                 bucket,
                 way,
                 entry,
-            } => maps.set_vip(*version, *bucket, *way, *entry),
+            } => match *directory {
+                Directory::Vips(version) => maps.set_vip(version, *bucket, *way, *entry),
+                Directory::Endpoints(version) => {
+                    maps.set_endpoint_word(version, *bucket, *way, *entry);
+                }
+            },
+            Self::WritePair { id, entry } => maps.pairs.set(u32::from(*id), entry),
+            Self::WriteEndpoint { id, entry } => maps.endpoints.set(u32::from(*id), entry),
+            Self::SetTranslated { backend, to } => {
+                maps.set_translated(*backend, to.endpoint, to.pairs);
+            }
+            Self::ClearPair { id } => maps.clear_pair(*id),
+            Self::ClearEndpoint { id } => {
+                maps.endpoints.set(u32::from(*id), &Endpoint::default());
+            }
             Self::Grace => grace(),
             Self::ForgetHandovers { table, now, .. } => forget_handovers(maps, *table, *now),
             Self::ClearService { id } => {
@@ -164,7 +222,8 @@ const UNUSED_SERVICE: Service = Service {
     identity: 0,
     vip: Address([0; 16]),
     port: 0,
-    reserved: [0; 3],
+    translates: 0,
+    reserved: [0; 2],
 };
 
 fn write_table(maps: &Maps, from: TableRef, to: TableRef, owners: &[u32], now: Tick) {
@@ -257,23 +316,45 @@ impl fmt::Display for Operation {
                 let vip = SocketAddr::new(entry.vip.into(), entry.port);
                 write!(f, "service {id}: write {vip}")
             }
-            Self::SetVip {
-                version,
+            Self::SetWord {
+                directory,
                 bucket,
                 way,
                 entry,
             } => {
-                let version = *version as u32;
+                match directory {
+                    Directory::Vips(version) => {
+                        write!(f, "directory of IPv{}: ", *version as u32)?;
+                    }
+                    Directory::Endpoints(version) => {
+                        write!(f, "directory of IPv{} endpoints: ", *version as u32)?;
+                    }
+                }
                 if entry.0 == 0 {
-                    write!(f, "directory of IPv{version}: clear {bucket}.{way}")
+                    write!(f, "clear {bucket}.{way}")
                 } else {
                     let (key, value) = (entry.own_key() >> 16, entry.value());
-                    write!(
-                        f,
-                        "directory of IPv{version}: write {bucket}.{way}: {key:012x} is {value}"
-                    )
+                    write!(f, "write {bucket}.{way}: {key:012x} is {value}")
                 }
             }
+            Self::WritePair { id, entry } => {
+                let (snat, endpoint) = (IpAddr::from(entry.address), entry.endpoint);
+                write!(f, "pair {id}: write {snat} toward endpoint {endpoint}")
+            }
+            Self::WriteEndpoint { id, entry } => {
+                let address = SocketAddr::new(entry.address.into(), entry.port);
+                let (pairs, services) = (Numbers(&entry.pairs), Numbers(&entry.services));
+                write!(
+                    f,
+                    "endpoint {id}: write {address}, pairs {pairs}, services {services}"
+                )
+            }
+            Self::SetTranslated { backend, to } => {
+                let (endpoint, pairs) = (to.endpoint, Numbers(&to.pairs));
+                write!(f, "backend {backend}: endpoint {endpoint}, pairs {pairs}")
+            }
+            Self::ClearPair { id } => write!(f, "pair {id}: clear"),
+            Self::ClearEndpoint { id } => write!(f, "endpoint {id}: clear"),
             Self::Grace => write!(f, "wait for a grace period"),
             Self::ForgetHandovers { service, .. } => {
                 write!(

@@ -1,3 +1,5 @@
+mod translation;
+
 use lb_common::{
     backend::{BackendState, Forwarding, Mode, NextHop, Serving},
     maglev::{Slot, TENURE_TICKS},
@@ -22,6 +24,7 @@ struct Bench {
     tables: Tables,
     now: Tick,
     host_owned: BTreeSet<IpAddr>,
+    translations: Translations,
 }
 
 impl Bench {
@@ -33,6 +36,10 @@ impl Bench {
             backends: 32,
             table_slots,
             cpus: 1,
+            nat4_buckets: 2,
+            nat6_buckets: 2,
+            endpoints: 8,
+            pairs: 8,
         };
         let maps = Maps::in_memory(capacity).unwrap();
         let now = Tick(10_000);
@@ -43,6 +50,7 @@ impl Bench {
             tables: Tables::default(),
             now,
             host_owned: BTreeSet::new(),
+            translations: Translations::default(),
         }
     }
 
@@ -56,6 +64,7 @@ impl Bench {
             fleet_seed: &SEED,
             services,
             unlisted: &BTreeSet::new(),
+            translations: &self.translations,
             host_owned: &self.host_owned,
         };
         plan(&wanted, &self.observed, &mut self.tables, self.now)
@@ -77,6 +86,9 @@ impl Bench {
         assert_eq!(self.observed.backends, whole.backends);
         assert_eq!(self.observed.vips4, whole.vips4);
         assert_eq!(self.observed.vips6, whole.vips6);
+        assert_eq!(self.observed.translations, whole.translations);
+        assert_eq!(self.observed.endpoints4, whole.endpoints4);
+        assert_eq!(self.observed.endpoints6, whole.endpoints6);
         plan.operations.iter().map(ToString::to_string).collect()
     }
 
@@ -99,6 +111,7 @@ fn backend(id: u32, serving: Serving) -> resolve::Backend {
         pace: None,
         due: None,
         hop: Hop::Unheard,
+        translated: Translated::default(),
     }
 }
 
@@ -512,13 +525,13 @@ fn fill_directory(vip: IpAddr, start: u16) -> u32 {
                     moved += 1;
                     writes_since_grace.clear();
                 }
-                Operation::SetVip {
-                    version,
+                Operation::SetWord {
+                    directory,
                     bucket,
                     way,
                     entry,
                 } => {
-                    assert_eq!(version, IpVersion::of(vip));
+                    assert_eq!(directory, Directory::Vips(IpVersion::of(vip)));
                     let old = held[bucket as usize].entries[way];
                     assert!(
                         old == 0 || !writes_since_grace.contains(&old),

@@ -23,7 +23,13 @@ pub(super) fn fits(config: &Config, capacity: &Capacity) -> Result<(), String> {
         ("services", needs.services, capacity.services),
         ("backends", needs.backends, capacity.backends),
         ("table_slots", needs.table_slots, capacity.table_slots),
+        (
+            "nat_pairs",
+            needs.nat_pairs,
+            capacity.pairs.saturating_sub(1),
+        ),
     ];
+    untranslated(config, capacity)?;
     let short = sizes
         .into_iter()
         .find(|&(_, needed, held)| needed > u64::from(held));
@@ -38,6 +44,23 @@ pub(super) fn fits(config: &Config, capacity: &Capacity) -> Result<(), String> {
     }
 }
 
+/// Whether the flow tables have room for translations where a service needs them.
+fn untranslated(config: &Config, capacity: &Capacity) -> Result<(), String> {
+    let lacks = |version| config.translates(version) && !capacity.translates_flows_of(version);
+    match [IpVersion::V4, IpVersion::V6]
+        .into_iter()
+        .find(|&version| lacks(version))
+    {
+        None => Ok(()),
+        Some(version) => Err(format!(
+            "{}: the IPv{} flow table was made without the translations that modes nat and dnat need; restart the daemon, which makes it anew \
+             without losing a flow (if it was just started, its log says why it could not)",
+            config.path.display(),
+            version as u32
+        )),
+    }
+}
+
 /// What to warn of if the limits are not the sizes of the maps.
 pub(super) fn other_limits(config: &Config, capacity: &Capacity) -> Vec<String> {
     let (limits, path) = (&config.limits, config.path.display());
@@ -45,6 +68,11 @@ pub(super) fn other_limits(config: &Config, capacity: &Capacity) -> Vec<String> 
         ("services", limits.services, capacity.services),
         ("backends", limits.backends, capacity.backends),
         ("table_slots", limits.table_slots, capacity.table_slots),
+        (
+            "nat_pairs",
+            limits.nat_pairs,
+            capacity.pairs.saturating_sub(1),
+        ),
     ]
     .into_iter()
     .filter(|(_, configured, held)| configured != held)

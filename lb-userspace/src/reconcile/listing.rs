@@ -5,7 +5,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use lb_common::{backend::Serving, share::Share, verdict::Reason};
+use lb_common::{backend::Serving, net::IpVersion, share::Share, verdict::Reason};
 
 use super::{
     record::{BackendRecord, ServiceRecord},
@@ -98,6 +98,7 @@ impl State {
                     resets_suspended: service.resets_suspended,
                     error: deferred
                         .or_else(|| service.error.clone())
+                        .or_else(|| self.hindrance(service))
                         .filter(|_| current),
                     backends: backends
                         .into_iter()
@@ -106,6 +107,15 @@ impl State {
                 }
             })
             .collect()
+    }
+
+    /// Why no reply to a service's clients finds its way, if its backends reply through this host.
+    fn hindrance(&self, service: &ServiceRecord) -> Option<String> {
+        let hindrance = self.hindrances[IpVersion::of(service.endpoint.vip)].as_ref()?;
+        let mut backends = service.backends.iter();
+        backends
+            .any(BackendRecord::is_translated)
+            .then(|| hindrance.clone())
     }
 
     fn backend(&self, backend: &BackendRecord) -> BackendStatus {
@@ -149,6 +159,7 @@ impl State {
             drain: self.drain_of(backend),
             balance: balance_of(backend),
             flows: counts.into(),
+            snat: self.translations.snat(backend, &self.census),
         }
     }
 

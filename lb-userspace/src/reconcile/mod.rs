@@ -9,6 +9,7 @@ mod preview;
 mod record;
 mod registry;
 mod state;
+mod translations;
 mod weigh;
 
 use std::{
@@ -29,6 +30,7 @@ use crate::{
     dns,
     flows::Census,
     model::{Asked, BackendName, HealthReport, NextHopReport, Target},
+    neighbour::replies::Hindrances,
     pace::Moment,
     preview::Preview,
     status::{Attachment, ClosedEgress, Status},
@@ -96,6 +98,8 @@ pub struct Inputs {
     pub answers: mpsc::Receiver<dns::Report>,
     /// The VIPs that the host itself has; none before that is known.
     pub own_vips: watch::Receiver<Option<BTreeSet<IpAddr>>>,
+    /// Why packets that backends send back reach no clients.
+    pub hindrances: watch::Receiver<Hindrances>,
     /// What the flow tables hold.
     pub census: watch::Receiver<Arc<Census>>,
     /// Where the program is attached: only passed on to the status.
@@ -210,6 +214,7 @@ enum Event {
     NextHop(NextHopReport),
     Answer(dns::Report),
     OwnVips(Option<BTreeSet<IpAddr>>),
+    Hindrances(Hindrances),
     Census(Arc<Census>),
     Interfaces,
 }
@@ -236,6 +241,9 @@ impl Inputs {
             Some(report) = self.answers.recv() => Next::Event(Event::Answer(report)),
             Ok(()) = self.own_vips.changed() => {
                 Next::Event(Event::OwnVips(self.own_vips.borrow_and_update().clone()))
+            }
+            Ok(()) = self.hindrances.changed() => {
+                Next::Event(Event::Hindrances(self.hindrances.borrow_and_update().clone()))
             }
             Ok(()) = self.census.changed() => {
                 Next::Event(Event::Census(Arc::clone(&self.census.borrow_and_update())))
@@ -317,6 +325,7 @@ impl Worker {
             Event::NextHop(report) => return state.next_hop(report),
             Event::Answer(report) => return state.answered(report),
             Event::OwnVips(own) => return own.is_some_and(|own| state.host_owns(own)),
+            Event::Hindrances(hindrances) => return state.hindered(hindrances),
             Event::Census(census) => state.counted(census),
             Event::Interfaces => {}
         }

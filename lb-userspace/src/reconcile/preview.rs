@@ -12,6 +12,7 @@ use super::{
     record::{BackendRecord, ServiceRecord},
     registry::Registry,
     state::State,
+    translations::Translations,
 };
 use crate::{
     config::Config,
@@ -30,6 +31,7 @@ pub(super) struct Question {
     generation: u64,
     fleet_seed: [u64; 4],
     before: Registry,
+    translations: Translations,
     wanted: Vec<desired::Service>,
     hops: HashMap<IpAddr, Found>,
     census: Arc<Census>,
@@ -68,6 +70,7 @@ impl State {
             generation: self.generation.accepted,
             fleet_seed: self.fleet_seed,
             before: self.registry.clone(),
+            translations: self.translations.clone(),
             wanted: desired::services(&config, &kept),
             hops: self.hops.clone(),
             census: Arc::clone(&self.census),
@@ -90,17 +93,21 @@ impl Question {
     /// Makes the preview. Takes as long as building the tables that change, twice.
     pub(super) fn answer(mut self) -> Preview {
         let after = self.before.foreseen(std::mem::take(&mut self.wanted));
-        let facts_before = self.before.facts(&self.hops);
-        let facts_after = after.facts(&self.hops);
+        let mut translations = self.translations.clone();
+        translations.renew(after.translated(), &self.observed, &self.census);
+        let facts_before = self.before.facts(&self.hops, &self.translations);
+        let facts_after = after.facts(&self.hops, &translations);
         let resolved_before = resolve::resolve(&self.fleet_seed, &facts_before, self.now);
         let resolved_after = resolve::resolve(&self.fleet_seed, &facts_after, self.now);
         let wanted = Wanted {
             fleet_seed: &self.fleet_seed,
             services: &resolved_after,
             unlisted: &after.unlisted(),
+            translations: &translations.wanted(),
             host_owned: &self.host_owned,
         };
-        let plan = plan::plan(&wanted, &self.observed, &mut self.tables, self.now.tick());
+        let mut plan = plan::plan(&wanted, &self.observed, &mut self.tables, self.now.tick());
+        translations.defer(&mut plan);
         let mut written: BTreeMap<u16, &Arc<[u32]>> = BTreeMap::new();
         for operation in &plan.operations {
             if let Operation::WriteTable {
@@ -328,6 +335,7 @@ fn is_changed(was: &BackendRecord, is: &BackendRecord) -> bool {
     was.name != is.name
         || was.wanted.map(|wanted| (wanted.admin, wanted.weight))
             != is.wanted.map(|wanted| (wanted.admin, wanted.weight))
+        || was.snat != is.snat
         || was.check != is.check
         || was.check_address != is.check_address
 }

@@ -11,6 +11,7 @@ use lb_common::{
     share::Share,
 };
 
+use super::translations::Translations;
 use crate::{
     balance::{Spread, Standing, level::Level},
     desired::{self, Endpoint},
@@ -57,6 +58,8 @@ pub(super) struct BackendRecord {
     pub(super) address: IpAddr,
     pub(super) port: u16,
     pub(super) mode: Mode,
+    /// Mode `nat`: the addresses that it sees in the place of clients'. Those of its service when it was wanted last.
+    pub(super) snat: Vec<IpAddr>,
     pub(super) weight: u16,
     pub(super) zone: Option<String>,
     /// None if it is removed.
@@ -147,7 +150,22 @@ impl BackendRecord {
         self.closed = share;
     }
 
-    pub(super) fn facts(&self, hops: &HashMap<IpAddr, Found>) -> BackendFacts<'_> {
+    /// Where its packets go.
+    pub(super) fn destination(&self) -> SocketAddr {
+        SocketAddr::new(self.address, self.port)
+    }
+
+    /// Whether addresses are translated on the way to it.
+    pub(super) fn is_translated(&self) -> bool {
+        matches!(self.mode, Mode::Nat | Mode::Dnat)
+    }
+
+    pub(super) fn facts(
+        &self,
+        service: u16,
+        hops: &HashMap<IpAddr, Found>,
+        translations: &Translations,
+    ) -> BackendFacts<'_> {
         BackendFacts {
             numbered: self.numbered,
             identity: self.identity,
@@ -165,6 +183,7 @@ impl BackendRecord {
                 .get(&self.address)
                 .map_or(Hop::Unheard, |found| found.for_mode(self.mode)),
             standing: self.standing,
+            translated: self.is_translated().then(|| translations.of(service, self)),
         }
     }
 }
@@ -172,7 +191,7 @@ impl BackendRecord {
 /// A record of a wanted backend that is new.
 pub(super) fn new_record(
     numbered: Numbered,
-    mode: Mode,
+    service: &desired::Service,
     backend: &desired::Backend,
 ) -> BackendRecord {
     let record = BackendRecord {
@@ -181,7 +200,8 @@ pub(super) fn new_record(
         name: backend.name.clone(),
         address: backend.address,
         port: backend.port,
-        mode,
+        mode: service.mode,
+        snat: Vec::new(),
         weight: backend.weight,
         zone: None,
         wanted: None,
@@ -201,12 +221,17 @@ pub(super) fn new_record(
         serving: Serving::ExistingOnly,
         per_mille: 0,
     };
-    renewed(record, backend)
+    renewed(record, service, backend)
 }
 
 /// A record with what may change of a wanted backend. Its health stays until its check, which may be another now, says otherwise.
-pub(super) fn renewed(record: BackendRecord, backend: &desired::Backend) -> BackendRecord {
+pub(super) fn renewed(
+    record: BackendRecord,
+    service: &desired::Service,
+    backend: &desired::Backend,
+) -> BackendRecord {
     BackendRecord {
+        snat: service.snat.clone(),
         name: backend.name.clone(),
         weight: backend.weight,
         zone: backend.zone.clone(),

@@ -14,6 +14,7 @@ use lb_common::{
 use super::{
     memory::Memory,
     record::{BackendRecord, ServiceRecord, new_record, renewed},
+    translations::Translations,
     weigh::tell_of_spread,
 };
 use crate::{
@@ -118,6 +119,7 @@ impl Registry {
                 address,
                 port: held.port,
                 mode,
+                snat: observed.translations.snat_addresses(held),
                 weight: 0,
                 zone: None,
                 wanted: None,
@@ -271,14 +273,12 @@ impl Registry {
             match held.remove(&backend.identity) {
                 Some(known) => record.backends.push(BackendRecord {
                     quiet: Quiet::default(),
-                    ..renewed(known, backend)
+                    ..renewed(known, &service, backend)
                 }),
                 None => match self.backend_ids.take() {
-                    Some(numbered) => {
-                        record
-                            .backends
-                            .push(new_record(numbered, service.mode, backend))
-                    }
+                    Some(numbered) => record
+                        .backends
+                        .push(new_record(numbered, &service, backend)),
                     None => without.push(backend.name.backend.as_str()),
                 },
             }
@@ -440,7 +440,11 @@ impl Registry {
     }
 
     /// What resolving needs.
-    pub(super) fn facts(&self, hops: &HashMap<IpAddr, Found>) -> Vec<ServiceFacts<'_>> {
+    pub(super) fn facts(
+        &self,
+        hops: &HashMap<IpAddr, Found>,
+        translations: &Translations,
+    ) -> Vec<ServiceFacts<'_>> {
         self.services
             .values()
             .map(|service| ServiceFacts {
@@ -452,7 +456,7 @@ impl Registry {
                 backends: service
                     .backends
                     .iter()
-                    .map(|backend| backend.facts(hops))
+                    .map(|backend| backend.facts(service.id, hops, translations))
                     .collect(),
             })
             .collect()
@@ -568,6 +572,16 @@ impl Registry {
         self.services
             .values_mut()
             .flat_map(|service| &mut service.backends)
+    }
+
+    /// The backends on the way to which addresses are translated, each with its service's id.
+    pub(super) fn translated(&self) -> impl Iterator<Item = (u16, &BackendRecord)> + Clone {
+        self.services.values().flat_map(|service| {
+            let backends = service.backends.iter();
+            backends
+                .filter(|backend| backend.is_translated())
+                .map(|backend| (service.id, backend))
+        })
     }
 
     fn backends(&self) -> impl Iterator<Item = &BackendRecord> {

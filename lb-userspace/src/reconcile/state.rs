@@ -14,6 +14,7 @@ use super::{
     capacity,
     memory::{self, Memory},
     registry::{Outcome, Registry},
+    translations::Translations,
     weigh::per_mille,
 };
 use crate::{
@@ -23,6 +24,7 @@ use crate::{
     desired::{self, Changes, Edit, Expanded, Overlaid, Refusal},
     flows::{Census, Fill},
     model::{Admin, Asked, BackendName, HealthReport, NextHopReport, Target},
+    neighbour::replies::Hindrances,
     pace::Moment,
     plan::{self, Deferred, Observed, Plan, Tables, Unsettled, Wanted},
     resolve::{self, Found, Hop},
@@ -49,6 +51,7 @@ pub struct State {
     pub(super) config_error: Option<String>,
     pub(super) drained: BTreeMap<BackendName, Option<Asked>>,
     pub(super) registry: Registry,
+    pub(super) translations: Translations,
     pub(super) hops: HashMap<IpAddr, Found>,
     pub(super) census: Arc<Census>,
     pub(super) fill: ByVersion<Fill>,
@@ -57,6 +60,7 @@ pub struct State {
     /// VIPs that the host itself has; none before that is known.
     pub(super) host_owned: Option<BTreeSet<IpAddr>>,
     pub(super) deferred: BTreeMap<u16, Deferred>,
+    pub(super) hindrances: Hindrances,
     pub(super) generation: Generation,
     saved: Memory,
     /// Whether names or drains came or went since they were saved.
@@ -96,6 +100,7 @@ impl State {
         let observed = Observed::read(&maps, Unsettled::default(), now);
         let mut state = Self {
             registry: Registry::adopt(&maps, &observed, &saved),
+            translations: Translations::adopt(&observed),
             maps,
             fleet_seed,
             file,
@@ -112,6 +117,7 @@ impl State {
             tables: Tables::default(),
             host_owned: None,
             deferred: BTreeMap::new(),
+            hindrances: Hindrances::default(),
             generation: Generation {
                 accepted: 1,
                 ..Generation::default()
@@ -300,7 +306,15 @@ impl State {
             }
             self.fill[version] = fill;
         }
+        self.translations.counted(&census);
         self.census = census;
+    }
+
+    /// Takes in why replies reach no clients, if they do not. False if it is no news.
+    pub fn hindered(&mut self, hindrances: Hindrances) -> bool {
+        let news = self.hindrances != hindrances;
+        self.hindrances = hindrances;
+        news
     }
 
     /// Reads all maps anew, so that the next plan mends what somebody else has changed.
@@ -311,6 +325,7 @@ impl State {
             || fresh.backends != self.observed.backends
             || fresh.vips4 != self.observed.vips4
             || fresh.vips6 != self.observed.vips6
+            || fresh.translations != self.observed.translations
         {
             tracing::warn!("the maps are not as they were left: mending them");
         }
@@ -330,17 +345,22 @@ impl State {
         self.names_changed |= self.registry.retire(&self.observed, &self.census);
         self.registry.house();
         self.registry.weigh(&self.census, now.tick());
+        self.translations
+            .renew(self.registry.translated(), &self.observed, &self.census);
+        let translations = self.translations.wanted();
         let unlisted = self.registry.unlisted();
-        let facts = self.registry.facts(&self.hops);
+        let facts = self.registry.facts(&self.hops, &self.translations);
         let services = resolve::resolve(&self.fleet_seed, &facts, now);
         let nowhere = BTreeSet::new();
         let wanted = Wanted {
             fleet_seed: &self.fleet_seed,
             services: &services,
             unlisted: &unlisted,
+            translations: &translations,
             host_owned: self.host_owned.as_ref().unwrap_or(&nowhere),
         };
-        let plan = plan::plan(&wanted, &self.observed, &mut self.tables, now.tick());
+        let mut plan = plan::plan(&wanted, &self.observed, &mut self.tables, now.tick());
+        self.translations.defer(&mut plan);
         let backends = services.iter().flat_map(|service| &service.backends);
         self.due = backends.filter_map(|backend| backend.due).min();
         self.planned = Some(now);
@@ -389,13 +409,14 @@ impl State {
 
     /// Whether a grace period is due before [`State::settled`].
     pub fn is_settling(&self) -> bool {
-        self.registry.is_settling()
+        self.registry.is_settling() || self.translations.is_settling()
     }
 
     /// A grace period has passed since the latest plan was applied; `scans` of the flow table were complete when it ended.
     pub fn settled(&mut self, scans: u64) {
         self.observed.unsettled = Unsettled::default();
         self.registry.settled(scans);
+        self.translations.settled(scans);
     }
 
     /// Whose health is to be known.

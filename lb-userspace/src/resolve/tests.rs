@@ -28,6 +28,7 @@ fn backend(id: u32, change: impl Fn(&mut BackendFacts<'static>)) -> BackendFacts
         held: None,
         hop: Hop::Unheard,
         standing: Standing::default(),
+        translated: None,
     };
     change(&mut backend);
     backend
@@ -405,7 +406,9 @@ fn the_outer_header_is_made_for_each_backend() {
         let complete = hop.encapsulating(address);
         assert_ne!(complete, hop);
         assert_eq!(with(Mode::Ipip), Hop::Resolved(complete));
-        assert_eq!(with(Mode::L2), Hop::Resolved(hop.bare()));
+        for mode in [Mode::L2, Mode::Nat, Mode::Dnat] {
+            assert_eq!(with(mode), Hop::Resolved(hop.bare()));
+        }
     }
 }
 
@@ -415,7 +418,9 @@ fn only_l2_minds_a_router_in_between() {
     let found = |hop, on_link| Found { hop, on_link };
     assert_eq!(found(hop, false).for_mode(Mode::L2), Hop::Unresolved);
     assert_eq!(found(hop, true).for_mode(Mode::L2), hop);
-    assert_eq!(found(hop, false).for_mode(Mode::Ipip), hop);
+    for mode in [Mode::Ipip, Mode::Nat, Mode::Dnat] {
+        assert_eq!(found(hop, false).for_mode(mode), hop);
+    }
     assert_eq!(
         found(Hop::Unresolved, true).for_mode(Mode::L2),
         Hop::Unresolved
@@ -478,4 +483,37 @@ fn clients_of_a_dead_backend_are_told_at_once_or_at_the_pace_of_its_service() {
     });
     let suspended = given(&facts, 6_000);
     assert_eq!((share(suspended), suspended.died), (None, None));
+}
+
+/// Its reply would not find back.
+#[test]
+fn a_backend_that_replies_are_not_known_of_is_not_sent_to() {
+    let hop = Hop::Resolved(NextHop::default());
+    let with = |mode, translated| {
+        let facts = backend(1, |b| {
+            b.mode = mode;
+            b.hop = hop;
+            b.translated = Some(translated);
+        });
+        one(service(vec![facts])).backends[0]
+    };
+    let whole = Translated {
+        endpoint: 3,
+        pairs: [7, 0, 0, 0, 0, 0, 0, 0],
+    };
+    let given = with(Mode::Nat, whole);
+    assert_eq!((given.hop, given.translated), (hop, whole));
+    let no_pair = Translated {
+        pairs: [0; 8],
+        ..whole
+    };
+    assert_eq!(with(Mode::Nat, no_pair).hop, Hop::Unresolved);
+    assert_eq!(with(Mode::Dnat, no_pair).hop, hop);
+    for mode in [Mode::Nat, Mode::Dnat] {
+        let no_endpoint = Translated {
+            endpoint: 0,
+            ..whole
+        };
+        assert_eq!(with(mode, no_endpoint).hop, Hop::Unresolved);
+    }
 }

@@ -5,7 +5,9 @@ mod balance;
 use std::{collections::HashMap, fmt, net::SocketAddr, sync::Arc};
 
 use lb_common::{
+    backend::Backend,
     counters::Counter,
+    nat::PORTS_OF_PAIR,
     net::IpVersion,
     verdict::{Reason, Verdict},
 };
@@ -333,6 +335,12 @@ impl Metrics {
             changed.add(vec![("why", why.into())], number);
         }
         changed.encode(encoder)?;
+        Family::counter(
+            "swept_ports",
+            "SNAT ports given back of entries that the daemon's sweep removed",
+        )
+        .of(swept.ports)
+        .encode(encoder)?;
         let mut capacity = Family::gauge(
             "flow_capacity",
             "Entries that the flow table of a version of IP has room for",
@@ -393,10 +401,10 @@ impl Metrics {
     fn backends(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let layout = self.maps.capacity.counters();
         let ids = ids(self.maps.capacity.backends, |id| {
-            // The identity is the second word of an entry.
+            const IDENTITY_WORD: usize = std::mem::offset_of!(Backend, identity) / 8;
             self.maps
                 .backends
-                .word(id, 1)
+                .word(id, IDENTITY_WORD)
                 .load(std::sync::atomic::Ordering::Relaxed)
         });
         let mut traffic = Traffic {
@@ -416,6 +424,14 @@ impl Metrics {
         let mut closed = Family::gauge(
             "backend_drain_closed_ratio",
             "The part of a drained backend's flows that is closed, each on its next packet, if its drain has a deadline",
+        );
+        let mut ports = Family::gauge(
+            "snat_ports",
+            "Ports of a SNAT address that are in use toward a backend's address and port, or rest after use",
+        );
+        let most = Family::gauge(
+            "snat_ports_most",
+            "Ports that a SNAT address has toward a backend's address and port",
         );
         for service in &self.status.services {
             for backend in &service.backends {
@@ -452,10 +468,17 @@ impl Metrics {
                     deadline.add(labels(), drain.deadline_s);
                     closed.add(labels(), Value::Ratio(drain.closed));
                 }
+                for snat in &backend.snat {
+                    let labels = with(labels(), "snat_address", snat.address.to_string());
+                    ports.add(labels, u64::from(snat.ports));
+                }
             }
         }
         traffic.encode(encoder)?;
-        for family in [flows, health, serving, resolved, weight, deadline, closed] {
+        let most = most.of(u64::from(PORTS_OF_PAIR));
+        for family in [
+            flows, health, serving, resolved, weight, deadline, closed, ports, most,
+        ] {
             family.encode(encoder)?;
         }
         Ok(())

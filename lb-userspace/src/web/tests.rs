@@ -23,7 +23,7 @@ use crate::{
     status::{
         AttachMode, Attachment, BackendBalance, BackendStatus, ClosedEgress, ConfigStatus,
         Difference, DifferenceKind, DnsStatus, DrainStatus, FlowTable, Flows, Generation,
-        Neighbour, ServiceBalance, ServiceStatus,
+        Neighbour, ServiceBalance, ServiceStatus, SnatStatus,
     },
 };
 
@@ -123,6 +123,10 @@ fn a_status() -> Status {
                     ..Default::default()
                 },
                 flows: Default::default(),
+                snat: vec![SnatStatus {
+                    address: [10, 0, 2, 100].into(),
+                    ports: 51_000,
+                }],
             }],
         }],
         reasons: Default::default(),
@@ -182,6 +186,7 @@ async fn start(status: Status) -> (SocketAddr, watch::Sender<Arc<Status>>, watch
     let mut counted = Census::default();
     counted.swept.reclaimed = 5;
     counted.swept.closed = 6;
+    counted.swept.ports = 6;
     let pins = |pin| Counts {
         pin,
         ..Counts::default()
@@ -220,6 +225,9 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
         format!(r#"tether_backend_health{{{backend},health="down"}} 0"#),
         format!(r#"tether_backend_serving{{{backend},serving="existing-only"}} 0"#),
         format!("tether_backend_resolved{{{backend}}} 1"),
+        format!(r#"tether_snat_ports{{{backend},snat_address="10.0.2.100"}} 51000"#),
+        "tether_snat_ports_most 64512".to_owned(),
+        "tether_swept_ports_total 6".to_owned(),
         r#"tether_flows{version="4",state="pin"} 25"#.to_owned(),
         r#"tether_flows{version="6",state="pin"} 45"#.to_owned(),
         r#"tether_flow_capacity{version="4"} 100"#.to_owned(),

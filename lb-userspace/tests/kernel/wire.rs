@@ -122,7 +122,8 @@ pub(crate) fn serve(maps: &Maps, interface: &str) {
             identity: 1,
             vip: vip.into(),
             port: PORT,
-            reserved: [0; 3],
+            translates: 0,
+            reserved: [0; 2],
         };
         maps.services.set(u32::from(id), &service);
         let key = match vip {

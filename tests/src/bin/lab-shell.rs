@@ -1,13 +1,11 @@
 //! Builds the lab and drops you into a shell (or runs a command) on one of its hosts; the lab goes when that ends.
 
-use std::net::SocketAddr;
 use std::os::unix::process::ExitStatusExt as _;
 use std::process::{Command, ExitCode};
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
 use lab::address::Family;
-use lab::peer::backend::PORT;
 use lab::stage::Stage;
 use lab::topology::{Lab, Place, Topology};
 
@@ -15,7 +13,7 @@ use lab::topology::{Lab, Place, Topology};
 #[derive(Parser)]
 struct Arguments {
     /// How the service forwards, and so where its backends live.
-    #[arg(long, value_parser = ["ipip", "l2"], default_value = "ipip")]
+    #[arg(long, value_parser = ["ipip", "l2", "nat", "dnat"], default_value = "ipip")]
     mode: String,
     /// The versions of IP of clients and backends.
     #[arg(long, value_enum, default_value_t)]
@@ -36,11 +34,7 @@ struct Arguments {
 
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
-    let place = if arguments.mode == "l2" {
-        Place::Segment
-    } else {
-        Place::Farm
-    };
+    let place = Place::of_mode(&arguments.mode);
     let topology = Topology {
         backends: arguments.backends,
         family: arguments.family,
@@ -52,7 +46,7 @@ fn main() -> Result<ExitCode> {
     let stage = Stage::set(topology, 1, |_| {})?;
     println!(
         "tether forwards {} with this configuration:\n\n{}",
-        SocketAddr::new(topology.vip(), PORT),
+        stage.target(),
         stage.config.text()
     );
     let outcome = visit(&stage.lab, &arguments);

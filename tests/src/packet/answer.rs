@@ -14,7 +14,7 @@ use super::{
     frame::{Packet, checksum},
     kernel::{ELSEWHERE, INGRESS, NOWHERE},
     version::{in_ipv6, version},
-    world::Client,
+    world::{BACKEND_PORT, Client},
 };
 
 /// A backend as a test says it.
@@ -46,6 +46,16 @@ impl BackendSpec {
         )
     }
 
+    /// The same in mode `nat`, its address being of the version in force.
+    pub fn nat(id: u32) -> Self {
+        Self::new(id, Forwarding::Nat)
+    }
+
+    /// The same in mode `dnat`, its address being of the version in force.
+    pub fn dnat(id: u32) -> Self {
+        Self::new(id, Forwarding::Dnat)
+    }
+
     /// The same in mode `ipip`, its address being one of IPv6.
     pub fn ipip_in_ipv6(id: u32) -> Self {
         Self::new(id, Forwarding::InIpv6)
@@ -73,14 +83,16 @@ impl BackendSpec {
                 Forwarding::InIpv6 => hop
                     .from_source(in_ipv6(OUTER_SOURCE).into())
                     .encapsulating(in_ipv6(address_of(id)).into()),
-                Forwarding::L2 => hop.bare(),
+                Forwarding::L2 | Forwarding::Nat | Forwarding::Dnat => hop.bare(),
             },
         }
     }
 
     /// Its address.
     pub(super) fn address(&self) -> IpAddr {
-        if self.forwarding == Forwarding::InIpv6 as u64 {
+        let translates = self.state(0).translates();
+        let is_ipv6 = translates && version() == IpVersion::V6;
+        if is_ipv6 || self.forwarding == Forwarding::InIpv6 as u64 {
             in_ipv6(address_of(self.id)).into()
         } else {
             address_of(self.id).into()
@@ -224,7 +236,17 @@ impl BackendSpec {
         outer
     }
 
-    fn addressed(&self, input: &Packet) -> Packet {
+    /// A frame as it arrives at this backend in modes `nat` and `dnat`, if its packet has this source by then.
+    pub fn translated(&self, input: &Packet, source: (Ipv4Addr, u16)) -> Packet {
+        let mut sent = self.addressed(input).with_tcp(|tcp| {
+            tcp.source_port = source.1;
+            tcp.destination_port = BACKEND_PORT;
+        });
+        (sent.source, sent.destination) = (source.0, address_of(self.id));
+        sent
+    }
+
+    pub(super) fn addressed(&self, input: &Packet) -> Packet {
         let mut sent = input.clone().macs(self.hop.destination, self.hop.source);
         sent.ttl -= 1;
         // Its own tags instead of those it came with, of which only the priorities at the same places stay.
@@ -247,7 +269,7 @@ impl BackendSpec {
 pub const OUTER_SOURCE: Ipv4Addr = Ipv4Addr::new(10, 255, 0, 1);
 
 /// IPv4 address of a backend; in IPv6 it has [`in_ipv6`] of this.
-fn address_of(id: u32) -> Ipv4Addr {
+pub fn address_of(id: u32) -> Ipv4Addr {
     Ipv4Addr::new(10, 0, 0, id as u8)
 }
 

@@ -248,6 +248,12 @@ impl Expect {
         self
     }
 
+    /// Not sent, but left to the host as these bytes.
+    pub fn left_to_the_host(mut self) -> Self {
+        self.action = action::PASS;
+        self
+    }
+
     /// Counted with this many bytes, not with those of the frame without padding.
     pub fn counting(mut self, bytes: u32) -> Self {
         self.bytes = Some(bytes);

@@ -46,10 +46,10 @@ impl FlowKey for Key {
         }
     }
 
-    fn homes(&self, seed: &Seed, buckets: u32) -> [u32; 2] {
+    fn mixed(&self, seed: &Seed) -> u64 {
         match self {
-            Self::V4(key) => key.homes(seed, buckets),
-            Self::V6(key) => key.homes(seed, buckets),
+            Self::V4(key) => key.mixed(seed),
+            Self::V6(key) => key.mixed(seed),
         }
     }
 

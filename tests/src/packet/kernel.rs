@@ -2,6 +2,7 @@
 
 use std::{
     cell::RefCell,
+    fs::File,
     sync::{Mutex, MutexGuard, OnceLock, PoisonError},
 };
 
@@ -14,6 +15,7 @@ use lb_common::{
     bench::{CROWD, CROWD_LEN, POISON, POISON_LEN, UNDER_TEST},
     hash::Seed,
     maps::{ABI_VERSION, DECAP_PROGRAM, Instance, default},
+    nat::PORTS_OF_PAIR,
     notice::Notice,
 };
 use lb_userspace::{
@@ -24,9 +26,11 @@ use lb_userspace::{
     objects,
 };
 use nix::{
-    sched::{CpuSet, sched_setaffinity},
+    sched::{CloneFlags, CpuSet, sched_setaffinity, setns},
     unistd::Pid,
 };
+
+use crate::namespace::Namespace;
 
 /// Interface that test packets come in by: loopback, which every network namespace has as its first.
 pub const INGRESS: u32 = 1;
@@ -62,6 +66,8 @@ pub struct Tether {
     pub loaded: Loaded,
     notices: RefCell<RingBuf<MapData>>,
     prepared: Prepared,
+    /// Where it runs, if it asks the kernel for routes.
+    surroundings: Option<Namespace>,
 }
 
 /// What comes of one packet.
@@ -89,13 +95,54 @@ impl Tether {
         )
     }
 
+    /// The instance with room for translations and a flow table of only a few buckets, to be had by one test at a time. The test's thread moves to a
+    /// network namespace where clients are routed, see [`super::nat`].
+    pub fn translating() -> MutexGuard<'static, Self> {
+        static TRANSLATING: OnceLock<Result<Mutex<Tether>, String>> = OnceLock::new();
+        Self::surrounded(&TRANSLATING, 16)
+    }
+
+    /// The same with a flow table for as many flows as there are ports.
+    pub fn translating_many() -> MutexGuard<'static, Self> {
+        static TRANSLATING: OnceLock<Result<Mutex<Tether>, String>> = OnceLock::new();
+        Self::surrounded(
+            &TRANSLATING,
+            lb_common::flow::bucket::buckets_for(PORTS_OF_PAIR),
+        )
+    }
+
+    fn surrounded(
+        cell: &'static OnceLock<Result<Mutex<Self>, String>>,
+        flow_buckets: u32,
+    ) -> MutexGuard<'static, Self> {
+        let tether = Self::lock_or(cell, || {
+            let surroundings = super::nat::surroundings()
+                .map_err(|error| format!("making the tests' network: {error:#}"))?;
+            let mut tether = Self::load(flow_buckets, super::nat::PAIRS)?;
+            tether.surroundings = Some(surroundings);
+            Ok(tether)
+        });
+        if let Some(namespace) = &tether.surroundings {
+            let net = File::open(namespace.net_path()).expect("its thread lives");
+            setns(net, CloneFlags::CLONE_NEWNET).expect("moving to the tests' network");
+        }
+        tether
+    }
+
     fn lock(
         cell: &'static OnceLock<Result<Mutex<Self>, String>>,
         flow_buckets: u32,
     ) -> MutexGuard<'static, Self> {
+        Self::lock_or(cell, || Self::load(flow_buckets, 0))
+    }
+
+    fn lock_or(
+        cell: &'static OnceLock<Result<Mutex<Self>, String>>,
+        load: impl FnOnce() -> Result<Self, String>,
+    ) -> MutexGuard<'static, Self> {
         // A refusal is kept too: the kernel would take its time over it again for every test.
         let lock = cell
-            .get_or_init(|| Self::load(flow_buckets).map(Mutex::new))
+            .get_or_init(|| load().map(Mutex::new))
             .as_ref()
             .unwrap_or_else(|error| panic!("{error}"))
             .lock()
@@ -105,16 +152,24 @@ impl Tether {
         lock
     }
 
-    fn load(flow_buckets: u32) -> Result<Self, String> {
+    /// With room for `pairs` pairs of SNAT addresses and endpoints, or for none and no translations.
+    fn load(flow_buckets: u32, pairs: u32) -> Result<Self, String> {
         let cpus = aya::util::nr_cpus().expect("reading the number of possible CPUs") as u32;
-        let capacity = Capacity {
+        let mut capacity = Capacity {
             flow4_buckets: flow_buckets,
             flow6_buckets: flow_buckets,
             services: 8,
             backends: 64,
             table_slots: 1_024,
             cpus,
+            nat4_buckets: 0,
+            nat6_buckets: 0,
+            endpoints: 0,
+            pairs: 0,
         };
+        if pairs != 0 {
+            capacity = capacity.translating(pairs);
+        }
         let instance = Instance {
             abi_version: ABI_VERSION,
             reserved: 0,
@@ -134,6 +189,7 @@ impl Tether {
             loaded,
             notices: RefCell::new(notices),
             prepared,
+            surroundings: None,
         })
     }
 

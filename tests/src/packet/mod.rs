@@ -11,6 +11,7 @@ pub mod flow;
 pub mod frame;
 pub mod icmp;
 pub mod kernel;
+pub mod nat;
 pub mod pcap;
 pub mod version;
 pub mod world;

@@ -46,6 +46,9 @@ pub const SERVICE: u16 = 1;
 /// A client that tests use if nothing else is said.
 pub const CLIENT: Client = Client(Ipv4Addr::new(198, 51, 100, 7), 40_000);
 
+/// Port of all backends.
+pub const BACKEND_PORT: u16 = 8_080;
+
 /// Keys the choice of slots in all services of tests.
 const SLOT_SEED: Seed = Seed::new([11, 0x9e37_79b9_7f4a_7c15, 0xd6e8_feb8_6659_fd93]);
 
@@ -94,6 +97,16 @@ impl World {
     /// The same with a flow table of the default size.
     pub fn full_size() -> Self {
         Self::of(Tether::full_size, &[1])
+    }
+
+    /// The same in an instance that has room for translations.
+    pub fn translating() -> Self {
+        Self::of(Tether::translating, &[1])
+    }
+
+    /// The same with a flow table for as many flows as there are ports.
+    pub fn translating_many() -> Self {
+        Self::of(Tether::translating_many, &[1])
     }
 
     /// The same as [`World::new`] with `backend` as backend 1.
@@ -147,6 +160,15 @@ impl World {
         clear(&maps.backends);
         clear(&maps.vips4);
         clear(&maps.vips6);
+        clear(&maps.nat4);
+        clear(&maps.nat6);
+        clear(&maps.slots);
+        clear(&maps.endpoints);
+        clear(&maps.endpoints4);
+        clear(&maps.endpoints6);
+        clear(&maps.pairs);
+        clear(&maps.ports);
+        clear(&maps.links);
         clear(&maps.counters);
         clear(&maps.cpus);
         drop(self.notices());
@@ -163,7 +185,7 @@ impl World {
             state: spec.state(0).0,
             identity: u64::from(spec.id) << 8 | u64::from(spec.generation) | 1 << 63,
             address: spec.address().into(),
-            port: 8_080,
+            port: BACKEND_PORT,
             service: SERVICE,
             // The hop that is not in force must not be looked at.
             hops: [
@@ -194,7 +216,8 @@ impl World {
             identity: u64::from(id) | 1 << 63,
             vip: on_wire(vip).into(),
             port,
-            reserved: [0; 3],
+            translates: 0,
+            reserved: [0; 2],
         };
         self.maps.services.set(u32::from(id), &entry);
         self.direct(VipEntry::of(Self::vip_key(vip, port), id));
@@ -249,11 +272,20 @@ impl World {
     /// # Panics
     /// If both its buckets are full.
     pub fn direct(&self, entry: VipEntry) {
-        let directory = self.maps.vips(version());
+        Self::put_into(self.maps.vips(version()), entry);
+    }
+
+    /// Writes an entry of a directory.
+    ///
+    /// # Panics
+    /// If both its buckets are full.
+    pub(super) fn put_into(directory: &Array<VipBucket>, entry: VipEntry) {
         for bucket in homes(entry.own_key(), directory.len()) {
             for way in 0..WAYS {
-                if directory.get(bucket).entries[way] == 0 {
-                    self.maps.set_vip(version(), bucket, way, entry);
+                let word = directory.word(bucket, way);
+                let held = word.load(std::sync::atomic::Ordering::SeqCst);
+                if held == 0 || VipEntry(held).is_for(entry.own_key()) {
+                    word.store(entry.0, std::sync::atomic::Ordering::SeqCst);
                     return;
                 }
             }

@@ -24,6 +24,7 @@ use super::{
     balance::{self, Site},
     dns,
     health::{self, Health},
+    nat::{self, Snat},
 };
 use crate::{balance::Part, maglev, model::Admin};
 
@@ -42,6 +43,9 @@ pub(super) struct PlacedService {
     pub(super) name_span: Option<Range<usize>>,
     /// None if VIP or port are wrong in themselves.
     pub(super) endpoint_span: Option<Range<usize>>,
+    pub(super) snat: Vec<Snat>,
+    /// The places of its backends' addresses, in the order of the backends; none where one is wrong in itself.
+    pub(super) backends: Vec<(String, Option<Range<usize>>)>,
 }
 
 /// Reads the `number`-th service. None only if nothing about it could be compared with others.
@@ -64,6 +68,12 @@ pub(super) fn read(
         reader.missing("port", "80", findings);
     }
     let mode = mode(&mut reader, findings);
+    let snat = nat::snat(
+        &mut reader,
+        mode,
+        vip.as_ref().map(|vip| *vip.get_ref()),
+        findings,
+    );
     let table_size = reader.integer("table_size", 1..=LARGEST_TABLE, findings);
     let min_healthy = reader.integer("min_healthy", 0..=1 << 18, findings);
     let drain_deadline = reader.duration("drain_deadline", DRAIN_DEADLINES, findings);
@@ -130,11 +140,16 @@ pub(super) fn read(
         object,
         name_span: name.as_ref().map(Spanned::span),
         endpoint_span,
+        backends: backends
+            .iter()
+            .map(|placed| (placed.object.clone(), placed.endpoint_span.clone()))
+            .collect(),
         service: Service {
             name: name.map_or_else(String::new, |name| (*name.get_ref()).to_owned()),
             vip: vip.map_or(NOWHERE, Spanned::into_inner),
             port: port.map_or(0, Spanned::into_inner),
             mode: mode.unwrap_or(Mode::L2),
+            snat: snat.iter().map(|snat| snat.address).collect(),
             table_size: size,
             min_healthy,
             policy,
@@ -146,6 +161,7 @@ pub(super) fn read(
             check: health.check,
             check_port: health.port,
         },
+        snat,
     })
 }
 
@@ -286,23 +302,26 @@ pub(super) fn port(
 fn mode(reader: &mut Reader<'_>, findings: &mut Findings<'_>) -> Option<Mode> {
     const WORDS: [&str; 4] = ["l2", "ipip", "nat", "dnat"];
     let text = reader.required_string("mode", "\"l2\"", findings)?;
-    let (wrong, remedy) = match *text.get_ref() {
-        "l2" => return Some(Mode::L2),
-        "ipip" => return Some(Mode::Ipip),
-        mode @ ("nat" | "dnat") => (
-            format!("mode {mode:?} is not in this version"),
-            "use \"l2\" (same layer-2 segment) or \"ipip\"".to_owned(),
-        ),
-        mode => (
-            format!("unknown mode {mode:?}"),
-            match nearest(mode, &WORDS[..2]) {
+    let mode = match *text.get_ref() {
+        "l2" => Mode::L2,
+        "ipip" => Mode::Ipip,
+        "nat" => Mode::Nat,
+        "dnat" => Mode::Dnat,
+        mode => {
+            let remedy = match nearest(mode, &WORDS) {
                 Some(meant) => format!("did you mean {meant:?}?"),
-                None => "use \"l2\" (same layer-2 segment) or \"ipip\"".to_owned(),
-            },
-        ),
+                None => "use \"l2\" (same layer-2 segment), \"ipip\", \"nat\" or \"dnat\" (backends answer through this host)".to_owned(),
+            };
+            findings.error(
+                &text.span(),
+                &reader.object,
+                format!("unknown mode {mode:?}"),
+                remedy,
+            );
+            return None;
+        }
     };
-    findings.error(&text.span(), &reader.object, wrong, remedy);
-    None
+    Some(mode)
 }
 
 /// What a backend takes over from its service; none where that is wrong.

@@ -3,9 +3,12 @@
 use std::{error::Error as _, io};
 
 use aya::programs::{ProgramError, TestRun as _, TestRunOptions, Xdp};
-use lb_common::flow::{
-    copy::{BATCH, FRAME_LEN, Kind, Order, Outcome},
-    word::Word,
+use lb_common::{
+    flow::{
+        copy::{BATCH, FRAME_LEN, Kind, Order, Outcome},
+        word::Word,
+    },
+    nat::TranslationWord,
 };
 
 use super::{error::Error, load::Loaded, shapes::refused_call};
@@ -18,6 +21,8 @@ pub(super) struct Traveller<K> {
     pub(super) word: Word,
     /// Fact for people: first seen, in ticks since boot.
     pub(super) first_seen: u32,
+    /// How its packets are translated, if they are.
+    pub(super) translation: Option<TranslationWord>,
 }
 
 /// What became of entries that were to be inserted.
@@ -81,6 +86,8 @@ impl Copier {
                 &Order {
                     key: traveller.key.to_words(),
                     value: traveller.word.0,
+                    translation: traveller.translation.map_or(0, |word| word.0),
+                    has_translation: u64::from(traveller.translation.is_some()),
                     first_seen: traveller.first_seen,
                     kind: kind as u32,
                     outcome: Outcome::Pending as u32,

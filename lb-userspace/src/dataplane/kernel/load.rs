@@ -92,20 +92,23 @@ impl Loaded {
         self.program().fd().expect("the program is loaded").as_fd()
     }
 
-    /// The program that is handed IPv6 packets.
+    /// The programs that packets are handed on to, with their indices in [`names::PROGRAMS`]: those that translate only if the maps have room
+    /// for that.
     ///
     /// # Panics
-    /// Never: loading has found it.
-    pub fn ipv6_program(&self) -> &Xdp {
-        self.0
-            .ebpf
-            .program(names::IPV6_PROGRAM)
-            .and_then(|program| program.try_into().ok())
-            .expect("the program was loaded under this name")
+    /// Never: loading has found them.
+    pub fn handed_on_to(&self) -> impl Iterator<Item = (u32, &'static str, &Xdp)> {
+        handed_on_to(&self.0.maps.capacity).map(|(index, name)| {
+            let program = self.0.ebpf.program(name);
+            let program = program
+                .and_then(|program| program.try_into().ok())
+                .expect("the program was loaded under this name");
+            (index, name, program)
+        })
     }
 
-    /// Puts the program for IPv6 in its place. A program of the same maps that runs already hands packets on to this one from now on, which does the
-    /// same with them.
+    /// Puts the programs that packets are handed on to in their places. A program of the same maps that runs already hands packets on to these from now
+    /// on, which do the same with them.
     ///
     /// # Errors
     /// When the kernel refuses.
@@ -113,13 +116,15 @@ impl Loaded {
         let programs = self.map_fd(names::PROGRAMS).ok_or_else(|| {
             foreign_object("the object has no array of the programs that packets are handed on to")
         })?;
-        let program = self
-            .ipv6_program()
-            .fd()
-            .map_err(|error| Error::program("the XDP program for IPv6", error))?;
-        bpf::set_program(programs, names::IPV6_INDEX, program.as_fd()).map_err(refused_call(
-            "putting the XDP program for IPv6 in its place",
-        ))
+        for (index, _, program) in self.handed_on_to() {
+            let program = program
+                .fd()
+                .map_err(|error| Error::program(HANDED_ON_TO, error))?;
+            bpf::set_program(programs, index, program.as_fd()).map_err(refused_call(
+                "putting an XDP program in its place, that packets are handed on to",
+            ))?;
+        }
+        Ok(())
     }
 
     /// Loads the program that inserts entries for the daemon too. Gives the memory of its orders.
@@ -229,11 +234,9 @@ impl Prepared {
     /// When it refuses.
     pub fn load(mut self) -> Result<Loaded, Error> {
         load_program(&mut self.ebpf, names::PROGRAM, "the XDP program")?;
-        load_program(
-            &mut self.ebpf,
-            names::IPV6_PROGRAM,
-            "the XDP program for IPv6",
-        )?;
+        for (_, name) in handed_on_to(&self.maps.capacity) {
+            load_program(&mut self.ebpf, name, HANDED_ON_TO)?;
+        }
         let loaded = Loaded(self);
         loaded.connect()?;
         Ok(loaded)
@@ -260,6 +263,17 @@ impl Prepared {
             instance,
         })
     }
+}
+
+/// What an operator is told of a program that packets are handed on to.
+const HANDED_ON_TO: &str = "an XDP program that packets are handed on to";
+
+/// The programs that packets are handed on to if the maps are of this capacity, by index.
+fn handed_on_to(capacity: &Capacity) -> impl Iterator<Item = (u32, &'static str)> + use<> {
+    let translates = capacity.translates();
+    (0..)
+        .zip(names::HANDED_ON_TO)
+        .filter(move |(index, _)| *index == names::IPV6_INDEX || translates)
 }
 
 /// Has the kernel verify and take one of the object's programs.
@@ -333,7 +347,11 @@ fn constants(capacity: Capacity, instance: &Instance) -> Constants {
         table_slots: capacity.table_slots,
         cpus: capacity.cpus,
         counter_entries: capacity.counter_entries(),
-        reserved: 0,
+        nat4_buckets: capacity.nat4_buckets,
+        nat6_buckets: capacity.nat6_buckets,
+        endpoints: capacity.endpoints,
+        endpoint_buckets: capacity.endpoint_buckets(),
+        pairs: capacity.pairs,
         adoption_cost_ns: 1_000_000_000 / default::ADOPTIONS_PER_SECOND,
         reset_cost_ns: 1_000_000_000 / default::RESETS_PER_SECOND,
         answer_cost_ns: 1_000_000_000 / default::ANSWERS_PER_SECOND,

@@ -12,16 +12,15 @@ use lb_common::{
     clock::Tick,
     flow::{
         bucket::WAYS,
+        table::Place,
         word::{EMBRYO_TICKS, Word},
     },
     hash::Seed,
+    nat::{TranslationWord, slot_of},
 };
 
 use super::copier::Traveller;
-use crate::dataplane::{
-    maps::Maps,
-    table::{Table, TableKey},
-};
+use crate::dataplane::{maps::Maps, table::TableKey};
 
 /// The image of one table.
 pub(super) struct Mirror<K> {
@@ -30,17 +29,22 @@ pub(super) struct Mirror<K> {
     /// Bucket by bucket; what is no entry is none.
     entries: Vec<(K, Word)>,
     first_seen: Vec<u32>,
+    /// The translations beside; empty where no flow has any, since an image of many millions of nothing takes room.
+    translations: Vec<Option<TranslationWord>>,
 }
 
 impl<K: TableKey> Mirror<K> {
     /// An image of nothing, to be one of these maps' table.
     pub(super) fn new(maps: Arc<Maps>, seed: Seed) -> Self {
-        let len = K::table(&maps).capacity() as usize;
+        let table = K::table(&maps);
+        let len = table.capacity() as usize;
+        let translated = if table.translates() { len } else { 0 };
         Self {
             maps,
             seed,
             entries: vec![nothing(); len],
             first_seen: vec![0; len],
+            translations: vec![None; translated],
         }
     }
 
@@ -55,9 +59,14 @@ impl<K: TableKey> Mirror<K> {
             for (way, fact) in (0..WAYS).zip(facts) {
                 let at = (index * WAYS + way) as usize;
                 let (held, first_seen) = (&mut self.entries[at], &mut self.first_seen[at]);
+                let mut nowhere = None;
+                let translation = self.translations.get_mut(at).unwrap_or(&mut nowhere);
                 // One that changes at this moment is taken for none; the pass after this finds that it is one.
                 let seen = bucket.read(way).unwrap_or_else(nothing);
-                let is_same = seen == *held && (fact == *first_seen || !seen.1.is_entry());
+                let translated = table.translation((index, way), seen.0, seen.1, &self.seed);
+                let is_same = seen == *held
+                    && (fact == *first_seen || !seen.1.is_entry())
+                    && translated == *translation;
                 if is_same {
                     continue;
                 }
@@ -66,7 +75,7 @@ impl<K: TableKey> Mirror<K> {
                         changed.insert(key);
                     }
                 }
-                (*held, *first_seen) = (seen, fact);
+                (*held, *first_seen, *translation) = (seen, fact, translated);
             }
         }
         changed
@@ -92,11 +101,13 @@ impl<K: TableKey> Mirror<K> {
         let places = first..first + WAYS as usize;
         self.entries[places.clone()]
             .iter()
-            .zip(&self.first_seen[places])
-            .map(|(&(key, word), &first_seen)| Traveller {
+            .zip(&self.first_seen[places.clone()])
+            .zip(places)
+            .map(|((&(key, word), &first_seen), at)| Traveller {
                 key,
                 word,
                 first_seen,
+                translation: self.translations.get(at).copied().flatten(),
             })
             .filter(move |traveller| is_needed(traveller.word, now))
     }
@@ -115,14 +126,20 @@ fn is_needed(word: Word, now: Tick) -> bool {
     }
 }
 
-/// Removes all entries of a key from a table that nobody else writes. A deletion, which is all that the daemon does to entries.
-pub(super) fn remove<K: TableKey>(table: Table<'_, K>, seed: &Seed, key: K) {
+/// Removes all entries of a key from a table that nobody else writes, and the slots of their ports, so that the key's next entry there can have the
+/// same ones. A deletion, which is all that the daemon does to entries.
+pub(super) fn remove<K: TableKey>(maps: &Maps, seed: &Seed, key: K) {
+    let table = K::table(maps);
     for home in table.homes(key, seed) {
         let bucket = table.bucket(home);
         for way in 0..WAYS {
             if let Some((held, word)) = bucket.read(way)
                 && held == key
             {
+                if let Some(translation) = table.translation((home, way), key, word, seed) {
+                    let place = slot_of(Place { index: home, way });
+                    maps.empty_slot(translation.pair(), translation.port(), place);
+                }
                 // Nobody else writes, so it does not fail.
                 let _ = bucket.value(way).compare_exchange(
                     word.0,

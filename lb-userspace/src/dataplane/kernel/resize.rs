@@ -36,6 +36,7 @@ use lb_common::{
     },
     hash::Seed,
     maps::{self as names, Instance},
+    net::IpVersion,
 };
 
 use super::{
@@ -103,11 +104,16 @@ pub(super) fn open(
     let complete = finish(pins, grace)?;
     let (held, capacity, instance) = shapes::open_pinned(&pins.maps())?;
     let mut refused = None;
+    // Translations once begun stay: flows of a service that is gone from the configuration may still need them.
+    let translates =
+        |version| wanted.translates_flows_of(version) || capacity.translates_flows_of(version);
     let resized = Capacity {
         flow4_buckets: wanted.flow4_buckets,
         flow6_buckets: wanted.flow6_buckets,
         ..capacity
-    };
+    }
+    .translating_flows_of(IpVersion::V4, translates(IpVersion::V4))
+    .translating_flows_of(IpVersion::V6, translates(IpVersion::V6));
     if resized != capacity {
         let mut resize = Resize {
             pins,
@@ -331,7 +337,7 @@ fn pass<K: TableKey>(
 ) -> Result<usize, Error> {
     let changed = mirror.refresh();
     for key in &changed {
-        remove(K::table(to), &seed, *key);
+        remove(to, &seed, *key);
     }
     let now = maps::now();
     let entries = changed.iter().flat_map(|key| mirror.of(*key, now));

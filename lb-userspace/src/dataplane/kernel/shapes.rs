@@ -17,6 +17,7 @@ use lb_common::{
     flow::{bucket::Facts, copy, v4, v6},
     maglev::Slot,
     maps::{self as names, Hold, Instance},
+    nat,
     service::Service,
     vip::VipBucket,
 };
@@ -124,6 +125,10 @@ fn pinned_capacity(directory: &Path) -> Result<Capacity, Error> {
         backends: entries::<Backend>(directory, names::BACKENDS)?,
         table_slots: entries::<Slot>(directory, names::TABLES)?,
         cpus: entries::<CpuState>(directory, names::CPUS)?,
+        nat4_buckets: more_than_one(entries::<nat::Bucket>(directory, names::NAT4)?),
+        nat6_buckets: more_than_one(entries::<nat::Bucket>(directory, names::NAT6)?),
+        endpoints: more_than_one(entries::<nat::Endpoint>(directory, names::ENDPOINTS)?),
+        pairs: more_than_one(entries::<nat::Pair>(directory, names::PAIRS)?),
     };
     let possible = possible_cpus()?;
     if capacity.cpus < possible {
@@ -137,6 +142,11 @@ fn pinned_capacity(directory: &Path) -> Result<Capacity, Error> {
         ));
     }
     Ok(capacity)
+}
+
+/// Of maps that are there only because each has to be, there is one entry.
+fn more_than_one(entries: u32) -> u32 {
+    if entries == 1 { 0 } else { entries }
 }
 
 pub(super) fn open(directory: &Path, name: &str) -> Result<MapData, Error> {
@@ -202,14 +212,26 @@ fn shapes(capacity: &Capacity) -> [Shape; names::ALL.len()] {
         shape::<Instance>(names::INSTANCE, 1),
         shape::<v4::Bucket>(names::FLOWS4, capacity.flow4_buckets),
         shape::<Facts>(names::FACTS4, capacity.flow4_buckets),
+        shape::<nat::Bucket>(names::NAT4, capacity.nat4_buckets.max(1)),
         shape::<v6::Bucket>(names::FLOWS6, capacity.flow6_buckets),
         shape::<Facts>(names::FACTS6, capacity.flow6_buckets),
+        shape::<nat::Bucket>(names::NAT6, capacity.nat6_buckets.max(1)),
+        shape::<u32>(
+            names::SLOTS,
+            capacity.pairs_with_slots() * nat::PORTS_OF_PAIR,
+        ),
         shape::<Hold>(names::HOLD, 1),
         shape::<Slot>(names::TABLES, capacity.table_slots),
         shape::<Service>(names::SERVICES, capacity.services),
         shape::<Backend>(names::BACKENDS, capacity.backends),
         shape::<VipBucket>(names::VIPS4, capacity.vip_buckets()),
         shape::<VipBucket>(names::VIPS6, capacity.vip_buckets()),
+        shape::<nat::Endpoint>(names::ENDPOINTS, capacity.endpoints.max(1)),
+        shape::<VipBucket>(names::ENDPOINTS4, capacity.endpoint_buckets()),
+        shape::<VipBucket>(names::ENDPOINTS6, capacity.endpoint_buckets()),
+        shape::<nat::Pair>(names::PAIRS, capacity.pairs.max(1)),
+        shape::<u64>(names::PORTS, capacity.pairs.max(1) * nat::WORDS_OF_PAIR),
+        shape::<nat::Link>(names::LINKS, nat::LINKS_LEN),
         shape::<Counter>(names::COUNTERS, capacity.counter_entries()),
         shape::<CpuState>(names::CPUS, capacity.cpus),
         Shape {

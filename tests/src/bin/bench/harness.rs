@@ -371,7 +371,7 @@ fn serve(maps: &Maps, way: Way) {
         .from_source(address(way.backends, 0x0a00_0001));
         let hop = match way.mode {
             Mode::Ipip => hop.encapsulating(backend),
-            Mode::L2 => hop.bare(),
+            _ => hop.bare(),
         };
         let forwarding = Forwarding::new(way.mode, backend);
         maps.backends.set(
@@ -405,7 +405,8 @@ fn serve(maps: &Maps, way: Way) {
             identity: 1,
             vip: address(way.version, VIP).into(),
             port: PORT,
-            reserved: [0; 3],
+            translates: 0,
+            reserved: [0; 2],
         },
     );
     let key = match way.version {

@@ -132,7 +132,7 @@ fn established(
     harness.serve(way);
     let (floor, floor_name) = match way.mode {
         Mode::Ipip => (Program::FloorEncap, "encap"),
-        Mode::L2 => (Program::FloorSwap, "swap"),
+        _ => (Program::FloorSwap, "swap"),
     };
     let mark = match (way.mode, way.version, way.backends, flows) {
         (Mode::Ipip, V4, V4, 1) => Some(2.0),

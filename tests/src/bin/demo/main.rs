@@ -15,7 +15,7 @@ use lab::topology::{Place, Topology};
 #[derive(Parser)]
 struct Arguments {
     /// How the service forwards.
-    #[arg(long, value_parser = ["ipip", "l2"], default_value = "ipip")]
+    #[arg(long, value_parser = ["ipip", "l2", "nat", "dnat"], default_value = "ipip")]
     mode: String,
     /// The versions of IP of clients and backends.
     #[arg(long, value_enum, default_value_t)]
@@ -30,11 +30,7 @@ struct Arguments {
 
 fn main() -> Result<ExitCode> {
     let arguments = Arguments::parse();
-    let place = if arguments.mode == "l2" {
-        Place::Segment
-    } else {
-        Place::Farm
-    };
+    let place = Place::of_mode(&arguments.mode);
     let topology = Topology::new(place).in_family(arguments.family);
     let report = show::run(topology, usize::from(arguments.connections))?;
     print!("{}", report.table());

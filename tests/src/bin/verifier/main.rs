@@ -14,7 +14,7 @@ use aya::{
 };
 use lb_common::{
     hash::Seed,
-    maps::{ABI_VERSION, COPY_PROGRAM, IPV6_PROGRAM, Instance, PROGRAM, default},
+    maps::{ABI_VERSION, COPY_PROGRAM, Instance, PROGRAM, default},
 };
 use lb_userspace::{
     dataplane::{
@@ -62,7 +62,9 @@ fn cost_of_tether() -> Result<Vec<Cost>> {
         default::BACKENDS,
         default::TABLE_SLOTS,
         possible_cpus()?,
-    );
+    )
+    // With all that there is to verify.
+    .translating(default::NAT_PAIRS);
     // Seeds are constants too, and the same in every run, so that so are the figures.
     let instance = Instance {
         abi_version: ABI_VERSION,
@@ -76,11 +78,13 @@ fn cost_of_tether() -> Result<Vec<Cost>> {
     let copy = loaded
         .copy_program()
         .context("the program that copies flows is not loaded")?;
-    let programs = BTreeMap::from([
+    let mut programs = BTreeMap::from([
         (PROGRAM.to_owned(), loaded.program().info()?),
-        (IPV6_PROGRAM.to_owned(), loaded.ipv6_program().info()?),
         (COPY_PROGRAM.to_owned(), copy.info()?),
     ]);
+    for (_, name, program) in loaded.handed_on_to() {
+        programs.insert(name.to_owned(), program.info()?);
+    }
     costs_of("tether", objects::TETHER, programs, |name| {
         loaded.map_fd(name)
     })

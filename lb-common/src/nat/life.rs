@@ -1,0 +1,449 @@
+//! What a packet of either side does to the entry and to the translation of a flow of mode `nat` or `dnat`. Pure.
+//!
+//! Both sides are seen here, so that more is known than [`crate::flow::life`] knows of a client alone: the backend's answer and the client's
+//! acknowledgement of it prove a handshake, so that an embryo becomes a pin at once; and a flow has ended when both sides have said so, or one has
+//! reset it. It lingers for 60 s then, after which its port is another's.
+
+use super::TranslationWord;
+use crate::{
+    clock::Tick,
+    flow::{
+        life,
+        word::{State, Word, epoch_of},
+    },
+    tcp::{ACK, RST, SYN, Segment},
+};
+
+/// A flow: its entry's value and its translation's word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Flow {
+    /// Of the entry.
+    pub value: Word,
+    /// Of the translation.
+    pub translation: TranslationWord,
+}
+
+/// Both sides have sent a FIN.
+const BOTH_FINS: u64 = TranslationWord::CLIENT_FIN | TranslationWord::BACKEND_FIN;
+
+impl Flow {
+    /// After a segment of the client's that is not a SYN and acknowledges `ack`; the same when nothing is to be written.
+    #[inline(always)]
+    #[must_use]
+    pub const fn after_client(self, segment: &Segment, ack: u32, now: Tick) -> Self {
+        if self.value.is_nascent() {
+            return self.prove(segment, ack, now);
+        }
+        let known = self.known_at(ack);
+        if !segment.ends() {
+            return if known.has_closed() {
+                known.lingering(now)
+            } else {
+                Self {
+                    value: life::advance(known.value, segment, now),
+                    ..known
+                }
+            };
+        }
+        let is_credible =
+            known.value.is_near(epoch_of(segment.seq)) && !known.value.has(Word::UNCONFIRMED);
+        if is_credible {
+            known.ended(segment, TranslationWord::CLIENT_FIN, now)
+        } else if known.value.is(State::Closing) {
+            known
+        } else {
+            Self {
+                value: known.value.with(Word::HINT),
+                ..known
+            }
+        }
+    }
+
+    /// After a segment of the backend's that acknowledges `ack`; the same when nothing is to be written.
+    #[inline(always)]
+    #[must_use]
+    pub const fn after_backend(self, segment: &Segment, ack: u32, now: Tick) -> Self {
+        if self.value.is_nascent() {
+            let answers = segment.flags & (SYN | ACK | RST) == SYN | ACK
+                && ack == self.value.isn().wrapping_add(1);
+            return if answers {
+                Self {
+                    translation: self.translation.answered(segment.seq),
+                    ..self
+                }
+            } else {
+                self
+            };
+        }
+        // The answer to the SYN again: the client's acknowledgement was lost on its way to the backend.
+        if segment.has(SYN) {
+            return self;
+        }
+        let known = self.known_at(segment.seq);
+        let epoch = epoch_of(segment.seq);
+        let is_near = known.translation.is_near(epoch);
+        if segment.ends() {
+            return if is_near && !known.translation.has(TranslationWord::UNCONFIRMED) {
+                known.ended(segment, TranslationWord::BACKEND_FIN, now)
+            } else {
+                known
+            };
+        }
+        let translation = if !is_near {
+            // As with the client's: followed, but it closes nothing until a second segment agrees.
+            let jumped = known.translation.with_epoch(epoch);
+            jumped.with(TranslationWord::UNCONFIRMED)
+        } else {
+            let next = (known.translation.epoch() + 1) & 0xfff;
+            let forward = if epoch == next {
+                next
+            } else {
+                known.translation.epoch()
+            };
+            known
+                .translation
+                .with_epoch(forward)
+                .without(TranslationWord::UNCONFIRMED)
+        };
+        let moved = Self {
+            translation,
+            ..known
+        };
+        if moved.has_closed() {
+            moved.lingering(now)
+        } else {
+            Self {
+                value: life::seen_from_afar(moved.value, is_near, now),
+                ..moved
+            }
+        }
+    }
+
+    /// An embryo or challenger after a segment of the client's: a pin, if that acknowledges the backend's answer.
+    #[inline(always)]
+    const fn prove(self, segment: &Segment, ack: u32, now: Tick) -> Self {
+        let translation = self.translation;
+        let proves = life::follows(self.value, segment)
+            && translation.has(TranslationWord::ANSWERED)
+            && !translation.has(TranslationWord::PROVEN)
+            && ack == translation.isn().wrapping_add(1);
+        if !proves {
+            return self;
+        }
+        Self {
+            value: life::promoted(self.value, State::Pin, segment, now),
+            translation: translation.proven(ack),
+        }
+    }
+
+    /// With a translation that is proven, as that of a live entry is; if it is not yet (it was adopted, or its handshake's proof was lost in a
+    /// race), the backend's stream is at `seq`.
+    #[inline(always)]
+    const fn known_at(self, seq: u32) -> Self {
+        if self.translation.has(TranslationWord::PROVEN) {
+            return self;
+        }
+        Self {
+            translation: self.translation.proven(seq),
+            ..self
+        }
+    }
+
+    /// Whether both sides have ended it: nobody has more to say, though all may have to say it again.
+    #[inline(always)]
+    const fn has_closed(self) -> bool {
+        self.value.is(State::Closing) && self.translation.0 & BOTH_FINS == BOTH_FINS
+    }
+
+    /// Closed, and a segment came again.
+    #[inline(always)]
+    const fn lingering(self, now: Tick) -> Self {
+        Self {
+            value: self.value.with_tick(now),
+            ..self
+        }
+    }
+
+    /// After a FIN of the side whose flag this is, or a RST.
+    #[inline(always)]
+    const fn ended(self, segment: &Segment, fin: u64, now: Tick) -> Self {
+        let translation = if segment.has(RST) {
+            self.translation
+        } else {
+            self.translation.with(fin)
+        };
+        let is_over = segment.has(RST) || translation.0 & BOTH_FINS == BOTH_FINS;
+        let value = if is_over && !self.value.is(State::Closing) {
+            // 60 s, whatever it is an exception to: its state says how to translate it, and nobody else can know that.
+            self.value
+                .without(Word::EXCEPTION)
+                .with(Word::BY_RESET)
+                .with_state(State::Closing)
+                .with_tick(now)
+        } else if self.value.is(State::Young) {
+            // Its tick is the moment of its promotion.
+            self.value
+        } else {
+            self.value.with_tick(now)
+        };
+        Self { value, translation }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        flow::word::{BackendRef, LINGER_RST_TICKS, YOUNG_TICKS},
+        tcp::FIN,
+    };
+
+    const NOW: Tick = Tick(100_000);
+    const ISN: u32 = 0x1234_0000;
+    const THEIRS: u32 = 0x9876_0000;
+
+    fn backend() -> BackendRef {
+        BackendRef::new(7, 3)
+    }
+
+    fn segment(flags: u8, seq: u32) -> Segment {
+        Segment {
+            seq,
+            flags,
+            payload: false,
+        }
+    }
+
+    fn opened() -> Flow {
+        Flow {
+            value: Word::embryo(backend(), ISN, NOW),
+            translation: TranslationWord::new(5, 2_000),
+        }
+    }
+
+    fn answered() -> Flow {
+        opened().after_backend(&segment(SYN | ACK, THEIRS), ISN + 1, NOW)
+    }
+
+    fn proven() -> Flow {
+        answered().after_client(&segment(ACK, ISN + 1), THEIRS + 1, NOW)
+    }
+
+    fn ended(one: fn(Flow) -> Flow, other: fn(Flow) -> Flow) -> Flow {
+        other(one(proven()))
+    }
+
+    fn client_fin(flow: Flow) -> Flow {
+        flow.after_client(&segment(FIN | ACK, ISN + 1), THEIRS + 1, NOW)
+    }
+
+    fn backend_fin(flow: Flow) -> Flow {
+        flow.after_backend(&segment(FIN | ACK, THEIRS + 1), ISN + 1, NOW)
+    }
+
+    #[test]
+    fn a_handshake_makes_a_pin_at_once() {
+        assert_eq!(answered().value, opened().value);
+        assert_eq!(answered().translation.isn(), THEIRS);
+        let pin = Word::live(State::Pin, backend(), epoch_of(ISN), NOW, 0);
+        assert_eq!(proven().value, pin);
+        assert_eq!(
+            proven().translation,
+            TranslationWord::new(5, 2_000).proven(THEIRS)
+        );
+    }
+
+    #[test]
+    fn a_challenger_that_is_proven_stays_the_second() {
+        let mut flow = answered();
+        flow.value = Word::challenger(backend(), ISN, NOW);
+        let flow = flow.after_client(&segment(ACK, ISN + 1), THEIRS + 1, NOW);
+        assert!(flow.value.is(State::Pin));
+        assert!(flow.value.has(Word::CONTESTED) && flow.value.has(Word::SECOND));
+    }
+
+    #[test]
+    fn nothing_else_proves_a_handshake() {
+        let ack = segment(ACK, ISN + 1);
+        assert_eq!(
+            opened().after_client(&ack, THEIRS + 1, NOW),
+            opened(),
+            "no answer yet"
+        );
+        let flow = answered();
+        for (what, segment, ack) in [
+            ("another acknowledgement", ack, THEIRS + 2),
+            ("its own number", ack, ISN + 1),
+            ("before its SYN", segment(ACK, ISN - 1), THEIRS + 1),
+            ("a FIN", segment(FIN | ACK, ISN + 1), THEIRS + 1),
+            ("a RST", segment(RST, ISN + 1), THEIRS + 1),
+        ] {
+            assert_eq!(flow.after_client(&segment, ack, NOW), flow, "{what}");
+        }
+        for (what, answer, ack) in [
+            (
+                "an answer to another SYN",
+                segment(SYN | ACK, THEIRS),
+                ISN + 2,
+            ),
+            ("no SYN", segment(ACK, THEIRS), ISN + 1),
+            ("a refusal", segment(RST | ACK, 0), ISN + 1),
+        ] {
+            assert_eq!(
+                opened().after_backend(&answer, ack, NOW),
+                opened(),
+                "{what}"
+            );
+        }
+        // What another flow has left behind in the same place is no proof.
+        let stale = Flow {
+            value: opened().value,
+            ..proven()
+        };
+        assert_eq!(stale.after_client(&ack, THEIRS + 1, NOW), stale);
+    }
+
+    #[test]
+    fn a_second_answer_counts_and_not_the_first() {
+        let flow = answered().after_backend(&segment(SYN | ACK, THEIRS + 9), ISN + 1, NOW);
+        assert_eq!(flow.translation.isn(), THEIRS + 9);
+        // And a repeated one changes nothing of a live flow.
+        let again = proven().after_backend(&segment(SYN | ACK, THEIRS), ISN + 1, NOW.later(9));
+        assert_eq!(again, proven());
+    }
+
+    #[test]
+    fn one_fin_ends_nothing_and_two_do_in_either_order() {
+        assert!(client_fin(proven()).value.is(State::Pin));
+        assert!(backend_fin(proven()).value.is(State::Pin));
+        // The same side again is no other side.
+        assert!(ended(client_fin, client_fin).value.is(State::Pin));
+        for flow in [
+            ended(client_fin, backend_fin),
+            ended(backend_fin, client_fin),
+        ] {
+            assert!(flow.value.is(State::Closing));
+            assert!(!flow.value.is_vacant(NOW.later(LINGER_RST_TICKS - 1)));
+            assert!(flow.value.is_vacant(NOW.later(LINGER_RST_TICKS)));
+        }
+    }
+
+    /// The last acknowledgement, data that was lost, FINs again: all that may still come of a flow that both sides have ended.
+    #[test]
+    fn what_comes_after_both_fins_only_keeps_it_a_while_longer() {
+        let later = NOW.later(3);
+        let flow = ended(client_fin, backend_fin);
+        let expected = Flow {
+            value: flow.value.with_tick(later),
+            ..flow
+        };
+        let data = Segment {
+            payload: true,
+            ..segment(ACK, ISN + 1)
+        };
+        let of_backend = Segment {
+            payload: true,
+            ..segment(ACK, THEIRS + 1)
+        };
+        let fin = segment(FIN | ACK, ISN + 1);
+        assert_eq!(
+            flow.after_client(&segment(ACK, ISN + 2), THEIRS + 2, later),
+            expected
+        );
+        assert_eq!(flow.after_client(&data, THEIRS + 1, later), expected);
+        assert_eq!(flow.after_client(&fin, THEIRS + 1, later), expected);
+        assert_eq!(flow.after_backend(&of_backend, ISN + 1, later), expected);
+        assert_eq!(
+            flow.after_backend(&segment(FIN | ACK, THEIRS + 1), ISN + 2, later),
+            expected
+        );
+    }
+
+    #[test]
+    fn a_reset_of_either_side_ends_it() {
+        for flow in [
+            proven().after_client(&segment(RST, ISN + 1), 0, NOW),
+            proven().after_backend(&segment(RST, THEIRS + 1), 0, NOW),
+            proven().after_backend(&segment(RST | ACK, THEIRS + 1), ISN + 1, NOW),
+        ] {
+            assert!(flow.value.is(State::Closing), "{flow:?}");
+            assert!(flow.value.has(Word::BY_RESET));
+            // It was forged if either side goes on.
+            let client = Segment {
+                payload: true,
+                ..segment(ACK, ISN + 1)
+            };
+            assert!(
+                flow.after_client(&client, THEIRS + 1, NOW)
+                    .value
+                    .is(State::Young)
+            );
+            let theirs = segment(ACK, THEIRS + 1);
+            assert!(
+                flow.after_backend(&theirs, ISN + 1, NOW)
+                    .value
+                    .is(State::Young)
+            );
+        }
+    }
+
+    #[test]
+    fn an_end_out_of_its_window_ends_nothing() {
+        const FAR: u32 = 5 << 20;
+        for flags in [FIN | ACK, RST] {
+            let flow = proven().after_client(&segment(flags, ISN.wrapping_add(FAR)), THEIRS, NOW);
+            assert_eq!(flow.value, proven().value.with(Word::HINT));
+            assert_eq!(flow.translation, proven().translation);
+            let flow = proven().after_backend(&segment(flags, THEIRS.wrapping_add(FAR)), ISN, NOW);
+            assert_eq!(flow, proven());
+        }
+    }
+
+    #[test]
+    fn the_backends_stream_is_followed_and_a_jump_has_to_be_confirmed() {
+        const EPOCH: u32 = 1 << 20;
+        let at = |flow: Flow, epochs: u32| {
+            let seq = THEIRS.wrapping_add(epochs * EPOCH);
+            flow.after_backend(&segment(ACK, seq), ISN + 1, NOW)
+        };
+        let moved = at(at(proven(), 1), 2);
+        assert_eq!(moved.translation.epoch(), epoch_of(THEIRS) + 2);
+        assert_eq!(at(moved, 1).translation, moved.translation, "no way back");
+        let jumped = at(proven(), 700);
+        assert!(jumped.translation.has(TranslationWord::UNCONFIRMED));
+        let reset = segment(RST, THEIRS.wrapping_add(700 * EPOCH));
+        assert!(
+            !jumped
+                .after_backend(&reset, 0, NOW)
+                .value
+                .is(State::Closing)
+        );
+        assert!(
+            at(jumped, 700)
+                .after_backend(&reset, 0, NOW)
+                .value
+                .is(State::Closing)
+        );
+    }
+
+    #[test]
+    fn both_sides_keep_a_pin_seen_and_make_one_of_what_was_adopted() {
+        let later = NOW.later(5);
+        let expected = proven().value.with_tick(later);
+        let client = proven().after_client(&segment(ACK, ISN + 1), THEIRS + 1, later);
+        let theirs = proven().after_backend(&segment(ACK, THEIRS + 1), ISN + 1, later);
+        assert_eq!((client.value, theirs.value), (expected, expected));
+
+        let adopted = Flow {
+            value: Word::live(State::Young, backend(), epoch_of(ISN), NOW, Word::FOREIGN),
+            translation: TranslationWord::new(0, 0),
+        };
+        let old = NOW.later(YOUNG_TICKS);
+        let client = adopted.after_client(&segment(ACK, ISN + 1), THEIRS + 1, old);
+        let theirs = adopted.after_backend(&segment(ACK, THEIRS + 1), ISN + 1, old);
+        for flow in [client, theirs] {
+            assert!(flow.value.is(State::Pin));
+            assert_eq!(flow.translation, TranslationWord::new(0, 0).proven(THEIRS));
+        }
+    }
+}

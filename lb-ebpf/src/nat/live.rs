@@ -1,0 +1,148 @@
+//! What a segment of either side changes of its flow: [`lb_common::nat::life`] on the maps.
+
+use lb_common::{
+    clock::Tick,
+    flow::{
+        table::{Look, Place},
+        word::State,
+    },
+    nat::{TranslationWord, life::Flow, slot_of},
+    tcp::Segment,
+    verdict::Reason,
+};
+
+use super::store;
+use crate::{
+    family::Family,
+    flow::{self, Table},
+    maps,
+    parse::Parse,
+};
+
+/// Whose segment it is.
+pub(super) const CLIENT: bool = false;
+/// Whose segment it is.
+pub(super) const BACKEND: bool = true;
+
+// How it ended: numbers, since that is what a BPF function returns.
+/// What had to be written is written.
+const WRITTEN: u32 = 0;
+/// Others have changed the flow meanwhile, twice; or it is no more.
+const LOST: u32 = 1;
+/// Nothing can be written now: see [`lb_common::maps::Hold`].
+const HELD: u32 = 2;
+
+/// Writes what a segment changes of the flow at a place, which acknowledges `ack`. An error if that is to be seen again, and so the packet.
+#[inline(always)]
+pub(super) fn live_on<T: Table, const SIDE: bool>(
+    place: Place,
+    segment: &Segment,
+    ack: u32,
+) -> Result<(), Reason> {
+    let flags = segment.flags as u64 | ((segment.payload as u64) << 8);
+    let what = ((segment.seq as u64) << 32) | flags;
+    let when = ((ack as u64) << 32) | maps::now().0 as u64;
+    match write::<T, SIDE>(place.index, place.way, what, when) {
+        WRITTEN => Ok(()),
+        HELD => Err(Reason::Held),
+        _ => Err(Reason::Untranslated),
+    }
+}
+
+/// By value, and a function of its own: see [`live_on`].
+#[inline(never)]
+fn write<T: Table, const SIDE: bool>(index: u32, way: u32, what: u64, when: u64) -> u32 {
+    let place = Place { index, way };
+    let segment = Segment {
+        seq: (what >> 32) as u32,
+        flags: what as u8,
+        payload: (what >> 8) & 1 != 0,
+    };
+    let (ack, now) = ((when >> 32) as u32, Tick(when as u32));
+    let Some(translation) = store::at::<T>(place) else {
+        return LOST;
+    };
+    let mut attempt = 0;
+    while attempt < 2 {
+        let Some((key, value)) = flow::at::<T>(place) else {
+            return LOST;
+        };
+        let (word, stamp) = store::load(translation);
+        if stamp != store::stamp::<T>(&key, value.backend()) {
+            return LOST;
+        }
+        let before = Flow {
+            value,
+            translation: word,
+        };
+        let after = if SIDE == BACKEND {
+            before.after_backend(&segment, ack, now)
+        } else {
+            before.after_client(&segment, ack, now)
+        };
+        if after == before {
+            return WRITTEN;
+        }
+        if maps::is_held() {
+            // A later segment tells the same as this one, but for one that opens or ends.
+            const REST: u64 = TranslationWord::ANSWERED
+                | TranslationWord::PROVEN
+                | TranslationWord::CLIENT_FIN
+                | TranslationWord::BACKEND_FIN;
+            let is_refresh = !value.is_nascent()
+                && (after.value.0 ^ value.0) & State::Invalid as u64 == 0
+                && (after.translation.0 ^ word.0) & REST == 0;
+            return if is_refresh { WRITTEN } else { HELD };
+        }
+        // The translation first: of two FINs that meet here, whoever comes second sees the other's.
+        let is_written = (after.translation == word
+            || store::replace(translation, word, after.translation))
+            && (after.value == value || flow::replace::<T>(place, value, after.value));
+        if is_written {
+            if value.is_nascent() && after.value.is_live() {
+                flow::note_first_seen::<T>(place, now.0);
+            }
+            return WRITTEN;
+        }
+        attempt += 1;
+    }
+    LOST
+}
+
+/// The flow of a client at a service, if it has an entry whose backend is at an endpoint: what its slot would hold, or 0.
+#[inline(always)]
+pub(super) fn at_endpoint<F: Family>(
+    client: <F as Parse>::Address,
+    port: u16,
+    service: u16,
+    endpoint: u32,
+) -> u32 {
+    let [first, second] = F::as_words(client);
+    let rest = ((port as u32) << 16) | service as u32;
+    look::<F>(first, second, rest, endpoint)
+}
+
+/// By value, and a function of its own: see [`at_endpoint`].
+#[inline(never)]
+fn look<F: Family>(first: u64, second: u64, rest: u32, endpoint: u32) -> u32 {
+    let client = F::of_words([first, second]);
+    let subject = flow::subject::<F>(F::key(client, (rest >> 16) as u16, rest as u16));
+    let mut wanted = Look::ANY;
+    let mut looks = 0;
+    while looks < 2 {
+        if let Some(found) = flow::look::<F>(&subject, &wanted) {
+            let reference = found.word.backend();
+            if let Some((backend, state)) = maps::backend(reference.id())
+                && state.generation() == reference.generation()
+                && maps::endpoint_of(backend) == endpoint
+                && !found.word.is_vacant(subject.now)
+            {
+                return slot_of(found.place);
+            }
+            // Of a contested key the other may be there.
+            wanted = Look::twin_of(&found);
+        }
+        looks += 1;
+    }
+    0
+}

@@ -1,0 +1,247 @@
+//! Modes `nat` and `dnat`: translating what clients send to backends, and what backends send back.
+//!
+//! Established flows take the short way ([`plain`]) within the first program. All else is done by three more programs, each of them small enough for
+//! the verifier of 6.1 and with the whole stack for itself; what one has found out, the next finds in [`lb_common::counters::HandedOn`].
+//!
+//! * [`steer`]: finds or makes the flow's entry
+//! * [`live`]: what a segment of either side changes
+//! * [`translate`]: makes its translation, lets it live on, sends the segment to the backend
+//! * [`reply`]: the way back
+//! * [`store`]: translations in the map; [`ports`]: SNAT ports
+//! * [`rewrite`]: addresses, ports and checksums; [`mss`]: the clamp; [`route`]: the way to a client
+
+mod live;
+mod mss;
+mod ports;
+mod reply;
+mod rewrite;
+mod route;
+mod steer;
+mod store;
+mod translate;
+
+use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
+use lb_common::{
+    backend::{Backend, Forwarding},
+    headers::TCP_LEN,
+    nat::TranslationWord,
+    net::Address,
+    verdict::{Reason, Verdict},
+    vip::VipEntry,
+};
+
+use lb_ebpf::packet::Frame;
+
+pub(crate) use self::{
+    rewrite::Rewrite,
+    store::{carry, copy},
+};
+use crate::{
+    count::Tally,
+    family::{Family, V4, V6},
+    flow::{self, Table},
+    forward, maps,
+    parse::{self, Ends, Parse, Parsed, Segment},
+    service::find,
+};
+
+/// What translation needs of a version of IP.
+pub(crate) trait Translate: Rewrite {
+    /// Address family, as the kernel's lookup of routes has it.
+    const FAMILY: u8;
+    /// An address as that lookup has it.
+    fn in_route(address: Self::Address) -> [u64; 2];
+    /// Id of the endpoint at an address and port, or what is taken for one until its record was looked at; 0 is none.
+    fn endpoint(address: Self::Address, port: u16) -> u32;
+    /// The client's address and port in a flow's key.
+    fn client_of(key: &<Self as Table>::Key) -> (<Self as Parse>::Address, u16)
+    where
+        Self: Table;
+}
+
+impl Translate for V4 {
+    const FAMILY: u8 = 2;
+
+    #[inline(always)]
+    fn in_route(address: u32) -> [u64; 2] {
+        [address.to_be() as u64, 0]
+    }
+
+    #[inline(always)]
+    fn endpoint(address: u32, port: u16) -> u32 {
+        let key = VipEntry::key(address, port);
+        find(key, maps::endpoint_buckets(), maps::endpoints4).unwrap_or(0) as u32
+    }
+
+    #[inline(always)]
+    fn client_of(key: &<Self as Table>::Key) -> (u32, u16) {
+        (key.address(), key.port())
+    }
+}
+
+impl Translate for V6 {
+    const FAMILY: u8 = 10;
+
+    #[inline(always)]
+    fn in_route(address: [u64; 2]) -> [u64; 2] {
+        address
+    }
+
+    #[inline(always)]
+    fn endpoint(address: [u64; 2], port: u16) -> u32 {
+        let key = VipEntry::key6(address, port);
+        find(key, maps::endpoint_buckets(), maps::endpoints6).unwrap_or(0) as u32
+    }
+
+    #[inline(always)]
+    fn client_of(key: &<Self as Table>::Key) -> ([u64; 2], u16) {
+        (key.address, key.port())
+    }
+}
+
+/// Whether any service of a version of IP translates. The verifier knows, and leaves out what is for those if none does.
+#[inline(always)]
+pub(crate) fn is_on<T: Table>() -> bool {
+    T::nat_buckets() != 0
+}
+
+/// Whether a packet that is for no service is from where backends are whose flows are translated. Notes which endpoint that is.
+#[inline(always)]
+pub(crate) fn is_reply<F: Family>(source: <F as Parse>::Address, port: u16) -> bool {
+    if !is_on::<F>() || port == 0 {
+        return false;
+    }
+    let id = F::endpoint(source, port);
+    if id == 0 {
+        return false;
+    }
+    if let Some(noted) = maps::to_hand_on() {
+        noted.endpoint = id;
+    }
+    true
+}
+
+/// Forgets what was handed on of another packet, before one is handed on to be steered.
+#[inline(always)]
+pub(crate) fn begin() {
+    if let Some(noted) = maps::to_hand_on() {
+        noted.barred = 0;
+    }
+}
+
+/// Translates a segment of an established flow and has it sent, in a frame without VLAN tags to a next hop without. Gives the XDP action and the
+/// backend's id; none for anything else, of which at most the flow's entry has been refreshed.
+#[inline(always)]
+pub(crate) fn plain<F: Family>(
+    ctx: &XdpContext,
+    service: u16,
+    segment: &Segment,
+    ends: &Ends<F>,
+) -> Option<(u32, u32)> {
+    let key = F::key(ends.source, segment.source_port, service);
+    store::touch::<F>(&key);
+    let known = flow::established::<F>(service, segment, ends.source)?;
+    let forwarding = known.state.forwarding()?;
+    let hop = forward::hop_in_force(known.backend, known.state);
+    let (address, port) = match forwarding {
+        Forwarding::Nat => {
+            let reference = store::reference(known.id, known.state);
+            let word = store::valid::<F>(known.place, &key, reference)?;
+            if !word.has(TranslationWord::PROVEN) {
+                return None;
+            }
+            (snat_address::<F>(word)?, word.port())
+        }
+        Forwarding::Dnat => (ends.source, segment.source_port),
+        // The service's mode has changed, and the flow is of before that.
+        _ => {
+            let action = forward::forward_plain::<F>(ctx, segment, known.backend, known.state)?;
+            return Some((action, known.id));
+        }
+    };
+    if segment.length > hop.mtu as u32 {
+        return None;
+    }
+    let action = forward::egress(ctx, hop).ok()?;
+    let to = rewrite::New::<F> {
+        source: address,
+        source_port: port,
+        destination: backend_address::<F>(known.backend),
+        destination_port: backend_port(known.backend),
+    };
+    rewrite::plain::<F>(ctx, hop, &to)?;
+    Some((action, known.id))
+}
+
+/// The SNAT address of a translation.
+#[inline(always)]
+fn snat_address<F: Family>(word: TranslationWord) -> Option<<F as Parse>::Address> {
+    let pair = maps::pair(word.pair())?;
+    // SAFETY: an entry of the map. A pair does not change while a translation names it.
+    Some(unsafe { load::<F>(core::ptr::addr_of!((*pair).address)) })
+}
+
+/// What a client of a service knows it by.
+#[inline(always)]
+fn vip<F: Family>(service: u32) -> Option<(<F as Parse>::Address, u16)> {
+    let service = maps::service(service as u16)?;
+    // SAFETY: an entry of the map. A VIP does not change while anything names its service.
+    unsafe {
+        let address = load::<F>(core::ptr::addr_of!((*service).vip));
+        let port = core::ptr::addr_of!((*service).port).read_volatile();
+        Some((address, port))
+    }
+}
+
+/// The TCP segment of a frame, and its ends, for a program that comes after one which has parsed it.
+#[inline(always)]
+fn parse<F: Family>(ctx: &XdpContext) -> Result<(Segment, Ends<F>), Reason> {
+    let network = parse::network_of::<F>(ctx).ok_or(Reason::Malformed)?;
+    match F::parse(ctx, network)? {
+        Parsed::Segment(segment, ends) => Ok((segment, ends)),
+        _ => Err(Reason::NotService),
+    }
+}
+
+/// The number that a segment acknowledges, whether or not it does.
+#[inline(always)]
+fn acknowledged(ctx: &XdpContext, segment: &Segment) -> Result<u32, Reason> {
+    let tcp = Frame::of(ctx)
+        .at(segment.transport(), TCP_LEN)
+        .ok_or(Reason::Malformed)?;
+    Ok(tcp.u32(8))
+}
+
+/// The action of a packet that ends here, once counted.
+#[inline(always)]
+fn end(tally: &Tally, reason: Reason) -> u32 {
+    tally.count(reason);
+    match reason.verdict() {
+        Verdict::Pass => xdp_action::XDP_PASS,
+        _ => xdp_action::XDP_DROP,
+    }
+}
+
+#[inline(always)]
+fn backend_address<F: Family>(backend: *const Backend) -> <F as Parse>::Address {
+    // SAFETY: an entry of the map. The address does not change while anything names the backend.
+    unsafe { load::<F>(core::ptr::addr_of!((*backend).address)) }
+}
+
+#[inline(always)]
+fn backend_port(backend: *const Backend) -> u16 {
+    // SAFETY: as above.
+    unsafe { core::ptr::addr_of!((*backend).port).read_volatile() }
+}
+
+/// Loads an address.
+///
+/// # Safety
+/// It is one in a map's entry.
+#[inline(always)]
+unsafe fn load<F: Parse>(address: *const Address) -> F::Address {
+    const _: () = assert!(size_of::<Address>() == 16 && align_of::<Address>() == 8);
+    let words = address.cast::<u64>();
+    // SAFETY: the two words of an aligned address.
+    unsafe { F::of_words([words.read_volatile(), words.add(1).read_volatile()]) }
+}

@@ -1,0 +1,118 @@
+//! The program that finds or makes the entry of a flow that is to be translated.
+
+use aya_ebpf::{bindings::xdp_md, macros::xdp, programs::XdpContext};
+use lb_common::{
+    maps::TRANSLATE_INDEX,
+    tcp::RST,
+    verdict::{Reason, Verdict},
+};
+
+use super::end;
+use crate::{
+    count::Tally,
+    family::{Family, V4, V6},
+    flow, forward, hand_on, maps,
+    parse::Segment,
+};
+
+/// It goes on to be translated. No XDP action.
+const TRANSLATE: u32 = u32::MAX;
+
+/// A segment of IPv4.
+#[xdp(frags)]
+fn steer4(ctx: XdpContext) -> u32 {
+    match open4(ctx.ctx) {
+        TRANSLATE => hand_on(&ctx, TRANSLATE_INDEX),
+        action => action,
+    }
+}
+
+/// A segment of IPv6.
+#[xdp(frags)]
+fn steer6(ctx: XdpContext) -> u32 {
+    match open6(ctx.ctx) {
+        TRANSLATE => hand_on(&ctx, TRANSLATE_INDEX + 1),
+        action => action,
+    }
+}
+
+#[inline(never)]
+fn open4(ctx: *mut xdp_md) -> u32 {
+    open::<V4>(&XdpContext::new(ctx))
+}
+
+#[inline(never)]
+fn open6(ctx: *mut xdp_md) -> u32 {
+    open::<V6>(&XdpContext::new(ctx))
+}
+
+#[inline(always)]
+fn open<F: Family>(ctx: &XdpContext) -> u32 {
+    let mut tally = Tally::new();
+    match steer::<F>(ctx, &mut tally) {
+        Ok((_, TRANSLATE)) => TRANSLATE,
+        Ok((reason, action)) => {
+            tally.count(reason);
+            action
+        }
+        Err(reason) => end(&tally, reason),
+    }
+}
+
+#[inline(always)]
+fn steer<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<(Reason, u32), Reason> {
+    let (segment, ends) = super::parse::<F>(ctx)?;
+    tally.bytes = segment.bytes();
+    let service = F::service(ends.destination, segment.destination_port)?;
+    tally.service(service);
+    let noted = maps::to_hand_on().ok_or(Reason::Untranslated)?;
+    noted.index = u32::MAX;
+    noted.service = service as u32;
+    noted.client = F::as_words(ends.source);
+    noted.client_port = segment.source_port as u32;
+    let barred = noted.barred;
+
+    let key = F::key(ends.source, segment.source_port, service);
+    let steered = flow::translated::<F>(&key, &segment);
+    if steered.backend != 0 {
+        tally.backend(steered.backend);
+    }
+    let reason = as_translated(steered.reason, steered.backend, &segment, barred);
+    match reason.verdict() {
+        Verdict::Forward => {
+            if let Some(noted) = maps::to_hand_on() {
+                noted.outcome = reason as u32 | (steered.backend << 8);
+            }
+            Ok((reason, TRANSLATE))
+        }
+        Verdict::Reset => {
+            let told = forward::told(reason, steered.backend);
+            Ok((reason, forward::reset::<F>(ctx, told)?))
+        }
+        _ => Err(reason),
+    }
+}
+
+/// What a reason means for a flow that cannot go on without an entry.
+#[inline(always)]
+fn as_translated(reason: Reason, backend: u32, segment: &Segment, barred: u32) -> Reason {
+    if barred != 0 && matches!(reason, Reason::NoBackend | Reason::Unresolved) {
+        // There was one, but for the collision.
+        return Reason::Collision;
+    }
+    let translates = match maps::backend(backend) {
+        Some((_, state)) => state.translates(),
+        None => false,
+    };
+    if !translates {
+        return reason;
+    }
+    match reason {
+        Reason::Unpinned | Reason::Unadopted if maps::is_held() => Reason::Held,
+        Reason::Unpinned | Reason::Unadopted => Reason::Unrecorded,
+        Reason::Stray if segment.tcp.has(RST) => Reason::ResetToDead,
+        Reason::Stray if segment.tcp.continues() || segment.tcp.ends() => Reason::UnknownFlow,
+        Reason::Stray => Reason::Untranslated,
+        reason => reason,
+    }
+}
