@@ -392,11 +392,13 @@ pub(crate) mod tests {
             config: ConfigStatus {
                 path: PathBuf::new(),
                 error: None,
+                differences: Vec::new(),
             },
             attachments: Vec::new(),
             closed_egress: Vec::new(),
             flows: Flows::default(),
             services: Vec::new(),
+            dns: Vec::new(),
             reasons: BTreeMap::new(),
         }
     }
@@ -410,6 +412,8 @@ pub(crate) mod tests {
             mode: Mode::Nat,
             removed: false,
             fail_open: false,
+            full: false,
+            balance: ServiceBalance::default(),
             resets_suspended: None,
             error: None,
             backends: Vec::new(),

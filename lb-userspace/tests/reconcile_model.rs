@@ -271,7 +271,7 @@ fn config(services: &[Option<ServicePlan>], state_dir: PathBuf) -> Config {
             min_healthy: plan.min_healthy,
             policy: Policy {
                 // Longer than most of what happens in a run.
-                balance: if plan.ipip {
+                balance: if matches!(plan.mode, Mode::Ipip | Mode::Dnat) {
                     Balance::LeastConnections
                 } else {
                     Balance::Weights
