@@ -34,7 +34,7 @@ use lb_ebpf::packet::Frame;
 
 pub(crate) use self::{
     rewrite::Rewrite,
-    store::{carry, copy},
+    store::{Carry, carry, copy},
 };
 use crate::{
     count::Tally,
