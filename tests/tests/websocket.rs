@@ -180,8 +180,8 @@ fn encapsulates(family: Family, place: Place, seed: u64) -> Result<()> {
         assert_eq!((outer.protocol, outer.ttl), (protocol, 64));
         assert_eq!(outer.length, left.ip.length + header);
         let next_hop = match place {
-            Place::Farm => gateway,
-            Place::Segment => mac_of(outer.destination),
+            Place::Farm | Place::Hidden => gateway,
+            Place::Segment | Place::Behind => mac_of(outer.destination),
         };
         assert_eq!(left.mac_destination, next_hop);
         let flow = (left.ip.source, left.tcp.source);

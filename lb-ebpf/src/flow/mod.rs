@@ -25,7 +25,7 @@ use lb_common::{
 use crate::{hide, maps, nat, parse::Segment};
 
 /// The flow table, in one version of IP.
-pub(crate) trait Table {
+pub(crate) trait Table: nat::Carry {
     /// An address.
     type Address: Copy;
     /// What identifies a flow.

@@ -79,7 +79,19 @@ pub(crate) fn hop_in_force<'a>(backend: *const Backend, state: BackendState) -> 
 /// Answers the frame with a RST, and has the daemon tell this backend, if it is one (0 is none). Ends in the XDP action that sends it.
 #[inline(always)]
 pub(crate) fn reset<A: Answer>(ctx: &XdpContext, told: u32) -> Result<u32, Reason> {
-    match A::answer(ctx.ctx, told) {
+    sent(A::answer(ctx.ctx, told))
+}
+
+/// Answers the frame with a RST that concerns its client alone. Ends in the XDP action that sends it.
+#[inline(always)]
+pub(crate) fn refuse<A: Answer>(ctx: &XdpContext) -> Result<u32, Reason> {
+    sent(A::refuse(ctx.ctx))
+}
+
+/// What comes of an answer: see [`Answer::answer`].
+#[inline(always)]
+fn sent(code: u32) -> Result<u32, Reason> {
+    match code {
         reset::SENT => Ok(xdp_action::XDP_TX),
         code if code == Reason::ResetLimited as u32 => Err(Reason::ResetLimited),
         _ => Err(Reason::NoAnswer),

@@ -24,6 +24,8 @@ pub(crate) trait Answer {
     /// A function of its own that parses the frame again: the segment would otherwise have to lie in the caller's stack frame, which is
     /// scarce.
     fn answer(ctx: *mut xdp_md, told: u32) -> u32;
+    /// The same, of which nobody is told: what that takes is not even part of a program that only does this.
+    fn refuse(ctx: *mut xdp_md) -> u32;
 }
 
 /// What [`Answer::answer`] returns when the answer is ready to be sent.
@@ -34,6 +36,11 @@ impl Answer for V4 {
     fn answer(ctx: *mut xdp_md, told: u32) -> u32 {
         answer4(ctx, told)
     }
+
+    #[inline(always)]
+    fn refuse(ctx: *mut xdp_md) -> u32 {
+        refuse4(ctx)
+    }
 }
 
 impl Answer for V6 {
@@ -41,30 +48,41 @@ impl Answer for V6 {
     fn answer(ctx: *mut xdp_md, told: u32) -> u32 {
         answer6(ctx, told)
     }
+
+    #[inline(always)]
+    fn refuse(ctx: *mut xdp_md) -> u32 {
+        refuse6(ctx)
+    }
 }
 
 #[inline(never)]
 fn answer4(ctx: *mut xdp_md, told: u32) -> u32 {
-    let ctx = XdpContext::new(ctx);
-    match parse::network_of::<V4>(&ctx) {
-        Some(offset) => answer::<V4>(&ctx, offset, told),
-        None => Reason::NoAnswer as u32,
-    }
+    answer::<V4>(ctx, told)
 }
 
 #[inline(never)]
 fn answer6(ctx: *mut xdp_md, told: u32) -> u32 {
-    let ctx = XdpContext::new(ctx);
-    match parse::network_of::<V6>(&ctx) {
-        Some(offset) => answer::<V6>(&ctx, offset, told),
-        None => Reason::NoAnswer as u32,
-    }
+    answer::<V6>(ctx, told)
+}
+
+#[inline(never)]
+fn refuse4(ctx: *mut xdp_md) -> u32 {
+    answer::<V4>(ctx, 0)
+}
+
+#[inline(never)]
+fn refuse6(ctx: *mut xdp_md) -> u32 {
+    answer::<V6>(ctx, 0)
 }
 
 #[inline(always)]
-fn answer<F: Envelope>(ctx: &XdpContext, network: usize, told: u32) -> u32 {
-    match F::parse(ctx, network) {
-        Ok(Parsed::Segment(segment, _)) => match write::<F>(ctx, &segment, told) {
+fn answer<F: Envelope>(ctx: *mut xdp_md, told: u32) -> u32 {
+    let ctx = XdpContext::new(ctx);
+    let Some(network) = parse::network_of::<F>(&ctx) else {
+        return Reason::NoAnswer as u32;
+    };
+    match F::parse(&ctx, network) {
+        Ok(Parsed::Segment(segment, _)) => match write::<F>(&ctx, &segment, told) {
             Ok(()) => SENT,
             Err(reason) => reason as u32,
         },

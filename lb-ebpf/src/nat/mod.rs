@@ -23,6 +23,7 @@ mod translate;
 use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
 use lb_common::{
     backend::{Backend, Forwarding},
+    flow::table::Place,
     headers::TCP_LEN,
     nat::TranslationWord,
     net::Address,
@@ -34,7 +35,7 @@ use lb_ebpf::packet::Frame;
 
 pub(crate) use self::{
     rewrite::Rewrite,
-    store::{carry, copy},
+    store::{Carry, carry, copy},
 };
 use crate::{
     count::Tally,
@@ -146,7 +147,12 @@ pub(crate) fn plain<F: Family>(
     let (address, port) = match forwarding {
         Forwarding::Nat => {
             let reference = store::reference(known.id, known.state);
-            let word = store::valid::<F>(known.place, &key, reference)?;
+            // The verifier would follow each way on its own through all that comes.
+            let place = Place {
+                way: known.place.way ^ maps::always_zero(),
+                ..known.place
+            };
+            let word = store::valid::<F>(place, &key, reference)?;
             if !word.has(TranslationWord::PROVEN) {
                 return None;
             }

@@ -203,8 +203,11 @@ fn make<F: Family>(index: u32, way: u32, id: u32, stamp: u64) -> u32 {
         return DNAT;
     }
     let mut count = 0;
-    while count < SNAT_ADDRESSES as u32 && pair_of(backend, count) != 0 {
-        count += 1;
+    let mut index = 0;
+    while index < SNAT_ADDRESSES as u32 {
+        // Without a branch: the verifier would follow each number of pairs through all that comes.
+        count += (hide::number(pair_of(backend, index) as u64).wrapping_neg() >> 63) as u32;
+        index += 1;
     }
     let mut chosen = scale((stamp >> 32) as u32, count);
     let mut attempt = 0;
@@ -284,7 +287,7 @@ fn collide<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<u32, Reason
             }
             return Ok(AGAIN);
         }
-        let action = forward::reset::<F>(ctx, 0)?;
+        let action = forward::refuse::<F>(ctx)?;
         tally.count(Reason::Collision);
         return Ok(action);
     }

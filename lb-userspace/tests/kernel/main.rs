@@ -13,4 +13,5 @@ mod mounts;
 mod open;
 mod resize;
 mod sandbox;
+mod translated;
 mod wire;
