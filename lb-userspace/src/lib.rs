@@ -12,6 +12,7 @@ pub mod flows;
 pub mod health;
 mod http;
 pub mod ids;
+pub mod inventory;
 pub mod logging;
 pub mod maglev;
 pub mod model;

@@ -2,10 +2,13 @@
 //!
 //! Built by the reconciler, served by the admin socket, read by the command line; hence both directions of serde.
 
+pub(crate) mod schema;
+
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 use lb_common::backend::{Mode, Serving};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::{
     by_version::ByVersion,
@@ -14,7 +17,7 @@ use crate::{
 };
 
 /// An instance at one moment.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
     /// Version of the daemon.
     pub version: String,
@@ -22,6 +25,9 @@ pub struct Status {
     pub pid: u32,
     /// Seconds since the daemon started.
     pub uptime_s: u64,
+    /// When this was so, in seconds since 1970.
+    #[serde(default)]
+    pub at: u64,
     /// How far the latest change has come.
     pub generation: Generation,
     /// The configuration in force.
@@ -39,7 +45,7 @@ pub struct Status {
 }
 
 /// Numbers that grow with every accepted change of intent, side by side.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Generation {
     /// Accepted: valid and remembered.
     pub accepted: u64,
@@ -50,16 +56,29 @@ pub struct Generation {
 }
 
 /// The configuration in force.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ConfigStatus {
     /// The file.
+    #[schema(value_type = String)]
     pub path: PathBuf,
     /// Why the latest reload was refused, if it was.
     pub error: Option<String>,
+    /// How often it was read again since the daemon started.
+    #[serde(default)]
+    pub reloads: Reloads,
+}
+
+/// Reloads since the daemon started, by what came of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Reloads {
+    /// In force, or superseded by one that is.
+    pub accepted: u64,
+    /// Refused.
+    pub refused: u64,
 }
 
 /// The program on one interface.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Attachment {
     /// Name of the interface.
     pub interface: String,
@@ -68,7 +87,7 @@ pub struct Attachment {
 }
 
 /// An interface on the way to backends that packets which came in by another interface cannot leave by.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ClosedEgress {
     /// Name of the interface.
     pub interface: String,
@@ -77,7 +96,7 @@ pub struct ClosedEgress {
 }
 
 /// How an XDP program is attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum AttachMode {
     /// In the driver.
@@ -87,7 +106,7 @@ pub enum AttachMode {
 }
 
 /// What the flow tables hold, both together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Flows {
     /// Entries that they have room for.
     pub capacity: u64,
@@ -111,7 +130,7 @@ pub struct Flows {
 }
 
 /// One flow table.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct FlowTable {
     /// Entries that it has room for.
     pub capacity: u64,
@@ -153,15 +172,17 @@ fn ratio(part: u64, whole: u64) -> f64 {
 }
 
 /// A service.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ServiceStatus {
     /// Its name.
     pub name: String,
     /// Its VIP.
+    #[schema(value_type = String)]
     pub vip: IpAddr,
     /// Its port.
     pub port: u16,
     /// Its mode.
+    #[schema(schema_with = schema::mode)]
     pub mode: Mode,
     /// Whether it is no longer configured and is only there for the flows it has.
     pub removed: bool,
@@ -176,11 +197,12 @@ pub struct ServiceStatus {
 }
 
 /// A backend.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct BackendStatus {
     /// Its name in the service.
     pub name: String,
     /// Its address.
+    #[schema(value_type = String)]
     pub address: IpAddr,
     /// Its port.
     pub port: u16,
@@ -193,6 +215,7 @@ pub struct BackendStatus {
     /// What the checks say.
     pub health: Health,
     /// What it is given.
+    #[schema(schema_with = schema::serving)]
     pub serving: Serving,
     /// Whether its next hop is known.
     pub neighbour: Neighbour,
@@ -205,7 +228,7 @@ pub struct BackendStatus {
 }
 
 /// Whether a next hop is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Neighbour {
     /// Packets can be sent.
@@ -215,7 +238,7 @@ pub enum Neighbour {
 }
 
 /// Flows of a backend, by state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct BackendFlows {
     /// A SYN was seen.
     pub embryo: u64,
@@ -229,6 +252,21 @@ pub struct BackendFlows {
     pub active: u64,
     /// Not seen for ten minutes.
     pub idle: u64,
+}
+
+impl std::ops::Add for BackendFlows {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            embryo: self.embryo + other.embryo,
+            young: self.young + other.young,
+            pin: self.pin + other.pin,
+            closing: self.closing + other.closing,
+            active: self.active + other.active,
+            idle: self.idle + other.idle,
+        }
+    }
 }
 
 impl From<Counts> for BackendFlows {
@@ -245,7 +283,7 @@ impl From<Counts> for BackendFlows {
 }
 
 /// Packets and bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Packets {
     /// Packets.
     pub packets: u64,

@@ -1,36 +1,35 @@
-//! The admin API: HTTP and JSON on a Unix socket that only root, or the daemon's own user, may use.
-//!
-//! | request | answer |
-//! |---|---|
-//! | `GET /v1/status` | 200, a [`Status`] |
-//! | `POST /v1/services/SERVICE/backends/BACKEND/drain`, `…/undrain` | 200 `{"ok":true}`, or 404 `{"error":"…"}` |
-//! | `POST /v1/reload` | 200 `{"generation":N}`, or 422 `{"errors":["…"]}` |
+//! The admin API: HTTP and JSON on a Unix socket that only root, or the daemon's own user, may use; members of one group may read, if the
+//! configuration names it. It describes itself at `/v1/openapi.json`: [`document`].
 
 pub mod client;
+pub mod document;
+mod list;
+mod peer;
 mod reload;
 
-use std::{
-    io,
-    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, os::unix::fs::FileTypeExt as _, path::Path, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
-    extract::{Path as UrlPath, State, rejection::PathRejection},
-    http::StatusCode,
+    extract::{Path as UrlPath, Request, State, rejection::PathRejection},
+    http::{Method, StatusCode},
+    middleware::{self, Next},
     response::{IntoResponse as _, Response},
-    routing::{get, post},
 };
 use tokio::{
-    net::{UnixListener, UnixStream},
-    sync::{Semaphore, mpsc, oneshot, watch},
+    net::UnixListener,
+    sync::{mpsc, oneshot, watch},
 };
+use utoipa::OpenApi as _;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
-pub use self::reload::Reloader;
-use crate::{http, model::BackendName, reconcile::Command, status::Status};
+use self::{
+    document::{Document, Done, Failure, Failures, Reloaded},
+    list::Lists,
+    peer::Right,
+};
+pub use self::{peer::Readers, reload::Reloader};
+use crate::{dataplane::maps::Maps, http, model::BackendName, reconcile::Command, status::Status};
 
 /// Time in which the reconciler answers. It is busy for milliseconds at a time.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -38,20 +37,37 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// What requests act on.
 #[derive(Clone, Debug)]
 pub struct Admin {
-    /// The state of things.
-    pub status: watch::Receiver<Arc<Status>>,
-    /// To the reconciler.
-    pub commands: mpsc::Sender<Command>,
-    /// Reads the configuration again.
-    pub reloader: Arc<Reloader>,
+    status: watch::Receiver<Arc<Status>>,
+    maps: Arc<Maps>,
+    commands: mpsc::Sender<Command>,
+    reloader: Arc<Reloader>,
+    lists: Lists,
 }
 
-/// Opens the socket, for its owner alone. One that is left from a daemon that is gone is replaced: call this only while holding the
+impl Admin {
+    /// Shows `status` and what is in `maps`; hands `commands` to the reconciler, and reads the configuration again by `reloader`.
+    pub fn new(
+        status: watch::Receiver<Arc<Status>>,
+        maps: Arc<Maps>,
+        commands: mpsc::Sender<Command>,
+        reloader: Arc<Reloader>,
+    ) -> Self {
+        Self {
+            status,
+            maps,
+            commands,
+            reloader,
+            lists: Lists::default(),
+        }
+    }
+}
+
+/// Opens the socket, for its owner and the group of `readers`. One that is left from a daemon that is gone is replaced: call this only while holding the
 /// state directory's lock.
 ///
 /// # Errors
 /// When the path holds something else, or the directory cannot be written.
-pub fn listen(path: &Path) -> io::Result<UnixListener> {
+pub fn listen(path: &Path, readers: Readers) -> io::Result<UnixListener> {
     match std::fs::symlink_metadata(path) {
         Ok(found) if found.file_type().is_socket() => std::fs::remove_file(path)?,
         Ok(_) => {
@@ -64,8 +80,8 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
         Err(error) => return Err(error),
     }
     let listener = UnixListener::bind(path)?;
-    // Until this line the mode is the umask's; who connects meanwhile is turned away by user id.
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    // Until this line the mode is the umask's; who connects meanwhile is turned away by user and group.
+    readers.admit(path)?;
     Ok(listener)
 }
 
@@ -75,12 +91,12 @@ pub async fn serve(
     mut listener: UnixListener,
     mut later: mpsc::Receiver<UnixListener>,
     admin: Admin,
+    readers: Readers,
     mut shutdown: watch::Receiver<bool>,
 ) {
     let router = router(admin);
-    let places = Arc::new(Semaphore::new(http::CONNECTIONS));
+    let gate = http::gate::Gate::default();
     loop {
-        let place = places.clone().acquire_owned().await;
         let stream = tokio::select! {
             () = crate::shutdown::requested(&mut shutdown) => return,
             Some(next) = later.recv() => {
@@ -95,52 +111,61 @@ pub async fn serve(
                 }
             }
         };
-        let router = if is_trusted(&stream) {
-            router.clone()
-        } else {
-            Router::new().fallback(async || {
-                http::error(
-                    StatusCode::FORBIDDEN,
-                    "only root and the daemon's own user may use this socket",
-                )
-            })
+        let place = tokio::select! {
+            () = crate::shutdown::requested(&mut shutdown) => return,
+            place = gate.enter() => place,
         };
-        tokio::spawn(async move {
-            http::serve(stream, router).await;
-            drop(place);
-        });
+        let right = readers.right(&stream);
+        let router = router
+            .clone()
+            .layer(middleware::from_fn(move |request, next| {
+                guard(right, request, next)
+            }));
+        tokio::spawn(http::serve(stream, router, place));
     }
 }
 
-fn is_trusted(stream: &UnixStream) -> bool {
-    let own = nix::unistd::geteuid().as_raw();
-    stream
-        .peer_cred()
-        .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
+/// Lets through what a peer may do.
+async fn guard(right: Right, request: Request, next: Next) -> Response {
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    match right {
+        Right::Everything => next.run(request).await,
+        Right::Read if reads => next.run(request).await,
+        Right::Read => http::error(
+            StatusCode::FORBIDDEN,
+            "members of admin_group may look and change nothing; run this as root",
+        ),
+        Right::Nothing => http::error(
+            StatusCode::FORBIDDEN,
+            "only root, the daemon's own user and members of admin_group may use this socket; run this as root",
+        ),
+    }
+}
+
+/// All that can be asked for. A route comes with its description.
+fn api() -> OpenApiRouter<Admin> {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(status))
+        .routes(routes!(list::services))
+        .routes(routes!(list::backends))
+        .routes(routes!(list::flows))
+        .routes(routes!(drain))
+        .routes(routes!(undrain))
+        .routes(routes!(reload))
+        .routes(routes!(document::openapi))
 }
 
 fn router(admin: Admin) -> Router {
-    Router::new()
-        .route("/v1/status", get(status))
-        .route(
-            "/v1/services/{service}/backends/{backend}/drain",
-            post(drain),
-        )
-        .route(
-            "/v1/services/{service}/backends/{backend}/undrain",
-            post(undrain),
-        )
-        .route("/v1/reload", post(reload))
+    Router::from(api())
         .fallback(http::not_found)
-        .method_not_allowed_fallback(async || {
-            http::error(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "this path takes another method",
-            )
-        })
+        .method_not_allowed_fallback(http::wrong_method)
         .with_state(admin)
 }
 
+/// The state of everything
+#[utoipa::path(get, path = "/v1/status", tag = "listings",
+    responses((status = 200, description = "The state of things", body = Status),
+        (status = 403, description = "Not for this user", body = Failure)))]
 async fn status(State(admin): State<Admin>) -> Response {
     let status = admin.status.borrow().clone();
     Json(&*status).into_response()
@@ -149,10 +174,28 @@ async fn status(State(admin): State<Admin>) -> Response {
 /// A service's name and a backend's, in a path.
 type Named = UrlPath<(String, String)>;
 
+/// Give a backend no new flows
+///
+/// It keeps those it has. Holds over restarts, until it is undrained.
+#[utoipa::path(post, path = "/v1/services/{service}/backends/{backend}/drain", tag = "changes",
+    params(("service" = String, Path, description = "Name of the service"), ("backend" = String, Path, description = "Name of the backend")),
+    responses((status = 200, description = "It is remembered", body = Done),
+        (status = 400, description = "A name is no text", body = Failure),
+        (status = 403, description = "Not for this user", body = Failure),
+        (status = 404, description = "No such backend", body = Failure),
+        (status = 503, description = "The daemon is busy, or stopping", body = Failure)))]
 async fn drain(State(admin): State<Admin>, name: Result<Named, PathRejection>) -> Response {
     ask(&admin, name, |name, reply| Command::Drain { name, reply }).await
 }
 
+/// End a drain
+#[utoipa::path(post, path = "/v1/services/{service}/backends/{backend}/undrain", tag = "changes",
+    params(("service" = String, Path, description = "Name of the service"), ("backend" = String, Path, description = "Name of the backend")),
+    responses((status = 200, description = "It is remembered", body = Done),
+        (status = 400, description = "A name is no text", body = Failure),
+        (status = 403, description = "Not for this user", body = Failure),
+        (status = 404, description = "No such backend, or it is the configuration that drains it", body = Failure),
+        (status = 503, description = "The daemon is busy, or stopping", body = Failure)))]
 async fn undrain(State(admin): State<Admin>, name: Result<Named, PathRejection>) -> Response {
     ask(&admin, name, |name, reply| Command::Undrain { name, reply }).await
 }
@@ -172,7 +215,7 @@ async fn ask(
         answer.await.ok()
     };
     match tokio::time::timeout(PATIENCE, asked).await {
-        Ok(Some(Ok(()))) => Json(serde_json::json!({ "ok": true })).into_response(),
+        Ok(Some(Ok(()))) => Json(Done { ok: true }).into_response(),
         Ok(Some(Err(text))) => http::error(StatusCode::NOT_FOUND, text),
         Ok(None) => http::error(StatusCode::SERVICE_UNAVAILABLE, "the daemon is stopping"),
         Err(_) => http::error(
@@ -182,14 +225,20 @@ async fn ask(
     }
 }
 
+/// Read the configuration again
+#[utoipa::path(post, path = "/v1/reload", tag = "changes",
+    responses((status = 200, description = "It is accepted", body = Reloaded),
+        (status = 403, description = "Not for this user", body = Failure),
+        (status = 422, description = "It is refused, and the one in force stays", body = Failures)))]
 async fn reload(State(admin): State<Admin>) -> Response {
     match admin.reloader.reload().await {
-        Ok(generation) => {
-            Json(serde_json::json!({ "ok": true, "generation": generation })).into_response()
-        }
+        Ok(generation) => Json(Reloaded {
+            ok: true,
+            generation,
+        })
+        .into_response(),
         Err(errors) => {
-            let body = serde_json::json!({ "errors": errors });
-            (StatusCode::UNPROCESSABLE_ENTITY, Json(body)).into_response()
+            (StatusCode::UNPROCESSABLE_ENTITY, Json(Failures { errors })).into_response()
         }
     }
 }

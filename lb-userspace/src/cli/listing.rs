@@ -185,7 +185,7 @@ fn backend_row(backend: &BackendStatus, now: u64) -> [String; 10] {
     ]
 }
 
-fn last_error(backend: &BackendStatus, now: u64) -> String {
+pub(super) fn last_error(backend: &BackendStatus, now: u64) -> String {
     match (&backend.last_error, backend.last_error_ended) {
         (None, _) => String::new(),
         (Some(error), None) => error.clone(),
@@ -234,14 +234,14 @@ fn table<const N: usize>(rows: &[[String; N]]) -> String {
 }
 
 /// A word of the vocabulary as the JSON spells it.
-fn word(value: &impl Serialize) -> String {
+pub(super) fn word(value: &impl Serialize) -> String {
     serde_json::to_value(value)
         .ok()
         .and_then(|value| value.as_str().map(str::to_owned))
         .unwrap_or_default()
 }
 
-fn duration(seconds: u64) -> String {
+pub(super) fn duration(seconds: u64) -> String {
     let (days, hours) = (seconds / 86_400, seconds / 3_600 % 24);
     let (minutes, rest) = (seconds / 60 % 60, seconds % 60);
     match (days, hours, minutes) {

@@ -2,8 +2,11 @@
 //!
 //! Exit status: 0 is success, 1 that something failed, 2 that the command line or the configuration is wrong.
 
+mod inventory;
 mod listing;
+mod manual;
 mod seed;
+mod table;
 
 use std::{
     path::{Path, PathBuf},
@@ -76,6 +79,18 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// List services
+    #[command(after_help = EXIT_STATUS)]
+    Services(inventory::Services),
+    /// List backends
+    #[command(after_help = EXIT_STATUS)]
+    Backends(inventory::Backends),
+    /// List flows
+    ///
+    /// They are printed as the daemon finds them in its tables. Times are known to about 4 s. A flow that has just been opened is an embryo, is young once its
+    /// client has answered, and a pin when it has lived for 30 s.
+    #[command(after_help = EXIT_STATUS)]
+    Flows(inventory::Flows),
     /// Give a backend no new flows; it keeps those it has
     #[command(after_help = EXIT_STATUS)]
     Drain {
@@ -129,6 +144,16 @@ enum Command {
         #[arg(long, value_name = "DIR", default_value = DECAP_BPFFS)]
         bpffs: PathBuf,
     },
+    /// Print the completions of a shell
+    ///
+    /// For bash: `tether completions bash > /etc/bash_completion.d/tether`.
+    #[command(after_help = EXIT_STATUS)]
+    Completions(manual::Completions),
+    /// Print a manual page
+    ///
+    /// `tether man flows | man -l -` shows one; `tether man --dir /usr/local/share/man/man1` installs all.
+    #[command(after_help = EXIT_STATUS)]
+    Man(manual::Man),
 }
 
 #[derive(Args, Debug, PartialEq, Eq)]
@@ -241,6 +266,14 @@ fn run(command: Command) -> Result<(), Failure> {
             }
             Ok(())
         }
+        Command::Services(asked) => inventory::services(&asked),
+        Command::Backends(asked) => inventory::backends(&asked),
+        Command::Flows(asked) => inventory::flows(&asked),
+        Command::Completions(asked) => {
+            manual::completions(&asked);
+            Ok(())
+        }
+        Command::Man(asked) => manual::man(&asked),
         Command::Drain { backend, daemon } => {
             ask(&daemon, async |client| client.drain(&backend.0).await)?;
             println!(

@@ -35,6 +35,8 @@ pub struct Config {
     pub bpffs: PathBuf,
     /// The secret of the fleet, if the configuration gives one.
     pub fleet_seed: Option<[u64; 4]>,
+    /// The group whose members may read by the admin socket, if there is one.
+    pub admin_group: Option<String>,
     /// Where metrics are served; none is nowhere.
     pub metrics: Option<SocketAddr>,
     /// Capacities of the maps.

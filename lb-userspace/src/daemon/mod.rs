@@ -39,7 +39,7 @@ use crate::{
     },
     flows, health, neighbour,
     reconcile::{self, Inputs, Outputs},
-    status::{ConfigStatus, Flows, Generation, Status},
+    status::{ConfigStatus, Flows, Generation, Reloads, Status},
     web::{self, Web},
 };
 
@@ -148,7 +148,8 @@ async fn run_parts(
 
     // Sockets first: what is taken is said before anything begins.
     let socket = state.socket();
-    let admin_listener = admin::listen(&socket)
+    let readers = admin::Readers::named(config.admin_group.as_deref(), &config.path)?;
+    let admin_listener = admin::listen(&socket, readers)
         .with_context(|| format!("{}: the admin socket could not be opened", socket.display()))?;
     let web_listener = match config.metrics {
         Some(address) => Some(web::listen(address).await.with_context(|| {
@@ -160,12 +161,14 @@ async fn run_parts(
     };
 
     let reloader = Arc::new(Reloader::new(config.path.clone(), commands.clone()));
-    let admin = Admin {
-        status: watched_status.clone(),
+    let admin = Admin::new(
+        watched_status.clone(),
+        maps.clone(),
         commands,
-        reloader: reloader.clone(),
-    };
+        reloader.clone(),
+    );
     let checks_at_once = config.checks_at_once;
+    let probes = health::ProbeTimes::default();
     let inputs = Inputs {
         commands: command_queue,
         health: health_queue,
@@ -199,6 +202,7 @@ async fn run_parts(
             watched_targets,
             health_reports,
             checks_at_once,
+            probes.clone(),
             stopping.clone(),
         );
         async { running.await.context("no netlink socket") }
@@ -224,7 +228,13 @@ async fn run_parts(
         }
     });
     parts.start("the admin socket", {
-        let running = admin::serve(admin_listener, later_listeners, admin, stopping.clone());
+        let running = admin::serve(
+            admin_listener,
+            later_listeners,
+            admin,
+            readers,
+            stopping.clone(),
+        );
         async {
             running.await;
             Ok(())
@@ -244,7 +254,7 @@ async fn run_parts(
         Err(error) => tracing::warn!(%error, "the program logs nothing"),
     }
     if let Some(listener) = web_listener {
-        let web = Web::new(maps, watched_status.clone(), watched_census);
+        let web = Web::new(maps, watched_status.clone(), watched_census, probes);
         let running = web::serve(listener, web, stopping.clone());
         parts.start("the metrics listener", async {
             running.await;
@@ -257,6 +267,7 @@ async fn run_parts(
         state,
         attachments: &attachments,
         listeners: &listeners,
+        readers,
         is_attached: false,
         is_open: true,
     };
@@ -321,10 +332,12 @@ fn starting(config: &Config) -> Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
         uptime_s: 0,
+        at: 0,
         generation: Generation::default(),
         config: ConfigStatus {
             path: config.path.clone(),
             error: None,
+            reloads: Reloads::default(),
         },
         attachments: vec![],
         closed_egress: vec![],

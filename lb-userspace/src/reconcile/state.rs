@@ -22,7 +22,7 @@ use crate::{
     model::{Admin, BackendName, HealthReport, NextHopReport, Target},
     plan::{self, Deferred, Observed, Plan, Tables, Unsettled, Wanted},
     resolve::{self, Found, Hop},
-    status::Generation,
+    status::{Generation, Reloads},
 };
 
 /// What the reconciler knows.
@@ -32,6 +32,7 @@ pub struct State {
     pub(super) config: Config,
     /// Why the latest reload was refused.
     pub(super) config_error: Option<String>,
+    pub(super) reloads: Reloads,
     drained: BTreeSet<BackendName>,
     pub(super) registry: Registry,
     pub(super) hops: HashMap<IpAddr, Found>,
@@ -72,6 +73,7 @@ impl State {
             maps,
             fleet_seed,
             config_error: None,
+            reloads: Reloads::default(),
             drained: saved.drained.clone(),
             hops: HashMap::new(),
             fill: ByVersion::default(),
@@ -111,6 +113,7 @@ impl State {
         }
         self.config = config;
         self.config_error = None;
+        self.reloads.accepted += 1;
         self.forget_drains();
         self.want();
         self.accepted();
@@ -120,6 +123,7 @@ impl State {
     /// Notes that a reload was refused before it came here.
     pub fn rejected(&mut self, error: String) {
         self.config_error = Some(error);
+        self.reloads.refused += 1;
     }
 
     /// Drains a backend until [`State::undrain`], over restarts.
@@ -393,6 +397,7 @@ fn needs_no_restart(old: &Config, new: &Config) -> Result<(), String> {
         ("state_dir", old.state_dir != new.state_dir),
         ("bpffs", old.bpffs != new.bpffs),
         ("fleet_seed", old.fleet_seed != new.fleet_seed),
+        ("admin_group", old.admin_group != new.admin_group),
         ("metrics", old.metrics != new.metrics),
         (
             "checks in [limits]",

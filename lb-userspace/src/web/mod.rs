@@ -17,13 +17,10 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::get,
 };
-use tokio::{
-    net::TcpListener,
-    sync::{Semaphore, watch},
-};
+use tokio::{net::TcpListener, sync::watch};
 
 use self::metrics::Metrics;
-use crate::{dataplane::maps::Maps, flows::Census, http, status::Status};
+use crate::{dataplane::maps::Maps, flows::Census, health::ProbeTimes, http, status::Status};
 
 /// What is shown.
 #[derive(Clone, Debug)]
@@ -31,19 +28,22 @@ pub struct Web {
     maps: Arc<Maps>,
     status: watch::Receiver<Arc<Status>>,
     census: watch::Receiver<Arc<Census>>,
+    probes: ProbeTimes,
 }
 
 impl Web {
-    /// Shows the counters in `maps` under the names in `status`, and what the sweep did as `census` tells.
+    /// Shows the counters in `maps` under the names in `status`, what the sweep did as `census` tells, and how checks went.
     pub fn new(
         maps: Arc<Maps>,
         status: watch::Receiver<Arc<Status>>,
         census: watch::Receiver<Arc<Census>>,
+        probes: ProbeTimes,
     ) -> Self {
         Self {
             maps,
             status,
             census,
+            probes,
         }
     }
 }
@@ -64,9 +64,8 @@ pub async fn serve(listener: TcpListener, web: Web, mut shutdown: watch::Receive
         .route("/readyz", get(ready))
         .fallback(http::not_found)
         .with_state(web);
-    let places = Arc::new(Semaphore::new(http::CONNECTIONS));
+    let gate = http::gate::Gate::default();
     loop {
-        let place = places.clone().acquire_owned().await;
         let stream = tokio::select! {
             () = crate::shutdown::requested(&mut shutdown) => return,
             accepted = listener.accept() => match accepted {
@@ -77,20 +76,21 @@ pub async fn serve(listener: TcpListener, web: Web, mut shutdown: watch::Receive
                 }
             }
         };
-        let router = router.clone();
-        tokio::spawn(async move {
-            http::serve(stream, router).await;
-            drop(place);
-        });
+        let place = tokio::select! {
+            () = crate::shutdown::requested(&mut shutdown) => return,
+            place = gate.enter() => place,
+        };
+        tokio::spawn(http::serve(stream, router.clone(), place));
     }
 }
 
 async fn metrics(State(web): State<Web>) -> Response {
-    let metrics = Metrics::new(
-        web.maps,
-        web.status.borrow().clone(),
-        web.census.borrow().clone(),
-    );
+    let metrics = Metrics {
+        status: web.status.borrow().clone(),
+        census: web.census.borrow().clone(),
+        maps: web.maps,
+        probes: web.probes,
+    };
     // Tens of thousands of counters may have to be summed over all CPUs.
     let text = tokio::task::spawn_blocking(move || metrics.text()).await;
     match text {

@@ -1,6 +1,10 @@
 //! The listener over a real socket, with counters and a status made for the purpose.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use lb_common::{
     backend::{Backend, Mode, Serving},
@@ -17,12 +21,13 @@ use super::*;
 use crate::{
     by_version::ByVersion,
     dataplane::maps::Capacity,
-    flows::{Counts, Fill},
+    flows::{Churn, Counts, Fill},
+    health::track::Reply,
     ids::{backend_identity, service_identity},
     model::{Admin, Health},
     status::{
         AttachMode, Attachment, BackendStatus, ClosedEgress, ConfigStatus, FlowTable, Flows,
-        Generation, Neighbour, ServiceStatus,
+        Generation, Neighbour, Reloads, ServiceStatus,
     },
 };
 
@@ -34,6 +39,7 @@ fn a_status() -> Status {
         version: "0.1.0".into(),
         pid: 7,
         uptime_s: 9,
+        at: 1_800_000_000,
         generation: Generation {
             accepted: 3,
             resolved: 3,
@@ -42,6 +48,10 @@ fn a_status() -> Status {
         config: ConfigStatus {
             path: "tether.toml".into(),
             error: None,
+            reloads: Reloads {
+                accepted: 4,
+                refused: 2,
+            },
         },
         closed_egress: vec![ClosedEgress {
             interface: "br0".into(),
@@ -139,6 +149,16 @@ async fn start(status: Status) -> (SocketAddr, watch::Sender<Arc<Status>>, watch
     let (stop, shutdown) = watch::channel(false);
     let mut counted = Census::default();
     counted.swept.reclaimed = 5;
+    let churn = Churn {
+        established: 70,
+        fin: 8,
+        rst: 9,
+    };
+    counted.churn.insert(2, churn);
+    let probes = ProbeTimes::default();
+    let times = probes.of("chat");
+    times.note(Reply::Yes, Duration::from_millis(3));
+    times.note(Reply::Silent, Duration::from_secs(1));
     let pins = |pin| Counts {
         pin,
         ..Counts::default()
@@ -147,7 +167,7 @@ async fn start(status: Status) -> (SocketAddr, watch::Sender<Arc<Status>>, watch
     counted.tables.v6.counts = pins(45);
     // What was last said can be read when the sender is gone.
     let (_, census) = watch::channel(Arc::new(counted));
-    let web = Web::new(counted_maps(), watched, census);
+    let web = Web::new(counted_maps(), watched, census, probes);
     tokio::spawn(serve(listener, web, shutdown));
     (address, status, stop)
 }
@@ -180,6 +200,21 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
         r#"tether_flow_fill_level{version="6"} 2"#.to_owned(),
         r#"tether_swept_entries_total{why="reclaimed"} 5"#.to_owned(),
         r#"tether_generation{stage="applied"} 3"#.to_owned(),
+        r#"tether_reloads_total{outcome="accepted"} 4"#.to_owned(),
+        r#"tether_reloads_total{outcome="refused"} 2"#.to_owned(),
+        "tether_config_refused 0".to_owned(),
+        "tether_status_timestamp_seconds 1800000000".to_owned(),
+        format!("tether_service_flows_established_total{{{service}}} 70"),
+        format!(r#"tether_service_flow_ends_total{{{service},cause="fin"}} 8"#),
+        format!(r#"tether_service_flow_ends_total{{{service},cause="rst"}} 9"#),
+        format!("tether_service_unserved{{{service}}} 0"),
+        format!("tether_backend_draining{{{backend}}} 0"),
+        r#"tether_probes_total{service="chat",reply="yes"} 1"#.to_owned(),
+        r#"tether_probes_total{service="chat",reply="silent"} 1"#.to_owned(),
+        r#"tether_probe_seconds_bucket{le="0.0025",service="chat"} 0"#.to_owned(),
+        r#"tether_probe_seconds_bucket{le="0.005",service="chat"} 1"#.to_owned(),
+        r#"tether_probe_seconds_bucket{le="+Inf",service="chat"} 1"#.to_owned(),
+        r#"tether_probe_seconds_count{service="chat"} 1"#.to_owned(),
         r#"tether_attached{interface="eth0",mode="native"} 1"#.to_owned(),
         r#"tether_egress_closed{interface="br0"} 1"#.to_owned(),
         "# EOF".to_owned(),
@@ -189,6 +224,29 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
             "no line {line} in\n{text}"
         );
     }
+}
+
+#[tokio::test]
+async fn the_metrics_page_names_all_that_is_exported_and_nothing_else() {
+    let (address, _status, _stop) = start(a_status()).await;
+    let (_, text) = get(address, "/metrics").await;
+    let exported: BTreeSet<String> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "))
+        .map(|line| match line.split_once(' ').unwrap() {
+            (name, "counter") => format!("{name}_total"),
+            (name, _) => name.to_owned(),
+        })
+        .collect();
+    let page = include_str!("../../../docs/metrics.md");
+    let named: BTreeSet<String> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `tether_"))
+        .flat_map(|row| row.split(" | ").next().unwrap().split('`'))
+        .filter(|part| !part.contains([',', ' ']) && !part.is_empty())
+        .map(|name| format!("tether_{}", name.trim_start_matches("tether_")))
+        .collect();
+    assert_eq!(named, exported);
 }
 
 #[tokio::test]
