@@ -1,5 +1,8 @@
 //! `tether services`, `backends` and `flows` over real connections.
 
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -56,7 +59,7 @@ fn lists(family: Family, number: u8) -> Result<()> {
         assert_eq!(live(&["--backend", &backend])?.len(), theirs, "{name}");
     }
     let nobody = match family {
-        Family::V4 => "203.0.113.0/24",
+        Family::V4 | Family::V4InV6 => "203.0.113.0/24",
         Family::V6 => "2001:db8:ffff::/48",
     };
     assert_eq!(live(&["--client", nobody])?.len(), 0);
@@ -119,6 +122,35 @@ fn lists(family: Family, number: u8) -> Result<()> {
         Some(2)
     );
     assert_eq!(crowd::breaks(&connections), [""; 0]);
+    stage.close();
+    Ok(())
+}
+
+/// A peer that goes before it has read its answer costs the daemon nothing: not its life either, which SIGPIPE would take.
+#[test]
+fn peers_that_go_before_their_answer_do_no_harm() -> Result<()> {
+    let stage = Stage::set(Topology::new(Place::Farm), 83, |_| {})?;
+    let pid = stage.tether.pid()?;
+    stage.lab.balancer().run(|| -> Result<()> {
+        for round in 0..300 {
+            let path = ["/v1/status", "/v1/flows", "/v1/openapi.json"][round % 3];
+            let mut peer = UnixStream::connect("/run/tether/admin.sock")?;
+            write!(peer, "GET {path} HTTP/1.1\r\nHost: tether\r\n\r\n")?;
+            // Some go at once, others when the first bytes have come.
+            if round % 2 == 0 {
+                let _ = peer.read(&mut [0; 16])?;
+            }
+            drop(peer);
+            let path = ["/metrics", "/", "/events"][round % 3];
+            let mut peer = TcpStream::connect("127.0.0.1:9477")?;
+            write!(peer, "GET {path} HTTP/1.1\r\nHost: tether\r\n\r\n")?;
+            if round % 2 == 0 {
+                let _ = peer.read(&mut [0; 16])?;
+            }
+        }
+        Ok(())
+    })?;
+    assert_eq!(stage.tether.status()?.pid, pid);
     stage.close();
     Ok(())
 }

@@ -223,17 +223,22 @@ impl Failure {
 
 /// Does what the process's arguments ask for.
 pub fn main() -> ExitCode {
-    // A reader that has seen enough (`tether status | head`) ends this process, as it does any other tool.
-    // SAFETY: no handler of ours is replaced, and nothing else runs yet.
-    if let Err(error) = unsafe {
-        nix::sys::signal::signal(
-            nix::sys::signal::Signal::SIGPIPE,
-            nix::sys::signal::SigHandler::SigDfl,
-        )
-    } {
-        eprintln!("tether: the default of SIGPIPE could not be restored: {error}");
+    let command = Cli::parse().command;
+    // A reader that has seen enough (`tether status | head`) ends this process, as it does any other tool. But not the daemon: its peers are sockets, and
+    // one that goes before it has read its answer must not take the daemon along.
+    if !matches!(command, Command::Run { .. }) {
+        // SAFETY: no handler of ours is replaced, and nothing else runs yet.
+        let restored = unsafe {
+            nix::sys::signal::signal(
+                nix::sys::signal::Signal::SIGPIPE,
+                nix::sys::signal::SigHandler::SigDfl,
+            )
+        };
+        if let Err(error) = restored {
+            eprintln!("tether: the default of SIGPIPE could not be restored: {error}");
+        }
     }
-    match run(Cli::parse().command) {
+    match run(command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("{failure}");
