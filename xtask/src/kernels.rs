@@ -45,7 +45,7 @@ const DAEMON: &str = "tether-under-test";
 /// How long a test program may take, in seconds: many times what it does, since other work may be going on.
 const LIMIT_S: u64 = 1800;
 /// How many times longer than usual labs wait for a fact before they give up.
-const PATIENCE: &str = "4";
+const PATIENCE: &str = "20";
 /// How much of a console a crash is explained with.
 const LAST_WORDS: usize = 60;
 

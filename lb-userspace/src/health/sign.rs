@@ -95,7 +95,7 @@ enum Place {
     OnLink(u32),
     /// By echoes.
     ByEcho,
-    /// Not at all, for now.
+    /// Not at all: there is no route to it.
     Nowhere,
 }
 
