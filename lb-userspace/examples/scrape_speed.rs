@@ -21,6 +21,7 @@ use lb_userspace::{
     },
     flows::Census,
     health::{ProbeTimes, track::Reply},
+    history::History,
     ids::{backend_identity, service_identity},
     model::{Admin, Health},
     status::{BackendStatus, ConfigStatus, Neighbour, ServiceStatus, Status},
@@ -51,7 +52,7 @@ fn main() -> anyhow::Result<()> {
         let address = listener.local_addr()?;
         tokio::spawn(web::serve(
             listener,
-            Web::new(maps, watched, census, probes),
+            Web::new(maps, watched, census, probes, History::default()),
             stopping,
         ));
         anyhow::Ok(address)

@@ -10,6 +10,7 @@ pub mod dataplane;
 pub mod desired;
 pub mod flows;
 pub mod health;
+pub mod history;
 mod http;
 pub mod ids;
 pub mod inventory;

@@ -88,7 +88,9 @@ pub(super) async fn backends(
         return http::error(StatusCode::NOT_FOUND, text);
     }
     let rows = tokio::task::spawn_blocking(move || {
-        inventory::backends(&admin.maps, &status, service.as_deref())
+        inventory::backends(&admin.maps, &status, |known| {
+            service.as_ref().is_none_or(|name| known.name == *name)
+        })
     });
     answer(rows.await)
 }

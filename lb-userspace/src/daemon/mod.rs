@@ -37,7 +37,9 @@ use crate::{
         kernel::{Kernel, Options, possible_cpus},
         maps::Capacity,
     },
-    flows, health, neighbour,
+    flows, health,
+    history::{self, History},
+    neighbour,
     reconcile::{self, Inputs, Outputs},
     status::{ConfigStatus, Flows, Generation, Reloads, Status},
     web::{self, Web},
@@ -254,7 +256,26 @@ async fn run_parts(
         Err(error) => tracing::warn!(%error, "the program logs nothing"),
     }
     if let Some(listener) = web_listener {
-        let web = Web::new(maps, watched_status.clone(), watched_census, probes);
+        let history = History::default();
+        parts.start("the record of changes", {
+            let running = history::record(
+                history.clone(),
+                maps.clone(),
+                watched_status.clone(),
+                stopping.clone(),
+            );
+            async {
+                running.await;
+                Ok(())
+            }
+        });
+        let web = Web::new(
+            maps,
+            watched_status.clone(),
+            watched_census,
+            probes,
+            history,
+        );
         let running = web::serve(listener, web, stopping.clone());
         parts.start("the metrics listener", async {
             running.await;

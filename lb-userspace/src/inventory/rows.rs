@@ -124,11 +124,14 @@ pub fn services(maps: &Maps, status: &Status) -> Vec<ServiceRow> {
     status.services.iter().map(row).collect()
 }
 
-/// The backends of one service, or of all, in the status' order.
-pub fn backends(maps: &Maps, status: &Status, of: Option<&str>) -> Vec<BackendRow> {
+/// The backends of those services that are wanted, in the status' order.
+pub fn backends(
+    maps: &Maps,
+    status: &Status,
+    wanted: impl Fn(&ServiceStatus) -> bool,
+) -> Vec<BackendRow> {
     let ids = Ids::of(maps);
     let layout = maps.capacity.counters();
-    let wanted = |service: &&ServiceStatus| of.is_none_or(|name| service.name == name);
     let row = |service: &ServiceStatus, backend: &BackendStatus| BackendRow {
         service: service.name.clone(),
         endpoint: SocketAddr::new(service.vip, service.port),
@@ -141,7 +144,7 @@ pub fn backends(maps: &Maps, status: &Status, of: Option<&str>) -> Vec<BackendRo
     status
         .services
         .iter()
-        .filter(wanted)
+        .filter(|service| wanted(service))
         .flat_map(|service| service.backends.iter().map(|backend| row(service, backend)))
         .collect()
 }

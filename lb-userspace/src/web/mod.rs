@@ -2,11 +2,13 @@
 //!
 //! | path | answer |
 //! |---|---|
+//! | `/`, `/events` | the status page, and its news |
 //! | `/metrics` | everything, in the OpenMetrics text format |
 //! | `/healthz` | 200 while the daemon answers at all |
 //! | `/readyz` | 200 while the configuration is applied and the program attached, else 503 and what is missing |
 
 mod metrics;
+mod page;
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -17,10 +19,16 @@ use axum::{
     response::{IntoResponse as _, Response},
     routing::get,
 };
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+};
 
 use self::metrics::Metrics;
-use crate::{dataplane::maps::Maps, flows::Census, health::ProbeTimes, http, status::Status};
+use crate::{
+    dataplane::maps::Maps, flows::Census, health::ProbeTimes, history::History, http,
+    status::Status,
+};
 
 /// What is shown.
 #[derive(Clone, Debug)]
@@ -29,21 +37,28 @@ pub struct Web {
     status: watch::Receiver<Arc<Status>>,
     census: watch::Receiver<Arc<Census>>,
     probes: ProbeTimes,
+    history: History,
+    /// Places for those who listen to the page's news.
+    readers: Arc<Semaphore>,
 }
 
 impl Web {
-    /// Shows the counters in `maps` under the names in `status`, what the sweep did as `census` tells, and how checks went.
+    /// Shows the counters in `maps` under the names in `status`, what the sweep did as `census` tells, how checks went, and
+    /// on the page what `history` remembers.
     pub fn new(
         maps: Arc<Maps>,
         status: watch::Receiver<Arc<Status>>,
         census: watch::Receiver<Arc<Census>>,
         probes: ProbeTimes,
+        history: History,
     ) -> Self {
         Self {
             maps,
             status,
             census,
             probes,
+            history,
+            readers: Arc::new(Semaphore::new(page::READERS)),
         }
     }
 }
@@ -59,10 +74,13 @@ pub async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
 /// Serves until `shutdown` turns true.
 pub async fn serve(listener: TcpListener, web: Web, mut shutdown: watch::Receiver<bool>) {
     let router = Router::new()
+        .route("/", get(page::page))
+        .route("/events", get(page::events))
         .route("/metrics", get(metrics))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .fallback(http::not_found)
+        .method_not_allowed_fallback(http::wrong_method)
         .with_state(web);
     let gate = http::gate::Gate::default();
     loop {

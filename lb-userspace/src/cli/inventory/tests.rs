@@ -35,7 +35,7 @@ fn backends_read_like_this() {
     let backend = &mut status.services[0].backends[1];
     (backend.health, backend.serving) = (Health::Down, Serving::None);
     backend.last_error = Some("no answer".into());
-    let rows = crate::inventory::backends(&shown::maps_of(&status), &status, Some("chat"));
+    let rows = crate::inventory::backends(&shown::maps_of(&status), &status, |s| s.name == "chat");
     let expected = "\
 BACKEND  ADDRESS       WEIGHT  ADMIN   HEALTH  SERVING  NEIGHBOUR  ACTIVE  IDLE  PACKETS  LAST ERROR
 chat/b1  10.0.1.11:80  100     active  up      new      resolved   2       1     0
