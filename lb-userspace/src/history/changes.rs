@@ -52,10 +52,11 @@ impl Change {
 /// The daemon has begun.
 pub fn started(status: &Status) -> Change {
     let text = format!(
-        "version {} runs as process {} with {} services",
+        "version {} runs as process {} and serves {} service{}",
         status.version,
         status.pid,
-        status.services.len()
+        status.services.len(),
+        if status.services.len() == 1 { "" } else { "s" }
     );
     Change::new(Level::Info, "daemon", text)
 }

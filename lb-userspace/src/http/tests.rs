@@ -135,7 +135,8 @@ async fn who_does_not_read_an_endless_answer_is_given_up_and_who_reads_slowly_is
     }
     assert!(!served.is_finished());
     let stopped = tokio::time::Instant::now();
-    served.await.unwrap();
+    let given_up = tokio::time::timeout(CONNECTION_TIMEOUT, served).await;
+    given_up.expect("it is given up").unwrap();
     let waited = stopped.elapsed();
     assert!(
         (Duration::from_secs(8)..Duration::from_secs(12)).contains(&waited),

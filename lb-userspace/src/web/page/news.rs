@@ -248,9 +248,7 @@ struct Backend {
 
 pub(super) fn backends(web: &Web, open: &[String]) -> Opened {
     let status = web.status.borrow().clone();
-    let rows = inventory::backends(&web.maps, &status, |service| {
-        open.iter().any(|name| *name == service.name)
-    });
+    let rows = inventory::backends(&web.maps, &status, |service| open.contains(&service.name));
     let backend = |row: inventory::BackendRow| Backend {
         service: row.service,
         endpoint: row.endpoint,

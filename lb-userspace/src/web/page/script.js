@@ -83,14 +83,17 @@
     for (const one of page.attachments) if (one.mode !== 'native') findings.push(['warning', `${one.interface} runs the program in generic mode, which is slower.`]);
     for (const one of page.closed_egress) findings.push(['bad', `Nothing leaves by ${one.interface}: ${one.reason}`]);
     for (const table of page.tables) if (table.fill === 'high') findings.push(['bad', `The IPv${table.version} flow table is over 70% full: raise its limit and restart the daemon.`]);
-    const count = state => page.services.filter(service => service.state === state).length;
     const services = n => `${n} service${n === 1 ? '' : 's'}`;
+    const named = state => {
+      const names = page.services.filter(service => service.state === state).map(service => service.name);
+      return names.length > 3 ? services(names.length) : names.join(', ');
+    };
     for (const [state, level, text] of [
-      ['error', 'bad', n => `${services(n)} not served as configured.`],
-      ['no-backend', 'bad', n => `${services(n)} without a backend that takes new flows.`],
-      ['fail-open', 'bad', n => `${services(n)} in fail-open: too few backends are usable, all active ones take new flows.`],
-      ['degraded', 'warning', n => `${services(n)} with backends that are not well.`],
-    ]) { const n = count(state); if (n) findings.push([level, text(n)]); }
+      ['error', 'bad', 'not served as configured'],
+      ['no-backend', 'bad', 'no backend takes new flows'],
+      ['fail-open', 'bad', 'fail-open, too few backends are usable and all active ones take new flows'],
+      ['degraded', 'warning', 'some backends are not well'],
+    ]) { const names = named(state); if (names) findings.push([level, `${names}: ${text}.`]); }
     const level = findings.some(([level]) => level === 'bad') ? 'bad' : findings.length ? 'warning' : 'good';
     const said = level + JSON.stringify(findings);
     const verdict = $('#verdict');
@@ -107,7 +110,7 @@
       live: [whole.format(total.live), ''], opened: rate(total.opened, '/s'), packets: rate(total.packets, '/s'), bits: rate(total.bits, 'bit/s'),
     })) {
       $(`#${id} .figure`).replaceChildren(number, make('small', {}, unit));
-      draw($(`#${id} .plot`), totals[id], TOTALS);
+      draw($(`#${id} .plot`), totals[id], Math.max(30, totals[id].length));
     }
     $('#tables').replaceChildren(...page.tables.map(table => make('div', { class: 'gauge' },
       `IPv${table.version} table`,
@@ -118,7 +121,7 @@
     $('#drains').hidden = !page.drains.length;
     $('#drains .list').replaceChildren(...page.drains.slice(0, SHOWN).map(drain => {
       const done = drain.most ? 1 - drain.left / drain.most : 1;
-      return make('div', { class: 'drain' },
+      return make('div', { class: drain.left ? 'drain' : 'drain done' },
         make('div', { class: 'name' }, make('b', {}, `${drain.service}/${drain.backend}`), drain.removed && make('span', { class: 'tag' }, 'removed'),
           make('div', { class: 'mono' }, drain.address)),
         make('div', { class: 'bar', role: 'progressbar', 'aria-label': `Drain of ${drain.service}/${drain.backend}`, 'aria-valuemin': 0, 'aria-valuemax': 100, 'aria-valuenow': Math.floor(done * 100) },
@@ -183,7 +186,8 @@
       }
       one.live.data = plain(service.live);
       one.rate.data = plain(service.packets);
-      draw(one.spark, past.get(key) || [], OF_SERVICE);
+      const packets = past.get(key) || [];
+      draw(one.spark, packets, Math.max(15, packets.length));
       return one.details;
     });
     if (elements.length !== list.children.length || elements.some((element, n) => list.children[n] !== element)) {
