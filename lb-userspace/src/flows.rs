@@ -5,10 +5,12 @@
 //!
 //! * [`judge`][]: what becomes of one entry; pure
 //! * [`today`][]: what today's tables say about a flow
+//! * [`churn`][]: flows that begin and end
 //! * [`fill`][]: how full a table is, in steps that are told
 //! * [`sweeper`][]: passes over the tables, in steps
 
 mod census;
+mod churn;
 pub mod fill;
 pub mod judge;
 mod reclaim;
@@ -26,7 +28,7 @@ use std::{
 use lb_common::clock::Tick;
 use tokio::sync::watch;
 
-pub use self::{fill::Fill, sweeper::Sweeper, today::pick_of};
+pub use self::{churn::Churn, fill::Fill, sweeper::Sweeper, today::pick_of};
 use crate::{by_version::ByVersion, dataplane::maps::Maps};
 
 /// Entries of the flow tables, counted by state.
@@ -121,6 +123,8 @@ pub struct Census {
     pub by_service: HashMap<u16, Counts>,
     /// What the sweep has changed.
     pub swept: Swept,
+    /// Flows that began and ended since the daemon started, by service id; absent is none.
+    pub churn: HashMap<u16, Churn>,
 }
 
 impl Default for Census {
@@ -133,6 +137,7 @@ impl Default for Census {
             by_backend: HashMap::new(),
             by_service: HashMap::new(),
             swept: Swept::default(),
+            churn: HashMap::new(),
         }
     }
 }

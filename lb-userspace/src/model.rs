@@ -18,7 +18,9 @@ pub use self::check::{
 use crate::pace::Moment;
 
 /// What the operator wants of a backend.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Admin {
     /// Takes flows as its health allows.
@@ -31,7 +33,9 @@ pub enum Admin {
 }
 
 /// What the checks say of a backend.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Health {
     /// No verdict yet.
@@ -57,7 +61,7 @@ impl std::fmt::Display for Health {
 }
 
 /// Why clients of dead backends are not told of their death.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Suspension {
     /// Over half of the service's backends fell at once: this machine's own eyes are in doubt.
@@ -84,7 +88,9 @@ impl std::fmt::Display for Suspension {
 }
 
 /// A backend by name, unique on this instance.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema,
+)]
 pub struct BackendName {
     /// The service it serves.
     pub service: String,

@@ -2,6 +2,7 @@
 //! the daemon under test, all as values that clean up after themselves.
 
 pub mod address;
+pub mod browser;
 pub mod config;
 pub mod frame;
 mod mounts;

@@ -1,5 +1,7 @@
 //! The command line's side of the admin API.
 
+mod lines;
+
 use std::{
     io,
     path::{Path, PathBuf},
@@ -7,13 +9,19 @@ use std::{
 };
 
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::{Method, Request, StatusCode, body::Bytes, client::conn::http1, header};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    client::conn::http1,
+    header,
+};
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, task::JoinHandle};
 
 use super::edit::{PutBackend, PutWeight};
 use crate::{
+    inventory::{BackendRow, ServiceRow},
     model::{Asked, BackendName},
     preview::Preview,
     status::Status,
@@ -39,7 +47,7 @@ pub enum Error {
         source: io::Error,
     },
     /// Not for this user.
-    #[error("{} is for root and the daemon's own user only; run this as root", path.display())]
+    #[error("{} is for root, the daemon's own user, and members of admin_group if the configuration names one; run this as root", path.display())]
     Forbidden {
         /// The socket.
         path: PathBuf,
@@ -61,6 +69,18 @@ pub enum Error {
 #[derive(Clone, Debug)]
 pub struct Client {
     path: PathBuf,
+}
+
+/// The head of an answer, and the connection that brings the rest.
+type Answer = (Response<Incoming>, Connection);
+
+/// Brings an answer as long as it is held.
+struct Connection(JoinHandle<()>);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 #[derive(Deserialize)]
@@ -93,6 +113,26 @@ impl Client {
     /// When there is no daemon, or it does not answer.
     pub async fn status(&self) -> Result<Status, Error> {
         self.ask(Method::GET, "/v1/status", Body::None).await
+    }
+
+    /// All services, with what came for them.
+    ///
+    /// # Errors
+    /// When there is no daemon, or it does not answer.
+    pub async fn services(&self) -> Result<Vec<ServiceRow>, Error> {
+        self.ask(Method::GET, "/v1/services", Body::None).await
+    }
+
+    /// The backends of one service, or of all, with what they were sent.
+    ///
+    /// # Errors
+    /// When there is no daemon, or no such service.
+    pub async fn backends(&self, of: Option<&str>) -> Result<Vec<BackendRow>, Error> {
+        let path = match of {
+            Some(service) => format!("/v1/backends?service={}", encoded(service)),
+            None => "/v1/backends".to_owned(),
+        };
+        self.ask(Method::GET, &path, Body::None).await
     }
 
     /// Stops new flows to a backend; with a deadline of this drain's own, if one is asked for.
@@ -194,18 +234,20 @@ impl Client {
         path: &str,
         body: Body,
     ) -> Result<T, Error> {
-        match tokio::time::timeout(PATIENCE, self.exchange(method, path, body)).await {
+        let exchange = async {
+            let answer = self.send(method, path, body).await?;
+            let (body, _connection) = self.succeeded(answer).await?;
+            let bytes = self.whole(body).await?;
+            serde_json::from_slice(&bytes).map_err(|error| self.unusable(error))
+        };
+        match tokio::time::timeout(PATIENCE, exchange).await {
             Ok(answer) => answer,
-            Err(_) => Err(self.unusable(format!("nothing within {} s", PATIENCE.as_secs()))),
+            Err(_) => Err(self.silent()),
         }
     }
 
-    async fn exchange<T: DeserializeOwned>(
-        &self,
-        method: Method,
-        path: &str,
-        body: Body,
-    ) -> Result<T, Error> {
+    /// Sends a request and waits for the head of its answer.
+    async fn send(&self, method: Method, path: &str, body: Body) -> Result<Answer, Error> {
         let stream = UnixStream::connect(&self.path).await.map_err(|source| {
             let path = self.path.clone();
             if source.kind() == io::ErrorKind::PermissionDenied {
@@ -217,6 +259,10 @@ impl Client {
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| self.unusable(error))?;
+        let connection = Connection(tokio::spawn(async move {
+            // What goes wrong with it, who waits for the answer is told.
+            drop(connection.await);
+        }));
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -231,37 +277,41 @@ impl Client {
                 .body(Full::new(Bytes::from(text))),
         }
         .map_err(|error| self.unusable(error))?;
-        let answer = async {
-            let response = sender
-                .send_request(request)
-                .await
-                .map_err(|error| self.unusable(error))?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), ANSWER)
-                .collect()
-                .await
-                .map_err(|error| self.unusable(error))?
-                .to_bytes();
-            Ok((status, body))
-        };
-        tokio::pin!(answer, connection);
-        let (status, body) = tokio::select! {
-            biased;
-            answer = &mut answer => answer,
-            _ = &mut connection => answer.await,
-        }?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|error| self.unusable(error))?;
+        Ok((response, connection))
+    }
+
+    /// The body of an answer that is a yes.
+    async fn succeeded(
+        &self,
+        (response, connection): Answer,
+    ) -> Result<(Incoming, Connection), Error> {
+        let status = response.status();
+        let body = response.into_body();
         if status.is_success() {
-            return serde_json::from_slice(&body).map_err(|error| self.unusable(error));
+            return Ok((body, connection));
         }
-        if status == StatusCode::FORBIDDEN {
-            return Err(Error::Forbidden {
-                path: self.path.clone(),
-            });
-        }
-        let failure: Failure =
-            serde_json::from_slice(&body).map_err(|_| self.unusable(format!("status {status}")))?;
+        let bytes = self.whole(body).await?;
+        let failure: Failure = serde_json::from_slice(&bytes)
+            .map_err(|_| self.unusable(format!("status {status}")))?;
         let text = failure.error.unwrap_or_else(|| failure.errors.join("\n"));
-        Err(Error::Refused(text))
+        Err(if status == StatusCode::FORBIDDEN {
+            Error::Refused(format!("{}: {text}", self.path.display()))
+        } else {
+            Error::Refused(text)
+        })
+    }
+
+    async fn whole(&self, body: Incoming) -> Result<Bytes, Error> {
+        let collected = Limited::new(body, ANSWER).collect().await;
+        Ok(collected.map_err(|error| self.unusable(error))?.to_bytes())
+    }
+
+    fn silent(&self) -> Error {
+        self.unusable(format!("nothing within {} s", PATIENCE.as_secs()))
     }
 
     fn unusable(&self, why: impl std::fmt::Display) -> Error {

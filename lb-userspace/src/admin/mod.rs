@@ -1,46 +1,42 @@
-//! The admin API: HTTP and JSON on a Unix socket that only root, or the daemon's own user, may use.
-//!
-//! | request | answer |
-//! |---|---|
-//! | `GET /v1/status` | 200, a [`Status`] |
-//! | `POST /v1/services/SERVICE/backends/BACKEND/drain`, `…/undrain` | 200 `{"ok":true}`, or 404 `{"error":"…"}` |
-//! | `POST …/drain?deadline=30m&close_over=60s` | the same with a deadline of this drain's own; 400 if these are no durations |
-//! | `PUT /v1/services/SERVICE/backends/BACKEND` `{"address":"…","port":N,"weight":N,"admin":"…"}`, `DELETE` of the same | 200 `{"ok":true}`; 404; or 422 `{"error":"…"}` |
-//! | `PUT …/backends/BACKEND/weight` `{"weight":N}`, `POST …/backends/BACKEND/revert` | the same |
-//! | `POST /v1/plan?file=NAME`, a configuration as text | 200, a [`Preview`](crate::preview::Preview); or 422 `{"errors":["…"]}` |
-//! | `POST /v1/reload` | 200 `{"generation":N}`, or 422 `{"errors":["…"]}` |
+//! The admin API: HTTP and JSON on a Unix socket that only root, or the daemon's own user, may use; members of one group may read, if the
+//! configuration names it. It describes itself at `/v1/openapi.json`: [`document`].
 
 pub mod client;
+pub mod document;
 mod edit;
+mod list;
+mod peer;
 mod plan;
 mod reload;
 
-use std::{
-    io,
-    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, os::unix::fs::FileTypeExt as _, path::Path, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
     extract::{
-        Path as UrlPath, Query, State,
+        Path as UrlPath, Query, Request, State,
         rejection::{PathRejection, QueryRejection},
     },
-    http::StatusCode,
+    http::{Method, StatusCode},
+    middleware::{self, Next},
     response::{IntoResponse as _, Response},
-    routing::{get, post},
 };
 use tokio::{
-    net::{UnixListener, UnixStream},
-    sync::{Semaphore, mpsc, oneshot, watch},
+    net::UnixListener,
+    sync::{mpsc, oneshot, watch},
 };
+use utoipa::OpenApi as _;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
-pub use self::{edit::PutBackend, reload::Reloader};
+use self::{
+    document::{Document, Done, Failure, Failures, Reloaded},
+    list::Lists,
+    peer::Right,
+};
+pub use self::{edit::PutBackend, peer::Readers, reload::Reloader};
 use crate::{
     config::{CLOSE_OVERS, DRAIN_DEADLINES, duration_within},
+    dataplane::maps::Maps,
     http,
     model::{Asked, BackendName},
     reconcile::Command,
@@ -53,20 +49,37 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// What requests act on.
 #[derive(Clone, Debug)]
 pub struct Admin {
-    /// The state of things.
-    pub status: watch::Receiver<Arc<Status>>,
-    /// To the reconciler.
-    pub commands: mpsc::Sender<Command>,
-    /// Reads the configuration again.
-    pub reloader: Arc<Reloader>,
+    status: watch::Receiver<Arc<Status>>,
+    maps: Arc<Maps>,
+    commands: mpsc::Sender<Command>,
+    reloader: Arc<Reloader>,
+    lists: Lists,
 }
 
-/// Opens the socket, for its owner alone. One that is left from a daemon that is gone is replaced: call this only while holding the
+impl Admin {
+    /// Shows `status` and what is in `maps`; hands `commands` to the reconciler, and reads the configuration again by `reloader`.
+    pub fn new(
+        status: watch::Receiver<Arc<Status>>,
+        maps: Arc<Maps>,
+        commands: mpsc::Sender<Command>,
+        reloader: Arc<Reloader>,
+    ) -> Self {
+        Self {
+            status,
+            maps,
+            commands,
+            reloader,
+            lists: Lists::default(),
+        }
+    }
+}
+
+/// Opens the socket, for its owner and the group of `readers`. One that is left from a daemon that is gone is replaced: call this only while holding the
 /// state directory's lock.
 ///
 /// # Errors
 /// When the path holds something else, or the directory cannot be written.
-pub fn listen(path: &Path) -> io::Result<UnixListener> {
+pub fn listen(path: &Path, readers: Readers) -> io::Result<UnixListener> {
     match std::fs::symlink_metadata(path) {
         Ok(found) if found.file_type().is_socket() => std::fs::remove_file(path)?,
         Ok(_) => {
@@ -79,8 +92,8 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
         Err(error) => return Err(error),
     }
     let listener = UnixListener::bind(path)?;
-    // Until this line the mode is the umask's; who connects meanwhile is turned away by user id.
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    // Until this line the mode is the umask's; who connects meanwhile is turned away by user and group.
+    readers.admit(path)?;
     Ok(listener)
 }
 
@@ -90,12 +103,12 @@ pub async fn serve(
     mut listener: UnixListener,
     mut later: mpsc::Receiver<UnixListener>,
     admin: Admin,
+    readers: Readers,
     mut shutdown: watch::Receiver<bool>,
 ) {
     let router = router(admin);
-    let places = Arc::new(Semaphore::new(http::CONNECTIONS));
+    let gate = http::gate::Gate::default();
     loop {
-        let place = places.clone().acquire_owned().await;
         let stream = tokio::select! {
             () = crate::shutdown::requested(&mut shutdown) => return,
             Some(next) = later.recv() => {
@@ -110,54 +123,63 @@ pub async fn serve(
                 }
             }
         };
-        let router = if is_trusted(&stream) {
-            router.clone()
-        } else {
-            Router::new().fallback(async || {
-                http::error(
-                    StatusCode::FORBIDDEN,
-                    "only root and the daemon's own user may use this socket",
-                )
-            })
+        let place = tokio::select! {
+            () = crate::shutdown::requested(&mut shutdown) => return,
+            place = gate.enter() => place,
         };
-        tokio::spawn(async move {
-            http::serve(stream, router).await;
-            drop(place);
-        });
+        let right = readers.right(&stream);
+        let router = router
+            .clone()
+            .layer(middleware::from_fn(move |request, next| {
+                guard(right, request, next)
+            }));
+        tokio::spawn(http::serve(stream, router, place));
     }
 }
 
-fn is_trusted(stream: &UnixStream) -> bool {
-    let own = nix::unistd::geteuid().as_raw();
-    stream
-        .peer_cred()
-        .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
+/// Lets through what a peer may do.
+async fn guard(right: Right, request: Request, next: Next) -> Response {
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    match right {
+        Right::Everything => next.run(request).await,
+        Right::Read if reads => next.run(request).await,
+        Right::Read => http::error(
+            StatusCode::FORBIDDEN,
+            "members of admin_group may look and change nothing; run this as root",
+        ),
+        Right::Nothing => http::error(
+            StatusCode::FORBIDDEN,
+            "only root, the daemon's own user and members of admin_group may use this socket; run this as root",
+        ),
+    }
+}
+
+/// All that can be asked for. A route comes with its description.
+fn api() -> OpenApiRouter<Admin> {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(status))
+        .routes(routes!(list::services))
+        .routes(routes!(list::backends))
+        .routes(routes!(list::flows))
+        .routes(routes!(drain))
+        .routes(routes!(undrain))
+        .routes(routes!(reload))
+        .merge(edit::routes())
+        .merge(plan::routes())
+        .routes(routes!(document::openapi))
 }
 
 fn router(admin: Admin) -> Router {
-    Router::new()
-        .route("/v1/status", get(status))
-        .route(
-            "/v1/services/{service}/backends/{backend}/drain",
-            post(drain),
-        )
-        .route(
-            "/v1/services/{service}/backends/{backend}/undrain",
-            post(undrain),
-        )
-        .route("/v1/reload", post(reload))
-        .merge(edit::routes())
-        .merge(plan::routes())
+    Router::from(api())
         .fallback(http::not_found)
-        .method_not_allowed_fallback(async || {
-            http::error(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "this path takes another method",
-            )
-        })
+        .method_not_allowed_fallback(http::wrong_method)
         .with_state(admin)
 }
 
+/// The state of everything
+#[utoipa::path(get, path = "/v1/status", tag = "listings",
+    responses((status = 200, description = "The state of things", body = Status),
+        (status = 403, description = "Not for this user", body = Failure)))]
 async fn status(State(admin): State<Admin>) -> Response {
     let status = admin.status.borrow().clone();
     Json(&*status).into_response()
@@ -167,10 +189,13 @@ async fn status(State(admin): State<Admin>) -> Response {
 type Named = UrlPath<(String, String)>;
 
 /// What a drain may be asked for with.
-#[derive(serde::Deserialize)]
+#[derive(serde::Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct Terms {
+    /// How long flows may stay, as `30m`.
     deadline: Option<String>,
+    /// Over which time they are closed then, as `60s`.
     close_over: Option<String>,
 }
 
@@ -194,6 +219,16 @@ impl Terms {
     }
 }
 
+/// Give a backend no new flows
+///
+/// It keeps those it has. Holds over restarts, until it is undrained. With a deadline of this drain's own, if one is given.
+#[utoipa::path(post, path = "/v1/services/{service}/backends/{backend}/drain", tag = "changes",
+    params(("service" = String, Path, description = "Name of the service"), ("backend" = String, Path, description = "Name of the backend"), Terms),
+    responses((status = 200, description = "It is remembered", body = Done),
+        (status = 400, description = "A name is no text, or a time is no duration", body = Failure),
+        (status = 403, description = "Not for this user", body = Failure),
+        (status = 404, description = "No such backend", body = Failure),
+        (status = 503, description = "The daemon is busy, or stopping", body = Failure)))]
 async fn drain(
     State(admin): State<Admin>,
     name: Result<Named, PathRejection>,
@@ -216,6 +251,14 @@ async fn drain(
     }
 }
 
+/// End a drain
+#[utoipa::path(post, path = "/v1/services/{service}/backends/{backend}/undrain", tag = "changes",
+    params(("service" = String, Path, description = "Name of the service"), ("backend" = String, Path, description = "Name of the backend")),
+    responses((status = 200, description = "It is remembered", body = Done),
+        (status = 400, description = "A name is no text", body = Failure),
+        (status = 403, description = "Not for this user", body = Failure),
+        (status = 404, description = "No such backend, or it is the configuration that drains it", body = Failure),
+        (status = 503, description = "The daemon is busy, or stopping", body = Failure)))]
 async fn undrain(State(admin): State<Admin>, name: Result<Named, PathRejection>) -> Response {
     ask(&admin, name, |name, reply| Command::Undrain { name, reply }).await
 }
@@ -235,7 +278,7 @@ async fn ask(
         answer.await.ok()
     };
     match tokio::time::timeout(PATIENCE, asked).await {
-        Ok(Some(Ok(()))) => Json(serde_json::json!({ "ok": true })).into_response(),
+        Ok(Some(Ok(()))) => Json(Done { ok: true }).into_response(),
         Ok(Some(Err(text))) => http::error(StatusCode::NOT_FOUND, text),
         Ok(None) => stopping(),
         Err(_) => busy(),
@@ -253,14 +296,20 @@ fn busy() -> Response {
     )
 }
 
+/// Read the configuration again
+#[utoipa::path(post, path = "/v1/reload", tag = "changes",
+    responses((status = 200, description = "It is accepted", body = Reloaded),
+        (status = 403, description = "Not for this user", body = Failure),
+        (status = 422, description = "It is refused, and the one in force stays", body = Failures)))]
 async fn reload(State(admin): State<Admin>) -> Response {
     match admin.reloader.reload().await {
-        Ok(generation) => {
-            Json(serde_json::json!({ "ok": true, "generation": generation })).into_response()
-        }
+        Ok(generation) => Json(Reloaded {
+            ok: true,
+            generation,
+        })
+        .into_response(),
         Err(errors) => {
-            let body = serde_json::json!({ "errors": errors });
-            (StatusCode::UNPROCESSABLE_ENTITY, Json(body)).into_response()
+            (StatusCode::UNPROCESSABLE_ENTITY, Json(Failures { errors })).into_response()
         }
     }
 }

@@ -258,7 +258,7 @@ fn deadline(drain: &DrainStatus) -> String {
     }
 }
 
-fn last_error(backend: &BackendStatus, now: u64) -> String {
+pub(super) fn last_error(backend: &BackendStatus, now: u64) -> String {
     match (&backend.last_error, backend.last_error_ended) {
         (None, _) => String::new(),
         (Some(error), None) => error.clone(),
@@ -314,7 +314,7 @@ pub(super) fn word(value: &impl Serialize) -> String {
         .unwrap_or_default()
 }
 
-fn duration(seconds: u64) -> String {
+pub(super) fn duration(seconds: u64) -> String {
     let (days, hours) = (seconds / 86_400, seconds / 3_600 % 24);
     let (minutes, rest) = (seconds / 60 % 60, seconds % 60);
     match (days, hours, minutes) {

@@ -57,6 +57,8 @@ pub struct Config {
     pub fleet_seed: Option<[u64; 4]>,
     /// Whom names are asked of; none is those of `/etc/resolv.conf`.
     pub dns_servers: Servers,
+    /// The group whose members may read by the admin socket, if there is one.
+    pub admin_group: Option<String>,
     /// Where metrics are served; none is nowhere.
     pub metrics: Option<SocketAddr>,
     /// Capacities of the maps.

@@ -26,7 +26,7 @@ use crate::{
     pace::Moment,
     plan::{self, Deferred, Observed, Plan, Tables, Unsettled, Wanted},
     resolve::{self, Found, Hop},
-    status::Generation,
+    status::{Generation, Reloads},
 };
 
 /// What the reconciler knows.
@@ -47,6 +47,7 @@ pub struct State {
     pub(super) config: Config,
     /// Why the latest reload was refused.
     pub(super) config_error: Option<String>,
+    pub(super) reloads: Reloads,
     pub(super) drained: BTreeMap<BackendName, Option<Asked>>,
     pub(super) registry: Registry,
     pub(super) hops: HashMap<IpAddr, Found>,
@@ -104,6 +105,7 @@ impl State {
             base: expanded.config,
             changes,
             config_error: None,
+            reloads: Reloads::default(),
             drained: saved.drained(),
             hops: HashMap::new(),
             fill: ByVersion::default(),
@@ -146,6 +148,7 @@ impl State {
         self.config_error = None;
         self.answers = answers;
         self.answers.keep_those_of(&self.file);
+        self.reloads.accepted += 1;
         self.take_on(expanded, overlaid);
         Ok(self.generation.accepted)
     }
@@ -220,6 +223,7 @@ impl State {
     /// Notes that a reload was refused before it came here.
     pub fn rejected(&mut self, error: String) {
         self.config_error = Some(error);
+        self.reloads.refused += 1;
     }
 
     /// Drains a backend until [`State::undrain`], over restarts. `asked` is a deadline of this drain's own, from now on; without one that of its
@@ -538,6 +542,7 @@ fn needs_no_restart(old: &Config, new: &Config) -> Result<(), String> {
         ("state_dir", old.state_dir != new.state_dir),
         ("bpffs", old.bpffs != new.bpffs),
         ("fleet_seed", old.fleet_seed != new.fleet_seed),
+        ("admin_group", old.admin_group != new.admin_group),
         ("metrics", old.metrics != new.metrics),
         ("dns", old.dns_servers != new.dns_servers),
         (
