@@ -152,7 +152,7 @@ async fn every_answer_is_as_the_document_says() {
         (backend, "put", b1, r#"{"address":"10.0.1.11"}"#, 200),
         (backend, "put", b1, r#"{"addres":"10.0.1.11"}"#, 422),
         (backend, "delete", b1, "", 200),
-        (backend, "delete", b9, "", 404),
+        (backend, "delete", b9, "", 422),
         (
             weight,
             "put",
@@ -165,7 +165,7 @@ async fn every_answer_is_as_the_document_says() {
             "put",
             &format!("{b9}/weight"),
             r#"{"weight":7}"#,
-            404,
+            422,
         ),
         (weight, "put", &format!("{b1}/weight"), "seven", 400),
         (revert, "post", &format!("{b1}/revert"), "", 200),
