@@ -211,6 +211,7 @@ fn the_page_stays_usable_with_a_thousand_services() -> Result<()> {
             census,
             ProbeTimes::default(),
             history.clone(),
+            Arc::default(),
         );
         tokio::spawn(web::serve(listener, web, stopping.clone()));
         tokio::spawn(history::record(history, maps, watched, stopping));
