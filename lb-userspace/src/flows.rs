@@ -7,10 +7,12 @@
 //! * [`today`][]: what today's tables say about a flow
 //! * [`fill`][]: how full a table is, in steps that are told
 //! * [`sweeper`][]: passes over the tables, in steps
+//! * [`left`][]: what is left of some backends' flows, for whoever waits for the end of a drain
 
 mod census;
 pub mod fill;
 pub mod judge;
+pub mod left;
 mod reclaim;
 pub mod sweeper;
 #[cfg(test)]

@@ -7,11 +7,14 @@
 //! | `POST …/drain?deadline=30m&close_over=60s` | the same with a deadline of this drain's own; 400 if these are no durations |
 //! | `PUT /v1/services/SERVICE/backends/BACKEND` `{"address":"…","port":N,"weight":N,"admin":"…"}`, `DELETE` of the same | 200 `{"ok":true}`; 404; or 422 `{"error":"…"}` |
 //! | `PUT …/backends/BACKEND/weight` `{"weight":N}`, `POST …/backends/BACKEND/revert` | the same |
+//! | `POST /v1/drain`, with the same terms if any, `POST /v1/undrain` | 200 `{"ok":true}`, or 500 `{"error":"…"}` if that cannot be remembered: all backends together |
+//! | `GET /v1/left?idle_after=10m&service=SERVICE&backend=BACKEND` | 200 `{"backends":[…]}`, a list of [`BackendLeft`]: of that name, or without one all |
 //! | `POST /v1/plan?file=NAME`, a configuration as text | 200, a [`Preview`](crate::preview::Preview); or 422 `{"errors":["…"]}` |
 //! | `POST /v1/reload` | 200 `{"generation":N}`, or 422 `{"errors":["…"]}` |
 
 pub mod client;
 mod edit;
+mod left;
 mod plan;
 mod reload;
 
@@ -38,9 +41,14 @@ use tokio::{
     sync::{Semaphore, mpsc, oneshot, watch},
 };
 
-pub use self::{edit::PutBackend, reload::Reloader};
+pub use self::{
+    edit::PutBackend,
+    left::{AllLeft, BackendLeft},
+    reload::Reloader,
+};
 use crate::{
     config::{CLOSE_OVERS, DRAIN_DEADLINES, duration_within},
+    dataplane::maps::Maps,
     http,
     model::{Asked, BackendName},
     reconcile::Command,
@@ -53,6 +61,8 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// What requests act on.
 #[derive(Clone, Debug)]
 pub struct Admin {
+    /// Where flows are looked for.
+    pub maps: Arc<Maps>,
     /// The state of things.
     pub status: watch::Receiver<Arc<Status>>,
     /// To the reconciler.
@@ -145,6 +155,9 @@ fn router(admin: Admin) -> Router {
             "/v1/services/{service}/backends/{backend}/undrain",
             post(undrain),
         )
+        .route("/v1/drain", post(drain_all))
+        .route("/v1/undrain", post(undrain_all))
+        .route("/v1/left", get(left::left))
         .route("/v1/reload", post(reload))
         .merge(edit::routes())
         .merge(plan::routes())
@@ -194,49 +207,88 @@ impl Terms {
     }
 }
 
-async fn drain(
-    State(admin): State<Admin>,
-    name: Result<Named, PathRejection>,
-    terms: Result<Query<Terms>, QueryRejection>,
-) -> Response {
+/// Why a request is none that could be served.
+struct Malformed {
+    status: StatusCode,
+    text: String,
+}
+
+impl From<Malformed> for Response {
+    fn from(Malformed { status, text }: Malformed) -> Self {
+        http::error(status, text)
+    }
+}
+
+/// Those of a query.
+fn asked(terms: Result<Query<Terms>, QueryRejection>) -> Result<Option<Asked>, Malformed> {
     let asked = match terms {
         Ok(Query(terms)) => terms.asked(),
         Err(rejection) => Err(rejection.body_text()),
     };
-    match asked {
-        Ok(asked) => {
-            ask(&admin, name, |name, reply| Command::Drain {
-                name,
-                asked,
-                reply,
-            })
-            .await
-        }
-        Err(wrong) => http::error(StatusCode::BAD_REQUEST, wrong),
+    asked.map_err(|text| Malformed {
+        status: StatusCode::BAD_REQUEST,
+        text,
+    })
+}
+
+/// A backend's name in a path.
+fn named(name: Result<Named, PathRejection>) -> Result<BackendName, Malformed> {
+    match name {
+        Ok(UrlPath((service, backend))) => Ok(BackendName { service, backend }),
+        Err(rejection) => Err(Malformed {
+            status: rejection.status(),
+            text: rejection.body_text(),
+        }),
     }
 }
 
-async fn undrain(State(admin): State<Admin>, name: Result<Named, PathRejection>) -> Response {
-    ask(&admin, name, |name, reply| Command::Undrain { name, reply }).await
+async fn drain(
+    State(admin): State<Admin>,
+    name: Result<Named, PathRejection>,
+    terms: Result<Query<Terms>, QueryRejection>,
+) -> Result<Response, Response> {
+    let (name, asked) = (named(name)?, asked(terms)?);
+    let command = |reply| Command::Drain { name, asked, reply };
+    Ok(ask(&admin, command, StatusCode::NOT_FOUND).await)
 }
 
+async fn undrain(
+    State(admin): State<Admin>,
+    name: Result<Named, PathRejection>,
+) -> Result<Response, Response> {
+    let name = named(name)?;
+    let command = |reply| Command::Undrain { name, reply };
+    Ok(ask(&admin, command, StatusCode::NOT_FOUND).await)
+}
+
+async fn drain_all(
+    State(admin): State<Admin>,
+    terms: Result<Query<Terms>, QueryRejection>,
+) -> Result<Response, Response> {
+    let asked = asked(terms)?;
+    let command = |reply| Command::DrainAll { asked, reply };
+    Ok(ask(&admin, command, StatusCode::INTERNAL_SERVER_ERROR).await)
+}
+
+async fn undrain_all(State(admin): State<Admin>) -> Response {
+    let command = |reply| Command::UndrainAll { reply };
+    ask(&admin, command, StatusCode::INTERNAL_SERVER_ERROR).await
+}
+
+/// Has the reconciler do something; `refused` is what it means if it does not.
 async fn ask(
     admin: &Admin,
-    name: Result<Named, PathRejection>,
-    command: impl FnOnce(BackendName, oneshot::Sender<Result<(), String>>) -> Command,
+    command: impl FnOnce(oneshot::Sender<Result<(), String>>) -> Command,
+    refused: StatusCode,
 ) -> Response {
-    let name = match name {
-        Ok(UrlPath((service, backend))) => BackendName { service, backend },
-        Err(rejection) => return http::error(rejection.status(), rejection.body_text()),
-    };
     let (reply, answer) = oneshot::channel();
     let asked = async {
-        admin.commands.send(command(name, reply)).await.ok()?;
+        admin.commands.send(command(reply)).await.ok()?;
         answer.await.ok()
     };
     match tokio::time::timeout(PATIENCE, asked).await {
         Ok(Some(Ok(()))) => Json(serde_json::json!({ "ok": true })).into_response(),
-        Ok(Some(Err(text))) => http::error(StatusCode::NOT_FOUND, text),
+        Ok(Some(Err(text))) => http::error(refused, text),
         Ok(None) => stopping(),
         Err(_) => busy(),
     }

@@ -1,10 +1,13 @@
 //! The API over a real socket, with a reconciler that only remembers what it was told.
 
+mod left;
+
 use std::os::unix::fs::MetadataExt as _;
 
 use super::{client::Client, *};
 use crate::{
     config::{self, BackendSpec},
+    dataplane::maps::Capacity,
     desired::{Edit, Refusal},
     model,
     preview::Preview,
@@ -34,6 +37,7 @@ fn some_status() -> Status {
             error: None,
             differences: vec![],
         },
+        evacuated: false,
         attachments: vec![],
         closed_egress: vec![],
         dns: vec![],
@@ -49,7 +53,8 @@ struct Daemon {
     client: Client,
     listeners: mpsc::Sender<UnixListener>,
     stop: watch::Sender<bool>,
-    _status: watch::Sender<Arc<Status>>,
+    status: watch::Sender<Arc<Status>>,
+    maps: Arc<Maps>,
     heard: mpsc::Receiver<String>,
 }
 
@@ -75,7 +80,10 @@ impl Daemon {
         let (commands, mut received) = mpsc::channel(4);
         let (stop, shutdown) = watch::channel(false);
         let (told, heard) = mpsc::channel(16);
+        let capacity = Capacity::for_flows(10, 10, 2, 8, 64, 1);
+        let maps = Arc::new(Maps::in_memory(capacity).unwrap());
         let admin = Admin {
+            maps: maps.clone(),
             status: watched,
             commands: commands.clone(),
             reloader: Arc::new(Reloader::new(&first, commands)),
@@ -94,17 +102,15 @@ impl Daemon {
                 let text = match command {
                     Command::Drain { name, asked, reply } => {
                         reply.send(answer(&name)).unwrap();
-                        match asked {
-                            None => format!("drain {name}"),
-                            Some(Asked {
-                                deadline,
-                                close_over,
-                                since: None,
-                            }) => {
-                                format!("drain {name} within {deadline:?}, over {close_over:?}")
-                            }
-                            Some(asked) => panic!("{asked:?}"),
-                        }
+                        format!("drain {name}{}", terms(asked))
+                    }
+                    Command::DrainAll { asked, reply } => {
+                        reply.send(Ok(())).unwrap();
+                        format!("drain all{}", terms(asked))
+                    }
+                    Command::UndrainAll { reply } => {
+                        reply.send(Err("no room".into())).unwrap();
+                        "undrain all".into()
                     }
                     Command::Undrain { name, reply } => {
                         reply.send(answer(&name)).unwrap();
@@ -145,9 +151,22 @@ impl Daemon {
             directory,
             listeners,
             stop,
-            _status: status,
+            status,
+            maps,
             heard,
         }
+    }
+}
+
+fn terms(asked: Option<Asked>) -> String {
+    match asked {
+        None => String::new(),
+        Some(Asked {
+            deadline,
+            close_over,
+            since: None,
+        }) => format!(" within {deadline:?}, over {close_over:?}"),
+        Some(asked) => panic!("{asked:?}"),
     }
 }
 
@@ -306,6 +325,26 @@ async fn request(daemon: &Daemon, what: &str, body: &str) -> String {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     answer
+}
+
+#[tokio::test]
+async fn all_backends_are_drained_together() {
+    let mut daemon = Daemon::start("all").await;
+    daemon.client.drain_all(None).await.unwrap();
+    assert_eq!(daemon.heard.recv().await.unwrap(), "drain all");
+    let asked = Asked {
+        deadline: Duration::from_secs(90),
+        close_over: Some(Duration::ZERO),
+        since: None,
+    };
+    daemon.client.drain_all(Some(asked)).await.unwrap();
+    assert_eq!(
+        daemon.heard.recv().await.unwrap(),
+        "drain all within 90s, over Some(0ns)"
+    );
+    let error = daemon.client.undrain_all().await.unwrap_err();
+    assert_eq!(error.to_string(), "no room");
+    assert_eq!(daemon.heard.recv().await.unwrap(), "undrain all");
 }
 
 #[tokio::test]

@@ -166,6 +166,7 @@ async fn run_parts(
 
     let reloader = Arc::new(Reloader::new(&config, commands.clone()));
     let admin = Admin {
+        maps: maps.clone(),
         status: watched_status.clone(),
         commands,
         reloader: reloader.clone(),
@@ -360,6 +361,7 @@ fn starting(config: &Config) -> Status {
             error: None,
             differences: vec![],
         },
+        evacuated: false,
         attachments: vec![],
         closed_egress: vec![],
         dns: vec![],

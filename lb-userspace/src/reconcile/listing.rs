@@ -46,6 +46,7 @@ impl State {
                 error: self.config_error.clone(),
                 differences: self.differences(),
             },
+            evacuated: self.ordered.all.is_some(),
             attachments,
             closed_egress,
             dns: self.sources(),

@@ -18,7 +18,7 @@ use serde::Serialize;
 use crate::{
     dataplane::maps::Maps,
     flows::Census,
-    ids::{backend_identity, service_identity},
+    ids::service_identity,
     model::Health,
     notice::Told,
     status::{BackendFlows, BackendStatus, Neighbour, ServiceStatus, Status},
@@ -199,6 +199,10 @@ impl Metrics {
             "config_refused",
             "Whether the latest reload was refused, so that an older configuration is in force",
         );
+        let evacuated = Family::gauge(
+            "evacuated",
+            "Whether all backends are drained together, by `tether drain --all`",
+        );
         let mut attached = Family::gauge("attached", "The XDP program's interfaces; always 1");
         for attachment in &status.attachments {
             let labels = vec![
@@ -250,6 +254,7 @@ impl Metrics {
             generation,
             refused.of(status.config.error.is_some()),
             differences.of(status.config.differences.len() as u64),
+            evacuated.of(status.evacuated),
             attached,
             closed,
         ] {
@@ -389,13 +394,7 @@ impl Metrics {
 
     fn backends(&self, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
         let layout = self.maps.capacity.counters();
-        let ids = ids(self.maps.capacity.backends, |id| {
-            // The identity is the second word of an entry.
-            self.maps
-                .backends
-                .word(id, 1)
-                .load(std::sync::atomic::Ordering::Relaxed)
-        });
+        let ids: HashMap<u64, u32> = self.maps.backend_ids().collect();
         let mut traffic = Traffic {
             packets: Family::counter("backend_packets", "Packets sent to a backend"),
             bytes: Family::counter("backend_bytes", "Bytes sent to a backend, as they came in"),
@@ -417,14 +416,7 @@ impl Metrics {
         for service in &self.status.services {
             for backend in &service.backends {
                 let labels = || backend_labels(service, backend);
-                let identity = backend_identity(
-                    (&service.name, service.vip, service.port),
-                    &backend.name,
-                    backend.address,
-                    backend.port,
-                    service.mode,
-                );
-                if let Some(id) = ids.get(&identity) {
+                if let Some(id) = ids.get(&backend.identity(service)) {
                     traffic.add(labels(), self.maps.counter(layout.backend(*id)));
                 }
                 for (state, number) in states(&backend.flows) {
