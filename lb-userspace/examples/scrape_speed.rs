@@ -127,6 +127,7 @@ fn status() -> Status {
         uptime_s: 1,
         at: 1,
         generation: Default::default(),
+        evacuated: false,
         dns: vec![],
         config: ConfigStatus {
             path: "speed.toml".into(),

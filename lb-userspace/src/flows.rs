@@ -8,11 +8,13 @@
 //! * [`churn`][]: flows that begin and end
 //! * [`fill`][]: how full a table is, in steps that are told
 //! * [`sweeper`][]: passes over the tables, in steps
+//! * [`left`][]: what is left of some backends' flows, for whoever waits for the end of a drain
 
 mod census;
 mod churn;
 pub mod fill;
 pub mod judge;
+pub mod left;
 mod reclaim;
 pub mod sweeper;
 #[cfg(test)]

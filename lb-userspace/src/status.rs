@@ -15,6 +15,7 @@ use crate::{
     by_version::ByVersion,
     dns,
     flows::{Census, Counts, Fill},
+    ids,
     model::{Admin, Health, Suspension},
 };
 
@@ -34,6 +35,9 @@ pub struct Status {
     pub generation: Generation,
     /// The configuration in force.
     pub config: ConfigStatus,
+    /// Whether all backends are drained together, by command.
+    #[serde(default)]
+    pub evacuated: bool,
     /// Where the program is attached.
     pub attachments: Vec<Attachment>,
     /// Interfaces on the way to backends that only packets which came in by them can leave by.
@@ -298,6 +302,19 @@ pub struct BackendStatus {
     pub balance: BackendBalance,
     /// Its flows.
     pub flows: BackendFlows,
+}
+
+impl BackendStatus {
+    /// Its identity, as backend of this service: what its entry in the maps is found by.
+    pub fn identity(&self, service: &ServiceStatus) -> u64 {
+        ids::backend_identity(
+            (&service.name, service.vip, service.port),
+            &self.name,
+            self.address,
+            self.port,
+            service.mode,
+        )
+    }
 }
 
 /// The end of a drain.

@@ -12,6 +12,7 @@ pub mod packet_socket;
 pub mod passing;
 pub mod peer;
 pub mod random;
+pub mod running;
 pub mod stage;
 pub mod status;
 pub mod tether;

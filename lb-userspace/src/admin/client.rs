@@ -19,7 +19,10 @@ use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, task::JoinHandle};
 
-use super::edit::{PutBackend, PutWeight};
+use super::{
+    AllLeft, BackendLeft,
+    edit::{PutBackend, PutWeight},
+};
 use crate::{
     inventory::{BackendRow, ServiceRow},
     model::{Asked, BackendName},
@@ -55,6 +58,9 @@ pub enum Error {
     /// It said no.
     #[error("{0}")]
     Refused(String),
+    /// It said: not now.
+    #[error("{0}")]
+    Later(String),
     /// It did not answer, or not as it should.
     #[error("the daemon at {} gave no usable answer: {why}; see its log", path.display())]
     Unusable {
@@ -140,15 +146,45 @@ impl Client {
     /// # Errors
     /// When there is no daemon, or no such backend.
     pub async fn drain(&self, name: &BackendName, asked: Option<Asked>) -> Result<(), Error> {
-        let ms = |time: Duration| format!("{}ms", time.as_millis());
-        let mut verb = "drain".to_owned();
-        if let Some(asked) = asked {
-            verb += &format!("?deadline={}", ms(asked.deadline));
-            if let Some(over) = asked.close_over {
-                verb += &format!("&close_over={}", ms(over));
-            }
-        }
-        self.change(name, &verb).await
+        self.change(&format!("{}/{}", path_of(name), drain(asked)))
+            .await
+    }
+
+    /// Stops new flows to all backends, those to come among them; with a deadline of this drain's own, if one is asked for.
+    ///
+    /// # Errors
+    /// When there is no daemon, or it cannot remember that.
+    pub async fn drain_all(&self, asked: Option<Asked>) -> Result<(), Error> {
+        self.change(&format!("/v1/{}", drain(asked))).await
+    }
+
+    /// Ends the drain of all backends.
+    ///
+    /// # Errors
+    /// When there is no daemon, or it cannot remember that.
+    pub async fn undrain_all(&self) -> Result<(), Error> {
+        self.change("/v1/undrain").await
+    }
+
+    /// What is left of the flows of all backends of a name, or without one of all there are. Flows are idle that have been silent for `idle_after`,
+    /// or for ten minutes if that is not given.
+    ///
+    /// # Errors
+    /// When there is no daemon, or it has only just started.
+    pub async fn left(
+        &self,
+        name: Option<&BackendName>,
+        idle_after: Option<Duration>,
+    ) -> Result<Vec<BackendLeft>, Error> {
+        let name = name.map(|name| {
+            let (service, backend) = (encoded(&name.service), encoded(&name.backend));
+            format!("service={service}&backend={backend}")
+        });
+        let idle_after = idle_after.map(|time| format!("idle_after={}", ms(time)));
+        let terms: Vec<String> = name.into_iter().chain(idle_after).collect();
+        let path = format!("/v1/left?{}", terms.join("&"));
+        let all: AllLeft = self.ask(Method::GET, &path, Body::None).await?;
+        Ok(all.backends)
     }
 
     /// Ends a drain.
@@ -156,7 +192,7 @@ impl Client {
     /// # Errors
     /// When there is no daemon, or no such backend.
     pub async fn undrain(&self, name: &BackendName) -> Result<(), Error> {
-        self.change(name, "undrain").await
+        self.change(&format!("{}/undrain", path_of(name))).await
     }
 
     /// Adds a backend, or puts another in the place of one.
@@ -195,7 +231,7 @@ impl Client {
     /// # Errors
     /// When there is no daemon, no such backend, or others that were changed at runtime stand in the way.
     pub async fn revert(&self, name: &BackendName) -> Result<(), Error> {
-        self.change(name, "revert").await
+        self.change(&format!("{}/revert", path_of(name))).await
     }
 
     /// What a configuration would change, if its file were loaded now.
@@ -222,9 +258,8 @@ impl Client {
         Ok(reloaded.generation)
     }
 
-    async fn change(&self, name: &BackendName, verb: &str) -> Result<(), Error> {
-        let path = format!("{}/{verb}", path_of(name));
-        let Done {} = self.ask(Method::POST, &path, Body::None).await?;
+    async fn change(&self, path: &str) -> Result<(), Error> {
+        let Done {} = self.ask(Method::POST, path, Body::None).await?;
         Ok(())
     }
 
@@ -298,10 +333,10 @@ impl Client {
         let failure: Failure = serde_json::from_slice(&bytes)
             .map_err(|_| self.unusable(format!("status {status}")))?;
         let text = failure.error.unwrap_or_else(|| failure.errors.join("\n"));
-        Err(if status == StatusCode::FORBIDDEN {
-            Error::Refused(format!("{}: {text}", self.path.display()))
-        } else {
-            Error::Refused(text)
+        Err(match status {
+            StatusCode::FORBIDDEN => Error::Refused(format!("{}: {text}", self.path.display())),
+            StatusCode::SERVICE_UNAVAILABLE => Error::Later(text),
+            _ => Error::Refused(text),
         })
     }
 
@@ -336,6 +371,22 @@ fn path_of(name: &BackendName) -> String {
         encoded(&name.service),
         encoded(&name.backend)
     )
+}
+
+/// How a drain is asked for.
+fn drain(asked: Option<Asked>) -> String {
+    let mut verb = "drain".to_owned();
+    if let Some(asked) = asked {
+        verb += &format!("?deadline={}", ms(asked.deadline));
+        if let Some(over) = asked.close_over {
+            verb += &format!("&close_over={}", ms(over));
+        }
+    }
+    verb
+}
+
+fn ms(time: Duration) -> String {
+    format!("{}ms", time.as_millis())
 }
 
 /// A name as one segment of a URL's path (RFC 3986, section 2.3: what is not unreserved is percent-encoded).

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use axum::{
     Json,
-    extract::{Path as UrlPath, State, rejection::JsonRejection, rejection::PathRejection},
+    extract::{State, rejection::JsonRejection, rejection::PathRejection},
     http::StatusCode,
     response::{IntoResponse as _, Response},
 };
@@ -20,8 +20,7 @@ use super::{
 use crate::{
     config::{BackendSpec, usual_weight},
     desired::{Edit, Refusal},
-    http,
-    model::{self, BackendName},
+    http, model,
     reconcile::Command,
 };
 
@@ -145,9 +144,9 @@ async fn change(
     name: Result<Named, PathRejection>,
     edit: Result<Edit, JsonRejection>,
 ) -> Response {
-    let name = match name {
-        Ok(UrlPath((service, backend))) => BackendName { service, backend },
-        Err(rejection) => return http::error(rejection.status(), rejection.body_text()),
+    let name = match super::named(name) {
+        Ok(name) => name,
+        Err(malformed) => return malformed.into(),
     };
     let edit = match edit {
         Ok(edit) => edit,

@@ -4,6 +4,7 @@
 pub mod client;
 pub mod document;
 mod edit;
+mod left;
 mod list;
 mod peer;
 mod plan;
@@ -33,7 +34,12 @@ use self::{
     list::Lists,
     peer::Right,
 };
-pub use self::{edit::PutBackend, peer::Readers, reload::Reloader};
+pub use self::{
+    edit::PutBackend,
+    left::{AllLeft, BackendLeft},
+    peer::Readers,
+    reload::Reloader,
+};
 use crate::{
     config::{CLOSE_OVERS, DRAIN_DEADLINES, duration_within},
     dataplane::maps::Maps,
@@ -163,6 +169,9 @@ fn api() -> OpenApiRouter<Admin> {
         .routes(routes!(list::flows))
         .routes(routes!(drain))
         .routes(routes!(undrain))
+        .routes(routes!(drain_all))
+        .routes(routes!(undrain_all))
+        .routes(routes!(left::left))
         .routes(routes!(reload))
         .merge(edit::routes())
         .merge(plan::routes())
@@ -219,6 +228,41 @@ impl Terms {
     }
 }
 
+/// Why a request is none that could be served.
+struct Malformed {
+    status: StatusCode,
+    text: String,
+}
+
+impl From<Malformed> for Response {
+    fn from(Malformed { status, text }: Malformed) -> Self {
+        http::error(status, text)
+    }
+}
+
+/// Those of a query.
+fn asked(terms: Result<Query<Terms>, QueryRejection>) -> Result<Option<Asked>, Malformed> {
+    let asked = match terms {
+        Ok(Query(terms)) => terms.asked(),
+        Err(rejection) => Err(rejection.body_text()),
+    };
+    asked.map_err(|text| Malformed {
+        status: StatusCode::BAD_REQUEST,
+        text,
+    })
+}
+
+/// A backend's name in a path.
+fn named(name: Result<Named, PathRejection>) -> Result<BackendName, Malformed> {
+    match name {
+        Ok(UrlPath((service, backend))) => Ok(BackendName { service, backend }),
+        Err(rejection) => Err(Malformed {
+            status: rejection.status(),
+            text: rejection.body_text(),
+        }),
+    }
+}
+
 /// Give a backend no new flows
 ///
 /// It keeps those it has. Holds over restarts, until it is undrained. With a deadline of this drain's own, if one is given.
@@ -233,25 +277,15 @@ async fn drain(
     State(admin): State<Admin>,
     name: Result<Named, PathRejection>,
     terms: Result<Query<Terms>, QueryRejection>,
-) -> Response {
-    let asked = match terms {
-        Ok(Query(terms)) => terms.asked(),
-        Err(rejection) => Err(rejection.body_text()),
-    };
-    match asked {
-        Ok(asked) => {
-            ask(&admin, name, |name, reply| Command::Drain {
-                name,
-                asked,
-                reply,
-            })
-            .await
-        }
-        Err(wrong) => http::error(StatusCode::BAD_REQUEST, wrong),
-    }
+) -> Result<Response, Response> {
+    let (name, asked) = (named(name)?, asked(terms)?);
+    let command = |reply| Command::Drain { name, asked, reply };
+    Ok(ask(&admin, command, StatusCode::NOT_FOUND).await)
 }
 
 /// End a drain
+///
+/// It takes new flows again, as its health allows.
 #[utoipa::path(post, path = "/v1/services/{service}/backends/{backend}/undrain", tag = "changes",
     params(("service" = String, Path, description = "Name of the service"), ("backend" = String, Path, description = "Name of the backend")),
     responses((status = 200, description = "It is remembered", body = Done),
@@ -259,27 +293,60 @@ async fn drain(
         (status = 403, description = "Not for this user", body = Failure),
         (status = 404, description = "No such backend, or it is the configuration that drains it", body = Failure),
         (status = 503, description = "The daemon is busy, or stopping", body = Failure)))]
-async fn undrain(State(admin): State<Admin>, name: Result<Named, PathRejection>) -> Response {
-    ask(&admin, name, |name, reply| Command::Undrain { name, reply }).await
+async fn undrain(
+    State(admin): State<Admin>,
+    name: Result<Named, PathRejection>,
+) -> Result<Response, Response> {
+    let name = named(name)?;
+    let command = |reply| Command::Undrain { name, reply };
+    Ok(ask(&admin, command, StatusCode::NOT_FOUND).await)
 }
 
+/// Evacuate this host
+///
+/// All backends are drained together, also those that are configured later, until that is ended. With a deadline, if one is given.
+#[utoipa::path(post, path = "/v1/drain", tag = "changes", params(Terms),
+    responses((status = 200, description = "It is remembered", body = Done),
+        (status = 400, description = "A time is no duration", body = Failure),
+        (status = 403, description = "Not for this user", body = Failure),
+        (status = 500, description = "It cannot be remembered, and is not done", body = Failure),
+        (status = 503, description = "The daemon is busy, or stopping", body = Failure)))]
+async fn drain_all(
+    State(admin): State<Admin>,
+    terms: Result<Query<Terms>, QueryRejection>,
+) -> Result<Response, Response> {
+    let asked = asked(terms)?;
+    let command = |reply| Command::DrainAll { asked, reply };
+    Ok(ask(&admin, command, StatusCode::INTERNAL_SERVER_ERROR).await)
+}
+
+/// End the evacuation of this host
+///
+/// Backends that are drained by name stay so.
+#[utoipa::path(post, path = "/v1/undrain", tag = "changes",
+    responses((status = 200, description = "It is remembered", body = Done),
+        (status = 403, description = "Not for this user", body = Failure),
+        (status = 500, description = "It cannot be remembered, and is not done", body = Failure),
+        (status = 503, description = "The daemon is busy, or stopping", body = Failure)))]
+async fn undrain_all(State(admin): State<Admin>) -> Response {
+    let command = |reply| Command::UndrainAll { reply };
+    ask(&admin, command, StatusCode::INTERNAL_SERVER_ERROR).await
+}
+
+/// Has the reconciler do something; `refused` is what it means if it does not.
 async fn ask(
     admin: &Admin,
-    name: Result<Named, PathRejection>,
-    command: impl FnOnce(BackendName, oneshot::Sender<Result<(), String>>) -> Command,
+    command: impl FnOnce(oneshot::Sender<Result<(), String>>) -> Command,
+    refused: StatusCode,
 ) -> Response {
-    let name = match name {
-        Ok(UrlPath((service, backend))) => BackendName { service, backend },
-        Err(rejection) => return http::error(rejection.status(), rejection.body_text()),
-    };
     let (reply, answer) = oneshot::channel();
     let asked = async {
-        admin.commands.send(command(name, reply)).await.ok()?;
+        admin.commands.send(command(reply)).await.ok()?;
         answer.await.ok()
     };
     match tokio::time::timeout(PATIENCE, asked).await {
         Ok(Some(Ok(()))) => Json(Done { ok: true }).into_response(),
-        Ok(Some(Err(text))) => http::error(StatusCode::NOT_FOUND, text),
+        Ok(Some(Err(text))) => http::error(refused, text),
         Ok(None) => stopping(),
         Err(_) => busy(),
     }

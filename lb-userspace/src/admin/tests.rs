@@ -1,5 +1,7 @@
 //! The API over a real socket, with a reconciler that only remembers what it was told.
 
+mod left;
+
 use std::os::unix::fs::MetadataExt as _;
 
 use nix::unistd::Gid;
@@ -43,6 +45,7 @@ fn some_status() -> Status {
             differences: vec![],
             reloads: Default::default(),
         },
+        evacuated: false,
         attachments: vec![],
         closed_egress: vec![],
         dns: vec![],
@@ -58,7 +61,8 @@ struct Daemon {
     client: Client,
     listeners: mpsc::Sender<UnixListener>,
     stop: watch::Sender<bool>,
-    _status: watch::Sender<Arc<Status>>,
+    status: watch::Sender<Arc<Status>>,
+    maps: Arc<Maps>,
     heard: mpsc::Receiver<String>,
     lists: Lists,
 }
@@ -96,7 +100,8 @@ impl Daemon {
         let (stop, shutdown) = watch::channel(false);
         let (told, heard) = mpsc::channel(16);
         let reloader = Arc::new(Reloader::new(&first, commands.clone()));
-        let admin = Admin::new(watched, Arc::new(maps), commands, reloader);
+        let maps = Arc::new(maps);
+        let admin = Admin::new(watched, maps.clone(), commands, reloader);
         let lists = admin.lists.clone();
         let (listeners, later) = mpsc::channel(1);
         tokio::spawn(serve(listener, later, admin, readers, shutdown));
@@ -112,17 +117,15 @@ impl Daemon {
                 let text = match command {
                     Command::Drain { name, asked, reply } => {
                         reply.send(answer(&name)).unwrap();
-                        match asked {
-                            None => format!("drain {name}"),
-                            Some(Asked {
-                                deadline,
-                                close_over,
-                                since: None,
-                            }) => {
-                                format!("drain {name} within {deadline:?}, over {close_over:?}")
-                            }
-                            Some(asked) => panic!("{asked:?}"),
-                        }
+                        format!("drain {name}{}", terms(asked))
+                    }
+                    Command::DrainAll { asked, reply } => {
+                        reply.send(Ok(())).unwrap();
+                        format!("drain all{}", terms(asked))
+                    }
+                    Command::UndrainAll { reply } => {
+                        reply.send(Err("no room".into())).unwrap();
+                        "undrain all".into()
                     }
                     Command::Undrain { name, reply } => {
                         reply.send(answer(&name)).unwrap();
@@ -163,7 +166,8 @@ impl Daemon {
             directory,
             listeners,
             stop,
-            _status: status,
+            status,
+            maps,
             heard,
             lists,
         }
@@ -186,6 +190,18 @@ impl Daemon {
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
         let code = head.split(' ').nth(1).unwrap().parse().unwrap();
         (code, body.to_owned())
+    }
+}
+
+fn terms(asked: Option<Asked>) -> String {
+    match asked {
+        None => String::new(),
+        Some(Asked {
+            deadline,
+            close_over,
+            since: None,
+        }) => format!(" within {deadline:?}, over {close_over:?}"),
+        Some(asked) => panic!("{asked:?}"),
     }
 }
 
@@ -346,6 +362,26 @@ async fn request(daemon: &Daemon, what: &str, body: &str) -> String {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     answer
+}
+
+#[tokio::test]
+async fn all_backends_are_drained_together() {
+    let mut daemon = Daemon::start("all").await;
+    daemon.client.drain_all(None).await.unwrap();
+    assert_eq!(daemon.heard.recv().await.unwrap(), "drain all");
+    let asked = Asked {
+        deadline: Duration::from_secs(90),
+        close_over: Some(Duration::ZERO),
+        since: None,
+    };
+    daemon.client.drain_all(Some(asked)).await.unwrap();
+    assert_eq!(
+        daemon.heard.recv().await.unwrap(),
+        "drain all within 90s, over Some(0ns)"
+    );
+    let error = daemon.client.undrain_all().await.unwrap_err();
+    assert_eq!(error.to_string(), "no room");
+    assert_eq!(daemon.heard.recv().await.unwrap(), "undrain all");
 }
 
 #[tokio::test]

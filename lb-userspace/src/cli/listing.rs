@@ -97,6 +97,9 @@ pub(super) fn status(status: &Status, now: u64) -> String {
         text += &line;
         text.push('\n');
     }
+    if status.evacuated {
+        text += "evacuated: all backends are drained until `tether undrain --all`\n";
+    }
     for (version, table) in flows.tables.each() {
         if table.fill != Fill::Low {
             // Writing to a String cannot fail.
@@ -377,6 +380,14 @@ chat  [2001:db8::1]:80  ipip  FAIL-OPEN: too few backends are usable, all active
   established  5      300
 ";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn an_evacuated_host_says_so() {
+        let json = JSON.replace("\"attachments\"", "\"evacuated\":true,\"attachments\"");
+        let text = status(&serde_json::from_str(&json).unwrap(), 1_800_000_100);
+        let line = "evacuated: all backends are drained until `tether undrain --all`";
+        assert!(text.lines().any(|found| found == line), "{text}");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! Exit status: 0 is success, 1 that something failed, 2 that the command line or the configuration is wrong.
 
 mod change;
+mod drain;
 mod inventory;
 mod listing;
 mod manual;
@@ -14,7 +15,7 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     str::FromStr,
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use clap::{Args, Parser, Subcommand};
@@ -29,7 +30,7 @@ use crate::{
     },
     dataplane::kernel::{self, XdpMode},
     logging,
-    model::{Asked, BackendName},
+    model::BackendName,
     reconcile,
 };
 
@@ -107,26 +108,10 @@ enum Command {
     ///
     /// With a deadline, or if its service has one, they are closed in time: each on its next packet, client and backend both told.
     #[command(after_help = EXIT_STATUS)]
-    Drain {
-        /// The backend, as SERVICE/BACKEND.
-        backend: Named,
-        /// How long its flows may stay, from now on, for example `30m`.
-        #[arg(long, value_name = "DURATION", value_parser = deadline)]
-        deadline: Option<Duration>,
-        /// Over which time they are closed then; as its service says if this is not given.
-        #[arg(long, value_name = "DURATION", value_parser = close_over, requires = "deadline")]
-        close_over: Option<Duration>,
-        #[command(flatten)]
-        daemon: Daemon,
-    },
+    Drain(drain::Drain),
     /// End a drain
     #[command(after_help = EXIT_STATUS)]
-    Undrain {
-        /// The backend, as SERVICE/BACKEND.
-        backend: Named,
-        #[command(flatten)]
-        daemon: Daemon,
-    },
+    Undrain(drain::Undrain),
     /// Give a backend another share of new flows
     ///
     /// Until `tether revert`, over restarts and reloads; `tether status` shows it beside the file.
@@ -228,14 +213,6 @@ impl FromStr for Named {
     }
 }
 
-fn deadline(text: &str) -> Result<Duration, String> {
-    config::duration_within(text, config::DRAIN_DEADLINES)
-}
-
-fn close_over(text: &str) -> Result<Duration, String> {
-    config::duration_within(text, config::CLOSE_OVERS)
-}
-
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
@@ -330,31 +307,8 @@ fn run(command: Command) -> Result<(), Failure> {
             Ok(())
         }
         Command::Man(asked) => manual::man(&asked),
-        Command::Drain {
-            backend,
-            deadline,
-            close_over,
-            daemon,
-        } => {
-            let asked = deadline.map(|deadline| Asked {
-                deadline,
-                close_over,
-                since: None,
-            });
-            ask(&daemon, async |client| {
-                client.drain(&backend.0, asked).await
-            })?;
-            println!(
-                "{} takes no new flows; `tether status` shows those it has",
-                backend.0
-            );
-            Ok(())
-        }
-        Command::Undrain { backend, daemon } => {
-            ask(&daemon, async |client| client.undrain(&backend.0).await)?;
-            println!("{} takes new flows again, as its health allows", backend.0);
-            Ok(())
-        }
+        Command::Drain(drain) => drain.run(),
+        Command::Undrain(undrain) => undrain.run(),
         Command::Plan(command) => command.run(),
         Command::Weight(command) => command.run(),
         Command::Add(command) => command.run(),

@@ -395,6 +395,7 @@ fn starting(config: &Config) -> Status {
             differences: vec![],
             reloads: Reloads::default(),
         },
+        evacuated: false,
         attachments: vec![],
         closed_egress: vec![],
         dns: vec![],

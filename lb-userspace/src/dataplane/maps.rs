@@ -180,6 +180,14 @@ impl Maps {
         self.table_word(service).store(table.0, Ordering::SeqCst);
     }
 
+    /// Ids of backends, by identity; entries that are not in use have identity 0.
+    pub fn backend_ids(&self) -> impl Iterator<Item = (u64, u32)> {
+        (0..self.backends.len())
+            // The identity is the second word of an entry.
+            .map(|id| (self.backends.word(id, 1).load(Ordering::Relaxed), id))
+            .filter(|(identity, _)| *identity != 0)
+    }
+
     /// A backend's state word.
     pub fn state(&self, backend: u32) -> BackendState {
         BackendState(self.backends.word(backend, 0).load(Ordering::Acquire))

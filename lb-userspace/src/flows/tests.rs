@@ -68,6 +68,8 @@ macro_rules! in_both_versions {
     };
 }
 
+mod left;
+
 in_both_versions! {
     a_pass_counts_everything_in_steps
     embryos_expire_and_ended_flows_go

@@ -51,6 +51,7 @@ impl State {
                 differences: self.differences(),
                 reloads: self.reloads,
             },
+            evacuated: self.ordered.all.is_some(),
             attachments,
             closed_egress,
             dns: self.sources(),

@@ -142,6 +142,8 @@ fn missing(status: &Status) -> Option<&'static str> {
         Some("the configuration is not applied yet")
     } else if status.attachments.is_empty() {
         Some("the XDP program is not attached yet")
+    } else if status.evacuated {
+        Some("this host is evacuated: all backends are drained by `tether drain --all`")
     } else {
         None
     }

@@ -61,6 +61,7 @@ fn a_status() -> Status {
                 refused: 2,
             },
         },
+        evacuated: false,
         closed_egress: vec![ClosedEgress {
             interface: "br0".into(),
             reason: "its driver cannot".into(),
@@ -281,6 +282,7 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
         r#"tether_dns_addresses{service="chat",source="pods"} 2"#.to_owned(),
         r#"tether_dns_failing{service="chat",source="pods"} 1"#.to_owned(),
         r#"tether_dns_failures_total{service="chat",source="pods"} 4"#.to_owned(),
+        "tether_evacuated 0".to_owned(),
         "# EOF".to_owned(),
     ] {
         assert!(
@@ -427,6 +429,11 @@ async fn readiness_says_what_is_missing() {
     status.send(Arc::new(not_attached)).unwrap();
     let (code, text) = get(address, "/readyz").await;
     assert!(code == 503 && text.contains("not attached"), "{text}");
+    let mut evacuated = a_status();
+    evacuated.evacuated = true;
+    status.send(Arc::new(evacuated)).unwrap();
+    let (code, text) = get(address, "/readyz").await;
+    assert!(code == 503 && text.contains("drain --all"), "{text}");
     status.send(Arc::new(a_status())).unwrap();
     assert_eq!(get(address, "/readyz").await, (200, "ready\n".into()));
     assert_eq!(get(address, "/else").await.0, 404);

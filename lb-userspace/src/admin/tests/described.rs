@@ -169,6 +169,11 @@ async fn every_answer_is_as_the_document_says() {
         ),
         (weight, "put", &format!("{b1}/weight"), "seven", 400),
         (revert, "post", &format!("{b1}/revert"), "", 200),
+        ("/v1/drain", "post", "/v1/drain?deadline=30m", "", 200),
+        ("/v1/drain", "post", "/v1/drain?deadline=30", "", 400),
+        ("/v1/undrain", "post", "/v1/undrain", "", 500),
+        ("/v1/left", "get", "/v1/left", "", 200),
+        ("/v1/left", "get", "/v1/left?idle_after=soon", "", 400),
         ("/v1/plan", "post", "/v1/plan?file=new.toml", CONFIG, 200),
         (
             "/v1/plan",

@@ -46,6 +46,12 @@ fn reloads(metrics: &Metrics, encoder: &mut DescriptorEncoder<'_>) -> fmt::Resul
     .of(config.error.is_some())?;
     Family::gauge(
         encoder,
+        "evacuated",
+        "Whether all backends are drained together, by `tether drain --all`",
+    )?
+    .of(metrics.status.evacuated)?;
+    Family::gauge(
+        encoder,
         "config_differences",
         "Backends that were changed or drained at runtime and are otherwise in the file",
     )?
