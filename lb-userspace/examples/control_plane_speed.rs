@@ -211,6 +211,7 @@ fn config(services: usize, backends: usize, table_size: u32, state_dir: PathBuf)
         bpffs: "/sys/fs/bpf/speed".into(),
         fleet_seed: None,
         dns_servers: None,
+        admin_group: None,
         metrics: None,
         limits: LIMITS,
         checks_at_once: 256,

@@ -113,7 +113,13 @@ fn cost(port: u16, kind: CheckKind, time: Duration) -> anyhow::Result<f64> {
         .enable_all()
         .build()?;
     runtime.block_on(async {
-        tokio::spawn(health::run(watched, sender, 256, shutdown));
+        tokio::spawn(health::run(
+            watched,
+            sender,
+            256,
+            health::ProbeTimes::default(),
+            shutdown,
+        ));
         for _ in 0..BACKENDS {
             let report = reports.recv().await.context("the checks have ended")?;
             if report.health != Health::Up {

@@ -6,7 +6,7 @@ use lb_common::net::IpVersion;
 use serde::{Deserialize, Serialize};
 
 /// One for IPv4, one for IPv6.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 pub struct ByVersion<T> {
     /// That of IPv4.
     pub v4: T,

@@ -4,7 +4,6 @@ mod changes;
 mod named;
 
 use std::{
-    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -19,7 +18,7 @@ use crate::{
     balance::{Part, Policy},
     config::{self, Config},
     ids,
-    model::{Admin, Asked, BackendName, Check},
+    model::{Admin, Asked, BackendName, Check, Drains},
     pace::Terms,
 };
 
@@ -101,7 +100,7 @@ pub fn find<'c>(config: &'c Config, name: &BackendName) -> Option<&'c config::Ba
 }
 
 /// Joins a configuration with the drains that were asked for at runtime: the stricter wish counts.
-pub fn services(config: &Config, drained: &BTreeMap<BackendName, Option<Asked>>) -> Vec<Service> {
+pub fn services(config: &Config, drains: &Drains) -> Vec<Service> {
     config
         .services
         .iter()
@@ -135,10 +134,10 @@ pub fn services(config: &Config, drained: &BTreeMap<BackendName, Option<Asked>>)
                             service.mode,
                         ),
                         admin: match backend.admin {
-                            Admin::Active if drained.contains_key(&name) => Admin::Draining,
+                            Admin::Active if drains.hold(&name) => Admin::Draining,
                             admin => admin,
                         },
-                        terms: terms(service, drained.get(&name).copied().flatten()),
+                        terms: terms(service, drains.asked(&name)),
                         name,
                         address: backend.address,
                         port: backend.port,

@@ -5,12 +5,16 @@
 //!
 //! * [`judge`][]: what becomes of one entry; pure
 //! * [`today`][]: what today's tables say about a flow
+//! * [`churn`][]: flows that begin and end
 //! * [`fill`][]: how full a table is, in steps that are told
 //! * [`sweeper`][]: passes over the tables, in steps
+//! * [`left`][]: what is left of some backends' flows, for whoever waits for the end of a drain
 
 mod census;
+mod churn;
 pub mod fill;
 pub mod judge;
+pub mod left;
 mod reclaim;
 pub mod sweeper;
 #[cfg(test)]
@@ -26,7 +30,7 @@ use std::{
 use lb_common::clock::Tick;
 use tokio::sync::watch;
 
-pub use self::{fill::Fill, sweeper::Sweeper, today::pick_of};
+pub use self::{churn::Churn, fill::Fill, sweeper::Sweeper, today::pick_of};
 use crate::{by_version::ByVersion, dataplane::maps::Maps};
 
 /// Entries of the flow tables, counted by state.
@@ -127,6 +131,8 @@ pub struct Census {
     pub ports: HashMap<u16, u32>,
     /// What the sweep has changed.
     pub swept: Swept,
+    /// Flows that began and ended since the daemon started, by service id; absent is none.
+    pub churn: HashMap<u16, Churn>,
 }
 
 impl Default for Census {
@@ -141,6 +147,7 @@ impl Default for Census {
             by_pair: HashMap::new(),
             ports: HashMap::new(),
             swept: Swept::default(),
+            churn: HashMap::new(),
         }
     }
 }

@@ -3,6 +3,7 @@
 mod check;
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
     time::{Duration, SystemTime},
 };
@@ -18,7 +19,9 @@ pub use self::check::{
 use crate::pace::Moment;
 
 /// What the operator wants of a backend.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Admin {
     /// Takes flows as its health allows.
@@ -31,7 +34,9 @@ pub enum Admin {
 }
 
 /// What the checks say of a backend.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema,
+)]
 #[serde(rename_all = "lowercase")]
 pub enum Health {
     /// No verdict yet.
@@ -57,7 +62,7 @@ impl std::fmt::Display for Health {
 }
 
 /// Why clients of dead backends are not told of their death.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Suspension {
     /// Over half of the service's backends fell at once: this machine's own eyes are in doubt.
@@ -84,7 +89,9 @@ impl std::fmt::Display for Suspension {
 }
 
 /// A backend by name, unique on this instance.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(
+    Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize, utoipa::ToSchema,
+)]
 pub struct BackendName {
     /// The service it serves.
     pub service: String,
@@ -95,6 +102,50 @@ pub struct BackendName {
 impl std::fmt::Display for BackendName {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "{}/{}", self.service, self.backend)
+    }
+}
+
+/// Drains that were ordered by command.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Drains {
+    /// Of one backend each, with a deadline if one was asked for.
+    pub backends: BTreeMap<BackendName, Option<Asked>>,
+    /// Of all backends, those to come among them: this host is evacuated.
+    pub all: Option<Evacuation>,
+}
+
+/// A drain of all backends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Evacuation {
+    /// A deadline, if one was asked for.
+    pub asked: Option<Asked>,
+}
+
+impl Drains {
+    /// Whether a backend is drained.
+    pub fn hold(&self, name: &BackendName) -> bool {
+        self.all.is_some() || self.backends.contains_key(name)
+    }
+
+    /// The deadline that was asked for it: of two the earlier.
+    pub fn asked(&self, name: &BackendName) -> Option<Asked> {
+        let own = self.backends.get(name).copied().flatten();
+        let of_all = self.all.and_then(|all| all.asked);
+        own.into_iter().chain(of_all).min_by_key(|asked| {
+            let since = asked.since.unwrap_or(Moment(i64::MAX));
+            since.later(asked.deadline)
+        })
+    }
+
+    /// Deadlines that were asked for and do not count yet do from now on. True if there was one.
+    pub fn begin(&mut self, now: Moment) -> bool {
+        let of_all = self.all.iter_mut().filter_map(|all| all.asked.as_mut());
+        let mut began = false;
+        for asked in self.backends.values_mut().flatten().chain(of_all) {
+            began |= asked.since.is_none();
+            asked.since.get_or_insert(now);
+        }
+        began
     }
 }
 

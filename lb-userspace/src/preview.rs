@@ -4,16 +4,18 @@ use std::{net::IpAddr, path::PathBuf};
 
 use lb_common::backend::{Mode, Serving};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::{
     model::{Admin, BackendName},
-    status::BackendFlows,
+    status::{BackendFlows, schema},
 };
 
 /// What a file would change.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Preview {
     /// The file.
+    #[schema(value_type = String)]
     pub path: PathBuf,
     /// The accepted generation that it is compared with.
     pub generation: u64,
@@ -28,15 +30,17 @@ pub struct Preview {
 }
 
 /// A service that changes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ServicePreview {
     /// Its name; after the change, if that is one of it.
     pub name: String,
     /// Its VIP.
+    #[schema(value_type = String)]
     pub vip: IpAddr,
     /// Its port.
     pub port: u16,
     /// Its mode; after the change.
+    #[schema(schema_with = schema::mode)]
     pub mode: Mode,
     /// What becomes of it.
     pub change: ServiceChange,
@@ -56,7 +60,7 @@ pub struct ServicePreview {
 }
 
 /// What becomes of a service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum ServiceChange {
     /// It is new.
@@ -68,11 +72,12 @@ pub enum ServiceChange {
 }
 
 /// A backend of a service that changes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct BackendPreview {
     /// Its name in the service.
     pub name: String,
     /// Its address.
+    #[schema(value_type = String)]
     pub address: IpAddr,
     /// Its port.
     pub port: u16,
@@ -83,6 +88,7 @@ pub struct BackendPreview {
     /// What the operator wants of it.
     pub admin: Sides<Admin>,
     /// What it is given. An added one counts as healthy.
+    #[schema(schema_with = schema::sides_of_serving)]
     pub serving: Sides<Serving>,
     /// Its share of the table, 0 to 1.
     pub share: Sides<f64>,
@@ -91,7 +97,7 @@ pub struct BackendPreview {
 }
 
 /// What becomes of a backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum BackendChange {
     /// It is new.
@@ -107,7 +113,7 @@ pub enum BackendChange {
 }
 
 /// Something today and after the change; none where there is no such thing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Sides<T> {
     /// Today.
     pub before: Option<T>,

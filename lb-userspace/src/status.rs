@@ -2,21 +2,25 @@
 //!
 //! Built by the reconciler, served by the admin socket, read by the command line; hence both directions of serde.
 
+pub(crate) mod schema;
+
 use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
 
 use lb_common::backend::{Mode, Serving};
 use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::{
     balance::Balance,
     by_version::ByVersion,
     dns,
     flows::{Census, Counts, Fill},
+    ids,
     model::{Admin, Health, Suspension},
 };
 
 /// An instance at one moment.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Status {
     /// Version of the daemon.
     pub version: String,
@@ -24,10 +28,16 @@ pub struct Status {
     pub pid: u32,
     /// Seconds since the daemon started.
     pub uptime_s: u64,
+    /// When this was so, in seconds since 1970.
+    #[serde(default)]
+    pub at: u64,
     /// How far the latest change has come.
     pub generation: Generation,
     /// The configuration in force.
     pub config: ConfigStatus,
+    /// Whether all backends are drained together, by command.
+    #[serde(default)]
+    pub evacuated: bool,
     /// Where the program is attached.
     pub attachments: Vec<Attachment>,
     /// Interfaces on the way to backends that only packets which came in by them can leave by.
@@ -44,7 +54,7 @@ pub struct Status {
 }
 
 /// Numbers that grow with every accepted change of intent, side by side.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Generation {
     /// Accepted: valid and remembered.
     pub accepted: u64,
@@ -55,19 +65,32 @@ pub struct Generation {
 }
 
 /// The configuration in force.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ConfigStatus {
     /// The file.
+    #[schema(value_type = String)]
     pub path: PathBuf,
     /// Why the latest reload was refused, if it was.
     pub error: Option<String>,
     /// What was changed at runtime and the file says otherwise.
     #[serde(default)]
     pub differences: Vec<Difference>,
+    /// How often it was read again since the daemon started.
+    #[serde(default)]
+    pub reloads: Reloads,
+}
+
+/// Reloads since the daemon started, by what came of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Reloads {
+    /// In force, or superseded by one that is.
+    pub accepted: u64,
+    /// Refused.
+    pub refused: u64,
 }
 
 /// A name in the DNS that backends of a service come from.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct DnsStatus {
     /// Name of the service.
     pub service: String,
@@ -79,6 +102,7 @@ pub struct DnsStatus {
     #[serde(rename = "type")]
     pub kind: dns::Kind,
     /// The addresses in force: those of the last answer that was one.
+    #[schema(value_type = Vec<String>)]
     pub addresses: Vec<IpAddr>,
     /// How often it was asked without an answer that could be taken.
     pub failures: u64,
@@ -89,7 +113,7 @@ pub struct DnsStatus {
 }
 
 /// One backend that is otherwise than the file says.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Difference {
     /// Name of its service.
     pub service: String,
@@ -104,7 +128,7 @@ pub struct Difference {
 }
 
 /// In what a backend is otherwise than the file says.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum DifferenceKind {
     /// The file does not have it.
@@ -120,7 +144,7 @@ pub enum DifferenceKind {
 }
 
 /// The program on one interface.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Attachment {
     /// Name of the interface.
     pub interface: String,
@@ -129,7 +153,7 @@ pub struct Attachment {
 }
 
 /// An interface on the way to backends that packets which came in by another interface cannot leave by.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct ClosedEgress {
     /// Name of the interface.
     pub interface: String,
@@ -138,7 +162,7 @@ pub struct ClosedEgress {
 }
 
 /// How an XDP program is attached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum AttachMode {
     /// In the driver.
@@ -148,7 +172,7 @@ pub enum AttachMode {
 }
 
 /// What the flow tables hold, both together.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct Flows {
     /// Entries that they have room for.
     pub capacity: u64,
@@ -172,7 +196,7 @@ pub struct Flows {
 }
 
 /// One flow table.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct FlowTable {
     /// Entries that it has room for.
     pub capacity: u64,
@@ -214,15 +238,17 @@ fn ratio(part: u64, whole: u64) -> f64 {
 }
 
 /// A service.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct ServiceStatus {
     /// Its name.
     pub name: String,
     /// Its VIP.
+    #[schema(value_type = String)]
     pub vip: IpAddr,
     /// Its port.
     pub port: u16,
     /// Its mode.
+    #[schema(schema_with = schema::mode)]
     pub mode: Mode,
     /// Whether it is no longer configured and is only there for the flows it has.
     pub removed: bool,
@@ -243,11 +269,12 @@ pub struct ServiceStatus {
 }
 
 /// A backend.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct BackendStatus {
     /// Its name in the service.
     pub name: String,
     /// Its address.
+    #[schema(value_type = String)]
     pub address: IpAddr,
     /// Its port.
     pub port: u16,
@@ -260,6 +287,7 @@ pub struct BackendStatus {
     /// What the checks say.
     pub health: Health,
     /// What it is given.
+    #[schema(schema_with = schema::serving)]
     pub serving: Serving,
     /// Whether its next hop is known.
     pub neighbour: Neighbour,
@@ -280,16 +308,30 @@ pub struct BackendStatus {
 }
 
 /// A SNAT address toward a backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct SnatStatus {
     /// The address.
+    #[schema(value_type = String)]
     pub address: IpAddr,
     /// Ports in use there, or resting after use, by all services of the backend's address and port; of 64,512.
     pub ports: u32,
 }
 
+impl BackendStatus {
+    /// Its identity, as backend of this service: what its entry in the maps is found by.
+    pub fn identity(&self, service: &ServiceStatus) -> u64 {
+        ids::backend_identity(
+            (&service.name, service.vip, service.port),
+            &self.name,
+            self.address,
+            self.port,
+            service.mode,
+        )
+    }
+}
+
 /// The end of a drain.
-#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize, ToSchema)]
 pub struct DrainStatus {
     /// Seconds until its deadline, rounded up; 0 once that has passed.
     pub deadline_s: u64,
@@ -298,7 +340,7 @@ pub struct DrainStatus {
 }
 
 /// How a service's new flows are spread.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct ServiceBalance {
     /// Whether backups take new flows, since too few primaries can.
@@ -312,7 +354,7 @@ pub struct ServiceBalance {
 }
 
 /// A backend's part in the balance.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(default)]
 pub struct BackendBalance {
     /// With so many connections it takes no new ones.
@@ -330,7 +372,7 @@ pub struct BackendBalance {
 }
 
 /// Whether a next hop is known.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Neighbour {
     /// Packets can be sent.
@@ -340,7 +382,7 @@ pub enum Neighbour {
 }
 
 /// Flows of a backend, by state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct BackendFlows {
     /// A SYN was seen.
     pub embryo: u64,
@@ -354,6 +396,21 @@ pub struct BackendFlows {
     pub active: u64,
     /// Not seen for ten minutes.
     pub idle: u64,
+}
+
+impl std::ops::Add for BackendFlows {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            embryo: self.embryo + other.embryo,
+            young: self.young + other.young,
+            pin: self.pin + other.pin,
+            closing: self.closing + other.closing,
+            active: self.active + other.active,
+            idle: self.idle + other.idle,
+        }
+    }
 }
 
 impl From<Counts> for BackendFlows {
@@ -370,7 +427,7 @@ impl From<Counts> for BackendFlows {
 }
 
 /// Packets and bytes.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Packets {
     /// Packets.
     pub packets: u64,
@@ -388,11 +445,14 @@ pub(crate) mod tests {
             version: "0".to_owned(),
             pid: 1,
             uptime_s: 0,
+            at: 0,
+            evacuated: false,
             generation: Generation::default(),
             config: ConfigStatus {
                 path: PathBuf::new(),
                 error: None,
                 differences: Vec::new(),
+                reloads: Reloads::default(),
             },
             attachments: Vec::new(),
             closed_egress: Vec::new(),

@@ -291,6 +291,7 @@ fn config(services: &[Option<ServicePlan>], state_dir: PathBuf) -> Config {
         services: services.collect(),
         bpffs: "/sys/fs/bpf/model".into(),
         fleet_seed: None,
+        admin_group: None,
         metrics: None,
         limits: LIMITS,
         checks_at_once: 256,

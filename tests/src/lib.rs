@@ -2,6 +2,7 @@
 //! the daemon under test, all as values that clean up after themselves.
 
 pub mod address;
+pub mod browser;
 pub mod config;
 pub mod frame;
 mod mounts;
@@ -11,6 +12,7 @@ pub mod packet_socket;
 pub mod passing;
 pub mod peer;
 pub mod random;
+pub mod running;
 pub mod stage;
 pub mod status;
 pub mod tether;

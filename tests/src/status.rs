@@ -15,6 +15,8 @@ pub struct Status {
     pub generation: Generation,
     /// The configuration in force, and what is wrong with the one that was refused.
     pub config: ConfigStatus,
+    /// Whether all backends are drained together.
+    pub evacuated: bool,
     /// Where the XDP program is attached.
     pub attachments: Vec<Attachment>,
     /// Interfaces that packets which came in by another one cannot leave by.

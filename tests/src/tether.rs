@@ -11,6 +11,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
 use crate::namespace::Namespace;
+use crate::running::Running;
 use crate::status::Status;
 use crate::wait;
 
@@ -242,6 +243,14 @@ impl Tether {
     /// When it cannot be started.
     pub fn output(&self, arguments: &[&str]) -> Result<Output> {
         self.host.output(command(arguments)?)
+    }
+
+    /// Starts another `tether` command on the daemon's host.
+    ///
+    /// # Errors
+    /// When it cannot be started.
+    pub fn begin(&self, arguments: &[&str]) -> Result<Running> {
+        Running::start(&self.host, command(arguments)?)
     }
 
     /// `tether status --json`.

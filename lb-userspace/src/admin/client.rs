@@ -1,5 +1,7 @@
 //! The command line's side of the admin API.
 
+mod lines;
+
 use std::{
     io,
     path::{Path, PathBuf},
@@ -7,13 +9,22 @@ use std::{
 };
 
 use http_body_util::{BodyExt as _, Full, Limited};
-use hyper::{Method, Request, StatusCode, body::Bytes, client::conn::http1, header};
+use hyper::{
+    Method, Request, Response, StatusCode,
+    body::{Bytes, Incoming},
+    client::conn::http1,
+    header,
+};
 use hyper_util::rt::TokioIo;
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
-use tokio::net::UnixStream;
+use tokio::{net::UnixStream, task::JoinHandle};
 
-use super::edit::{PutBackend, PutWeight};
+use super::{
+    AllLeft, BackendLeft,
+    edit::{PutBackend, PutWeight},
+};
 use crate::{
+    inventory::{BackendRow, ServiceRow},
     model::{Asked, BackendName},
     preview::Preview,
     status::Status,
@@ -39,7 +50,7 @@ pub enum Error {
         source: io::Error,
     },
     /// Not for this user.
-    #[error("{} is for root and the daemon's own user only; run this as root", path.display())]
+    #[error("{} is for root, the daemon's own user, and members of admin_group if the configuration names one; run this as root", path.display())]
     Forbidden {
         /// The socket.
         path: PathBuf,
@@ -47,6 +58,9 @@ pub enum Error {
     /// It said no.
     #[error("{0}")]
     Refused(String),
+    /// It said: not now.
+    #[error("{0}")]
+    Later(String),
     /// It did not answer, or not as it should.
     #[error("the daemon at {} gave no usable answer: {why}; see its log", path.display())]
     Unusable {
@@ -61,6 +75,18 @@ pub enum Error {
 #[derive(Clone, Debug)]
 pub struct Client {
     path: PathBuf,
+}
+
+/// The head of an answer, and the connection that brings the rest.
+type Answer = (Response<Incoming>, Connection);
+
+/// Brings an answer as long as it is held.
+struct Connection(JoinHandle<()>);
+
+impl Drop for Connection {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
 }
 
 #[derive(Deserialize)]
@@ -95,20 +121,70 @@ impl Client {
         self.ask(Method::GET, "/v1/status", Body::None).await
     }
 
+    /// All services, with what came for them.
+    ///
+    /// # Errors
+    /// When there is no daemon, or it does not answer.
+    pub async fn services(&self) -> Result<Vec<ServiceRow>, Error> {
+        self.ask(Method::GET, "/v1/services", Body::None).await
+    }
+
+    /// The backends of one service, or of all, with what they were sent.
+    ///
+    /// # Errors
+    /// When there is no daemon, or no such service.
+    pub async fn backends(&self, of: Option<&str>) -> Result<Vec<BackendRow>, Error> {
+        let path = match of {
+            Some(service) => format!("/v1/backends?service={}", encoded(service)),
+            None => "/v1/backends".to_owned(),
+        };
+        self.ask(Method::GET, &path, Body::None).await
+    }
+
     /// Stops new flows to a backend; with a deadline of this drain's own, if one is asked for.
     ///
     /// # Errors
     /// When there is no daemon, or no such backend.
     pub async fn drain(&self, name: &BackendName, asked: Option<Asked>) -> Result<(), Error> {
-        let ms = |time: Duration| format!("{}ms", time.as_millis());
-        let mut verb = "drain".to_owned();
-        if let Some(asked) = asked {
-            verb += &format!("?deadline={}", ms(asked.deadline));
-            if let Some(over) = asked.close_over {
-                verb += &format!("&close_over={}", ms(over));
-            }
-        }
-        self.change(name, &verb).await
+        self.change(&format!("{}/{}", path_of(name), drain(asked)))
+            .await
+    }
+
+    /// Stops new flows to all backends, those to come among them; with a deadline of this drain's own, if one is asked for.
+    ///
+    /// # Errors
+    /// When there is no daemon, or it cannot remember that.
+    pub async fn drain_all(&self, asked: Option<Asked>) -> Result<(), Error> {
+        self.change(&format!("/v1/{}", drain(asked))).await
+    }
+
+    /// Ends the drain of all backends.
+    ///
+    /// # Errors
+    /// When there is no daemon, or it cannot remember that.
+    pub async fn undrain_all(&self) -> Result<(), Error> {
+        self.change("/v1/undrain").await
+    }
+
+    /// What is left of the flows of all backends of a name, or without one of all there are. Flows are idle that have been silent for `idle_after`,
+    /// or for ten minutes if that is not given.
+    ///
+    /// # Errors
+    /// When there is no daemon, or it has only just started.
+    pub async fn left(
+        &self,
+        name: Option<&BackendName>,
+        idle_after: Option<Duration>,
+    ) -> Result<Vec<BackendLeft>, Error> {
+        let name = name.map(|name| {
+            let (service, backend) = (encoded(&name.service), encoded(&name.backend));
+            format!("service={service}&backend={backend}")
+        });
+        let idle_after = idle_after.map(|time| format!("idle_after={}", ms(time)));
+        let terms: Vec<String> = name.into_iter().chain(idle_after).collect();
+        let path = format!("/v1/left?{}", terms.join("&"));
+        let all: AllLeft = self.ask(Method::GET, &path, Body::None).await?;
+        Ok(all.backends)
     }
 
     /// Ends a drain.
@@ -116,7 +192,7 @@ impl Client {
     /// # Errors
     /// When there is no daemon, or no such backend.
     pub async fn undrain(&self, name: &BackendName) -> Result<(), Error> {
-        self.change(name, "undrain").await
+        self.change(&format!("{}/undrain", path_of(name))).await
     }
 
     /// Adds a backend, or puts another in the place of one.
@@ -155,7 +231,7 @@ impl Client {
     /// # Errors
     /// When there is no daemon, no such backend, or others that were changed at runtime stand in the way.
     pub async fn revert(&self, name: &BackendName) -> Result<(), Error> {
-        self.change(name, "revert").await
+        self.change(&format!("{}/revert", path_of(name))).await
     }
 
     /// What a configuration would change, if its file were loaded now.
@@ -182,9 +258,8 @@ impl Client {
         Ok(reloaded.generation)
     }
 
-    async fn change(&self, name: &BackendName, verb: &str) -> Result<(), Error> {
-        let path = format!("{}/{verb}", path_of(name));
-        let Done {} = self.ask(Method::POST, &path, Body::None).await?;
+    async fn change(&self, path: &str) -> Result<(), Error> {
+        let Done {} = self.ask(Method::POST, path, Body::None).await?;
         Ok(())
     }
 
@@ -194,18 +269,20 @@ impl Client {
         path: &str,
         body: Body,
     ) -> Result<T, Error> {
-        match tokio::time::timeout(PATIENCE, self.exchange(method, path, body)).await {
+        let exchange = async {
+            let answer = self.send(method, path, body).await?;
+            let (body, _connection) = self.succeeded(answer).await?;
+            let bytes = self.whole(body).await?;
+            serde_json::from_slice(&bytes).map_err(|error| self.unusable(error))
+        };
+        match tokio::time::timeout(PATIENCE, exchange).await {
             Ok(answer) => answer,
-            Err(_) => Err(self.unusable(format!("nothing within {} s", PATIENCE.as_secs()))),
+            Err(_) => Err(self.silent()),
         }
     }
 
-    async fn exchange<T: DeserializeOwned>(
-        &self,
-        method: Method,
-        path: &str,
-        body: Body,
-    ) -> Result<T, Error> {
+    /// Sends a request and waits for the head of its answer.
+    async fn send(&self, method: Method, path: &str, body: Body) -> Result<Answer, Error> {
         let stream = UnixStream::connect(&self.path).await.map_err(|source| {
             let path = self.path.clone();
             if source.kind() == io::ErrorKind::PermissionDenied {
@@ -217,6 +294,10 @@ impl Client {
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
             .await
             .map_err(|error| self.unusable(error))?;
+        let connection = Connection(tokio::spawn(async move {
+            // What goes wrong with it, who waits for the answer is told.
+            drop(connection.await);
+        }));
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -231,37 +312,41 @@ impl Client {
                 .body(Full::new(Bytes::from(text))),
         }
         .map_err(|error| self.unusable(error))?;
-        let answer = async {
-            let response = sender
-                .send_request(request)
-                .await
-                .map_err(|error| self.unusable(error))?;
-            let status = response.status();
-            let body = Limited::new(response.into_body(), ANSWER)
-                .collect()
-                .await
-                .map_err(|error| self.unusable(error))?
-                .to_bytes();
-            Ok((status, body))
-        };
-        tokio::pin!(answer, connection);
-        let (status, body) = tokio::select! {
-            biased;
-            answer = &mut answer => answer,
-            _ = &mut connection => answer.await,
-        }?;
+        let response = sender
+            .send_request(request)
+            .await
+            .map_err(|error| self.unusable(error))?;
+        Ok((response, connection))
+    }
+
+    /// The body of an answer that is a yes.
+    async fn succeeded(
+        &self,
+        (response, connection): Answer,
+    ) -> Result<(Incoming, Connection), Error> {
+        let status = response.status();
+        let body = response.into_body();
         if status.is_success() {
-            return serde_json::from_slice(&body).map_err(|error| self.unusable(error));
+            return Ok((body, connection));
         }
-        if status == StatusCode::FORBIDDEN {
-            return Err(Error::Forbidden {
-                path: self.path.clone(),
-            });
-        }
-        let failure: Failure =
-            serde_json::from_slice(&body).map_err(|_| self.unusable(format!("status {status}")))?;
+        let bytes = self.whole(body).await?;
+        let failure: Failure = serde_json::from_slice(&bytes)
+            .map_err(|_| self.unusable(format!("status {status}")))?;
         let text = failure.error.unwrap_or_else(|| failure.errors.join("\n"));
-        Err(Error::Refused(text))
+        Err(match status {
+            StatusCode::FORBIDDEN => Error::Refused(format!("{}: {text}", self.path.display())),
+            StatusCode::SERVICE_UNAVAILABLE => Error::Later(text),
+            _ => Error::Refused(text),
+        })
+    }
+
+    async fn whole(&self, body: Incoming) -> Result<Bytes, Error> {
+        let collected = Limited::new(body, ANSWER).collect().await;
+        Ok(collected.map_err(|error| self.unusable(error))?.to_bytes())
+    }
+
+    fn silent(&self) -> Error {
+        self.unusable(format!("nothing within {} s", PATIENCE.as_secs()))
     }
 
     fn unusable(&self, why: impl std::fmt::Display) -> Error {
@@ -286,6 +371,22 @@ fn path_of(name: &BackendName) -> String {
         encoded(&name.service),
         encoded(&name.backend)
     )
+}
+
+/// How a drain is asked for.
+fn drain(asked: Option<Asked>) -> String {
+    let mut verb = "drain".to_owned();
+    if let Some(asked) = asked {
+        verb += &format!("?deadline={}", ms(asked.deadline));
+        if let Some(over) = asked.close_over {
+            verb += &format!("&close_over={}", ms(over));
+        }
+    }
+    verb
+}
+
+fn ms(time: Duration) -> String {
+    format!("{}ms", time.as_millis())
 }
 
 /// A name as one segment of a URL's path (RFC 3986, section 2.3: what is not unreserved is percent-encoded).

@@ -3,29 +3,33 @@
 use std::net::IpAddr;
 
 use axum::{
-    Json, Router,
-    extract::{Path as UrlPath, State, rejection::JsonRejection, rejection::PathRejection},
+    Json,
+    extract::{State, rejection::JsonRejection, rejection::PathRejection},
     http::StatusCode,
     response::{IntoResponse as _, Response},
-    routing::{post, put},
 };
 use serde::{Deserialize, Serialize};
 use tokio::sync::oneshot;
+use utoipa::ToSchema;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{Admin, Named, PATIENCE};
+use super::{
+    Admin, Named, PATIENCE,
+    document::{Done, Failure},
+};
 use crate::{
     config::{BackendSpec, usual_weight},
     desired::{Edit, Refusal},
-    http,
-    model::{self, BackendName},
+    http, model,
     reconcile::Command,
 };
 
 /// A backend in a request. Unlike what is remembered, it has no key that this version does not know.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PutBackend {
     /// Its address.
+    #[schema(value_type = String)]
     pub address: IpAddr,
     /// Its port; none is the service's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -39,28 +43,32 @@ pub struct PutBackend {
 }
 
 /// A weight in a request.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 #[serde(deny_unknown_fields)]
 pub(super) struct PutWeight {
     pub(super) weight: u16,
 }
 
-pub(super) fn routes() -> Router<Admin> {
-    Router::new()
-        .route(
-            "/v1/services/{service}/backends/{backend}",
-            put(put_backend).delete(remove),
-        )
-        .route(
-            "/v1/services/{service}/backends/{backend}/weight",
-            put(put_weight),
-        )
-        .route(
-            "/v1/services/{service}/backends/{backend}/revert",
-            post(revert),
-        )
+pub(super) fn routes() -> OpenApiRouter<Admin> {
+    OpenApiRouter::new()
+        .routes(routes!(put_backend, remove))
+        .routes(routes!(put_weight))
+        .routes(routes!(revert))
 }
 
+/// Add a backend to a service, or put another in the place of the one of this name
+///
+/// Held to the rules of the file, and kept over restarts beside it.
+#[utoipa::path(put, path = "/v1/services/{service}/backends/{backend}", tag = "changes",
+    params(("service" = String, Path, description = "Name of the service"), ("backend" = String, Path, description = "Name of the backend")),
+    request_body = PutBackend,
+    responses((status = 200, description = "It is remembered", body = Done),
+        (status = 400, description = "A name or the body is not understood", body = Failure),
+        (status = 403, description = "Not for this user", body = Failure),
+        (status = 404, description = "No such service", body = Failure),
+        (status = 422, description = "It is wrong in itself, or beside the others", body = Failure),
+        (status = 500, description = "It cannot be remembered, and is not done", body = Failure),
+        (status = 503, description = "The daemon is busy, or stopping", body = Failure)))]
 async fn put_backend(
     State(admin): State<Admin>,
     name: Result<Named, PathRejection>,
@@ -83,6 +91,17 @@ async fn put_backend(
     change(&admin, name, edit).await
 }
 
+/// Give a backend another share of new flows
+#[utoipa::path(put, path = "/v1/services/{service}/backends/{backend}/weight", tag = "changes",
+    params(("service" = String, Path, description = "Name of the service"), ("backend" = String, Path, description = "Name of the backend")),
+    request_body = PutWeight,
+    responses((status = 200, description = "It is remembered", body = Done),
+        (status = 400, description = "A name or the body is not understood", body = Failure),
+        (status = 403, description = "Not for this user", body = Failure),
+        (status = 404, description = "No such backend", body = Failure),
+        (status = 422, description = "It is wrong in itself, or beside the others", body = Failure),
+        (status = 500, description = "It cannot be remembered, and is not done", body = Failure),
+        (status = 503, description = "The daemon is busy, or stopping", body = Failure)))]
 async fn put_weight(
     State(admin): State<Admin>,
     name: Result<Named, PathRejection>,
@@ -92,10 +111,30 @@ async fn put_weight(
     change(&admin, name, edit).await
 }
 
+/// Drain a backend as one that leaves the file
+#[utoipa::path(delete, path = "/v1/services/{service}/backends/{backend}", tag = "changes",
+    params(("service" = String, Path, description = "Name of the service"), ("backend" = String, Path, description = "Name of the backend")),
+    responses((status = 200, description = "It is remembered", body = Done),
+        (status = 400, description = "A name is no text", body = Failure),
+        (status = 403, description = "Not for this user", body = Failure),
+        (status = 404, description = "No such backend", body = Failure),
+        (status = 422, description = "It is wrong in itself, or beside the others", body = Failure),
+        (status = 500, description = "It cannot be remembered, and is not done", body = Failure),
+        (status = 503, description = "The daemon is busy, or stopping", body = Failure)))]
 async fn remove(State(admin): State<Admin>, name: Result<Named, PathRejection>) -> Response {
     change(&admin, name, Ok(Edit::Remove)).await
 }
 
+/// Make a backend what the file says
+#[utoipa::path(post, path = "/v1/services/{service}/backends/{backend}/revert", tag = "changes",
+    params(("service" = String, Path, description = "Name of the service"), ("backend" = String, Path, description = "Name of the backend")),
+    responses((status = 200, description = "It is remembered", body = Done),
+        (status = 400, description = "A name is no text", body = Failure),
+        (status = 403, description = "Not for this user", body = Failure),
+        (status = 404, description = "No such backend", body = Failure),
+        (status = 422, description = "It is wrong in itself, or beside the others", body = Failure),
+        (status = 500, description = "It cannot be remembered, and is not done", body = Failure),
+        (status = 503, description = "The daemon is busy, or stopping", body = Failure)))]
 async fn revert(State(admin): State<Admin>, name: Result<Named, PathRejection>) -> Response {
     change(&admin, name, Ok(Edit::Revert)).await
 }
@@ -105,9 +144,9 @@ async fn change(
     name: Result<Named, PathRejection>,
     edit: Result<Edit, JsonRejection>,
 ) -> Response {
-    let name = match name {
-        Ok(UrlPath((service, backend))) => BackendName { service, backend },
-        Err(rejection) => return http::error(rejection.status(), rejection.body_text()),
+    let name = match super::named(name) {
+        Ok(name) => name,
+        Err(malformed) => return malformed.into(),
     };
     let edit = match edit {
         Ok(edit) => edit,
@@ -120,7 +159,7 @@ async fn change(
         answer.await.ok()
     };
     match tokio::time::timeout(PATIENCE, asked).await {
-        Ok(Some(Ok(()))) => Json(serde_json::json!({ "ok": true })).into_response(),
+        Ok(Some(Ok(()))) => Json(Done { ok: true }).into_response(),
         Ok(Some(Err(refusal))) => {
             let status = match &refusal {
                 Refusal::Absent(_) => StatusCode::NOT_FOUND,

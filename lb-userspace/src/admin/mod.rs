@@ -1,46 +1,48 @@
-//! The admin API: HTTP and JSON on a Unix socket that only root, or the daemon's own user, may use.
-//!
-//! | request | answer |
-//! |---|---|
-//! | `GET /v1/status` | 200, a [`Status`] |
-//! | `POST /v1/services/SERVICE/backends/BACKEND/drain`, `…/undrain` | 200 `{"ok":true}`, or 404 `{"error":"…"}` |
-//! | `POST …/drain?deadline=30m&close_over=60s` | the same with a deadline of this drain's own; 400 if these are no durations |
-//! | `PUT /v1/services/SERVICE/backends/BACKEND` `{"address":"…","port":N,"weight":N,"admin":"…"}`, `DELETE` of the same | 200 `{"ok":true}`; 404; or 422 `{"error":"…"}` |
-//! | `PUT …/backends/BACKEND/weight` `{"weight":N}`, `POST …/backends/BACKEND/revert` | the same |
-//! | `POST /v1/plan?file=NAME`, a configuration as text | 200, a [`Preview`](crate::preview::Preview); or 422 `{"errors":["…"]}` |
-//! | `POST /v1/reload` | 200 `{"generation":N}`, or 422 `{"errors":["…"]}` |
+//! The admin API: HTTP and JSON on a Unix socket that only root, or the daemon's own user, may use; members of one group may read, if the
+//! configuration names it. It describes itself at `/v1/openapi.json`: [`document`].
 
 pub mod client;
+pub mod document;
 mod edit;
+mod left;
+mod list;
+mod peer;
 mod plan;
 mod reload;
 
-use std::{
-    io,
-    os::unix::fs::{FileTypeExt as _, PermissionsExt as _},
-    path::Path,
-    sync::Arc,
-    time::Duration,
-};
+use std::{io, os::unix::fs::FileTypeExt as _, path::Path, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
     extract::{
-        Path as UrlPath, Query, State,
+        Path as UrlPath, Query, Request, State,
         rejection::{PathRejection, QueryRejection},
     },
-    http::StatusCode,
+    http::{Method, StatusCode},
+    middleware::{self, Next},
     response::{IntoResponse as _, Response},
-    routing::{get, post},
 };
 use tokio::{
-    net::{UnixListener, UnixStream},
-    sync::{Semaphore, mpsc, oneshot, watch},
+    net::UnixListener,
+    sync::{mpsc, oneshot, watch},
 };
+use utoipa::OpenApi as _;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
-pub use self::{edit::PutBackend, reload::Reloader};
+use self::{
+    document::{Document, Done, Failure, Failures, Reloaded},
+    list::Lists,
+    peer::Right,
+};
+pub use self::{
+    edit::PutBackend,
+    left::{AllLeft, BackendLeft},
+    peer::Readers,
+    reload::Reloader,
+};
 use crate::{
     config::{CLOSE_OVERS, DRAIN_DEADLINES, duration_within},
+    dataplane::maps::Maps,
     http,
     model::{Asked, BackendName},
     reconcile::Command,
@@ -53,20 +55,37 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// What requests act on.
 #[derive(Clone, Debug)]
 pub struct Admin {
-    /// The state of things.
-    pub status: watch::Receiver<Arc<Status>>,
-    /// To the reconciler.
-    pub commands: mpsc::Sender<Command>,
-    /// Reads the configuration again.
-    pub reloader: Arc<Reloader>,
+    status: watch::Receiver<Arc<Status>>,
+    maps: Arc<Maps>,
+    commands: mpsc::Sender<Command>,
+    reloader: Arc<Reloader>,
+    lists: Lists,
 }
 
-/// Opens the socket, for its owner alone. One that is left from a daemon that is gone is replaced: call this only while holding the
+impl Admin {
+    /// Shows `status` and what is in `maps`; hands `commands` to the reconciler, and reads the configuration again by `reloader`.
+    pub fn new(
+        status: watch::Receiver<Arc<Status>>,
+        maps: Arc<Maps>,
+        commands: mpsc::Sender<Command>,
+        reloader: Arc<Reloader>,
+    ) -> Self {
+        Self {
+            status,
+            maps,
+            commands,
+            reloader,
+            lists: Lists::default(),
+        }
+    }
+}
+
+/// Opens the socket, for its owner and the group of `readers`. One that is left from a daemon that is gone is replaced: call this only while holding the
 /// state directory's lock.
 ///
 /// # Errors
 /// When the path holds something else, or the directory cannot be written.
-pub fn listen(path: &Path) -> io::Result<UnixListener> {
+pub fn listen(path: &Path, readers: Readers) -> io::Result<UnixListener> {
     match std::fs::symlink_metadata(path) {
         Ok(found) if found.file_type().is_socket() => std::fs::remove_file(path)?,
         Ok(_) => {
@@ -79,8 +98,8 @@ pub fn listen(path: &Path) -> io::Result<UnixListener> {
         Err(error) => return Err(error),
     }
     let listener = UnixListener::bind(path)?;
-    // Until this line the mode is the umask's; who connects meanwhile is turned away by user id.
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
+    // Until this line the mode is the umask's; who connects meanwhile is turned away by user and group.
+    readers.admit(path)?;
     Ok(listener)
 }
 
@@ -90,12 +109,12 @@ pub async fn serve(
     mut listener: UnixListener,
     mut later: mpsc::Receiver<UnixListener>,
     admin: Admin,
+    readers: Readers,
     mut shutdown: watch::Receiver<bool>,
 ) {
     let router = router(admin);
-    let places = Arc::new(Semaphore::new(http::CONNECTIONS));
+    let gate = http::gate::Gate::default();
     loop {
-        let place = places.clone().acquire_owned().await;
         let stream = tokio::select! {
             () = crate::shutdown::requested(&mut shutdown) => return,
             Some(next) = later.recv() => {
@@ -110,54 +129,66 @@ pub async fn serve(
                 }
             }
         };
-        let router = if is_trusted(&stream) {
-            router.clone()
-        } else {
-            Router::new().fallback(async || {
-                http::error(
-                    StatusCode::FORBIDDEN,
-                    "only root and the daemon's own user may use this socket",
-                )
-            })
+        let place = tokio::select! {
+            () = crate::shutdown::requested(&mut shutdown) => return,
+            place = gate.enter() => place,
         };
-        tokio::spawn(async move {
-            http::serve(stream, router).await;
-            drop(place);
-        });
+        let right = readers.right(&stream);
+        let router = router
+            .clone()
+            .layer(middleware::from_fn(move |request, next| {
+                guard(right, request, next)
+            }));
+        tokio::spawn(http::serve(stream, router, place));
     }
 }
 
-fn is_trusted(stream: &UnixStream) -> bool {
-    let own = nix::unistd::geteuid().as_raw();
-    stream
-        .peer_cred()
-        .is_ok_and(|peer| peer.uid() == 0 || peer.uid() == own)
+/// Lets through what a peer may do.
+async fn guard(right: Right, request: Request, next: Next) -> Response {
+    let reads = matches!(*request.method(), Method::GET | Method::HEAD);
+    match right {
+        Right::Everything => next.run(request).await,
+        Right::Read if reads => next.run(request).await,
+        Right::Read => http::error(
+            StatusCode::FORBIDDEN,
+            "members of admin_group may look and change nothing; run this as root",
+        ),
+        Right::Nothing => http::error(
+            StatusCode::FORBIDDEN,
+            "only root, the daemon's own user and members of admin_group may use this socket; run this as root",
+        ),
+    }
+}
+
+/// All that can be asked for. A route comes with its description.
+fn api() -> OpenApiRouter<Admin> {
+    OpenApiRouter::with_openapi(Document::openapi())
+        .routes(routes!(status))
+        .routes(routes!(list::services))
+        .routes(routes!(list::backends))
+        .routes(routes!(list::flows))
+        .routes(routes!(drain))
+        .routes(routes!(undrain))
+        .routes(routes!(drain_all))
+        .routes(routes!(undrain_all))
+        .routes(routes!(left::left))
+        .routes(routes!(reload))
+        .merge(edit::routes())
+        .merge(plan::routes())
+        .routes(routes!(document::openapi))
 }
 
 fn router(admin: Admin) -> Router {
-    Router::new()
-        .route("/v1/status", get(status))
-        .route(
-            "/v1/services/{service}/backends/{backend}/drain",
-            post(drain),
-        )
-        .route(
-            "/v1/services/{service}/backends/{backend}/undrain",
-            post(undrain),
-        )
-        .route("/v1/reload", post(reload))
-        .merge(edit::routes())
-        .merge(plan::routes())
+    Router::from(api())
         .fallback(http::not_found)
-        .method_not_allowed_fallback(async || {
-            http::error(
-                StatusCode::METHOD_NOT_ALLOWED,
-                "this path takes another method",
-            )
-        })
+        .method_not_allowed_fallback(http::wrong_method)
         .with_state(admin)
 }
 
+/// The state of everything
+#[utoipa::path(get, path = "/v1/status", tag = "listings",
+    responses((status = 200, description = "The state of things", body = Status),
+        (status = 403, description = "Not for this user", body = Failure)))]
 async fn status(State(admin): State<Admin>) -> Response {
     let status = admin.status.borrow().clone();
     Json(&*status).into_response()
@@ -167,10 +198,13 @@ async fn status(State(admin): State<Admin>) -> Response {
 type Named = UrlPath<(String, String)>;
 
 /// What a drain may be asked for with.
-#[derive(serde::Deserialize)]
+#[derive(serde::Deserialize, utoipa::IntoParams)]
+#[into_params(parameter_in = Query)]
 #[serde(deny_unknown_fields)]
 struct Terms {
+    /// How long flows may stay, as `30m`.
     deadline: Option<String>,
+    /// Over which time they are closed then, as `60s`.
     close_over: Option<String>,
 }
 
@@ -194,49 +228,125 @@ impl Terms {
     }
 }
 
-async fn drain(
-    State(admin): State<Admin>,
-    name: Result<Named, PathRejection>,
-    terms: Result<Query<Terms>, QueryRejection>,
-) -> Response {
+/// Why a request is none that could be served.
+struct Malformed {
+    status: StatusCode,
+    text: String,
+}
+
+impl From<Malformed> for Response {
+    fn from(Malformed { status, text }: Malformed) -> Self {
+        http::error(status, text)
+    }
+}
+
+/// Those of a query.
+fn asked(terms: Result<Query<Terms>, QueryRejection>) -> Result<Option<Asked>, Malformed> {
     let asked = match terms {
         Ok(Query(terms)) => terms.asked(),
         Err(rejection) => Err(rejection.body_text()),
     };
-    match asked {
-        Ok(asked) => {
-            ask(&admin, name, |name, reply| Command::Drain {
-                name,
-                asked,
-                reply,
-            })
-            .await
-        }
-        Err(wrong) => http::error(StatusCode::BAD_REQUEST, wrong),
+    asked.map_err(|text| Malformed {
+        status: StatusCode::BAD_REQUEST,
+        text,
+    })
+}
+
+/// A backend's name in a path.
+fn named(name: Result<Named, PathRejection>) -> Result<BackendName, Malformed> {
+    match name {
+        Ok(UrlPath((service, backend))) => Ok(BackendName { service, backend }),
+        Err(rejection) => Err(Malformed {
+            status: rejection.status(),
+            text: rejection.body_text(),
+        }),
     }
 }
 
-async fn undrain(State(admin): State<Admin>, name: Result<Named, PathRejection>) -> Response {
-    ask(&admin, name, |name, reply| Command::Undrain { name, reply }).await
+/// Give a backend no new flows
+///
+/// It keeps those it has. Holds over restarts, until it is undrained. With a deadline of this drain's own, if one is given.
+#[utoipa::path(post, path = "/v1/services/{service}/backends/{backend}/drain", tag = "changes",
+    params(("service" = String, Path, description = "Name of the service"), ("backend" = String, Path, description = "Name of the backend"), Terms),
+    responses((status = 200, description = "It is remembered", body = Done),
+        (status = 400, description = "A name is no text, or a time is no duration", body = Failure),
+        (status = 403, description = "Not for this user", body = Failure),
+        (status = 404, description = "No such backend", body = Failure),
+        (status = 503, description = "The daemon is busy, or stopping", body = Failure)))]
+async fn drain(
+    State(admin): State<Admin>,
+    name: Result<Named, PathRejection>,
+    terms: Result<Query<Terms>, QueryRejection>,
+) -> Result<Response, Response> {
+    let (name, asked) = (named(name)?, asked(terms)?);
+    let command = |reply| Command::Drain { name, asked, reply };
+    Ok(ask(&admin, command, StatusCode::NOT_FOUND).await)
 }
 
+/// End a drain
+///
+/// It takes new flows again, as its health allows.
+#[utoipa::path(post, path = "/v1/services/{service}/backends/{backend}/undrain", tag = "changes",
+    params(("service" = String, Path, description = "Name of the service"), ("backend" = String, Path, description = "Name of the backend")),
+    responses((status = 200, description = "It is remembered", body = Done),
+        (status = 400, description = "A name is no text", body = Failure),
+        (status = 403, description = "Not for this user", body = Failure),
+        (status = 404, description = "No such backend, or it is the configuration that drains it", body = Failure),
+        (status = 503, description = "The daemon is busy, or stopping", body = Failure)))]
+async fn undrain(
+    State(admin): State<Admin>,
+    name: Result<Named, PathRejection>,
+) -> Result<Response, Response> {
+    let name = named(name)?;
+    let command = |reply| Command::Undrain { name, reply };
+    Ok(ask(&admin, command, StatusCode::NOT_FOUND).await)
+}
+
+/// Evacuate this host
+///
+/// All backends are drained together, also those that are configured later, until that is ended. With a deadline, if one is given.
+#[utoipa::path(post, path = "/v1/drain", tag = "changes", params(Terms),
+    responses((status = 200, description = "It is remembered", body = Done),
+        (status = 400, description = "A time is no duration", body = Failure),
+        (status = 403, description = "Not for this user", body = Failure),
+        (status = 500, description = "It cannot be remembered, and is not done", body = Failure),
+        (status = 503, description = "The daemon is busy, or stopping", body = Failure)))]
+async fn drain_all(
+    State(admin): State<Admin>,
+    terms: Result<Query<Terms>, QueryRejection>,
+) -> Result<Response, Response> {
+    let asked = asked(terms)?;
+    let command = |reply| Command::DrainAll { asked, reply };
+    Ok(ask(&admin, command, StatusCode::INTERNAL_SERVER_ERROR).await)
+}
+
+/// End the evacuation of this host
+///
+/// Backends that are drained by name stay so.
+#[utoipa::path(post, path = "/v1/undrain", tag = "changes",
+    responses((status = 200, description = "It is remembered", body = Done),
+        (status = 403, description = "Not for this user", body = Failure),
+        (status = 500, description = "It cannot be remembered, and is not done", body = Failure),
+        (status = 503, description = "The daemon is busy, or stopping", body = Failure)))]
+async fn undrain_all(State(admin): State<Admin>) -> Response {
+    let command = |reply| Command::UndrainAll { reply };
+    ask(&admin, command, StatusCode::INTERNAL_SERVER_ERROR).await
+}
+
+/// Has the reconciler do something; `refused` is what it means if it does not.
 async fn ask(
     admin: &Admin,
-    name: Result<Named, PathRejection>,
-    command: impl FnOnce(BackendName, oneshot::Sender<Result<(), String>>) -> Command,
+    command: impl FnOnce(oneshot::Sender<Result<(), String>>) -> Command,
+    refused: StatusCode,
 ) -> Response {
-    let name = match name {
-        Ok(UrlPath((service, backend))) => BackendName { service, backend },
-        Err(rejection) => return http::error(rejection.status(), rejection.body_text()),
-    };
     let (reply, answer) = oneshot::channel();
     let asked = async {
-        admin.commands.send(command(name, reply)).await.ok()?;
+        admin.commands.send(command(reply)).await.ok()?;
         answer.await.ok()
     };
     match tokio::time::timeout(PATIENCE, asked).await {
-        Ok(Some(Ok(()))) => Json(serde_json::json!({ "ok": true })).into_response(),
-        Ok(Some(Err(text))) => http::error(StatusCode::NOT_FOUND, text),
+        Ok(Some(Ok(()))) => Json(Done { ok: true }).into_response(),
+        Ok(Some(Err(text))) => http::error(refused, text),
         Ok(None) => stopping(),
         Err(_) => busy(),
     }
@@ -253,14 +363,20 @@ fn busy() -> Response {
     )
 }
 
+/// Read the configuration again
+#[utoipa::path(post, path = "/v1/reload", tag = "changes",
+    responses((status = 200, description = "It is accepted", body = Reloaded),
+        (status = 403, description = "Not for this user", body = Failure),
+        (status = 422, description = "It is refused, and the one in force stays", body = Failures)))]
 async fn reload(State(admin): State<Admin>) -> Response {
     match admin.reloader.reload().await {
-        Ok(generation) => {
-            Json(serde_json::json!({ "ok": true, "generation": generation })).into_response()
-        }
+        Ok(generation) => Json(Reloaded {
+            ok: true,
+            generation,
+        })
+        .into_response(),
         Err(errors) => {
-            let body = serde_json::json!({ "errors": errors });
-            (StatusCode::UNPROCESSABLE_ENTITY, Json(body)).into_response()
+            (StatusCode::UNPROCESSABLE_ENTITY, Json(Failures { errors })).into_response()
         }
     }
 }

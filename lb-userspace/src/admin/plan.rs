@@ -3,32 +3,49 @@
 use std::path::PathBuf;
 
 use axum::{
-    Json, Router,
+    Json,
     extract::{
         DefaultBodyLimit, Query, State, rejection::QueryRejection, rejection::StringRejection,
     },
     http::StatusCode,
     response::{IntoResponse as _, Response},
-    routing::post,
 };
 use serde::Deserialize;
 use tokio::sync::oneshot;
+use utoipa::IntoParams;
+use utoipa_axum::{router::OpenApiRouter, routes};
 
-use super::{Admin, PATIENCE};
-use crate::{config, http, reconcile::Command};
+use super::{
+    Admin, PATIENCE,
+    document::{Failure, Failures},
+};
+use crate::{config, http, preview::Preview, reconcile::Command};
 
-#[derive(Deserialize)]
+#[derive(Deserialize, IntoParams)]
+#[into_params(parameter_in = Query)]
 struct Asked {
     /// The file's name, for messages.
+    #[param(value_type = String)]
     file: PathBuf,
 }
 
-pub(super) fn routes() -> Router<Admin> {
-    Router::new()
-        .route("/v1/plan", post(plan))
+pub(super) fn routes() -> OpenApiRouter<Admin> {
+    OpenApiRouter::new()
+        .routes(routes!(plan))
         .layer(DefaultBodyLimit::max(config::MAX_FILE as usize))
 }
 
+/// What a configuration would change
+///
+/// Nothing is done.
+#[utoipa::path(post, path = "/v1/plan", tag = "changes", params(Asked),
+    request_body(content = String, content_type = "text/plain", description = "The configuration"),
+    responses((status = 200, description = "What would change", body = Preview),
+        (status = 400, description = "The file has no name, or is no text", body = Failure),
+        (status = 403, description = "Not for this user", body = Failure),
+        (status = 413, description = "No configuration is that long", body = Failure),
+        (status = 422, description = "It would be refused", body = Failures),
+        (status = 503, description = "The daemon is busy, or stopping", body = Failure)))]
 async fn plan(
     State(admin): State<Admin>,
     asked: Result<Query<Asked>, QueryRejection>,
@@ -67,6 +84,5 @@ async fn plan(
 }
 
 fn refused(errors: Vec<String>) -> Response {
-    let body = serde_json::json!({ "errors": errors });
-    (StatusCode::UNPROCESSABLE_ENTITY, Json(body)).into_response()
+    (StatusCode::UNPROCESSABLE_ENTITY, Json(Failures { errors })).into_response()
 }

@@ -1,15 +1,24 @@
 //! The API over a real socket, with a reconciler that only remembers what it was told.
 
+mod left;
+
 use std::os::unix::fs::MetadataExt as _;
+
+use nix::unistd::Gid;
 
 use super::{client::Client, *};
 use crate::{
     config::{self, BackendSpec},
     desired::{Edit, Refusal},
+    inventory::tests as shown,
     model,
     preview::Preview,
     status::ConfigStatus,
 };
+
+mod described;
+mod lists;
+mod peers;
 
 const CONFIG: &str = r#"
 interfaces = ["eth0"]
@@ -28,12 +37,15 @@ fn some_status() -> Status {
         version: "0.1.0".into(),
         pid: 7,
         uptime_s: 9,
+        at: 0,
         generation: Default::default(),
         config: ConfigStatus {
             path: "tether.toml".into(),
             error: None,
             differences: vec![],
+            reloads: Default::default(),
         },
+        evacuated: false,
         attachments: vec![],
         closed_egress: vec![],
         dns: vec![],
@@ -49,8 +61,10 @@ struct Daemon {
     client: Client,
     listeners: mpsc::Sender<UnixListener>,
     stop: watch::Sender<bool>,
-    _status: watch::Sender<Arc<Status>>,
+    status: watch::Sender<Arc<Status>>,
+    maps: Arc<Maps>,
     heard: mpsc::Receiver<String>,
+    lists: Lists,
 }
 
 impl Daemon {
@@ -63,6 +77,16 @@ impl Daemon {
     }
 
     async fn start(test: &str) -> Self {
+        Self::start_for(test, Readers::default(), some_status()).await
+    }
+
+    /// Shows a status, and maps that hold it, to a group too.
+    async fn start_for(test: &str, readers: Readers, status: Status) -> Self {
+        let maps = shown::maps_of(&status);
+        Self::start_with(test, readers, status, maps).await
+    }
+
+    async fn start_with(test: &str, readers: Readers, status: Status, maps: Maps) -> Self {
         let directory =
             std::env::temp_dir().join(format!("tether-admin-{}-{test}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
@@ -70,18 +94,17 @@ impl Daemon {
         std::fs::write(&file, CONFIG).unwrap();
         let first = config::load(&file).unwrap().config;
         let socket = directory.join("admin.sock");
-        let listener = listen(&socket).unwrap();
-        let (status, watched) = watch::channel(Arc::new(some_status()));
+        let listener = listen(&socket, readers).unwrap();
+        let (status, watched) = watch::channel(Arc::new(status));
         let (commands, mut received) = mpsc::channel(4);
         let (stop, shutdown) = watch::channel(false);
         let (told, heard) = mpsc::channel(16);
-        let admin = Admin {
-            status: watched,
-            commands: commands.clone(),
-            reloader: Arc::new(Reloader::new(&first, commands)),
-        };
+        let reloader = Arc::new(Reloader::new(&first, commands.clone()));
+        let maps = Arc::new(maps);
+        let admin = Admin::new(watched, maps.clone(), commands, reloader);
+        let lists = admin.lists.clone();
         let (listeners, later) = mpsc::channel(1);
-        tokio::spawn(serve(listener, later, admin, shutdown));
+        tokio::spawn(serve(listener, later, admin, readers, shutdown));
         tokio::spawn(async move {
             let answer = |name: &BackendName| {
                 if name.backend == "b1" {
@@ -94,17 +117,15 @@ impl Daemon {
                 let text = match command {
                     Command::Drain { name, asked, reply } => {
                         reply.send(answer(&name)).unwrap();
-                        match asked {
-                            None => format!("drain {name}"),
-                            Some(Asked {
-                                deadline,
-                                close_over,
-                                since: None,
-                            }) => {
-                                format!("drain {name} within {deadline:?}, over {close_over:?}")
-                            }
-                            Some(asked) => panic!("{asked:?}"),
-                        }
+                        format!("drain {name}{}", terms(asked))
+                    }
+                    Command::DrainAll { asked, reply } => {
+                        reply.send(Ok(())).unwrap();
+                        format!("drain all{}", terms(asked))
+                    }
+                    Command::UndrainAll { reply } => {
+                        reply.send(Err("no room".into())).unwrap();
+                        "undrain all".into()
                     }
                     Command::Undrain { name, reply } => {
                         reply.send(answer(&name)).unwrap();
@@ -145,9 +166,42 @@ impl Daemon {
             directory,
             listeners,
             stop,
-            _status: status,
+            status,
+            maps,
             heard,
+            lists,
         }
+    }
+}
+
+impl Daemon {
+    /// Status and body of what the API answers, whatever that is.
+    async fn exchange(&self, method: &str, path: &str) -> (u16, String) {
+        use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+
+        let mut stream = tokio::net::UnixStream::connect(self.socket())
+            .await
+            .unwrap();
+        // HTTP/1.0: an answer without chunks.
+        let request = format!("{method} {path} HTTP/1.0\r\nHost: tether\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.unwrap();
+        let (head, body) = answer.split_once("\r\n\r\n").unwrap();
+        let code = head.split(' ').nth(1).unwrap().parse().unwrap();
+        (code, body.to_owned())
+    }
+}
+
+fn terms(asked: Option<Asked>) -> String {
+    match asked {
+        None => String::new(),
+        Some(Asked {
+            deadline,
+            close_over,
+            since: None,
+        }) => format!(" within {deadline:?}, over {close_over:?}"),
+        Some(asked) => panic!("{asked:?}"),
     }
 }
 
@@ -297,7 +351,9 @@ async fn a_configuration_is_planned_as_it_is_sent() {
 async fn request(daemon: &Daemon, what: &str, body: &str) -> String {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
-    let mut stream = UnixStream::connect(daemon.socket()).await.unwrap();
+    let mut stream = tokio::net::UnixStream::connect(daemon.socket())
+        .await
+        .unwrap();
     let request = format!(
         "{what} HTTP/1.1\r\nHost: tether\r\nContent-Type: application/json\r\nContent-Length: {}\r\n\r\n{body}",
         body.len()
@@ -306,6 +362,26 @@ async fn request(daemon: &Daemon, what: &str, body: &str) -> String {
     let mut answer = String::new();
     stream.read_to_string(&mut answer).await.unwrap();
     answer
+}
+
+#[tokio::test]
+async fn all_backends_are_drained_together() {
+    let mut daemon = Daemon::start("all").await;
+    daemon.client.drain_all(None).await.unwrap();
+    assert_eq!(daemon.heard.recv().await.unwrap(), "drain all");
+    let asked = Asked {
+        deadline: Duration::from_secs(90),
+        close_over: Some(Duration::ZERO),
+        since: None,
+    };
+    daemon.client.drain_all(Some(asked)).await.unwrap();
+    assert_eq!(
+        daemon.heard.recv().await.unwrap(),
+        "drain all within 90s, over Some(0ns)"
+    );
+    let error = daemon.client.undrain_all().await.unwrap_err();
+    assert_eq!(error.to_string(), "no room");
+    assert_eq!(daemon.heard.recv().await.unwrap(), "undrain all");
 }
 
 #[tokio::test]
@@ -349,24 +425,18 @@ async fn what_does_not_exist_is_said_so() {
     // A socket whose daemon is gone is replaced; anything else in its place is not touched.
     daemon.stop.send(true).unwrap();
     std::fs::write(&socket, "precious").unwrap();
-    assert!(listen(&socket).is_err());
+    assert!(listen(&socket, Readers::default()).is_err());
     assert_eq!(std::fs::read_to_string(&socket).unwrap(), "precious");
-    drop(listen(&daemon.socket()).unwrap());
+    drop(listen(&daemon.socket(), Readers::default()).unwrap());
 }
 
 #[tokio::test]
 async fn a_name_that_is_no_text_is_refused_in_json() {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-
     let daemon = Daemon::start("name").await;
-    let mut stream = UnixStream::connect(daemon.socket()).await.unwrap();
-    let request = "POST /v1/services/%FF/backends/b1/drain HTTP/1.1\r\nHost: tether\r\n\r\n";
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = String::new();
-    stream.read_to_string(&mut answer).await.unwrap();
-    assert!(answer.starts_with("HTTP/1.1 400 "), "{answer}");
-    let (_, body) = answer.split_once("\r\n\r\n").unwrap();
-    let body: serde_json::Value = serde_json::from_str(body).unwrap();
+    let path = "/v1/services/%FF/backends/b1/drain";
+    let (code, body) = daemon.exchange("POST", path).await;
+    assert_eq!(code, 400);
+    let body: serde_json::Value = serde_json::from_str(&body).unwrap();
     let error = body["error"].as_str().unwrap();
     assert!(error.contains("UTF-8"), "{error}");
 }
@@ -376,7 +446,7 @@ async fn a_socket_that_was_removed_is_served_where_it_is_opened_again() {
     let daemon = Daemon::start("again").await;
     std::fs::remove_file(daemon.socket()).unwrap();
     daemon.client.status().await.unwrap_err();
-    let next = listen(&daemon.socket()).unwrap();
+    let next = listen(&daemon.socket(), Readers::default()).unwrap();
     daemon.listeners.send(next).await.unwrap();
     assert_eq!(daemon.client.status().await.unwrap(), some_status());
 }

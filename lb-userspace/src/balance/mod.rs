@@ -24,7 +24,7 @@ use self::{slow_start::Start, zone::Zone};
 use crate::flows::Counts;
 
 /// What a backend's share of new flows follows.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Balance {
     /// Its weight alone.

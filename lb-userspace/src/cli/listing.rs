@@ -97,6 +97,9 @@ pub(super) fn status(status: &Status, now: u64) -> String {
         text += &line;
         text.push('\n');
     }
+    if status.evacuated {
+        text += "evacuated: all backends are drained until `tether undrain --all`\n";
+    }
     for (version, table) in flows.tables.each() {
         if table.fill != Fill::Low {
             // Writing to a String cannot fail.
@@ -258,7 +261,7 @@ fn deadline(drain: &DrainStatus) -> String {
     }
 }
 
-fn last_error(backend: &BackendStatus, now: u64) -> String {
+pub(super) fn last_error(backend: &BackendStatus, now: u64) -> String {
     match (&backend.last_error, backend.last_error_ended) {
         (None, _) => String::new(),
         (Some(error), None) => error.clone(),
@@ -314,7 +317,7 @@ pub(super) fn word(value: &impl Serialize) -> String {
         .unwrap_or_default()
 }
 
-fn duration(seconds: u64) -> String {
+pub(super) fn duration(seconds: u64) -> String {
     let (days, hours) = (seconds / 86_400, seconds / 3_600 % 24);
     let (minutes, rest) = (seconds / 60 % 60, seconds % 60);
     match (days, hours, minutes) {
@@ -377,6 +380,14 @@ chat  [2001:db8::1]:80  ipip  FAIL-OPEN: too few backends are usable, all active
   established  5      300
 ";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn an_evacuated_host_says_so() {
+        let json = JSON.replace("\"attachments\"", "\"evacuated\":true,\"attachments\"");
+        let text = status(&serde_json::from_str(&json).unwrap(), 1_800_000_100);
+        let line = "evacuated: all backends are drained until `tether undrain --all`";
+        assert!(text.lines().any(|found| found == line), "{text}");
     }
 
     #[test]

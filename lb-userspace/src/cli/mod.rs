@@ -3,15 +3,19 @@
 //! Exit status: 0 is success, 1 that something failed, 2 that the command line or the configuration is wrong.
 
 mod change;
+mod drain;
+mod inventory;
 mod listing;
+mod manual;
 mod plan;
 mod seed;
+mod table;
 
 use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     str::FromStr,
-    time::{Duration, SystemTime},
+    time::SystemTime,
 };
 
 use clap::{Args, Parser, Subcommand};
@@ -26,7 +30,7 @@ use crate::{
     },
     dataplane::kernel::{self, XdpMode},
     logging,
-    model::{Asked, BackendName},
+    model::BackendName,
     reconcile,
 };
 
@@ -88,30 +92,26 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// List services
+    #[command(after_help = EXIT_STATUS)]
+    Services(inventory::Services),
+    /// List backends
+    #[command(after_help = EXIT_STATUS)]
+    Backends(inventory::Backends),
+    /// List flows
+    ///
+    /// They are printed as the daemon finds them in its tables. Times are known to about 4 s. A flow that has just been opened is an embryo, is young once its
+    /// client has answered, and a pin when it has lived for 30 s.
+    #[command(after_help = EXIT_STATUS)]
+    Flows(inventory::Flows),
     /// Give a backend no new flows; it keeps those it has
     ///
     /// With a deadline, or if its service has one, they are closed in time: each on its next packet, client and backend both told.
     #[command(after_help = EXIT_STATUS)]
-    Drain {
-        /// The backend, as SERVICE/BACKEND.
-        backend: Named,
-        /// How long its flows may stay, from now on, for example `30m`.
-        #[arg(long, value_name = "DURATION", value_parser = deadline)]
-        deadline: Option<Duration>,
-        /// Over which time they are closed then; as its service says if this is not given.
-        #[arg(long, value_name = "DURATION", value_parser = close_over, requires = "deadline")]
-        close_over: Option<Duration>,
-        #[command(flatten)]
-        daemon: Daemon,
-    },
+    Drain(drain::Drain),
     /// End a drain
     #[command(after_help = EXIT_STATUS)]
-    Undrain {
-        /// The backend, as SERVICE/BACKEND.
-        backend: Named,
-        #[command(flatten)]
-        daemon: Daemon,
-    },
+    Undrain(drain::Undrain),
     /// Give a backend another share of new flows
     ///
     /// Until `tether revert`, over restarts and reloads; `tether status` shows it beside the file.
@@ -167,6 +167,16 @@ enum Command {
         #[arg(long, value_name = "DIR", default_value = DECAP_BPFFS)]
         bpffs: PathBuf,
     },
+    /// Print the completions of a shell
+    ///
+    /// For bash: `tether completions bash > /etc/bash_completion.d/tether`.
+    #[command(after_help = EXIT_STATUS)]
+    Completions(manual::Completions),
+    /// Print a manual page
+    ///
+    /// `tether man flows | man -l -` shows one; `tether man --dir /usr/local/share/man/man1` installs all.
+    #[command(after_help = EXIT_STATUS)]
+    Man(manual::Man),
 }
 
 #[derive(Args, Debug, PartialEq, Eq)]
@@ -203,14 +213,6 @@ impl FromStr for Named {
     }
 }
 
-fn deadline(text: &str) -> Result<Duration, String> {
-    config::duration_within(text, config::DRAIN_DEADLINES)
-}
-
-fn close_over(text: &str) -> Result<Duration, String> {
-    config::duration_within(text, config::CLOSE_OVERS)
-}
-
 /// Why a command failed.
 #[derive(Debug, thiserror::Error)]
 enum Failure {
@@ -244,17 +246,22 @@ impl Failure {
 
 /// Does what the process's arguments ask for.
 pub fn main() -> ExitCode {
-    // A reader that has seen enough (`tether status | head`) ends this process, as it does any other tool.
-    // SAFETY: no handler of ours is replaced, and nothing else runs yet.
-    if let Err(error) = unsafe {
-        nix::sys::signal::signal(
-            nix::sys::signal::Signal::SIGPIPE,
-            nix::sys::signal::SigHandler::SigDfl,
-        )
-    } {
-        eprintln!("tether: the default of SIGPIPE could not be restored: {error}");
+    let command = Cli::parse().command;
+    // A reader that has seen enough (`tether status | head`) ends this process, as it does any other tool. But not the daemon: its peers are sockets, and
+    // one that goes before it has read its answer must not take the daemon along.
+    if !matches!(command, Command::Run { .. }) {
+        // SAFETY: no handler of ours is replaced, and nothing else runs yet.
+        let restored = unsafe {
+            nix::sys::signal::signal(
+                nix::sys::signal::Signal::SIGPIPE,
+                nix::sys::signal::SigHandler::SigDfl,
+            )
+        };
+        if let Err(error) = restored {
+            eprintln!("tether: the default of SIGPIPE could not be restored: {error}");
+        }
     }
-    match run(Cli::parse().command) {
+    match run(command) {
         Ok(()) => ExitCode::SUCCESS,
         Err(failure) => {
             eprintln!("{failure}");
@@ -292,31 +299,16 @@ fn run(command: Command) -> Result<(), Failure> {
             }
             Ok(())
         }
-        Command::Drain {
-            backend,
-            deadline,
-            close_over,
-            daemon,
-        } => {
-            let asked = deadline.map(|deadline| Asked {
-                deadline,
-                close_over,
-                since: None,
-            });
-            ask(&daemon, async |client| {
-                client.drain(&backend.0, asked).await
-            })?;
-            println!(
-                "{} takes no new flows; `tether status` shows those it has",
-                backend.0
-            );
+        Command::Services(asked) => inventory::services(&asked),
+        Command::Backends(asked) => inventory::backends(&asked),
+        Command::Flows(asked) => inventory::flows(&asked),
+        Command::Completions(asked) => {
+            manual::completions(&asked);
             Ok(())
         }
-        Command::Undrain { backend, daemon } => {
-            ask(&daemon, async |client| client.undrain(&backend.0).await)?;
-            println!("{} takes new flows again, as its health allows", backend.0);
-            Ok(())
-        }
+        Command::Man(asked) => manual::man(&asked),
+        Command::Drain(drain) => drain.run(),
+        Command::Undrain(undrain) => undrain.run(),
         Command::Plan(command) => command.run(),
         Command::Weight(command) => command.run(),
         Command::Add(command) => command.run(),

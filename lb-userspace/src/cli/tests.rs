@@ -36,10 +36,8 @@ fn defaults_are_those_of_the_configuration() {
 
 #[test]
 fn backends_are_named_with_their_service() {
-    let Command::Drain { backend, .. } = parse("tether drain chat/b1").unwrap() else {
-        panic!("another command");
-    };
-    assert_eq!(backend.0.to_string(), "chat/b1");
+    let named = Named::from_str("chat/b1").unwrap();
+    assert_eq!(named.0.to_string(), "chat/b1");
     for wrong in ["chat", "chat/", "/b1", ""] {
         assert!(Named::from_str(wrong).is_err(), "{wrong}");
     }
@@ -47,29 +45,31 @@ fn backends_are_named_with_their_service() {
 }
 
 #[test]
-fn a_drain_may_have_a_deadline_of_its_own() {
-    let terms = |line: &str| match parse(line).unwrap() {
-        Command::Drain {
-            deadline,
-            close_over,
-            ..
-        } => (deadline, close_over),
-        other => panic!("{other:?}"),
-    };
-    assert_eq!(terms("tether drain chat/b1"), (None, None));
-    let minutes = Duration::from_mins;
-    assert_eq!(
-        terms("tether drain chat/b1 --deadline 30m"),
-        (Some(minutes(30)), None)
-    );
-    assert_eq!(
-        terms("tether drain chat/b1 --deadline 2h --close-over 60s"),
-        (Some(minutes(120)), Some(minutes(1)))
-    );
-    for wrong in ["--deadline 30", "--deadline 721h", "--close-over 60s"] {
-        let error = parse(&format!("tether drain chat/b1 {wrong}")).unwrap_err();
+fn a_drain_may_have_a_deadline_of_its_own_and_be_waited_for() {
+    for line in [
+        "chat/b1",
+        "chat/b1 --deadline 30m",
+        "chat/b1 --deadline 2h --close-over 60s",
+        "chat/b1 --wait",
+        "--all",
+        "--all --deadline 30m --wait --idle-after 10m",
+    ] {
+        assert!(parse(&format!("tether drain {line}")).is_ok(), "{line}");
+    }
+    for wrong in [
+        "",
+        "chat/b1 --all",
+        "chat/b1 --deadline 30",
+        "chat/b1 --deadline 721h",
+        "chat/b1 --close-over 60s",
+        "chat/b1 --idle-after 10m",
+        "chat/b1 --wait --idle-after 9s",
+    ] {
+        let error = parse(&format!("tether drain {wrong}")).unwrap_err();
         assert_eq!(error.exit_code(), 2, "{wrong}");
     }
+    assert!(parse("tether undrain --all").is_ok());
+    assert_eq!(parse("tether undrain").unwrap_err().exit_code(), 2);
 }
 
 #[test]

@@ -58,6 +58,8 @@ pub struct Config {
     pub fleet_seed: Option<[u64; 4]>,
     /// Whom names are asked of; none is those of `/etc/resolv.conf`.
     pub dns_servers: Servers,
+    /// The group whose members may read by the admin socket, if there is one.
+    pub admin_group: Option<String>,
     /// Where metrics are served; none is nowhere.
     pub metrics: Option<SocketAddr>,
     /// Capacities of the maps.
@@ -78,6 +80,9 @@ pub const DRAIN_DEADLINES: RangeInclusive<Duration> = Duration::ZERO..=Duration:
 pub const CLOSE_OVERS: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(24);
 /// `close_over` if nothing is said.
 pub const CLOSE_OVER: Duration = Duration::from_secs(60);
+/// From when on a flow may be called idle, by whoever waits for the end of a drain.
+pub const IDLE_AFTERS: RangeInclusive<Duration> =
+    Duration::from_secs(10)..=Duration::from_hours(240);
 /// What `reset_over` may be: a dead backend's clients wait for as long.
 pub const RESET_OVERS: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(1);
 

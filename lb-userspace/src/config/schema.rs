@@ -62,6 +62,9 @@ struct Tether {
     /// The secret that load balancers which share VIPs have in common. Made up if it is left out.
     #[schemars(length(min = 1))]
     fleet_seed: Option<String>,
+    /// The group whose members may read by the admin socket.
+    #[schemars(length(min = 1))]
+    admin_group: Option<String>,
     /// Whether the file is loaded whenever it has changed.
     #[schemars(extend("default" = true))]
     reload_on_change: Option<bool>,

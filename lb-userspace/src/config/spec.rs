@@ -79,6 +79,7 @@ fn read(
         .boolean("reload_on_change", "false", findings)
         .is_none_or(Spanned::into_inner);
     let dns_servers = dns::servers(&mut root, findings);
+    let admin_group = admin_group(&mut root, findings);
     let metrics = metrics(&mut root, findings);
     let (limits, checks_at_once, limits_span) = limits(&mut root, findings);
     let site = balance::site(&mut root, fleet_seed.is_some(), findings);
@@ -108,6 +109,7 @@ fn read(
         bpffs,
         fleet_seed,
         dns_servers,
+        admin_group,
         metrics,
         limits,
         checks_at_once,
@@ -208,6 +210,22 @@ fn fleet_seed(root: &mut Reader<'_>, findings: &mut Findings<'_>) -> Option<[u64
         );
     }
     Some(ids::fleet_seed_of(text.get_ref()))
+}
+
+fn admin_group(root: &mut Reader<'_>, findings: &mut Findings<'_>) -> Option<String> {
+    let text = root.string("admin_group", "\"tether\"", findings)?;
+    let name = text.get_ref();
+    let valid = !name.is_empty()
+        && !name.contains(|c: char| c == ':' || c.is_whitespace() || c.is_control());
+    if !valid {
+        findings.error(
+            &text.span(),
+            &root.object,
+            format!("admin_group is {name:?}, which is no name of a group"),
+            "give the name of a group of this host, or remove the key: then only root and the daemon's own user may use the admin socket",
+        );
+    }
+    Some(name.to_string())
 }
 
 fn metrics(root: &mut Reader<'_>, findings: &mut Findings<'_>) -> Option<SocketAddr> {

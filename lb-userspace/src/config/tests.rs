@@ -15,6 +15,7 @@ interfaces = ["eth0", "eth1"]
 state_dir = "/run/other"
 bpffs = "/sys/fs/bpf/other"
 fleet_seed = "a secret of many letters"
+admin_group = "operators"
 
 [metrics]
 listen = "off"
@@ -110,6 +111,7 @@ fn every_key_has_its_effect() {
     assert_eq!(config.state_dir, Path::new("/run/other"));
     assert_eq!(config.bpffs, Path::new("/sys/fs/bpf/other"));
     assert_ne!(config.fleet_seed, None);
+    assert_eq!(config.admin_group.as_deref(), Some("operators"));
     assert_eq!(config.metrics, None);
     let limits = Limits {
         flows: 5_000,
@@ -457,6 +459,11 @@ fn each_mistake_has_its_place_object_and_remedy() {
             "[\"eth0\"]",
             "[\"eth0\"]\nfleet_seed = \"\"",
             "t.toml:2:14: configuration: fleet_seed is empty; give a secret text, the same on every load balancer of the fleet, or remove the key to have one made up",
+        ),
+        (
+            "[\"eth0\"]",
+            "[\"eth0\"]\nadmin_group = \"my group\"",
+            "t.toml:2:15: configuration: admin_group is \"my group\", which is no name of a group; give the name of a group of this host, or remove the key: then only root and the daemon's own user may use the admin socket",
         ),
         (
             "[\"eth0\"]",

@@ -40,10 +40,12 @@ use crate::{
         kernel::{Kernel, Options, possible_cpus},
         maps::Capacity,
     },
-    dns, flows, health, neighbour,
+    dns, flows, health,
+    history::{self, History},
+    neighbour,
     notice::{self, Teller, Told},
     reconcile::{self, Inputs, Outputs},
-    status::{ConfigStatus, Flows, Generation, Status},
+    status::{ConfigStatus, Flows, Generation, Reloads, Status},
     web::{self, Web},
 };
 
@@ -159,7 +161,8 @@ async fn run_parts(
 
     // Sockets first: what is taken is said before anything begins.
     let socket = state.socket();
-    let admin_listener = admin::listen(&socket)
+    let readers = admin::Readers::named(config.admin_group.as_deref(), &config.path)?;
+    let admin_listener = admin::listen(&socket, readers)
         .with_context(|| format!("{}: the admin socket could not be opened", socket.display()))?;
     let web_listener = match config.metrics {
         Some(address) => Some(web::listen(address).await.with_context(|| {
@@ -171,15 +174,17 @@ async fn run_parts(
     };
 
     let reloader = Arc::new(Reloader::new(&config, commands.clone()));
-    let admin = Admin {
-        status: watched_status.clone(),
+    let admin = Admin::new(
+        watched_status.clone(),
+        maps.clone(),
         commands,
-        reloader: reloader.clone(),
-    };
+        reloader.clone(),
+    );
     let checks_at_once = config.checks_at_once;
     let dns_servers = config.dns_servers.clone();
     let watched_file = config.reload_on_change.then(|| config.path.clone());
     let interfaces = config.interfaces.clone();
+    let probes = health::ProbeTimes::default();
     let inputs = Inputs {
         commands: command_queue,
         health: health_queue,
@@ -216,6 +221,7 @@ async fn run_parts(
             watched_targets,
             health_reports,
             checks_at_once,
+            probes.clone(),
             stopping.clone(),
         );
         async { running.await.context("no netlink socket") }
@@ -277,7 +283,13 @@ async fn run_parts(
         }
     });
     parts.start("the admin socket", {
-        let running = admin::serve(admin_listener, later_listeners, admin, stopping.clone());
+        let running = admin::serve(
+            admin_listener,
+            later_listeners,
+            admin,
+            readers,
+            stopping.clone(),
+        );
         async {
             running.await;
             Ok(())
@@ -304,7 +316,27 @@ async fn run_parts(
         Err(error) => tracing::warn!(%error, "the program logs nothing"),
     }
     if let Some(listener) = web_listener {
-        let web = Web::new(maps, watched_status.clone(), watched_census, told);
+        let history = History::default();
+        parts.start("the record of changes", {
+            let running = history::record(
+                history.clone(),
+                maps.clone(),
+                watched_status.clone(),
+                stopping.clone(),
+            );
+            async {
+                running.await;
+                Ok(())
+            }
+        });
+        let web = Web::new(
+            maps,
+            watched_status.clone(),
+            watched_census,
+            probes,
+            history,
+            told,
+        );
         let running = web::serve(listener, web, stopping.clone());
         parts.start("the metrics listener", async {
             running.await;
@@ -317,6 +349,7 @@ async fn run_parts(
         state,
         attachments: &attachments,
         listeners: &listeners,
+        readers,
         is_attached: false,
         is_open: true,
     };
@@ -381,12 +414,15 @@ fn starting(config: &Config) -> Status {
         version: env!("CARGO_PKG_VERSION").to_owned(),
         pid: std::process::id(),
         uptime_s: 0,
+        at: 0,
         generation: Generation::default(),
         config: ConfigStatus {
             path: config.path.clone(),
             error: None,
             differences: vec![],
+            reloads: Reloads::default(),
         },
+        evacuated: false,
         attachments: vec![],
         closed_egress: vec![],
         dns: vec![],

@@ -26,6 +26,8 @@ pub(super) struct Upkeep<'a> {
     pub(super) attachments: &'a watch::Sender<Vec<Attachment>>,
     /// To the admin API.
     pub(super) listeners: &'a mpsc::Sender<UnixListener>,
+    /// Who may read there.
+    pub(super) readers: admin::Readers,
     /// As of the latest look; what fails again and again is said once.
     pub(super) is_attached: bool,
     /// As of the latest look.
@@ -108,7 +110,7 @@ impl Upkeep<'_> {
         let Ok(place) = self.listeners.try_reserve() else {
             return Ok(false);
         };
-        place.send(admin::listen(socket)?);
+        place.send(admin::listen(socket, self.readers)?);
         Ok(true)
     }
 }

@@ -305,6 +305,15 @@ impl Maps {
         self.table_word(service).store(table.0, Ordering::SeqCst);
     }
 
+    /// Ids of backends, by identity; entries that are not in use have identity 0.
+    pub fn backend_ids(&self) -> impl Iterator<Item = (u64, u32)> {
+        const IDENTITY: usize = std::mem::offset_of!(Backend, identity) / 8;
+        let identity = |id| self.backends.word(id, IDENTITY).load(Ordering::Relaxed);
+        (0..self.backends.len())
+            .map(move |id| (identity(id), id))
+            .filter(|(identity, _)| *identity != 0)
+    }
+
     /// A backend's state word.
     pub fn state(&self, backend: u32) -> BackendState {
         BackendState(self.backends.word(backend, 0).load(Ordering::Acquire))

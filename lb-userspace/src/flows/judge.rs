@@ -95,7 +95,7 @@ pub fn age(word: Word, now: Tick) -> u32 {
 }
 
 /// Modular ages near the wrap are those of entries a little younger than the clock that was read.
-fn just_now(age: u32, bits: u32) -> u32 {
+pub(crate) fn just_now(age: u32, bits: u32) -> u32 {
     const AHEAD: u32 = 2;
     if age >= (1 << bits) - AHEAD { 0 } else { age }
 }

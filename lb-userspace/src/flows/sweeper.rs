@@ -23,6 +23,7 @@ use lb_common::{
 use super::{
     Census, Counts, Swept, TableCensus,
     census::{Counted, Tally},
+    churn::{Churn, Places},
     judge::{
         self, Action, Gone, RECLAIM_PIN_TICKS, RECLAIM_YOUNG_TICKS, first_goes, may_be_duplicate,
     },
@@ -57,6 +58,8 @@ struct Common {
     scans: u64,
     tally: Tally,
     swept: Swept,
+    /// By service id.
+    churn: Vec<Churn>,
 }
 
 impl Sweeper {
@@ -68,14 +71,15 @@ impl Sweeper {
     /// For these maps, on a clock of the caller's, which never goes back.
     pub fn with_clock(maps: Arc<Maps>, clock: impl Fn() -> Tick + Send + 'static) -> Self {
         Self {
-            v4: Sweep::new(),
-            v6: Sweep::new(),
+            v4: Sweep::new(&maps),
+            v6: Sweep::new(&maps),
             common: Common {
                 clock: Box::new(clock),
                 seed: maps.instance.get(0).flow_seed,
                 scans: 0,
                 tally: Tally::new(maps.backends.len(), maps.services.len()),
                 swept: Swept::default(),
+                churn: vec![Churn::default(); maps.services.len() as usize],
                 maps,
             },
         }
@@ -128,6 +132,11 @@ impl Common {
             by_pair,
             ports: self.ports(),
             swept: self.swept,
+            churn: (0..)
+                .zip(&self.churn)
+                .filter(|(_, churn)| **churn != Churn::default())
+                .map(|(id, churn)| (id, *churn))
+                .collect(),
         }
     }
 }
@@ -164,16 +173,19 @@ struct Sweep<K> {
     suspects: Vec<(Place, Place)>,
     /// What this pass has counted, once it is over the whole table.
     counted: Option<TableCensus>,
+    /// What its places held a pass ago.
+    places: Places,
     key: std::marker::PhantomData<K>,
 }
 
 impl<K: TableKey> Sweep<K> {
-    fn new() -> Self {
+    fn new(maps: &Maps) -> Self {
         Self {
             next: 0,
             reclaim: Reclaim::new(),
             suspects: Vec::new(),
             counted: None,
+            places: Places::new(K::table(maps).buckets()),
             key: std::marker::PhantomData,
         }
     }
@@ -197,6 +209,7 @@ impl<K: TableKey> Sweep<K> {
         self.next = end;
         if end == table.buckets() {
             self.next = 0;
+            self.places.passed();
             let counts: Counts = common.tally.take_table();
             let capacity = table.capacity();
             self.reclaim.decide(counts.settled(), capacity);
@@ -214,12 +227,21 @@ impl<K: TableKey> Sweep<K> {
         for way in 0..WAYS {
             let seen = Word(value(way).load(Ordering::Acquire));
             if seen.is(State::Empty) {
+                self.places.note(index, way, seen, &mut Churn::default());
                 continue;
             }
             let key = bucket.key(way);
             let place = (index, way);
             let translation = table.translation(place, key, seen, &common.seed);
-            let Some(word) = self.treat(value(way), seen, key, now, is_full, common) else {
+            let word = self.treat(value(way), seen, key, now, is_full, common);
+            // Of a service that is none there is nothing to count.
+            let churn = match common.churn.get_mut(usize::from(key.service())) {
+                Some(churn) => churn,
+                None => &mut Churn::default(),
+            };
+            self.places
+                .note(index, way, word.unwrap_or(Word::EMPTY), churn);
+            let Some(word) = word else {
                 is_full = false;
                 common.give_back(place, translation);
                 continue;

@@ -26,7 +26,7 @@ use lb_common::{
 use proptest::prelude::*;
 
 use super::{
-    Census, Counts, Sweeper, TableCensus,
+    Census, Churn, Counts, Sweeper, TableCensus,
     judge::{CLOSED_TICKS, IDLE_TICKS, RECLAIM_PIN_TICKS, RECLAIM_YOUNG_TICKS},
     pick_of,
 };
@@ -72,6 +72,8 @@ macro_rules! in_both_versions {
     };
 }
 
+mod left;
+
 in_both_versions! {
     a_pass_counts_everything_in_steps
     embryos_expire_and_ended_flows_go
@@ -88,6 +90,7 @@ in_both_versions! {
     an_entry_that_goes_gives_back_its_port
     a_port_that_is_anothers_by_now_is_not_given_back
     a_translation_of_another_flow_is_none
+    flows_that_begin_and_end_are_counted_by_service
 }
 
 /// A table with one service, all of whose slots are [`OWNER`]'s.
@@ -554,6 +557,33 @@ fn each_table_is_relieved_by_its_own_use() {
         (6, 2)
     );
     assert_eq!(census.total(), census.by_service[&0]);
+}
+
+fn flows_that_begin_and_end_are_counted_by_service<K: Client>() {
+    let fixture = Fixture::<K>::new(16);
+    let word = |state, flags| Word::live(state, BackendRef::new(OWNER, 0), 0, NOW, flags);
+    let put = |way: u32, service, word| fixture.put(way, way % 4, K::client(way, service), word);
+    // There before the daemon was.
+    put(0, 1, word(State::Pin, 0));
+    put(1, 1, word(State::Pin, 0));
+    let mut sweeper = fixture.sweeper();
+    assert!(sweeper.pass().churn.is_empty());
+    put(1, 1, word(State::Closing, Word::BY_RESET));
+    put(2, 1, word(State::Young, 0));
+    put(3, 2, word(State::Young, 0));
+    // Of no service that there is.
+    put(4, 900, word(State::Young, 0));
+    sweeper.pass();
+    put(3, 2, word(State::Closing, 0));
+    sweeper.pass();
+    let churn = sweeper.pass().churn;
+    let of = |established, fin, rst| Churn {
+        established,
+        fin,
+        rst,
+    };
+    assert_eq!(churn.len(), 2, "{churn:?}");
+    assert_eq!((churn[&1], churn[&2]), (of(1, 0, 1), of(1, 1, 0)));
 }
 
 /// Whatever is in a table, a pass touches no key, makes no entry, and changes no recently seen flow.

@@ -7,6 +7,7 @@ mod echo;
 mod places;
 mod probe;
 mod sign;
+mod times;
 pub mod track;
 
 use std::{
@@ -22,6 +23,7 @@ use tokio::{
     task::JoinHandle,
 };
 
+pub use self::times::{ProbeTimes, ServiceTimes};
 use self::{
     places::{Places, ServicePlaces},
     probe::{Answer, Probe, TlsClients},
@@ -32,7 +34,7 @@ use crate::model::{BackendName, Check, Health, HealthReport, LastError, Target};
 
 /// Checks `targets` until `shutdown` turns true or the receiver of `reports` is gone.
 ///
-/// `at_once` is how many checks of all services are under way at once, at most. A target is a name and an address: one that stays in the list keeps its
+/// How they went is noted in `times`. `at_once` is how many checks of all services are under way at once, at most. A target is a name and an address: one that stays in the list keeps its
 /// verdict, also when how it is checked changes. A report is sent whenever a target's verdict or the reason of its last failure changes, or that
 /// failure has ended.
 ///
@@ -42,12 +44,14 @@ pub async fn run(
     mut targets: watch::Receiver<Vec<Target>>,
     reports: mpsc::Sender<HealthReport>,
     at_once: usize,
+    times: ProbeTimes,
     mut shutdown: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let shared = Arc::new(Shared {
         senses: Senses::open()?,
         tls: TlsClients::default(),
         reports,
+        times,
     });
     let mut places = Places::new(at_once);
     let mut running = HashMap::new();
@@ -69,6 +73,7 @@ struct Shared {
     senses: Senses,
     tls: TlsClients,
     reports: mpsc::Sender<HealthReport>,
+    times: ProbeTimes,
 }
 
 /// What one task does.
@@ -98,6 +103,7 @@ fn adjust(
     wanted: Vec<Target>,
 ) {
     places.adjust(&wanted);
+    shared.times.keep(&wanted);
     let mut before = std::mem::take(running);
     for target in wanted {
         let key = (target.name.clone(), target.address);
@@ -148,6 +154,7 @@ async fn watch_one(shared: Arc<Shared>, mut orders: watch::Receiver<Order>) {
     let mut signs = Signs::new(target.address.ip());
     let mut news = News::default();
     let mut first_asked = None;
+    let times = shared.times.of(&target.name.service);
     loop {
         let began = {
             let _place = places.take().await;
@@ -160,7 +167,7 @@ async fn watch_one(shared: Arc<Shared>, mut orders: watch::Receiver<Order>) {
                 &probe,
                 &mut track,
                 &mut signs,
-                began,
+                (began, &times),
             );
             let (error, health) = answer.await;
             if let Some(last_error) = news.of(health, error) {
@@ -242,10 +249,15 @@ async fn check(
     probe: &Probe,
     track: &mut Track,
     signs: &mut Signs,
-    began: Instant,
+    (began, times): (Instant, &ServiceTimes),
 ) -> (Option<String>, Health) {
+    let asked = async {
+        let answer = probe.ask().await;
+        times.note(answer.reply, began.elapsed());
+        answer
+    };
     let (Answer { reply, error }, echoed) = tokio::join!(
-        probe.ask(),
+        asked,
         signs.echo_along(senses, track.is_silent(), target.check.timeout)
     );
     let sign = if reply == Reply::Silent {

@@ -190,7 +190,9 @@ impl Checks {
         let (sender, reports) = mpsc::channel(64);
         let (stop, shutdown) = watch::channel(false);
         tokio::spawn(async move {
-            run(watched, sender, 256, shutdown).await.unwrap();
+            run(watched, sender, 256, ProbeTimes::default(), shutdown)
+                .await
+                .unwrap();
             drop(stop);
         });
         Self { targets, reports }

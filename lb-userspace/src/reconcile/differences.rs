@@ -17,7 +17,7 @@ impl State {
             .changes
             .iter()
             .map(|(name, change)| self.difference(name, change));
-        let drained = self.drained.keys().filter_map(|name| {
+        let drained = self.ordered.backends.keys().filter_map(|name| {
             let backend = find(&self.config, name)?;
             (backend.admin == Admin::Active).then(|| Difference {
                 service: name.service.clone(),

@@ -41,12 +41,17 @@ impl State {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             pid: std::process::id(),
             uptime_s: uptime.as_secs(),
+            at: SystemTime::now()
+                .duration_since(SystemTime::UNIX_EPOCH)
+                .map_or(0, |since| since.as_secs()),
             generation: self.generation,
             config: ConfigStatus {
                 path: self.config.path.clone(),
                 error: self.config_error.clone(),
                 differences: self.differences(),
+                reloads: self.reloads,
             },
+            evacuated: self.ordered.all.is_some(),
             attachments,
             closed_egress,
             dns: self.sources(),

@@ -17,7 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::answers::Remembered;
 use crate::{
     desired::{Changes, Endpoint},
-    model::{Asked, BackendName},
+    model::{Asked, BackendName, Drains, Evacuation},
     pace::{Moment, Terms},
 };
 
@@ -50,6 +50,9 @@ pub(super) struct Memory {
     /// Deadlines that were asked for with drains by command.
     #[serde(default)]
     asked: Vec<AskedDrain>,
+    /// All backends are drained by command.
+    #[serde(default)]
+    evacuated: Option<Evacuated>,
     /// Backends that are drained in whatever way, by identity.
     #[serde(default)]
     drains: BTreeMap<u64, Drain>,
@@ -61,9 +64,38 @@ pub(super) struct Memory {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct AskedDrain {
     name: BackendName,
+    #[serde(flatten)]
+    asked: AskedTerms,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Evacuated {
+    asked: Option<AskedTerms>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct AskedTerms {
     deadline_ms: u64,
     close_over_ms: Option<u64>,
     since: Option<Date>,
+}
+
+impl AskedTerms {
+    fn new(asked: Asked, clocks: &Clocks) -> Self {
+        Self {
+            deadline_ms: millis(asked.deadline),
+            close_over_ms: asked.close_over.map(millis),
+            since: asked.since.map(|since| clocks.date(since)),
+        }
+    }
+
+    fn asked(&self, clocks: &Clocks) -> Asked {
+        Asked {
+            deadline: Duration::from_millis(self.deadline_ms),
+            close_over: self.close_over_ms.map(Duration::from_millis),
+            since: self.since.as_ref().map(|since| clocks.moment(since)),
+        }
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -139,7 +171,7 @@ impl Memory {
     /// The same with these drains by command, changes, names and drains of all kinds.
     pub(super) fn renewed(
         &self,
-        drained: BTreeMap<BackendName, Option<Asked>>,
+        ordered: &Drains,
         changes: Changes,
         answers: Vec<Remembered>,
         services: impl Iterator<Item = (Endpoint, String)>,
@@ -147,14 +179,14 @@ impl Memory {
         drains: impl Iterator<Item = (u64, Moment, Terms)>,
     ) -> Self {
         let clocks = &self.clocks;
-        let asked = drained.iter().filter_map(|(name, asked)| {
-            let asked = (*asked)?;
+        let asked = ordered.backends.iter().filter_map(|(name, asked)| {
             Some(AskedDrain {
                 name: name.clone(),
-                deadline_ms: millis(asked.deadline),
-                close_over_ms: asked.close_over.map(millis),
-                since: asked.since.map(|since| clocks.date(since)),
+                asked: AskedTerms::new((*asked)?, clocks),
             })
+        });
+        let evacuated = ordered.all.map(|all| Evacuated {
+            asked: all.asked.map(|asked| AskedTerms::new(asked, clocks)),
         });
         let drains = drains.map(|(identity, begun, terms)| {
             let drain = Drain {
@@ -168,9 +200,10 @@ impl Memory {
         Self {
             version: VERSION,
             asked: asked.collect(),
+            evacuated,
             drains: drains.collect(),
             clocks: clocks.clone(),
-            drained: drained.keys().cloned().collect(),
+            drained: ordered.backends.keys().cloned().collect(),
             changes,
             answers,
             services: services
@@ -193,20 +226,19 @@ impl Memory {
         *self == self.forgotten()
     }
 
-    /// Backends that are drained by command, with the deadlines that were asked for.
-    pub(super) fn drained(&self) -> BTreeMap<BackendName, Option<Asked>> {
+    /// Drains that were ordered by command, with the deadlines that were asked for.
+    pub(super) fn ordered(&self) -> Drains {
         let asked = |name: &BackendName| {
             let asked = self.asked.iter().find(|asked| asked.name == *name)?;
-            Some(Asked {
-                deadline: Duration::from_millis(asked.deadline_ms),
-                close_over: asked.close_over_ms.map(Duration::from_millis),
-                since: asked.since.as_ref().map(|since| self.clocks.moment(since)),
-            })
+            Some(asked.asked.asked(&self.clocks))
         };
-        self.drained
-            .iter()
-            .map(|name| (name.clone(), asked(name)))
-            .collect()
+        let backends = self.drained.iter();
+        Drains {
+            backends: backends.map(|name| (name.clone(), asked(name))).collect(),
+            all: self.evacuated.as_ref().map(|all| Evacuation {
+                asked: all.asked.as_ref().map(|asked| asked.asked(&self.clocks)),
+            }),
+        }
     }
 
     /// Since when a backend is drained, and how that was to end.
@@ -286,7 +318,7 @@ pub(super) fn path(directory: &Path) -> PathBuf {
 
 /// Keeps an unusable file for people to look at, and says what is lost with it.
 fn set_aside(directory: &Path, error: &io::Error) {
-    const LOST: &str = "backends that were drained with `tether drain` take new flows unless they are drained again, what was changed at \
+    const LOST: &str = "backends that were drained with `tether drain` take new flows unless they are drained again, and so do all after a `tether drain --all`; what was changed at \
                          runtime is as the configuration says, and what was removed from that is listed by its addresses; deadlines of \
                          drains count anew";
     let (file, broken) = (path(directory), directory.join(BROKEN));
@@ -332,9 +364,12 @@ mod tests {
             close_over: Duration::from_secs(2),
             since: Some(Moment(9)),
         };
-        let drained = BTreeMap::from([(name.clone(), Some(asked))]);
+        let ordered = Drains {
+            backends: BTreeMap::from([(name.clone(), Some(asked))]),
+            all: Some(Evacuation { asked: Some(asked) }),
+        };
         let memory = Memory::load(&directory).renewed(
-            drained.clone(),
+            &ordered,
             serde_json::from_str(
                 r#"[{"name":{"service":"chat","backend":"b2"},"change":{"weight":7}}]"#,
             )
@@ -349,7 +384,7 @@ mod tests {
         );
         memory.save(&directory).unwrap();
         let loaded = Memory::load(&directory);
-        assert_eq!(loaded.drained(), drained);
+        assert_eq!(loaded.ordered(), ordered);
         assert_eq!(loaded.drain(u64::MAX), Some((Moment(7), terms)));
         assert_eq!(loaded.drain(1), None);
         assert_eq!(loaded.backend(u64::MAX), Some(name));
@@ -368,10 +403,11 @@ mod tests {
         fs::create_dir_all(&directory).unwrap();
         let text = r#"{"version":1,"drained":[{"service":"chat","backend":"b1"}],"services":[],"backends":{}}"#;
         fs::write(path(&directory), text).unwrap();
-        let drained = Memory::load(&directory).drained();
-        let names: Vec<String> = drained.keys().map(ToString::to_string).collect();
+        let ordered = Memory::load(&directory).ordered();
+        let names: Vec<String> = ordered.backends.keys().map(ToString::to_string).collect();
         assert_eq!(names, ["chat/b1"]);
-        assert_eq!(drained.values().flatten().count(), 0);
+        assert_eq!(ordered.backends.values().flatten().count(), 0);
+        assert_eq!(ordered.all, None);
         fs::remove_dir_all(directory).unwrap();
     }
 

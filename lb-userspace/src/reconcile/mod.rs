@@ -3,6 +3,7 @@
 mod answers;
 mod capacity;
 mod differences;
+mod evacuation;
 mod listing;
 mod memory;
 mod preview;
@@ -81,6 +82,18 @@ pub enum Command {
         /// Which.
         name: BackendName,
         /// Told when it is remembered, or that there is no such backend.
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    /// No backend is to take new flows, nor any that is yet to come, until undrained together; survives restarts.
+    DrainAll {
+        /// A deadline of this drain's own.
+        asked: Option<Asked>,
+        /// Told when it is remembered.
+        reply: oneshot::Sender<Result<(), String>>,
+    },
+    /// The end of the drain of all backends.
+    UndrainAll {
+        /// Told when it is remembered.
         reply: oneshot::Sender<Result<(), String>>,
     },
 }
@@ -316,6 +329,17 @@ impl Worker {
             Event::Command(Command::Undrain { name, reply }) => {
                 let result = state.undrain(&name);
                 tracing::info!(backend = %name, ?result, "undrain");
+                let _ = reply.send(result);
+            }
+            Event::Command(Command::DrainAll { asked, reply }) => {
+                let result = state.drain_all(asked);
+                let deadline = asked.map(|asked| asked.deadline);
+                tracing::info!(?deadline, ?result, "drain of all backends");
+                let _ = reply.send(result);
+            }
+            Event::Command(Command::UndrainAll { reply }) => {
+                let result = state.undrain_all();
+                tracing::info!(?result, "end of the drain of all backends");
                 let _ = reply.send(result);
             }
             Event::Health(report) => {

@@ -58,8 +58,8 @@ impl State {
             dropped,
         } = overlaid;
         let mut ended: BTreeSet<BackendName> = dropped.into_iter().map(|(name, _)| name).collect();
-        let mut kept = self.drained.clone();
-        kept.retain(|name, _| {
+        let mut kept = self.ordered.clone();
+        kept.backends.retain(|name, _| {
             let is_there = desired::find(&config, name).is_some();
             if !is_there {
                 ended.insert(name.clone());

@@ -23,12 +23,12 @@ use crate::{
     dataplane::maps::Maps,
     desired::{self, Changes, Edit, Expanded, Overlaid, Refusal},
     flows::{Census, Fill},
-    model::{Admin, Asked, BackendName, HealthReport, NextHopReport, Target},
+    model::{Admin, Asked, BackendName, Drains, HealthReport, NextHopReport, Target},
     neighbour::replies::Hindrances,
     pace::Moment,
     plan::{self, Deferred, Observed, Plan, Tables, Unsettled, Wanted},
     resolve::{self, Found, Hop},
-    status::Generation,
+    status::{Generation, Reloads},
 };
 
 /// What the reconciler knows.
@@ -49,7 +49,9 @@ pub struct State {
     pub(super) config: Config,
     /// Why the latest reload was refused.
     pub(super) config_error: Option<String>,
-    pub(super) drained: BTreeMap<BackendName, Option<Asked>>,
+    pub(super) reloads: Reloads,
+    /// Drains that were ordered by command.
+    pub(super) ordered: Drains,
     pub(super) registry: Registry,
     pub(super) translations: Translations,
     pub(super) hops: HashMap<IpAddr, Found>,
@@ -109,7 +111,8 @@ impl State {
             base: expanded.config,
             changes,
             config_error: None,
-            drained: saved.drained(),
+            reloads: Reloads::default(),
+            ordered: saved.ordered(),
             hops: HashMap::new(),
             fill: ByVersion::default(),
             census,
@@ -152,6 +155,7 @@ impl State {
         self.config_error = None;
         self.answers = answers;
         self.answers.keep_those_of(&self.file);
+        self.reloads.accepted += 1;
         self.take_on(expanded, overlaid);
         Ok(self.generation.accepted)
     }
@@ -213,7 +217,7 @@ impl State {
         }
         let config = changes.over(&self.base).config;
         capacity::fits(&config, &self.maps.capacity).map_err(Refusal::Invalid)?;
-        self.save(self.drained.clone(), changes.clone())
+        self.save(&self.ordered.clone(), changes.clone())
             .map_err(|error| Refusal::Failed(self.not_remembered(&error)))?;
         self.changes = changes;
         self.config = config;
@@ -226,6 +230,7 @@ impl State {
     /// Notes that a reload was refused before it came here.
     pub fn rejected(&mut self, error: String) {
         self.config_error = Some(error);
+        self.reloads.refused += 1;
     }
 
     /// Drains a backend until [`State::undrain`], over restarts. `asked` is a deadline of this drain's own, from now on; without one that of its
@@ -235,9 +240,9 @@ impl State {
     /// When there is no such backend, or the drain cannot be remembered.
     pub fn drain(&mut self, name: &BackendName, asked: Option<Asked>) -> Result<(), String> {
         self.configured(name)?;
-        let mut drained = self.drained.clone();
-        if drained.insert(name.clone(), asked) != Some(asked) {
-            self.set_drained(drained)?;
+        let mut ordered = self.ordered.clone();
+        if ordered.backends.insert(name.clone(), asked) != Some(asked) {
+            self.set_ordered(ordered)?;
         }
         Ok(())
     }
@@ -245,14 +250,18 @@ impl State {
     /// Ends a drain.
     ///
     /// # Errors
-    /// When there is no such backend, the configuration itself wants it drained or disabled, or the end cannot be remembered.
+    /// When there is no such backend, it is drained nevertheless, with all others or because the configuration itself wants it, or the end cannot
+    /// be remembered.
     pub fn undrain(&mut self, name: &BackendName) -> Result<(), String> {
         let admin = self.configured(name)?;
-        let mut drained = self.drained.clone();
-        if drained.remove(name).is_some() {
-            self.set_drained(drained)?;
+        let mut ordered = self.ordered.clone();
+        if ordered.backends.remove(name).is_some() {
+            self.set_ordered(ordered)?;
         }
         match admin {
+            Admin::Active if self.ordered.all.is_some() => Err(format!(
+                "{name} is drained with all others; `tether undrain --all` ends that"
+            )),
             Admin::Active => Ok(()),
             Admin::Draining | Admin::Disabled => Err(format!(
                 "{name} is not active in {}; set admin = \"active\" there and reload",
@@ -396,7 +405,7 @@ impl State {
             self.generation.applied = self.generation.resolved;
         }
         if std::mem::take(&mut self.names_changed)
-            && let Err(error) = self.save(self.drained.clone(), self.changes.clone())
+            && let Err(error) = self.save(&self.ordered.clone(), self.changes.clone())
         {
             tracing::warn!(%error, "names of removed backends, and since when backends are drained, would not survive a restart");
         }
@@ -448,7 +457,7 @@ impl State {
 
     fn want(&mut self) {
         self.registry
-            .want(desired::services(&self.config, &self.drained));
+            .want(desired::services(&self.config, &self.ordered));
         self.names_changed = true;
         let addresses = self.registry.addresses();
         // Who comes back is asked about anew.
@@ -467,10 +476,10 @@ impl State {
             })
     }
 
-    fn set_drained(&mut self, drained: BTreeMap<BackendName, Option<Asked>>) -> Result<(), String> {
-        self.save(drained.clone(), self.changes.clone())
+    pub(super) fn set_ordered(&mut self, ordered: Drains) -> Result<(), String> {
+        self.save(&ordered, self.changes.clone())
             .map_err(|error| self.not_remembered(&error))?;
-        self.drained = drained;
+        self.ordered = ordered;
         self.want();
         self.accepted();
         Ok(())
@@ -478,12 +487,7 @@ impl State {
 
     /// Deadlines that were asked for since the last plan count from now on.
     fn begin_asked(&mut self, now: Moment) {
-        let mut began = false;
-        for asked in self.drained.values_mut().flatten() {
-            began |= asked.since.is_none();
-            asked.since.get_or_insert(now);
-        }
-        if began {
+        if self.ordered.begin(now) {
             self.want();
         }
     }
@@ -498,8 +502,8 @@ impl State {
 
     /// A drain ends with its backend: one that is configured again later is as the configuration says.
     fn forget_drains(&mut self) {
-        let mut drained = std::mem::take(&mut self.drained);
-        drained.retain(|name, _| {
+        let mut ordered = std::mem::take(&mut self.ordered);
+        ordered.backends.retain(|name, _| {
             let is_configured = self.configured(name).is_ok();
             if !is_configured {
                 tracing::warn!(
@@ -511,14 +515,10 @@ impl State {
             }
             is_configured
         });
-        self.drained = drained;
+        self.ordered = ordered;
     }
 
-    fn save(
-        &mut self,
-        drained: BTreeMap<BackendName, Option<Asked>>,
-        changes: Changes,
-    ) -> std::io::Result<()> {
+    fn save(&mut self, ordered: &Drains, changes: Changes) -> std::io::Result<()> {
         let names = self
             .registry
             .services()
@@ -532,7 +532,7 @@ impl State {
         let drains = self.registry.drains();
         let memory = self
             .saved
-            .renewed(drained, changes, answers, names, backends, drains);
+            .renewed(ordered, changes, answers, names, backends, drains);
         if memory != self.saved {
             memory.save(&self.config.state_dir)?;
             self.saved = memory;
@@ -559,6 +559,7 @@ fn needs_no_restart(old: &Config, new: &Config) -> Result<(), String> {
         ("state_dir", old.state_dir != new.state_dir),
         ("bpffs", old.bpffs != new.bpffs),
         ("fleet_seed", old.fleet_seed != new.fleet_seed),
+        ("admin_group", old.admin_group != new.admin_group),
         ("metrics", old.metrics != new.metrics),
         ("dns", old.dns_servers != new.dns_servers),
         (

@@ -2,11 +2,13 @@
 //!
 //! | path | answer |
 //! |---|---|
+//! | `/`, `/events` | the status page, and its news |
 //! | `/metrics` | everything, in the OpenMetrics text format |
 //! | `/healthz` | 200 while the daemon answers at all |
 //! | `/readyz` | 200 while the configuration is applied and the program attached, else 503 and what is missing |
 
 mod metrics;
+mod page;
 
 use std::{net::SocketAddr, sync::Arc};
 
@@ -23,7 +25,10 @@ use tokio::{
 };
 
 use self::metrics::Metrics;
-use crate::{dataplane::maps::Maps, flows::Census, http, notice::Told, status::Status};
+use crate::{
+    dataplane::maps::Maps, flows::Census, health::ProbeTimes, history::History, http, notice::Told,
+    status::Status,
+};
 
 /// What is shown.
 #[derive(Clone, Debug)]
@@ -31,23 +36,32 @@ pub struct Web {
     maps: Arc<Maps>,
     status: watch::Receiver<Arc<Status>>,
     census: watch::Receiver<Arc<Census>>,
+    probes: ProbeTimes,
+    history: History,
     told: Arc<Told>,
+    /// Places for those who listen to the page's news.
+    readers: Arc<Semaphore>,
 }
 
 impl Web {
-    /// Shows the counters in `maps` under the names in `status`, what the sweep did as `census` tells, and of how many
-    /// flows backends were told.
+    /// Shows the counters in `maps` under the names in `status`, what the sweep did as `census` tells, how checks went,
+    /// of how many flows backends were told, and on the page what `history` remembers.
     pub fn new(
         maps: Arc<Maps>,
         status: watch::Receiver<Arc<Status>>,
         census: watch::Receiver<Arc<Census>>,
+        probes: ProbeTimes,
+        history: History,
         told: Arc<Told>,
     ) -> Self {
         Self {
             maps,
             status,
             census,
+            probes,
+            history,
             told,
+            readers: Arc::new(Semaphore::new(page::READERS)),
         }
     }
 }
@@ -63,14 +77,16 @@ pub async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
 /// Serves until `shutdown` turns true.
 pub async fn serve(listener: TcpListener, web: Web, mut shutdown: watch::Receiver<bool>) {
     let router = Router::new()
+        .route("/", get(page::page))
+        .route("/events", get(page::events))
         .route("/metrics", get(metrics))
         .route("/healthz", get(async || "ok\n"))
         .route("/readyz", get(ready))
         .fallback(http::not_found)
+        .method_not_allowed_fallback(http::wrong_method)
         .with_state(web);
-    let places = Arc::new(Semaphore::new(http::CONNECTIONS));
+    let gate = http::gate::Gate::default();
     loop {
-        let place = places.clone().acquire_owned().await;
         let stream = tokio::select! {
             () = crate::shutdown::requested(&mut shutdown) => return,
             accepted = listener.accept() => match accepted {
@@ -81,21 +97,22 @@ pub async fn serve(listener: TcpListener, web: Web, mut shutdown: watch::Receive
                 }
             }
         };
-        let router = router.clone();
-        tokio::spawn(async move {
-            http::serve(stream, router).await;
-            drop(place);
-        });
+        let place = tokio::select! {
+            () = crate::shutdown::requested(&mut shutdown) => return,
+            place = gate.enter() => place,
+        };
+        tokio::spawn(http::serve(stream, router.clone(), place));
     }
 }
 
 async fn metrics(State(web): State<Web>) -> Response {
-    let metrics = Metrics::new(
-        web.maps,
-        web.status.borrow().clone(),
-        web.census.borrow().clone(),
-        web.told,
-    );
+    let metrics = Metrics {
+        status: web.status.borrow().clone(),
+        census: web.census.borrow().clone(),
+        maps: web.maps,
+        probes: web.probes,
+        told: web.told,
+    };
     // Tens of thousands of counters may have to be summed over all CPUs.
     let text = tokio::task::spawn_blocking(move || metrics.text()).await;
     match text {
@@ -125,6 +142,8 @@ fn missing(status: &Status) -> Option<&'static str> {
         Some("the configuration is not applied yet")
     } else if status.attachments.is_empty() {
         Some("the XDP program is not attached yet")
+    } else if status.evacuated {
+        Some("this host is evacuated: all backends are drained by `tether drain --all`")
     } else {
         None
     }

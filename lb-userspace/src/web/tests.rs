@@ -1,6 +1,10 @@
 //! The listener over a real socket, with counters and a status made for the purpose.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Duration,
+};
 
 use lb_common::{
     backend::{Backend, Mode, Serving},
@@ -17,13 +21,14 @@ use super::*;
 use crate::{
     by_version::ByVersion,
     dataplane::maps::Capacity,
-    flows::{Counts, Fill},
+    flows::{Churn, Counts, Fill},
+    health::track::Reply,
     ids::{backend_identity, service_identity},
     model::{Admin, Health},
     status::{
         AttachMode, Attachment, BackendBalance, BackendStatus, ClosedEgress, ConfigStatus,
         Difference, DifferenceKind, DnsStatus, DrainStatus, FlowTable, Flows, Generation,
-        Neighbour, ServiceBalance, ServiceStatus, SnatStatus,
+        Neighbour, Reloads, ServiceBalance, ServiceStatus, SnatStatus,
     },
 };
 
@@ -35,6 +40,7 @@ fn a_status() -> Status {
         version: "0.1.0".into(),
         pid: 7,
         uptime_s: 9,
+        at: 1_800_000_000,
         generation: Generation {
             accepted: 3,
             resolved: 3,
@@ -50,7 +56,12 @@ fn a_status() -> Status {
                 now: Some("draining".into()),
                 file: Some("active".into()),
             }],
+            reloads: Reloads {
+                accepted: 4,
+                refused: 2,
+            },
         },
+        evacuated: false,
         closed_egress: vec![ClosedEgress {
             interface: "br0".into(),
             reason: "its driver cannot".into(),
@@ -187,6 +198,16 @@ async fn start(status: Status) -> (SocketAddr, watch::Sender<Arc<Status>>, watch
     counted.swept.reclaimed = 5;
     counted.swept.closed = 6;
     counted.swept.ports = 6;
+    let churn = Churn {
+        established: 70,
+        fin: 8,
+        rst: 9,
+    };
+    counted.churn.insert(2, churn);
+    let probes = ProbeTimes::default();
+    let times = probes.of("chat");
+    times.note(Reply::Yes, Duration::from_millis(3));
+    times.note(Reply::Silent, Duration::from_secs(1));
     let pins = |pin| Counts {
         pin,
         ..Counts::default()
@@ -195,7 +216,14 @@ async fn start(status: Status) -> (SocketAddr, watch::Sender<Arc<Status>>, watch
     counted.tables.v6.counts = pins(45);
     // What was last said can be read when the sender is gone.
     let (_, census) = watch::channel(Arc::new(counted));
-    let web = Web::new(counted_maps(), watched, census, Default::default());
+    let web = Web::new(
+        counted_maps(),
+        watched,
+        census,
+        probes,
+        History::default(),
+        Default::default(),
+    );
     tokio::spawn(serve(listener, web, shutdown));
     (address, status, stop)
 }
@@ -241,12 +269,28 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
         r#"tether_closed_flow_notices_total{outcome="told"} 0"#.to_owned(),
         r#"tether_closed_flow_notices_total{outcome="lost"} 7"#.to_owned(),
         r#"tether_generation{stage="applied"} 3"#.to_owned(),
+        r#"tether_reloads_total{outcome="accepted"} 4"#.to_owned(),
+        r#"tether_reloads_total{outcome="refused"} 2"#.to_owned(),
+        "tether_config_refused 0".to_owned(),
+        "tether_status_timestamp_seconds 1800000000".to_owned(),
+        format!("tether_service_flows_established_total{{{service}}} 70"),
+        format!(r#"tether_service_flow_ends_total{{{service},cause="fin"}} 8"#),
+        format!(r#"tether_service_flow_ends_total{{{service},cause="rst"}} 9"#),
+        format!("tether_service_unserved{{{service}}} 0"),
+        format!("tether_backend_draining{{{backend}}} 0"),
+        r#"tether_probes_total{service="chat",reply="yes"} 1"#.to_owned(),
+        r#"tether_probes_total{service="chat",reply="silent"} 1"#.to_owned(),
+        r#"tether_probe_seconds_bucket{le="0.0025",service="chat"} 0"#.to_owned(),
+        r#"tether_probe_seconds_bucket{le="0.005",service="chat"} 1"#.to_owned(),
+        r#"tether_probe_seconds_bucket{le="+Inf",service="chat"} 1"#.to_owned(),
+        r#"tether_probe_seconds_count{service="chat"} 1"#.to_owned(),
         r#"tether_attached{interface="eth0",mode="native"} 1"#.to_owned(),
         r#"tether_egress_closed{interface="br0"} 1"#.to_owned(),
         "tether_config_differences 1".to_owned(),
         r#"tether_dns_addresses{service="chat",source="pods"} 2"#.to_owned(),
         r#"tether_dns_failing{service="chat",source="pods"} 1"#.to_owned(),
         r#"tether_dns_failures_total{service="chat",source="pods"} 4"#.to_owned(),
+        "tether_evacuated 0".to_owned(),
         "# EOF".to_owned(),
     ] {
         assert!(
@@ -254,6 +298,130 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
             "no line {line} in\n{text}"
         );
     }
+}
+
+#[tokio::test]
+async fn the_metrics_page_names_all_that_is_exported_and_nothing_else() {
+    let (address, _status, _stop) = start(a_status()).await;
+    let (_, text) = get(address, "/metrics").await;
+    let exported: BTreeSet<String> = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "))
+        .map(|line| match line.split_once(' ').unwrap() {
+            (name, "counter") => format!("{name}_total"),
+            (name, _) => name.to_owned(),
+        })
+        .collect();
+    let page = include_str!("../../../docs/metrics.md");
+    let named: BTreeSet<String> = page
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `tether_"))
+        .flat_map(|row| row.split(" | ").next().unwrap().split('`'))
+        .filter(|part| !part.contains([',', ' ']) && !part.is_empty())
+        .map(|name| format!("tether_{}", name.trim_start_matches("tether_")))
+        .collect();
+    assert_eq!(named, exported);
+}
+
+/// The names of the first events that `/events` brings, and the data of the last of them.
+async fn news(address: SocketAddr, query: &str, events: usize) -> (Vec<String>, serde_json::Value) {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET /events{query} HTTP/1.0\r\nHost: x\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    while text.matches("\n\n").count() < events {
+        let mut some = [0; 4096];
+        let read = stream.read(&mut some).await.unwrap();
+        assert_ne!(read, 0, "it ended after {text}");
+        text += str::from_utf8(&some[..read]).unwrap();
+    }
+    let lines = |start| {
+        text.lines()
+            .filter_map(move |line| line.strip_prefix(start))
+    };
+    let names = lines("event: ").take(events).map(str::to_owned).collect();
+    let data = lines("data: ").nth(events - 1).unwrap();
+    (names, serde_json::from_str(data).unwrap())
+}
+
+#[tokio::test]
+async fn the_page_is_one_file_that_may_fetch_nothing_but_its_news() {
+    let (address, _status, _stop) = start(a_status()).await;
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    assert!(
+        text.contains("content-security-policy: default-src 'none';"),
+        "{text}"
+    );
+    let (_, page) = text.split_once("\r\n\r\n").unwrap();
+    assert!(page.contains("prefers-color-scheme") && page.contains("EventSource"));
+    assert!(!page.contains("/*STYLE*/") && !page.contains("/*SCRIPT*/"));
+    let elsewhere =
+        page.matches("http").count() - page.matches("http://www.w3.org/2000/svg").count();
+    assert_eq!(elsewhere, 0, "it names another host");
+}
+
+#[tokio::test]
+async fn the_news_begin_with_the_past_and_bring_the_backends_that_are_asked_for() {
+    let (address, _status, _stop) = start(a_status()).await;
+    let (names, now) = news(address, "", 2).await;
+    assert_eq!(names, ["past", "now"]);
+    assert_eq!(now["services"][0]["state"], "fail-open");
+    assert_eq!(now["services"][0]["backends"]["new"], 1);
+    assert_eq!(now["tables"][1]["fill"], "high");
+    let (names, opened) = news(address, "?open=[%22chat%22]", 3).await;
+    assert_eq!(names, ["past", "now", "backends"]);
+    assert_eq!(opened["backends"][0]["packets"], 40);
+    let (_, opened) = news(address, "?open=[%22other%22]", 3).await;
+    assert_eq!(opened["backends"], serde_json::json!([]));
+    for wrong in [
+        "?open=chat",
+        "?open=[1]",
+        &format!("?open=[{}%22%22]", "%22%22,".repeat(99)),
+    ] {
+        assert_eq!(
+            get(address, &format!("/events{wrong}")).await.0,
+            400,
+            "{wrong}"
+        );
+    }
+}
+
+#[tokio::test]
+async fn open_pages_are_bounded_and_leave_room_for_scrapes() {
+    let (address, _status, _stop) = start(a_status()).await;
+    let mut readers = Vec::new();
+    for _ in 0..page::READERS {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = "GET /events HTTP/1.1\r\nHost: x\r\n\r\n";
+        stream.write_all(request.as_bytes()).await.unwrap();
+        stream.read_exact(&mut [0; 64]).await.unwrap();
+        readers.push(stream);
+    }
+    assert_eq!(get(address, "/events").await.0, 503);
+    assert_eq!(get(address, "/metrics").await.0, 200);
+    drop(readers);
+    let one_more = async {
+        while get_head(address, "/events").await != 200 {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), one_more)
+        .await
+        .expect("places come back when pages are closed");
+}
+
+/// The status of an answer that may have no end.
+async fn get_head(address: SocketAddr, path: &str) -> u16 {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut head = [0; 12];
+    stream.read_exact(&mut head).await.unwrap();
+    str::from_utf8(&head[9..]).unwrap().parse().unwrap()
 }
 
 #[tokio::test]
@@ -269,6 +437,11 @@ async fn readiness_says_what_is_missing() {
     status.send(Arc::new(not_attached)).unwrap();
     let (code, text) = get(address, "/readyz").await;
     assert!(code == 503 && text.contains("not attached"), "{text}");
+    let mut evacuated = a_status();
+    evacuated.evacuated = true;
+    status.send(Arc::new(evacuated)).unwrap();
+    let (code, text) = get(address, "/readyz").await;
+    assert!(code == 503 && text.contains("drain --all"), "{text}");
     status.send(Arc::new(a_status())).unwrap();
     assert_eq!(get(address, "/readyz").await, (200, "ready\n".into()));
     assert_eq!(get(address, "/else").await.0, 404);

@@ -14,7 +14,7 @@ pub(crate) struct Tool {
     purpose: &'static str,
 }
 
-const TOOLS: [Tool; 5] = [
+const TOOLS: [Tool; 7] = [
     Tool {
         program: "cc",
         packages: &["gcc", "libc6-dev"],
@@ -39,6 +39,16 @@ const TOOLS: [Tool; 5] = [
         program: "tcpdump",
         packages: &["tcpdump"],
         purpose: "captures frames in the labs",
+    },
+    Tool {
+        program: "chromium",
+        packages: &["chromium"],
+        purpose: "opens the status page in its tests",
+    },
+    Tool {
+        program: "promtool",
+        packages: &["prometheus"],
+        purpose: "tests the alert rules",
     },
 ];
 

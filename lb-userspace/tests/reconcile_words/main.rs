@@ -1,6 +1,8 @@
 //! What the reconciler says in the log and in the status when something is not as it was meant to be, and what it does all the same.
 #![expect(clippy::unwrap_used, reason = "a test ends where it fails")]
 
+mod drains;
+
 use std::{
     cell::RefCell,
     collections::HashMap,
@@ -9,13 +11,13 @@ use std::{
     time::Duration,
 };
 
-use lb_common::{backend::Serving, clock::Tick};
+use lb_common::clock::Tick;
 use lb_userspace::{
     by_version::ByVersion,
     config::{self, Config},
     dataplane::maps::{Capacity, Maps},
     flows::{Census, Counts, Fill, TableCensus},
-    model::{Admin, Asked, BackendName, Health, HealthReport},
+    model::{Admin, BackendName},
     pace::Moment,
     reconcile::{Error, State},
     status::{ServiceStatus, Status},
@@ -305,217 +307,6 @@ fn a_drain_that_ends_with_its_backend_is_said_to() {
     state.drain(&name("b2"), None).unwrap();
     machine.adopt(machine.config(&["b1"])).unwrap();
     assert_said(Level::WARN, &parts);
-}
-
-/// Seconds until a backend's deadline, and the part of its flows that is closed.
-fn drain(state: &State, name: &str) -> Option<(u64, f64)> {
-    let services = status(state).services;
-    let mut backends = services.iter().flat_map(|service| &service.backends);
-    let backend = backends.find(|backend| backend.name == name).unwrap();
-    backend.drain.map(|drain| (drain.deadline_s, drain.closed))
-}
-
-/// The share of a backend's flows that is closed, as the maps have it.
-fn share(machine: &Machine, id: u32) -> Option<u32> {
-    machine
-        .maps
-        .state(id)
-        .share()
-        .map(lb_common::share::Share::parts)
-}
-
-/// So many seconds after [`NOW`].
-fn after(seconds: u64) -> Moment {
-    Moment::from(NOW).later(Duration::from_secs(seconds))
-}
-
-#[test]
-fn a_deadline_closes_a_drained_backends_flows_and_neither_restart_nor_reload_moves_it() {
-    let machine = Machine::new("deadline");
-    let with = |deadline: &str| machine.config_with(&["b1", "b2"], deadline);
-    let terms = "drain_deadline = \"60s\"\nclose_over = \"10s\"\n";
-    let mut state = machine.adopt(with(terms)).unwrap();
-    machine.settle_at(&mut state, after(0));
-    assert_eq!((drain(&state, "b2"), state.due()), (None, None));
-
-    state.drain(&name("b2"), None).unwrap();
-    machine.settle_at(&mut state, after(100));
-    assert_eq!(drain(&state, "b2"), Some((60, 0.0)));
-    assert_eq!((share(&machine, 2), state.due()), (None, Some(after(160))));
-    machine.settle_at(&mut state, after(159));
-    assert_eq!(
-        (drain(&state, "b2"), share(&machine, 2)),
-        (Some((1, 0.0)), None)
-    );
-
-    let mut state = machine.adopt(with(terms)).unwrap();
-    machine.settle_at(&mut state, after(160));
-    assert_eq!(share(&machine, 2), Some(0));
-    machine.settle_at(&mut state, after(165));
-    assert_eq!(
-        (drain(&state, "b2"), share(&machine, 2)),
-        (Some((0, 0.5)), Some(32_768))
-    );
-    state.reload(with(terms)).unwrap();
-    // In the middle of it, too.
-    let mut state = machine.adopt(with(terms)).unwrap();
-    machine.settle_at(&mut state, after(166));
-    assert_eq!(
-        drain(&state, "b2").map(|(_, closed)| (closed * 100.0) as u32),
-        Some(59)
-    );
-    machine.settle_at(&mut state, after(170));
-    assert_eq!(
-        (drain(&state, "b2"), share(&machine, 2)),
-        (Some((0, 1.0)), Some(65_536))
-    );
-    assert_eq!(state.due(), None);
-    // Since when is a fact that does not change with every look.
-    let since = machine.maps.state(2).all_closed_since();
-    assert_eq!(since, Some(after(170).tick()));
-    machine.settle_at(&mut state, after(9_000));
-    assert_eq!(machine.maps.state(2).all_closed_since(), since);
-    // The others are not concerned.
-    assert_eq!((drain(&state, "b1"), share(&machine, 1)), (None, None));
-
-    // Nobody wants it drained any more: that is forgotten, and another drain begins anew.
-    state.undrain(&name("b2")).unwrap();
-    machine.settle_at(&mut state, after(9_010));
-    assert_eq!((drain(&state, "b2"), share(&machine, 2)), (None, None));
-    state.drain(&name("b2"), None).unwrap();
-    machine.settle_at(&mut state, after(9_020));
-    assert_eq!(drain(&state, "b2"), Some((60, 0.0)));
-}
-
-#[test]
-fn a_removed_backend_has_a_deadline_too_and_keeps_it_when_its_service_is_removed() {
-    let machine = Machine::new("removed-deadline");
-    let terms = "drain_deadline = \"60s\"\nclose_over = \"0s\"\n";
-    let mut state = machine
-        .adopt(machine.config_with(&["b1", "b2"], terms))
-        .unwrap();
-    machine.settle_at(&mut state, after(0));
-    let only = machine.config_with(&["b1"], terms);
-    state.reload(only.clone()).unwrap();
-    machine.settle_at(&mut state, after(10));
-    assert_eq!(drain(&state, "b2"), Some((60, 0.0)));
-    // Its service says otherwise now; and then again as before.
-    state.reload(machine.config_with(&["b1"], "")).unwrap();
-    machine.settle_at(&mut state, after(20));
-    assert_eq!(drain(&state, "b2"), None);
-    state.reload(only).unwrap();
-    machine.settle_at(&mut state, after(30));
-    assert_eq!(drain(&state, "b2"), Some((40, 0.0)));
-
-    let nothing = Config {
-        services: vec![],
-        ..machine.config(&[])
-    };
-    state.reload(nothing.clone()).unwrap();
-    machine.settle_at(&mut state, after(40));
-    let mut state = machine.adopt(nothing).unwrap();
-    machine.settle_at(&mut state, after(50));
-    assert_eq!(
-        (drain(&state, "b2"), drain(&state, "b1")),
-        (Some((20, 0.0)), Some((50, 0.0)))
-    );
-    machine.settle_at(&mut state, after(70));
-    assert_eq!(
-        (share(&machine, 2), share(&machine, 1)),
-        (Some(65_536), None)
-    );
-
-    // Whoever is wanted again is not drained, and forgets that it was.
-    state
-        .reload(machine.config_with(&["b1", "b2"], terms))
-        .unwrap();
-    machine.settle_at(&mut state, after(80));
-    assert_eq!((drain(&state, "b1"), drain(&state, "b2")), (None, None));
-    assert_eq!((share(&machine, 2), share(&machine, 1)), (None, None));
-}
-
-#[test]
-fn a_deadline_that_is_asked_for_counts_from_then_on_and_outlives_a_restart() {
-    let machine = Machine::new("asked");
-    let config = || machine.config(&["b1", "b2"]);
-    let mut state = machine.adopt(config()).unwrap();
-    state.drain(&name("b2"), None).unwrap();
-    machine.settle_at(&mut state, after(0));
-    assert_eq!(drain(&state, "b2"), None);
-    let asked = Asked {
-        deadline: Duration::from_secs(30),
-        close_over: Some(Duration::from_secs(20)),
-        since: None,
-    };
-    state.drain(&name("b2"), Some(asked)).unwrap();
-    machine.settle_at(&mut state, after(100));
-    assert_eq!(drain(&state, "b2"), Some((30, 0.0)));
-    let mut state = machine.adopt(config()).unwrap();
-    machine.settle_at(&mut state, after(140));
-    assert_eq!(drain(&state, "b2"), Some((0, 0.5)));
-    // It outlives the backend's removal, too, though the command's drain ends with that.
-    state.reload(machine.config(&["b1"])).unwrap();
-    said();
-    machine.settle_at(&mut state, after(145));
-    assert_eq!(drain(&state, "b2"), Some((0, 0.75)));
-    // Without a deadline again.
-    state.reload(config()).unwrap();
-    state.drain(&name("b2"), None).unwrap();
-    machine.settle_at(&mut state, after(150));
-    assert_eq!((drain(&state, "b2"), share(&machine, 2)), (None, None));
-}
-
-#[test]
-fn a_restart_goes_on_telling_a_dead_backends_clients_where_it_was() {
-    let machine = Machine::new("dead-pace");
-    let config = || machine.config_with(&["b1", "b2"], "reset_over = \"20s\"\n");
-    let mut state = machine.adopt(config()).unwrap();
-    let tell = |state: &mut State, health| {
-        let report = HealthReport {
-            name: name("b2"),
-            address: "10.0.1.2:80".parse().unwrap(),
-            health,
-            last_error: None,
-        };
-        state.heard(report, 0);
-    };
-    tell(&mut state, Health::Down);
-    machine.settle_at(&mut state, after(0));
-    machine.settle_at(&mut state, after(10));
-    assert_eq!(share(&machine, 2), Some(32_768));
-    let mut state = machine.adopt(config()).unwrap();
-    machine.settle_at(&mut state, after(11));
-    assert_eq!(
-        (share(&machine, 2), state.due().is_some()),
-        (Some(32_768), true)
-    );
-    machine.settle_at(&mut state, after(16));
-    assert_eq!(share(&machine, 2), Some(49_152));
-    machine.settle_at(&mut state, after(21));
-    // All of them, for which no pace is needed.
-    assert_eq!((share(&machine, 2), state.due()), (None, None));
-    let mut state = machine.adopt(config()).unwrap();
-    machine.settle_at(&mut state, after(22));
-    assert_eq!((share(&machine, 2), state.due()), (None, None));
-    assert_eq!(machine.maps.state(2).serving(), Serving::None);
-    tell(&mut state, Health::Up);
-    machine.settle_at(&mut state, after(23));
-    tell(&mut state, Health::Down);
-    machine.settle_at(&mut state, after(24));
-    assert_eq!(share(&machine, 2), Some(0));
-
-    // Drained as well: what its death has closed is closed, long before the deadline.
-    let asked = Asked {
-        deadline: Duration::from_secs(3_600),
-        close_over: None,
-        since: None,
-    };
-    state.drain(&name("b2"), Some(asked)).unwrap();
-    machine.settle_at(&mut state, after(34));
-    assert_eq!(drain(&state, "b2"), Some((3_600, 0.5)));
-    machine.settle_at(&mut state, after(44));
-    assert_eq!(share(&machine, 2), None);
-    assert_eq!(drain(&state, "b2"), Some((3_590, 1.0)));
 }
 
 /// The service in the configuration, and why it is not served as that says.

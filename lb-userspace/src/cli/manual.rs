@@ -1,0 +1,117 @@
+//! `tether completions` and `tether man`: made of the command line's own description.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use anyhow::{Context as _, anyhow};
+use clap::{Args, CommandFactory as _};
+use clap_complete::Shell;
+
+use super::{Cli, Failure};
+
+#[derive(Args, Debug, PartialEq, Eq)]
+pub(super) struct Completions {
+    /// The shell.
+    shell: Shell,
+}
+
+#[derive(Args, Debug, PartialEq, Eq)]
+pub(super) struct Man {
+    /// The command whose page is printed; none is that of `tether` itself.
+    command: Option<String>,
+    /// Write the pages of all commands to this directory instead.
+    #[arg(long, value_name = "DIR", conflicts_with = "command")]
+    dir: Option<PathBuf>,
+}
+
+pub(super) fn completions(Completions { shell }: &Completions) {
+    let mut command = Cli::command();
+    clap_complete::generate(*shell, &mut command, "tether", &mut io::stdout());
+}
+
+pub(super) fn man(Man { command, dir }: &Man) -> Result<(), Failure> {
+    match dir {
+        Some(dir) => Ok(write_all(dir)?),
+        None => Ok(page(command.as_deref(), &mut io::stdout().lock())?),
+    }
+}
+
+fn page(name: Option<&str>, out: &mut dyn io::Write) -> anyhow::Result<()> {
+    let tether = Cli::command().display_name("tether");
+    let command = match name {
+        None => tether,
+        Some(name) => {
+            let found = tether.find_subcommand(name).cloned();
+            // As the whole set names them.
+            let display_name = format!("tether-{name}");
+            found
+                .map(|command| command.display_name(display_name))
+                .ok_or_else(|| anyhow!("there is no command {name:?}; `tether help` lists them"))?
+        }
+    };
+    clap_mangen::Man::new(command)
+        .render(out)
+        .context("the page could not be written")
+}
+
+fn write_all(dir: &Path) -> anyhow::Result<()> {
+    std::fs::create_dir_all(dir)
+        .and_then(|()| clap_mangen::generate_to(Cli::command(), dir))
+        .with_context(|| format!("{}: the pages could not be written", dir.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_command_has_a_page() {
+        let dir = std::env::temp_dir().join(format!("tether-man-{}", std::process::id()));
+        write_all(&dir).unwrap();
+        for command in Cli::command().get_subcommands() {
+            let page =
+                std::fs::read_to_string(dir.join(format!("tether-{}.1", command.get_name())));
+            let about = command.get_about().map(ToString::to_string).unwrap();
+            let first = about.split(['`', '-', '\'']).next().unwrap();
+            assert!(page.unwrap().contains(first), "{about}");
+        }
+        let page = std::fs::read_to_string(dir.join("tether.1")).unwrap();
+        assert!(
+            page.contains("EXTRA") && page.contains("Exit status: 0 success"),
+            "{page}"
+        );
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+
+    #[test]
+    fn one_page_is_printed_by_name() {
+        let mut text = Vec::new();
+        page(Some("flows"), &mut text).unwrap();
+        let text = String::from_utf8(text).unwrap();
+        assert!(
+            text.contains("tether\\-flows") && text.contains("\\-\\-idle\\-for"),
+            "{text}"
+        );
+        let error = page(Some("fly"), &mut Vec::new()).unwrap_err().to_string();
+        assert!(error.contains("fly"), "{error}");
+    }
+
+    #[test]
+    fn completions_know_every_command() {
+        for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
+            let mut text = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "tether", &mut text);
+            let text = String::from_utf8(text).unwrap();
+            for command in Cli::command().get_subcommands() {
+                assert!(
+                    text.contains(command.get_name()),
+                    "{shell}: {}",
+                    command.get_name()
+                );
+            }
+            assert!(text.contains("idle-for"), "{shell}");
+        }
+    }
+}

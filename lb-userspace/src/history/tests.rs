@@ -1,0 +1,220 @@
+//! What is remembered of statuses and counters made for the purpose.
+
+use lb_common::{counters::Counter, verdict::Reason};
+
+use super::{changes::Level, *};
+use crate::{
+    inventory::tests as shown,
+    model::{Admin, Health, Suspension},
+    status::{AttachMode, Neighbour},
+};
+
+/// What is said when a status changes so.
+fn said(change: impl FnOnce(&mut Status)) -> Vec<(Level, String)> {
+    let before = shown::a_status();
+    let mut after = before.clone();
+    change(&mut after);
+    changes(&before, &after)
+        .into_iter()
+        .map(|change| (change.level, format!("{}: {}", change.subject, change.text)))
+        .collect()
+}
+
+#[test]
+fn what_stays_is_not_told() {
+    assert_eq!(said(|_| ()), []);
+    // Figures go up and down all the time.
+    assert_eq!(
+        said(|status| {
+            status.uptime_s += 5;
+            status.services[0].backends[0].flows.pin += 7;
+        }),
+        []
+    );
+}
+
+#[test]
+fn a_backends_changes_are_one_sentence() {
+    let backend = |change: &dyn Fn(&mut crate::status::BackendStatus)| {
+        said(|status| change(&mut status.services[0].backends[0]))
+    };
+    use lb_common::backend::Serving;
+    let one = |level, text: &str| vec![(level, text.to_owned())];
+    assert_eq!(
+        backend(&|b| {
+            (b.health, b.serving) = (Health::Down, Serving::None);
+            b.last_error = Some("got no answer".into());
+        }),
+        one(
+            Level::Bad,
+            "chat/b1: down (got no answer), is given nothing"
+        )
+    );
+    assert_eq!(
+        backend(&|b| (b.admin, b.serving) = (Admin::Draining, Serving::ExistingOnly)),
+        one(Level::Info, "chat/b1: drains, keeps the flows it has")
+    );
+    assert_eq!(
+        backend(&|b| (b.removed, b.admin) = (true, Admin::Draining)),
+        one(Level::Info, "chat/b1: removed")
+    );
+    assert_eq!(
+        backend(&|b| b.neighbour = Neighbour::Unresolved),
+        one(
+            Level::Bad,
+            "chat/b1: its next hop is not known: no packet gets there"
+        )
+    );
+    assert_eq!(
+        backend(&|b| b.weight = 7),
+        one(Level::Info, "chat/b1: weight 7 instead of 100")
+    );
+}
+
+#[test]
+fn changes_of_services_and_of_the_instance_are_told() {
+    let texts = |change: &dyn Fn(&mut Status)| {
+        let said = said(|status| change(status));
+        assert_eq!(said.len(), 1, "{said:?}");
+        said.into_iter().next().unwrap()
+    };
+    let (level, text) = texts(&|s| s.services[0].fail_open = true);
+    assert!(
+        level == Level::Bad && text.starts_with("chat: fails open"),
+        "{text}"
+    );
+    let (level, text) = texts(&|s| s.services[1].resets_suspended = Some(Suspension::MassFall));
+    assert!(
+        level == Level::Warning && text.contains("mail: clients of dead"),
+        "{text}"
+    );
+    let (_, text) = texts(&|s| drop(s.services.pop()));
+    assert_eq!(text, "mail: gone: its last flow has ended");
+    let (_, text) = texts(&|s| drop(s.services[0].backends.pop()));
+    assert_eq!(text, "chat/b2: gone: its last flow has ended");
+    let (level, text) = texts(&|s| {
+        s.config.error = Some("a.toml:1:1: x: bad; mend it\nand more".into());
+        s.config.reloads.refused = 1;
+    });
+    assert!(
+        level == Level::Bad && text.ends_with("bad; mend it"),
+        "{text}"
+    );
+    let (level, _) = texts(&|s| s.config.reloads.accepted = 1);
+    assert_eq!(level, Level::Good);
+    let (level, text) = texts(&|s| s.attachments[0].mode = AttachMode::Generic);
+    assert!(
+        level == Level::Warning && text.contains("generic"),
+        "{text}"
+    );
+    let (level, _) = texts(&|s| s.attachments.clear());
+    assert_eq!(level, Level::Bad);
+    let (level, text) = texts(&|s| s.flows.tables.v6.fill = crate::flows::Fill::High);
+    assert!(
+        level == Level::Bad && text.starts_with("IPv6 flow table"),
+        "{text}"
+    );
+    let added = said(|s| {
+        let mut new = s.services[0].clone();
+        new.port = 81;
+        s.services.push(new);
+    });
+    assert_eq!(added[0].1, "chat: added at 10.0.0.1:81 with 2 backends");
+}
+
+#[test]
+fn the_latest_changes_are_remembered_and_the_first_status_is_none() {
+    let history = History::default();
+    let mut status = shown::a_status();
+    let applied = status.generation;
+    status.generation.resolved = 0;
+    history.heard(&Arc::new(status.clone()), 1);
+    assert_eq!(history.events(10), []);
+    status.generation = applied;
+    history.heard(&Arc::new(status.clone()), 2);
+    let first = history.events(10);
+    assert_eq!(
+        (first.len(), first[0].change.subject.as_str()),
+        (1, "daemon")
+    );
+    for at in 0..CHANGES as u64 * 2 {
+        status.services[0].fail_open = !status.services[0].fail_open;
+        history.heard(&Arc::new(status.clone()), 3 + at);
+    }
+    let events = history.events(usize::MAX);
+    assert_eq!(events.len(), CHANGES);
+    assert!(
+        events
+            .windows(2)
+            .all(|pair| pair[0].number + 1 == pair[1].number)
+    );
+    assert_eq!(events.last().unwrap().at, 2 + CHANGES as u64 * 2);
+    assert_eq!(history.events(3), events[CHANGES - 3..]);
+}
+
+#[test]
+fn a_drain_remembers_what_it_began_with() {
+    let history = History::default();
+    let mut status = shown::a_status();
+    history.heard(&Arc::new(status.clone()), 100);
+    assert_eq!(history.drains(&status), []);
+    status.services[0].backends[0].admin = Admin::Draining;
+    for (now, pin) in [(110, 50), (120, 60), (130, 20)] {
+        status.services[0].backends[0].flows.pin = pin;
+        history.heard(&Arc::new(status.clone()), now);
+    }
+    let drain = history.drains(&status).pop().unwrap();
+    assert_eq!((drain.since, drain.most, drain.left), (110, 61, 21));
+    assert_eq!(
+        (drain.service.as_str(), drain.backend.as_str()),
+        ("chat", "b1")
+    );
+    // Undrained and drained again: it begins anew.
+    status.services[0].backends[0].admin = Admin::Active;
+    history.heard(&Arc::new(status.clone()), 140);
+    assert_eq!(history.drains(&status), []);
+    status.services[0].backends[0].admin = Admin::Draining;
+    history.heard(&Arc::new(status.clone()), 150);
+    let drain = history.drains(&status).pop().unwrap();
+    assert_eq!((drain.since, drain.most, drain.left), (150, 21, 21));
+}
+
+#[test]
+fn rates_are_differences_over_time() {
+    let history = History::default();
+    let mut status = shown::a_status();
+    (status.flows.young, status.flows.pin) = (3, 4);
+    let maps = shown::maps_of(&status);
+    let layout = maps.capacity.counters();
+    let count = |offset, packets| {
+        let counter = Counter {
+            packets,
+            bytes: packets * 100,
+        };
+        maps.counters.set(offset, &counter);
+    };
+    count(layout.reason(Reason::Established), 1_000);
+    history.sample(&maps, &status, 10_000);
+    assert_eq!(history.past().total, []);
+    count(layout.reason(Reason::Established), 1_400);
+    count(layout.reason(Reason::Opened), 20);
+    count(layout.reason(Reason::NoBackend), 10);
+    count(layout.reason(Reason::NotService), 5_000);
+    count(layout.service(3), 60);
+    history.sample(&maps, &status, 12_000);
+    let rates = history.rates();
+    assert_eq!(rates.total.live, 7);
+    assert_eq!((rates.total.opened, rates.total.packets), (10.0, 210.0));
+    assert_eq!((rates.total.bits, rates.total.lost), (168_000.0, 5.0));
+    assert_eq!(rates.services, [30.0, 0.0]);
+    // Maps made anew: nothing negative.
+    count(layout.service(3), 0);
+    history.sample(&maps, &status, 14_000);
+    assert_eq!(history.rates().services, [0.0, 0.0]);
+    assert_eq!(history.past().services, [vec![30.0, 0.0], vec![0.0, 0.0]]);
+    for at in 0..400 {
+        history.sample(&maps, &status, 16_000 + at * 2_000);
+    }
+    let past = history.past();
+    assert_eq!((past.total.len(), past.services[0].len()), (150, 60));
+}

@@ -1,0 +1,289 @@
+//! Services and backends.
+
+use std::{fmt, net::SocketAddr};
+
+use lb_common::{backend::Serving, counters::Counter, nat::PORTS_OF_PAIR};
+use prometheus_client::encoding::DescriptorEncoder;
+
+use super::{
+    Metrics, balance,
+    flows::states,
+    write::{Family, Labels, Value, word},
+};
+use crate::{
+    flows::Churn,
+    inventory::Ids,
+    model::Health,
+    status::{BackendStatus, Neighbour, ServiceStatus},
+};
+
+/// A service with its labels, and its id if it has one.
+pub(super) type Listed<'a> = (Labels, &'a ServiceStatus, Option<u16>);
+
+pub(super) fn services(
+    metrics: &Metrics,
+    ids: &Ids,
+    encoder: &mut DescriptorEncoder<'_>,
+) -> fmt::Result {
+    let layout = metrics.maps.capacity.counters();
+    let services: Vec<Listed<'_>> = metrics
+        .status
+        .services
+        .iter()
+        .map(|service| {
+            // Removed services may share their name with another, but not their address.
+            let endpoint = SocketAddr::new(service.vip, service.port).to_string();
+            let labels = Labels::new(&[("service", &service.name)], ("vip", &endpoint));
+            (labels, service, ids.service(service))
+        })
+        .collect();
+    let counter = |id: &Option<u16>| id.map(|id| metrics.maps.counter(layout.service(id)));
+    let traffic = services
+        .iter()
+        .filter_map(|(labels, _, id)| Some((labels, counter(id)?)))
+        .collect::<Vec<_>>();
+    packets_and_bytes(
+        encoder,
+        [
+            ("service_packets", "Packets to a service"),
+            ("service_bytes", "Bytes to a service"),
+        ],
+        &traffic,
+    )?;
+    churn(metrics, &services, encoder)?;
+    let mut fail_open = Family::gauge(
+        encoder,
+        "service_fail_open",
+        "Whether too few backends are usable, so that all active ones take new flows",
+    )?;
+    for (labels, service, _) in &services {
+        fail_open.add(labels, service.fail_open)?;
+    }
+    let mut suspended = Family::gauge(
+        encoder,
+        "service_resets_suspended",
+        "Whether clients of dead backends are not told; `tether status` says why",
+    )?;
+    for (labels, service, _) in &services {
+        suspended.add(labels, service.resets_suspended.is_some())?;
+    }
+    let mut error = Family::gauge(
+        encoder,
+        "service_unserved",
+        "Whether a service is not served as configured; `tether status` says why",
+    )?;
+    for (labels, service, _) in &services {
+        error.add(labels, service.error.is_some())?;
+    }
+    balance::services(&services, encoder)
+}
+
+fn churn(
+    metrics: &Metrics,
+    services: &[Listed<'_>],
+    encoder: &mut DescriptorEncoder<'_>,
+) -> fmt::Result {
+    let of = |id: &Option<u16>| {
+        let churn = id.and_then(|id| metrics.census.churn.get(&id).copied());
+        churn.unwrap_or_default()
+    };
+    let mut begun = Family::counter(
+        encoder,
+        "service_flows_established",
+        "Flows that the sweep met for the first time, their client having answered or they having been adopted",
+    )?;
+    for (labels, _, id) in services {
+        begun.add(labels, of(id).established)?;
+    }
+    let mut ended = Family::counter(
+        encoder,
+        "service_flow_ends",
+        "Flows of which the sweep found that their client has ended them, by how: fin, rst",
+    )?;
+    for (labels, _, id) in services {
+        let Churn { fin, rst, .. } = of(id);
+        ended.add_with(labels, ("cause", "fin"), fin)?;
+        ended.add_with(labels, ("cause", "rst"), rst)?;
+    }
+    Ok(())
+}
+
+pub(super) fn backends(
+    metrics: &Metrics,
+    ids: &Ids,
+    encoder: &mut DescriptorEncoder<'_>,
+) -> fmt::Result {
+    let layout = metrics.maps.capacity.counters();
+    let services = metrics.status.services.iter();
+    let mut backends: Vec<(Labels, &BackendStatus)> = Vec::new();
+    let mut counters = Vec::new();
+    for service in services {
+        let endpoint = SocketAddr::new(service.vip, service.port).to_string();
+        for backend in &service.backends {
+            if let Some(id) = ids.backend(service, backend) {
+                counters.push((backends.len(), metrics.maps.counter(layout.backend(id))));
+            }
+            backends.push((labels(&service.name, &endpoint, backend), backend));
+        }
+    }
+    let traffic = counters
+        .into_iter()
+        .map(|(at, counter)| (&backends[at].0, counter))
+        .collect::<Vec<_>>();
+    packets_and_bytes(
+        encoder,
+        [
+            ("backend_packets", "Packets sent to a backend"),
+            ("backend_bytes", "Bytes sent to a backend, as they came in"),
+        ],
+        &traffic,
+    )?;
+    let mut flows = Family::gauge(encoder, "backend_flows", "Flows of a backend, by state")?;
+    for (labels, backend) in &backends {
+        for (state, number) in states(&backend.flows) {
+            flows.add_with(labels, ("state", state), number)?;
+        }
+    }
+    vocabulary(
+        encoder,
+        ("backend_health", "1 for what the checks say of a backend"),
+        "health",
+        &backends,
+        &[Health::Unknown, Health::Up, Health::Refusing, Health::Down],
+        |backend| backend.health,
+    )?;
+    vocabulary(
+        encoder,
+        ("backend_serving", "1 for what a backend is given"),
+        "serving",
+        &backends,
+        &[Serving::New, Serving::ExistingOnly, Serving::None],
+        |backend| backend.serving,
+    )?;
+    let mut draining = Family::gauge(
+        encoder,
+        "backend_draining",
+        "Whether a backend is drained, or was removed, and keeps the flows it has",
+    )?;
+    for (labels, backend) in &backends {
+        draining.add(
+            labels,
+            backend.removed || backend.admin == crate::model::Admin::Draining,
+        )?;
+    }
+    let mut resolved = Family::gauge(
+        encoder,
+        "backend_resolved",
+        "Whether a backend's next hop is known",
+    )?;
+    for (labels, backend) in &backends {
+        resolved.add(labels, backend.neighbour == Neighbour::Resolved)?;
+    }
+    let mut weight = Family::gauge(encoder, "backend_weight", "A backend's configured weight")?;
+    for (labels, backend) in &backends {
+        weight.add(labels, u64::from(backend.weight))?;
+    }
+    drains(&backends, encoder)?;
+    ports(&backends, encoder)?;
+    balance::backends(&backends, encoder)
+}
+
+fn ports(
+    backends: &[(Labels, &BackendStatus)],
+    encoder: &mut DescriptorEncoder<'_>,
+) -> fmt::Result {
+    let mut ports = Family::gauge(
+        encoder,
+        "snat_ports",
+        "Ports of a SNAT address that are in use toward a backend's address and port, or rest after use",
+    )?;
+    for (labels, backend) in backends {
+        for snat in &backend.snat {
+            let address = snat.address.to_string();
+            ports.add_with(labels, ("snat_address", &address), u64::from(snat.ports))?;
+        }
+    }
+    Family::gauge(
+        encoder,
+        "snat_ports_most",
+        "Ports that a SNAT address has toward a backend's address and port",
+    )?
+    .of(u64::from(PORTS_OF_PAIR))
+}
+
+fn drains(
+    backends: &[(Labels, &BackendStatus)],
+    encoder: &mut DescriptorEncoder<'_>,
+) -> fmt::Result {
+    let ending = || {
+        backends
+            .iter()
+            .filter_map(|(labels, backend)| Some((labels, backend.drain?)))
+    };
+    let mut deadline = Family::gauge(
+        encoder,
+        "backend_drain_deadline_seconds",
+        "Time until a drained backend's flows begin to be closed, if its drain has a deadline",
+    )?;
+    for (labels, drain) in ending() {
+        deadline.add(labels, drain.deadline_s)?;
+    }
+    let mut closed = Family::gauge(
+        encoder,
+        "backend_drain_closed_ratio",
+        "The part of a drained backend's flows that is closed, each on its next packet, if its drain has a deadline",
+    )?;
+    for (labels, drain) in ending() {
+        closed.add(labels, Value::Ratio(drain.closed))?;
+    }
+    Ok(())
+}
+
+/// Removed backends may share their name with another, but not their address.
+fn labels(service: &str, endpoint: &str, backend: &BackendStatus) -> Labels {
+    let address = SocketAddr::new(backend.address, backend.port).to_string();
+    Labels::new(
+        &[
+            ("service", service),
+            ("vip", endpoint),
+            ("backend", &backend.name),
+        ],
+        ("address", &address),
+    )
+}
+
+/// A sample for each word that could be said of a backend, 1 for the one that is.
+fn vocabulary<T: serde::Serialize + PartialEq>(
+    encoder: &mut DescriptorEncoder<'_>,
+    (name, help): (&str, &str),
+    label: &'static str,
+    backends: &[(Labels, &BackendStatus)],
+    all: &[T],
+    said: impl Fn(&BackendStatus) -> T,
+) -> fmt::Result {
+    let words: Vec<String> = all.iter().map(word).collect();
+    let mut family = Family::gauge(encoder, name, help)?;
+    for (labels, backend) in backends {
+        let said = said(backend);
+        for (one, word) in all.iter().zip(&words) {
+            family.add_with(labels, (label, word), *one == said)?;
+        }
+    }
+    Ok(())
+}
+
+fn packets_and_bytes(
+    encoder: &mut DescriptorEncoder<'_>,
+    [packets, bytes]: [(&str, &str); 2],
+    traffic: &[(&Labels, Counter)],
+) -> fmt::Result {
+    let mut family = Family::counter(encoder, packets.0, packets.1)?;
+    for (labels, counter) in traffic {
+        family.add(labels, Value::Integer(counter.packets))?;
+    }
+    let mut family = Family::counter(encoder, bytes.0, bytes.1)?;
+    for (labels, counter) in traffic {
+        family.add(labels, Value::Integer(counter.bytes))?;
+    }
+    Ok(())
+}

@@ -1,0 +1,156 @@
+//! `tether services`, `backends` and `flows` over real connections.
+
+use std::io::{Read as _, Write as _};
+use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use lab::address::Family;
+use lab::config::SERVICE;
+use lab::peer::crowd;
+use lab::stage::Stage;
+use lab::topology::{Place, Topology};
+use lab::wait;
+
+const SOON: Duration = Duration::from_secs(20);
+
+fn json_lines(text: &str) -> Result<Vec<serde_json::Value>> {
+    text.lines()
+        .map(|line| serde_json::from_str(line).with_context(|| line.to_owned()))
+        .collect()
+}
+
+#[test]
+fn listings_show_what_is_there() -> Result<()> {
+    lists(Family::V4, 81)
+}
+
+#[test]
+fn listings_show_what_is_there_in_ipv6() -> Result<()> {
+    lists(Family::V6, 82)
+}
+
+fn lists(family: Family, number: u8) -> Result<()> {
+    let topology = Topology::new(Place::Farm).in_family(family);
+    let stage = Stage::set(topology, number.into(), |_| {})?;
+    let connections = stage.clients.open(90, stage.plan(), |_| {})?;
+    let tether = &stage.tether;
+    let live = |more: &[&str]| -> Result<Vec<serde_json::Value>> {
+        let arguments = [&["flows", "--json", "--state", "young,pin"], more].concat();
+        json_lines(&tether.succeed(&arguments)?)
+    };
+    let flows = wait::until_seen(
+        "all flows are listed",
+        SOON,
+        || live(&[]),
+        |f| f.len() == 90,
+    )?;
+    for flow in &flows {
+        assert_eq!(flow["service"], SERVICE);
+        assert_eq!(flow["state"], "young");
+        assert!(flow["age_s"].as_u64().is_some_and(|age| age < 60), "{flow}");
+    }
+    // Each client's port is on the backend that it says it talks to.
+    for name in ["b1", "b2", "b3"] {
+        let theirs = crowd::on(&connections, name).len();
+        assert!(theirs > 10, "{theirs} on {name}");
+        let backend = format!("{SERVICE}/{name}");
+        assert_eq!(live(&["--backend", &backend])?.len(), theirs, "{name}");
+    }
+    let nobody = match family {
+        Family::V4 | Family::V4InV6 => "203.0.113.0/24",
+        Family::V6 => "2001:db8:ffff::/48",
+    };
+    assert_eq!(live(&["--client", nobody])?.len(), 0);
+    assert_eq!(live(&["--older-than", "1h"])?.len(), 0);
+
+    // Pages of a sorted list, put together, are the list.
+    let sorted = live(&["--sort", "client"])?;
+    let mut clients: Vec<_> = flows.iter().map(|f| f["client"].to_string()).collect();
+    let of = |flows: &[serde_json::Value]| -> Vec<String> {
+        flows.iter().map(|f| f["client"].to_string()).collect()
+    };
+    let mut sorted_clients = of(&sorted);
+    clients.sort_unstable();
+    sorted_clients.sort_unstable();
+    assert_eq!(sorted_clients, clients);
+    let first = tether.output(&[
+        "flows", "--sort", "client", "--limit", "40", "--json", "--state", "young",
+    ])?;
+    let said = String::from_utf8(first.stderr)?;
+    let cursor = said
+        .split_once("--after ")
+        .and_then(|(_, rest)| rest.split(' ').next())
+        .with_context(|| format!("no way on in {said:?}"))?;
+    let rest = live(&["--sort", "client", "--after", cursor])?;
+    let mut pages = of(&json_lines(&String::from_utf8(first.stdout)?)?);
+    pages.extend(of(&rest));
+    assert_eq!(pages, of(&sorted));
+
+    // For people: a table without colours, since nobody sees it.
+    let table = tether.succeed(&["flows", "--limit", "5"])?;
+    assert_eq!(table.lines().count(), 6, "{table}");
+    assert!(
+        table.starts_with("CLIENT ") && !table.contains('\u{1b}'),
+        "{table}"
+    );
+
+    let services = tether.succeed(&["services", "--json"])?;
+    let services: serde_json::Value = serde_json::from_str(&services)?;
+    assert_eq!(services[0]["backends"]["new"], 3);
+    assert!(services[0]["traffic"]["packets"].as_u64() > Some(90 * 3));
+    tether.succeed(&["drain", &format!("{SERVICE}/b1")])?;
+    tether.wait_status("b1 drains", SOON, |s| s.serving("b1") == "existing-only")?;
+    let drained = tether.succeed(&["backends", SERVICE, "--serving", "existing-only"])?;
+    assert_eq!(drained.lines().count(), 2, "{drained}");
+    assert!(
+        drained.contains("chat/b1") && drained.contains("draining"),
+        "{drained}"
+    );
+    let wrong = tether.output(&["backends", "nothing"])?;
+    assert_eq!(wrong.status.code(), Some(1));
+    let said = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    assert!(
+        said.contains("nothing") && said.contains("tether services"),
+        "{said}"
+    );
+    let wrong = tether.output(&["flows", "--client", "10.0.0.0/99"])?;
+    assert_eq!(wrong.status.code(), Some(1));
+    assert_eq!(
+        tether.output(&["flows", "--sort", "colour"])?.status.code(),
+        Some(2)
+    );
+    assert_eq!(crowd::breaks(&connections), [""; 0]);
+    stage.close();
+    Ok(())
+}
+
+/// A peer that goes before it has read its answer costs the daemon nothing: not its life either, which SIGPIPE would take.
+#[test]
+fn peers_that_go_before_their_answer_do_no_harm() -> Result<()> {
+    let stage = Stage::set(Topology::new(Place::Farm), 83, |_| {})?;
+    let pid = stage.tether.pid()?;
+    stage.lab.balancer().run(|| -> Result<()> {
+        for round in 0..300 {
+            let path = ["/v1/status", "/v1/flows", "/v1/openapi.json"][round % 3];
+            let mut peer = UnixStream::connect("/run/tether/admin.sock")?;
+            write!(peer, "GET {path} HTTP/1.1\r\nHost: tether\r\n\r\n")?;
+            // Some go at once, others when the first bytes have come.
+            if round % 2 == 0 {
+                let _ = peer.read(&mut [0; 16])?;
+            }
+            drop(peer);
+            let path = ["/metrics", "/", "/events"][round % 3];
+            let mut peer = TcpStream::connect("127.0.0.1:9477")?;
+            write!(peer, "GET {path} HTTP/1.1\r\nHost: tether\r\n\r\n")?;
+            if round % 2 == 0 {
+                let _ = peer.read(&mut [0; 16])?;
+            }
+        }
+        Ok(())
+    })?;
+    assert_eq!(stage.tether.status()?.pid, pid);
+    stage.close();
+    Ok(())
+}
