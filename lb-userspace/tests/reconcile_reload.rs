@@ -44,6 +44,7 @@ fn service_of(operation: &Operation) -> Option<u16> {
     let of_backend = |id: u32| u16::try_from(id.div_ceil(2)).ok();
     match *operation {
         Operation::SetState { backend: id, .. }
+        | Operation::SetTranslated { backend: id, .. }
         | Operation::SetHop { backend: id, .. }
         | Operation::WriteBackend { id, .. }
         | Operation::ClearBackend { id } => of_backend(id),
@@ -52,7 +53,12 @@ fn service_of(operation: &Operation) -> Option<u16> {
         | Operation::WriteService { id, .. }
         | Operation::ForgetHandovers { service: id, .. }
         | Operation::ClearService { id } => Some(id),
-        Operation::SetVip { .. } | Operation::Grace => None,
+        Operation::SetWord { .. }
+        | Operation::WritePair { .. }
+        | Operation::WriteEndpoint { .. }
+        | Operation::ClearPair { .. }
+        | Operation::ClearEndpoint { .. }
+        | Operation::Grace => None,
     }
 }
 
