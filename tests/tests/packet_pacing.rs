@@ -30,6 +30,8 @@ lab::in_both_versions![
     nothing_is_told_of_a_reset_that_may_not_be_sent,
     notices_without_room_are_counted_and_the_client_is_answered_all_the_same,
     a_flow_whose_backend_cannot_be_reached_is_closed_too,
+    a_translated_flow_is_closed_and_its_backend_told_by_what_it_knows_the_client_by,
+    of_a_translated_flow_that_is_not_due_nobody_is_told,
 ];
 
 /// So many parts are all.
@@ -294,4 +296,66 @@ fn a_flow_whose_backend_cannot_be_reached_is_closed_too() {
     world
         .send(&packet)
         .expect(&answered(Reason::DrainDeadline, reset_output(&packet)).of_backend(1));
+}
+
+/// A RST from a flow's client as the daemon has the program rewrite it, to tell the backend: see `lb_userspace::notice`.
+fn from_the_daemon(notice: &Notice, seq: u32) -> Packet {
+    CLIENT.ack().with_tcp(|tcp| {
+        tcp.flags = RST | ACK;
+        (tcp.seq, tcp.ack) = (seq, notice.ack);
+    })
+}
+
+fn a_translated_flow_is_closed_and_its_backend_told_by_what_it_knows_the_client_by() {
+    for backend in [BackendSpec::nat(1), BackendSpec::dnat(1)] {
+        let world = World::with_translating(&backend);
+        let flow = world.open(CLIENT);
+        world.translate(
+            &backend.serving(Serving::ExistingOnly).closing(ALL),
+            SERVICE,
+        );
+        world.save_resets(100);
+        drop(world.notices());
+        let packet = flow.ack().payload(b"data");
+        world
+            .send(&packet)
+            .expect(&answered(Reason::DrainDeadline, reset_output(&packet)).of_backend(1));
+        let told = world.notices();
+        assert_eq!(told, [notice_of(&packet)]);
+        assert!(world.entry(CLIENT.key()).is(State::Pin));
+
+        // Both numbers that may be the one: the first closes the flow, and the second is translated all the same.
+        for seq in [told[0].seq, told[0].seq.wrapping_add(1)] {
+            let reset = from_the_daemon(&told[0], seq);
+            let output = backend.translated(&reset, flow.source).bytes();
+            world
+                .send(&reset)
+                .expect(&forwarded(Reason::Established, 1, output));
+            assert!(world.entry(CLIENT.key()).is(State::Closing));
+        }
+        assert_eq!(world.notices(), []);
+    }
+}
+
+fn of_a_translated_flow_that_is_not_due_nobody_is_told() {
+    for backend in [BackendSpec::nat(1), BackendSpec::dnat(1)] {
+        let world = World::with_translating(&backend);
+        let flow = world.open(CLIENT);
+        drop(world.notices());
+        let backend = backend.serving(Serving::ExistingOnly).closing(0);
+        world.translate(&backend, SERVICE);
+        let packet = flow.ack().payload(b"data");
+        let output = backend.translated(&packet, flow.source).bytes();
+        world
+            .send(&packet)
+            .expect(&forwarded(Reason::Established, 1, output));
+        // Who ends it is not answered, even when it is.
+        world.translate(&backend.closing(ALL), SERVICE);
+        let fin = flow.sends(FIN | ACK);
+        let output = backend.translated(&fin, flow.source).bytes();
+        world
+            .send(&fin)
+            .expect(&forwarded(Reason::Established, 1, output));
+        assert_eq!(world.notices(), []);
+    }
 }
