@@ -123,10 +123,10 @@ fn each_mistake_is_told_with_its_place_and_remedy() -> Result<()> {
             &["ipsec", "ipip"],
         ),
         (
-            "a mode of another version",
+            "a mode that needs more",
             replaced("mode = \"ipip\"", "mode = \"nat\""),
-            "mode = ",
-            &["nat", "not in this version"],
+            "[[service]]",
+            &["chat", "snat"],
         ),
         (
             "a backend in the wrong family",
