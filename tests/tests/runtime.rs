@@ -8,6 +8,7 @@ use lab::config::SERVICE;
 use lab::peer::crowd;
 use lab::stage::Stage;
 use lab::topology::{Place, Topology};
+use lab::wait;
 
 const SOON: Duration = Duration::from_secs(15);
 const PACE: Duration = Duration::from_millis(250);
@@ -77,6 +78,12 @@ fn changes_at_runtime(family: Family) -> Result<()> {
     };
     settled(&stage)?;
     let newcomers = |stage: &Stage| -> Result<()> {
+        // The status tells what was resolved, a moment before the kernel has the table.
+        wait::until("the table has b3", SOON, || {
+            let one = stage.clients.open(1, stage.plan(), |_| {});
+            one.is_ok_and(|one| !crowd::on(&one, "b3").is_empty())
+                .then_some(())
+        })?;
         let newcomers = stage.clients.open(60, stage.plan(), |_| {})?;
         assert!(crowd::on(&newcomers, "b3").len() > 10);
         assert_eq!(crowd::on(&newcomers, "b2").len(), 0);
