@@ -40,10 +40,13 @@ fn main() -> Result<()> {
         .arg("--target-dir")
         .arg(&target_dir)
         .args(env::var_os("CARGO_FEATURE_LOG").map(|_| "--features=log"))
+        .args(env::var_os("CARGO_FEATURE_NEXT_ABI").map(|_| "--features=next-abi"))
         // The BPF target has no prebuilt `core`: it is built from rust-src, which takes an unstable flag. A stable toolchain
         // accepts that flag only with this variable, and it is set for this build alone, since other crates change with it.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_ENCODED_RUSTFLAGS", rustflags)
+        // Code that is compiled in increments is inlined otherwise, and the verifier refuses it.
+        .env("CARGO_INCREMENTAL", "0")
         .env_remove("RUSTC")
         .env_remove("RUSTC_WORKSPACE_WRAPPER")
         .output()

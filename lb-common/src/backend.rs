@@ -117,25 +117,27 @@ impl Forwarding {
 /// | 7 | which of the two next hops is in force |
 /// | 8 | resolved: that next hop is valid |
 /// | 9-11 | [`Forwarding`] |
-/// | 12-13 | how many VLAN tags that next hop has: 0 to 2 |
+/// | 12-13 | how many VLAN tags that next hop has: 0 to 2; 3 if it is this host's own stack: [`BackendState::is_local`] |
 /// | 14 | paces: flows are closed at a pace, and the rest of the word says which |
 /// | 15-31 | the [`Share`] of flows that are closed, in parts |
-/// | 32-63 | the tick from which on that is all of them, and all are told with their next packet; 0 before |
+/// | 32-63 | the tick from which on that is all of them, and all are told with their next packet; 0 before; 1 with a share of none: entries of its flows are to be forgotten |
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 #[repr(transparent)]
 pub struct BackendState(pub u64);
 
 impl BackendState {
-    const SERVING_SHIFT: u32 = 5;
-    const HOP: u64 = 1 << 7;
-    const RESOLVED: u64 = 1 << 8;
-    const FORWARDING_SHIFT: u32 = 9;
-    const TAGS_SHIFT: u32 = 12;
+    pub(crate) const SERVING_SHIFT: u32 = if cfg!(feature = "next-abi") { 6 } else { 5 };
+    pub(crate) const HOP_SHIFT: u32 = if cfg!(feature = "next-abi") { 5 } else { 7 };
+    const HOP: u64 = 1 << Self::HOP_SHIFT;
+    pub(crate) const RESOLVED: u64 = 1 << 8;
+    pub(crate) const FORWARDING_SHIFT: u32 = 9;
+    pub(crate) const TAGS_SHIFT: u32 = 12;
     const TAGS: u64 = 3 << Self::TAGS_SHIFT;
-    const PACES: u64 = 1 << 14;
-    const SHARE_SHIFT: u32 = 15;
-    const SHARE_MASK: u64 = (1 << 17) - 1;
-    const SINCE_SHIFT: u32 = 32;
+    pub(crate) const PACES: u64 = 1 << 14;
+    pub(crate) const SHARE_SHIFT: u32 = 15;
+    pub(crate) const SHARE_BITS: u32 = 17;
+    const SHARE_MASK: u64 = (1 << Self::SHARE_BITS) - 1;
+    pub(crate) const SINCE_SHIFT: u32 = 32;
 
     /// `hop` is 0 or 1. The next hop has no VLAN tags; see [`Self::tagged`].
     #[inline(always)]
@@ -149,13 +151,13 @@ impl BackendState {
         Self(
             (generation as u64 & 31)
                 | ((serving as u64) << Self::SERVING_SHIFT)
-                | ((hop as u64 & 1) << 7)
-                | ((resolved as u64) << 8)
+                | ((hop as u64 & 1) << Self::HOP_SHIFT)
+                | (resolved as u64 * Self::RESOLVED)
                 | ((forwarding as u64) << Self::FORWARDING_SHIFT),
         )
     }
 
-    /// The same, its next hop having this many VLAN tags: 0 to 2.
+    /// The same, its next hop having this many VLAN tags: 0 to 2, or being of the kind that [`NextHop::kind`] tells.
     #[inline(always)]
     pub const fn tagged(self, tags: u8) -> Self {
         Self((self.0 & !Self::TAGS) | (((tags as u64) << Self::TAGS_SHIFT) & Self::TAGS))
@@ -179,6 +181,20 @@ impl BackendState {
         )
     }
 
+    /// The same, with none of the flows closed though nothing is served, and with their entries to be forgotten: each flow goes with its next packet where
+    /// the table sends it.
+    #[inline(always)]
+    pub const fn forgetting(self) -> Self {
+        Self(self.pacing(Share::NONE, Tick(0)).0 | 1 << Self::SINCE_SHIFT)
+    }
+
+    /// Whether entries of its flows are to be forgotten.
+    #[inline(always)]
+    pub const fn forgets(self) -> bool {
+        let closed = (self.0 >> Self::SHARE_SHIFT) & Self::SHARE_MASK;
+        self.0 & Self::PACES != 0 && closed == 0 && self.0 >> Self::SINCE_SHIFT != 0
+    }
+
     /// The share of flows that is closed, if they are closed at a pace.
     #[inline(always)]
     pub const fn share(self) -> Option<Share> {
@@ -194,7 +210,7 @@ impl BackendState {
     #[inline(always)]
     pub const fn all_closed_since(self) -> Option<Tick> {
         let since = (self.0 >> Self::SINCE_SHIFT) as u32;
-        if self.0 & Self::PACES == 0 || since == 0 {
+        if self.0 & Self::PACES == 0 || since == 0 || self.forgets() {
             None
         } else {
             Some(Tick(since))
@@ -245,8 +261,14 @@ impl BackendState {
         ((self.0 & Self::TAGS) >> Self::TAGS_SHIFT) as u8
     }
 
+    /// Whether the backend is on this host: packets are translated as in mode `dnat`, whatever the mode, and left to the host's own stack.
+    #[inline(always)]
+    pub const fn is_local(self) -> bool {
+        self.0 & Self::TAGS == Self::TAGS
+    }
+
     /// Whether packets of flows that name this `generation` of the id can be forwarded, and plainly: it is the present one, serves
-    /// existing flows, is resolved, its next hop has no VLAN tags, and none of its flows are closed.
+    /// existing flows, is resolved, its next hop has no VLAN tags and is another host, and none of its flows are closed.
     #[inline(always)]
     pub const fn can_forward_plainly_for(self, generation: u8) -> bool {
         let differs = self.0 ^ (generation as u64 | Self::RESOLVED);
@@ -254,16 +276,23 @@ impl BackendState {
             && !matches!(self.serving(), Serving::None)
     }
 
-    /// Whether packets are forwarded by [`Forwarding::Nat`].
+    /// Whether packets are forwarded by [`Forwarding::Nat`], and to another host.
     #[inline(always)]
     pub const fn is_nat(self) -> bool {
-        (self.0 >> Self::FORWARDING_SHIFT) & 7 == Forwarding::Nat as u64
+        let differs = ((self.0 >> Self::FORWARDING_SHIFT) & 7) ^ Forwarding::Nat as u64;
+        differs | self.local_bit() == 0
     }
 
-    /// Whether packets are translated: [`Forwarding::Nat`] or [`Forwarding::Dnat`].
+    /// Whether packets have a translation beside their flow's entry: [`Forwarding::Nat`] or [`Forwarding::Dnat`], to another host.
     #[inline(always)]
     pub const fn translates(self) -> bool {
-        (self.0 >> (Self::FORWARDING_SHIFT + 2)) & 1 != 0
+        (self.0 >> (Self::FORWARDING_SHIFT + 2)) & 1 & !self.local_bit() != 0
+    }
+
+    /// [`Self::is_local`] as a number, without a branch: the verifier would follow both sides through all that comes.
+    #[inline(always)]
+    const fn local_bit(self) -> u64 {
+        (self.0 >> Self::TAGS_SHIFT) & (self.0 >> (Self::TAGS_SHIFT + 1)) & 1
     }
 
     /// How packets are forwarded, if the entry was ever written.
@@ -295,7 +324,7 @@ pub struct NextHop {
     pub ethertype: [u8; 2],
     /// `ipip`: the outer header's first two bytes, with a type of service or traffic class of 0.
     pub outer_start: [u8; 2],
-    /// Index of the egress interface: the physical one (or a bond's master) below any VLAN devices.
+    /// Index of the egress interface: the physical one (or a bond's master) below any VLAN devices. None that there is: see [`NextHop::local`].
     pub ifindex: u32,
     /// MTU of the egress interface or the route, in bytes from the IP header on.
     pub mtu: u16,
@@ -308,7 +337,44 @@ pub struct NextHop {
 }
 
 impl NextHop {
-    /// How many VLAN tags it has: what [`BackendState::tagged`] is told.
+    /// In the place of an interface's index: this host's own stack. (The kernel numbers interfaces from 1 to `i32::MAX`.)
+    const STACK: u32 = u32::MAX;
+    /// What the state of a backend says of such a hop in the place of the number of its tags.
+    const KIND_LOCAL: u8 = 3;
+
+    /// This host's own stack, for a backend on this host that takes packets of up to `mtu` bytes.
+    #[must_use]
+    pub const fn local(mtu: u16) -> Self {
+        Self {
+            destination: [0; 6],
+            source: [0; 6],
+            ethertype: [0; 2],
+            outer_start: [0; 2],
+            ifindex: Self::STACK,
+            mtu,
+            checksum_base: 0,
+            outer: [0; 32],
+            tags: [VlanTag::NONE; 2],
+        }
+    }
+
+    /// Whether it is this host's own stack.
+    #[must_use]
+    pub const fn is_local(&self) -> bool {
+        self.ifindex == Self::STACK
+    }
+
+    /// What [`BackendState::tagged`] is told: how many VLAN tags it has, or that it is this host's own stack.
+    #[must_use]
+    pub const fn kind(&self) -> u8 {
+        if self.is_local() {
+            Self::KIND_LOCAL
+        } else {
+            self.tag_count()
+        }
+    }
+
+    /// How many VLAN tags it has.
     #[must_use]
     pub const fn tag_count(&self) -> u8 {
         let [outer, inner] = self.tags;
@@ -410,7 +476,7 @@ pub struct Backend {
     pub port: u16,
     /// Id of the service it belongs to.
     pub service: u16,
-    /// Modes `nat` and `dnat`: id of the endpoint at its address and port.
+    /// Modes `nat` and `dnat`, and of a backend on this host: id of the endpoint at its address and port.
     pub endpoint: u16,
     /// Zero.
     pub reserved: u16,
@@ -441,7 +507,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_state_keeps_what_it_is_given(generation in 0u8..32, serving in 0u8..3, forwarding in 0u8..5, hop in 0u8..2, tags in 0u8..3, resolved: bool) {
+        fn a_state_keeps_what_it_is_given(generation in 0u8..32, serving in 0u8..3, forwarding in 0u8..5, hop in 0u8..2, tags in 0u8..4, resolved: bool) {
             let serving = [Serving::None, Serving::ExistingOnly, Serving::New][serving as usize];
             let forwarding = [Forwarding::L2, Forwarding::InIpv4, Forwarding::InIpv6, Forwarding::Nat, Forwarding::Dnat][forwarding as usize];
             let state = BackendState::new(generation, serving, forwarding, hop, resolved).tagged(tags);
@@ -452,7 +518,9 @@ mod tests {
             prop_assert_eq!(state.can_forward_plainly_for(generation), forwards);
             prop_assert!(!state.can_forward_plainly_for(generation ^ 1));
             prop_assert_eq!((state.share(), state.all_closed_since()), (None, None));
-            prop_assert_eq!(state.translates(), forwarding.mode().translates());
+            prop_assert_eq!(state.is_local(), tags == 3);
+            prop_assert_eq!(state.translates(), tags != 3 && forwarding.mode().translates());
+            prop_assert_eq!(state.is_nat(), tags != 3 && forwarding == Forwarding::Nat);
         }
 
         #[test]
@@ -473,6 +541,20 @@ mod tests {
     }
 
     #[test]
+    fn forgetting_closes_nothing() {
+        let state = BackendState::new(3, Serving::None, Forwarding::L2, 1, true);
+        let forgetting = state.forgetting();
+        assert!(forgetting.forgets() && !state.forgets());
+        assert_eq!(forgetting.share(), Some(Share::NONE));
+        assert_eq!(forgetting.all_closed_since(), None);
+        assert!(!forgetting.closes(0, 1_000) && state.closes(0, 1_000));
+        assert!(!forgetting.can_forward_plainly_for(3));
+        for share in [Share::NONE, Share::of_parts(1), Share::ALL] {
+            assert!(!state.pacing(share, Tick(7)).forgets(), "{share:?}");
+        }
+    }
+
+    #[test]
     fn tags_are_counted_and_laid_out_as_on_the_wire() {
         let mut hop = NextHop::default();
         assert_eq!(hop.tag_count(), 0);
@@ -481,6 +563,19 @@ mod tests {
         assert_eq!(hop.tags[0].protocol, [0x88, 0xa8]);
         hop.tags[1] = VlanTag::new(0x8100, 0xf123);
         assert_eq!((hop.tag_count(), hop.tags[1].control), (2, [0x01, 0x23]));
+    }
+
+    #[test]
+    fn a_hop_to_the_own_stack_is_none_with_tags() {
+        let local = NextHop::local(1_450);
+        assert!(local.is_local() && !NextHop::default().is_local());
+        let state = |hop: &NextHop| BackendState(u64::MAX).tagged(hop.kind());
+        assert!(state(&local).is_local());
+        for hops in [0, 1, 2] {
+            let mut hop = NextHop::default();
+            hop.tags[..hops].fill(VlanTag::new(0x8100, 7));
+            assert_eq!((hop.kind(), state(&hop).is_local()), (hops as u8, false));
+        }
     }
 
     #[test]

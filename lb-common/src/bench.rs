@@ -2,6 +2,8 @@
 
 use core::mem::size_of;
 
+use crate::nat::FIRST_PORT;
+
 /// Name of the harness program, which makes a packet and tail-calls the program under test.
 pub const HARNESS: &str = "harness";
 /// Name of the program that returns at once.
@@ -42,6 +44,8 @@ pub enum Kind {
     Established = 0,
     /// SYNs, each of a flow of its own, numbered upwards.
     Opening = 1,
+    /// What the [`endpoint`]s of [`Orders::flows`] flows send in mid-stream, in random order.
+    Replies = 2,
 }
 
 /// The harness's orders and state.
@@ -56,7 +60,7 @@ pub struct Orders {
     pub state: u32,
     /// Destination address, host byte order; of an IPv6 packet what [`address6`] makes of it.
     pub destination: u32,
-    /// Destination port, host byte order.
+    /// Destination port, or of replies the source port, host byte order.
     pub port: u32,
     /// Sequence number of all segments.
     pub seq: u32,
@@ -82,6 +86,24 @@ pub const fn client(number: u32) -> (u32, u16) {
         0x0a80_0000 + (number >> 14),
         1_024 + (number & 0x3fff) as u16,
     )
+}
+
+/// Backends of the bench's service.
+pub const BACKENDS: u32 = 100;
+
+/// The backend of flow `number` in modes that translate: its id, from 1 to [`BACKENDS`], and the SNAT port that the flow has toward it.
+#[inline(always)]
+pub const fn endpoint(number: u32) -> (u32, u16) {
+    (
+        1 + number % BACKENDS,
+        FIRST_PORT + (number / BACKENDS) as u16,
+    )
+}
+
+/// The address of a backend, host byte order.
+#[inline(always)]
+pub const fn backend(id: u32) -> u32 {
+    0x0a01_0000 + id
 }
 
 /// The next state of the generator (xorshift32; Marsaglia, "Xorshift RNGs", 2003).

@@ -1,9 +1,12 @@
 //! Where packets and bytes are counted: one array, a region for each CPU, in each region the reasons, then the services, then the
 //! backends.
 
-use core::mem::{offset_of, size_of};
+use core::{
+    mem::{offset_of, size_of},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
-use crate::{backend::NextHop, verdict::Reason};
+use crate::{backend::NextHop, net::Address, verdict::Reason};
 
 /// Packets and bytes. Written by one CPU, read by the daemon.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -18,8 +21,11 @@ pub struct Counter {
 const _: () = assert!(size_of::<Counter>() == 16);
 
 /// Counters kept for reasons: room for more than there are.
-pub const REASONS: u32 = 64;
+pub const REASONS: u32 = if cfg!(feature = "next-abi") { 96 } else { 64 };
 const _: () = assert!(Reason::ALL.len() <= REASONS as usize);
+
+/// What the counters of one CPU are a multiple of, so that CPUs share no cache line.
+pub const MULTIPLE: u32 = 4;
 
 /// The shape of the counters array.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,7 +33,7 @@ const _: () = assert!(Reason::ALL.len() <= REASONS as usize);
 pub struct Layout {
     /// Capacity of the services map.
     pub services: u32,
-    /// Counters of one CPU: a multiple of four, so that CPUs share no cache line.
+    /// Counters of one CPU: a multiple of [`MULTIPLE`].
     pub per_cpu: u32,
 }
 
@@ -36,7 +42,7 @@ impl Layout {
     pub const fn new(services: u32, backends: u32) -> Self {
         Self {
             services,
-            per_cpu: (REASONS + services + backends).next_multiple_of(4),
+            per_cpu: (REASONS + services + backends).next_multiple_of(MULTIPLE),
         }
     }
 
@@ -72,12 +78,42 @@ pub struct CpuState {
     pub notices_lost: u64,
     /// Nanoseconds of the coarse monotonic clock up to which answers by ICMP are paid for.
     pub answer_paid_ns: u64,
+    /// The next hop to a client that was looked for in vain last, until the daemon has taken note of it.
+    pub unresolved: Unresolved,
     /// Zero.
-    pub reserved: [u64; 4],
+    pub reserved: u64,
     /// What is known of the packet that is on its way.
     pub handed_on: HandedOn,
     /// By where it leaves, if that is to a client.
     pub hop: NextHop,
+}
+
+/// A neighbour whose MAC address the kernel did not know when a packet was to go there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Unresolved {
+    /// Its address, as the kernel's lookup of routes gives it: that of IPv4 is in the first four bytes.
+    pub address: [u64; 2],
+    /// Index of the interface (bits 0-31) and address family (32-63), written after the address; 0 is none.
+    pub by: u64,
+}
+
+impl Unresolved {
+    /// Address families, as the kernel numbers them (linux/socket.h).
+    const INET: u32 = 2;
+    const INET6: u32 = 10;
+
+    /// The interface's index and the address; none if there is none.
+    #[must_use]
+    pub fn neighbour(self) -> Option<(u32, IpAddr)> {
+        let [a, b, c, d, ..] = self.address[0].to_ne_bytes();
+        let address = match (self.by >> 32) as u32 {
+            Self::INET => Ipv4Addr::new(a, b, c, d).into(),
+            Self::INET6 => Ipv6Addr::from(Address::of_words(self.address).0).into(),
+            _ => return None,
+        };
+        Some((self.by as u32, address))
+    }
 }
 
 /// What is known of a packet of mode `nat` or `dnat` when the next function or program goes on with it: on the same CPU, with nothing in between.
@@ -110,7 +146,16 @@ pub struct HandedOn {
     pub reserved: u32,
 }
 
+impl HandedOn {
+    /// Id of the backend that [`Self::outcome`] names; 0 is none.
+    #[inline(always)]
+    pub const fn backend(&self) -> u32 {
+        self.outcome >> 8
+    }
+}
+
 const _: () = assert!(size_of::<CpuState>() == 192 && size_of::<HandedOn>() == 64);
+const _: () = assert!(size_of::<Unresolved>() == 24 && offset_of!(CpuState, unresolved) == 32);
 const _: () = assert!(offset_of!(CpuState, handed_on) == 64 && offset_of!(CpuState, hop) == 128);
 
 /// A token bucket as one number: the time up to which what was spent is paid for. Returns the new number, or none if the bucket is

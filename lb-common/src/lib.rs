@@ -13,6 +13,8 @@ pub mod csum;
 pub mod flow;
 pub mod hash;
 pub mod headers;
+#[cfg(feature = "user")]
+pub mod layout;
 pub mod maglev;
 pub mod maps;
 pub mod nat;
@@ -23,3 +25,4 @@ pub mod share;
 pub mod tcp;
 pub mod verdict;
 pub mod vip;
+pub mod watch;

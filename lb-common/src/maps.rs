@@ -5,7 +5,12 @@ use core::mem::size_of;
 
 /// Version of all layouts in this crate, and of where things are found in them: the homes of flows and of VIPs, and the choice of a slot. It
 /// changes whenever any of them does; a daemon that meets maps of another version refuses, or migrates.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = if cfg!(feature = "next-abi") {
+    THIS_VERSION + 1
+} else {
+    THIS_VERSION
+};
+const THIS_VERSION: u32 = 7;
 
 /// IPv4 flow table: array of [`crate::flow::v4::Bucket`].
 pub const FLOWS4: &str = "FLOWS4";
@@ -45,6 +50,10 @@ pub const PAIRS: &str = "PAIRS";
 pub const PORTS: &str = "PORTS";
 /// VLAN devices that clients are reached by: array of [`crate::nat::LINKS_LEN`] [`crate::nat::Link`]s, see [`crate::nat::link_place`].
 pub const LINKS: &str = "LINKS";
+/// What is where in all other maps, from version 7 on: text, as `lb_userspace::dataplane::layouts` writes it, of at most [`LAYOUTS_BYTES`].
+pub const LAYOUTS: &str = "LAYOUTS";
+/// Bytes in [`LAYOUTS`].
+pub const LAYOUTS_BYTES: u32 = 1 << 14;
 /// Counters: array of [`crate::counters::Counter`], shaped by [`crate::counters::Layout`].
 pub const COUNTERS: &str = "COUNTERS";
 /// What each CPU keeps for itself: array of [`crate::counters::CpuState`], by CPU number.
@@ -61,47 +70,82 @@ pub const NOTICES_BYTES: u32 = 1 << 18;
 pub const PROGRAMS: &str = "PROGRAMS";
 /// Index in [`PROGRAMS`] of [`IPV6_PROGRAM`].
 pub const IPV6_INDEX: u32 = 0;
-/// Index in [`PROGRAMS`] of the program that steers flows of modes `nat` and `dnat`, in IPv4; that of IPv6 follows.
-pub const STEER_INDEX: u32 = 1;
+/// Index in [`PROGRAMS`] of the program that steers IPv4 packets of all kinds; that of IPv6 follows.
+pub const ANY_INDEX: u32 = 1;
+/// Index in [`PROGRAMS`] of the program for messages of ICMP; that of ICMPv6 follows.
+pub const CONTROL_INDEX: u32 = 3;
+/// Index in [`PROGRAMS`] of the program that gives packets to backends on this host, in IPv4; that of IPv6 follows.
+pub const LOCAL_INDEX: u32 = 5;
+/// Index in [`PROGRAMS`] of the program that steers flows of modes `nat` and `dnat`, in IPv4; that of IPv6 follows. It and all after it are there
+/// only if a service translates.
+pub const STEER_INDEX: u32 = 7;
 /// Index in [`PROGRAMS`] of the program that translates what clients send, in IPv4; that of IPv6 follows.
-pub const TRANSLATE_INDEX: u32 = 3;
+pub const TRANSLATE_INDEX: u32 = 9;
 /// Index in [`PROGRAMS`] of the program that translates what backends send, in IPv4; that of IPv6 follows.
-pub const REPLY_INDEX: u32 = 5;
+pub const REPLY_INDEX: u32 = 11;
+/// Index in [`PROGRAMS`] of the program that translates errors about packets of either side, in IPv4; that of IPv6 follows.
+pub const ERROR_INDEX: u32 = 13;
 /// Entries in [`PROGRAMS`].
-pub const PROGRAMS_LEN: u32 = 7;
+pub const PROGRAMS_LEN: u32 = 15;
 /// The instance's own facts: array of one [`Instance`].
 pub const INSTANCE: &str = "INSTANCE";
 
 /// Every map.
-pub const ALL: [&str; 25] = [
-    INSTANCE, FLOWS4, FACTS4, NAT4, FLOWS6, FACTS6, NAT6, SLOTS, HOLD, TABLES, SERVICES, BACKENDS,
-    VIPS4, VIPS6, ENDPOINTS, ENDPOINTS4, ENDPOINTS6, PAIRS, PORTS, LINKS, COUNTERS, CPUS, EGRESS,
-    NOTICES, PROGRAMS,
+pub const ALL: [&str; 26] = [
+    INSTANCE, LAYOUTS, FLOWS4, FACTS4, NAT4, FLOWS6, FACTS6, NAT6, SLOTS, HOLD, TABLES, SERVICES,
+    BACKENDS, VIPS4, VIPS6, ENDPOINTS, ENDPOINTS4, ENDPOINTS6, PAIRS, PORTS, LINKS, COUNTERS, CPUS,
+    EGRESS, NOTICES, PROGRAMS,
 ];
+/// Those that no program uses.
+pub const OF_DAEMON: [&str; 2] = [INSTANCE, LAYOUTS];
 /// Those that make up the flow tables, or that programs of other tables must not share: tables of another size have others.
 pub const OF_FLOWS: [&str; 9] = [
     FLOWS4, FACTS4, NAT4, FLOWS6, FACTS6, NAT6, SLOTS, HOLD, PROGRAMS,
 ];
 
+/// Those that the programs write, and the array of the programs themselves: a rehearsal, which changes nothing, has copies of its own.
+pub const WRITTEN: [&str; 12] = [
+    FLOWS4, FACTS4, NAT4, FLOWS6, FACTS6, NAT6, SLOTS, PORTS, COUNTERS, CPUS, NOTICES, PROGRAMS,
+];
+
 /// What the daemon has inserted, while it moves flows to another table: array of [`crate::flow::copy::Order`]. Never pinned.
 pub const COPIES: &str = "COPIES";
+
+/// Who listens to a program that watches, and to what: array of [`crate::watch::LISTENERS`] [`crate::watch::Filter`]s. Never pinned.
+pub const LISTENERS: &str = "LISTENERS";
+/// The packet that each CPU has on its way, in a program that watches: array of [`crate::watch::Record`], by CPU number. Never pinned.
+pub const RECORDS: &str = "RECORDS";
+/// What listeners are told: ring buffer of [`crate::watch::Head`]s, each with its packet's bytes. Never pinned.
+pub const TOLD: &str = "TOLD";
+/// Bytes in [`TOLD`], of a program that watches: some thousand whole packets, or ten times as many flow events.
+pub const TOLD_BYTES: u32 = 1 << 22;
 
 /// Name of the load balancer's XDP program.
 pub const PROGRAM: &str = "tether";
 /// What stands in [`PROGRAMS`]: names of programs, by index.
 pub const HANDED_ON_TO: [&str; PROGRAMS_LEN as usize] = [
     IPV6_PROGRAM,
+    "any4",
+    "any6",
+    "control4",
+    "control6",
+    "local4",
+    "local6",
     "steer4",
     "steer6",
     "translate4",
     "translate6",
     "reply4",
     "reply6",
+    "error4",
+    "error6",
 ];
 /// Name of the program that [`PROGRAM`] hands IPv6 packets on to.
 pub const IPV6_PROGRAM: &str = "tether6";
 /// Name of the program that inserts entries for the daemon; it meets no packet but that of a test run.
 pub const COPY_PROGRAM: &str = "copy";
+/// Name of the program (TC, on egress) that translates what backends on this host send back.
+pub const LOCAL_REPLY_PROGRAM: &str = "local_reply";
 /// Name of the decapsulating XDP program.
 pub const DECAP_PROGRAM: &str = "decap";
 
@@ -173,9 +217,13 @@ pub struct Constants {
     pub reset_cost_ns: u64,
     /// Nanoseconds an answer by ICMP costs a CPU.
     pub answer_cost_ns: u64,
+    /// Whether it tells listeners of packets: 1, or 0.
+    pub watches: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<Instance>() == 64 && size_of::<Constants>() == 104);
+const _: () = assert!(size_of::<Instance>() == 64 && size_of::<Constants>() == 112);
 
 /// Name of the global in the BPF object that holds [`Constants`].
 pub const CONSTANTS: &str = "CONSTANTS";
@@ -205,7 +253,7 @@ pub mod default {
     pub const ANSWERS_PER_SECOND: u64 = 1_000;
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(feature = "next-abi")))]
 mod tests {
     use super::*;
     use crate::{
@@ -218,8 +266,8 @@ mod tests {
 
     /// A change of any of these numbers loses every flow that an older version has pinned, unless the version changes too.
     #[test]
-    fn what_version_6_finds_where() {
-        assert_eq!(ABI_VERSION, 6);
+    fn what_version_7_finds_where() {
+        assert_eq!(ABI_VERSION, 7);
         let seed = Seed::new([0x1234_5678_9abc_def0, 3, 5]);
         let key = v4::Key::new(0x0a00_0001, 40_000, 7);
         let slot = |client| slot_index(client, &seed, 0, 65_537);

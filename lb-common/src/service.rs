@@ -13,9 +13,13 @@ pub struct Service {
     /// Keys the choice of slots: derived from the fleet's seed and the service's name.
     pub seed: Seed,
     /// Hash of the service's full identity (name, VIP, port, mode); 0 is an entry that is not in use.
+    #[cfg(not(feature = "next-abi"))]
     pub identity: u64,
     /// VIP.
     pub vip: Address,
+    /// The same, where the next layout has it.
+    #[cfg(feature = "next-abi")]
+    pub identity: u64,
     /// Port, host byte order.
     pub port: u16,
     /// 1 if one of its backends, those that drain among them, has a mode that translates (see [`crate::backend::Mode::translates`]), else 0. Set before the
@@ -25,6 +29,7 @@ pub struct Service {
     pub reserved: [u16; 2],
 }
 
-const _: () = assert!(size_of::<Service>() == 64 && offset_of!(Service, identity) == 32);
-const _: () = assert!(offset_of!(Service, vip) == 40 && offset_of!(Service, port) == 56);
+const _: () = assert!(size_of::<Service>() == 64 && offset_of!(Service, port) == 56);
+#[cfg(not(feature = "next-abi"))]
+const _: () = assert!(offset_of!(Service, identity) == 32 && offset_of!(Service, vip) == 40);
 const _: () = assert!(offset_of!(Service, translates) == 58);

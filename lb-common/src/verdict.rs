@@ -54,6 +54,13 @@ macro_rules! reasons {
             pub const fn class(self) -> Class {
                 match self { $(Self::$variant => Class::$class,)+ }
             }
+
+            /// What it means, in a sentence for people.
+            #[cfg(feature = "user")]
+            pub fn meaning(self) -> &'static str {
+                // As it is documented above, whose lines begin with a space.
+                match self { $(Self::$variant => concat!($($doc),+),)+ }.trim_ascii()
+            }
         }
     };
 }
@@ -123,26 +130,28 @@ reasons! {
     NoProgram = 29, "no_program", Pass, ShouldNeverHappen;
     /// An echo request to a VIP that the host does not own: answered.
     EchoAnswered = 30, "echo_answered", Answer, Expected;
-    /// An ICMP error about a service's packet: it went to the backend of the flow, or, from the way to the backend, to the client.
+    /// An ICMP error about a service's packet: it went to the backend of the flow, or, from the way to the backend, to the client. In modes `nat`
+    /// and `dnat` it was translated, and what it quotes.
     ErrorRelayed = 31, "error_relayed", Forward, Expected;
-    /// An ICMP error about a service's packet that no backend can be given: there is none, or no way to it.
+    /// An ICMP error about a service's packet that nobody can be given: there is no backend, or no way to it or to the client, or nothing says how
+    /// to translate it.
     ErrorUnrelayed = 32, "error_unrelayed", Drop, Expected;
     /// An answer by ICMP was due, but too many were sent lately.
     AnswerLimited = 33, "answer_limited", Drop, Expected;
     /// The flow's backend is drained, its deadline has passed, and the flow's turn has come: a RST went to the client, and the daemon sends
     /// the backend the matching one.
     DrainDeadline = 34, "drain_deadline", Reset, Expected;
-    /// From a backend of mode `nat` or `dnat`, translated back and sent to the client.
+    /// From a backend of mode `nat` or `dnat`, or on this host, translated back and sent to the client.
     Reply = 35, "reply", Forward, Expected;
     /// The way to the client is none that a translated reply can take: no route, or an interface that takes no frames from XDP.
     NoRouteBack = 36, "no_route_back", Drop, Configuration;
     /// A SYN of mode `nat`: all ports of the SNAT addresses toward the backend are in use.
     NoPort = 37, "no_port", Drop, Configuration;
-    /// A SYN of mode `dnat`: the client has a flow with the same port at the same backend, by another service. A RST went to the client.
+    /// A SYN of mode `dnat`, or for a backend on this host: the client has a flow with the same port at the same backend, by another service. A RST went to the client.
     Collision = 38, "collision", Reset, Configuration;
-    /// A SYN of mode `nat` or `dnat` that got no entry of its own (no place, or another CPU was faster), so that no reply could be translated.
+    /// A SYN of mode `nat` or `dnat`, or for a backend on this host, that got no entry of its own (no place, or another CPU was faster), so that no reply could be translated.
     Unrecorded = 39, "unrecorded", Drop, Configuration;
-    /// Mid-stream, of mode `nat` or `dnat`, without an entry that says how to translate it: a RST went to the client.
+    /// Mid-stream, of mode `nat` or `dnat` or for a backend on this host, without an entry that says how to translate it: a RST went to the client.
     UnknownFlow = 40, "unknown_flow", Reset, Expected;
     /// Of mode `nat` or `dnat`, while the translation of its flow was being written or moved, or after it was lost: it comes again.
     Untranslated = 41, "untranslated", Drop, Expected;

@@ -11,13 +11,13 @@ mod runtime;
 
 use aya_ebpf::{
     bindings::{BPF_F_MMAPABLE, xdp_action},
-    helpers::generated::bpf_xdp_adjust_head,
+    helpers::generated::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
     macros::{map, xdp},
     maps::{Array, ProgramArray},
     programs::XdpContext,
 };
 use lb_common::{
-    bench::{FRAME_LEN, FRAME6_LEN, Kind, Orders, address6, client, next},
+    bench::{FRAME_LEN, FRAME6_LEN, Kind, Orders, address6, backend, client, endpoint, next},
     csum,
     hash::scale,
     headers::{
@@ -58,17 +58,26 @@ fn make(ctx: &XdpContext) -> Option<()> {
         orders.state = next(state);
         scale(state, orders.flows)
     };
-    let (source, source_port) = client(number);
-    let flags = if orders.kind == Kind::Opening as u32 {
-        tcp::SYN
+    let segment = if orders.kind == Kind::Replies as u32 {
+        let (id, destination_port) = endpoint(number);
+        Segment {
+            source: backend(id),
+            source_port: orders.port as u16,
+            destination_port,
+            flags: tcp::ACK,
+        }
     } else {
-        tcp::ACK
-    };
-
-    let segment = Segment {
-        source,
-        source_port,
-        flags,
+        let (source, source_port) = client(number);
+        Segment {
+            source,
+            source_port,
+            destination_port: orders.port as u16,
+            flags: if orders.kind == Kind::Opening as u32 {
+                tcp::SYN
+            } else {
+                tcp::ACK
+            },
+        }
     };
     if orders.version == IpVersion::V6 as u32 {
         let bytes = fresh(ctx, FRAME6_LEN)?;
@@ -83,10 +92,11 @@ fn make(ctx: &XdpContext) -> Option<()> {
 struct Segment {
     source: u32,
     source_port: u16,
+    destination_port: u16,
     flags: u8,
 }
 
-/// The frame without what the round before has put before it.
+/// The frame without what the round before has put before it, and with what it has cut off, as it does of what it answers.
 #[inline(always)]
 fn fresh(ctx: &XdpContext, len: usize) -> Option<Bytes> {
     let grown = if Frame::of(ctx).at(0, len + IPV6_LEN).is_some() {
@@ -99,6 +109,15 @@ fn fresh(ctx: &XdpContext, len: usize) -> Option<Bytes> {
     // SAFETY: a helper on the context.
     if grown != 0 && unsafe { bpf_xdp_adjust_head(ctx.ctx, grown as i32) } != 0 {
         return None;
+    }
+    if Frame::of(ctx).at(0, len).is_none() {
+        // SAFETY: helpers on the context.
+        unsafe {
+            let missing = len as i64 - bpf_xdp_get_buff_len(ctx.ctx) as i64;
+            if bpf_xdp_adjust_tail(ctx.ctx, missing as i32) != 0 {
+                return None;
+            }
+        }
     }
     Frame::of(ctx).at(0, len)
 }
@@ -148,7 +167,8 @@ fn write_ipv6(bytes: Bytes, orders: &Orders, segment: &Segment) {
 
 #[inline(always)]
 fn write_tcp(bytes: Bytes, orders: &Orders, segment: &Segment) {
-    bytes.set_u32(0, ((segment.source_port as u32) << 16) | orders.port);
+    let ports = ((segment.source_port as u32) << 16) | segment.destination_port as u32;
+    bytes.set_u32(0, ports);
     bytes.set_u32(4, orders.seq);
     bytes.set_u32(8, 1);
     bytes.set_u32(12, 0x5000_ffff | ((segment.flags as u32) << 16));

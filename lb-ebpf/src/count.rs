@@ -2,7 +2,7 @@
 
 use lb_common::verdict::Reason;
 
-use crate::maps;
+use crate::{maps, watch};
 
 /// Nothing to count here.
 const NONE: u32 = u32::MAX;
@@ -50,6 +50,7 @@ impl Tally {
     pub(crate) fn count(&self, reason: Reason) {
         let layout = maps::counters_layout();
         let base = maps::own_counters();
+        watch::end(reason as u32, self.service, self.backend);
         maps::count(base, layout.reason(reason), self.bytes);
         if self.service != NONE {
             maps::count(base, layout.service(self.service as u16), self.bytes);

@@ -47,3 +47,20 @@ pub(crate) fn below(number: u32, limit: u32) -> Option<u64> {
     }
     if result == NONE { None } else { Some(result) }
 }
+
+/// The lowest bits of a number, `MASK` being one less than a power of two. The mask is there even if the compiler knows that it changes nothing: the verifier
+/// of 6.1 may not.
+#[inline(always)]
+pub(crate) fn bits<const MASK: u32>(number: u64) -> u64 {
+    let mut result = number;
+    // SAFETY: one instruction that changes one register.
+    unsafe {
+        asm!(
+            "{result} &= {mask}",
+            result = inout(reg) result,
+            mask = const MASK,
+            options(pure, nomem, nostack),
+        );
+    }
+    result
+}

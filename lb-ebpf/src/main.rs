@@ -15,11 +15,13 @@ mod flow;
 mod forward;
 mod hide;
 mod icmp;
+mod local;
 mod maps;
 mod nat;
 mod parse;
 mod runtime;
 mod service;
+mod watch;
 
 use aya_ebpf::{
     bindings::{xdp_action, xdp_md},
@@ -28,7 +30,8 @@ use aya_ebpf::{
 };
 use lb_common::{
     headers::{ETHERTYPE_IPV4, ETHERTYPE_IPV6},
-    maps::{IPV6_INDEX, REPLY_INDEX, STEER_INDEX},
+    maps::{ANY_INDEX, CONTROL_INDEX, IPV6_INDEX, LOCAL_INDEX, REPLY_INDEX, STEER_INDEX},
+    net::IpVersion,
     tcp,
     verdict::{Reason, Verdict},
 };
@@ -41,64 +44,41 @@ use crate::{
 
 use lb_ebpf::packet::{Bytes, Frame};
 
-/// Steers one packet; one of IPv6 is handed on to [`tether6`].
+/// Steers one packet, if it is a segment of an established flow of IPv4, or the SYN of a new one, in a frame without VLAN tags and without
+/// anything between the IP header and TCP's, or for no service. All else is handed on to [`any4`] and [`tether6`].
 ///
-/// For each version of IP two functions, each with the whole way in it: a short one for segments of established flows in frames without VLAN
-/// tags and without anything between the IP header and TCP's, and one for everything. So the short one has nothing to remember but its
-/// packet, and none has another in its stack: a BPF program has 512 bytes for all its frames. Two programs, since both together would be
-/// more than the verifier of 6.1 walks through.
+/// For each version of IP there are two programs, each with the whole way in it: a short one for such segments, and one for everything. So the
+/// short one has nothing to remember but its packet, and together they would be more than the verifier of 6.1 walks through.
 #[xdp(frags)]
 fn tether(ctx: XdpContext) -> u32 {
-    let mut action = established4(ctx.ctx);
-    if action == OTHER {
-        action = any4(ctx.ctx);
-    }
-    if action == IPV6 {
-        return hand_on(&ctx, IPV6_INDEX);
-    }
-    if action == STEER {
-        nat::begin();
-        return hand_on(&ctx, STEER_INDEX);
-    }
-    if action == REPLY {
-        return hand_on(&ctx, REPLY_INDEX);
-    }
-    if action == CONTROL {
-        action = icmp::control4(ctx.ctx);
-        if action == icmp::TUNNEL {
-            action = icmp::tunnel4(ctx.ctx);
-        }
-    }
-    action
+    watch::begin(&ctx);
+    let action = established4(ctx.ctx);
+    next::<V4>(&ctx, action)
 }
 
-/// Steers one packet of IPv6.
+/// The same of IPv6, which is handed on to [`any6`].
 #[xdp(frags)]
 fn tether6(ctx: XdpContext) -> u32 {
-    let mut action = established6(ctx.ctx);
-    if action == OTHER {
-        action = any6(ctx.ctx);
-    }
-    if action == STEER {
-        nat::begin();
-        return hand_on(&ctx, STEER_INDEX + 1);
-    }
-    if action == REPLY {
-        return hand_on(&ctx, REPLY_INDEX + 1);
-    }
-    if action == CONTROL {
-        action = icmp::control6(ctx.ctx);
-        if action == icmp::TUNNEL {
-            action = icmp::tunnel6(ctx.ctx);
-        } else if action == icmp::TUNNEL_4_IN_6 {
-            action = icmp::tunnel4in6(ctx.ctx);
-        }
-    }
-    action
+    let action = established6(ctx.ctx);
+    next::<V6>(&ctx, action)
 }
 
-// What a function returns that leaves the packet to another. No XDP actions.
-/// It is not for this function.
+/// Steers one packet of IPv4 of any kind.
+#[xdp(frags)]
+fn any4(ctx: XdpContext) -> u32 {
+    let action = every4(ctx.ctx);
+    next::<V4>(&ctx, action)
+}
+
+/// Steers one packet of IPv6 of any kind.
+#[xdp(frags)]
+fn any6(ctx: XdpContext) -> u32 {
+    let action = every6(ctx.ctx);
+    next::<V6>(&ctx, action)
+}
+
+// What a function returns that leaves the packet to another program. No XDP actions.
+/// It is for one that takes any packet.
 const OTHER: u32 = u32::MAX;
 /// It is IPv6, or may be.
 const IPV6: u32 = u32::MAX - 1;
@@ -108,6 +88,27 @@ const CONTROL: u32 = u32::MAX - 2;
 const STEER: u32 = u32::MAX - 5;
 /// It is from a backend whose flows are translated.
 const REPLY: u32 = u32::MAX - 6;
+/// It is for a backend on this host.
+const LOCAL: u32 = u32::MAX - 7;
+
+/// Has the program go on with the packet that an action leaves it to, or ends with the action. By a jump from the main function, since what is
+/// called may have but half of the stack.
+#[inline(always)]
+fn next<F: Family>(ctx: &XdpContext, action: u32) -> u32 {
+    let version = (F::VERSION as u32 == IpVersion::V6 as u32) as u32;
+    match action {
+        OTHER => hand_on(ctx, ANY_INDEX + version),
+        IPV6 => hand_on(ctx, IPV6_INDEX),
+        STEER => {
+            nat::begin();
+            hand_on(ctx, STEER_INDEX + version)
+        }
+        REPLY => hand_on(ctx, REPLY_INDEX + version),
+        CONTROL => hand_on(ctx, CONTROL_INDEX + version),
+        LOCAL => hand_on(ctx, LOCAL_INDEX + version),
+        action => action,
+    }
+}
 
 /// Has another program go on with the packet: does not return, unless that program is missing.
 #[inline(always)]
@@ -144,15 +145,11 @@ fn established6(ctx: *mut xdp_md) -> u32 {
     }
 }
 
-/// The way of a segment of an established flow, and of one for no service. Anything else is left to [`any`] as it is; but a frame
-/// without headroom has lost one of its TTL by then, and is dropped there.
+/// The way of a segment of an established flow, of a SYN that opens one straight away, and of a segment for no service. Anything else is left to
+/// [`any4`] or [`any6`] as it is; but a frame without headroom has lost one of its TTL by then, and is dropped there.
 #[inline(always)]
 fn steer_established<F: Family>(ctx: &XdpContext, frame: Bytes) -> Option<u32> {
     let (segment, ends) = F::plain(frame)?;
-    // Such a segment is of no established flow: it need not look for its service twice.
-    if segment.tcp.has_any(tcp::SYN) {
-        return None;
-    }
     let mut tally = Tally::new();
     tally.bytes = segment.bytes();
     let service = match F::service(ends.destination, segment.destination_port) {
@@ -166,14 +163,31 @@ fn steer_established<F: Family>(ctx: &XdpContext, frame: Bytes) -> Option<u32> {
         }
         Err(_) => return None,
     };
+    let opens = segment.tcp.has_any(tcp::SYN);
     let id;
     let action;
+    let mut reason = Reason::Established;
     if nat::is_on::<F>() && maps::translates(service) {
         // The long way would only find that out again.
+        if opens {
+            return Some(STEER);
+        }
         let Some((sent, backend)) = nat::plain::<F>(ctx, service, &segment, &ends) else {
             return Some(STEER);
         };
         (action, id) = (sent, backend);
+    } else if opens {
+        id = flow::open::<F>(service, &segment, ends.source);
+        if id == 0 {
+            return None;
+        }
+        // It may have changed since it was picked: then the long way finds the entry.
+        let (backend, state) = maps::backend(id)?;
+        if !state.can_forward_plainly_for(state.generation()) {
+            return None;
+        }
+        reason = Reason::Opened;
+        action = forward::forward_plain::<F>(ctx, &segment, backend, state)?;
     } else {
         let known = flow::established::<F>(service, &segment, ends.source)?;
         action = forward::forward_plain::<F>(ctx, &segment, known.backend, known.state)?;
@@ -181,13 +195,13 @@ fn steer_established<F: Family>(ctx: &XdpContext, frame: Bytes) -> Option<u32> {
     }
     tally.service(service);
     tally.backend(id);
-    tally.count(Reason::Established);
+    tally.count(reason);
     Some(action)
 }
 
 /// Any packet but one of IPv6.
 #[inline(never)]
-fn any4(ctx: *mut xdp_md) -> u32 {
+fn every4(ctx: *mut xdp_md) -> u32 {
     let context = XdpContext::new(ctx);
     match parse::network(&context) {
         Ok(Network::V4(offset)) => any::<V4>(&context, Ok(offset)),
@@ -198,7 +212,7 @@ fn any4(ctx: *mut xdp_md) -> u32 {
 
 /// A packet of IPv6.
 #[inline(never)]
-fn any6(ctx: *mut xdp_md) -> u32 {
+fn every6(ctx: *mut xdp_md) -> u32 {
     let context = XdpContext::new(ctx);
     let offset = match parse::network(&context) {
         Ok(Network::V6(offset)) => Ok(offset),
@@ -212,7 +226,11 @@ fn any6(ctx: *mut xdp_md) -> u32 {
 #[inline(always)]
 fn any<F: Family>(ctx: &XdpContext, network: Result<usize, Reason>) -> u32 {
     let mut tally = Tally::new();
-    let steered = network.and_then(|offset| steer::<F>(ctx, offset, &mut tally));
+    // No closure, which the compiler may make a function of: the verifier would lose the bound of the offset.
+    let steered = match network {
+        Ok(offset) => steer::<F>(ctx, offset, &mut tally),
+        Err(reason) => Err(reason),
+    };
     let (reason, action) = match steered {
         Ok((reason, action)) => (reason, action),
         Err(reason) => match reason.verdict() {
@@ -224,7 +242,7 @@ fn any<F: Family>(ctx: &XdpContext, network: Result<usize, Reason>) -> u32 {
             _ => (reason, xdp_action::XDP_DROP),
         },
     };
-    if action == CONTROL || action == STEER || action == REPLY {
+    if action == CONTROL || action == STEER || action == REPLY || action == LOCAL {
         return action;
     }
     tally.count(reason);
@@ -283,6 +301,10 @@ fn steer<F: Family>(
     let action = match reason.verdict() {
         Verdict::Forward => {
             let (backend, state) = maps::backend(steered.backend).ok_or(Reason::StaleGeneration)?;
+            if state.is_local() {
+                local::note(service, reason, steered.backend);
+                return Ok((reason, LOCAL));
+            }
             forward::forward::<F>(ctx, &segment, backend, state)?
         }
         Verdict::Reset => forward::reset::<F>(ctx, forward::told(reason, steered.backend))?,

@@ -28,6 +28,7 @@ use lb_common::{
     notice::Notice,
     service::Service,
     vip::VipBucket,
+    watch::{self, Filter, Record},
 };
 
 use crate::hide;
@@ -97,6 +98,8 @@ maps! {
     COUNTERS: Counter,
     CPUS: CpuState,
     COPIES: Order,
+    LISTENERS: Filter,
+    RECORDS: Record,
 }
 
 /// Where packets may leave. A frame that goes through a device map is sent together with others, one that goes to an interface by its number
@@ -107,6 +110,10 @@ static EGRESS: DevMapHash = DevMapHash::with_max_entries(EGRESS_INTERFACES, 0);
 /// What the daemon is told of flows that a deadline has closed.
 #[map]
 static NOTICES: RingBuf = RingBuf::with_byte_size(NOTICES_BYTES, 0);
+
+/// What listeners are told. A program that watches has a larger one in its place.
+#[map]
+static TOLD: RingBuf = RingBuf::with_byte_size(4_096, 0);
 
 /// What comes after [`hand_on`].
 #[map]
@@ -136,6 +143,8 @@ static CONSTANTS: Constants = Constants {
     adoption_cost_ns: 0,
     reset_cost_ns: 0,
     answer_cost_ns: 0,
+    watches: 0,
+    reserved: 0,
 };
 
 macro_rules! constant {
@@ -182,6 +191,32 @@ pub(crate) fn counters_layout() -> Layout {
         services: constant!(counters.services),
         per_cpu: constant!(counters.per_cpu),
     }
+}
+
+/// Whether listeners are told of packets.
+#[inline(always)]
+pub(crate) fn watches() -> bool {
+    constant!(watches) != 0
+}
+
+/// The packet that this CPU has on its way.
+#[inline(always)]
+pub(crate) fn record() -> Option<*mut Record> {
+    RECORDS.at(cpu(), constant!(cpus))
+}
+
+/// What a listener wants to hear of.
+#[inline(always)]
+pub(crate) fn filter(index: u32) -> Option<*const Filter> {
+    LISTENERS
+        .at(index, watch::LISTENERS)
+        .map(<*mut _>::cast_const)
+}
+
+/// The ring buffer of what listeners are told.
+#[inline(always)]
+pub(crate) fn told() -> *mut core::ffi::c_void {
+    core::ptr::from_ref(&TOLD).cast_mut().cast()
 }
 
 /// Nanoseconds of the coarse monotonic clock.
@@ -317,6 +352,16 @@ pub(crate) fn ports(pair: u16, word: u32) -> Option<*mut u64> {
     PORTS.at(pair as u32 * nat::WORDS_OF_PAIR + word, count)
 }
 
+/// One of an entry's ids.
+///
+/// # Safety
+/// It is one of those that an entry of a map has.
+#[inline(always)]
+pub(crate) unsafe fn id_at(ids: *const u16, index: usize) -> u16 {
+    // SAFETY: the caller's promise. Volatile: the daemon may write it meanwhile.
+    unsafe { ids.add(index).read_volatile() }
+}
+
 /// The slot of a pair's port.
 #[inline(always)]
 pub(crate) fn port_slot(pair: u16, port: u16) -> Option<*mut u32> {
@@ -384,6 +429,20 @@ pub(crate) fn notify(write: impl FnOnce(*mut Notice)) {
         unsafe {
             let lost = core::ptr::addr_of_mut!((*cpu).notices_lost);
             lost.write_volatile(lost.read_volatile().wrapping_add(1));
+        }
+    }
+}
+
+/// Tells the daemon of a neighbour that the kernel does not know: see [`lb_common::counters::Unresolved`].
+#[inline(always)]
+pub(crate) fn tell_unresolved(address: [u64; 2], by: u64) {
+    if let Some(cpu) = own_state() {
+        // SAFETY: words of the map that only this CPU writes, but for the daemon, which makes the last of them zero.
+        unsafe {
+            let unresolved = core::ptr::addr_of_mut!((*cpu).unresolved).cast::<u64>();
+            unresolved.write_volatile(address[0]);
+            unresolved.add(1).write_volatile(address[1]);
+            unresolved.add(2).write_volatile(by);
         }
     }
 }

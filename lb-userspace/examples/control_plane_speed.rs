@@ -207,6 +207,7 @@ fn config(services: usize, backends: usize, table_size: u32, state_dir: PathBuf)
         reload_on_change: false,
         path: "speed.toml".into(),
         interfaces: vec!["eth0".to_owned()],
+        local_interfaces: None,
         state_dir,
         bpffs: "/sys/fs/bpf/speed".into(),
         fleet_seed: None,
@@ -229,6 +230,7 @@ fn config(services: usize, backends: usize, table_size: u32, state_dir: PathBuf)
                 min_healthy: 1,
                 drain_deadline: None,
                 close_over: CLOSE_OVER,
+                on_down: lb_userspace::model::OnDown::Reset,
                 reset_over: Duration::ZERO,
                 policy: Policy::default(),
                 backends: (0..backends)

@@ -116,6 +116,7 @@ fn status() -> Status {
         mode: Mode::Ipip,
         removed: false,
         fail_open: false,
+        fail_open_flows: 0,
         full: false,
         balance: Default::default(),
         resets_suspended: None,

@@ -18,7 +18,7 @@ use crate::{
     balance::{Part, Policy},
     config::{self, Config},
     ids,
-    model::{Admin, Asked, BackendName, Check, Drains},
+    model::{Admin, Asked, BackendName, Check, Drains, OnDown},
     pace::Terms,
 };
 
@@ -54,6 +54,8 @@ pub struct Service {
     pub mode: Mode,
     /// How drains of its backends end.
     pub terms: Terms,
+    /// What becomes of the flows of its dead backends.
+    pub on_down: OnDown,
     /// Over which time clients of its dead backends are told.
     pub reset_over: Duration,
     /// Mode `nat`: the addresses that its backends see in the place of clients'.
@@ -115,6 +117,7 @@ pub fn services(config: &Config, drains: &Drains) -> Vec<Service> {
             policy: service.policy,
             mode: service.mode,
             terms: terms(service, None),
+            on_down: service.on_down,
             reset_over: service.reset_over,
             snat: service.snat.clone(),
             backends: service

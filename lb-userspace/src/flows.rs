@@ -97,6 +97,8 @@ pub struct Swept {
     pub reclaimed: u64,
     /// Young entries and pins removed long after all flows of their backend were closed at a deadline.
     pub closed: u64,
+    /// Young entries and pins removed since their backend is dead and its service has such flows go elsewhere.
+    pub rehashed: u64,
     /// Second entries of one key removed.
     pub duplicates: u64,
     /// Entries removed in a state that nobody writes: should never happen.

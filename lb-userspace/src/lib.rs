@@ -5,11 +5,16 @@ pub mod balance;
 pub mod by_version;
 mod chain;
 pub mod cli;
+#[cfg(test)]
+mod compatibility;
 pub mod config;
 pub mod daemon;
 pub mod dataplane;
 pub mod desired;
 pub mod dns;
+pub mod doctor;
+pub mod explain;
+pub mod failpoint;
 pub mod flows;
 pub mod health;
 pub mod history;
@@ -29,7 +34,9 @@ pub mod reconcile;
 pub mod resolve;
 pub mod shutdown;
 pub mod status;
+pub mod watch;
 pub mod web;
+mod words;
 
 #[cfg(test)]
 mod testnet;

@@ -61,6 +61,18 @@ impl std::fmt::Display for Health {
     }
 }
 
+/// What becomes of the flows of a backend whose host is gone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum OnDown {
+    /// Each is closed on its next packet, so that its client connects anew at once.
+    #[default]
+    Reset,
+    /// They stay where they are, in case the host comes back with its connections.
+    Keep,
+    /// They go, each with its next packet, to the backend that today's table gives them.
+    Rehash,
+}
+
 /// Why clients of dead backends are not told of their death.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -198,7 +210,7 @@ pub struct LastError {
 pub struct NextHopReport {
     /// The backend's address.
     pub address: IpAddr,
-    /// How to reach it; none if there is no route or no neighbour answers. `outer_source` is this host's address on that route; `checksum_base` is left
+    /// How to reach it, [`NextHop::local`] if it is on this host; none if there is no route or no neighbour answers. `outer_source` is this host's address on that route; `checksum_base` is left
     /// to the resolver.
     pub next_hop: Option<NextHop>,
     /// Whether the backend itself is the next hop, with no router in between: what mode `l2` needs.

@@ -3,11 +3,11 @@
 //! The program has answered the client with a RST, and says so in a ring buffer. The backend gets the matching one: from the client, with the
 //! sequence number of the segment that it did not get, which is the one that it waits for (RFC 9293, section 3.10.7.4; RFC 5961, section 3.2).
 //! What makes of that a frame for the backend is the program itself, in a test run, so that encapsulation, VLAN tags and addresses are
-//! written in one place. It also learns of the end so: the flow's entry closes.
+//! written in one place. It also learns of the end so: the flow's entry closes. To a backend on this host the packet goes by the host's own stack.
 
 use std::{
     io, mem,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::{AsFd as _, AsRawFd as _, FromRawFd as _, OwnedFd},
     sync::{
         Arc,
@@ -17,21 +17,26 @@ use std::{
 
 use aya::maps::{MapData, RingBuf};
 use lb_common::{
-    backend::BackendState,
+    backend::{BackendState, NextHop},
     csum,
     headers::{
         ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4_DF, IPV4_LEN, IPV6_LEN, PROTO_TCP, TCP_LEN,
         TTL,
     },
+    net::IpVersion,
     notice::Notice,
     tcp::{ACK, RST},
 };
+use nix::sys::socket::{MsgFlags, SockaddrStorage, sendto};
 use tokio::{
     io::{Interest, unix::AsyncFd},
     sync::watch,
 };
 
-use crate::dataplane::{kernel::bpf, maps::Maps};
+use crate::{
+    by_version::ByVersion,
+    dataplane::{kernel::bpf, maps::Maps},
+};
 
 /// What became of the notices so far.
 #[derive(Debug, Default)]
@@ -60,6 +65,8 @@ pub struct Teller {
     told: Arc<Told>,
     /// None if this process may have none.
     socket: Option<PacketSocket>,
+    /// To backends on this host, by version of IP.
+    local: ByVersion<Option<IpSocket>>,
 }
 
 impl Teller {
@@ -77,6 +84,8 @@ impl Teller {
             program,
             told,
             socket: socket.ok(),
+            // Whoever may have the one may have these.
+            local: ByVersion::of(|version| IpSocket::open(version).ok()),
         }
     }
 
@@ -98,27 +107,41 @@ impl Teller {
             .as_ref()
             .ok_or_else(|| io::Error::other("there is no packet socket"))?;
         for seq in sequence_numbers(notice) {
-            let (frame, ifindex) = self.rewritten(&reset(notice, seq)?, notice.backend)?;
-            socket.send(&frame, ifindex)?;
+            let (frame, hop, backend) = self.rewritten(&reset(notice, seq)?, notice.backend)?;
+            if hop.is_local() {
+                let socket = self.local[IpVersion::of(backend)].as_ref();
+                let socket = socket.ok_or_else(|| io::Error::other("there is no IP socket"))?;
+                socket.send(frame.get(ETH_LEN..).unwrap_or_default(), backend)?;
+            } else {
+                socket.send(&frame, hop.ifindex)?;
+            }
         }
         Ok(())
     }
 
-    /// A frame as the program sends it to a backend, and the interface by which it does.
-    fn rewritten(&self, frame: &[u8], backend: u32) -> io::Result<(Vec<u8>, u32)> {
+    /// A frame as the program sends it to a backend, and by which hop it does, and the backend's address.
+    fn rewritten(&self, frame: &[u8], backend: u32) -> io::Result<(Vec<u8>, NextHop, IpAddr)> {
         if backend >= self.maps.backends.len() {
             return Err(io::Error::other("there is no such backend"));
         }
         let way = || {
             let entry = self.maps.backends.get(backend);
             let state = BackendState(entry.state);
-            (state.generation(), entry.hops[state.hop()])
+            (state.generation(), entry.hops[state.hop()], entry.address)
         };
         let before = way();
-        let (_, hop) = before;
+        let (_, hop, address) = before;
+        // It comes in by the interface that it is to leave by; what goes to the stack, by the one that there always is.
+        let (ifindex, sent) = if hop.is_local() {
+            (LOOPBACK, bpf::XDP_PASS)
+        } else {
+            (hop.ifindex, bpf::XDP_TX)
+        };
         let mut output = vec![0; frame.len() + ROOM];
-        let run = bpf::run_on(self.program.as_fd(), frame, &mut output, hop.ifindex)?;
-        if run.action != bpf::XDP_TX {
+        let run = bpf::run_on(self.program.as_fd(), frame, &mut output, ifindex)?;
+        output.truncate(run.length);
+        // What it leaves to the host as it is, is for no service any more.
+        if run.action != sent || output == frame {
             return Err(io::Error::other(
                 "the program does not send it to a backend",
             ));
@@ -126,10 +149,12 @@ impl Teller {
         if way() != before {
             return Err(io::Error::other("the way to the backend has changed"));
         }
-        output.truncate(run.length);
-        Ok((output, hop.ifindex))
+        Ok((output, hop, address.into()))
     }
 }
+
+/// Index of the loopback interface, in every network namespace.
+const LOOPBACK: u32 = 1;
 
 /// Bytes by which the program may make a frame longer: two VLAN tags and an IPv6 header, and more.
 const ROOM: usize = 128;
@@ -278,6 +303,43 @@ impl PacketSocket {
             Err(io::Error::last_os_error())
         } else {
             Ok(())
+        }
+    }
+}
+
+/// A socket that sends whole packets by the routes of this host.
+#[derive(Debug)]
+struct IpSocket(OwnedFd);
+
+impl IpSocket {
+    fn open(version: IpVersion) -> io::Result<Self> {
+        let family = match version {
+            IpVersion::V4 => libc::AF_INET,
+            IpVersion::V6 => libc::AF_INET6,
+        };
+        // Of this protocol it takes packets with their headers, and receives nothing.
+        // SAFETY: no pointers.
+        let fd = unsafe {
+            libc::socket(
+                family,
+                libc::SOCK_RAW | libc::SOCK_CLOEXEC | libc::SOCK_NONBLOCK,
+                libc::IPPROTO_RAW,
+            )
+        };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: it is new, so nobody else owns it.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    fn send(&self, packet: &[u8], to: IpAddr) -> io::Result<()> {
+        let to = SockaddrStorage::from(SocketAddr::new(to, 0));
+        let sent = sendto(self.0.as_raw_fd(), packet, &to, MsgFlags::empty())?;
+        if sent == packet.len() {
+            Ok(())
+        } else {
+            Err(io::Error::other("a part of it only was sent"))
         }
     }
 }

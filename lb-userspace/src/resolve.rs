@@ -15,7 +15,7 @@ use crate::{
     },
     desired::Endpoint,
     ids::{self, Numbered},
-    model::{Admin, Health, Initial, Suspension},
+    model::{Admin, Health, Initial, OnDown, Suspension},
     pace::{self, Moment, Pace, Ramp},
 };
 
@@ -35,8 +35,12 @@ pub struct ServiceFacts<'a> {
     pub endpoint: Endpoint,
     /// What is wanted of it; none if it is removed and only there for the flows it has.
     pub wanted: Option<WantedService>,
+    /// What becomes of the flows of its dead backends.
+    pub on_down: OnDown,
     /// Over which time clients of its dead backends are told.
     pub reset_over: Duration,
+    /// Whether clients of its dead backends were not told up to now.
+    pub resets_were_suspended: bool,
     /// Its backends, removed ones among them.
     pub backends: Vec<BackendFacts<'a>>,
 }
@@ -75,6 +79,10 @@ pub struct BackendFacts<'a> {
     pub fell_at_ms: Option<u64>,
     /// Since when it serves nothing, if it does.
     pub died: Option<Moment>,
+    /// Until when its clients are not told that it is down, if it was when nobody's were told.
+    pub spared: Option<Moment>,
+    /// Within this time a check of it begins and ends.
+    pub next_check: Duration,
     /// When its flows are closed, if its drain has a deadline.
     pub closing: Option<Ramp>,
     /// What it served when it was found in the maps, to hold until the first verdict.
@@ -83,7 +91,7 @@ pub struct BackendFacts<'a> {
     pub hop: Hop,
     /// What the past says of its part in the balance.
     pub standing: Standing,
-    /// Modes `nat` and `dnat`: what it is to the translation of addresses.
+    /// Modes `nat` and `dnat`, and on this host: what it is to the translation of addresses.
     pub translated: Option<Translated>,
 }
 
@@ -134,6 +142,7 @@ impl Found {
     /// The way for a mode. A frame that `l2` hands to a router is addressed to the VIP, so the router would send it back here.
     pub fn for_mode(self, mode: Mode) -> Hop {
         match (mode, self.hop) {
+            (_, Hop::Resolved(hop)) if hop.is_local() => self.hop,
             (Mode::L2, Hop::Resolved(_)) if !self.on_link => Hop::Unresolved,
             (_, hop) => hop,
         }
@@ -200,8 +209,12 @@ pub struct Backend {
     pub serving: Serving,
     /// Since when it serves nothing, if it does.
     pub died: Option<Moment>,
+    /// Until when its clients are not told that it is down, if it was when nobody's were told.
+    pub spared: Option<Moment>,
     /// Which of its flows are closed.
     pub pace: Option<Pace>,
+    /// What becomes of the others, if it serves nothing.
+    pub on_down: OnDown,
     /// When that changes by itself.
     pub due: Option<Moment>,
     /// The way to it, complete.
@@ -284,6 +297,14 @@ fn resolve_service<'a>(
     } else {
         None
     };
+    // What was dark together may be light together, and is not found so in one moment: each has another check before its clients are told.
+    let spared = |backend: &BackendFacts<'_>| match backend.health {
+        Health::Down if resets_suspended.is_some() || facts.resets_were_suspended => {
+            Some(now.later(backend.next_check))
+        }
+        Health::Down => backend.spared.filter(|until| *until > now),
+        Health::Unknown | Health::Up | Health::Refusing => None,
+    };
     let given = |backend: &BackendFacts<'_>| match serving(backend) {
         // One that is full has too much to do, whatever is wrong with the checks.
         _ if fail_open && may_take_new(&backend) && !backend.standing.is_full() => Serving::New,
@@ -291,7 +312,9 @@ fn resolve_service<'a>(
         Serving::New if !can_take_new(&backend) => Serving::ExistingOnly,
         Serving::New if is_backup(backend) && !needs_backups => Serving::ExistingOnly,
         Serving::New if split == Split::Local && !is_local(backend) => Serving::ExistingOnly,
-        Serving::None if resets_suspended.is_some() => Serving::ExistingOnly,
+        Serving::None if resets_suspended.is_some() || spared(backend).is_some() => {
+            Serving::ExistingOnly
+        }
         serving => serving,
     };
     let backends: Vec<Backend> = facts
@@ -300,7 +323,12 @@ fn resolve_service<'a>(
         .map(|backend| {
             let serving = given(backend);
             let died = (serving == Serving::None).then(|| backend.died.unwrap_or(now));
-            let (pace, due) = pace::pace(backend.closing, died, facts.reset_over, now);
+            let is_reset = facts.on_down == OnDown::Reset;
+            let told = died.filter(|_| is_reset);
+            let (pace, due) = pace::pace(backend.closing, told, facts.reset_over, now);
+            let spared = spared(backend);
+            // While resets are suspended it is not time that ends that.
+            let spared_until = spared.filter(|_| resets_suspended.is_none());
             Backend {
                 numbered: backend.numbered,
                 identity: backend.identity,
@@ -309,8 +337,10 @@ fn resolve_service<'a>(
                 mode: backend.mode,
                 serving,
                 died,
+                spared,
                 pace,
-                due,
+                on_down: facts.on_down,
+                due: due.into_iter().chain(spared_until).min(),
                 hop: complete(backend),
                 translated: backend.translated.unwrap_or_default(),
             }
@@ -465,6 +495,7 @@ fn complete(backend: &BackendFacts<'_>) -> Hop {
     });
     match backend.hop {
         Hop::Unheard | Hop::Resolved(_) if is_untranslatable => Hop::Unresolved,
+        Hop::Resolved(hop) if hop.is_local() => backend.hop,
         Hop::Resolved(hop) => Hop::Resolved(match backend.mode {
             Mode::Ipip => hop.encapsulating(backend.address),
             Mode::L2 | Mode::Nat | Mode::Dnat => hop.bare(),

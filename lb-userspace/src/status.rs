@@ -254,6 +254,9 @@ pub struct ServiceStatus {
     pub removed: bool,
     /// Whether too few backends are usable, so that all active ones take new flows.
     pub fail_open: bool,
+    /// Flows that began while that was so, since the daemon started: as a pass over the flow tables finds them, so to some seconds.
+    #[serde(default)]
+    pub fail_open_flows: u64,
     /// Whether backends are usable, and all of them have as many connections as they may: new flows are dropped.
     #[serde(default)]
     pub full: bool,
@@ -377,6 +380,8 @@ pub struct BackendBalance {
 pub enum Neighbour {
     /// Packets can be sent.
     Resolved,
+    /// It is on this host, and packets are left to the host's own stack.
+    Local,
     /// No route, or nobody answers: packets are dropped, and counted as such.
     Unresolved,
 }
@@ -472,6 +477,7 @@ pub(crate) mod tests {
             mode: Mode::Nat,
             removed: false,
             fail_open: false,
+            fail_open_flows: 0,
             full: false,
             balance: ServiceBalance::default(),
             resets_suspended: None,

@@ -58,6 +58,9 @@ const fn six(link: u16, host: u16) -> IpAddr {
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, link, 0, 0, 0, host))
 }
 
+/// The addresses of a pod: see [`Pair::pod`].
+pub(crate) const PODS: [IpAddr; 2] = [four(10, 79, 0, 5), six(79, 5)];
+
 /// The other side's MAC.
 pub(crate) const THERE_MAC: &str = "02:00:00:00:00:02";
 
@@ -72,7 +75,18 @@ pub(crate) struct Host {
 
 impl Host {
     fn new() -> Self {
-        Self::start(|| unshare(CloneFlags::CLONE_NEWNET).expect("tests of the network need root"))
+        let host = Self::start(|| {
+            unshare(CloneFlags::CLONE_NEWNET).expect("tests of the network need root");
+        });
+        // Link-local addresses are usable at once too: until one is, the kernel asks no neighbour of IPv6 whether it is still there, and a live one
+        // seems to be gone.
+        host.run(|| {
+            for interfaces in ["all", "default"] {
+                let file = format!("/proc/sys/net/ipv6/conf/{interfaces}/accept_dad");
+                std::fs::write(file, "0").unwrap();
+            }
+        });
+        host
     }
 
     /// Another thread in the same namespace, to change the network while the first is busy.
@@ -172,6 +186,26 @@ impl Pair {
             pair.near.ip(&format!("route add {behind} via {there}"));
         }
         pair
+    }
+
+    /// A pod of the near host: behind a veth pair, with a route for its two addresses alone.
+    pub(crate) fn pod(&self) -> Host {
+        let pod = Host::new();
+        let there = format!(
+            "/proc/{}/fd/{}",
+            std::process::id(),
+            pod.namespace.as_raw_fd()
+        );
+        let near = self.near.twin();
+        near.ip(&format!(
+            "link add pod mtu 1450 type veth peer name eth0 netns {there}"
+        ));
+        near.ip("link set pod up");
+        pod.ip("link set eth0 up");
+        for address in PODS {
+            near.ip(&format!("route add {address} dev pod"));
+        }
+        pod
     }
 
     /// Lets the far host vanish without a word. The cable stays plugged in.

@@ -165,7 +165,7 @@ impl Daemon {
         answer.await.unwrap()
     }
 
-    async fn drain(&self, backend: &str) -> Result<(), String> {
+    async fn drain(&self, backend: &str) -> Result<(), Refusal> {
         let (reply, answer) = oneshot::channel();
         let name = name(backend);
         self.commands
@@ -200,7 +200,7 @@ impl Daemon {
         answer.await.unwrap()
     }
 
-    async fn undrain(&self, backend: &str) -> Result<(), String> {
+    async fn undrain(&self, backend: &str) -> Result<(), Refusal> {
         let (reply, answer) = oneshot::channel();
         let name = name(backend);
         self.commands
@@ -354,12 +354,11 @@ async fn a_backend_is_drained_removed_and_gone_when_its_last_flow_ends() {
     daemon
         .until("b2 is back", |status| serves(status, "b2", Serving::New))
         .await;
+    let error = daemon.drain("b3").await.unwrap_err();
+    assert!(matches!(error, Refusal::Absent(_)), "{error}");
     assert!(
-        daemon
-            .drain("b3")
-            .await
-            .unwrap_err()
-            .contains("there is no backend chat/b3")
+        error.to_string().contains("there is no backend chat/b3"),
+        "{error}"
     );
 
     let id = (2, 0);

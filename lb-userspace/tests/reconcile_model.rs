@@ -267,6 +267,7 @@ fn config(services: &[Option<ServicePlan>], state_dir: PathBuf) -> Config {
             table_size: plan.size,
             drain_deadline: None,
             close_over: CLOSE_OVER,
+            on_down: lb_userspace::model::OnDown::Reset,
             reset_over: std::time::Duration::ZERO,
             min_healthy: plan.min_healthy,
             policy: Policy {
@@ -288,6 +289,7 @@ fn config(services: &[Option<ServicePlan>], state_dir: PathBuf) -> Config {
         dns_servers: None,
         path: "model.toml".into(),
         interfaces: vec!["eth0".to_owned()],
+        local_interfaces: None,
         services: services.collect(),
         bpffs: "/sys/fs/bpf/model".into(),
         fleet_seed: None,

@@ -18,8 +18,10 @@ pub const VERSIONS: [IpVersion; 2] = [IpVersion::V4, IpVersion::V6];
 pub enum Family {
     /// All of it in IPv4.
     #[default]
+    #[value(alias = "ipv4")]
     V4,
     /// All of it in IPv6.
+    #[value(alias = "ipv6")]
     V6,
     /// Clients and VIP in IPv4, backends with addresses in IPv6.
     #[value(name = "v4-in-v6")]
@@ -57,6 +59,8 @@ pub enum Network {
     Segment = 2,
     /// The link behind the router that routed backends are on.
     Farm = 3,
+    /// Pods of the balancer's own host.
+    Pods = 4,
 }
 
 impl Network {

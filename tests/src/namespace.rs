@@ -44,30 +44,7 @@ impl Namespace {
     /// # Errors
     /// When the kernel refuses to unshare or mount, which it does to anyone but root.
     pub fn new(name: &str) -> Result<Self> {
-        let (jobs, inbox) = mpsc::channel::<Job>();
-        let (ready, made) = mpsc::channel();
-        let thread = thread::Builder::new()
-            .name(format!("lab-{name}"))
-            .spawn(move || {
-                let _ = ready.send(become_host());
-                // Runs until the last sender is gone; then the thread, and all that hangs on it, ends.
-                for job in inbox {
-                    job();
-                }
-            })
-            .context("start a namespace's thread")?;
-        let (tid, net, mnt) = made
-            .recv()
-            .context("the namespace's thread died")?
-            .with_context(|| format!("make namespace {name}: a lab needs root"))?;
-        let namespace = Self {
-            name: name.to_owned(),
-            tid,
-            net,
-            mnt,
-            jobs: Mutex::new(Some(jobs)),
-            thread: Some(thread),
-        };
+        let namespace = Self::start(name, become_host)?;
         for key in ["all", "default", "lo"] {
             // What is known of a fresh namespace depends on `net.core.devconf_inherit_init_net`.
             namespace.sysctl(&format!("net/ipv6/conf/{key}/disable_ipv6"), "0")?;
@@ -81,6 +58,44 @@ impl Namespace {
         }
         namespace.ip("link set lo up")?;
         Ok(namespace)
+    }
+
+    /// The namespaces that the calling process is in: a host that somebody else has made, such as a pod's. Nothing of it is changed.
+    ///
+    /// # Errors
+    /// When a thread cannot be started.
+    pub fn current(name: &str) -> Result<Self> {
+        Self::start(name, handles)
+    }
+
+    fn start(
+        name: &str,
+        enter: impl FnOnce() -> Result<(i32, File, File)> + Send + 'static,
+    ) -> Result<Self> {
+        let (jobs, inbox) = mpsc::channel::<Job>();
+        let (ready, made) = mpsc::channel();
+        let thread = thread::Builder::new()
+            .name(format!("lab-{name}"))
+            .spawn(move || {
+                let _ = ready.send(enter());
+                // Runs until the last sender is gone; then the thread, and all that hangs on it, ends.
+                for job in inbox {
+                    job();
+                }
+            })
+            .context("start a namespace's thread")?;
+        let (tid, net, mnt) = made
+            .recv()
+            .context("the namespace's thread died")?
+            .with_context(|| format!("make namespace {name}: a lab needs root"))?;
+        Ok(Self {
+            name: name.to_owned(),
+            tid,
+            net,
+            mnt,
+            jobs: Mutex::new(Some(jobs)),
+            thread: Some(thread),
+        })
     }
 
     /// The name given to [`Namespace::new`].
@@ -322,6 +337,11 @@ fn become_host() -> Result<(i32, File, File)> {
         mount(Some(kind), place, Some(kind), MsFlags::empty(), NONE)
             .with_context(|| format!("mount {kind} on {place}"))?;
     }
+    handles()
+}
+
+/// The calling thread's id, and handles of its namespaces.
+fn handles() -> Result<(i32, File, File)> {
     let net = File::open("/proc/thread-self/ns/net")?;
     let mnt = File::open("/proc/thread-self/ns/mnt")?;
     Ok((nix::unistd::gettid().as_raw(), net, mnt))

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use crate::config::Config;
+use crate::namespace::Namespace;
 use crate::peer::backend::Backend;
 use crate::peer::client::{Clients, Plan};
 use crate::tether::{self, Tether};
@@ -46,10 +47,7 @@ impl Stage {
         change(&mut config);
         let mut backends = vec![];
         for host in lab.backends() {
-            backends.push(Backend::start(host)?);
-            if config.mode == "ipip" {
-                tether::succeed(host, &["decap", "--interface", UPLINK])?;
-            }
+            backends.push(serve(host, &config)?);
         }
         let clients = Clients::start(lab.client(), lab.sources(), seed)?;
         let tether = Tether::start(lab.balancer(), &config.text())?;
@@ -87,6 +85,17 @@ impl Stage {
                 },
             )
             .map(drop)
+    }
+
+    /// Puts a new host in the place of a backend's, and serves there: see [`Lab::renew`].
+    ///
+    /// # Errors
+    /// When either fails.
+    pub fn renew(&mut self, index: u8) -> Result<()> {
+        self.lab.renew(index)?;
+        let index = usize::from(index);
+        self.backends[index] = serve(&self.lab.backends()[index], &self.config)?;
+        Ok(())
     }
 
     /// A plan for connections to the VIP.
@@ -130,6 +139,13 @@ impl Stage {
     pub fn close(mut self) {
         self.closed = true;
     }
+}
+
+fn serve(host: &Namespace, config: &Config) -> Result<Backend> {
+    if config.mode == "ipip" {
+        tether::succeed(host, &["decap", "--interface", UPLINK])?;
+    }
+    Backend::start(host)
 }
 
 impl Drop for Stage {

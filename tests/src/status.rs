@@ -148,7 +148,7 @@ pub struct Backend {
     pub health: String,
     /// `new`, `existing-only` or `none`.
     pub serving: String,
-    /// `resolved` or `unresolved`.
+    /// `resolved`, `local` or `unresolved`.
     pub neighbour: String,
     /// The end of its drain, if that has a deadline.
     pub drain: Option<Drain>,

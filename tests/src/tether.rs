@@ -20,24 +20,40 @@ pub const CONFIG_PATH: &str = "/run/tether.toml";
 /// The daemon's default pin directory, in the balancer's own bpffs.
 pub const PINS: &str = "/sys/fs/bpf/tether";
 
-/// Loading, verifying and the first health results, on a busy machine.
-const READY_WITHIN: Duration = Duration::from_secs(20);
+/// The environment variable that names the failpoint at which the daemon under test ends itself, counted from 1 as they are passed.
+pub const DIE_AT: &str = "TETHER_DIE_AT";
+/// What it says then, before the place.
+pub const DEATH: &str = "ends at a failpoint: ";
+
+/// Loading, verifying and the first health results, on a busy machine, which verifies for many seconds; and a migration or a resize before.
+const READY_WITHIN: Duration = Duration::from_secs(60);
 
 /// The `tether` that tests run: a program of this package beside the running one, so that Cargo builds it with them.
 ///
 /// # Errors
 /// When it has not been built; the message says how to.
 pub fn program() -> Result<PathBuf> {
-    const NAME: &str = "tether-under-test";
+    beside("tether-under-test", "")
+}
+
+/// The same program with another version of the layouts, built with feature `next-abi`.
+///
+/// # Errors
+/// When it has not been built; the message says how to.
+pub fn program_of_next_version() -> Result<PathBuf> {
+    beside("tether-of-next-version", " --features next-abi")
+}
+
+fn beside(name: &str, features: &str) -> Result<PathBuf> {
     let mut folder = std::env::current_exe().context("find the running program")?;
     folder.pop();
     if folder.ends_with("deps") {
         folder.pop();
     }
-    let program = folder.join(NAME);
+    let program = folder.join(name);
     ensure!(
         program.exists(),
-        "{} is missing; build it: cargo build --package lab --bin {NAME}",
+        "{} is missing; build it: cargo build --package lab --bin {name}{features}",
         program.display()
     );
     Ok(program)
@@ -78,6 +94,7 @@ pub fn succeed(host: &Namespace, arguments: &[&str]) -> Result<String> {
 pub struct Tether {
     host: Arc<Namespace>,
     child: Option<Child>,
+    program: PathBuf,
     log: Arc<Mutex<Vec<String>>>,
 }
 
@@ -91,10 +108,16 @@ impl Tether {
         let mut tether = Self {
             host: host.clone(),
             child: None,
+            program: program()?,
             log: Arc::new(Mutex::new(vec![])),
         };
         tether.restart()?;
         Ok(tether)
+    }
+
+    /// Has another program be the daemon from its next start on.
+    pub fn become_program(&mut self, program: PathBuf) {
+        self.program = program;
     }
 
     /// Starts the daemon again after its end.
@@ -102,10 +125,38 @@ impl Tether {
     /// # Errors
     /// When it still runs or cannot be started.
     pub fn restart(&mut self) -> Result<()> {
+        self.launch(Command::new(&self.program))
+    }
+
+    /// The same with no more rights than README.md names, in the bounding set too, so that none comes back.
+    ///
+    /// # Errors
+    /// As [`Tether::restart`].
+    pub fn restart_with_least_rights(&mut self) -> Result<()> {
+        let mut command = Command::new("setpriv");
+        command.args([
+            "--bounding-set=-all,+bpf,+net_admin,+perfmon,+net_raw",
+            "--inh-caps=-all",
+        ]);
+        command.arg(&self.program);
+        self.launch(command)
+    }
+
+    /// The same with a daemon that ends itself at a failpoint, counted from 1 as they are passed.
+    ///
+    /// # Errors
+    /// As [`Tether::restart`].
+    pub fn restart_to_die(&mut self, failpoint: u64) -> Result<()> {
+        let mut command = Command::new(&self.program);
+        command.env(DIE_AT, failpoint.to_string());
+        self.launch(command)
+    }
+
+    fn launch(&mut self, mut command: Command) -> Result<()> {
         ensure!(self.child.is_none(), "the daemon still runs");
         self.lock_log().clear();
-        let mut command = command(&["run", "--config", CONFIG_PATH, "--log-format", "json"])?;
         command
+            .args(["run", "--config", CONFIG_PATH, "--log-format", "json"])
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped());
@@ -166,6 +217,40 @@ impl Tether {
             ),
             Err(late) => Err(late.context(self.log())),
         }
+    }
+
+    /// Waits until the daemon has ended by itself, or `enough` says that it need not. Gives the failpoint that it ended at, if it did.
+    ///
+    /// # Errors
+    /// When it ends otherwise than at a failpoint, or `deadline` passes.
+    pub fn wait_death(
+        &mut self,
+        deadline: Duration,
+        mut enough: impl FnMut(&Self) -> bool,
+    ) -> Result<Option<String>> {
+        let ended = wait::until("the daemon ends, or need not", deadline, || {
+            let ended = match self.child.as_mut().map(Child::try_wait) {
+                Some(Ok(None)) => None,
+                _ => Some(true),
+            };
+            ended.or_else(|| enough(self).then_some(false))
+        });
+        if !ended.with_context(|| self.log())? {
+            return Ok(None);
+        }
+        self.child = None;
+        let place = wait::until("its last words", Duration::from_secs(5), || {
+            let log = self.lock_log();
+            log.iter()
+                .find_map(|line| line.strip_prefix(DEATH).map(str::to_owned))
+        });
+        place.with_context(|| self.log()).map(Some)
+    }
+
+    /// Whether the daemon has said that its first application is complete.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.lock_log().iter().any(|line| is_ready(line))
     }
 
     /// The daemon's process id.

@@ -175,6 +175,9 @@ impl Topology {
              link set farm up",
         )?;
         for (network, bridge) in [(Network::Segment, "segment"), (Network::Farm, "farm")] {
+            // One that is not told its MAC takes a port's, and another when that port goes.
+            let mac = mac_text(mac_of(network.gateway(IpVersion::V4)));
+            router.ip(&format!("link set {bridge} address {mac}"))?;
             router.join(bridge, &VERSIONS.map(|v| network.gateway(v)))?;
         }
         for version in VERSIONS {
@@ -357,6 +360,18 @@ impl Lab {
             *byte = u8::from_str_radix(hex, 16)?;
         }
         Ok(mac)
+    }
+
+    /// Puts a new host in the place of a backend's, as after a power failure: the same addresses, and nothing known of any
+    /// connection. No packet of the old one's leaves any more. Who runs on the old host is to end.
+    ///
+    /// # Errors
+    /// When it cannot be built.
+    pub fn renew(&mut self, index: u8) -> Result<()> {
+        self.router
+            .ip(&format!("link delete {}", backend_name(index)))?;
+        self.backends[usize::from(index)] = Arc::new(self.topology.backend(&self.router, index)?);
+        Ok(())
     }
 
     /// Lets a backend's host go dark: its link dies at the switch, and nobody says a word.

@@ -8,7 +8,7 @@ use lab::config::Check;
 use lab::frame::{Segment, flags};
 use lab::packet_socket::Capture;
 use lab::peer::backend::Answer;
-use lab::peer::client::Break;
+use lab::peer::client::{Break, Connection};
 use lab::peer::crowd;
 use lab::stage::Stage;
 use lab::topology::{CLIENT_PORT, Place, Topology};
@@ -232,7 +232,79 @@ fn a_dark_backend_on_the_link_is_down_and_its_clients_are_reset_in_ipv6() -> Res
     goes_dark(Place::Segment, Family::V6)
 }
 
-/// When every backend seems gone, it may well be this machine: nobody is reset, and who waits is served when they are back.
+/// b2 goes dark in a service that treats flows of the dead in another way than by resetting them. Its connections.
+fn goes_dark_in(stage: &Stage, number: usize) -> Result<Vec<Connection>> {
+    let mut plan = stage.plan();
+    plan.patience = Duration::from_secs(60);
+    plan.reconnect = true;
+    let connections = stage.clients.open(number, plan, |_| {})?;
+    let held = crowd::on(&connections, "b2").len();
+    assert!(held > 5, "{held} on b2");
+    stage.lab.darken(1)?;
+    let status = stage
+        .tether
+        .wait_status("b2 is down", SOON, |s| s.health("b2") == "down")?;
+    assert_eq!(
+        (status.serving("b2"), status.serving("b1")),
+        ("none", "new")
+    );
+    Ok(connections)
+}
+
+#[test]
+fn flows_of_a_dead_backend_are_kept_until_it_is_back() -> Result<()> {
+    let stage = Stage::set(Topology::new(Place::Farm), 34, |config| {
+        config.lines = "on_down = \"keep\"\n".into();
+    })?;
+    let connections = goes_dark_in(&stage, 60)?;
+    crowd::set_pace(&connections, Some(PACE));
+    let newcomers = stage.clients.open(30, stage.plan(), |_| {})?;
+    assert!(crowd::on(&newcomers, "b2").is_empty());
+    wait::holds("nobody is cut off", Duration::from_secs(3), || {
+        Ok(crowd::breaks(&connections).is_empty())
+    })?;
+    stage.lab.brighten(1)?;
+    crowd::wait_for_echoes(&connections, 3, Duration::from_secs(60), |_| {})?;
+    assert_eq!(crowd::breaks(&connections), [""; 0]);
+    assert_eq!(stage.tether.status()?.packets("backend_dead"), 0);
+    stage.close();
+    Ok(())
+}
+
+#[test]
+fn flows_of_a_dead_backend_go_where_the_table_sends_them() -> Result<()> {
+    let stage = Stage::set(Topology::new(Place::Farm), 35, |config| {
+        config.lines = "on_down = \"rehash\"\n".into();
+    })?;
+    let connections = goes_dark_in(&stage, 60)?;
+    let others: Vec<_> = connections
+        .iter()
+        .filter(|c| c.backend().as_deref() != Some("b2"))
+        .collect();
+    crowd::set_pace(&connections, Some(PACE));
+    // These backends know nothing of the connections that come to them, and say so.
+    wait::until(
+        "everyone is served elsewhere",
+        Duration::from_secs(60),
+        || {
+            let served = |c: &Connection| {
+                let history = c.history();
+                let echoes = history.current().is_some_and(|life| life.echoes > 0);
+                echoes && c.backend().is_some_and(|name| name != "b2")
+            };
+            connections.iter().all(served).then_some(())
+        },
+    )?;
+    assert_eq!(crowd::breaks(others.iter().copied()), [""; 0]);
+    let status = stage
+        .tether
+        .wait_status("flows are adopted", SOON, |s| s.packets("adopted") > 0)?;
+    assert_eq!(status.packets("backend_dead"), 0, "tether resets nobody");
+    stage.close();
+    Ok(())
+}
+
+/// When every backend seems gone, it may well be this machine: nobody is reset, and who waits is served when they are back, whichever is found to be so first.
 #[test]
 fn when_all_go_dark_nobody_is_reset() -> Result<()> {
     let stage = Stage::set(Topology::new(Place::Farm), 33, |_| {})?;
@@ -259,13 +331,7 @@ fn when_all_go_dark_nobody_is_reset() -> Result<()> {
         (sources().len() == 60).then_some(())
     })?;
     assert_eq!(crowd::breaks(&connections), [""; 0]);
-    let seen = capture.stop();
-    assert!(
-        !seen
-            .iter()
-            .any(|s| s.ip.source == stage.config.vip && s.tcp.has(flags::RST))
-    );
-    // When they come back, the first that is up ends fail-open; who is on one that is not known to be up yet may be reset then.
+    // When they come back, the first that is up ends fail-open, before the others are known to be.
     for index in 0..3 {
         stage.lab.brighten(index)?;
     }
@@ -275,6 +341,13 @@ fn when_all_go_dark_nobody_is_reset() -> Result<()> {
             .all(|c| c.history().current().is_some_and(|life| life.echoes > 0))
             .then_some(())
     })?;
+    stage.tether.wait_status("all are up", SOON, |status| {
+        ["b1", "b2", "b3"].iter().all(|b| status.health(b) == "up")
+    })?;
+    let seen = capture.stop();
+    let is_reset = |s: &&Segment| s.ip.source == stage.config.vip && s.tcp.has(flags::RST);
+    assert_eq!(seen.iter().find(is_reset), None);
+    assert_eq!(crowd::breaks(&connections), [""; 0]);
     stage.close();
     Ok(())
 }

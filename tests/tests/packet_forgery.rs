@@ -8,7 +8,7 @@ use lab::packet::{
 };
 use lb_common::{
     backend::Serving,
-    flow::word::{State, Word, YOUNG_TICKS},
+    flow::word::{LATE_TICKS, State, Word, YOUNG_TICKS},
     tcp::{ACK, FIN, RST},
     verdict::Reason,
 };
@@ -19,6 +19,8 @@ lab::in_both_versions![
     a_whole_spoofed_handshake_against_a_pin_never_moves_it,
     a_spoofed_fin_or_rst_outside_the_window_leaves_a_hint_that_data_clears,
     a_spoofed_fin_or_rst_within_the_window_does_not_move_a_pin_either,
+    a_spoofed_syn_ahead_of_a_stream_never_has_it,
+    three_spoofed_segments_do_not_cut_a_half_closed_stream,
     a_port_used_again_belongs_to_its_challenger_from_its_first_acknowledgement_on,
     a_third_use_of_a_port_takes_the_place_of_the_entry_that_is_closing,
     a_third_use_of_a_port_with_two_living_entries_goes_where_its_packets_will_and_writes_nothing,
@@ -128,6 +130,9 @@ fn a_spoofed_fin_or_rst_within_the_window_does_not_move_a_pin_either() {
         let (world, pin) = pinned();
         assert_to(&world, &forged, Reason::Established, 2);
         assert!(world.entry(CLIENT.key()).is(State::Closing));
+        // What comes at once may have been sent before a FIN.
+        assert_to(&world, &CLIENT.ack(), Reason::Established, 2);
+        world.age(LATE_TICKS);
         assert_to(
             &world,
             &CLIENT.ack().payload(b"data"),
@@ -148,6 +153,30 @@ fn a_spoofed_fin_or_rst_within_the_window_does_not_move_a_pin_either() {
         );
         assert!(world.entry(CLIENT.key()).is(State::Pin));
     }
+}
+
+fn a_spoofed_syn_ahead_of_a_stream_never_has_it() {
+    let (world, _) = pinned();
+    world.backend(&BackendSpec::l2(2).serving(Serving::ExistingOnly));
+    let forged = CLIENT.syn().seq(seq().wrapping_add(2 * MIB));
+    assert_to(&world, &forged, Reason::Challenged, 1);
+    for step in 0..40 {
+        let at = seq().wrapping_add(step * (MIB / 8));
+        let data = CLIENT.ack().seq(at).payload(b"data");
+        assert_to(&world, &data, Reason::Established, 2);
+    }
+}
+
+fn three_spoofed_segments_do_not_cut_a_half_closed_stream() {
+    let (world, _) = pinned();
+    world.backend(&BackendSpec::l2(2).serving(Serving::ExistingOnly));
+    assert_to(&world, &fin(), Reason::Established, 2);
+    let forged = seq() ^ 0x4000_0000;
+    assert_to(&world, &CLIENT.syn().seq(forged), Reason::Challenged, 1);
+    let answer = CLIENT.ack().seq(forged + 1);
+    assert_to(&world, &answer, Reason::Established, 1);
+    world.send(&CLIENT.syn().seq(forged ^ 0x1000_0000));
+    assert_to(&world, &CLIENT.ack(), Reason::Established, 2);
 }
 
 fn a_port_used_again_belongs_to_its_challenger_from_its_first_acknowledgement_on() {

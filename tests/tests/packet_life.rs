@@ -11,7 +11,7 @@ use lb_common::{
         life::PROMOTION_WINDOW,
         word::{
             BackendRef, EMBRYO_TICKS, LINGER_EXCEPTION_TICKS, LINGER_FIN_TICKS, LINGER_RST_TICKS,
-            State, Word, YOUNG_TICKS, epoch_of,
+            REFRESH_TICKS, State, Word, YOUNG_TICKS, epoch_of,
         },
     },
     tcp::{ACK, FIN, RST, SYN},
@@ -35,7 +35,8 @@ lab::in_both_versions![
     a_fin_in_the_window_closes_and_still_forwards,
     a_rst_in_the_window_closes_and_still_forwards,
     an_exception_that_closes_by_fin_is_marked_as_one,
-    data_after_a_fin_revives_the_flow_which_must_prove_itself_again,
+    data_long_after_a_fin_revives_the_flow_which_must_prove_itself_again,
+    data_soon_after_a_fin_was_sent_before_it_and_revives_nothing,
     any_segment_after_a_rst_revives_the_flow_which_must_prove_itself_again,
     a_closing_entry_past_its_linger_makes_place_for_the_next_flow_of_its_port,
     a_reused_backend_id_never_inherits_flows,
@@ -232,8 +233,12 @@ fn a_fin_in_the_window_closes_and_still_forwards() {
         world.insert(CLIENT.key(), live(state, ago(now, 2)));
         assert_to(&world, &fin(), Reason::Established, 1);
         assert_eq!(world.entry(CLIENT.key()), live(State::Closing, now));
-        // The acknowledgements of a half-closed stream keep it.
-        world.age(5);
+        // The acknowledgements of a half-closed stream keep it; that is written down once a minute.
+        world.age(REFRESH_TICKS - 1);
+        let aged = live(State::Closing, ago(now, REFRESH_TICKS - 1));
+        assert_to(&world, &CLIENT.ack(), Reason::Established, 1);
+        assert_eq!(world.entry(CLIENT.key()), aged);
+        world.age(1);
         assert_to(&world, &CLIENT.ack(), Reason::Established, 1);
         assert_eq!(world.entry(CLIENT.key()), live(State::Closing, now));
     }
@@ -259,7 +264,7 @@ fn an_exception_that_closes_by_fin_is_marked_as_one() {
     assert_eq!(closing.linger(), LINGER_EXCEPTION_TICKS);
 }
 
-fn data_after_a_fin_revives_the_flow_which_must_prove_itself_again() {
+fn data_long_after_a_fin_revives_the_flow_which_must_prove_itself_again() {
     let world = World::new();
     let now = world.now();
     world.insert(CLIENT.key(), live(State::Closing, ago(now, 9)));
@@ -270,6 +275,19 @@ fn data_after_a_fin_revives_the_flow_which_must_prove_itself_again() {
         1,
     );
     assert_eq!(world.entry(CLIENT.key()), live(State::Young, now));
+}
+
+fn data_soon_after_a_fin_was_sent_before_it_and_revives_nothing() {
+    let world = World::new();
+    let closing = live(State::Closing, ago(world.now(), 1));
+    world.insert(CLIENT.key(), closing);
+    assert_to(
+        &world,
+        &CLIENT.ack().payload(b"lost"),
+        Reason::Established,
+        1,
+    );
+    assert_eq!(world.entry(CLIENT.key()), closing);
 }
 
 fn any_segment_after_a_rst_revives_the_flow_which_must_prove_itself_again() {

@@ -6,8 +6,9 @@ use lab::packet::{
     flow::ago,
     forwarded,
     icmp::{About, complaint},
+    kernel::ELSEWHERE,
     nat::{NARROW, NARROW_MTU, NOWHERE, Opened, SNAT, TAGGED, TAGS, THEIRS, UNHEARD, returned},
-    passed, reset_output, version,
+    on_wire, passed, reset_output, version,
 };
 use lb_common::{
     backend::Serving,
@@ -28,6 +29,7 @@ lab::in_both_versions![
     a_syn_again_keeps_its_port,
     one_fin_leaves_a_flow_half_open,
     fins_of_both_sides_close_a_flow_in_either_order,
+    a_fin_whose_side_goes_on_beyond_it_is_none,
     a_reset_of_either_side_closes_a_flow,
     a_reset_out_of_its_window_closes_nothing,
     replies_keep_a_pin_seen,
@@ -39,6 +41,7 @@ lab::in_both_versions![
     a_former_flow_of_the_same_client_proves_nothing,
     a_port_that_was_given_back_is_not_used_again_by_who_had_it,
     a_challenger_has_a_port_of_its_own,
+    a_challenger_of_dnat_is_proven_by_its_own_handshake,
     what_the_host_does_with_its_own_address_is_its_own,
     a_reply_of_a_flow_that_is_changing_is_dropped_and_never_the_hosts,
     mid_stream_without_an_entry_nat_resets_and_dnat_adopts,
@@ -323,6 +326,49 @@ fn fins_of_both_sides_close_a_flow_in_either_order() {
     }
 }
 
+/// As one that was forged, or is of another connection: then the other side's end leaves the flow half open.
+fn a_fin_whose_side_goes_on_beyond_it_is_none() {
+    /// Beyond the FIN, and in its window.
+    const BEYOND: u32 = 1 << 17;
+    let later = |packet: &Packet| {
+        let seq = packet.as_tcp().seq.wrapping_add(BEYOND);
+        packet.clone().seq(seq).payload(b"more")
+    };
+    for mode in MODES {
+        let backend = mode(1);
+        for by_client in [true, false] {
+            let world = World::with_translating(&backend);
+            let flow = world.open(CLIENT);
+            let client = flow.sends(FIN | ACK);
+            let theirs = flow.replies(FIN | ACK);
+            world.send(&client);
+            world.send(&theirs);
+            assert!(world.entry(CLIENT.key()).is(State::Closing));
+            // What was lost before it, and comes again.
+            let again = if by_client {
+                flow.ack()
+            } else {
+                flow.replies(ACK)
+            };
+            world.send(&again.clone().payload(b"lost"));
+            assert!(world.entry(CLIENT.key()).is(State::Closing));
+            let more = later(&again);
+            world.send(&more).expect(&if by_client {
+                to_backend(&backend, &flow, &more, Reason::Established)
+            } else {
+                replied(&flow, &more)
+            });
+            assert!(world.entry(CLIENT.key()).is(State::Young));
+            // It has ended when that side has, and not before.
+            world.send(if by_client { &theirs } else { &client });
+            assert!(world.entry(CLIENT.key()).is(State::Young));
+            let end = later(if by_client { &client } else { &theirs });
+            world.send(&end);
+            assert!(world.entry(CLIENT.key()).is(State::Closing));
+        }
+    }
+}
+
 fn a_reset_of_either_side_closes_a_flow() {
     for mode in MODES {
         let backend = mode(1);
@@ -540,6 +586,22 @@ fn a_challenger_has_a_port_of_its_own() {
     world.send(&answer).expect(&replied(&challenger, &answer));
     let ack = flow.ack().seq(0x7777_0001);
     let expected = to_backend(&nat, &challenger, &ack, Reason::Established);
+    world.send(&ack).expect(&expected);
+    assert!(world.at(place).1.is(State::Pin));
+}
+
+fn a_challenger_of_dnat_is_proven_by_its_own_handshake() {
+    let dnat = BackendSpec::dnat(1);
+    let world = World::with_translating(&dnat);
+    let flow = world.open(CLIENT);
+    world.send(&CLIENT.syn().seq(0x7777_0000));
+    let (place, _) = world.entry_in(CLIENT.key(), State::Challenger);
+    let challenger = Opened { place, ..flow };
+    // The backend takes both for one connection's: what it answers has the same ends.
+    let answer = challenger.syn_ack().ack(0x7777_0001);
+    world.send(&answer).expect(&replied(&flow, &answer));
+    let ack = flow.ack().seq(0x7777_0001);
+    let expected = to_backend(&dnat, &flow, &ack, Reason::Established);
     world.send(&ack).expect(&expected);
     assert!(world.at(place).1.is(State::Pin));
 }
@@ -895,12 +957,17 @@ fn what_has_no_hops_left_is_answered_to_who_sent_it() {
 fn a_reply_without_a_known_neighbour_is_the_kernels_to_send() {
     for mode in MODES {
         let world = World::with_translating(&mode(1));
+        let wanted = [(ELSEWHERE, on_wire(UNHEARD.0))];
         assert_eq!(world.send(&UNHEARD.syn()).reason(), Reason::Opened);
+        // By then there is time to find it.
+        assert_eq!(world.maps.take_unresolved(), wanted.into());
         let flow = world.flow(UNHEARD);
         for answer in [flow.syn_ack(), flow.syn_ack().tagged(0x8100, 3)] {
             let sent = flow.returned(&answer).bytes();
             let run = world.send(&answer);
             run.expect(&forwarded(Reason::Reply, 1, sent).left_to_the_host());
+            assert_eq!(world.maps.take_unresolved(), wanted.into());
+            assert_eq!(world.maps.take_unresolved(), [].into());
         }
     }
 }

@@ -25,6 +25,54 @@ fn assert_talking(connections: &[Connection]) -> Result<()> {
     Ok(())
 }
 
+/// After a reboot of the host nothing is pinned and nothing remembered: flows are adopted, each with its next packet, and go where the table sends them;
+/// which is where they were if it is built of the same seed, the configuration's.
+#[test]
+fn flows_outlive_a_reboot_by_adoption_if_the_seed_is_configured() -> Result<()> {
+    let mut stage = Stage::set(Topology::new(Place::Farm), 44, |_| {})?;
+    let text = format!(
+        "fleet_seed = \"of two load balancers\"\n{}",
+        stage.config.text()
+    );
+    stage.tether.terminate()?;
+    stage.tether.succeed(&["cleanup"])?;
+    stage.lab.balancer().write(CONFIG_PATH, &text)?;
+    stage.tether.restart()?;
+    stage.wait_serving()?;
+    // Nothing is forwarded until the daemon runs again, which on a busy machine takes its time.
+    let mut plan = stage.plan().talking(PACE);
+    plan.patience = Duration::from_secs(120);
+    let connections = stage.clients.open(120, plan, |_| {})?;
+    assert_talking(&connections)?;
+    let spread = crowd::spread(&connections);
+
+    stage.tether.kill()?;
+    stage.tether.succeed(&["cleanup"])?;
+    stage.tether.restart()?;
+    stage.wait_serving()?;
+    // TCP sends again ever more rarely, the longer it took.
+    crowd::wait_for_echoes(&connections, 3, Duration::from_secs(120), |_| {})?;
+    assert_eq!(crowd::breaks(&connections), [""; 0]);
+    let status = stage
+        .tether
+        .wait_status("each flow is counted once", SOON, |status| {
+            spread.iter().all(|(name, share)| {
+                let flows = status.backend(name).map(|backend| backend.flows);
+                flows.is_some_and(|flows| flows.young + flows.pin == *share as u64)
+            })
+        })?;
+    assert_eq!(status.packets("adopted"), connections.len() as u64);
+    let listed = stage
+        .tether
+        .succeed(&["flows", "--json", "--state", "young,pin"])?;
+    let adopted = listed
+        .lines()
+        .filter(|line| line.contains("\"adopted\":true"));
+    assert_eq!(adopted.count(), connections.len());
+    stage.close();
+    Ok(())
+}
+
 fn ends(signal: Signal, place: Place, family: Family) -> Result<()> {
     let topology = Topology::new(place).in_family(family);
     let mut stage = Stage::set(topology, 41, |_| {})?;

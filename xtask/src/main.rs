@@ -8,12 +8,17 @@ mod build_ebpf;
 mod cargo;
 mod ci;
 mod demo;
+mod examples;
 mod exec;
+mod fuzz;
+mod k8s;
 mod kernels;
 mod lab;
+mod release;
 mod root;
 mod setup;
 mod test;
+mod torture;
 mod verifier;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -53,10 +58,24 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
+    /// Let thousands of connections live through everything that may happen to a load balancer (needs root)
+    #[command(disable_help_flag = true)]
+    Torture {
+        /// Passed on to the torture; `--help` lists them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// Measure what a packet costs (needs root)
     #[command(disable_help_flag = true)]
     Bench {
         /// Passed on to the bench; `--help` lists them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
+    /// Send random packets, configurations and requests, and hold what comes of them against the contract (needs root)
+    #[command(disable_help_flag = true)]
+    Fuzz {
+        /// Passed on to the fuzzers; `--help` lists them
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
@@ -67,6 +86,17 @@ enum Command {
     },
     /// Run the tests that depend on the kernel in emulated machines with Debian's 6.1, 6.12 and newest kernels
     Kernels(kernels::Options),
+    /// Build what is shipped: static binary, Debian package, image, bill of materials
+    Release(release::Options),
+    /// Run the shipped DaemonSet on a real cluster of two nodes, and hold connections over its restarts (needs root)
+    K8s(k8s::Options),
+    /// Run the worked example against the real Socket.IO (needs root, and npm's registry)
+    #[command(disable_help_flag = true)]
+    Examples {
+        /// Passed on to the example; `--help` lists them
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        args: Vec<OsString>,
+    },
     /// Check format and lints, as CI does before the tests
     Ci,
 }
@@ -98,11 +128,16 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Verifier => verifier::run()?,
         Command::Test => test::run()?,
         Command::Demo { args } => demo::run(&args)?,
+        Command::Torture { args } => torture::run(&args)?,
         Command::Bench { args } => bench::run(&args)?,
+        Command::Fuzz { args } => fuzz::run(&args)?,
         Command::Lab {
             command: LabCommand::Shell { args },
         } => lab::shell(&args)?,
         Command::Kernels(options) => return kernels::run(&options),
+        Command::Release(options) => release::run(&options)?,
+        Command::K8s(options) => k8s::run(&options)?,
+        Command::Examples { args } => examples::run(&args)?,
         Command::Ci => ci::run()?,
     }
     Ok(ExitCode::SUCCESS)

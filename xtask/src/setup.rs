@@ -12,7 +12,13 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
-use self::{linker::Llvm, missing::Missing, plan::Step, rustc::Toolchain};
+pub(crate) use self::missing::{EXAMPLES, PACKAGES, RELEASE};
+use self::{
+    linker::Llvm,
+    missing::{Missing, Tool},
+    plan::Step,
+    rustc::Toolchain,
+};
 use crate::{exec, root};
 
 /// The command. With `check` it only reports.
@@ -51,6 +57,34 @@ pub(crate) fn ensure() -> Result<()> {
     }
     eprint!("setup: missing on this machine:\n{missing}");
     install(&toolchain, &missing)
+}
+
+/// Installs what one command takes beside that; says nothing if nothing is missing.
+///
+/// # Errors
+/// If it is missing and cannot be installed; the message is the remedy.
+pub(crate) fn ensure_tools(tools: &'static [Tool]) -> Result<()> {
+    let missing = missing::missing_of(tools);
+    if missing.is_empty() {
+        return Ok(());
+    }
+    eprintln!("setup: missing on this machine:");
+    for tool in &missing {
+        eprintln!("  {}: {}", tool.program, tool.purpose);
+    }
+    let packages = missing.iter().flat_map(|tool| tool.packages);
+    let packages: Vec<String> = packages.map(|&package| package.to_owned()).collect();
+    if !apt::is_there() || !root::is_root() {
+        bail!(
+            "install what Debian calls {}, as root: apt-get install {}",
+            packages.join(", "),
+            packages.join(" ")
+        );
+    }
+    announce_and_perform(vec![
+        Step::run_as_root(apt::update()),
+        Step::run_as_root(apt::install(&packages)),
+    ])
 }
 
 fn install(toolchain: &Toolchain, missing: &Missing) -> Result<()> {

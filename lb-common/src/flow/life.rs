@@ -4,7 +4,7 @@
 //! nothing is proven by an acknowledgement alone: time is the proof ([`State::Young`] becomes [`State::Pin`]), and the client's
 //! position in its stream (the epoch) tells its packets from guesses.
 
-use super::word::{State, Word, YOUNG_TICKS, epoch_of};
+use super::word::{LATE_TICKS, REFRESH_TICKS, State, Word, YOUNG_TICKS, epoch_of};
 use crate::{
     clock::Tick,
     tcp::{RST, Segment},
@@ -81,6 +81,21 @@ pub const fn seen_from_afar(word: Word, is_near: bool, now: Tick) -> Word {
     }
 }
 
+/// A closing entry after a segment of a backend on this host, which may speak for longer than its client does: refreshed if that is due.
+#[inline(always)]
+pub const fn heard(word: Word, now: Tick) -> Word {
+    let due = if word.has(Word::BY_RESET) {
+        LATE_TICKS
+    } else {
+        REFRESH_TICKS
+    };
+    if word.is(State::Closing) && word.age(now) >= due {
+        word.with_tick(now)
+    } else {
+        word
+    }
+}
+
 /// A closing entry whose end was forged, or is not yet. It has to prove itself again, or four forged packets would make a pin.
 #[inline(always)]
 const fn revived(word: Word, now: Tick) -> Word {
@@ -101,7 +116,13 @@ const fn live_on(word: Word, segment: &Segment, now: Tick) -> Word {
             word.with(Word::HINT)
         };
     }
+    let is_early =
+        word.is(State::Closing) && !word.has(Word::BY_RESET) && word.age(now) < LATE_TICKS;
     if !word.is_near(epoch) {
+        if is_early && word.is_ahead_of(epoch) {
+            // Sent long before the FIN, of a stream that is fast and lost much.
+            return word;
+        }
         // A jump: a long retransmission, a stream that went another way for a while, or a forgery. Follow it, but let it close
         // nothing until a second packet agrees.
         let jumped = word.with_epoch(epoch).with(Word::UNCONFIRMED);
@@ -112,15 +133,27 @@ const fn live_on(word: Word, segment: &Segment, now: Tick) -> Word {
             seen(jumped, now)
         };
     }
+    let agrees = word.has(Word::UNCONFIRMED);
     let word = forward_epoch(word, epoch).without(Word::UNCONFIRMED);
     if !word.is(State::Closing) {
         return seen(word.without(Word::HINT), now);
     }
-    if word.has(Word::BY_RESET) || segment.payload {
-        // Nobody sends data after its own FIN, nor anything after its own RST.
+    // Nobody sends anything after its own RST, nor new data after its own FIN. But what was lost or overtaken before the FIN comes after it too,
+    // and a flow that this revived would never end.
+    if word.has(Word::BY_RESET) || (segment.payload && (agrees || !is_early)) {
         revived(word, now)
     } else {
+        refreshed(word, now)
+    }
+}
+
+/// A closing entry that is not revived. One closed by a FIN has a new tick but once a minute, or among acknowledgements no data would ever be late.
+#[inline(always)]
+const fn refreshed(word: Word, now: Tick) -> Word {
+    if word.has(Word::BY_RESET) || word.age(now) >= REFRESH_TICKS {
         word.with_tick(now)
+    } else {
+        word
     }
 }
 
@@ -157,12 +190,15 @@ const fn close(word: Word, segment: &Segment, epoch: u32, now: Tick) -> Word {
     } else {
         word.without(Word::HINT | Word::EXCEPTION)
     };
-    let word = if segment.has(RST) {
+    if segment.has(RST) {
         word.with(Word::BY_RESET)
+            .with_state(State::Closing)
+            .with_tick(now)
+    } else if was_closing {
+        refreshed(word, now)
     } else {
-        word
-    };
-    word.with_state(State::Closing).with_tick(now)
+        word.with_state(State::Closing).with_tick(now)
+    }
 }
 
 /// Which of the two entries of a contested key a segment belongs to.
@@ -176,19 +212,21 @@ pub enum Owner {
 
 /// Decides between the two entries of one key.
 ///
-/// A segment that follows a challenger's SYN is the challenger's. Between two live entries it belongs to the one whose epoch
-/// is nearer, so that a retransmission far back does not go astray; the newer wins a tie.
+/// A segment that follows a challenger's SYN is the challenger's, unless it is where the stream of an open entry is: or a forged SYN a little ahead
+/// of a stream would have it, as soon as it comes there. Between two live entries it belongs to the one whose epoch is nearer, so that a
+/// retransmission far back does not go astray. In a tie to the one that was seen last, of two seen in the same tick to the older: so neither an
+/// entry whose client has vanished has the stream of the next, nor a forged one that of the client that is there.
 #[inline(always)]
-pub const fn owner(first: Word, second: Word, segment: &Segment) -> Owner {
+pub const fn owner(first: Word, second: Word, segment: &Segment, now: Tick) -> Owner {
     if first.is_nascent() {
-        return if follows(first, segment) {
+        return if challenges(first, second, segment) {
             Owner::First
         } else {
             Owner::Second
         };
     }
     if second.is_nascent() {
-        return if follows(second, segment) {
+        return if challenges(second, first, segment) {
             Owner::Second
         } else {
             Owner::First
@@ -196,9 +234,23 @@ pub const fn owner(first: Word, second: Word, segment: &Segment) -> Owner {
     }
     let epoch = epoch_of(segment.seq);
     let (to_first, to_second) = (first.distance(epoch), second.distance(epoch));
-    if to_first < to_second || (to_first == to_second && first.has(Word::SECOND)) {
+    let (first_age, second_age) = (first.age(now), second.age(now));
+    let is_first = if to_first != to_second {
+        to_first < to_second
+    } else if first_age != second_age {
+        first_age < second_age
+    } else {
+        !first.has(Word::SECOND)
+    };
+    if is_first {
         Owner::First
     } else {
         Owner::Second
     }
+}
+
+/// Whether a segment is a challenger's, and not the entry's that it challenges.
+#[inline(always)]
+const fn challenges(challenger: Word, live: Word, segment: &Segment) -> bool {
+    follows(challenger, segment) && !(live.is_open() && live.is_near(epoch_of(segment.seq)))
 }

@@ -3,6 +3,7 @@
 //! * [`word`]: the value word that owns an entry
 //! * [`table`]: the protocol by which CPUs and the daemon share the buckets without locks
 //! * [`life`]: what one packet does to one entry; pure
+//! * [`open`]: the straight way of a SYN whose flow has no entry
 //! * [`steer`]: what one packet does to the table, and which backend it gets
 //! * [`copy`]: how entries move to another table
 //! * [`bucket`]: what the tables of both families have in common
@@ -11,6 +12,7 @@
 pub mod bucket;
 pub mod copy;
 pub mod life;
+pub mod open;
 pub mod steer;
 pub mod table;
 pub mod v4;

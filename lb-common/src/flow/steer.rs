@@ -6,6 +6,7 @@
 
 use super::{
     life::{self, Owner},
+    open::open,
     table::{self, Claim, Entry, Inserted, Look, Memory, Place, Subject},
     word::{BackendRef, State, Word, epoch_of},
 };
@@ -65,15 +66,21 @@ struct Visit<'a, W: World> {
     segment: Segment,
 }
 
-/// Steers one TCP segment of flow `key`: [`established`], and if that is not its way, [`otherwise`].
+/// Steers one TCP segment of flow `key`: [`established`], [`open`], and if neither is its way, [`otherwise`].
 #[inline(always)]
 pub fn steer<W: World>(world: &W, key: &W::Key, segment: &Segment, now: Tick) -> Steered {
-    match established(world, key, segment, now) {
-        Some(known) => Steered {
+    if let Some(known) = established(world, key, segment, now) {
+        return Steered {
             reason: Reason::Established,
             backend: known.id,
+        };
+    }
+    match open(world, key, segment, now) {
+        0 => otherwise(world, key, segment, now),
+        id => Steered {
+            reason: Reason::Opened,
+            backend: id,
         },
-        None => otherwise(world, key, segment, now),
     }
 }
 
@@ -143,7 +150,7 @@ pub fn otherwise<W: World>(world: &W, key: &W::Key, segment: &Segment, now: Tick
 }
 
 /// The backend of a flow, by id, for what concerns the flow and does not come from its client, as an ICMP error; 0 is none. That of the
-/// flow's entry (of two, the first that is found: nothing tells them apart here), else where an unknown segment would go.
+/// flow's entry (of two, the first that is found: nothing tells them apart here), which is noted, else where an unknown segment would go.
 #[inline(always)]
 pub fn concerned<W: World>(world: &W, key: &W::Key, now: Tick) -> u32 {
     let subject = Subject {
@@ -152,6 +159,7 @@ pub fn concerned<W: World>(world: &W, key: &W::Key, now: Tick) -> u32 {
         now,
     };
     if let Some(entry) = table::look(world, &subject, &Look::ANY) {
+        world.note_entry(entry.place);
         let reference = entry.word.backend();
         return match world.backend(reference.id()) {
             Some((_, state)) if state.generation() == reference.generation() => reference.id(),
@@ -444,7 +452,8 @@ impl<W: World> Visit<'_, W> {
                 Err(outcome) => Decision::over(outcome),
             }
         } else {
-            Decision::over(self.known(&found, &other))
+            let is_other = other.exists() && self.owner(found.word, other.word) == Owner::Second;
+            Decision::over(self.known(if is_other { &other } else { &found }))
         }
     }
 
@@ -456,13 +465,9 @@ impl<W: World> Visit<'_, W> {
         }
     }
 
-    /// A segment in mid-stream, or an end, of a flow that has an entry, or two; also of one whose backend is dead, closes its flows, is
-    /// unresolved or gone.
+    /// A segment in mid-stream, or an end, of a flow that has an entry; also of one whose backend is dead, closes its flows, is unresolved or gone.
     #[inline(never)]
-    fn known(&self, found: &Entry, other: &Entry) -> Outcome {
-        let is_other =
-            other.exists() && life::owner(found.word, other.word, &self.segment) == Owner::Second;
-        let entry = if is_other { other } else { found };
+    fn known(&self, entry: &Entry) -> Outcome {
         match self.backend_of(entry.word.backend()) {
             Some(choice) => {
                 let is_theirs = W::TRANSLATES && choice.state.translates();
@@ -499,6 +504,12 @@ impl<W: World> Visit<'_, W> {
         }
     }
 
+    /// A function of its own, for its stack.
+    #[inline(never)]
+    fn owner(&self, one: Word, other: Word) -> Owner {
+        life::owner(one, other, &self.segment, self.subject.now)
+    }
+
     /// What a SYN means for a key that has an entry, or two: the same SYN again, a new connection on a port used before, or a
     /// forgery.
     #[inline(always)]
@@ -523,9 +534,11 @@ impl<W: World> Visit<'_, W> {
         if found.word.is_nascent() {
             return Ok(self.again(found, other.word));
         }
-        // Two live entries. One that is closing makes place for a challenger of the other; of two that are, the one that was
-        // quiet longer.
-        match (found.word.is(State::Closing), other.word.is(State::Closing)) {
+        // Two live entries. One that is over makes place for a challenger of the other; of two that are, the one that was quiet longer.
+        match (
+            self.gives_way(found.word, other.word),
+            self.gives_way(other.word, found.word),
+        ) {
             (true, true) if other.word.age(self.subject.now) > found.word.age(self.subject.now) => {
                 Ok(Intent::challenge(found, other))
             }
@@ -534,8 +547,37 @@ impl<W: World> Visit<'_, W> {
             // A flow of a dead backend is over: there is nothing to protect.
             (false, false) if self.is_dead(found.word) => Ok(Intent::challenge(other, found)),
             (false, false) if self.is_dead(other.word) => Ok(Intent::challenge(found, other)),
+            // Where addresses are translated the newer one has proven that its client is there, and so that it has let go of the older: that
+            // client has vanished, and its entry would never end. And without an entry there is no translation.
+            (false, false) if self.is_translated(found.word) => {
+                Ok(if found.word.has(Word::SECOND) {
+                    Intent::challenge(found, other)
+                } else {
+                    Intent::challenge(other, found)
+                })
+            }
             (false, false) => Err(self.share(found, other)),
         }
+    }
+
+    /// Whether an entry is closing, and a SYN can have its place beside `other`. A client that has sent its FIN may listen still: then it would have to
+    /// go on at another backend.
+    #[inline(always)]
+    fn gives_way(&self, word: Word, other: Word) -> bool {
+        word.is(State::Closing)
+            && (word.has(Word::BY_RESET)
+                || other.is(State::Closing)
+                || word.backend() == other.backend()
+                || word.is_vacant(self.subject.now))
+    }
+
+    /// Whether addresses are translated on the way to an entry's backend.
+    #[inline(always)]
+    fn is_translated(&self, word: Word) -> bool {
+        W::TRANSLATES
+            && self
+                .backend_of(word.backend())
+                .is_some_and(|choice| choice.state.translates())
     }
 
     /// Whether an entry's backend is gone or serves nothing.
@@ -571,7 +613,7 @@ impl<W: World> Visit<'_, W> {
     /// Nothing is written, so a forgery changes nothing.
     #[inline(always)]
     fn share(&self, one: &Entry, other: &Entry) -> Outcome {
-        let nearer = match life::owner(one.word, other.word, &self.segment) {
+        let nearer = match self.owner(one.word, other.word) {
             Owner::First => one.word,
             Owner::Second => other.word,
         };
@@ -721,7 +763,10 @@ impl<W: World> Visit<'_, W> {
             },
             Inserted::Full if !is_syn => plan.choice.forward(Reason::Unadopted),
             Inserted::Full if !plan.beside.exists() => {
-                self.without_place(plan.choice).forward(Reason::Unpinned)
+                match self.without_place(plan.choice, is_held) {
+                    Some(choice) => choice.forward(Reason::Unpinned),
+                    None => Outcome::without_backend(Reason::Held),
+                }
             }
             Inserted::Full if plan.choice.reference() == plan.beside.word.backend() => {
                 plan.choice.forward(Reason::Unpinned)
@@ -733,20 +778,22 @@ impl<W: World> Visit<'_, W> {
     }
 
     /// Where a new flow goes that found no place: its next packets will be unknown ones, and while its slot is handed over
-    /// those go to the slot's previous backend. That one takes the SYN too, if it takes new flows.
+    /// those go to the slot's previous backend. That one takes the SYN too, if it takes new flows. If it does not, that is the end of a flow
+    /// for which the table is full; but one that only cannot be recorded now is kept waiting for its client's next SYN: none.
     #[inline(always)]
-    fn without_place(&self, choice: Choice) -> Choice {
+    fn without_place(&self, choice: Choice, is_held: bool) -> Option<Choice> {
         let Some(slot) = self.world.slot(&self.subject.key, 0) else {
-            return choice;
+            return Some(choice);
         };
         match self.serving(slot.handing_over(self.subject.now)) {
             Some(previous)
                 if matches!(previous.state.serving(), Serving::New)
                     && previous.state.is_resolved() =>
             {
-                previous
+                Some(previous)
             }
-            _ => choice,
+            Some(previous) if is_held && previous.id != choice.id => None,
+            _ => Some(choice),
         }
     }
 

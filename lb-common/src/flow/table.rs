@@ -45,7 +45,7 @@ pub trait Memory {
     fn blur(&self, way: u32) -> u32 {
         way
     }
-    /// Facts for people that move along with an entry.
+    /// Carries what goes with an entry along as it moves: the flow's translation, and facts for people. The place that it leaves is busy by our hand.
     fn carry_facts(&self, from: Place, to: Place);
 }
 
@@ -224,6 +224,12 @@ impl Look {
         nascent: false,
     };
 
+    /// An embryo or a challenger.
+    pub const NASCENT: Self = Self {
+        nascent: true,
+        ..Self::ANY
+    };
+
     /// The other entry of a pair.
     #[inline(always)]
     pub const fn twin_of(entry: &Entry) -> Self {
@@ -301,16 +307,28 @@ pub fn reread<M: Memory>(memory: &M, place: Place, key: &M::Key) -> Option<Word>
 
 /// Claims a place that held `seen`, and fills it.
 #[inline(never)]
-fn occupy<M: Memory>(memory: &M, place: &Place, seen: Word, key: &M::Key, word: Word) -> bool {
+pub(super) fn occupy<M: Memory>(
+    memory: &M,
+    place: &Place,
+    seen: Word,
+    key: &M::Key,
+    word: Word,
+) -> bool {
     let Some(bucket) = memory.bucket(place.index) else {
         return false;
     };
     if !memory.replace(bucket, place.way, seen, Word::BUSY) {
         return false;
     }
-    memory.set_key(bucket, place.way, key);
-    memory.publish(bucket, place.way, word);
+    fill(memory, bucket, place.way, key, word);
     true
+}
+
+/// Fills a place that is busy by our hand.
+#[inline(always)]
+fn fill<M: Memory>(memory: &M, bucket: M::Bucket, way: u32, key: &M::Key, word: Word) {
+    memory.set_key(bucket, way, key);
+    memory.publish(bucket, way, word);
 }
 
 /// A flow at a moment: what a look or an insertion is for.
@@ -334,9 +352,20 @@ pub fn insert<M: Memory>(
     word: Word,
     claim: Claim,
 ) -> Inserted {
-    let Some(place) = place(memory, subject, word, claim) else {
-        return Inserted::Full;
-    };
+    match place(memory, subject, word, claim) {
+        Some(place) => settled(memory, subject, word, place),
+        None => Inserted::Full,
+    }
+}
+
+/// Sees to it that of the entry that has been written at a place and any other of its key one stands.
+#[inline(always)]
+pub(super) fn settled<M: Memory>(
+    memory: &M,
+    subject: &Subject<M::Key>,
+    word: Word,
+    place: Place,
+) -> Inserted {
     // Of three CPUs one may be removed by a second while the third stands unseen behind it: look again until nobody is there.
     let mut twins = 0;
     while twins < 3 {
@@ -498,8 +527,10 @@ fn displace<M: Memory>(
     if !occupy(memory, &copy, vacancy, &occupant, seen) {
         return false;
     }
-    if occupy(memory, place, seen, &subject.key, newcomer) {
+    if memory.replace(bucket, place.way, seen, Word::BUSY) {
+        // While nobody can see the newcomer: with another CPU's packet of it, facts of its own would take the place of those that are to be carried.
         memory.carry_facts(*place, copy);
+        fill(memory, bucket, place.way, &subject.key, newcomer);
         return true;
     }
     withdraw(memory, &copy, &occupant, seen);

@@ -8,6 +8,11 @@ use crate::{
     maglev::client_word,
 };
 
+/// Where a key has the client's port.
+pub(crate) const PORT_SHIFT: u32 = if cfg!(feature = "next-abi") { 0 } else { 16 };
+/// Where a key has the service's id.
+pub(crate) const SERVICE_SHIFT: u32 = 16 - PORT_SHIFT;
+
 /// The key of an IPv4 flow: client address (bits 32-63), client port (16-31), service id (0-15), all in host byte order. Exact.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
 #[repr(transparent)]
@@ -17,7 +22,11 @@ impl Key {
     /// The flow of a client at a service.
     #[inline(always)]
     pub const fn new(address: u32, port: u16, service: u16) -> Self {
-        Self(((address as u64) << 32) | ((port as u64) << 16) | service as u64)
+        Self(
+            ((address as u64) << 32)
+                | ((port as u64) << PORT_SHIFT)
+                | ((service as u64) << SERVICE_SHIFT),
+        )
     }
 
     /// The client's address.
@@ -29,14 +38,14 @@ impl Key {
     /// The client's port.
     #[inline(always)]
     pub const fn port(self) -> u16 {
-        (self.0 >> 16) as u16
+        (self.0 >> PORT_SHIFT) as u16
     }
 }
 
 impl FlowKey for Key {
     #[inline(always)]
     fn service(&self) -> u16 {
-        self.0 as u16
+        (self.0 >> SERVICE_SHIFT) as u16
     }
 
     #[inline(always)]

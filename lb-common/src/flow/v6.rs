@@ -2,7 +2,11 @@
 
 use core::mem::{align_of, offset_of, size_of};
 
-use super::{FlowKey, bucket::WAYS};
+use super::{
+    FlowKey,
+    bucket::WAYS,
+    v4::{PORT_SHIFT, SERVICE_SHIFT},
+};
 use crate::{hash::Seed, net::Address};
 
 /// The key of an IPv6 flow. Exact.
@@ -21,7 +25,7 @@ impl Key {
     pub const fn new(address: [u64; 2], port: u16, service: u16) -> Self {
         Self {
             address,
-            rest: ((port as u64) << 16) | service as u64,
+            rest: ((port as u64) << PORT_SHIFT) | ((service as u64) << SERVICE_SHIFT),
         }
     }
 
@@ -34,7 +38,7 @@ impl Key {
     /// The client's port.
     #[inline(always)]
     pub const fn port(&self) -> u16 {
-        (self.rest >> 16) as u16
+        (self.rest >> PORT_SHIFT) as u16
     }
 }
 
@@ -56,7 +60,7 @@ const fn mix_all(address: [u64; 2], number: u64, seed: &Seed) -> u64 {
 impl FlowKey for Key {
     #[inline(always)]
     fn service(&self) -> u16 {
-        self.rest as u16
+        (self.rest >> SERVICE_SHIFT) as u16
     }
 
     #[inline(always)]

@@ -9,7 +9,7 @@
 //! | 58-63 | tick, 6 bits | flags |
 //!
 //! The tick is: for an embryo or challenger the moment of its SYN; for a young entry the moment of its promotion or adoption; for a pin
-//! the last packet; for a closing entry the last packet that refreshed it.
+//! the last packet; for a closing entry its end, or the last packet that refreshed it.
 
 use crate::clock::{Tick, ticks_proving};
 
@@ -17,12 +17,16 @@ use crate::clock::{Tick, ticks_proving};
 pub const EMBRYO_TICKS: u32 = ticks_proving(128);
 /// Age from which the next packet of a young entry makes it a pin, in ticks: 30 s.
 pub const YOUNG_TICKS: u32 = ticks_proving(30);
+/// Age from which data of a flow that has sent its FIN is new, in ticks: 10 s. Earlier it is data sent before the FIN, which was lost or overtaken.
+pub const LATE_TICKS: u32 = ticks_proving(10);
 /// How long a closing entry lingers after a RST, in ticks: 60 s.
 pub const LINGER_RST_TICKS: u32 = ticks_proving(60);
-/// How long a closing entry lingers after a FIN, in ticks: 15 min, so that half-closed streams live on.
-pub const LINGER_FIN_TICKS: u32 = ticks_proving(15 * 60);
-/// How long a closing exception lingers after a FIN, in ticks: 2 h.
-pub const LINGER_EXCEPTION_TICKS: u32 = ticks_proving(2 * 3600);
+/// Age from which a packet refreshes an entry that was closed by a FIN, in ticks: 60 s.
+pub const REFRESH_TICKS: u32 = ticks_proving(60);
+/// How long a closing entry lingers after a FIN, in ticks: 15 min after its last packet, so that half-closed streams live on.
+pub const LINGER_FIN_TICKS: u32 = ticks_proving(15 * 60) + REFRESH_TICKS;
+/// How long a closing exception lingers after a FIN, in ticks: 2 h after its last packet.
+pub const LINGER_EXCEPTION_TICKS: u32 = ticks_proving(2 * 3600) + REFRESH_TICKS;
 
 /// Width of the embryo's tick, bits: it wraps after 275 s.
 pub const EMBRYO_TICK_BITS: u32 = 6;
@@ -31,15 +35,25 @@ pub const TICK_BITS: u32 = 20;
 /// Width of an epoch, bits.
 pub const EPOCH_BITS: u32 = 12;
 
-const STATE_MASK: u64 = 0b111;
-const BACKEND_SHIFT: u32 = 3;
+/// Width of a state, bits.
+pub(crate) const STATE_BITS: u32 = 3;
+const STATE_MASK: u64 = (1 << STATE_BITS) - 1;
+pub(crate) const BACKEND_SHIFT: u32 = STATE_BITS;
 const BACKEND_MASK: u64 = (1 << 23) - 1;
-const ISN_SHIFT: u32 = 26;
-const EPOCH_SHIFT: u32 = 26;
+pub(crate) const ISN_SHIFT: u32 = 26;
+pub(crate) const EPOCH_SHIFT: u32 = if cfg!(feature = "next-abi") {
+    26 + TICK_BITS
+} else {
+    26
+};
 const EPOCH_MASK: u64 = (1 << EPOCH_BITS) - 1;
-const TICK_SHIFT: u32 = 38;
+pub(crate) const TICK_SHIFT: u32 = if cfg!(feature = "next-abi") {
+    26
+} else {
+    26 + EPOCH_BITS
+};
 const TICK_MASK: u64 = (1 << TICK_BITS) - 1;
-const EMBRYO_TICK_SHIFT: u32 = 58;
+pub(crate) const EMBRYO_TICK_SHIFT: u32 = 58;
 
 /// The states of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -97,6 +111,12 @@ impl BackendRef {
 #[inline(always)]
 pub const fn epoch_of(seq: u32) -> u32 {
     seq >> 20
+}
+
+/// The first sequence number of an epoch.
+#[inline(always)]
+pub const fn start_of(epoch: u32) -> u32 {
+    epoch << 20
 }
 
 /// A value word. See the module's table for its layout.
@@ -294,6 +314,13 @@ impl Word {
     #[inline(always)]
     pub const fn is_near(self, epoch: u32) -> bool {
         epoch.wrapping_sub(self.epoch()).wrapping_add(1) & EPOCH_MASK as u32 <= 2
+    }
+
+    /// Live only: whether this entry's epoch is after another, by no more than half of all epochs.
+    #[inline(always)]
+    pub const fn is_ahead_of(self, epoch: u32) -> bool {
+        let ahead = self.epoch().wrapping_sub(epoch) & EPOCH_MASK as u32;
+        ahead != 0 && ahead <= EPOCH_MASK as u32 / 2
     }
 
     /// Live only: how far an epoch is from this entry's, either way round.

@@ -9,7 +9,7 @@ use crate::{
     clock::Tick,
     flow::{
         life,
-        word::{State, Word, epoch_of},
+        word::{State, Word, epoch_of, start_of},
     },
     tcp::{ACK, RST, SYN, Segment},
 };
@@ -23,6 +23,8 @@ pub struct Flow {
     pub translation: TranslationWord,
 }
 
+/// Most bytes of data that a SYN has with it.
+const MOST_DATA_OF_SYN: u32 = 0xffff;
 /// Both sides have sent a FIN.
 const BOTH_FINS: u64 = TranslationWord::CLIENT_FIN | TranslationWord::BACKEND_FIN;
 
@@ -35,7 +37,15 @@ impl Flow {
             return self.prove(segment, ack, now);
         }
         let known = self.known_at(ack);
+        // A jump that no second packet has agreed with ends nothing, and undoes nothing either.
+        let is_credible =
+            known.value.is_near(epoch_of(segment.seq)) && !known.value.has(Word::UNCONFIRMED);
         if !segment.ends() {
+            let known = if is_credible && segment.payload {
+                known.sent_to(TranslationWord::CLIENT_FIN, segment.seq)
+            } else {
+                known
+            };
             return if known.has_closed() {
                 known.lingering(now)
             } else {
@@ -45,8 +55,6 @@ impl Flow {
                 }
             };
         }
-        let is_credible =
-            known.value.is_near(epoch_of(segment.seq)) && !known.value.has(Word::UNCONFIRMED);
         if is_credible {
             known.ended(segment, TranslationWord::CLIENT_FIN, now)
         } else if known.value.is(State::Closing) {
@@ -64,15 +72,17 @@ impl Flow {
     #[must_use]
     pub const fn after_backend(self, segment: &Segment, ack: u32, now: Tick) -> Self {
         if self.value.is_nascent() {
-            let answers = segment.flags & (SYN | ACK | RST) == SYN | ACK
-                && ack == self.value.isn().wrapping_add(1);
-            return if answers {
+            let taken = ack.wrapping_sub(self.value.isn().wrapping_add(1));
+            if segment.flags & (SYN | ACK | RST) != SYN | ACK || taken > MOST_DATA_OF_SYN {
+                return self;
+            }
+            return if taken == 0 {
                 Self {
                     translation: self.translation.answered(segment.seq),
                     ..self
                 }
             } else {
-                self
+                self.prove_by_cookie(segment.seq, now)
             };
         }
         // The answer to the SYN again: the client's acknowledgement was lost on its way to the backend.
@@ -84,6 +94,13 @@ impl Flow {
         let is_near = known.translation.is_near(epoch);
         if segment.ends() {
             return if is_near && !known.translation.has(TranslationWord::UNCONFIRMED) {
+                // Data of an open flow's client does not come by here, but where that is in its stream is known.
+                let known = if known.value.has(Word::UNCONFIRMED) {
+                    known
+                } else {
+                    let client_at = start_of(known.value.epoch());
+                    known.sent_to(TranslationWord::CLIENT_FIN, client_at)
+                };
                 known.ended(segment, TranslationWord::BACKEND_FIN, now)
             } else {
                 known
@@ -106,7 +123,11 @@ impl Flow {
                 .without(TranslationWord::UNCONFIRMED)
         };
         let moved = Self {
-            translation,
+            translation: if is_near && segment.payload {
+                translation.sent_to(TranslationWord::BACKEND_FIN, segment.seq)
+            } else {
+                translation
+            },
             ..known
         };
         if moved.has_closed() {
@@ -136,6 +157,21 @@ impl Flow {
         }
     }
 
+    /// A pin, since the backend has taken the data of the client's SYN (RFC 7413): it knows the client by its cookie, and may send before it hears
+    /// of it again, so that no acknowledgement has to fit.
+    #[inline(always)]
+    const fn prove_by_cookie(self, isn: u32, now: Tick) -> Self {
+        let syn = Segment {
+            seq: self.value.isn(),
+            flags: SYN,
+            payload: true,
+        };
+        Self {
+            value: life::promoted(self.value, State::Pin, &syn, now),
+            translation: self.translation.proven(isn.wrapping_add(1)),
+        }
+    }
+
     /// With a translation that is proven, as that of a live entry is; if it is not yet (it was adopted, or its handshake's proof was lost in a
     /// race), the backend's stream is at `seq`.
     #[inline(always)]
@@ -145,6 +181,15 @@ impl Flow {
         }
         Self {
             translation: self.translation.proven(seq),
+            ..self
+        }
+    }
+
+    /// Once the side whose flag this is has sent data at a sequence number: see [`TranslationWord::sent_to`].
+    #[inline(always)]
+    const fn sent_to(self, fin: u64, seq: u32) -> Self {
+        Self {
+            translation: self.translation.sent_to(fin, seq),
             ..self
         }
     }
@@ -170,7 +215,7 @@ impl Flow {
         let translation = if segment.has(RST) {
             self.translation
         } else {
-            self.translation.with(fin)
+            self.translation.with_fin(fin, segment.seq)
         };
         let is_over = segment.has(RST) || translation.0 & BOTH_FINS == BOTH_FINS;
         let value = if is_over && !self.value.is(State::Closing) {
@@ -254,6 +299,30 @@ mod tests {
     }
 
     #[test]
+    fn a_backend_that_takes_the_data_of_a_syn_proves_its_client() {
+        let pin = Word::live(State::Pin, backend(), epoch_of(ISN), NOW, 0);
+        let answer = segment(SYN | ACK, THEIRS);
+        for (taken, proves) in [
+            (1, true),
+            (0xffff, true),
+            (0x1_0000, false),
+            (u32::MAX, false),
+        ] {
+            let flow =
+                opened().after_backend(&answer, ISN.wrapping_add(1).wrapping_add(taken), NOW);
+            if proves {
+                assert_eq!(flow.value, pin);
+                let proven = TranslationWord::new(5, 2_000).proven(THEIRS + 1);
+                assert_eq!(flow.translation, proven);
+            } else {
+                assert_eq!(flow, opened(), "{taken:#x}");
+            }
+        }
+        let refused = segment(SYN | ACK | RST, THEIRS);
+        assert_eq!(opened().after_backend(&refused, ISN + 9, NOW), opened());
+    }
+
+    #[test]
     fn a_challenger_that_is_proven_stays_the_second() {
         let mut flow = answered();
         flow.value = Word::challenger(backend(), ISN, NOW);
@@ -281,11 +350,7 @@ mod tests {
             assert_eq!(flow.after_client(&segment, ack, NOW), flow, "{what}");
         }
         for (what, answer, ack) in [
-            (
-                "an answer to another SYN",
-                segment(SYN | ACK, THEIRS),
-                ISN + 2,
-            ),
+            ("an answer to another SYN", segment(SYN | ACK, THEIRS), ISN),
             ("no SYN", segment(ACK, THEIRS), ISN + 1),
             ("a refusal", segment(RST | ACK, 0), ISN + 1),
         ] {
@@ -357,6 +422,75 @@ mod tests {
             flow.after_backend(&segment(FIN | ACK, THEIRS + 1), ISN + 2, later),
             expected
         );
+    }
+
+    fn data(seq: u32) -> Segment {
+        Segment {
+            payload: true,
+            ..segment(ACK, seq)
+        }
+    }
+
+    /// A FIN that was forged, or of another connection: its side goes on beyond it.
+    #[test]
+    fn a_fin_whose_side_goes_on_beyond_it_is_none() {
+        const FAR: u32 = 1 << 17;
+        // The client's, in the slow way, which is that of a closing flow; and the end that the backend has is a half-closed stream.
+        let closed = ended(client_fin, backend_fin);
+        let beyond = data(ISN + 1 + FAR);
+        let revived = closed.after_client(&beyond, THEIRS + 1, NOW);
+        assert!(revived.value.is(State::Young), "{revived:?}");
+        assert!(!revived.translation.has(TranslationWord::CLIENT_FIN));
+        assert!(revived.translation.has(TranslationWord::BACKEND_FIN));
+        let end = segment(FIN | ACK, ISN + 2 + FAR);
+        let ended_at_last = revived.after_client(&end, THEIRS + 2, NOW);
+        assert!(ended_at_last.value.is(State::Closing));
+        // The backend's, in either state of the flow.
+        let beyond = data(THEIRS + 1 + FAR);
+        let open = backend_fin(proven()).after_backend(&beyond, ISN + 1, NOW);
+        assert_eq!(open.translation.0 & BOTH_FINS, 0);
+        assert!(client_fin(open).value.is(State::Pin));
+        let closed = ended(client_fin, backend_fin);
+        let revived = closed.after_backend(&beyond, ISN + 1, NOW);
+        assert!(revived.value.is(State::Young));
+        assert!(!revived.translation.has(TranslationWord::BACKEND_FIN));
+    }
+
+    /// Data of an open flow's client is seen by its entry alone.
+    #[test]
+    fn what_the_entry_has_seen_beyond_the_clients_fin_counts_when_the_backend_ends() {
+        let mut flow = client_fin(proven());
+        flow.value = flow.value.with_epoch(epoch_of(ISN) + 1);
+        let half = flow.after_backend(&segment(FIN | ACK, THEIRS + 1), ISN, NOW);
+        assert!(half.value.is(State::Pin), "{half:?}");
+        assert_eq!(half.translation.0 & BOTH_FINS, TranslationWord::BACKEND_FIN);
+    }
+
+    /// One packet of anybody's makes the client's stream seem to be elsewhere.
+    #[test]
+    fn a_jump_that_nobody_has_confirmed_undoes_no_fin() {
+        let mut flow = client_fin(proven());
+        flow.value = flow.value.with_epoch(epoch_of(ISN) + 1);
+        flow.value = flow.value.with(Word::UNCONFIRMED);
+        let closed = flow.after_backend(&segment(FIN | ACK, THEIRS + 1), ISN, NOW);
+        assert_eq!(closed.translation.0 & BOTH_FINS, BOTH_FINS);
+        assert!(closed.value.is(State::Closing));
+        let mut flow = client_fin(proven());
+        flow.value = flow.value.with(Word::UNCONFIRMED);
+        let still = flow.after_client(&data(ISN + 1 + (1 << 17)), THEIRS + 1, NOW);
+        assert!(still.translation.has(TranslationWord::CLIENT_FIN));
+    }
+
+    #[test]
+    fn data_far_from_the_stream_undoes_no_fin() {
+        const FAR: u32 = 3 << 20;
+        let closed = ended(client_fin, backend_fin);
+        let theirs = closed.after_backend(&data(THEIRS + FAR), ISN, NOW);
+        let clients = closed.after_client(&data(ISN + FAR), THEIRS, NOW);
+        for flow in [theirs, clients] {
+            assert_eq!(flow.translation.0 & BOTH_FINS, BOTH_FINS);
+            assert!(flow.value.is(State::Closing));
+        }
     }
 
     #[test]

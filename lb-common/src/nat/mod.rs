@@ -33,7 +33,7 @@ pub use translation::{Translation, TranslationWord};
 
 /// SNAT addresses of a service, at most.
 pub const SNAT_ADDRESSES: usize = 8;
-/// Services of mode `dnat` that share an endpoint, at most.
+/// Services of mode `dnat`, or with a backend on this host, that share an endpoint, at most.
 pub const DNAT_SERVICES: usize = 4;
 /// The lowest SNAT port.
 pub const FIRST_PORT: u16 = 1_024;
@@ -57,7 +57,7 @@ pub struct Bucket {
     pub translations: [Translation; WAYS as usize],
 }
 
-/// An address and port at which backends of modes `nat` and `dnat` are, whatever their service: a cache line. Written before the directory names it.
+/// An address and port at which backends of modes `nat` and `dnat`, or on this host, are, whatever their service: a cache line. Written before the directory names it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct Endpoint {
@@ -65,7 +65,7 @@ pub struct Endpoint {
     pub address: Address,
     /// The pairs with this endpoint, in any order; 0 is none.
     pub pairs: [u16; SNAT_ADDRESSES],
-    /// Ids of the services of mode `dnat` that have a backend here; 0 is none.
+    /// Ids of the services of mode `dnat` that have a backend here, or of any mode if it is on this host; 0 is none.
     pub services: [u16; DNAT_SERVICES],
     /// Port, host byte order; 0 is an entry that is not in use.
     pub port: u16,

@@ -43,7 +43,9 @@ pub const fn stamp(mixed: u64, backend: BackendRef) -> u64 {
 /// | 16-29 | id of the pair; `dnat`: 0 | the same |
 /// | 30 | [`TranslationWord::ANSWERED`] | the same |
 /// | 31 | 0 | [`TranslationWord::PROVEN`] |
-/// | 32-63 | the backend's initial sequence number, if answered | 32-43 epoch of the backend's stream, 44-46 flags, the rest 0 |
+/// | 32-63 | the backend's initial sequence number, if answered | 32-43 epoch of the backend's stream, 44-46 flags, 47-54 where the client's FIN was, 55-62 the backend's, 63 0 |
+///
+/// Where a FIN was is told in steps of 32 KiB, modulo 256: enough to tell what is beyond it from what is sent again of before it, as far as one looks.
 #[derive(Clone, Copy, PartialEq, Eq, Default)]
 #[repr(transparent)]
 pub struct TranslationWord(pub u64);
@@ -59,6 +61,11 @@ impl TranslationWord {
     pub const BACKEND_FIN: u64 = 1 << 45;
     /// Proven only: the backend's epoch jumped, and no second packet has agreed yet.
     pub const UNCONFIRMED: u64 = 1 << 46;
+
+    const CLIENT_FIN_AT_SHIFT: u32 = 47;
+    const BACKEND_FIN_AT_SHIFT: u32 = 55;
+    /// Bytes to a step are 2 to the power of this.
+    const FIN_STEP_SHIFT: u32 = 15;
 
     const PAIR_SHIFT: u32 = 16;
     const PAIR_MASK: u64 = (1 << super::PAIR_BITS) - 1;
@@ -150,6 +157,47 @@ impl TranslationWord {
         Self((self.0 & !(Self::EPOCH_MASK << Self::EPOCH_SHIFT)) | (epoch << Self::EPOCH_SHIFT))
     }
 
+    /// Proven only: with a FIN, whose flag this is, at a sequence number. Of two of one side the further one counts.
+    #[inline(always)]
+    pub const fn with_fin(self, fin: u64, seq: u32) -> Self {
+        if self.has(fin) && !is_ahead(self.steps_beyond_fin(fin, seq)) {
+            return self;
+        }
+        let shift = Self::fin_at_shift(fin);
+        let step = (seq >> Self::FIN_STEP_SHIFT) as u8;
+        Self((self.0 & !(0xff << shift)) | fin | ((step as u64) << shift))
+    }
+
+    /// Proven only: the same once the side whose flag this is has sent data at a sequence number. Nobody sends data beyond its own FIN, so that
+    /// was forged, or of another connection. What comes from before it may have been lost, and is sent again.
+    ///
+    /// Only what is a whole step beyond counts, since the FIN's own segment may have had data.
+    #[inline(always)]
+    pub const fn sent_to(self, fin: u64, seq: u32) -> Self {
+        let steps = self.steps_beyond_fin(fin, seq);
+        if self.has(fin) && steps > 1 && is_ahead(steps) {
+            self.without(fin)
+        } else {
+            self
+        }
+    }
+
+    /// From a FIN to a sequence number, modular.
+    #[inline(always)]
+    const fn steps_beyond_fin(self, fin: u64, seq: u32) -> u8 {
+        let at = (self.0 >> Self::fin_at_shift(fin)) as u8;
+        ((seq >> Self::FIN_STEP_SHIFT) as u8).wrapping_sub(at)
+    }
+
+    #[inline(always)]
+    const fn fin_at_shift(fin: u64) -> u32 {
+        if fin == Self::CLIENT_FIN {
+            Self::CLIENT_FIN_AT_SHIFT
+        } else {
+            Self::BACKEND_FIN_AT_SHIFT
+        }
+    }
+
     /// Proven only: whether an epoch is the backend's, the one before or the one after.
     #[inline(always)]
     pub const fn is_near(self, epoch: u32) -> bool {
@@ -157,11 +205,17 @@ impl TranslationWord {
     }
 }
 
+/// Whether so many steps, modulo 256, are forward.
+#[inline(always)]
+const fn is_ahead(steps: u8) -> bool {
+    steps != 0 && steps < 128
+}
+
 impl core::fmt::Debug for TranslationWord {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         let (pair, port) = (self.pair(), self.port());
         if self.has(Self::PROVEN) {
-            let (epoch, flags) = (self.epoch(), self.0 >> 44);
+            let (epoch, flags) = (self.epoch(), (self.0 >> 44) & 7);
             write!(f, "Proven({pair}:{port} epoch {epoch:#x} flags {flags:#b})")
         } else if self.has(Self::ANSWERED) {
             write!(f, "Answered({pair}:{port} isn {:#x})", self.isn())
@@ -182,7 +236,7 @@ mod tests {
             let new = TranslationWord::new(pair, port);
             let answered = new.answered(isn);
             let proven = answered.proven(seq);
-            for word in [new, answered, proven, proven.with(TranslationWord::CLIENT_FIN).with_epoch(7)] {
+            for word in [new, answered, proven, proven.with_fin(TranslationWord::CLIENT_FIN, seq).with_epoch(7)] {
                 prop_assert_eq!((word.pair(), word.port(), word.anew()), (pair, port, new));
                 prop_assert!(word.is_at(pair, port));
                 prop_assert!(!word.is_at(pair ^ 1, port) && !word.is_at(pair, port ^ 0x8000));
@@ -192,6 +246,27 @@ mod tests {
             prop_assert_eq!(proven.epoch(), epoch_of(seq));
             prop_assert!(proven.is_near(epoch_of(seq.wrapping_add(1 << 20))));
             prop_assert!(!proven.is_near(epoch_of(seq.wrapping_add(2 << 20))));
+        }
+
+        #[test]
+        fn only_what_is_sent_beyond_a_fin_undoes_it(isn: u32, at: u32, by in 0x1_0000u32..3 << 20, short in 0u32..1 << 22) {
+            const FINS: [u64; 2] = [TranslationWord::CLIENT_FIN, TranslationWord::BACKEND_FIN];
+            let none = TranslationWord::new(3, 2_000).proven(isn);
+            for [fin, other] in [FINS, [FINS[1], FINS[0]]] {
+                let word = none.with_fin(other, at.wrapping_add(7 << 20)).with_fin(fin, at);
+                prop_assert!(word.has(fin) && word.has(other));
+                prop_assert_eq!((word.anew(), word.epoch()), (none.anew(), none.epoch()));
+                // From the FIN's own segment, and what may have been lost before it.
+                prop_assert_eq!(word.sent_to(fin, at.wrapping_add(0x7fff)), word);
+                prop_assert_eq!(word.sent_to(fin, at.wrapping_sub(short)), word);
+                let beyond = word.sent_to(fin, at.wrapping_add(by));
+                prop_assert!(!beyond.has(fin) && beyond.has(other));
+                prop_assert_eq!(beyond.sent_to(fin, at.wrapping_add(by)), beyond);
+                // The further of two.
+                let later = word.with_fin(fin, at.wrapping_add(by));
+                prop_assert_eq!(later.with_fin(fin, at), later);
+                prop_assert_eq!(later.sent_to(fin, at.wrapping_add(by)), later);
+            }
         }
 
         #[test]

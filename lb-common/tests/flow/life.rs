@@ -4,7 +4,7 @@ use lb_common::{
     clock::Tick,
     flow::{
         life::{Owner, PROMOTION_WINDOW, advance, owner, refresh},
-        word::{BackendRef, State, Word, YOUNG_TICKS, epoch_of},
+        word::{BackendRef, LATE_TICKS, REFRESH_TICKS, State, Word, YOUNG_TICKS, epoch_of},
     },
     tcp::{ACK, FIN, RST, Segment},
 };
@@ -196,23 +196,55 @@ fn data_in_its_place_clears_the_hint() {
 }
 
 #[test]
-fn a_flow_closed_by_fin_is_refreshed_by_acknowledgements_and_revived_by_data() {
+fn a_flow_closed_by_fin_is_refreshed_by_late_acknowledgements_and_revived_by_late_data() {
     let closing = live(State::Closing, Word::EXCEPTION);
-    assert_eq!(advance(closing, &ack(at(0)), NOW), closing.with_tick(NOW));
+    let late = THEN.later(LATE_TICKS);
     assert_eq!(
-        advance(closing, &ack(at(1)), NOW),
-        closing.with_tick(NOW).with_epoch(EPOCH + 1)
+        advance(closing, &data(at(0)), late),
+        live(State::Young, 0).with_tick(late)
     );
+    // Once a minute, or among acknowledgements no data would ever be late.
+    for again in [ack(at(0)), fin(at(0))] {
+        let minute = THEN.later(REFRESH_TICKS);
+        assert_eq!(advance(closing, &again, minute), closing.with_tick(minute));
+        let before = THEN.later(REFRESH_TICKS - 1);
+        assert_eq!(advance(closing, &again, before), closing);
+    }
     assert_eq!(
-        advance(closing, &data(at(0)), NOW),
-        live(State::Young, 0).with_tick(NOW)
+        advance(closing, &ack(at(1)), late),
+        closing.with_epoch(EPOCH + 1)
     );
-    // The FIN again refreshes it; a RST after it shortens its linger; what closed it stays known.
-    assert_eq!(advance(closing, &fin(at(0)), NOW), closing.with_tick(NOW));
+    // A RST after it shortens its linger; what closed it stays known.
     assert_eq!(
         advance(closing, &rst(at(0)), NOW),
         closing.with_tick(NOW).with(Word::BY_RESET)
     );
+}
+
+#[test]
+fn data_soon_after_a_fin_was_sent_before_it_and_revives_nothing() {
+    let closing = live(State::Closing, Word::EXCEPTION);
+    let soon = THEN.later(LATE_TICKS - 1);
+    for segment in [data(at(0)), data(at(-1)), ack(at(0))] {
+        assert_eq!(advance(closing, &segment, soon), closing, "{segment:?}");
+    }
+    // Acknowledgements in between do not put off the moment from which data is late.
+    let acknowledged = advance(closing, &ack(at(0)), soon);
+    let late = THEN.later(LATE_TICKS);
+    assert!(advance(acknowledged, &data(at(0)), late).is(State::Young));
+}
+
+#[test]
+fn what_was_sent_long_before_a_fin_moves_nothing_back() {
+    let closing = live(State::Closing, 0);
+    let soon = THEN.later(LATE_TICKS - 1);
+    for epochs in [-2, -3, -2_047] {
+        let once = advance(closing, &data(at(epochs)), soon);
+        assert_eq!(advance(once, &data(at(epochs)), soon), closing, "{epochs}");
+    }
+    // What is ahead of it has not been sent before it.
+    let once = advance(closing, &data(at(2)), soon);
+    assert!(advance(once, &data(at(2)), soon).is(State::Young));
 }
 
 #[test]
@@ -295,9 +327,10 @@ fn retransmissions_far_back_lose_nothing_for_good() {
 
 #[test]
 fn a_segment_belongs_to_the_challenger_it_follows_and_else_to_the_live_entry() {
-    let pin = live(State::Pin, Word::CONTESTED);
+    let pin = live(State::Pin, Word::CONTESTED).with_epoch(EPOCH + 9);
     let challenger = Word::challenger(BACKEND, at(0), THEN);
-    let belongs = |one: Word, other: Word, segment: Segment| match owner(one, other, &segment) {
+    let belongs = |one: Word, other: Word, segment: Segment| match owner(one, other, &segment, NOW)
+    {
         Owner::First => one,
         Owner::Second => other,
     };
@@ -315,17 +348,50 @@ fn a_segment_belongs_to_the_challenger_it_follows_and_else_to_the_live_entry() {
 }
 
 #[test]
-fn of_two_live_entries_the_nearer_has_a_segment_and_the_newer_a_tie() {
+fn a_challenger_ahead_of_an_open_stream_never_has_it() {
+    let challenger = Word::challenger(BACKEND, at(0), THEN);
+    let ours = |live: Word, challenger: Word| owner(live, challenger, &data(at(0)), NOW);
+    for state in [State::Young, State::Pin] {
+        for epoch in [EPOCH - 1, EPOCH, EPOCH + 1] {
+            let open = live(state, Word::CONTESTED).with_epoch(epoch);
+            assert_eq!(ours(open, challenger), Owner::First);
+            assert_eq!(ours(challenger, open), Owner::Second);
+        }
+    }
+    // A stream that has ended gives way to the next on its port.
+    let closing = live(State::Closing, Word::CONTESTED);
+    assert_eq!(ours(closing, challenger), Owner::Second);
+}
+
+#[test]
+fn a_tie_is_of_the_entry_that_was_seen_last_and_else_of_the_older() {
+    let older = live(State::Pin, Word::CONTESTED);
+    let newer = live(State::Young, Word::CONTESTED | Word::SECOND);
+    let later = THEN.later(1);
+    for (one, other, expected) in [
+        (older, newer, older),
+        (older.with_tick(later), newer, older.with_tick(later)),
+        (older, newer.with_tick(later), newer.with_tick(later)),
+    ] {
+        let first = owner(one, other, &data(at(0)), NOW) == Owner::First;
+        assert_eq!(if first { one } else { other }, expected);
+        let second = owner(other, one, &data(at(0)), NOW) == Owner::Second;
+        assert_eq!(if second { one } else { other }, expected);
+    }
+}
+
+#[test]
+fn of_two_live_entries_the_nearer_has_a_segment() {
     let first = live(State::Pin, Word::CONTESTED);
     let second = live(State::Young, Word::CONTESTED | Word::SECOND).with_epoch(EPOCH + 10);
-    let belongs = |one: Word, other: Word, seq| match owner(one, other, &data(seq)) {
+    let belongs = |one: Word, other: Word, seq| match owner(one, other, &data(seq), NOW) {
         Owner::First => one,
         Owner::Second => other,
     };
     for (epochs, expected) in [
         (0, first),
         (4, first),
-        (5, second),
+        (5, first),
         (6, second),
         (10, second),
         (-1_000, first),

@@ -36,7 +36,9 @@ enum Life {
     Young {
         since: u32,
     },
-    Pin,
+    Pin {
+        seen: u32,
+    },
     Closing {
         by_reset: bool,
         exception: bool,
@@ -79,16 +81,40 @@ impl Held {
                     (false, true) => 2 * 60 * 60,
                     (false, false) => 15 * 60,
                 };
-                now - quiet_since >= surely(linger)
+                // Its last packet may be a minute younger than what is known of it.
+                let unknown = if by_reset { 0 } else { surely(60) };
+                now - quiet_since >= surely(linger) + unknown
             }
             _ => false,
         }
     }
 
+    /// For how long it has certainly not been seen; of a young one, since when it is.
     fn quiet(&self, now: u32) -> u32 {
         match self.life {
+            Life::Asked { .. } => 0,
+            Life::Young { since } => now - since,
+            Life::Pin { seen } => now - seen,
             Life::Closing { quiet_since, .. } => now - quiet_since,
-            _ => 0,
+        }
+    }
+
+    /// Whether a client's segment is where this entry's stream is, and that may go on.
+    fn has(&self, segment: &Segment) -> bool {
+        matches!(self.life, Life::Young { .. } | Life::Pin { .. })
+            && self.ahead(segment.seq).abs() <= 1
+    }
+
+    /// Closing, and its place can be had by a SYN beside another one.
+    fn gives_way(&self, beside: &Self, now: u32) -> bool {
+        match self.life {
+            Life::Closing { by_reset, .. } => {
+                by_reset
+                    || beside.is_closing()
+                    || self.is_claimable(now)
+                    || (self.backend, self.generation) == (beside.backend, beside.generation)
+            }
+            _ => false,
         }
     }
 
@@ -129,20 +155,41 @@ impl Held {
         if segment.flags & (FIN | RST) != 0 {
             if near && !self.doubtful {
                 self.follow(ahead);
-                let was = match self.life {
+                let resets = segment.flags & RST != 0;
+                self.life = match self.life {
                     Life::Closing {
                         by_reset,
                         exception,
-                        ..
-                    } => (by_reset, exception),
-                    _ => (false, pick != self.backend),
-                };
-                self.life = Life::Closing {
-                    by_reset: was.0 || segment.flags & RST != 0,
-                    exception: was.1,
-                    quiet_since: now,
+                        quiet_since,
+                    } => Life::Closing {
+                        by_reset: by_reset || resets,
+                        exception,
+                        quiet_since: if by_reset || resets || now - quiet_since >= surely(60) {
+                            now
+                        } else {
+                            quiet_since
+                        },
+                    },
+                    _ => Life::Closing {
+                        by_reset: resets,
+                        exception: pick != self.backend,
+                        quiet_since: now,
+                    },
                 };
             }
+            return;
+        }
+        let agrees = near && self.doubtful;
+        // What comes soon after a FIN was sent before it, unless two have come from where the stream is not yet.
+        let early = match self.life {
+            Life::Closing {
+                by_reset: false,
+                quiet_since,
+                ..
+            } => now - quiet_since < surely(10),
+            _ => false,
+        };
+        if early && !near && (-2047..0).contains(&ahead) {
             return;
         }
         if near {
@@ -153,20 +200,24 @@ impl Held {
             self.epoch = i64::from(segment.seq >> 20);
         }
         match self.life {
-            Life::Young { since } if now - since >= surely(30) => self.life = Life::Pin,
+            Life::Young { since } if now - since >= surely(30) => {
+                self.life = Life::Pin { seen: now };
+            }
+            Life::Pin { .. } => self.life = Life::Pin { seen: now },
             Life::Closing {
                 by_reset,
                 exception,
-                ..
+                quiet_since,
             } => {
-                // Whatever its client sends begins its time to linger anew.
-                self.life = if near && (by_reset || segment.payload) {
+                self.life = if near && (by_reset || segment.payload && (agrees || !early)) {
                     Life::Young { since: now }
                 } else {
+                    // Whatever else its client sends begins its time to linger anew; for what is near, that is looked at once a minute.
+                    let again = !near || by_reset || now - quiet_since >= surely(60);
                     Life::Closing {
                         by_reset,
                         exception,
-                        quiet_since: now,
+                        quiet_since: if again { now } else { quiet_since },
                     }
                 };
             }
@@ -278,7 +329,7 @@ impl Reference {
         if held.is_empty() {
             return self.unknown(outside, flow, segment);
         }
-        let owner = Self::owner(held, segment);
+        let owner = Self::owner(held, segment, outside.now.0);
         let Some(choice) = Self::still(outside, &held[owner]) else {
             held.remove(owner);
             return (Reason::StaleGeneration, None);
@@ -293,12 +344,12 @@ impl Reference {
     }
 
     /// Whose a segment is.
-    fn owner(held: &[Held], segment: &Segment) -> usize {
+    fn owner(held: &[Held], segment: &Segment, now: u32) -> usize {
         if held.len() == 1 {
             return 0;
         }
         if let Some(asked) = held.iter().position(Held::is_asked) {
-            return if held[asked].is_followed_by(segment) {
+            return if held[asked].is_followed_by(segment) && !held[1 - asked].has(segment) {
                 asked
             } else {
                 1 - asked
@@ -311,7 +362,12 @@ impl Reference {
         match far[0].cmp(&far[1]) {
             Ordering::Less => 0,
             Ordering::Greater => 1,
-            Ordering::Equal => usize::from(held[1].newer),
+            // In a tie to the one seen last, or to the older.
+            Ordering::Equal => match held[0].quiet(now).cmp(&held[1].quiet(now)) {
+                Ordering::Less => 0,
+                Ordering::Greater => 1,
+                Ordering::Equal => usize::from(held[0].newer),
+            },
         }
     }
 
@@ -385,7 +441,11 @@ impl Reference {
                 };
                 // Of two dead ones the one goes that is found first in the table, which only the table knows.
                 let dead = [dead(&held[0]), dead(&held[1])];
-                let goes = match (held[0].is_closing(), held[1].is_closing()) {
+                let gives_way = [
+                    held[0].gives_way(&held[1], now.0),
+                    held[1].gives_way(&held[0], now.0),
+                ];
+                let goes = match (gives_way[0], gives_way[1]) {
                     (false, false) if dead == [true, false] => 0,
                     (false, false) if dead == [false, true] => 1,
                     (false, false) if dead == [true, true] => {
@@ -397,7 +457,7 @@ impl Reference {
                             flags: ACK,
                             payload: false,
                         };
-                        let nearer = held[Self::owner(held, &as_data)];
+                        let nearer = held[Self::owner(held, &as_data, now.0)];
                         return match Self::still(outside, &nearer) {
                             Some(kept) if kept.1.serving == Serving::New => {
                                 Ok(sent(kept, Reason::Unpinned))
@@ -471,7 +531,7 @@ pub(crate) fn shape_of_held(held: &Held) -> (u32, u8, &'static str) {
             challenges: true, ..
         } => "Challenger",
         Life::Young { .. } => "Young",
-        Life::Pin => "Pin",
+        Life::Pin { .. } => "Pin",
         Life::Closing { .. } => "Closing",
     };
     (held.backend, held.generation, name)

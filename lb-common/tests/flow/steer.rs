@@ -123,13 +123,30 @@ fn a_flow_whose_entry_was_missed_while_it_moved_goes_where_its_entry_says() {
         (Reason::Established, Some(1))
     );
     assert!(rig.entry(FLOW).is(State::Pin));
-    // A SYN has one look before it.
+    // On the long way a SYN has one look before it. (What is paced is not for the straight one.)
+    rig.pace(2, Share::NONE);
     rig.blind(8);
     assert_eq!(
         rig.send(FLOW, syn(ELSEWHERE), now),
         (Reason::Reopened, Some(1))
     );
     assert!(rig.entry(FLOW).is(State::Pin));
+}
+
+#[test]
+fn a_syn_that_missed_an_entry_while_it_moved_challenges_it_all_the_same() {
+    let rig = Rig::small(2);
+    let now = pinned(&rig);
+    // The one look of the straight way sees nothing; that after the insertion sees the entry, and leaves the SYN to the long way.
+    rig.blind(8);
+    assert_eq!(
+        rig.send(FLOW, syn(ELSEWHERE), now),
+        (Reason::Challenged, Some(1))
+    );
+    let [pin, challenger] = rig.entries(FLOW)[..] else {
+        panic!("{:?}", rig.entries(FLOW));
+    };
+    assert!(pin.is(State::Pin) && challenger.is(State::Challenger));
 }
 
 #[test]
@@ -151,6 +168,35 @@ fn a_new_flow_without_a_place_goes_where_its_next_packets_will() {
     // A previous owner that takes no new flows does not get one by this.
     rig.set_backend(1, Serving::ExistingOnly);
     assert_eq!(rig.send(FLOW, syn(ISN), START), (Reason::Unpinned, Some(2)));
+}
+
+#[test]
+fn a_new_flow_that_is_not_recorded_now_waits_where_its_next_packets_would_go_astray() {
+    let mut rig = Rig::small(2);
+    rig.hold(true);
+    hand_slot_over(&mut rig, START);
+    // Both go to the previous owner, or the SYN goes nowhere.
+    assert_eq!(rig.send(FLOW, syn(ISN), START), (Reason::Unpinned, Some(1)));
+    assert_eq!(
+        rig.send(FLOW, ack(ISN + 1), START),
+        (Reason::Unadopted, Some(1))
+    );
+    rig.set_backend(1, Serving::ExistingOnly);
+    assert_eq!(rig.send(FLOW, syn(ISN), START), (Reason::Held, None));
+    // Once the slot is handed over, both go to its owner.
+    let later = START.later(HANDOVER_TICKS + 1);
+    assert_eq!(rig.send(FLOW, syn(ISN), later), (Reason::Unpinned, Some(2)));
+    assert_eq!(
+        rig.send(FLOW, ack(ISN + 1), later),
+        (Reason::Unadopted, Some(2))
+    );
+    // And when entries are written again it is recorded.
+    rig.hold(false);
+    assert_eq!(rig.send(FLOW, syn(ISN), later), (Reason::Opened, Some(2)));
+    assert_eq!(
+        rig.send(FLOW, ack(ISN + 1), later),
+        (Reason::Established, Some(2))
+    );
 }
 
 /// Forgeries against a live pin, each alone and all together: its packets go where they went.

@@ -114,6 +114,8 @@ impl Cell {
 /// The buckets. A key is an index into the list of homes, which each scenario chooses.
 pub(crate) struct Buckets<const N: u32> {
     places: Vec<[Cell; 2]>,
+    /// What goes with the entry of each place, as a translation does: here, its key.
+    facts: Vec<Cell>,
     homes: &'static [[u32; 2]],
 }
 
@@ -125,17 +127,34 @@ impl<const N: u32> Buckets<N> {
         homes: &'static [[u32; 2]],
         entries: &[(u32, u32, u64, Word)],
     ) -> Arc<Self> {
-        let places = (0..buckets * N)
-            .map(|index| {
-                let entry = entries
-                    .iter()
-                    .find(|(bucket, way, ..)| bucket * N + way == index);
-                let (key, value) =
-                    entry.map_or((0, Word::EMPTY.0), |(.., key, word)| (*key, word.0));
-                [Cell::new(order, key), Cell::new(order, value)]
-            })
-            .collect();
-        Arc::new(Self { places, homes })
+        let entry_at = |index| {
+            let mut entries = entries.iter();
+            let entry = entries.find(|(bucket, way, ..)| bucket * N + way == index);
+            entry.map_or((0, Word::EMPTY.0), |(.., key, word)| (*key, word.0))
+        };
+        let all = (0..buckets * N).map(entry_at);
+        Arc::new(Self {
+            places: all
+                .clone()
+                .map(|(key, value)| [Cell::new(order, key), Cell::new(order, value)])
+                .collect(),
+            facts: all.map(|(key, _)| Cell::new(order, key)).collect(),
+            homes,
+        })
+    }
+
+    /// What goes with the entry at a place.
+    pub(crate) fn fact(&self, place: Place) -> u64 {
+        self.facts_at(place).load()
+    }
+
+    /// Has it be that of an entry, which was seen there.
+    pub(crate) fn set_fact(&self, place: Place, key: u64) {
+        self.facts_at(place).store(key);
+    }
+
+    fn facts_at(&self, place: Place) -> &Cell {
+        &self.facts[(place.index * N + place.way) as usize]
     }
 
     fn cells(&self, bucket: u32, way: u32) -> &[Cell; 2] {
@@ -199,7 +218,9 @@ impl<const N: u32> Memory for Buckets<N> {
         assert_eq!(before, Word::BUSY.0, "a busy place was changed by another");
     }
 
-    fn carry_facts(&self, _: Place, _: Place) {}
+    fn carry_facts(&self, from: Place, to: Place) {
+        self.set_fact(to, self.fact(from));
+    }
 }
 
 /// One CPU, and what it sees of tables and backends.
@@ -268,7 +289,9 @@ impl<const N: u32> Memory for Cpu<N> {
         self.buckets.publish(bucket, way, new);
     }
 
-    fn carry_facts(&self, _: Place, _: Place) {}
+    fn carry_facts(&self, from: Place, to: Place) {
+        self.buckets.carry_facts(from, to);
+    }
 }
 
 impl<const N: u32> World for Cpu<N> {

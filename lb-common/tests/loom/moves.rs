@@ -183,6 +183,36 @@ fn a_flow_is_moved_by_two_cpus_while_a_third_refreshes_it() {
     });
 }
 
+/// A packet of a new flow, which writes what goes with that flow's entry once it has one, as a SYN does that needs a translation.
+fn open(buckets: &Buckets<1>, key: u64) {
+    if let Some(entry) = find(buckets, buckets.homes(&key), &key) {
+        buckets.set_fact(entry.place, key);
+    }
+}
+
+#[test]
+fn a_flow_is_moved_while_the_newcomers_first_packet_comes_twice() {
+    for (name, homes) in [
+        ("move and the newcomer's packet", HOMES),
+        ("move back and the newcomer's packet", BACKWARDS),
+    ] {
+        explore(name, Depth::Exhaustive, move |order| {
+            let buckets = crowded(order, homes);
+            let mover = buckets.clone();
+            let mover = on_cpu(move || {
+                assert!(matches!(insert(&mover, NEW), Inserted::At(_)));
+                open(&mover, NEW);
+            });
+            open(&buckets, NEW);
+            mover.join().unwrap();
+            for key in [LIVE, NEIGHBOUR, NEW] {
+                let entry = find(&*buckets, buckets.homes(&key), &key).expect("it is there");
+                assert_eq!(buckets.fact(entry.place), key, "what goes with it");
+            }
+        });
+    }
+}
+
 #[test]
 fn a_copy_is_moved_on_before_its_source_is_given_up() {
     // The new flow of bucket 0 moves LIVE to bucket 2; that of bucket 2 moves it back, or moves what it finds; a packet may

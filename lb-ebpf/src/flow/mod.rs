@@ -14,15 +14,17 @@ use lb_common::{
         FlowKey,
         bucket::{Facts, WAYS},
         copy::{self, Kind, Outcome},
+        open,
         steer::{self, Known, Steered, World},
         table::{self, Entry, Look, Memory, Place, Subject},
         word::Word,
     },
     maglev::{Slot, TableRef, slot_index},
     nat::TranslationWord,
+    tcp,
 };
 
-use crate::{hide, maps, nat, parse::Segment};
+use crate::{family::Family, hide, maps, nat, parse::Segment, watch};
 
 /// The flow table, in one version of IP.
 pub(crate) trait Table: nat::Carry {
@@ -68,6 +70,41 @@ pub(crate) fn established<T: Table>(
 ) -> Option<Known<*const Backend>> {
     let key = T::key(client, segment.source_port, service);
     steer::established(&Maps::<T>::NEW, &key, &segment.tcp, maps::now())
+}
+
+/// Opens a flow whose SYN can go the straight way, and gives the id of its backend; 0 if it cannot.
+#[inline(always)]
+pub(crate) fn open<F: Family>(
+    service: u16,
+    segment: &Segment,
+    client: <F as Table>::Address,
+) -> u32 {
+    let [first, second] = F::as_words(client);
+    let ends = ((segment.source_port as u64) << 16) | service as u64;
+    let what = ((segment.tcp.seq as u64) << 8) | segment.tcp.flags as u64;
+    open_by_value::<F>(first, second, ends, what)
+}
+
+/// By value, and a function of its own, for its stack: see [`open`].
+#[inline(never)]
+fn open_by_value<F: Family>(first: u64, second: u64, ends: u64, what: u64) -> u32 {
+    let client = F::of_words([first, second]);
+    let key = F::key(client, (ends >> 16) as u16, ends as u16);
+    let segment = tcp::Segment {
+        seq: (what >> 8) as u32,
+        flags: what as u8,
+        payload: false,
+    };
+    open::open(&Maps::<F>::NEW, &key, &segment, maps::now())
+}
+
+/// The same for services whose flows are translated.
+#[inline(always)]
+pub(crate) fn established_translated<T: Table>(
+    key: &T::Key,
+    segment: &Segment,
+) -> Option<Known<*const Backend>> {
+    steer::established(&Maps::<T, true, true>::NEW, key, &segment.tcp, maps::now())
 }
 
 /// The backend of any other segment: finds, makes or changes the entry of its flow.
@@ -139,6 +176,12 @@ pub(crate) fn concerned<T: Table>(service: u16, client: T::Address, port: u16) -
     steer::concerned(&Maps::<T>::NEW, &key, maps::now())
 }
 
+/// The same of a service whose flows are translated. Where the flow's entry is, if it has one, is noted for what comes next.
+#[inline(always)]
+pub(crate) fn concerned_translated<T: Table>(key: &T::Key) -> u32 {
+    steer::concerned(&Maps::<T, true>::NEW, key, maps::now())
+}
+
 /// Inserts an entry for the daemon, with the fact that goes with it.
 #[inline(always)]
 pub(crate) fn copy<T: Table>(
@@ -167,10 +210,11 @@ pub(crate) fn copy<T: Table>(
     }
 }
 
-/// The maps as one packet sees them; of a service whose flows are translated, or not.
-struct Maps<T, const TRANSLATES: bool = false>(PhantomData<T>);
+/// The maps as one packet sees them; of a service whose flows are translated, or not; and if translations are needed at once, so that the cache
+/// is to fetch them with their entries.
+struct Maps<T, const TRANSLATES: bool = false, const AT_ONCE: bool = false>(PhantomData<T>);
 
-impl<T, const TRANSLATES: bool> Maps<T, TRANSLATES> {
+impl<T, const TRANSLATES: bool, const AT_ONCE: bool> Maps<T, TRANSLATES, AT_ONCE> {
     const NEW: Self = Self(PhantomData);
 }
 
@@ -196,7 +240,9 @@ fn value<T: Table>(bucket: *mut T::Bucket, way: u32) -> *mut u64 {
     T::value(entry::<T>(bucket, way))
 }
 
-impl<T: Table, const TRANSLATES: bool> Memory for Maps<T, TRANSLATES> {
+impl<T: Table, const TRANSLATES: bool, const AT_ONCE: bool> Memory
+    for Maps<T, TRANSLATES, AT_ONCE>
+{
     type Key = T::Key;
     type Bucket = *mut T::Bucket;
 
@@ -209,6 +255,9 @@ impl<T: Table, const TRANSLATES: bool> Memory for Maps<T, TRANSLATES> {
 
     #[inline(always)]
     fn bucket(&self, index: u32) -> Option<*mut T::Bucket> {
+        if AT_ONCE {
+            nat::touch::<T>(index);
+        }
         T::bucket(index)
     }
 
@@ -239,6 +288,9 @@ impl<T: Table, const TRANSLATES: bool> Memory for Maps<T, TRANSLATES> {
         let (_, replaced) = unsafe {
             atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(value::<T>(bucket, way), seen.0, new.0)
         };
+        if replaced {
+            watch::changed(seen, new);
+        }
         replaced
     }
 
@@ -286,7 +338,7 @@ fn first_seen<T: Table>(place: Place) -> Option<*mut u32> {
     })
 }
 
-impl<T: Table, const TRANSLATES: bool> World for Maps<T, TRANSLATES> {
+impl<T: Table, const TRANSLATES: bool, const AT_ONCE: bool> World for Maps<T, TRANSLATES, AT_ONCE> {
     const TRANSLATES: bool = TRANSLATES;
 
     type Backend = *const Backend;

@@ -22,6 +22,9 @@ pub(crate) trait Header {
     /// Takes one hop off the packet's time to live, or hop limit.
     fn take_a_hop(ip: Bytes) -> Result<(), Reason>;
 
+    /// The packet's time to live, or hop limit.
+    fn hops(ip: Bytes) -> u8;
+
     /// Type of service, or traffic class: the same six bits of DSCP and two of ECN.
     fn traffic_class(ip: Bytes) -> u8;
 
@@ -43,6 +46,11 @@ impl Header for V4 {
         ip.set_u8(8, time_to_live - 1);
         ip.set_raw16(10, csum::after_a_hop(ip.raw16(10)));
         Ok(())
+    }
+
+    #[inline(always)]
+    fn hops(ip: Bytes) -> u8 {
+        ip.u8(8)
     }
 
     #[inline(always)]
@@ -69,6 +77,11 @@ impl Header for V6 {
         }
         ip.set_u8(7, hop_limit - 1);
         Ok(())
+    }
+
+    #[inline(always)]
+    fn hops(ip: Bytes) -> u8 {
+        ip.u8(7)
     }
 
     #[inline(always)]

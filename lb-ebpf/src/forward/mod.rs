@@ -53,6 +53,10 @@ pub(crate) fn forward<H: Header>(
     state: BackendState,
 ) -> Result<u32, Reason> {
     let forwarding = state.forwarding().ok_or(Reason::UnknownMode)?;
+    if state.is_local() {
+        // A message about a flow, and not of it.
+        return Err(Reason::UnknownMode);
+    }
     let hop = hop_in_force(backend, state);
     let action = egress(ctx, hop)?;
     match forwarding {

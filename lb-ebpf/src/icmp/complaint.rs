@@ -62,6 +62,7 @@ pub(crate) fn room_on_the_way_to(backend: u32) -> u32 {
         return 0;
     };
     let outer = match state.forwarding() {
+        _ if state.is_local() => 0,
         Some(Forwarding::InIpv4) => IPV4_LEN as u32,
         Some(Forwarding::InIpv6) => IPV6_LEN as u32,
         _ => 0,

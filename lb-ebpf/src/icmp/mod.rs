@@ -3,6 +3,7 @@
 
 mod complaint;
 mod echo;
+mod error;
 mod relay;
 mod tunnel;
 mod v4;
@@ -10,10 +11,12 @@ mod v6;
 
 use aya_ebpf::{
     bindings::{xdp_action, xdp_md},
+    macros::xdp,
     programs::XdpContext,
 };
 use lb_common::{
     headers::ICMP_LEN,
+    maps::ERROR_INDEX,
     net::IpVersion,
     verdict::{Reason, Verdict},
 };
@@ -23,13 +26,14 @@ use lb_ebpf::packet::{Bytes, Frame};
 use crate::{
     count::Tally,
     family::{Family, V4, V6},
-    maps,
+    hand_on, maps,
     parse::{self, Ends, Parse},
 };
 
 pub(crate) use self::{
     complaint::{complain, room_on_the_way_to},
-    tunnel::{tunnel4, tunnel4in6, tunnel6},
+    error::AboutSegment,
+    relay::to_backend,
 };
 
 /// ICMP, in one version of IP.
@@ -87,13 +91,35 @@ pub(crate) struct Message<F: Parse> {
 
 // What a function returns that leaves the message to another. No XDP actions.
 /// It is about an encapsulated packet.
-pub(crate) const TUNNEL: u32 = u32::MAX - 3;
+const TUNNEL: u32 = u32::MAX - 3;
 /// It is about an IPv4 packet in an IPv6 one.
-pub(crate) const TUNNEL_4_IN_6: u32 = u32::MAX - 4;
+const TUNNEL_4_IN_6: u32 = u32::MAX - 4;
+/// It is about a packet of a service whose flows are translated, or about one of a flow that was.
+const TRANSLATED: u32 = u32::MAX - 7;
 
-/// An ICMP message.
+/// A message of ICMP.
+#[xdp(frags)]
+fn control4(ctx: XdpContext) -> u32 {
+    match handle4(ctx.ctx) {
+        TUNNEL => tunnel::tunnel4(ctx.ctx),
+        TRANSLATED => hand_on(&ctx, ERROR_INDEX),
+        action => action,
+    }
+}
+
+/// A message of ICMPv6.
+#[xdp(frags)]
+fn control6(ctx: XdpContext) -> u32 {
+    match handle6(ctx.ctx) {
+        TUNNEL => tunnel::tunnel6(ctx.ctx),
+        TUNNEL_4_IN_6 => tunnel::tunnel4in6(ctx.ctx),
+        TRANSLATED => hand_on(&ctx, ERROR_INDEX + 1),
+        action => action,
+    }
+}
+
 #[inline(never)]
-pub(crate) fn control4(ctx: *mut xdp_md) -> u32 {
+fn handle4(ctx: *mut xdp_md) -> u32 {
     let ctx = XdpContext::new(ctx);
     match parse::network_of::<V4>(&ctx) {
         Some(offset) => control::<V4>(&ctx, offset),
@@ -101,9 +127,8 @@ pub(crate) fn control4(ctx: *mut xdp_md) -> u32 {
     }
 }
 
-/// An ICMPv6 message.
 #[inline(never)]
-pub(crate) fn control6(ctx: *mut xdp_md) -> u32 {
+fn handle6(ctx: *mut xdp_md) -> u32 {
     let ctx = XdpContext::new(ctx);
     match parse::network_of::<V6>(&ctx) {
         Some(offset) => control::<V6>(&ctx, offset),
@@ -115,7 +140,7 @@ pub(crate) fn control6(ctx: *mut xdp_md) -> u32 {
 fn control<F: Family>(ctx: &XdpContext, network: usize) -> u32 {
     let mut tally = Tally::new();
     let (reason, action) = match handle::<F>(ctx, network, &mut tally) {
-        Ok((_, action)) if action == TUNNEL || action == TUNNEL_4_IN_6 => return action,
+        Ok((Reason::NotService, action)) => return action,
         Ok((reason, action)) => (reason, action),
         Err(reason) => match reason.verdict() {
             Verdict::Pass => (reason, xdp_action::XDP_PASS),
@@ -143,7 +168,6 @@ fn handle<F: Family>(
             return Ok((Reason::NotService, action));
         }
         relay::relay::<F>(ctx, network, &message, tally)
-            .map(|action| (Reason::ErrorRelayed, action))
     } else if message.kind == F::ECHO_REQUEST && F::is_only_vip(message.ends.destination) {
         tally.bytes = network as u32 + message.length;
         if !maps::may_answer(maps::now_ns()) {

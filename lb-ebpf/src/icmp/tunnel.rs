@@ -27,7 +27,7 @@ use crate::{
 
 /// An error about an IPv4 packet that holds another.
 #[inline(never)]
-pub(crate) fn tunnel4(ctx: *mut xdp_md) -> u32 {
+pub(super) fn tunnel4(ctx: *mut xdp_md) -> u32 {
     let ctx = XdpContext::new(ctx);
     match parse::network_of::<V4>(&ctx) {
         Some(network) => tell::<V4, V4>(&ctx, network),
@@ -37,7 +37,7 @@ pub(crate) fn tunnel4(ctx: *mut xdp_md) -> u32 {
 
 /// An error about an IPv6 packet that holds another.
 #[inline(never)]
-pub(crate) fn tunnel6(ctx: *mut xdp_md) -> u32 {
+pub(super) fn tunnel6(ctx: *mut xdp_md) -> u32 {
     let ctx = XdpContext::new(ctx);
     match parse::network_of::<V6>(&ctx) {
         Some(network) => tell::<V6, V6>(&ctx, network),
@@ -47,7 +47,7 @@ pub(crate) fn tunnel6(ctx: *mut xdp_md) -> u32 {
 
 /// An error about an IPv6 packet that holds one of IPv4.
 #[inline(never)]
-pub(crate) fn tunnel4in6(ctx: *mut xdp_md) -> u32 {
+pub(super) fn tunnel4in6(ctx: *mut xdp_md) -> u32 {
     let ctx = XdpContext::new(ctx);
     match parse::network_of::<V6>(&ctx) {
         Some(network) => tell::<V6, V4>(&ctx, network),

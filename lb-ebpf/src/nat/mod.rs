@@ -1,15 +1,18 @@
 //! Modes `nat` and `dnat`: translating what clients send to backends, and what backends send back.
 //!
-//! Established flows take the short way ([`plain`]) within the first program. All else is done by three more programs, each of them small enough for
+//! Established flows take the short way ([`plain`]) within the first program. All else is done by four more programs, each of them small enough for
 //! the verifier of 6.1 and with the whole stack for itself; what one has found out, the next finds in [`lb_common::counters::HandedOn`].
 //!
 //! * [`steer`]: finds or makes the flow's entry
 //! * [`live`]: what a segment of either side changes
 //! * [`translate`]: makes its translation, lets it live on, sends the segment to the backend
-//! * [`reply`]: the way back
+//! * [`reply`]: the way back; [`endpoint`]: which flow that is
+//! * [`error`]: errors by ICMP about what either side has sent
 //! * [`store`]: translations in the map; [`ports`]: SNAT ports
 //! * [`rewrite`]: addresses, ports and checksums; [`mss`]: the clamp; [`route`]: the way to a client
 
+mod endpoint;
+mod error;
 mod live;
 mod mss;
 mod ports;
@@ -23,7 +26,8 @@ mod translate;
 use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
 use lb_common::{
     backend::{Backend, Forwarding},
-    flow::table::Place,
+    counters::HandedOn,
+    flow::{bucket::WAYS, table::Place},
     headers::TCP_LEN,
     nat::TranslationWord,
     net::Address,
@@ -34,14 +38,17 @@ use lb_common::{
 use lb_ebpf::packet::Frame;
 
 pub(crate) use self::{
-    rewrite::Rewrite,
-    store::{Carry, carry, copy},
+    endpoint::of_service,
+    live::at_endpoint,
+    rewrite::{New, Rewrite, error_in_place, packet_in_place},
+    steer::without_entry,
+    store::{Carry, carry, copy, touch},
 };
 use crate::{
     count::Tally,
     family::{Family, V4, V6},
     flow::{self, Table},
-    forward, maps,
+    forward, hide, maps,
     parse::{self, Ends, Parse, Parsed, Segment},
     service::find,
 };
@@ -140,16 +147,16 @@ pub(crate) fn plain<F: Family>(
     ends: &Ends<F>,
 ) -> Option<(u32, u32)> {
     let key = F::key(ends.source, segment.source_port, service);
-    store::touch::<F>(&key);
-    let known = flow::established::<F>(service, segment, ends.source)?;
+    let known = flow::established_translated::<F>(&key, segment)?;
     let forwarding = known.state.forwarding()?;
     let hop = forward::hop_in_force(known.backend, known.state);
     let (address, port) = match forwarding {
         Forwarding::Nat => {
             let reference = store::reference(known.id, known.state);
-            // The verifier would follow each way on its own through all that comes.
+            // The verifier would follow each way on its own through all that comes; and that of 6.1 would not know then that it is one.
+            let way = known.place.way ^ maps::always_zero();
             let place = Place {
-                way: known.place.way ^ maps::always_zero(),
+                way: hide::bits::<{ WAYS - 1 }>(u64::from(way)) as u32,
                 ..known.place
             };
             let word = store::valid::<F>(place, &key, reference)?;
@@ -189,7 +196,7 @@ fn snat_address<F: Family>(word: TranslationWord) -> Option<<F as Parse>::Addres
 
 /// What a client of a service knows it by.
 #[inline(always)]
-fn vip<F: Family>(service: u32) -> Option<(<F as Parse>::Address, u16)> {
+pub(crate) fn vip<F: Family>(service: u32) -> Option<(<F as Parse>::Address, u16)> {
     let service = maps::service(service as u16)?;
     // SAFETY: an entry of the map. A VIP does not change while anything names its service.
     unsafe {
@@ -201,12 +208,30 @@ fn vip<F: Family>(service: u32) -> Option<(<F as Parse>::Address, u16)> {
 
 /// The TCP segment of a frame, and its ends, for a program that comes after one which has parsed it.
 #[inline(always)]
-fn parse<F: Family>(ctx: &XdpContext) -> Result<(Segment, Ends<F>), Reason> {
+pub(crate) fn parse<F: Family>(ctx: &XdpContext) -> Result<(Segment, Ends<F>), Reason> {
     let network = parse::network_of::<F>(ctx).ok_or(Reason::Malformed)?;
     match F::parse(ctx, network)? {
         Parsed::Segment(segment, ends) => Ok((segment, ends)),
         _ => Err(Reason::NotService),
     }
+}
+
+/// What was noted of a segment whose flow is known. Tallies it. (Parsed apart: of all in one result the compiler would spill what an error has not, which
+/// the verifier refuses to see read.)
+#[inline(always)]
+pub(crate) fn steered(segment: &Segment, tally: &mut Tally) -> HandedOn {
+    let noted = maps::handed_on();
+    tally.bytes = segment.bytes();
+    tally.service(noted.service as u16);
+    tally.backend(noted.backend());
+    noted
+}
+
+/// Why a segment that was steered is forwarded.
+#[inline(always)]
+pub(crate) fn reason_of(noted: &HandedOn) -> Reason {
+    // SAFETY: the low byte was a reason when it was noted.
+    unsafe { core::mem::transmute::<u8, Reason>(noted.outcome as u8) }
 }
 
 /// The number that a segment acknowledges, whether or not it does.
@@ -220,7 +245,7 @@ fn acknowledged(ctx: &XdpContext, segment: &Segment) -> Result<u32, Reason> {
 
 /// The action of a packet that ends here, once counted.
 #[inline(always)]
-fn end(tally: &Tally, reason: Reason) -> u32 {
+pub(crate) fn end(tally: &Tally, reason: Reason) -> u32 {
     tally.count(reason);
     match reason.verdict() {
         Verdict::Pass => xdp_action::XDP_PASS,
@@ -229,13 +254,13 @@ fn end(tally: &Tally, reason: Reason) -> u32 {
 }
 
 #[inline(always)]
-fn backend_address<F: Family>(backend: *const Backend) -> <F as Parse>::Address {
+pub(crate) fn backend_address<F: Family>(backend: *const Backend) -> <F as Parse>::Address {
     // SAFETY: an entry of the map. The address does not change while anything names the backend.
     unsafe { load::<F>(core::ptr::addr_of!((*backend).address)) }
 }
 
 #[inline(always)]
-fn backend_port(backend: *const Backend) -> u16 {
+pub(crate) fn backend_port(backend: *const Backend) -> u16 {
     // SAFETY: as above.
     unsafe { core::ptr::addr_of!((*backend).port).read_volatile() }
 }
@@ -245,7 +270,7 @@ fn backend_port(backend: *const Backend) -> u16 {
 /// # Safety
 /// It is one in a map's entry.
 #[inline(always)]
-unsafe fn load<F: Parse>(address: *const Address) -> F::Address {
+pub(crate) unsafe fn load<F: Parse>(address: *const Address) -> F::Address {
     const _: () = assert!(size_of::<Address>() == 16 && align_of::<Address>() == 8);
     let words = address.cast::<u64>();
     // SAFETY: the two words of an aligned address.

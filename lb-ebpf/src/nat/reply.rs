@@ -8,26 +8,21 @@ use aya_ebpf::{
 use lb_common::{
     backend::BackendState,
     flow::FlowKey as _,
-    nat::{
-        DNAT_SERVICES, Endpoint, FIRST_PORT, SNAT_ADDRESSES, Translation, TranslationWord,
-        place_of, ports::Ports as _,
-    },
+    nat::{Translation, TranslationWord, place_of},
     tcp::SYN,
     verdict::{Reason, Verdict},
 };
 
 use super::{
     end,
-    live::{BACKEND, at_endpoint, live_on},
-    mss,
-    ports::PortMaps,
-    rewrite, route, store,
+    endpoint::{self, Found},
+    live::{BACKEND, live_on},
+    mss, rewrite, route, store,
 };
 use crate::{
     count::Tally,
     family::{Family, V4, V6},
-    flow, forward, icmp, maps,
-    parse::{Ends, Parse, Segment},
+    forward, icmp, maps,
 };
 
 // What a function returns that leaves the segment to another. No XDP actions.
@@ -104,43 +99,25 @@ programs! {
 fn find<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<u32, Reason> {
     let (segment, ends) = super::parse::<F>(ctx)?;
     tally.bytes = segment.bytes();
-    let endpoint = maps::handed_on().endpoint;
-    let record = maps::endpoint(endpoint).ok_or(Reason::NotService)?;
-    // SAFETY: an entry of the map. It does not change while the directory names it.
-    let (address, port) = unsafe {
-        (
-            super::load::<F>(core::ptr::addr_of!((*record).address)),
-            core::ptr::addr_of!((*record).port).read_volatile(),
-        )
-    };
-    if address != ends.source || port != segment.source_port {
-        return Err(Reason::NotService);
-    }
-    let snat_port = segment.destination_port;
-    let pair = pair_with::<F>(record, ends.destination);
-    let mut slot = 0;
-    if pair != 0 && snat_port >= FIRST_PORT {
-        slot = PortMaps::<F>::NEW.slot(pair, snat_port);
-    }
-    if slot == 0 {
-        slot = of_service::<F>(record, endpoint, &segment, &ends);
-    }
-    if slot == 0 {
-        return Err(Reason::NotService);
-    }
+    let found = endpoint::flow::<F>(
+        maps::handed_on().endpoint,
+        (ends.source, segment.source_port),
+        (ends.destination, segment.destination_port),
+        segment.tcp.has_any(SYN),
+    )?;
+    let Found {
+        slot,
+        key,
+        reference,
+        ..
+    } = found;
     let place = place_of(slot);
-    let (key, value) = flow::at::<F>(place).ok_or(Reason::Untranslated)?;
-    let reference = value.backend();
-    let (backend, state) = maps::backend(reference.id()).ok_or(Reason::Untranslated)?;
-    if state.generation() != reference.generation() || maps::endpoint_of(backend) != endpoint {
-        return Err(Reason::Untranslated);
-    }
     let translation = store::at::<F>(place).ok_or(Reason::Untranslated)?;
     let (word, seen) = store::load(translation);
     let stamp = store::stamp::<F>(&key, reference);
-    if state.is_nat() {
+    if found.is_nat {
         // A slot that names the place of another flow is of one that has ended, or moves at this moment.
-        if seen != stamp || !word.is_at(pair, snat_port) {
+        if seen != stamp || !word.is_at(found.pair, segment.destination_port) {
             return Err(Reason::Untranslated);
         }
     } else if seen != stamp {
@@ -171,65 +148,10 @@ fn find<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<u32, Reason> {
     })
 }
 
-/// The pair of an endpoint with a SNAT address; 0 is none.
-#[inline(always)]
-fn pair_with<F: Family>(record: *const Endpoint, address: <F as Parse>::Address) -> u16 {
-    let mut index = 0;
-    while index < SNAT_ADDRESSES {
-        // SAFETY: an entry of the map. Volatile: the daemon may write it meanwhile.
-        let id = unsafe {
-            core::ptr::addr_of!((*record).pairs)
-                .cast::<u16>()
-                .add(index)
-                .read_volatile()
-        };
-        if id != 0
-            && let Some(pair) = maps::pair(id)
-        {
-            // SAFETY: an entry of the map. A pair does not change while anything names it.
-            let own = unsafe { super::load::<F>(core::ptr::addr_of!((*pair).address)) };
-            if own == address {
-                return id;
-            }
-        }
-        index += 1;
-    }
-    0
-}
-
-/// The flow of mode `dnat` that a segment of an endpoint is of, by any of its services: what its slot would hold, or 0.
-#[inline(always)]
-fn of_service<F: Family>(
-    record: *const Endpoint,
-    endpoint: u32,
-    segment: &Segment,
-    ends: &Ends<F>,
-) -> u32 {
-    let mut index = 0;
-    while index < DNAT_SERVICES {
-        // SAFETY: an entry of the map. Volatile: the daemon may write it meanwhile.
-        let service = unsafe {
-            core::ptr::addr_of!((*record).services)
-                .cast::<u16>()
-                .add(index)
-                .read_volatile()
-        };
-        index += 1;
-        if service != 0 {
-            let port = segment.destination_port;
-            let slot = at_endpoint::<F>(ends.destination, port, service, endpoint);
-            if slot != 0 {
-                return slot;
-            }
-        }
-    }
-    0
-}
-
 /// Has the answer to a SYN tell the client what fits the way to the backend.
 #[inline(always)]
 fn clamp<F: Family>(ctx: &XdpContext) {
-    let backend = maps::handed_on().outcome >> 8;
+    let backend = maps::handed_on().backend();
     if let Ok((segment, _)) = super::parse::<F>(ctx) {
         mss::clamp::<F>(ctx, &segment, icmp::room_on_the_way_to(backend));
     }
@@ -239,10 +161,7 @@ fn clamp<F: Family>(ctx: &XdpContext) {
 #[inline(always)]
 fn leave<F: Family>(ctx: &XdpContext, way: u32, tally: &mut Tally) -> Result<u32, Reason> {
     let (segment, _) = super::parse::<F>(ctx)?;
-    let noted = maps::handed_on();
-    tally.bytes = segment.bytes();
-    tally.service(noted.service as u16);
-    tally.backend(noted.outcome >> 8);
+    let noted = super::steered(&segment, tally);
     let (vip, port) = super::vip::<F>(noted.service).ok_or(Reason::Untranslated)?;
     let to = rewrite::New::<F> {
         source: vip,

@@ -17,7 +17,8 @@ use crate::{family::Family, maps};
 // What came of it: numbers, since that is what a BPF function returns.
 /// There is a way: the hop to the client is written.
 pub(super) const FOUND: u32 = 0;
-/// There is a way, whose next hop's MAC address the kernel does not know: the packet is for it to send.
+/// There is a way, whose next hop's MAC address the kernel does not know: the packet is for it to send. If something drops it there, as conntrack
+/// does with what it calls invalid, the kernel never asks for that address: so the daemon is told to see to it.
 pub(super) const NO_NEIGHBOUR: u32 = 1;
 /// The packet is too long for it.
 pub(super) const TOO_BIG: u32 = 2;
@@ -33,9 +34,11 @@ struct Lookup {
     destination_port: u16,
     /// In: length of the packet. Out: the MTU.
     length: u16,
+    /// In: where the packet came in. Out: where it leaves.
     ifindex: u32,
     type_of_service: u32,
     source: [u64; 2],
+    /// Out: the next hop's address, of the version that `family` is then.
     destination: [u64; 2],
     vlan: [u16; 2],
     source_mac: [u16; 3],
@@ -85,7 +88,11 @@ pub(super) fn find<F: Family>(ctx: *mut xdp_md, length: u32) -> u32 {
     };
     match found {
         0 => {}
-        RETURN_NO_NEIGHBOUR => return NO_NEIGHBOUR,
+        RETURN_NO_NEIGHBOUR => {
+            let by = lookup.ifindex as u64 | (lookup.family as u64) << 32;
+            maps::tell_unresolved(lookup.destination, by);
+            return NO_NEIGHBOUR;
+        }
         RETURN_TOO_BIG => {
             noted.mtu = lookup.length as u32;
             return TOO_BIG;

@@ -2,7 +2,7 @@
 
 use aya_ebpf::{bindings::xdp_md, macros::xdp, programs::XdpContext};
 use lb_common::{
-    maps::TRANSLATE_INDEX,
+    maps::{LOCAL_INDEX, TRANSLATE_INDEX},
     tcp::RST,
     verdict::{Reason, Verdict},
 };
@@ -15,14 +15,18 @@ use crate::{
     parse::Segment,
 };
 
-/// It goes on to be translated. No XDP action.
+// What a function returns that leaves the segment to another. No XDP actions.
+/// It goes on to be translated.
 const TRANSLATE: u32 = u32::MAX;
+/// It goes on to a backend on this host.
+const LOCAL: u32 = u32::MAX - 1;
 
 /// A segment of IPv4.
 #[xdp(frags)]
 fn steer4(ctx: XdpContext) -> u32 {
     match open4(ctx.ctx) {
         TRANSLATE => hand_on(&ctx, TRANSLATE_INDEX),
+        LOCAL => hand_on(&ctx, LOCAL_INDEX),
         action => action,
     }
 }
@@ -32,6 +36,7 @@ fn steer4(ctx: XdpContext) -> u32 {
 fn steer6(ctx: XdpContext) -> u32 {
     match open6(ctx.ctx) {
         TRANSLATE => hand_on(&ctx, TRANSLATE_INDEX + 1),
+        LOCAL => hand_on(&ctx, LOCAL_INDEX + 1),
         action => action,
     }
 }
@@ -50,7 +55,7 @@ fn open6(ctx: *mut xdp_md) -> u32 {
 fn open<F: Family>(ctx: &XdpContext) -> u32 {
     let mut tally = Tally::new();
     match steer::<F>(ctx, &mut tally) {
-        Ok((_, TRANSLATE)) => TRANSLATE,
+        Ok((_, next @ (TRANSLATE | LOCAL))) => next,
         Ok((reason, action)) => {
             tally.count(reason);
             action
@@ -83,7 +88,11 @@ fn steer<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<(Reason, u32)
             if let Some(noted) = maps::to_hand_on() {
                 noted.outcome = reason as u32 | (steered.backend << 8);
             }
-            Ok((reason, TRANSLATE))
+            let next = match maps::backend(steered.backend) {
+                Some((_, state)) if state.is_local() => LOCAL,
+                _ => TRANSLATE,
+            };
+            Ok((reason, next))
         }
         Verdict::Reset => {
             let told = forward::told(reason, steered.backend);
@@ -104,9 +113,16 @@ fn as_translated(reason: Reason, backend: u32, segment: &Segment, barred: u32) -
         Some((_, state)) => state.translates(),
         None => false,
     };
-    if !translates {
-        return reason;
+    if translates {
+        without_entry(reason, segment)
+    } else {
+        reason
     }
+}
+
+/// What a reason means if no reply could be translated without an entry.
+#[inline(always)]
+pub(crate) fn without_entry(reason: Reason, segment: &Segment) -> Reason {
     match reason {
         Reason::Unpinned | Reason::Unadopted if maps::is_held() => Reason::Held,
         Reason::Unpinned | Reason::Unadopted => Reason::Unrecorded,

@@ -31,13 +31,12 @@ pub(super) fn at<T: Table>(place: Place) -> Option<*mut Translation> {
     Some(unsafe { bucket.cast::<Translation>().add(within_bucket(place.way)) })
 }
 
-/// Has the cache fetch the translations beside the bucket where a flow's entry most likely is, while that bucket itself is fetched.
+/// Has the cache fetch the translations beside a bucket, while that itself is fetched.
 #[inline(always)]
-pub(super) fn touch<T: Table>(key: &T::Key) {
-    let [first, _] = key.homes(&maps::flow_seed(), T::buckets());
-    if let Some(bucket) = T::translations(first) {
+pub(crate) fn touch<T: Table>(bucket: u32) {
+    if let Some(translations) = T::translations(bucket) {
         // SAFETY: an entry of the map.
-        let _ = unsafe { bucket.cast::<u64>().read_volatile() };
+        let _ = unsafe { translations.cast::<u64>().read_volatile() };
     }
 }
 

@@ -7,7 +7,7 @@ use lb_common::{
     hash::scale,
     maps::STEER_INDEX,
     nat::{
-        DNAT_SERVICES, SNAT_ADDRESSES, TranslationWord,
+        SNAT_ADDRESSES, TranslationWord,
         ports::{self, Ports as _},
         slot_of,
     },
@@ -16,8 +16,8 @@ use lb_common::{
 };
 
 use super::{
-    end,
-    live::{CLIENT, at_endpoint, live_on},
+    end, endpoint,
+    live::{CLIENT, live_on},
     mss,
     ports::PortMaps,
     rewrite, route, store,
@@ -112,11 +112,8 @@ programs! {
 #[inline(always)]
 fn prepare<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<u32, Reason> {
     let (segment, ends) = super::parse::<F>(ctx)?;
-    let noted = maps::handed_on();
-    let id = noted.outcome >> 8;
-    tally.bytes = segment.bytes();
-    tally.service(noted.service as u16);
-    tally.backend(id);
+    let noted = super::steered(&segment, tally);
+    let id = noted.backend();
     let (_, state) = maps::backend(id).ok_or(Reason::StaleGeneration)?;
     if !state.translates() {
         // The service's mode has changed, and the flow is of before that.
@@ -137,11 +134,13 @@ fn prepare<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<u32, Reason
     let stamp = store::stamp::<F>(&key, reference);
     let is_nat = state.is_nat();
     let is_syn = segment.tcp.has_any(SYN);
-    // The daemon, when it empties an entry, gives back its port, and leaves the translation as it is.
+    // The daemon, when it empties an entry, gives back its port, and leaves the translation as it is. And what a former flow of the same client
+    // at the same place had may be open still at the backend, which would take a SYN from that port for a part of it.
     let is_valid = seen == stamp
         && (!is_syn
             || !is_nat
-            || PortMaps::<F>::NEW.slot(word.pair(), word.port()) == slot_of(place));
+            || !word.has(TranslationWord::PROVEN)
+                && PortMaps::<F>::NEW.slot(word.pair(), word.port()) == slot_of(place));
     let next = match (is_syn, is_nat) {
         (false, _) => SEND,
         (true, true) => SEND_SYN,
@@ -234,64 +233,40 @@ fn make<F: Family>(index: u32, way: u32, id: u32, stamp: u64) -> u32 {
 #[inline(always)]
 fn pair_of(backend: *const lb_common::backend::Backend, index: u32) -> u16 {
     let index = (hide::number(index as u64) & (SNAT_ADDRESSES as u64 - 1)) as usize;
-    // SAFETY: an entry of the map, and one of the pairs that it has. Volatile: the daemon may write it meanwhile.
-    unsafe {
-        core::ptr::addr_of!((*backend).pairs)
-            .cast::<u16>()
-            .add(index)
-            .read_volatile()
-    }
+    // SAFETY: an entry of the map, and one of the pairs that it has.
+    unsafe { maps::id_at(core::ptr::addr_of!((*backend).pairs).cast(), index) }
 }
 
 /// Looks whether the client has another flow with the same port at the same endpoint, by another service: the backend would take both for one.
 #[inline(always)]
 fn collide<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<u32, Reason> {
     let (segment, ends) = super::parse::<F>(ctx)?;
-    let noted = maps::handed_on();
-    let id = noted.outcome >> 8;
-    tally.bytes = segment.bytes();
-    tally.service(noted.service as u16);
-    tally.backend(id);
+    let noted = super::steered(&segment, tally);
+    let id = noted.backend();
     let (backend, _) = maps::backend(id).ok_or(Reason::Untranslated)?;
     let endpoint = maps::endpoint_of(backend);
     let record = maps::endpoint(endpoint).ok_or(Reason::Untranslated)?;
-    let mut index = 0;
-    while index < DNAT_SERVICES {
-        // SAFETY: an entry of the map. Volatile: the daemon may write it meanwhile.
-        let service = unsafe {
-            core::ptr::addr_of!((*record).services)
-                .cast::<u16>()
-                .add(index)
-                .read_volatile()
-        };
-        index += 1;
-        if service == 0 || service as u32 == noted.service {
-            continue;
-        }
-        if at_endpoint::<F>(ends.source, segment.source_port, service, endpoint) == 0 {
-            continue;
-        }
-        let place = Place {
-            index: noted.index,
-            way: noted.way,
-        };
-        let (key, value) = flow::at::<F>(place).ok_or(Reason::Untranslated)?;
-        if key == F::key(ends.source, segment.source_port, noted.service as u16)
-            && value.is_nascent()
-        {
-            flow::replace::<F>(place, value, Word::EMPTY);
-        }
-        if noted.barred == 0 {
-            if let Some(noted) = maps::to_hand_on() {
-                noted.barred = id;
-            }
-            return Ok(AGAIN);
-        }
-        let action = forward::refuse::<F>(ctx)?;
-        tally.count(Reason::Collision);
-        return Ok(action);
+    let (client, port) = (ends.source, segment.source_port);
+    if endpoint::of_service::<F>(record, endpoint, (client, port), noted.service, false) == 0 {
+        return Ok(SEND_SYN);
     }
-    Ok(SEND_SYN)
+    let place = Place {
+        index: noted.index,
+        way: noted.way,
+    };
+    let (key, value) = flow::at::<F>(place).ok_or(Reason::Untranslated)?;
+    if key == F::key(client, port, noted.service as u16) && value.is_nascent() {
+        flow::replace::<F>(place, value, Word::EMPTY);
+    }
+    if noted.barred == 0 {
+        if let Some(noted) = maps::to_hand_on() {
+            noted.barred = id;
+        }
+        return Ok(AGAIN);
+    }
+    let action = forward::refuse::<F>(ctx)?;
+    tally.count(Reason::Collision);
+    Ok(action)
 }
 
 /// Has a SYN tell the backend what fits the way to the client, if that is known.
@@ -310,13 +285,9 @@ fn clamp<F: Family>(ctx: &XdpContext) {
 #[inline(always)]
 fn send<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<(Reason, u32), Reason> {
     let (segment, ends) = super::parse::<F>(ctx)?;
-    let noted = maps::handed_on();
-    let id = noted.outcome >> 8;
-    tally.bytes = segment.bytes();
-    tally.service(noted.service as u16);
-    tally.backend(id);
-    // SAFETY: the low byte was a reason when it was noted.
-    let reason = unsafe { core::mem::transmute::<u8, Reason>(noted.outcome as u8) };
+    let noted = super::steered(&segment, tally);
+    let id = noted.backend();
+    let reason = super::reason_of(&noted);
     let (backend, state) = maps::backend(id).ok_or(Reason::StaleGeneration)?;
     let word = TranslationWord(noted.translation as u64);
     let (source, source_port) = match state.forwarding() {

@@ -20,10 +20,11 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, task::JoinHandle};
 
 use super::{
-    AllLeft, BackendLeft,
+    AllLeft, AskedPacket, BackendLeft,
     edit::{PutBackend, PutWeight},
 };
 use crate::{
+    explain::Explanation,
     inventory::{BackendRow, ServiceRow},
     model::{Asked, BackendName},
     preview::Preview,
@@ -77,8 +78,8 @@ pub struct Client {
     path: PathBuf,
 }
 
-/// The head of an answer, and the connection that brings the rest.
-type Answer = (Response<Incoming>, Connection);
+/// An answer or a part of one, and the connection that brings the rest.
+type Answer<T> = (T, Connection);
 
 /// Brings an answer as long as it is held.
 struct Connection(JoinHandle<()>);
@@ -187,6 +188,15 @@ impl Client {
         Ok(all.backends)
     }
 
+    /// What becomes of a packet, and why.
+    ///
+    /// # Errors
+    /// When there is no daemon, the question means nothing, or the program cannot be run.
+    pub async fn explain(&self, asked: &AskedPacket) -> Result<Explanation, Error> {
+        let path = format!("/v1/explain?{}", lines::text_of(asked));
+        self.ask(Method::GET, &path, Body::None).await
+    }
+
     /// Ends a drain.
     ///
     /// # Errors
@@ -282,7 +292,12 @@ impl Client {
     }
 
     /// Sends a request and waits for the head of its answer.
-    async fn send(&self, method: Method, path: &str, body: Body) -> Result<Answer, Error> {
+    async fn send(
+        &self,
+        method: Method,
+        path: &str,
+        body: Body,
+    ) -> Result<Answer<Response<Incoming>>, Error> {
         let stream = UnixStream::connect(&self.path).await.map_err(|source| {
             let path = self.path.clone();
             if source.kind() == io::ErrorKind::PermissionDenied {
@@ -322,8 +337,8 @@ impl Client {
     /// The body of an answer that is a yes.
     async fn succeeded(
         &self,
-        (response, connection): Answer,
-    ) -> Result<(Incoming, Connection), Error> {
+        (response, connection): Answer<Response<Incoming>>,
+    ) -> Result<Answer<Incoming>, Error> {
         let status = response.status();
         let body = response.into_body();
         if status.is_success() {

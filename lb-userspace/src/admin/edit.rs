@@ -5,21 +5,19 @@ use std::net::IpAddr;
 use axum::{
     Json,
     extract::{State, rejection::JsonRejection, rejection::PathRejection},
-    http::StatusCode,
-    response::{IntoResponse as _, Response},
+    response::Response,
 };
 use serde::{Deserialize, Serialize};
-use tokio::sync::oneshot;
 use utoipa::ToSchema;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    Admin, Named, PATIENCE,
+    Admin, Named,
     document::{Done, Failure},
 };
 use crate::{
     config::{BackendSpec, usual_weight},
-    desired::{Edit, Refusal},
+    desired::Edit,
     http, model,
     reconcile::Command,
 };
@@ -152,23 +150,5 @@ async fn change(
         Ok(edit) => edit,
         Err(rejection) => return http::error(rejection.status(), rejection.body_text()),
     };
-    let (reply, answer) = oneshot::channel();
-    let asked = async {
-        let command = Command::Edit { name, edit, reply };
-        admin.commands.send(command).await.ok()?;
-        answer.await.ok()
-    };
-    match tokio::time::timeout(PATIENCE, asked).await {
-        Ok(Some(Ok(()))) => Json(Done { ok: true }).into_response(),
-        Ok(Some(Err(refusal))) => {
-            let status = match &refusal {
-                Refusal::Absent(_) => StatusCode::NOT_FOUND,
-                Refusal::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
-                Refusal::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
-            };
-            http::error(status, refusal)
-        }
-        Ok(None) => super::stopping(),
-        Err(_) => super::busy(),
-    }
+    super::ask(admin, |reply| Command::Edit { name, edit, reply }).await
 }

@@ -4,8 +4,11 @@
 pub mod client;
 pub mod document;
 mod edit;
+mod events;
+mod explain;
 mod left;
 mod list;
+mod packets;
 mod peer;
 mod plan;
 mod reload;
@@ -31,22 +34,30 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::{
     document::{Document, Done, Failure, Failures, Reloaded},
+    explain::Explainer,
     list::Lists,
     peer::Right,
 };
 pub use self::{
     edit::PutBackend,
+    events::Asked as AskedEvents,
+    explain::Asked as AskedPacket,
     left::{AllLeft, BackendLeft},
+    packets::AskedCapture,
     peer::Readers,
     reload::Reloader,
 };
 use crate::{
     config::{CLOSE_OVERS, DRAIN_DEADLINES, duration_within},
     dataplane::maps::Maps,
+    desired::Refusal,
+    explain::Rehearse,
+    history::History,
     http,
     model::{Asked, BackendName},
     reconcile::Command,
     status::Status,
+    watch::Watch,
 };
 
 /// Time in which the reconciler answers. It is busy for milliseconds at a time.
@@ -60,6 +71,9 @@ pub struct Admin {
     commands: mpsc::Sender<Command>,
     reloader: Arc<Reloader>,
     lists: Lists,
+    history: History,
+    explainer: Explainer,
+    watch: Option<Watch>,
 }
 
 impl Admin {
@@ -76,6 +90,33 @@ impl Admin {
             commands,
             reloader,
             lists: Lists::default(),
+            history: History::default(),
+            explainer: Explainer::new(None),
+            watch: None,
+        }
+    }
+
+    /// Tells of what is remembered there.
+    #[must_use]
+    pub fn remembering(self, history: History) -> Self {
+        Self { history, ..self }
+    }
+
+    /// Listens there to single packets.
+    #[must_use]
+    pub fn watching(self, watch: Watch) -> Self {
+        Self {
+            watch: Some(watch),
+            ..self
+        }
+    }
+
+    /// Explains packets by running this program.
+    #[must_use]
+    pub fn explaining(self, program: Arc<dyn Rehearse>) -> Self {
+        Self {
+            explainer: Explainer::new(Some(program)),
+            ..self
         }
     }
 }
@@ -167,6 +208,10 @@ fn api() -> OpenApiRouter<Admin> {
         .routes(routes!(list::services))
         .routes(routes!(list::backends))
         .routes(routes!(list::flows))
+        .routes(routes!(events::events))
+        .routes(routes!(explain::explain))
+        .routes(routes!(packets::flow_events))
+        .routes(routes!(packets::capture))
         .routes(routes!(drain))
         .routes(routes!(undrain))
         .routes(routes!(drain_all))
@@ -272,6 +317,7 @@ fn named(name: Result<Named, PathRejection>) -> Result<BackendName, Malformed> {
         (status = 400, description = "A name is no text, or a time is no duration", body = Failure),
         (status = 403, description = "Not for this user", body = Failure),
         (status = 404, description = "No such backend", body = Failure),
+        (status = 500, description = "It cannot be remembered, and is not done", body = Failure),
         (status = 503, description = "The daemon is busy, or stopping", body = Failure)))]
 async fn drain(
     State(admin): State<Admin>,
@@ -280,7 +326,7 @@ async fn drain(
 ) -> Result<Response, Response> {
     let (name, asked) = (named(name)?, asked(terms)?);
     let command = |reply| Command::Drain { name, asked, reply };
-    Ok(ask(&admin, command, StatusCode::NOT_FOUND).await)
+    Ok(ask(&admin, command).await)
 }
 
 /// End a drain
@@ -291,7 +337,9 @@ async fn drain(
     responses((status = 200, description = "It is remembered", body = Done),
         (status = 400, description = "A name is no text", body = Failure),
         (status = 403, description = "Not for this user", body = Failure),
-        (status = 404, description = "No such backend, or it is the configuration that drains it", body = Failure),
+        (status = 404, description = "No such backend", body = Failure),
+        (status = 422, description = "It stays drained: with all others, or by the configuration", body = Failure),
+        (status = 500, description = "It cannot be remembered, and is not done", body = Failure),
         (status = 503, description = "The daemon is busy, or stopping", body = Failure)))]
 async fn undrain(
     State(admin): State<Admin>,
@@ -299,7 +347,7 @@ async fn undrain(
 ) -> Result<Response, Response> {
     let name = named(name)?;
     let command = |reply| Command::Undrain { name, reply };
-    Ok(ask(&admin, command, StatusCode::NOT_FOUND).await)
+    Ok(ask(&admin, command).await)
 }
 
 /// Evacuate this host
@@ -317,7 +365,7 @@ async fn drain_all(
 ) -> Result<Response, Response> {
     let asked = asked(terms)?;
     let command = |reply| Command::DrainAll { asked, reply };
-    Ok(ask(&admin, command, StatusCode::INTERNAL_SERVER_ERROR).await)
+    Ok(ask(&admin, command).await)
 }
 
 /// End the evacuation of this host
@@ -330,25 +378,42 @@ async fn drain_all(
         (status = 503, description = "The daemon is busy, or stopping", body = Failure)))]
 async fn undrain_all(State(admin): State<Admin>) -> Response {
     let command = |reply| Command::UndrainAll { reply };
-    ask(&admin, command, StatusCode::INTERNAL_SERVER_ERROR).await
+    ask(&admin, command).await
 }
 
-/// Has the reconciler do something; `refused` is what it means if it does not.
+/// Has the reconciler do something that it does or refuses.
 async fn ask(
     admin: &Admin,
-    command: impl FnOnce(oneshot::Sender<Result<(), String>>) -> Command,
-    refused: StatusCode,
+    command: impl FnOnce(oneshot::Sender<Result<(), Refusal>>) -> Command,
 ) -> Response {
+    match exchange(admin, command).await {
+        Ok(Ok(())) => Json(Done { ok: true }).into_response(),
+        Ok(Err(refusal)) => {
+            let status = match &refusal {
+                Refusal::Absent(_) => StatusCode::NOT_FOUND,
+                Refusal::Invalid(_) => StatusCode::UNPROCESSABLE_ENTITY,
+                Refusal::Failed(_) => StatusCode::INTERNAL_SERVER_ERROR,
+            };
+            http::error(status, refusal)
+        }
+        Err(response) => response,
+    }
+}
+
+/// Tells the reconciler something, and waits for what it answers; or gives the response that says why it does not.
+async fn exchange<T>(
+    admin: &Admin,
+    command: impl FnOnce(oneshot::Sender<T>) -> Command,
+) -> Result<T, Response> {
     let (reply, answer) = oneshot::channel();
     let asked = async {
         admin.commands.send(command(reply)).await.ok()?;
         answer.await.ok()
     };
     match tokio::time::timeout(PATIENCE, asked).await {
-        Ok(Some(Ok(()))) => Json(Done { ok: true }).into_response(),
-        Ok(Some(Err(text))) => http::error(refused, text),
-        Ok(None) => stopping(),
-        Err(_) => busy(),
+        Ok(Some(answer)) => Ok(answer),
+        Ok(None) => Err(stopping()),
+        Err(_) => Err(busy()),
     }
 }
 

@@ -11,12 +11,11 @@ use axum::{
     response::{IntoResponse as _, Response},
 };
 use serde::Deserialize;
-use tokio::sync::oneshot;
 use utoipa::IntoParams;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use super::{
-    Admin, PATIENCE,
+    Admin,
     document::{Failure, Failures},
 };
 use crate::{config, http, preview::Preview, reconcile::Command};
@@ -66,20 +65,14 @@ async fn plan(
         Ok(Err(problems)) => return refused(problems.iter().map(ToString::to_string).collect()),
         Err(error) => return http::error(StatusCode::INTERNAL_SERVER_ERROR, error),
     };
-    let (reply, answer) = oneshot::channel();
-    let asked = async {
-        let command = Command::Preview {
-            config: Box::new(config),
-            reply,
-        };
-        admin.commands.send(command).await.ok()?;
-        answer.await.ok()
+    let command = |reply| Command::Preview {
+        config: Box::new(config),
+        reply,
     };
-    match tokio::time::timeout(PATIENCE, asked).await {
-        Ok(Some(Ok(preview))) => Json(preview).into_response(),
-        Ok(Some(Err(why))) => refused(vec![why]),
-        Ok(None) => super::stopping(),
-        Err(_) => super::busy(),
+    match super::exchange(&admin, command).await {
+        Ok(Ok(preview)) => Json(preview).into_response(),
+        Ok(Err(why)) => refused(vec![why]),
+        Err(response) => response,
     }
 }
 

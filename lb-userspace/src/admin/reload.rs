@@ -1,11 +1,12 @@
 //! Reading the configuration again, for SIGHUP, for the admin API and for the watch over the file alike.
 
-use std::path::PathBuf;
+use std::{collections::BTreeSet, path::PathBuf};
 
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::{
     config::{self, Config, Problems},
+    model::Trust,
     reconcile::Command,
 };
 
@@ -16,6 +17,8 @@ pub struct Reloader {
     commands: mpsc::Sender<Command>,
     /// Makes reloads follow one another. The digest of the text that was read last; none if it could not be.
     turn: Mutex<Option<u64>>,
+    /// Files of authorities that the configuration in force names.
+    authorities: Mutex<BTreeSet<PathBuf>>,
 }
 
 impl Reloader {
@@ -25,7 +28,13 @@ impl Reloader {
             path: first.path.clone(),
             commands,
             turn: Mutex::new(Some(first.digest)),
+            authorities: Mutex::new(authorities_of(first)),
         }
+    }
+
+    /// Files that the configuration in force has been read from, beside its own.
+    pub async fn authorities(&self) -> BTreeSet<PathBuf> {
+        self.authorities.lock().await.clone()
     }
 
     /// Reads the file and has it applied. Gives the generation that it became.
@@ -59,13 +68,17 @@ impl Reloader {
             Err(errors) => Err(errors),
         };
         let errors = match config {
-            Ok(config) => match self.apply(config).await {
-                Ok(generation) => {
-                    tracing::info!(path = %self.path.display(), generation, "configuration reloaded");
-                    return Ok(generation);
+            Ok(config) => {
+                let authorities = authorities_of(&config);
+                match self.apply(config).await {
+                    Ok(generation) => {
+                        *self.authorities.lock().await = authorities;
+                        tracing::info!(path = %self.path.display(), generation, "configuration reloaded");
+                        return Ok(generation);
+                    }
+                    Err(error) => vec![error],
                 }
-                Err(error) => vec![error],
-            },
+            }
             Err(errors) => errors,
         };
         for error in &errors {
@@ -103,6 +116,20 @@ impl Reloader {
         self.commands.send(command).await.map_err(|_| ended())?;
         answer.await.map_err(|_| ended())?
     }
+}
+
+/// The files of authorities that a configuration names.
+fn authorities_of(config: &Config) -> BTreeSet<PathBuf> {
+    let checks = config.services.iter().flat_map(|service| {
+        let of_backends = service.backends.iter().map(|backend| &backend.check);
+        of_backends.chain([&service.check])
+    });
+    checks
+        .filter_map(|check| match &check.kind.tls()?.trust {
+            Trust::Authorities(authorities) => Some(authorities.path().to_owned()),
+            Trust::System | Trust::Anyone => None,
+        })
+        .collect()
 }
 
 /// Reads files where that hinders nobody.

@@ -17,6 +17,7 @@ use crate::{
 };
 
 mod described;
+mod events;
 mod lists;
 mod peers;
 
@@ -65,6 +66,7 @@ struct Daemon {
     maps: Arc<Maps>,
     heard: mpsc::Receiver<String>,
     lists: Lists,
+    history: History,
 }
 
 impl Daemon {
@@ -101,17 +103,22 @@ impl Daemon {
         let (told, heard) = mpsc::channel(16);
         let reloader = Arc::new(Reloader::new(&first, commands.clone()));
         let maps = Arc::new(maps);
-        let admin = Admin::new(watched, maps.clone(), commands, reloader);
+        let history = History::default();
+        history.heard(&watched.borrow(), 1_800_000_000);
+        let admin = Admin::new(watched, maps.clone(), commands, reloader)
+            .remembering(history.clone())
+            .explaining(Arc::new(crate::explain::tests::opens()));
         let lists = admin.lists.clone();
         let (listeners, later) = mpsc::channel(1);
         tokio::spawn(serve(listener, later, admin, readers, shutdown));
         tokio::spawn(async move {
-            let answer = |name: &BackendName| {
-                if name.backend == "b1" {
-                    Ok(())
-                } else {
-                    Err(format!("there is no backend {name}"))
-                }
+            let answer = |name: &BackendName| match name.backend.as_str() {
+                "b1" => Ok(()),
+                "b7" => Err(Refusal::Failed("no room".into())),
+                "b8" => Err(Refusal::Invalid(format!(
+                    "{name} is drained with all others"
+                ))),
+                _ => Err(Refusal::Absent(format!("there is no backend {name}"))),
             };
             while let Some(command) = received.recv().await {
                 let text = match command {
@@ -124,7 +131,7 @@ impl Daemon {
                         format!("drain all{}", terms(asked))
                     }
                     Command::UndrainAll { reply } => {
-                        reply.send(Err("no room".into())).unwrap();
+                        reply.send(Err(Refusal::Failed("no room".into()))).unwrap();
                         "undrain all".into()
                     }
                     Command::Undrain { name, reply } => {
@@ -170,6 +177,7 @@ impl Daemon {
             maps,
             heard,
             lists,
+            history,
         }
     }
 }

@@ -7,7 +7,7 @@ use std::{
 
 use clap::Args;
 
-use super::{Daemon, Failure, Named, ask, listing};
+use super::{Daemon, Failure, Named, ask};
 use crate::{
     admin::{
         BackendLeft,
@@ -16,6 +16,7 @@ use crate::{
     config,
     flows::left::Left,
     model::{Asked, BackendName},
+    words,
 };
 
 #[derive(Args, Debug, PartialEq, Eq)]
@@ -245,8 +246,8 @@ fn line(name: Option<&BackendName>, left: &Left) -> String {
         "{name}: {} active and {} idle flows left; the oldest is {} old, the most silent says nothing since {}",
         left.active,
         left.idle,
-        listing::duration(left.oldest_s),
-        listing::duration(left.silent_s)
+        words::duration(left.oldest_s),
+        words::duration(left.silent_s)
     )
 }
 

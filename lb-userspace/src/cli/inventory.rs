@@ -10,7 +10,7 @@ use lb_common::backend::Serving;
 
 use super::{
     Daemon, Failure,
-    listing::{duration, last_error, word},
+    listing::last_error,
     table::{Cell, Colours, Columns, Style, table},
 };
 use crate::{
@@ -20,6 +20,7 @@ use crate::{
     },
     model::{Admin, Health},
     status::Neighbour,
+    words::{duration, word},
 };
 
 /// Rows that a table for people has if nothing is said.
@@ -281,7 +282,7 @@ fn backends_table(rows: &[BackendRow], now: u64, colours: Colours) -> String {
             Serving::None => Style::Bad,
         };
         let neighbour = match backend.neighbour {
-            Neighbour::Resolved => Style::Plain,
+            Neighbour::Resolved | Neighbour::Local => Style::Plain,
             Neighbour::Unresolved => Style::Bad,
         };
         [

@@ -2,12 +2,11 @@
 
 use std::{fmt::Write as _, net::SocketAddr};
 
-use serde::Serialize;
-
 use crate::{
     config::{Config, Limits},
     flows::Fill,
     status::{BackendStatus, Difference, DnsStatus, DrainStatus, ServiceStatus, Status},
+    words::{duration, word},
 };
 
 /// What a valid configuration holds, in a line.
@@ -309,25 +308,6 @@ pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
     text
 }
 
-/// A word of the vocabulary as the JSON spells it.
-pub(super) fn word(value: &impl Serialize) -> String {
-    serde_json::to_value(value)
-        .ok()
-        .and_then(|value| value.as_str().map(str::to_owned))
-        .unwrap_or_default()
-}
-
-pub(super) fn duration(seconds: u64) -> String {
-    let (days, hours) = (seconds / 86_400, seconds / 3_600 % 24);
-    let (minutes, rest) = (seconds / 60 % 60, seconds % 60);
-    match (days, hours, minutes) {
-        (0, 0, 0) => format!("{rest} s"),
-        (0, 0, _) => format!("{minutes} min {rest} s"),
-        (0, _, _) => format!("{hours} h {minutes} min"),
-        _ => format!("{days} d {hours} h"),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -412,18 +392,6 @@ chat  [2001:db8::1]:80  ipip  FAIL-OPEN: too few backends are usable, all active
             (0, 1.0, "closed"),
         ] {
             assert_eq!(deadline(&DrainStatus { deadline_s, closed }), text);
-        }
-    }
-
-    #[test]
-    fn durations_have_two_units_at_most() {
-        for (seconds, text) in [
-            (0, "0 s"),
-            (61, "1 min 1 s"),
-            (3_600, "1 h 0 min"),
-            (90_000, "1 d 1 h"),
-        ] {
-            assert_eq!(duration(seconds), text);
         }
     }
 }

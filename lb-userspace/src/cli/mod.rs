@@ -2,14 +2,20 @@
 //!
 //! Exit status: 0 is success, 1 that something failed, 2 that the command line or the configuration is wrong.
 
+mod capture;
 mod change;
+mod doctor;
 mod drain;
+mod events;
+mod explain;
 mod inventory;
 mod listing;
 mod manual;
 mod plan;
 mod seed;
 mod table;
+mod top;
+mod upgrade;
 
 use std::{
     path::{Path, PathBuf},
@@ -92,6 +98,12 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Find what keeps Tether from working, or from working well, with remedies
+    ///
+    /// Looks at the kernel, capabilities, interfaces with their drivers and offloads, and the way to each backend, and asks backends what cannot be seen
+    /// from here: a few packets each. Changes nothing, and needs no running daemon.
+    #[command(after_help = doctor::EXIT_STATUS)]
+    Doctor(doctor::Doctor),
     /// List services
     #[command(after_help = EXIT_STATUS)]
     Services(inventory::Services),
@@ -104,6 +116,30 @@ enum Command {
     /// client has answered, and a pin when it has lived for 30 s.
     #[command(after_help = EXIT_STATUS)]
     Flows(inventory::Flows),
+    /// Watch services and backends, live in the terminal
+    ///
+    /// Rates, flows and health, with plots of the last minutes. The last line of the screen says which keys there are.
+    #[command(after_help = EXIT_STATUS)]
+    Top(top::Top),
+    /// Tell what becomes of a packet from a client to a VIP, and why
+    ///
+    /// The real program is run with a packet that is built for the purpose, on copies of what it writes: no flow is recorded, nothing is counted, nothing is
+    /// sent. Without options it is a segment in mid-stream if the flow has an entry, and else a SYN. Takes a few seconds, and for that time
+    /// as much memory as the flow table.
+    #[command(after_help = EXIT_STATUS)]
+    Explain(explain::Explain),
+    /// List changes of state: health, drains, next hops, reloads, interfaces
+    ///
+    /// The daemon remembers the last 200 since its start. With `--flows`, events of single flows instead, as they come: opened, promoted, pinned, closed, refused. For as
+    /// long as somebody listens to those, the program is replaced by one that watches.
+    #[command(after_help = EXIT_STATUS)]
+    Events(events::Events),
+    /// Capture packets into a file for Wireshark, each with what became of it
+    ///
+    /// Packets are as they came in, with the verdict as their comment (pcapng). For as long as it lasts the program is replaced by one that watches,
+    /// without a packet lost; it takes a second or more until that is in its place. It ends with the first of its bounds, or when interrupted.
+    #[command(after_help = EXIT_STATUS)]
+    Capture(capture::Capture),
     /// Give a backend no new flows; it keeps those it has
     ///
     /// With a deadline, or if its service has one, they are closed in time: each on its next packet, client and backend both told.
@@ -136,6 +172,11 @@ enum Command {
         #[command(subcommand)]
         seed: seed::Seed,
     },
+    /// Tell whether this program can take over the maps that another has pinned
+    ///
+    /// Changes nothing, and may be asked while a daemon runs: with the program that is to replace it.
+    #[command(after_help = upgrade::EXIT_STATUS)]
+    UpgradeCheck(upgrade::UpgradeCheckCommand),
     /// Detach the XDP program, and remove maps and state
     ///
     /// Every flow is forgotten, and what is in flight for a VIP reaches this host. Refused while the daemon runs.
@@ -225,6 +266,9 @@ enum Failure {
     Kernel(#[from] kernel::Error),
     #[error("tether: {0}")]
     Lock(#[from] daemon::lock::Error),
+    /// A start would be refused.
+    #[error("tether: {0}")]
+    Refused(String),
     #[error("tether: {}", chain(.0.as_ref()))]
     Other(anyhow::Error),
 }
@@ -239,9 +283,17 @@ impl Failure {
     fn exit_code(&self) -> ExitCode {
         match self {
             Self::Config(_) => ExitCode::from(2),
+            Self::Refused(_) => ExitCode::from(3),
             _ => ExitCode::FAILURE,
         }
     }
+}
+
+/// The command line's own description.
+#[cfg(test)]
+pub(crate) fn description() -> clap::Command {
+    use clap::CommandFactory as _;
+    Cli::command()
 }
 
 /// Does what the process's arguments ask for.
@@ -261,13 +313,15 @@ pub fn main() -> ExitCode {
             eprintln!("tether: the default of SIGPIPE could not be restored: {error}");
         }
     }
-    match run(command) {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(failure) => {
-            eprintln!("{failure}");
-            failure.exit_code()
-        }
-    }
+    let ended = match command {
+        // Its exit status says more.
+        Command::Doctor(command) => command.run(),
+        command => run(command).map(|()| ExitCode::SUCCESS),
+    };
+    ended.unwrap_or_else(|failure| {
+        eprintln!("{failure}");
+        failure.exit_code()
+    })
 }
 
 fn run(command: Command) -> Result<(), Failure> {
@@ -299,9 +353,14 @@ fn run(command: Command) -> Result<(), Failure> {
             }
             Ok(())
         }
+        Command::Doctor(command) => command.run().map(drop),
         Command::Services(asked) => inventory::services(&asked),
         Command::Backends(asked) => inventory::backends(&asked),
         Command::Flows(asked) => inventory::flows(&asked),
+        Command::Top(asked) => asked.run(),
+        Command::Explain(asked) => explain::explain(&asked),
+        Command::Events(asked) => asked.run(),
+        Command::Capture(asked) => asked.run(),
         Command::Completions(asked) => {
             manual::completions(&asked);
             Ok(())
@@ -315,6 +374,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Remove(command) => command.run(),
         Command::Revert(command) => command.run(),
         Command::Seed { seed } => seed::run(&seed),
+        Command::UpgradeCheck(command) => command.run(),
         Command::Cleanup {
             config,
             bpffs,

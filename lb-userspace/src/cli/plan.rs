@@ -7,11 +7,12 @@ use serde::Serialize;
 
 use super::{
     ConfigFile, Daemon, Failure, ask,
-    listing::{counted, table, word},
+    listing::{counted, table},
 };
 use crate::{
     config,
     preview::{BackendChange, BackendPreview, Preview, ServiceChange, ServicePreview, Sides},
+    words::word,
 };
 
 #[derive(Args, Debug, PartialEq, Eq)]

@@ -36,7 +36,7 @@ pub use self::{
 use crate::{
     balance::{Part, Policy},
     dns::{Bounds, Question, Servers},
-    model::{Admin, Check},
+    model::{Admin, Check, OnDown},
 };
 
 /// A configuration, valid as a whole.
@@ -50,6 +50,8 @@ pub struct Config {
     pub reload_on_change: bool,
     /// Where the XDP program is attached; at least one, no two alike.
     pub interfaces: Vec<String>,
+    /// The interfaces behind which backends are on this host, names or beginnings of names with `*` after; none: what the kernel tells of links decides.
+    pub local_interfaces: Option<Vec<String>>,
     /// Holds the lock, the admin socket and what survives a restart.
     pub state_dir: PathBuf,
     /// The pin directory.
@@ -202,6 +204,8 @@ pub struct Service {
     pub drain_deadline: Option<Duration>,
     /// Over which time they are closed then.
     pub close_over: Duration,
+    /// What becomes of the flows of a dead backend.
+    pub on_down: OnDown,
     /// Over which time clients of a dead backend are told.
     pub reset_over: Duration,
     /// How new flows are spread.

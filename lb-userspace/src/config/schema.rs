@@ -53,6 +53,9 @@ struct Tether {
     /// Where clients' packets come in: the XDP program is attached there.
     #[schemars(length(min = 1), inner(length(min = 1, max = 15)))]
     interfaces: Vec<String>,
+    /// The interfaces behind which backends are on this host, with `*` at the end of a name's beginning. Found out if it is left out.
+    #[schemars(inner(length(min = 1, max = 15)))]
+    local_interfaces: Option<Vec<String>>,
     /// Holds the lock, the admin socket, and what is changed at runtime.
     #[schemars(regex(pattern = "^/"), extend("default" = "/run/tether"))]
     state_dir: Option<String>,
@@ -151,6 +154,9 @@ struct Service {
     /// Over which time they are closed then.
     #[schemars(extend("default" = "60s"))]
     close_over: Option<Duration>,
+    /// What becomes of the flows of a dead backend.
+    #[schemars(extend("default" = "reset"))]
+    on_down: Option<OnDown>,
     /// Over which time clients of a dead backend are told.
     #[schemars(extend("default" = "0s"))]
     reset_over: Option<Duration>,
@@ -208,6 +214,17 @@ enum RecordType {
     A,
     Aaaa,
     Srv,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+enum OnDown {
+    /// Each is closed on its next packet.
+    Reset,
+    /// They stay.
+    Keep,
+    /// They go where today's table sends them.
+    Rehash,
 }
 
 #[derive(JsonSchema)]

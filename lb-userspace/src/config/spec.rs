@@ -3,6 +3,7 @@
 mod balance;
 mod dns;
 mod health;
+mod interfaces;
 mod nat;
 mod service;
 
@@ -14,17 +15,10 @@ use std::{
 };
 
 use lb_common::{maglev::TableRef, maps::default};
-use toml::{
-    Spanned,
-    de::{DeTable, DeValue},
-};
+use toml::{Spanned, de::DeTable};
 
 use self::service::PlacedService;
-use super::{
-    Config, Limits, Loaded, Problems,
-    problem::Findings,
-    read::{Reader, kind},
-};
+use super::{Config, Limits, Loaded, Problems, problem::Findings, read::Reader};
 use crate::ids;
 
 /// Where runtime state is kept if the configuration does not say.
@@ -39,8 +33,6 @@ const CHECKS: u32 = 256;
 pub(super) const MOST_CHECKS: u32 = 16_384;
 /// A fleet seed of fewer characters than this is easy to guess.
 const SEED_CHARACTERS: usize = 16;
-/// The longest name of an interface, in bytes (IFNAMSIZ without the final zero).
-const INTERFACE_BYTES: usize = 15;
 
 pub(super) fn parse(path: &Path, text: &str) -> Result<Loaded, Problems> {
     let mut findings = Findings::new(path, text);
@@ -71,7 +63,8 @@ fn read(
 ) -> Config {
     let start = 0..0;
     let mut root = Reader::new(document.get_ref(), start, "configuration".to_owned());
-    let interfaces = interfaces(&mut root, findings);
+    let interfaces = interfaces::attached(&mut root, findings);
+    let local_interfaces = interfaces::local(&mut root, findings);
     let state_dir = directory(&mut root, "state_dir", STATE_DIR, findings);
     let bpffs = directory(&mut root, "bpffs", BPFFS, findings);
     let fleet_seed = fleet_seed(&mut root, findings);
@@ -105,6 +98,7 @@ fn read(
         digest: super::digest(text),
         reload_on_change,
         interfaces,
+        local_interfaces,
         state_dir,
         bpffs,
         fleet_seed,
@@ -117,57 +111,6 @@ fn read(
     };
     within_limits(&config, &limits_span, findings);
     config
-}
-
-fn interfaces(root: &mut Reader<'_>, findings: &mut Findings<'_>) -> Vec<String> {
-    const EXAMPLE: &str = "[\"eth0\"]";
-    let Some((span, elements)) = root.array("interfaces", EXAMPLE, findings) else {
-        if root.value("interfaces").is_none() {
-            root.missing("interfaces", EXAMPLE, findings);
-        }
-        return Vec::new();
-    };
-    if elements.is_empty() {
-        findings.error(
-            &span,
-            &root.object,
-            "interfaces is empty, so there is nothing to attach to",
-            "name at least one interface",
-        );
-    }
-    let mut names: Vec<String> = Vec::new();
-    for element in elements {
-        let DeValue::String(name) = element.get_ref() else {
-            findings.error(
-                &element.span(),
-                &root.object,
-                format!("interfaces contains {}", kind(element.get_ref())),
-                format!("write names only, like interfaces = {EXAMPLE}"),
-            );
-            continue;
-        };
-        let valid = !name.is_empty()
-            && name.len() <= INTERFACE_BYTES
-            && !name.contains(|c: char| c == '/' || c.is_whitespace() || c.is_control());
-        if !valid {
-            findings.error(
-                &element.span(),
-                &root.object,
-                format!("{name:?} is no name of an interface"),
-                "give a name as `ip link` shows it, at most 15 characters",
-            );
-        } else if names.iter().any(|other| other == name) {
-            findings.error(
-                &element.span(),
-                &root.object,
-                format!("interface {name:?} is named twice"),
-                "remove one of them",
-            );
-        } else {
-            names.push(name.to_string());
-        }
-    }
-    names
 }
 
 fn directory(

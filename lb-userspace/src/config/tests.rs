@@ -12,6 +12,7 @@ use crate::model::{CheckKind, HttpCheck, Initial, RequestTarget};
 
 const WHOLE: &str = r#"
 interfaces = ["eth0", "eth1"]
+local_interfaces = ["cni0", "cali*"]
 state_dir = "/run/other"
 bpffs = "/sys/fs/bpf/other"
 fleet_seed = "a secret of many letters"
@@ -108,6 +109,8 @@ fn error_of(from: &str, to: &str) -> String {
 fn every_key_has_its_effect() {
     let config = parse(Path::new("t.toml"), WHOLE).unwrap().config;
     assert_eq!(config.interfaces, ["eth0", "eth1"]);
+    let local: Option<Vec<String>> = Some(vec!["cni0".into(), "cali*".into()]);
+    assert_eq!(config.local_interfaces, local);
     assert_eq!(config.state_dir, Path::new("/run/other"));
     assert_eq!(config.bpffs, Path::new("/sys/fs/bpf/other"));
     assert_ne!(config.fleet_seed, None);
@@ -226,6 +229,29 @@ fn a_service_says_how_drains_end_and_how_fast_the_dead_are_told_of() {
 }
 
 #[test]
+fn a_service_says_what_becomes_of_flows_of_the_dead() {
+    let of = |line: &str| {
+        let text = SMALL.replace("mode", &format!("{line}\nmode"));
+        let loaded = parse(Path::new("t.toml"), &text).unwrap();
+        let warnings: Vec<_> = loaded.warnings.iter().map(ToString::to_string).collect();
+        (loaded.config.services[0].on_down, warnings)
+    };
+    assert_eq!(of(""), (OnDown::Reset, vec![]));
+    for (word, on_down) in [
+        ("reset", OnDown::Reset),
+        ("keep", OnDown::Keep),
+        ("rehash", OnDown::Rehash),
+    ] {
+        assert_eq!(of(&format!("on_down = {word:?}")), (on_down, vec![]));
+    }
+    let (_, warnings) = of("on_down = \"keep\"\nreset_over = \"5s\"");
+    assert!(
+        warnings[0].contains("on_down has nobody told"),
+        "{warnings:?}"
+    );
+}
+
+#[test]
 fn a_fast_check_has_a_timeout_no_longer_than_its_interval() {
     let text = format!("{SMALL}[service.health]\ninterval = \"200ms\"\n");
     let config = parse(Path::new("t.toml"), &text).unwrap().config;
@@ -298,7 +324,7 @@ fn each_mistake_has_its_place_object_and_remedy() {
         (
             "mode = \"ipip\"",
             "mode = \"ipip\"\ncolour = 1",
-            r#"t.toml:7:1: service "chat": unknown key "colour"; remove it; known here are name, vip, port, mode, snat, table_size, min_healthy, drain_deadline, close_over, reset_over, slow_start, balance, backup_below, zone_enough, health, backend, dns"#,
+            r#"t.toml:7:1: service "chat": unknown key "colour"; remove it; known here are name, vip, port, mode, snat, table_size, min_healthy, drain_deadline, close_over, reset_over, on_down, slow_start, balance, backup_below, zone_enough, health, backend, dns"#,
         ),
         (
             "port = 80",
@@ -452,6 +478,21 @@ fn each_mistake_has_its_place_object_and_remedy() {
         ),
         (
             "[\"eth0\"]",
+            "[\"eth0\"]\nlocal_interfaces = [\"cni*0\"]",
+            "t.toml:2:21: configuration: \"cni*0\" is no name of an interface; give a name as `ip link` shows it, at most 15 characters",
+        ),
+        (
+            "[\"eth0\"]",
+            "[\"eth0\"]\nlocal_interfaces = [\"cni*\", \"cni*\"]",
+            "t.toml:2:29: configuration: interface \"cni*\" is named twice; remove one of them",
+        ),
+        (
+            "[\"eth0\"]",
+            "[\"eth0\"]\nlocal_interfaces = \"cni0\"",
+            "t.toml:2:20: configuration: local_interfaces is a string, not an array; write it like local_interfaces = [\"cni0\"]",
+        ),
+        (
+            "[\"eth0\"]",
             "[\"eth0\"]\nstate_dir = \"run\"",
             "t.toml:2:13: configuration: state_dir is \"run\", which is no absolute path; begin it with /",
         ),
@@ -514,6 +555,16 @@ fn each_mistake_has_its_place_object_and_remedy() {
             "mode",
             "reset_over = \"61m\"\nmode",
             "t.toml:6:14: service \"chat\": reset_over is 61m; give a duration from 0s to 1h",
+        ),
+        (
+            "mode",
+            "on_down = \"rehas\"\nmode",
+            "t.toml:6:11: service \"chat\": unknown on_down \"rehas\"; did you mean \"rehash\"?",
+        ),
+        (
+            "mode",
+            "on_down = \"panic\"\nmode",
+            "t.toml:6:11: service \"chat\": unknown on_down \"panic\"; use \"reset\", \"keep\" or \"rehash\"",
         ),
         (
             "[\"eth0\"]",

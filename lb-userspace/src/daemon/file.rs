@@ -1,10 +1,13 @@
-//! Notices that the configuration file has changed, however that was done: written in place, replaced by an editor's rename, or reached by
+//! Notices that the configuration file, or a file of authorities that it names, has changed, however that was done: written in place, replaced by an editor's rename, or reached by
 //! symbolic links of which one now leads elsewhere, as Kubernetes swaps a ConfigMap.
 //!
 //! It looks, twice a second, at what the path leads to. That follows every link, works on every filesystem, needs no descriptor
 //! that may have run out, and misses nothing when directories on the way are themselves replaced.
 
-use std::{fs, os::unix::fs::MetadataExt as _, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap, fs, os::unix::fs::MetadataExt as _, path::PathBuf, sync::Arc,
+    time::Duration,
+};
 
 use tokio::sync::watch;
 
@@ -34,8 +37,41 @@ impl Seen {
     }
 }
 
-/// Has the file loaded whenever it has changed, until `shutdown` turns true. What is refused is told by the reloader, once for each
-/// change.
+/// One path, looked at again and again.
+#[derive(Clone, Copy, Debug)]
+struct Watched {
+    taken: Option<Seen>,
+    last: Option<Seen>,
+}
+
+impl Watched {
+    /// Nothing of it is known: what is there first is news.
+    const UNKNOWN: Self = Self {
+        taken: None,
+        last: None,
+    };
+
+    /// What is there is known.
+    const fn known(seen: Seen) -> Self {
+        Self {
+            taken: Some(seen),
+            last: Some(seen),
+        }
+    }
+
+    /// Takes in a look. True if it is settled, and news.
+    fn look(&mut self, seen: Seen) -> bool {
+        let settled = self.last.replace(seen) == Some(seen);
+        let news = settled && self.taken != Some(seen);
+        if news {
+            self.taken = Some(seen);
+        }
+        news
+    }
+}
+
+/// Has the file loaded whenever it, or a file of authorities that it names, has changed, until `shutdown` turns true. What is refused is told by
+/// the reloader, once for each change.
 pub(super) async fn run(
     path: PathBuf,
     reloader: Arc<Reloader>,
@@ -43,22 +79,34 @@ pub(super) async fn run(
 ) {
     let mut looks = tokio::time::interval(EVERY);
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-    // None before the first: the file may have changed since it was loaded.
-    let mut taken = None;
-    let mut last = None;
+    // The file may have changed since it was loaded.
+    let mut file = Watched::UNKNOWN;
+    let mut authorities = BTreeMap::<PathBuf, Watched>::new();
     loop {
         tokio::select! {
             () = shutdown::requested(&mut shutdown) => return,
             _ = looks.tick() => {}
         }
-        let looked = path.clone();
-        let Ok(seen) = tokio::task::spawn_blocking(move || Seen::at(&looked)).await else {
+        let (looked, named) = (path.clone(), reloader.authorities().await);
+        let look = move || {
+            let seen = named.into_iter().map(|path| (Seen::at(&path), path));
+            (Seen::at(&looked), seen.collect::<Vec<_>>())
+        };
+        let Ok((seen, named)) = tokio::task::spawn_blocking(look).await else {
             continue;
         };
-        let settled = last.replace(seen) == Some(seen);
-        if settled && taken != Some(seen) {
-            taken = Some(seen);
+        if file.look(seen) {
             reloader.reload_if_changed().await;
+        }
+        authorities.retain(|path, _| named.iter().any(|(_, named)| named == path));
+        let mut news = false;
+        for (seen, path) in named {
+            let watched = authorities.entry(path);
+            news |= watched.or_insert(Watched::known(seen)).look(seen);
+        }
+        if news {
+            // The configuration's own text is the same.
+            drop(reloader.reload().await);
         }
     }
 }
@@ -75,13 +123,13 @@ mod tests {
     const CONFIG: &str = "interfaces = [\"eth0\"]\n[[service]]\nname = \"chat\"\nvip = \"10.0.0.1\"\nport = 80\nmode = \"l2\"\n";
 
     /// A watched file in a directory of its own, and what the reconciler is told.
-    struct Watched {
+    struct Bench {
         directory: PathBuf,
         told: mpsc::Receiver<Command>,
         _stop: watch::Sender<bool>,
     }
 
-    impl Watched {
+    impl Bench {
         /// `make` makes the file `tether.toml` of the directory.
         fn start(test: &str, make: impl FnOnce(&Path)) -> Self {
             let directory =
@@ -120,7 +168,7 @@ mod tests {
         }
     }
 
-    impl Drop for Watched {
+    impl Drop for Bench {
         fn drop(&mut self) {
             drop(fs::remove_dir_all(&self.directory));
         }
@@ -130,7 +178,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_file_that_changes_is_loaded_and_one_that_does_not_is_not() {
         let make = |directory: &Path| fs::write(directory.join("tether.toml"), CONFIG).unwrap();
-        let mut watched = Watched::start("plain", make);
+        let mut watched = Bench::start("plain", make);
         // Written anew with the same content, and from the start: no news. If it were, it would come before what follows.
         watched.write("chat");
         tokio::time::sleep(3 * EVERY).await;
@@ -158,6 +206,32 @@ mod tests {
 
     // Time passes when nothing else is to be done.
     #[tokio::test(start_paused = true)]
+    async fn authorities_that_change_are_read_again() {
+        let certificate = |name: &str| rcgen::generate_simple_self_signed([name.to_owned()]);
+        let pem = |name: &str| certificate(name).unwrap().cert.pem();
+        let mut watched = Bench::start("authorities", |directory| {
+            let ca = directory.join("ca.pem");
+            fs::write(&ca, pem("one")).unwrap();
+            let check = format!(
+                "[service.health]\ntype = \"https\"\ntls.ca = {ca:?}\ntls.name = \"chat.example\"\n"
+            );
+            fs::write(directory.join("tether.toml"), format!("{CONFIG}{check}")).unwrap();
+        });
+        let ca = watched.directory.join("ca.pem");
+        tokio::time::sleep(3 * EVERY).await;
+        // As whoever renews certificates does.
+        let aside = watched.directory.join("aside");
+        fs::write(&aside, pem("other")).unwrap();
+        fs::rename(&aside, &ca).unwrap();
+        assert_eq!(watched.next().await.unwrap(), "chat");
+        fs::write(&ca, "no certificate").unwrap();
+        assert!(watched.next().await.unwrap_err().contains("ca.pem"));
+        fs::write(&ca, pem("third")).unwrap();
+        assert_eq!(watched.next().await.unwrap(), "chat");
+    }
+
+    // Time passes when nothing else is to be done.
+    #[tokio::test(start_paused = true)]
     async fn a_config_map_that_is_swapped_is_loaded() {
         // As kubelet lays it out: the file is a link into ..data, which is a link to a directory, which is what is swapped.
         let version = |directory: &Path, version: &str, name: &str| {
@@ -167,7 +241,7 @@ mod tests {
             symlink(version, directory.join("..data_tmp")).unwrap();
             fs::rename(directory.join("..data_tmp"), directory.join("..data")).unwrap();
         };
-        let mut watched = Watched::start("map", |directory| {
+        let mut watched = Bench::start("map", |directory| {
             version(directory, "..1", "chat");
             symlink("..data/tether.toml", directory.join("tether.toml")).unwrap();
         });

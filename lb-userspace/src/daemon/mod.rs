@@ -46,6 +46,7 @@ use crate::{
     notice::{self, Teller, Told},
     reconcile::{self, Inputs, Outputs},
     status::{ConfigStatus, Flows, Generation, Reloads, Status},
+    watch::{self as packets, Watch},
     web::{self, Web},
 };
 
@@ -174,16 +175,22 @@ async fn run_parts(
     };
 
     let reloader = Arc::new(Reloader::new(&config, commands.clone()));
+    let history = History::default();
+    let (packet_watch, listeners_to_packets) = Watch::new();
     let admin = Admin::new(
         watched_status.clone(),
         maps.clone(),
         commands,
         reloader.clone(),
-    );
+    )
+    .remembering(history.clone())
+    .explaining(Arc::new(kernel.rehearsals()?))
+    .watching(packet_watch);
     let checks_at_once = config.checks_at_once;
     let dns_servers = config.dns_servers.clone();
     let watched_file = config.reload_on_change.then(|| config.path.clone());
     let interfaces = config.interfaces.clone();
+    let local_interfaces = config.local_interfaces.clone();
     let probes = health::ProbeTimes::default();
     let inputs = Inputs {
         commands: command_queue,
@@ -232,7 +239,23 @@ async fn run_parts(
             admit: Arc::new(move |ifindex| gate.admit(ifindex).map_err(|error| error.to_string())),
             closed: closed_egress,
         };
-        let running = neighbour::run(watched_addresses, hop_reports, egress, stopping.clone());
+        let replies = kernel.local_replies();
+        let local = neighbour::Local {
+            rule: neighbour::local::Rule {
+                interfaces: interfaces.clone(),
+                named: local_interfaces,
+            },
+            open: Arc::new(move || {
+                tokio::task::block_in_place(|| replies.open()).map_err(|error| error.to_string())
+            }),
+        };
+        let running = neighbour::run(
+            watched_addresses,
+            hop_reports,
+            egress,
+            local,
+            stopping.clone(),
+        );
         async { running.await.context("no netlink socket") }
     });
     parts.start("the questions to the DNS", {
@@ -243,7 +266,8 @@ async fn run_parts(
         }
     });
     parts.start("the watch over the way of replies", {
-        let (egress, maps) = (kernel.egress()?, maps.clone());
+        let egress = kernel.egress()?;
+        let (maps, told) = (maps.clone(), maps.clone());
         let gate = neighbour::replies::Gate {
             interfaces: interfaces.clone(),
             admit: Arc::new(move |ifindex| {
@@ -256,6 +280,7 @@ async fn run_parts(
                     }
                 }
             }),
+            take_unresolved: Box::new(move || told.take_unresolved()),
         };
         let running =
             neighbour::replies::run(watched_status.clone(), gate, hindrances, stopping.clone());
@@ -276,6 +301,14 @@ async fn run_parts(
     parts.start("the notices to backends", {
         let teller = Teller::new(maps.clone(), kernel.program()?, told.clone());
         let running = notice::run(teller, kernel.take_notices()?, stopping.clone());
+        async {
+            running
+                .await
+                .context("the ring buffer cannot be waited for")
+        }
+    });
+    parts.start("the watch over single packets", {
+        let running = packets::run(kernel.tap(), listeners_to_packets, stopping.clone());
         async {
             running
                 .await
@@ -315,20 +348,19 @@ async fn run_parts(
         }
         Err(error) => tracing::warn!(%error, "the program logs nothing"),
     }
+    parts.start("the record of changes", {
+        let running = history::record(
+            history.clone(),
+            maps.clone(),
+            watched_status.clone(),
+            stopping.clone(),
+        );
+        async {
+            running.await;
+            Ok(())
+        }
+    });
     if let Some(listener) = web_listener {
-        let history = History::default();
-        parts.start("the record of changes", {
-            let running = history::record(
-                history.clone(),
-                maps.clone(),
-                watched_status.clone(),
-                stopping.clone(),
-            );
-            async {
-                running.await;
-                Ok(())
-            }
-        });
         let web = Web::new(
             maps,
             watched_status.clone(),

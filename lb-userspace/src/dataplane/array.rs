@@ -51,6 +51,10 @@ unsafe impl Entry for lb_common::nat::Endpoint {}
 unsafe impl Entry for lb_common::nat::Pair {}
 // SAFETY: as above.
 unsafe impl Entry for lb_common::nat::Link {}
+// SAFETY: as above.
+unsafe impl Entry for lb_common::watch::Filter {}
+// SAFETY: as above.
+unsafe impl Entry for lb_common::watch::Record {}
 
 /// A mapped array of `T`. Every access is by whole, aligned 64-bit words, so a reader in the kernel sees each word whole.
 #[derive(Debug)]
@@ -165,6 +169,12 @@ impl<T: Entry> Array<T> {
                 Self::WORDS,
             )
         }
+    }
+
+    /// All words there are.
+    pub fn all(&self) -> &[AtomicU64] {
+        // SAFETY: the whole mapping, aligned, as mappings are page-aligned; the memory is only accessed through atomics.
+        unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.len as usize * Self::WORDS) }
     }
 
     /// An entry, word by word: each word is whole, the entry as such is not read at one moment.

@@ -3,6 +3,9 @@
 //! Storing to them cannot fail, so every operation of a plan is a handful of stores.
 
 use std::{
+    collections::BTreeSet,
+    mem::offset_of,
+    net::IpAddr,
     os::fd::{AsFd, BorrowedFd},
     sync::atomic::{AtomicU64, Ordering, fence},
 };
@@ -10,7 +13,7 @@ use std::{
 use lb_common::{
     backend::{Backend, BackendState, NextHop},
     clock::Tick,
-    counters::{Counter, CpuState, Layout},
+    counters::{Counter, CpuState, Layout, Unresolved},
     flow::{
         bucket::{self, Facts},
         v4, v6,
@@ -456,6 +459,20 @@ impl Maps {
         self.vips(version)
             .word(bucket, way)
             .store(entry.0, Ordering::SeqCst);
+    }
+
+    /// The neighbours that the program has told each CPU's last of since this was asked before: interface and address.
+    pub fn take_unresolved(&self) -> BTreeSet<(u32, IpAddr)> {
+        const BY: usize =
+            (offset_of!(CpuState, unresolved) + offset_of!(Unresolved, by)) / size_of::<u64>();
+        (0..self.cpus.len())
+            .filter(|&cpu| self.cpus.word(cpu, BY).load(Ordering::Relaxed) != 0)
+            .filter_map(|cpu| {
+                let unresolved = self.cpus.get(cpu).unresolved;
+                self.cpus.word(cpu, BY).store(0, Ordering::Relaxed);
+                unresolved.neighbour()
+            })
+            .collect()
     }
 
     /// A counter, summed over all CPUs; `offset` is one of [`Layout`]'s.

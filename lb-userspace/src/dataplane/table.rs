@@ -38,6 +38,8 @@ pub trait TableKey: FlowKey + Eq + Hash + Debug + Send + 'static {
     fn to_words(self) -> [u64; 3];
     /// The table whose keys are such.
     fn table(maps: &Maps) -> Table<'_, Self>;
+    /// The map of translations beside that table, of one bucket if no service translates.
+    fn translations(maps: &Maps) -> &Array<nat::Bucket>;
 }
 
 impl TableKey for v4::Key {
@@ -59,6 +61,10 @@ impl TableKey for v4::Key {
             facts: &maps.facts4,
             translations: (maps.capacity.nat4_buckets != 0).then_some(&maps.nat4),
         }
+    }
+
+    fn translations(maps: &Maps) -> &Array<nat::Bucket> {
+        &maps.nat4
     }
 }
 
@@ -84,6 +90,10 @@ impl TableKey for v6::Key {
             facts: &maps.facts6,
             translations: (maps.capacity.nat6_buckets != 0).then_some(&maps.nat6),
         }
+    }
+
+    fn translations(maps: &Maps) -> &Array<nat::Bucket> {
+        &maps.nat6
     }
 }
 

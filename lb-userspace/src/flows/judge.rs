@@ -63,6 +63,8 @@ pub enum Gone {
     Reclaimed,
     /// All flows of its backend were closed at a deadline, and it has sent nothing since for long.
     Closed,
+    /// Its backend is dead, and its flow is to go where today's table sends it.
+    Rehashed,
 }
 
 /// What is to be done with an entry.

@@ -28,7 +28,7 @@ use super::{
         self, Action, Gone, RECLAIM_PIN_TICKS, RECLAIM_YOUNG_TICKS, first_goes, may_be_duplicate,
     },
     reclaim::Reclaim,
-    today::{closed, today},
+    today::{closed, is_forgotten, today},
 };
 use crate::{
     by_version::ByVersion,
@@ -269,27 +269,26 @@ impl<K: TableKey> Sweep<K> {
         common: &mut Common,
     ) -> Option<Word> {
         let pressure = self.reclaim.pressure(is_full);
-        let first = judge::judge(
-            seen,
-            now,
-            pressure,
-            || today(&common.maps, key, now),
-            || closed(&common.maps, seen),
-        );
+        let judged = |now| {
+            if seen.is_open() && is_forgotten(&common.maps, seen) {
+                return Action::Delete(Gone::Rehashed);
+            }
+            judge::judge(
+                seen,
+                now,
+                pressure,
+                || today(&common.maps, key, seen, now),
+                || closed(&common.maps, seen),
+            )
+        };
+        let first = judged(now);
         if first == Action::Keep {
             self.note_reclaimable(seen, key, now, &common.maps);
             return Some(seen);
         }
         // Judged again by a clock that was read after the word was: this process may have been stopped since it read the other, for
         // longer than a modular age can tell from a new entry's.
-        let now = (common.clock)();
-        let action = judge::judge(
-            seen,
-            now,
-            pressure,
-            || today(&common.maps, key, now),
-            || closed(&common.maps, seen),
-        );
+        let action = judged((common.clock)());
         let Some(new) = action.word() else {
             return Some(seen);
         };
@@ -306,6 +305,7 @@ impl<K: TableKey> Sweep<K> {
             Action::Delete(Gone::Ended) => common.swept.ended += 1,
             Action::Delete(Gone::Invalid) => common.swept.invalid += 1,
             Action::Delete(Gone::Closed) => common.swept.closed += 1,
+            Action::Delete(Gone::Rehashed) => common.swept.rehashed += 1,
             Action::Delete(Gone::Reclaimed) => {
                 common.swept.reclaimed += 1;
                 self.reclaim.took_one();
@@ -327,7 +327,7 @@ impl<K: TableKey> Sweep<K> {
             State::Pin => age >= RECLAIM_PIN_TICKS,
             _ => false,
         };
-        if !old || !today(maps, key, now).keeps(word) {
+        if !old || !today(maps, key, word, now).keeps(word) {
             return;
         }
         if word.is(State::Young) {

@@ -78,7 +78,9 @@ in_both_versions! {
     a_pass_counts_everything_in_steps
     embryos_expire_and_ended_flows_go
     entries_of_a_backend_whose_deadline_was_long_ago_go
+    entries_of_a_dead_backend_whose_flows_go_elsewhere_are_forgotten
     below_three_quarters_nothing_is_reclaimed
+    flows_that_need_their_entries_are_never_reclaimed
     young_entries_go_first_and_only_as_many_as_are_too_many
     then_pins_go_the_longest_idle_first_and_exceptions_never
     a_table_full_of_exceptions_stays_full
@@ -342,6 +344,31 @@ fn entries_of_a_backend_whose_deadline_was_long_ago_go<K: Client>() {
     assert_eq!(fixture.word(1, 2), Word::EMPTY);
 }
 
+fn entries_of_a_dead_backend_whose_flows_go_elsewhere_are_forgotten<K: Client>() {
+    let fixture = Fixture::<K>::new(4);
+    let states = [State::Young, State::Pin, State::Closing];
+    for (bucket, backend) in [OWNER, OTHER].into_iter().enumerate() {
+        for (way, state) in (0..).zip(states) {
+            let key = K::client(1 + bucket as u32 * 10 + way, 0);
+            fixture.put(bucket as u32, way, key, aged(state, backend, 1));
+        }
+    }
+    let mut sweeper = fixture.sweeper();
+    assert_eq!(used(&sweeper.pass()), 6);
+    let state = fixture.maps.state(OTHER);
+    for kept in [state, state.pacing(Share::NONE, Tick(0))] {
+        fixture.maps.set_state(OTHER, kept);
+        let census = sweeper.pass();
+        assert_eq!((used(&census), census.swept.rehashed), (6, 0));
+    }
+    fixture.maps.set_state(OTHER, state.forgetting());
+    let census = sweeper.pass();
+    // What is closing ends by itself.
+    assert_eq!((used(&census), census.swept.rehashed), (4, 2));
+    assert_eq!(fixture.word(1, 0), Word::EMPTY);
+    assert_eq!(fixture.word(1, 1), Word::EMPTY);
+}
+
 fn below_three_quarters_nothing_is_reclaimed<K: Client>() {
     let fixture = Fixture::<K>::new(25);
     fixture.fill(75, |_| aged(State::Pin, OWNER, 2 * RECLAIM_PIN_TICKS));
@@ -407,6 +434,32 @@ fn a_table_full_of_exceptions_stays_full<K: Client>() {
     }
     let census = sweeper.pass();
     assert_eq!((used(&census), census.swept.reclaimed), (100, 0));
+}
+
+fn flows_that_need_their_entries_are_never_reclaimed<K: Client>() {
+    for state in [
+        BackendState::new(0, Serving::New, Forwarding::Nat, 0, true),
+        BackendState::new(0, Serving::New, Forwarding::Dnat, 0, true),
+        // On this host.
+        BackendState::new(0, Serving::New, Forwarding::L2, 0, true).tagged(3),
+    ] {
+        let fixture = Fixture::<K>::new(25);
+        fixture.maps.set_state(OWNER, state);
+        fixture.fill(100, |n| {
+            let state = if n % 2 == 0 { State::Pin } else { State::Young };
+            aged(state, OWNER, 9 * RECLAIM_PIN_TICKS)
+        });
+        let mut sweeper = fixture.sweeper();
+        for _ in 0..5 {
+            sweeper.pass();
+        }
+        let census = sweeper.pass();
+        assert_eq!(
+            (used(&census), census.swept.reclaimed),
+            (100, 0),
+            "{state:?}"
+        );
+    }
 }
 
 fn a_slot_that_is_being_handed_over_protects_its_flows<K: Client>() {

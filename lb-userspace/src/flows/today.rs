@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use lb_common::{
-    backend::Serving,
+    backend::{BackendState, Serving},
     clock::Tick,
     flow::{FlowKey, word::Word},
     hash::Seed,
@@ -43,17 +43,20 @@ pub fn slot_of(maps: &Maps, key: impl FlowKey) -> Option<Slot> {
     (index < maps.tables.len()).then(|| Slot(maps.tables.word(index, 0).load(Ordering::Acquire)))
 }
 
-/// Pick, and where an unknown mid-stream packet would go (as [`lb_common::flow::steer`] has it: the previous backend during the
-/// handover, else the current one, if it serves anything).
-pub fn today(maps: &Maps, key: impl FlowKey, now: Tick) -> Today {
+/// Pick, and where an unknown mid-stream packet of an entry's flow would go (as [`lb_common::flow::steer`] has it: the previous backend during the
+/// handover, else the current one, if it serves anything). One of a flow that is translated, or that is with a backend on this host, goes nowhere:
+/// how to translate what the backend sends is known by the entry alone.
+pub fn today(maps: &Maps, key: impl FlowKey, word: Word, now: Tick) -> Today {
     let Some(slot) = slot_of(maps, key) else {
         return Today::default();
     };
     let serves =
         |id: u32| id != 0 && id < maps.backends.len() && maps.state(id).serving() != Serving::None;
+    let needs_its_entry =
+        state_of(maps, word).is_some_and(|state| state.translates() || state.is_local());
     let recomputed = [slot.handing_over(now), slot.current()]
         .into_iter()
-        .find(|&id| serves(id))
+        .find(|&id| serves(id) && !needs_its_entry)
         .unwrap_or(0);
     Today {
         pick: slot.current(),
@@ -61,14 +64,22 @@ pub fn today(maps: &Maps, key: impl FlowKey, now: Tick) -> Today {
     }
 }
 
+/// Whether an entry is to be forgotten, since its backend is dead and its flow is to go elsewhere.
+pub fn is_forgotten(maps: &Maps, word: Word) -> bool {
+    state_of(maps, word).is_some_and(BackendState::forgets)
+}
+
 /// Since when all flows of an entry's backend are closed, at a deadline; none if they are not, or the entry is another backend's.
 pub fn closed(maps: &Maps, word: Word) -> Option<Tick> {
+    state_of(maps, word)?.all_closed_since()
+}
+
+/// The state of an entry's backend, if its id is still that backend's.
+fn state_of(maps: &Maps, word: Word) -> Option<BackendState> {
     let reference = word.backend();
     if reference.id() >= maps.backends.len() {
         return None;
     }
     let state = maps.state(reference.id());
-    (state.generation() == reference.generation())
-        .then(|| state.all_closed_since())
-        .flatten()
+    (state.generation() == reference.generation()).then_some(state)
 }

@@ -9,8 +9,8 @@
 //! **Routed**, or on the link with an entry that the operator set: an echo goes along with the check, every ten seconds while all is well (that is the
 //! baseline: does this host answer echoes while it is up?), and with every check while it is silent.
 //!
-//! **No evidence**: there is no route, the interface is down or has no carrier (that is this machine's trouble, and would be the death of every backend at once), or no socket for
-//! echoes is to be had.
+//! **No evidence**: there is no route, the interface is down or has no carrier (that is this machine's trouble, and would be the death of every backend at once), it has no link-local
+//! address yet to ask a neighbour of IPv6 from, or no socket for echoes is to be had.
 
 use std::{
     net::IpAddr,
@@ -175,6 +175,11 @@ impl Signs {
             .await
             .is_ok_and(|link| link.up)
         {
+            return Sign::Absent;
+        }
+        let can_ask =
+            address.is_ipv4() || senses.netlink.can_solicit(interface).await.unwrap_or(false);
+        if !can_ask {
             return Sign::Absent;
         }
         let mut may_ask = true;

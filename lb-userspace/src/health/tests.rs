@@ -12,7 +12,7 @@ use tokio::{
 use super::*;
 use crate::{
     model::{CheckKind, HttpCheck, RequestTarget},
-    testnet::{FOUR, Network, PATIENCE, Pair, SIX, block_on},
+    testnet::{FOUR, Host, Network, PATIENCE, Pair, SIX, block_on},
 };
 
 const PORT: u16 = 80;
@@ -272,6 +272,29 @@ fn a_dark_host_in(network: Network) {
     });
 }
 
+/// The kernel asks no neighbour of IPv6 without a link-local address, so its silence says nothing.
+#[test]
+fn a_neighbour_that_cannot_be_asked_is_not_down() {
+    let Network { there, .. } = SIX;
+    let pair = Arc::new(Pair::new());
+    let _server = serve(&pair);
+    let network = pair.clone();
+    let near = pair.near.twin();
+    block_on(&pair.near, move || async move {
+        let mut checks = Checks::start(vec![target(there, tcp())]);
+        checks.until(there, Health::Up).await;
+        near.ip("addr flush dev near scope link");
+        network.darken();
+        let before = checks.until(there, Health::Refusing).await;
+        assert!(!before.contains(&Health::Down), "{before:?}");
+        let silent_for = tokio::time::timeout(Duration::from_secs(4), checks.reports.recv());
+        assert!(
+            silent_for.await.is_err(),
+            "another verdict without evidence"
+        );
+    });
+}
+
 #[test]
 fn a_routed_host_is_down_when_its_echoes_end_and_else_refusing() {
     for network in [FOUR, SIX] {
@@ -380,7 +403,7 @@ fn targets_that_stay_are_not_disturbed() {
 }
 
 #[test]
-fn a_thousand_backends_cost_less_than_a_twentieth_of_a_core() {
+fn a_thousand_backends_are_checked_as_often_as_asked_and_no_oftener() {
     let pair = Arc::new(Pair::new());
     let _server = serve(&pair);
     // All of them are the far host, behind its one address on the link: each is checked by TCP and by echo.
@@ -400,23 +423,35 @@ fn a_thousand_backends_cost_less_than_a_twentieth_of_a_core() {
             )
         })
         .collect();
-    let used = block_on(&pair.near, move || async move {
+    let network = pair.clone();
+    let opened = block_on(&pair.near, move || async move {
         let count = targets.len();
         let mut checks = Checks::start(targets);
         for _ in 0..count {
             assert_eq!(checks.next().await.health, Health::Up);
         }
-        // Two rounds in the steady state. The runtime is this thread's: its time is that of the checks.
-        let before = thread_time();
+        // Two rounds in the steady state.
+        let before = passive_opens(&network.far);
+        let since = Instant::now();
         tokio::time::sleep(check.interval * 2).await;
+        let rounds = since.elapsed().as_secs_f64() / check.interval.as_secs_f64();
         assert!(checks.reports.try_recv().is_err());
-        (thread_time() - before).as_secs_f64() / (check.interval * 2).as_secs_f64()
+        (passive_opens(&network.far) - before) as f64 / rounds
     });
-    assert!(used < 0.05, "{:.1}% of a core", used * 100.0);
+    // A busy machine may be late, and jitter makes it a tenth more or less.
+    assert!((500.0..1_150.0).contains(&opened), "{opened} a round");
 }
 
-/// Time that this thread has had of a CPU.
-fn thread_time() -> Duration {
-    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID).unwrap();
-    time.into()
+/// How many TCP connections a host has accepted.
+fn passive_opens(host: &Host) -> u64 {
+    let counters = host
+        .twin()
+        .run(|| std::fs::read_to_string("/proc/thread-self/net/snmp"));
+    let counters = counters.unwrap();
+    let mut tcp = counters
+        .lines()
+        .filter_map(|line| line.strip_prefix("Tcp: "));
+    let (names, values) = (tcp.next().unwrap(), tcp.next().unwrap());
+    let at = names.split(' ').position(|name| name == "PassiveOpens");
+    values.split(' ').nth(at.unwrap()).unwrap().parse().unwrap()
 }

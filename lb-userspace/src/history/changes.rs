@@ -6,7 +6,8 @@ use std::{
 };
 
 use lb_common::backend::Serving;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
 
 use crate::{
     flows::Fill,
@@ -15,7 +16,7 @@ use crate::{
 };
 
 /// How a change is to be taken.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum Level {
     /// Something is better than it was.
@@ -29,7 +30,7 @@ pub enum Level {
 }
 
 /// One change.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Change {
     /// How it is to be taken.
     pub level: Level,
@@ -83,7 +84,29 @@ fn configuration(before: &Status, after: &Status, all: &mut Vec<Change>) {
             let text = format!("reloaded: generation {}", after.generation.accepted);
             all.push(Change::new(Level::Good, "configuration", text));
         }
+        // Neither is told twice.
+        _ if old.error == new.error
+            && old.reloads == new.reloads
+            && before.generation.accepted != after.generation.accepted =>
+        {
+            let text = format!(
+                "changed at runtime: generation {}",
+                after.generation.accepted
+            );
+            all.push(Change::new(Level::Info, "configuration", text));
+        }
         _ => {}
+    }
+    if before.evacuated != after.evacuated {
+        let (level, text) = if after.evacuated {
+            (
+                Level::Warning,
+                "evacuated: all backends are drained together",
+            )
+        } else {
+            (Level::Good, "no longer evacuated")
+        };
+        all.push(Change::new(level, "host", text));
     }
 }
 
@@ -272,6 +295,7 @@ fn the_backend(was: &BackendStatus, now: &BackendStatus, name: &str) -> Option<C
     if was.neighbour != now.neighbour {
         match now.neighbour {
             Neighbour::Resolved => say(Level::Good, "its next hop is known".into()),
+            Neighbour::Local => say(Level::Good, "is on this host".into()),
             Neighbour::Unresolved => say(
                 Level::Bad,
                 "its next hop is not known: no packet gets there".into(),

@@ -15,8 +15,9 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use utoipa::ToSchema;
 
 use self::{
     changes::{Change, changes},
@@ -31,7 +32,7 @@ const CHANGES: usize = 200;
 pub const EVERY: Duration = Duration::from_secs(2);
 
 /// A change, and when it was noticed.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Event {
     /// Grows by one with each.
     pub number: u64,
@@ -51,6 +52,8 @@ struct Shared {
     remembered: Mutex<Remembered>,
     /// The number of the latest sample.
     sampled: watch::Sender<u64>,
+    /// The number of the next change.
+    changed: watch::Sender<u64>,
 }
 
 #[derive(Debug, Default)]
@@ -69,6 +72,7 @@ impl Default for History {
         Self(Arc::new(Shared {
             remembered: Mutex::default(),
             sampled: watch::Sender::new(0),
+            changed: watch::Sender::new(0),
         }))
     }
 }
@@ -99,6 +103,11 @@ impl History {
         }
         remembered.drains.heard(status, now);
         remembered.before = Some(status.clone());
+        let next = remembered.number;
+        drop(remembered);
+        self.0
+            .changed
+            .send_if_modified(|number| std::mem::replace(number, next) != next);
     }
 
     /// Samples the counters; `now_ms` is of any steady clock.
@@ -127,6 +136,11 @@ impl History {
     /// Rates of the last minutes, the latest last.
     pub fn past(&self) -> rates::Past {
         self.remembered().sampler.past()
+    }
+
+    /// The number of the next change, whenever it grows.
+    pub fn changed(&self) -> watch::Receiver<u64> {
+        self.0.changed.subscribe()
     }
 
     /// Changes with each sample.

@@ -66,7 +66,8 @@ impl FlowState {
         }
     }
 
-    const fn of(word: Word) -> Option<Self> {
+    /// Of an entry's value; none if that is no entry.
+    pub const fn of(word: Word) -> Option<Self> {
         match word.state() {
             State::Embryo => Some(Self::Embryo),
             State::Challenger => Some(Self::Challenger),

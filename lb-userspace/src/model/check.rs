@@ -54,6 +54,11 @@ impl Check {
         initial: Initial::Unknown,
         at_once: 128,
     };
+
+    /// The longest time from any moment to the end of a check that begins after it, while nothing is in doubt and no other check is in its way.
+    pub fn longest_gap(&self) -> Duration {
+        self.interval + self.interval * u32::from(self.jitter_percent) / 100 + self.timeout
+    }
 }
 
 /// What a backend counts as until its first verdict.

@@ -16,8 +16,12 @@
 //! | they stay gone, or the neighbour never answered | no next hop: the backend is unresolved |
 //! | events were lost | what a full look at everything finds |
 //!
+//! A backend on this host ([`local`] tells which are) has the host's own stack for a next hop. Before that is reported, what it will send back is seen
+//! to.
+//!
 //! [`own`] tells which VIPs the host itself has, and [`replies`] sees to what packets from backends need on their way to clients.
 
+pub mod local;
 pub mod netlink;
 pub mod own;
 pub mod replies;
@@ -38,8 +42,10 @@ use lb_common::{
 use tokio::sync::{mpsc, watch};
 
 use self::{
+    local::{Leaves, Place, Rule},
     netlink::{Event, Events, Netlink},
-    way::{Entry, Link, MOST_TAGS, Obstacle, Way, covers},
+    replies::forwards,
+    way::{Entry, Kind, Link, MOST_TAGS, Obstacle, Route, Way, covers},
 };
 use crate::{model::NextHopReport, status::ClosedEgress};
 
@@ -65,6 +71,14 @@ pub struct Egress {
     pub closed: watch::Sender<Vec<ClosedEgress>>,
 }
 
+/// Backends on this host.
+pub struct Local {
+    /// Which those are.
+    pub rule: Rule,
+    /// Sees to it that what they send back is translated, or says why it cannot be.
+    pub open: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
+}
+
 /// Resolves and watches the next hops of `addresses` until `shutdown` turns true or the receiver of `reports` is gone.
 ///
 /// A report is sent for every address once it is known whether it has a next hop, and from then on whenever that changes.
@@ -75,10 +89,11 @@ pub async fn run(
     mut addresses: watch::Receiver<BTreeSet<IpAddr>>,
     reports: mpsc::Sender<NextHopReport>,
     egress: Egress,
+    local: Local,
     mut shutdown: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let (netlink, mut events) = Netlink::subscribe()?;
-    let mut watched = Watched::new(netlink, reports, egress);
+    let mut watched = Watched::new(netlink, reports, egress, local);
     watched.set_addresses(&addresses.borrow_and_update());
     let mut open = tokio::time::interval(OPEN_INTERVAL);
     let mut uses = tokio::time::interval(USE_INTERVAL);
@@ -141,6 +156,9 @@ struct Watched {
     netlink: Netlink,
     reports: mpsc::Sender<NextHopReport>,
     egress: Egress,
+    local: Local,
+    /// Interfaces of which it was told that it is unclear where backends behind them are.
+    unclear: BTreeSet<String>,
     /// Egress interfaces that are closed, by index.
     closed: BTreeMap<u32, ClosedEgress>,
     ways: BTreeMap<IpAddr, Way>,
@@ -152,11 +170,18 @@ struct Watched {
 struct Ended;
 
 impl Watched {
-    fn new(netlink: Netlink, reports: mpsc::Sender<NextHopReport>, egress: Egress) -> Self {
+    fn new(
+        netlink: Netlink,
+        reports: mpsc::Sender<NextHopReport>,
+        egress: Egress,
+        local: Local,
+    ) -> Self {
         Self {
             netlink,
             reports,
             egress,
+            local,
+            unclear: BTreeSet::new(),
             closed: BTreeMap::new(),
             ways: BTreeMap::new(),
             marked: BTreeSet::new(),
@@ -232,6 +257,7 @@ impl Watched {
             };
             let found = self.find(address, &mut way, &mut links).await;
             if let Ok(hop) = found
+                && !hop.is_local()
                 && admitted.insert(hop.ifindex)
             {
                 let name = match links.get(&hop.ifindex) {
@@ -325,7 +351,7 @@ impl Watched {
     }
 
     async fn find(
-        &self,
+        &mut self,
         address: IpAddr,
         way: &mut Way,
         links: &mut HashMap<u32, Result<Link, Obstacle>>,
@@ -339,16 +365,30 @@ impl Watched {
                 error => Obstacle::Unasked(error.to_string()),
             })?;
         if route.local {
-            return Err(Obstacle::Local);
+            (self.local.open)().map_err(Obstacle::NoLocalReplies)?;
+            return Ok(way.end_here());
         }
         if !route.unicast {
             return Err(Obstacle::NotUnicast);
         }
+        let interface = route.interface;
+        let link = self.link(interface, links).await?;
+        if self.is_here(address, &route, &link).await? {
+            let version = IpVersion::of(address);
+            let interfaces = &self.local.rule.interfaces;
+            let closed = interfaces
+                .iter()
+                .find(|interface| forwards(version, interface) == Some(false));
+            if let Some(interface) = closed {
+                let interface = interface.clone();
+                return Err(Obstacle::NotForwarded { version, interface });
+            }
+            (self.local.open)().map_err(Obstacle::NoLocalReplies)?;
+            return way.resolve_here(address, &route, &link);
+        }
         if route.foreign_gateway {
             return Err(Obstacle::ForeignGateway);
         }
-        let interface = route.interface;
-        let link = self.link(interface, links).await?;
         let mut below: Vec<(u32, Link)> = vec![];
         let mut vlan = link.vlan;
         while let Some(device) = vlan {
@@ -375,6 +415,31 @@ impl Watched {
             }
         }
         way.resolve(address, &route, &link, &below, entry.as_ref())
+    }
+
+    /// Whether the backend is on this host that a route leads to, which leaves by a link.
+    async fn is_here(
+        &mut self,
+        address: IpAddr,
+        route: &Route,
+        link: &Link,
+    ) -> Result<bool, Obstacle> {
+        let found = place(&self.netlink, &self.local.rule, address, route, link).await;
+        match found.map_err(|error| Obstacle::Unasked(error.to_string()))? {
+            Place::Here => Ok(true),
+            Place::Elsewhere => Ok(false),
+            Place::Unclear => {
+                if self.unclear.insert(link.name.clone()) {
+                    tracing::warn!(
+                        interface = link.name,
+                        %address,
+                        "this interface may lead to pods of this host, or to other hosts: backends behind it are taken to be on other hosts; if they are on this \
+                         one name it in `local_interfaces`, if not set that to what does lead to pods, or to []"
+                    );
+                }
+                Ok(false)
+            }
+        }
     }
 
     /// A link, asked for once in one look.
@@ -408,11 +473,44 @@ impl Watched {
     }
 }
 
+/// Where the backend is that a route leads to, which does not end at this host, and leaves by a link.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub async fn place(
+    netlink: &Netlink,
+    rule: &Rule,
+    address: IpAddr,
+    route: &Route,
+    link: &Link,
+) -> Result<Place, netlink::Error> {
+    let (mut is_host_route, mut ports) = (false, vec![]);
+    if rule.needs_more(link) {
+        is_host_route = netlink.is_host_route(address).await?;
+        if link.kind == Kind::Bridge {
+            let links = netlink.links().await?;
+            let master = Some(route.interface);
+            let of_bridge = links.values().filter(|link| link.master == master);
+            ports = of_bridge.map(|link| link.kind).collect();
+        }
+    }
+    let leaves = Leaves {
+        link,
+        is_host_route,
+        ports: &ports,
+    };
+    Ok(rule.place(route, &leaves))
+}
+
 fn log_obstacle(address: IpAddr, obstacle: &Obstacle) {
     tracing::warn!(%address, reason = %obstacle, "something is in the way to a backend");
 }
 
 fn log_hop(address: IpAddr, hop: &NextHop) {
+    if hop.is_local() {
+        tracing::info!(%address, mtu = hop.mtu, "the backend is on this host");
+        return;
+    }
     let vlans: Vec<_> = hop.tags[..usize::from(hop.tag_count())]
         .iter()
         .map(ToString::to_string)

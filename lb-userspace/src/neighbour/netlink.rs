@@ -7,15 +7,22 @@ use std::{
     time::Duration,
 };
 
-use futures::{StreamExt as _, channel::mpsc::UnboundedReceiver};
+use futures::{Stream, StreamExt as _, TryStreamExt as _, channel::mpsc::UnboundedReceiver};
 use lb_common::{headers::ETHERTYPE_VLAN, net::VlanTag};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    link::{InfoData, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType, LinkMessage},
+    address::{AddressHeaderFlags, AddressMessage, AddressScope},
+    link::{
+        InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
+        LinkMessage,
+    },
     neighbour::{
         NeighbourAddress, NeighbourAttribute, NeighbourFlags, NeighbourMessage, NeighbourState,
     },
-    route::{RouteAddress, RouteAttribute, RouteMessage, RouteMetric, RouteType, RouteVia},
+    route::{
+        RouteAddress, RouteAttribute, RouteFlags, RouteMessage, RouteMetric, RouteType, RouteVia,
+    },
+    tc::{TcAttribute, TcFilterBpfOption, TcHandle, TcMessage, TcOption},
 };
 use rtnetlink::{
     Handle, MulticastGroup,
@@ -24,7 +31,7 @@ use rtnetlink::{
     },
 };
 
-use super::way::{Entry, EntryState, Link, Route, Vlan};
+use super::way::{Entry, EntryState, Kind, Link, Route, Vlan};
 
 /// The kernel answers within microseconds; an answer that cannot be decoded never comes.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -201,6 +208,34 @@ impl Netlink {
         }
     }
 
+    /// Whether the route to an address is for that one alone, and no prefix.
+    ///
+    /// # Errors
+    /// As [`Netlink::route`].
+    pub async fn is_host_route(&self, address: IpAddr) -> Result<bool, Error> {
+        let mut message = RouteMessage::default();
+        let whole = match address {
+            IpAddr::V4(_) => 32,
+            IpAddr::V6(_) => 128,
+        };
+        message.header.address_family = address.into();
+        message.header.destination_prefix_length = whole;
+        // The route as it stands in the table, and not as it is for this address.
+        message.header.flags = RouteFlags::FibMatch;
+        message
+            .attributes
+            .push(RouteAttribute::Destination(address.into()));
+        match self
+            .ask_one(RouteNetlinkMessage::GetRoute(message), 0)
+            .await?
+        {
+            Some(RouteNetlinkMessage::NewRoute(route)) => {
+                Ok(route.header.destination_prefix_length == whole)
+            }
+            _ => Err(Error::NoAnswer),
+        }
+    }
+
     /// A link, by its index.
     ///
     /// # Errors
@@ -222,24 +257,64 @@ impl Netlink {
     /// # Errors
     /// When the kernel cannot be asked.
     pub async fn links(&self) -> Result<HashMap<u32, Link>, Error> {
-        let mut answers = self.handle.link().get().execute();
-        let mut links = HashMap::new();
-        let all = async {
-            while let Some(answer) = answers.next().await {
-                match answer {
-                    Ok(link) => links.insert(link.header.index, read_link(&link)),
-                    Err(rtnetlink::Error::NetlinkError(error)) => {
-                        return Err(Error::Refused(error.to_io()));
+        let links = all(self.handle.link().get().execute()).await?;
+        Ok(links
+            .iter()
+            .map(|link| (link.header.index, read_link(link)))
+            .collect())
+    }
+
+    /// Whether the kernel can ask neighbours of IPv6 on a link. It asks from a link-local address, and sends nothing while there is none that is known
+    /// to be nobody else's (`ndisc_send_ns`): so for two seconds after a link has come up.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn can_solicit(&self, interface: u32) -> Result<bool, Error> {
+        let mut request = self.handle.address().get();
+        request.message_mut().header.family = AddressFamily::Inet6;
+        // Kernels may answer with those of all links.
+        let addresses = all(request.set_link_index_filter(interface).execute()).await?;
+        let unusable = AddressHeaderFlags::Tentative
+            | AddressHeaderFlags::Optimistic
+            | AddressHeaderFlags::Dadfailed;
+        Ok(addresses.iter().any(|AddressMessage { header, .. }| {
+            header.scope == AddressScope::Link && !header.flags.intersects(unusable)
+        }))
+    }
+
+    /// The filters of traffic control on a link, ingress and egress: a name for each.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn filters(&self, interface: u32) -> Result<Vec<String>, Error> {
+        let mut names = Vec::new();
+        for egress in [false, true] {
+            let handle = self.handle.clone();
+            let mut filters = handle.traffic_filter(interface as i32);
+            let request = filters.get();
+            let request = if egress {
+                request.egress()
+            } else {
+                request.ingress()
+            };
+            let mut answers = Box::pin(request.execute());
+            let all = async {
+                while let Some(answer) = answers.next().await {
+                    match answer {
+                        Ok(filter) => names.extend(read_filter(&filter)),
+                        // Without a qdisc that has filters there are none.
+                        Err(rtnetlink::Error::NetlinkError(_)) => return Ok(()),
+                        Err(_) => return Err(Error::NoAnswer),
                     }
-                    Err(_) => return Err(Error::NoAnswer),
-                };
+                }
+                Ok(())
+            };
+            match tokio::time::timeout(PATIENCE, all).await {
+                Ok(result) => result?,
+                Err(_) => return Err(Error::NoAnswer),
             }
-            Ok(())
-        };
-        match tokio::time::timeout(PATIENCE, all).await {
-            Ok(result) => result.map(|()| links),
-            Err(_) => Err(Error::NoAnswer),
         }
+        Ok(names)
     }
 
     /// A neighbour's entry, if there is one.
@@ -342,6 +417,19 @@ fn neighbour_address(message: &NeighbourMessage) -> Option<IpAddr> {
         })
 }
 
+/// All answers to a question.
+async fn all<T>(answers: impl Stream<Item = Result<T, rtnetlink::Error>>) -> Result<Vec<T>, Error> {
+    let all = answers
+        .map(|answer| match answer {
+            Err(rtnetlink::Error::NetlinkError(error)) => Err(Error::Refused(error.to_io())),
+            answer => answer.map_err(|_| Error::NoAnswer),
+        })
+        .try_collect();
+    tokio::time::timeout(PATIENCE, all)
+        .await
+        .unwrap_or(Err(Error::NoAnswer))
+}
+
 fn ip(address: &RouteAddress) -> Option<IpAddr> {
     match address {
         RouteAddress::Inet(address) => Some((*address).into()),
@@ -392,9 +480,20 @@ fn read_link(message: &LinkMessage) -> Link {
             .flags
             .contains(LinkFlags::Up | LinkFlags::LowerUp),
         vlan: read_vlan(message),
+        kind: Kind::Other,
+        master: None,
     };
+    let (mut kind, mut is_elsewhere) = (None, false);
     for attribute in &message.attributes {
         match attribute {
+            LinkAttribute::Controller(index) => link.master = Some(*index),
+            LinkAttribute::LinkNetNsId(_) => is_elsewhere = true,
+            LinkAttribute::LinkInfo(infos) => {
+                kind = infos.iter().find_map(|info| match info {
+                    LinkInfo::Kind(kind) => Some(kind),
+                    _ => None,
+                });
+            }
             LinkAttribute::IfName(name) => link.name.clone_from(name),
             LinkAttribute::Mtu(mtu) => link.mtu = *mtu,
             LinkAttribute::Address(address)
@@ -405,7 +504,35 @@ fn read_link(message: &LinkMessage) -> Link {
             _ => (),
         }
     }
+    link.kind = match kind {
+        Some(InfoKind::Veth) if is_elsewhere => Kind::VethElsewhere,
+        Some(InfoKind::Bridge) => Kind::Bridge,
+        // Those without an Ethernet address are tunnels.
+        Some(InfoKind::Tun) if link.mac.is_some() => Kind::Tap,
+        _ => Kind::Other,
+    };
     link
+}
+
+/// The name of a filter: its program's, else its kind. The kernel describes each chain once more without a handle.
+fn read_filter(message: &TcMessage) -> Option<String> {
+    let mut name = None;
+    for attribute in &message.attributes {
+        match attribute {
+            TcAttribute::Kind(kind) => {
+                name.get_or_insert_with(|| kind.clone());
+            }
+            TcAttribute::Options(options) => {
+                for option in options {
+                    if let TcOption::Bpf(TcFilterBpfOption::ProgName(program)) = option {
+                        name = Some(program.clone());
+                    }
+                }
+            }
+            _ => (),
+        }
+    }
+    name.filter(|_| message.header.handle != TcHandle::UNSPEC)
 }
 
 /// What makes a link a VLAN device, if it is one.
@@ -470,7 +597,7 @@ fn read_entry(message: &NeighbourMessage) -> Entry {
 
 #[cfg(test)]
 mod tests {
-    use netlink_packet_route::link::{InfoKind, VlanProtocol};
+    use netlink_packet_route::link::VlanProtocol;
 
     use super::*;
 
@@ -541,7 +668,28 @@ mod tests {
     fn other_links_with_a_link_below_are_no_vlan_devices() {
         let veth = vec![LinkInfo::Kind(InfoKind::Veth)];
         let link = read(vec![LinkAttribute::Link(3), LinkAttribute::LinkInfo(veth)]);
-        assert_eq!(link.vlan, None);
+        assert_eq!((link.vlan, link.kind), (None, Kind::Other));
         assert_eq!(read(vec![]).vlan, None);
+    }
+
+    #[test]
+    fn what_leads_to_pods_is_told_from_the_rest() {
+        let of = |kind, more: Vec<LinkAttribute>| {
+            let mut attributes = vec![LinkAttribute::LinkInfo(vec![LinkInfo::Kind(kind)])];
+            attributes.extend(more);
+            read(attributes)
+        };
+        let pod = of(
+            InfoKind::Veth,
+            vec![LinkAttribute::LinkNetNsId(0), LinkAttribute::Controller(9)],
+        );
+        assert_eq!((pod.kind, pod.master), (Kind::VethElsewhere, Some(9)));
+        assert_eq!(of(InfoKind::Bridge, vec![]).kind, Kind::Bridge);
+        assert_eq!(of(InfoKind::Tun, vec![]).kind, Kind::Tap);
+        assert_eq!(of(InfoKind::Bond, vec![]).kind, Kind::Other);
+        assert_eq!(
+            (read(vec![]).kind, read(vec![]).master),
+            (Kind::Other, None)
+        );
     }
 }

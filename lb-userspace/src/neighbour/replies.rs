@@ -1,5 +1,6 @@
 //! What the replies of modes `nat` and `dnat` need of this host, while a service has such a mode: that the kernel forwards on the interfaces that
-//! they come in by, which VLAN devices lead to clients, interfaces that they may leave by, and SNAT addresses that are this host's.
+//! they come in by, which VLAN devices lead to clients, interfaces that they may leave by, next hops that it knows, and SNAT addresses that are this
+//! host's.
 //!
 //! The program asks the kernel's own routes for the way of each reply (`bpf_fib_lookup`), so nothing else about clients is known here.
 
@@ -27,6 +28,12 @@ use crate::{by_version::ByVersion, status::Status};
 
 /// How often is looked at what comes without an event: sysctls.
 const EVERY: Duration = Duration::from_secs(5);
+/// Next hops that the kernel is asked for each time: so few that what a flood of made-up clients on the link names does not fill its table, where each stays
+/// for three seconds (`gc_thresh3` is 1024 by default).
+const MOST_AT_ONCE: usize = 16;
+/// How often the program is asked for next hops to clients that the kernel did not know: well before a backend sends its first answer again, after
+/// a second (RFC 6298, section 2).
+const UNRESOLVED_EVERY: Duration = Duration::from_millis(200);
 
 /// Why no reply of a version of IP can reach a client, if none can, and what to do.
 pub type Hindrances = ByVersion<Option<String>>;
@@ -42,6 +49,8 @@ pub struct Gate {
     pub admit: Admit,
     /// Gives the data path the VLAN devices.
     pub write_devices: Box<dyn Fn(&Devices) + Send + Sync>,
+    /// Next hops that replies were to take and that the kernel did not know, since it was asked last: interfaces and addresses.
+    pub take_unresolved: Box<dyn Fn() -> BTreeSet<(u32, IpAddr)> + Send + Sync>,
 }
 
 /// What is to be watched for.
@@ -54,6 +63,10 @@ struct Wanted {
 }
 
 impl Wanted {
+    fn is_anything(&self) -> bool {
+        self.versions.v4 || self.versions.v6
+    }
+
     fn of(status: &Status) -> Self {
         let mut wanted = Self::default();
         for service in &status.services {
@@ -92,7 +105,10 @@ pub async fn run(
         told: BTreeSet::new(),
     };
     let mut interval = tokio::time::interval(EVERY);
-    interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    let mut unresolved = tokio::time::interval(UNRESOLVED_EVERY);
+    for interval in [&mut interval, &mut unresolved] {
+        interval.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
+    }
     let mut look_at: Option<Instant> = None;
     loop {
         let event = tokio::select! {
@@ -112,6 +128,10 @@ pub async fn run(
             () = tokio::time::sleep_until(look_at.unwrap_or_else(Instant::now).into()), if look_at.is_some() => {
                 look_at = None;
                 watch.look().await;
+                continue;
+            }
+            _ = unresolved.tick(), if watch.wanted.is_anything() => {
+                watch.resolve().await;
                 continue;
             }
             _ = interval.tick() => Some(Event::Anything),
@@ -140,7 +160,7 @@ struct Watch {
 impl Watch {
     async fn look(&mut self) {
         let versions = self.wanted.versions;
-        if !versions.v4 && !versions.v6 {
+        if !self.wanted.is_anything() {
             self.tell_hindrances(Hindrances::default());
             self.told.clear();
             return;
@@ -168,6 +188,17 @@ impl Watch {
                 .collect();
             (versions[version] && !disabled.is_empty()).then(|| hindrance(version, &disabled))
         }));
+    }
+
+    /// Has the kernel find the next hops that it did not know. It would by itself for a reply that it is left to send; but where conntrack drops what
+    /// is invalid it never gets so far, since it has not seen the request.
+    async fn resolve(&self) {
+        let unresolved = (self.gate.take_unresolved)();
+        for (interface, neighbour) in unresolved.into_iter().take(MOST_AT_ONCE) {
+            if let Err(error) = self.netlink.use_neighbour(interface, neighbour).await {
+                tracing::debug!(%error, %neighbour, interface, "the next hop to a client could not be asked for");
+            }
+        }
     }
 
     fn tell_hindrances(&self, now: Hindrances) {
@@ -256,7 +287,7 @@ impl Watch {
 }
 
 /// Whether the kernel forwards what comes in by an interface; none if it does not say, since there is no such interface.
-fn forwards(version: IpVersion, interface: &str) -> Option<bool> {
+pub(super) fn forwards(version: IpVersion, interface: &str) -> Option<bool> {
     let file = format!(
         "/proc/sys/net/ipv{}/conf/{interface}/forwarding",
         version as u32
@@ -338,7 +369,7 @@ fn arrange(devices: &[Device]) -> (Devices, Vec<Device>) {
 mod tests {
     use super::*;
     use crate::{
-        neighbour::way::Vlan,
+        neighbour::way::{Kind, Vlan},
         testnet::{FOUR, PATIENCE, Pair, block_on},
     };
 
@@ -352,6 +383,8 @@ mod tests {
                 parent,
                 tag: VlanTag::new(0x8100, id),
             }),
+            kind: Kind::Other,
+            master: None,
         }
     }
 
@@ -429,6 +462,7 @@ mod tests {
                 interfaces: vec!["near".to_owned()],
                 admit: Arc::new(|_| Ok(())),
                 write_devices: Box::new(|_| ()),
+                take_unresolved: Box::new(BTreeSet::new),
             };
             let mut status = crate::status::tests::empty();
             let (sender, watched) = watch::channel(Arc::new(status.clone()));

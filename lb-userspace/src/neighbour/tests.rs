@@ -1,7 +1,7 @@
 //! Next hops against the kernel's own routes, links and neighbours.
 
 use super::*;
-use crate::testnet::{FOUR, Host, Network, PATIENCE, Pair, SIX, block_on};
+use crate::testnet::{FOUR, Host, Network, PATIENCE, PODS, Pair, SIX, block_on};
 
 /// The module at work on a host, for a set of addresses.
 struct Running {
@@ -43,13 +43,24 @@ fn start(addresses: &[IpAddr]) -> Running {
 }
 
 fn start_with(addresses: &[IpAddr], admit: Admit) -> Running {
+    let local = Local {
+        rule: Rule {
+            interfaces: vec!["near".into()],
+            named: None,
+        },
+        open: Arc::new(|| Err("not in this test".into())),
+    };
+    start_where(addresses, admit, local)
+}
+
+fn start_where(addresses: &[IpAddr], admit: Admit, local: Local) -> Running {
     let (closed, told) = watch::channel(vec![]);
     let egress = Egress { admit, closed };
     let (addresses, watched) = watch::channel(addresses.iter().copied().collect());
     let (sender, reports) = mpsc::channel(16);
     let (stop, shutdown) = watch::channel(false);
     tokio::spawn(async move {
-        run(watched, sender, egress, shutdown).await.unwrap();
+        run(watched, sender, egress, local, shutdown).await.unwrap();
         drop(stop);
     });
     Running {
@@ -259,4 +270,95 @@ fn darkness_changes_nothing_in(network: Network) {
     far_mac(&pair, "02:00:00:00:00:09");
     pair.brighten();
     worker.join().unwrap();
+}
+
+/// What is on this host has its stack for a next hop, once what it will send back is seen to; in both versions of IP.
+#[test]
+fn backends_on_this_host_are_told_from_others() {
+    let pair = Pair::new();
+    let _pod = pair.pod();
+    let outside = pair.near.twin();
+    for sysctl in ["ipv4", "ipv6"] {
+        pair.near.run(move || {
+            let file = format!("/proc/sys/net/{sysctl}/conf/near/forwarding");
+            std::fs::write(file, "1").unwrap();
+        });
+    }
+    block_on(&pair.near, move || async move {
+        let opened = Arc::new(std::sync::atomic::AtomicU32::new(0));
+        let local = Local {
+            rule: Rule {
+                interfaces: vec!["near".into()],
+                named: None,
+            },
+            open: {
+                let opened = Arc::clone(&opened);
+                Arc::new(move || {
+                    opened.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                    Ok(())
+                })
+            },
+        };
+        let [pod4, pod6] = PODS;
+        let addresses = [pod4, pod6, FOUR.here, SIX.here, FOUR.there];
+        let mut running = start_where(&addresses, Arc::new(|_| Ok(())), local);
+        let mut hops = BTreeMap::new();
+        while hops.len() < addresses.len() {
+            let report = running.next().await;
+            hops.insert(report.address, report.next_hop.expect("unresolved"));
+        }
+        for pod in PODS {
+            assert_eq!(hops[&pod], NextHop::local(1_450), "{pod}");
+        }
+        for own in [FOUR.here, SIX.here] {
+            assert_eq!(hops[&own], NextHop::local(u16::MAX), "{own}");
+        }
+        assert!(!hops[&FOUR.there].is_local());
+        assert_eq!(opened.load(std::sync::atomic::Ordering::SeqCst), 4);
+
+        // A pod that is gone is unresolved; one that came in its place, by a prefix, may be a segment of others: nobody answers there.
+        outside.ip(&format!("route del {pod4}"));
+        let report = running.next().await;
+        assert_eq!((report.address, report.next_hop), (pod4, None));
+        outside.ip(&format!("route add {pod4} dev pod"));
+        assert_eq!(running.resolved(pod4).await, NextHop::local(1_450));
+    });
+}
+
+/// A host that does not forward, or cannot translate what comes back, serves no backend of its own.
+#[test]
+fn a_backend_on_this_host_that_cannot_be_served_is_unresolved() {
+    let pair = Pair::new();
+    let _pod = pair.pod();
+    let forward = |on: &'static str| {
+        let near = pair.near.twin();
+        move || {
+            near.run(move || std::fs::write("/proc/sys/net/ipv4/conf/near/forwarding", on).unwrap())
+        }
+    };
+    let (allow, forbid) = (forward("1"), forward("0"));
+    forbid();
+    block_on(&pair.near, move || async move {
+        let is_open = Arc::new(std::sync::atomic::AtomicBool::new(false));
+        let local = Local {
+            rule: Rule {
+                interfaces: vec!["near".into()],
+                named: Some(vec!["pod".into()]),
+            },
+            open: {
+                let is_open = Arc::clone(&is_open);
+                Arc::new(move || {
+                    let is_open = is_open.load(std::sync::atomic::Ordering::SeqCst);
+                    is_open.then_some(()).ok_or_else(|| "shut".into())
+                })
+            },
+        };
+        let [pod, _] = PODS;
+        let mut running = start_where(&[pod], Arc::new(|_| Ok(())), local);
+        assert_eq!(running.next().await.next_hop, None);
+        is_open.store(true, std::sync::atomic::Ordering::SeqCst);
+        // It is open, and still not forwarded.
+        allow();
+        assert_eq!(running.resolved(pod).await, NextHop::local(1_450));
+    });
 }

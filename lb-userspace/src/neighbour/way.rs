@@ -5,7 +5,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_common::{backend::NextHop, headers::VLAN_LEN, net::VlanTag};
+use lb_common::{
+    backend::NextHop,
+    headers::VLAN_LEN,
+    net::{IpVersion, VlanTag},
+};
 
 /// How long a way must be lost before that is reported: routes are often taken away and put back a moment later.
 pub const CONFIRMATION: Duration = Duration::from_secs(1);
@@ -44,6 +48,24 @@ pub struct Link {
     pub up: bool,
     /// What it is a VLAN of, if it is one.
     pub vlan: Option<Vlan>,
+    /// What sort of link it is.
+    pub kind: Kind,
+    /// Index of the bridge or bond that it is a port of.
+    pub master: Option<u32>,
+}
+
+/// Sorts of links, as far as they tell where a backend is: see [`super::local`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Kind {
+    /// One end of a veth pair, whose other end is in another network namespace.
+    VethElsewhere,
+    /// A bridge.
+    Bridge,
+    /// A tap, as virtual machines have them.
+    Tap,
+    /// Anything else.
+    #[default]
+    Other,
 }
 
 /// What makes a link a VLAN device.
@@ -100,11 +122,20 @@ pub enum Obstacle {
     /// The route is a blackhole, a broadcast, or the like.
     #[error("its route leads to no host; see `ip route get`")]
     NotUnicast,
-    /// The address is this host's.
+    /// It is on this host, and what it sends back could not be translated.
+    #[error("it is on this host: {0}")]
+    NoLocalReplies(String),
+    /// It is on this host, which does not forward to it.
     #[error(
-        "it is an address of this host, and backends on this host are not served in this version; use another host's address"
+        "it is on this host, which does not forward what comes in by {interface}: run `sysctl -w net.ipv{}.conf.{interface}.forwarding=1`, and write it to \
+         /etc/sysctl.d so that it lasts", *version as u32
     )]
-    Local,
+    NotForwarded {
+        /// Of the packets.
+        version: IpVersion,
+        /// Where clients' packets come in.
+        interface: String,
+    },
     /// The route's interface went away.
     #[error("its interface (index {0}) is gone")]
     LinkGone(u32),
@@ -202,6 +233,34 @@ impl Way {
     /// Whether it has to be looked at again soon: lost and not reported yet, or never resolved.
     pub fn is_open(&self) -> bool {
         self.obstacle.is_some()
+    }
+
+    /// The way to a backend that is this host itself.
+    pub fn end_here(&mut self) -> NextHop {
+        (self.via, self.mac) = (None, None);
+        self.below.clear();
+        // What came in is no longer than the host takes.
+        NextHop::local(u16::MAX)
+    }
+
+    /// From the route and the interface to a backend on this host, that the host's own stack hands packets to.
+    ///
+    /// # Errors
+    /// When the interface is down.
+    pub fn resolve_here(
+        &mut self,
+        address: IpAddr,
+        route: &Route,
+        link: &Link,
+    ) -> Result<NextHop, Obstacle> {
+        self.via = Some((route.interface, route.gateway.unwrap_or(address)));
+        self.mac = None;
+        self.below.clear();
+        if !link.up {
+            return Err(Obstacle::LinkDown(link.name.clone()));
+        }
+        let mtu = route.mtu.map_or(link.mtu, |mtu| mtu.min(link.mtu));
+        Ok(NextHop::local(u16::try_from(mtu).unwrap_or(u16::MAX)))
     }
 
     /// From the route, the interface, the links that it is a VLAN of (the nearest first), and the neighbour's entry to the next hop.
@@ -322,8 +381,6 @@ pub fn covers(prefix: IpAddr, length: u8, address: IpAddr) -> bool {
 mod tests {
     use std::net::{Ipv4Addr, Ipv6Addr};
 
-    use lb_common::net::IpVersion;
-
     use super::*;
 
     const BACKEND: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 2, 11));
@@ -350,6 +407,8 @@ mod tests {
             mtu: 1_500,
             up: true,
             vlan: None,
+            kind: Kind::Other,
+            master: None,
         }
     }
 
@@ -562,7 +621,10 @@ mod tests {
             Some(None)
         );
         assert_eq!(way.judge(now, Err(Obstacle::Asked(BACKEND))), None);
-        assert_eq!(Way::default().judge(now, Err(Obstacle::Local)), Some(None));
+        assert_eq!(
+            Way::default().judge(now, Err(Obstacle::NotUnicast)),
+            Some(None)
+        );
     }
 
     #[test]
@@ -577,10 +639,10 @@ mod tests {
         assert_eq!(way.news(), None);
         way.judge(now, silent());
         assert_eq!(way.news(), None);
-        way.judge(now, Err(Obstacle::Local));
+        way.judge(now, Err(Obstacle::NotUnicast));
         assert!(way.news().is_some());
         way.judge(now, Ok(hop));
-        way.judge(now, Err(Obstacle::Local));
+        way.judge(now, Err(Obstacle::NotUnicast));
         assert!(way.news().is_some());
     }
 

@@ -2,9 +2,16 @@
 
 use std::net::IpAddr;
 
-use lb_common::backend::{Backend, BackendState, Forwarding, NextHop};
+use lb_common::{
+    backend::{Backend, BackendState, Forwarding, NextHop, Serving},
+    clock::Tick,
+    share::Share,
+};
 
-use crate::resolve::{self, Hop};
+use crate::{
+    model::OnDown,
+    resolve::{self, Hop},
+};
 
 /// Whether an entry is the backend's: all that never changes of it.
 pub(super) fn is_entry_of(held: &Backend, service: u16, backend: &resolve::Backend) -> bool {
@@ -21,8 +28,8 @@ fn forwarding(backend: &resolve::Backend) -> Forwarding {
     Forwarding::new(backend.mode, backend.address)
 }
 
-/// The state of a backend whose next hop is the one of this index, with so many VLAN tags.
-fn state_of(backend: &resolve::Backend, hop: usize, tags: u8, resolved: bool) -> BackendState {
+/// The state of a backend whose next hop is the one of this index, and of this [kind](NextHop::kind).
+fn state_of(backend: &resolve::Backend, hop: usize, kind: u8, resolved: bool) -> BackendState {
     let state = BackendState::new(
         backend.numbered.generation,
         backend.serving,
@@ -30,10 +37,12 @@ fn state_of(backend: &resolve::Backend, hop: usize, tags: u8, resolved: bool) ->
         hop as u8,
         resolved,
     )
-    .tagged(tags);
-    match backend.pace {
-        Some(pace) => state.pacing(pace.share, pace.since),
-        None => state,
+    .tagged(kind);
+    match (backend.pace, backend.serving, backend.on_down) {
+        (Some(pace), ..) => state.pacing(pace.share, pace.since),
+        (None, Serving::None, OnDown::Keep) => state.pacing(Share::NONE, Tick(0)),
+        (None, Serving::None, OnDown::Rehash) => state.forgetting(),
+        (None, ..) => state,
     }
 }
 
@@ -43,12 +52,7 @@ pub(super) fn new_entry(service: u16, backend: &resolve::Backend) -> Backend {
         Hop::Resolved(hop) => Some(hop),
         Hop::Unheard | Hop::Unresolved => None,
     };
-    let state = state_of(
-        backend,
-        0,
-        hop.map_or(0, |hop| hop.tag_count()),
-        hop.is_some(),
-    );
+    let state = state_of(backend, 0, hop.map_or(0, |hop| hop.kind()), hop.is_some());
     Backend {
         state: state.0,
         identity: backend.identity,
@@ -72,8 +76,7 @@ pub(super) struct Change {
 /// What changes of a backend from the entry that is there.
 pub(super) fn change_of(held: &Backend, backend: &resolve::Backend) -> Change {
     let old = BackendState(held.state);
-    let state =
-        |index, hop: &NextHop, resolved| state_of(backend, index, hop.tag_count(), resolved);
+    let state = |index, hop: &NextHop, resolved| state_of(backend, index, hop.kind(), resolved);
     let held_hop = &held.hops[old.hop()];
     match backend.hop {
         Hop::Unheard => Change {

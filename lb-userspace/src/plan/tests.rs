@@ -12,6 +12,7 @@ use crate::{
     dataplane::maps::{Capacity, Maps},
     desired::Endpoint,
     ids::Numbered,
+    model::OnDown,
     resolve::{Hop, Share},
 };
 
@@ -108,7 +109,9 @@ fn backend(id: u32, serving: Serving) -> resolve::Backend {
         mode: Mode::Ipip,
         serving,
         died: None,
+        spared: None,
         pace: None,
+        on_down: OnDown::Reset,
         due: None,
         hop: Hop::Unheard,
         translated: Translated::default(),
@@ -655,6 +658,33 @@ fn a_backends_entry_says_how_the_data_path_reaches_it() {
         "what fingerprints are compared with"
     );
     assert_eq!(bench.converge(&[wanted]), [] as [&str; 0]);
+}
+
+#[test]
+fn flows_of_a_dead_backend_are_kept_or_forgotten_by_its_state() {
+    let mut bench = Bench::new(100);
+    let mut wanted = [service(1, 13, &[1], &[2])];
+    bench.converge(&wanted);
+    // (closes, forgets)
+    for (serving, on_down, expected) in [
+        (Serving::None, OnDown::Reset, (true, false)),
+        (Serving::None, OnDown::Keep, (false, false)),
+        (Serving::None, OnDown::Rehash, (false, true)),
+        (Serving::ExistingOnly, OnDown::Rehash, (false, false)),
+        (Serving::New, OnDown::Keep, (false, false)),
+    ] {
+        let backend = &mut wanted[0].backends[1];
+        (backend.serving, backend.on_down) = (serving, on_down);
+        bench.converge(&wanted);
+        let state = bench.maps.state(2);
+        assert_eq!(
+            (state.closes(0, 100), state.forgets()),
+            expected,
+            "{on_down:?}"
+        );
+        assert_eq!(state.serving(), serving);
+        assert_eq!(bench.converge(&wanted), [] as [&str; 0]);
+    }
 }
 
 #[test]

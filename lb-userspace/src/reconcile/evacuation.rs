@@ -1,7 +1,10 @@
 //! All backends are drained together, so that this host can be taken out of service.
 
 use super::state::State;
-use crate::model::{Asked, Evacuation};
+use crate::{
+    desired::Refusal,
+    model::{Asked, Evacuation},
+};
 
 impl State {
     /// Drains all backends, those that are yet to be configured among them, until [`State::undrain_all`], over restarts. `asked` is as for
@@ -9,7 +12,7 @@ impl State {
     ///
     /// # Errors
     /// When that cannot be remembered.
-    pub fn drain_all(&mut self, asked: Option<Asked>) -> Result<(), String> {
+    pub fn drain_all(&mut self, asked: Option<Asked>) -> Result<(), Refusal> {
         self.evacuate(Some(Evacuation { asked }))
     }
 
@@ -17,11 +20,11 @@ impl State {
     ///
     /// # Errors
     /// When that cannot be remembered.
-    pub fn undrain_all(&mut self) -> Result<(), String> {
+    pub fn undrain_all(&mut self) -> Result<(), Refusal> {
         self.evacuate(None)
     }
 
-    fn evacuate(&mut self, all: Option<Evacuation>) -> Result<(), String> {
+    fn evacuate(&mut self, all: Option<Evacuation>) -> Result<(), Refusal> {
         let mut ordered = self.ordered.clone();
         if std::mem::replace(&mut ordered.all, all) != all {
             self.set_ordered(ordered)?;

@@ -13,7 +13,7 @@ use super::{
     weigh::{balance_of, spread_of},
 };
 use crate::{
-    model::Admin,
+    model::{Admin, OnDown},
     resolve::Hop,
     status::{
         Attachment, BackendStatus, ClosedEgress, ConfigStatus, DrainStatus, Flows, Neighbour,
@@ -98,16 +98,18 @@ impl State {
                     mode: mode.unwrap_or(service.mode),
                     removed: service.wanted.is_none() || !current,
                     fail_open: current && service.fail_open,
+                    fail_open_flows: service.fail_open_flows,
                     full: current && service.spread.full,
                     balance: spread_of(service),
                     resets_suspended: service.resets_suspended,
                     error: deferred
                         .or_else(|| service.error.clone())
                         .or_else(|| self.hindrance(service))
+                        .or_else(|| self.stranded(service))
                         .filter(|_| current),
                     backends: backends
                         .into_iter()
-                        .map(|backend| self.backend(backend))
+                        .map(|backend| self.backend(service, backend))
                         .collect(),
                 }
             })
@@ -123,7 +125,20 @@ impl State {
             .then(|| hindrance.clone())
     }
 
-    fn backend(&self, backend: &BackendRecord) -> BackendStatus {
+    /// Why a backend on this host is not served, if one is not.
+    fn stranded(&self, service: &ServiceRecord) -> Option<String> {
+        let vip = service.endpoint.vip;
+        let mut backends = service.backends.iter();
+        let stranded = backends.find(|backend| backend.is_stranded(vip, &self.hops))?;
+        let [of, to] = [vip, stranded.address].map(|address| IpVersion::of(address) as u32);
+        Some(format!(
+            "backend {} is on this host, where packets are translated, and no IPv{of} packet is translated to an IPv{to} address: give its IPv{of} address",
+            stranded.name
+        ))
+    }
+
+    fn backend(&self, service: &ServiceRecord, backend: &BackendRecord) -> BackendStatus {
+        let vip = service.endpoint.vip;
         let key = (backend.numbered.id, backend.numbered.generation);
         let counts = self
             .census
@@ -131,11 +146,7 @@ impl State {
             .get(&key)
             .copied()
             .unwrap_or_default();
-        let hop = self
-            .hops
-            .get(&backend.address)
-            .map_or(Hop::Unheard, |found| found.for_mode(backend.mode));
-        let resolved = match hop {
+        let resolved = match backend.hop(vip, &self.hops) {
             Hop::Resolved(_) => true,
             Hop::Unresolved => false,
             Hop::Unheard => self.maps.state(backend.numbered.id).is_resolved(),
@@ -151,10 +162,10 @@ impl State {
             removed: backend.wanted.is_none(),
             health: backend.health,
             serving: backend.serving,
-            neighbour: if resolved {
-                Neighbour::Resolved
-            } else {
-                Neighbour::Unresolved
+            neighbour: match (resolved, backend.is_local(vip, &self.hops)) {
+                (true, true) => Neighbour::Local,
+                (true, false) => Neighbour::Resolved,
+                (false, _) => Neighbour::Unresolved,
             },
             last_error: backend.last_error.as_ref().map(|last| last.text.clone()),
             last_error_ended: backend.last_error.as_ref().and_then(|last| {
@@ -174,8 +185,8 @@ impl State {
         let left = ramp.from.since(self.planned?);
         let closed = match (backend.closed, backend.serving) {
             (Some(share), _) => share,
-            (None, Serving::None) => Share::ALL,
-            (None, Serving::New | Serving::ExistingOnly) => Share::NONE,
+            (None, Serving::None) if backend.on_down == OnDown::Reset => Share::ALL,
+            (None, _) => Share::NONE,
         };
         Some(DrainStatus {
             deadline_s: left.as_secs() + u64::from(left.subsec_millis() > 0),
@@ -194,6 +205,7 @@ impl State {
                 mode: service.mode,
                 removed: false,
                 fail_open: false,
+                fail_open_flows: 0,
                 full: false,
                 balance: ServiceBalance::default(),
                 resets_suspended: None,

@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::answers::Remembered;
 use crate::{
     desired::{Changes, Endpoint},
+    failpoint,
     model::{Asked, BackendName, Drains, Evacuation},
     pace::{Moment, Terms},
 };
@@ -307,7 +308,10 @@ impl Memory {
         let mut file = fs::File::create(&aside)?;
         file.write_all(&serde_json::to_vec(self)?)?;
         file.sync_all()?;
-        fs::rename(&aside, path(directory))
+        failpoint::pass("between writing and renaming what is remembered");
+        fs::rename(&aside, path(directory))?;
+        failpoint::pass("after renaming what is remembered");
+        Ok(())
     }
 }
 

@@ -28,7 +28,7 @@ use crate::{
     config::Config,
     dataplane::maps::{Maps, now, now_ns},
     desired::{Edit, Refusal},
-    dns,
+    dns, failpoint,
     flows::Census,
     model::{Asked, BackendName, HealthReport, NextHopReport, Target},
     neighbour::replies::Hindrances,
@@ -58,8 +58,8 @@ pub enum Command {
         name: BackendName,
         /// A deadline of this drain's own.
         asked: Option<Asked>,
-        /// Told when it is remembered, or that there is no such backend.
-        reply: oneshot::Sender<Result<(), String>>,
+        /// Told when it is remembered, or why it is refused.
+        reply: oneshot::Sender<Result<(), Refusal>>,
     },
     /// A backend is to be otherwise than the file says; survives restarts.
     Edit {
@@ -81,20 +81,20 @@ pub enum Command {
     Undrain {
         /// Which.
         name: BackendName,
-        /// Told when it is remembered, or that there is no such backend.
-        reply: oneshot::Sender<Result<(), String>>,
+        /// Told when it is remembered, or why it is refused.
+        reply: oneshot::Sender<Result<(), Refusal>>,
     },
     /// No backend is to take new flows, nor any that is yet to come, until undrained together; survives restarts.
     DrainAll {
         /// A deadline of this drain's own.
         asked: Option<Asked>,
-        /// Told when it is remembered.
-        reply: oneshot::Sender<Result<(), String>>,
+        /// Told when it is remembered, or that it cannot be.
+        reply: oneshot::Sender<Result<(), Refusal>>,
     },
     /// The end of the drain of all backends.
     UndrainAll {
-        /// Told when it is remembered.
-        reply: oneshot::Sender<Result<(), String>>,
+        /// Told when it is remembered, or that it cannot be.
+        reply: oneshot::Sender<Result<(), Refusal>>,
     },
 }
 
@@ -365,9 +365,11 @@ impl Worker {
             let (maps, grace) = (Arc::clone(&self.state.maps), Arc::clone(&self.grace));
             blocking(move || {
                 for operation in &plan.operations {
+                    failpoint::pass("before an operation");
                     tracing::debug!(%operation, "applying");
                     operation.apply(&maps, &*grace);
                 }
+                failpoint::pass("after all operations");
                 plan
             })
             .await

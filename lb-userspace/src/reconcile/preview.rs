@@ -94,7 +94,7 @@ impl Question {
     pub(super) fn answer(mut self) -> Preview {
         let after = self.before.foreseen(std::mem::take(&mut self.wanted));
         let mut translations = self.translations.clone();
-        translations.renew(after.translated(), &self.observed, &self.census);
+        translations.renew(after.translated(&self.hops), &self.observed, &self.census);
         let facts_before = self.before.facts(&self.hops, &self.translations);
         let facts_after = after.facts(&self.hops, &translations);
         let resolved_before = resolve::resolve(&self.fleet_seed, &facts_before, self.now);

@@ -8,6 +8,7 @@ use std::{
 
 use lb_common::{
     backend::{Mode, Serving},
+    net::IpVersion,
     share::Share,
 };
 
@@ -16,7 +17,7 @@ use crate::{
     balance::{Spread, Standing, level::Level},
     desired::{self, Endpoint},
     ids::{Numbered, Quiet},
-    model::{Admin, BackendName, Check, Health, HealthReport, LastError, Suspension},
+    model::{Admin, BackendName, Check, Health, HealthReport, LastError, OnDown, Suspension},
     pace::{Moment, Terms},
     resolve::{BackendFacts, Found, Hop, WantedBackend, WantedService},
 };
@@ -31,6 +32,8 @@ pub(super) struct ServiceRecord {
     /// None if it is removed.
     pub(super) wanted: Option<WantedService>,
     /// As last wanted.
+    pub(super) on_down: OnDown,
+    /// As last wanted.
     pub(super) reset_over: Duration,
     /// Wanted ones in the order of the configuration, then removed ones.
     pub(super) backends: Vec<BackendRecord>,
@@ -41,6 +44,8 @@ pub(super) struct ServiceRecord {
     pub(super) error: Option<String>,
     /// As last resolved.
     pub(super) fail_open: bool,
+    /// Flows that began while that was so.
+    pub(super) fail_open_flows: u64,
     /// As last resolved.
     pub(super) spread: Spread,
     /// How its weights have moved.
@@ -70,6 +75,8 @@ pub(super) struct BackendRecord {
     pub(super) last_error: Option<LastError>,
     pub(super) fell_at_ms: Option<u64>,
     pub(super) held: Option<Serving>,
+    /// It was on this host when it was found in the maps.
+    pub(super) held_local: bool,
     /// The share of its flows that was closed when it was found in the maps, if it was dead then; none once that is made use of.
     pub(super) held_share: Option<Share>,
     /// Since when it is drained or removed, if it is.
@@ -78,8 +85,12 @@ pub(super) struct BackendRecord {
     pub(super) terms: Terms,
     /// Since when it serves nothing, if it does.
     pub(super) died: Option<Moment>,
+    /// Until when its clients are not told that it is down, as last resolved.
+    pub(super) spared: Option<Moment>,
     /// The share of its flows that is closed, as last resolved.
     pub(super) closed: Option<Share>,
+    /// What becomes of its flows if it is dead, as last resolved.
+    pub(super) on_down: OnDown,
     pub(super) standing: Standing,
     pub(super) quiet: Quiet,
     /// As last resolved.
@@ -155,17 +166,44 @@ impl BackendRecord {
         SocketAddr::new(self.address, self.port)
     }
 
-    /// Whether addresses are translated on the way to it.
+    /// Whether its mode translates addresses on the way to it.
     pub(super) fn is_translated(&self) -> bool {
         matches!(self.mode, Mode::Nat | Mode::Dnat)
     }
 
+    /// The way to it from a VIP.
+    pub(super) fn hop(&self, vip: IpAddr, hops: &HashMap<IpAddr, Found>) -> Hop {
+        if self.is_stranded(vip, hops) {
+            return Hop::Unresolved;
+        }
+        hops.get(&self.address)
+            .map_or(Hop::Unheard, |found| found.for_mode(self.mode))
+    }
+
+    /// Whether it is on this host, as far as is known, where it can be served.
+    pub(super) fn is_local(&self, vip: IpAddr, hops: &HashMap<IpAddr, Found>) -> bool {
+        match self.hop(vip, hops) {
+            Hop::Resolved(hop) => hop.is_local(),
+            Hop::Unresolved => false,
+            Hop::Unheard => self.held_local,
+        }
+    }
+
+    /// Whether it is on this host, and cannot be served: no packet is translated from one version of IP to the other. (Encapsulated it would be answered
+    /// from a VIP that is this host's.)
+    pub(super) fn is_stranded(&self, vip: IpAddr, hops: &HashMap<IpAddr, Found>) -> bool {
+        let hop = hops.get(&self.address).map(|found| found.hop);
+        IpVersion::of(vip) != IpVersion::of(self.address)
+            && matches!(hop, Some(Hop::Resolved(hop)) if hop.is_local())
+    }
+
     pub(super) fn facts(
         &self,
-        service: u16,
+        (service, vip): (u16, IpAddr),
         hops: &HashMap<IpAddr, Found>,
         translations: &Translations,
     ) -> BackendFacts<'_> {
+        let is_local = self.is_local(vip, hops);
         BackendFacts {
             numbered: self.numbered,
             identity: self.identity,
@@ -177,13 +215,14 @@ impl BackendRecord {
             health: self.health,
             fell_at_ms: self.fell_at_ms,
             died: self.died,
+            spared: self.spared,
+            next_check: self.check.longest_gap(),
             closing: self.drained.and_then(|begun| self.terms.ramp(begun)),
             held: self.held,
-            hop: hops
-                .get(&self.address)
-                .map_or(Hop::Unheard, |found| found.for_mode(self.mode)),
+            hop: self.hop(vip, hops),
             standing: self.standing,
-            translated: self.is_translated().then(|| translations.of(service, self)),
+            translated: (is_local || self.is_translated())
+                .then(|| translations.of(service, self, is_local)),
         }
     }
 }
@@ -211,11 +250,14 @@ pub(super) fn new_record(
         last_error: None,
         fell_at_ms: None,
         held: None,
+        held_local: false,
         held_share: None,
         drained: None,
         terms: backend.terms,
         died: None,
+        spared: None,
         closed: None,
+        on_down: OnDown::Reset,
         standing: Standing::default(),
         quiet: Quiet::default(),
         serving: Serving::ExistingOnly,

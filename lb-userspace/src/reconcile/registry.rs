@@ -23,7 +23,7 @@ use crate::{
     desired::{self, Endpoint},
     flows::{Census, Counts},
     ids::{Numbered, Pool, Quiet},
-    model::{BackendName, Check, Health, HealthReport, Suspension, Target},
+    model::{BackendName, Check, Health, HealthReport, OnDown, Suspension, Target},
     pace::{Moment, Terms},
     plan::Observed,
     resolve::{self, Found, ServiceFacts, WantedService},
@@ -61,12 +61,14 @@ impl Registry {
                     endpoint,
                     mode: Mode::L2,
                     wanted: None,
+                    on_down: OnDown::default(),
                     reset_over: Duration::ZERO,
                     backends: Vec::new(),
                     unlisted: false,
                     quiet: Quiet::default(),
                     error: None,
                     fail_open: false,
+                    fail_open_flows: 0,
                     spread: Spread::default(),
                     level: Level::default(),
                     resets_suspended: None,
@@ -130,6 +132,7 @@ impl Registry {
                 last_error: None,
                 fell_at_ms: None,
                 held: Some(state.serving()),
+                held_local: state.is_local(),
                 held_share: (state.serving() == Serving::None)
                     .then(|| state.share().unwrap_or(Share::ALL)),
                 drained: None,
@@ -137,7 +140,9 @@ impl Registry {
                     .drain(held.identity)
                     .map_or(Terms::NONE, |(_, terms)| terms),
                 died: None,
+                spared: None,
                 closed: state.share(),
+                on_down: OnDown::Reset,
                 standing: Standing {
                     start: Start::known(state.serving() == Serving::New),
                     ..Standing::default()
@@ -242,12 +247,14 @@ impl Registry {
             endpoint: service.endpoint,
             mode: service.mode,
             wanted: None,
+            on_down: OnDown::default(),
             reset_over: Duration::ZERO,
             backends: Vec::new(),
             unlisted: false,
             quiet: Quiet::default(),
             error: None,
             fail_open: false,
+            fail_open_flows: 0,
             spread: Spread::default(),
             level: Level::default(),
             resets_suspended: None,
@@ -255,6 +262,7 @@ impl Registry {
         self.by_endpoint.insert(service.endpoint, id);
         record.name.clone_from(&service.name);
         record.mode = service.mode;
+        record.on_down = service.on_down;
         record.reset_over = service.reset_over;
         record.unlisted = false;
         record.quiet = Quiet::default();
@@ -452,11 +460,16 @@ impl Registry {
                 name: &service.name,
                 endpoint: service.endpoint,
                 wanted: service.wanted,
+                on_down: service.on_down,
                 reset_over: service.reset_over,
+                resets_were_suspended: service.resets_suspended.is_some(),
                 backends: service
                     .backends
                     .iter()
-                    .map(|backend| backend.facts(service.id, hops, translations))
+                    .map(|backend| {
+                        let of = (service.id, service.endpoint.vip);
+                        backend.facts(of, hops, translations)
+                    })
                     .collect(),
             })
             .collect()
@@ -505,7 +518,9 @@ impl Registry {
             for (backend, given) in service.backends.iter_mut().zip(outcome.backends) {
                 let serving = given.serving;
                 backend.died = given.died;
+                backend.spared = given.spared;
                 backend.is_closed(given.pace.map(|pace| pace.share));
+                backend.on_down = given.on_down;
                 if backend.serving != serving {
                     tracing::info!(backend = %backend.name, %serving, was = %backend.serving, "serving changed");
                     backend.serving = serving;
@@ -562,6 +577,20 @@ impl Registry {
         self.services.values_mut()
     }
 
+    /// Takes in what a pass has counted, after another: flows that have begun in fail-open.
+    pub(super) fn counted(&mut self, before: &Census, census: &Census) {
+        let established = |census: &Census, id| {
+            let churn = census.churn.get(id);
+            churn.map_or(0, |churn| churn.established)
+        };
+        for (id, service) in &mut self.services {
+            if service.fail_open {
+                let begun = established(census, id).saturating_sub(established(before, id));
+                service.fail_open_flows += begun;
+            }
+        }
+    }
+
     /// All services, by id.
     pub(super) fn services(&self) -> impl Iterator<Item = &ServiceRecord> {
         self.services.values()
@@ -574,13 +603,16 @@ impl Registry {
             .flat_map(|service| &mut service.backends)
     }
 
-    /// The backends on the way to which addresses are translated, each with its service's id.
-    pub(super) fn translated(&self) -> impl Iterator<Item = (u16, &BackendRecord)> + Clone {
-        self.services.values().flat_map(|service| {
-            let backends = service.backends.iter();
-            backends
-                .filter(|backend| backend.is_translated())
-                .map(|backend| (service.id, backend))
+    /// The backends on the way to which addresses are translated, each with its service's id, and whether it is on this host.
+    pub(super) fn translated<'r>(
+        &'r self,
+        hops: &'r HashMap<IpAddr, Found>,
+    ) -> impl Iterator<Item = (u16, &'r BackendRecord, bool)> + Clone {
+        self.services.values().flat_map(move |service| {
+            service.backends.iter().filter_map(move |backend| {
+                let is_local = backend.is_local(service.endpoint.vip, hops);
+                (is_local || backend.is_translated()).then_some((service.id, backend, is_local))
+            })
         })
     }
 

@@ -238,7 +238,7 @@ impl State {
     ///
     /// # Errors
     /// When there is no such backend, or the drain cannot be remembered.
-    pub fn drain(&mut self, name: &BackendName, asked: Option<Asked>) -> Result<(), String> {
+    pub fn drain(&mut self, name: &BackendName, asked: Option<Asked>) -> Result<(), Refusal> {
         self.configured(name)?;
         let mut ordered = self.ordered.clone();
         if ordered.backends.insert(name.clone(), asked) != Some(asked) {
@@ -252,21 +252,21 @@ impl State {
     /// # Errors
     /// When there is no such backend, it is drained nevertheless, with all others or because the configuration itself wants it, or the end cannot
     /// be remembered.
-    pub fn undrain(&mut self, name: &BackendName) -> Result<(), String> {
+    pub fn undrain(&mut self, name: &BackendName) -> Result<(), Refusal> {
         let admin = self.configured(name)?;
         let mut ordered = self.ordered.clone();
         if ordered.backends.remove(name).is_some() {
             self.set_ordered(ordered)?;
         }
         match admin {
-            Admin::Active if self.ordered.all.is_some() => Err(format!(
+            Admin::Active if self.ordered.all.is_some() => Err(Refusal::Invalid(format!(
                 "{name} is drained with all others; `tether undrain --all` ends that"
-            )),
+            ))),
             Admin::Active => Ok(()),
-            Admin::Draining | Admin::Disabled => Err(format!(
+            Admin::Draining | Admin::Disabled => Err(Refusal::Invalid(format!(
                 "{name} is not active in {}; set admin = \"active\" there and reload",
                 self.config.path.display()
-            )),
+            ))),
         }
     }
 
@@ -316,6 +316,7 @@ impl State {
             self.fill[version] = fill;
         }
         self.translations.counted(&census);
+        self.registry.counted(&self.census, &census);
         self.census = census;
     }
 
@@ -354,8 +355,11 @@ impl State {
         self.names_changed |= self.registry.retire(&self.observed, &self.census);
         self.registry.house();
         self.registry.weigh(&self.census, now.tick());
-        self.translations
-            .renew(self.registry.translated(), &self.observed, &self.census);
+        self.translations.renew(
+            self.registry.translated(&self.hops),
+            &self.observed,
+            &self.census,
+        );
         let translations = self.translations.wanted();
         let unlisted = self.registry.unlisted();
         let facts = self.registry.facts(&self.hops, &self.translations);
@@ -465,20 +469,20 @@ impl State {
     }
 
     /// What the configuration itself wants of a backend.
-    fn configured(&self, name: &BackendName) -> Result<Admin, String> {
+    fn configured(&self, name: &BackendName) -> Result<Admin, Refusal> {
         desired::find(&self.config, name)
             .map(|backend| backend.admin)
             .ok_or_else(|| {
-                format!(
+                Refusal::Absent(format!(
                     "there is no backend {name} in {}; `tether status` lists them",
                     self.config.path.display()
-                )
+                ))
             })
     }
 
-    pub(super) fn set_ordered(&mut self, ordered: Drains) -> Result<(), String> {
+    pub(super) fn set_ordered(&mut self, ordered: Drains) -> Result<(), Refusal> {
         self.save(&ordered, self.changes.clone())
-            .map_err(|error| self.not_remembered(&error))?;
+            .map_err(|error| Refusal::Failed(self.not_remembered(&error)))?;
         self.ordered = ordered;
         self.want();
         self.accepted();
@@ -556,6 +560,10 @@ fn tell_of_dropped(file: &Config, dropped: &[(BackendName, String)]) {
 fn needs_no_restart(old: &Config, new: &Config) -> Result<(), String> {
     let changes = [
         ("interfaces", old.interfaces != new.interfaces),
+        (
+            "local_interfaces",
+            old.local_interfaces != new.local_interfaces,
+        ),
         ("state_dir", old.state_dir != new.state_dir),
         ("bpffs", old.bpffs != new.bpffs),
         ("fleet_seed", old.fleet_seed != new.fleet_seed),

@@ -41,7 +41,7 @@ pub(super) struct Translations {
 #[derive(Clone, Debug)]
 struct EndpointRecord {
     address: SocketAddr,
-    /// `dnat` services that use it. Each stays where it is, so that a reader never misses one.
+    /// Services that use it: those of mode `dnat`, and of any mode if it is on this host. Each stays where it is, so that a reader never misses one.
     services: [u16; DNAT_SERVICES],
     /// Its pairs. The same holds of them.
     pairs: [u16; SNAT_ADDRESSES],
@@ -163,10 +163,10 @@ impl Translations {
         }
     }
 
-    /// Lets go of what is needed no more, and gives numbers to what `backends`, each with its service's id, need.
+    /// Lets go of what is needed no more, and gives numbers to what `backends`, each with its service's id and whether it is on this host, need.
     pub(super) fn renew<'b>(
         &mut self,
-        backends: impl Iterator<Item = (u16, &'b BackendRecord)> + Clone,
+        backends: impl Iterator<Item = (u16, &'b BackendRecord, bool)> + Clone,
         observed: &Observed,
         census: &Census,
     ) {
@@ -176,8 +176,8 @@ impl Translations {
             .settle(|id| observed.translations.pairs.contains_key(&id));
         self.let_go(backends.clone(), observed, census);
         self.lacks.clear();
-        for (service, backend) in backends {
-            if let Err(lack) = self.serve(service, backend) {
+        for (service, backend, is_local) in backends {
+            if let Err(lack) = self.serve(service, backend, is_local) {
                 let lack = format!("backend {}: {lack}", backend.name);
                 self.lacks.entry(service).or_insert(lack);
             }
@@ -186,15 +186,15 @@ impl Translations {
 
     fn let_go<'b>(
         &mut self,
-        backends: impl Iterator<Item = (u16, &'b BackendRecord)>,
+        backends: impl Iterator<Item = (u16, &'b BackendRecord, bool)>,
         observed: &Observed,
         census: &Census,
     ) {
         let mut needed: BTreeMap<SocketAddr, BTreeSet<u16>> = BTreeMap::new();
         let mut needed_pairs: BTreeSet<(IpAddr, SocketAddr)> = BTreeSet::new();
-        for (service, backend) in backends {
+        for (service, backend, is_local) in backends {
             let services = needed.entry(backend.destination()).or_default();
-            if backend.mode == Mode::Dnat {
+            if backend.mode == Mode::Dnat || is_local {
                 services.insert(service);
             }
             let snat = backend.snat.iter();
@@ -242,7 +242,12 @@ impl Translations {
     }
 
     /// Numbers what a backend needs.
-    fn serve(&mut self, service: u16, backend: &BackendRecord) -> Result<(), String> {
+    fn serve(
+        &mut self,
+        service: u16,
+        backend: &BackendRecord,
+        is_local: bool,
+    ) -> Result<(), String> {
         let address = backend.destination();
         let id = match self.by_address.get(&address) {
             Some(&id) => id,
@@ -257,11 +262,11 @@ impl Translations {
             services: [0; DNAT_SERVICES],
             pairs: [0; SNAT_ADDRESSES],
         });
-        if backend.mode == Mode::Dnat && !endpoint.services.contains(&service) {
+        if (backend.mode == Mode::Dnat || is_local) && !endpoint.services.contains(&service) {
             let place = free(&endpoint.services).ok_or_else(|| {
                 format!(
-                    "{address} has flows of {DNAT_SERVICES} other services of mode dnat, which is the most; it waits until the removed ones' have \
-                     ended"
+                    "{address} has flows of {DNAT_SERVICES} other services of mode dnat, or is on this host and serves as many, which is the most; it waits \
+                     until the removed ones' have ended"
                 )
             })?;
             endpoint.services[place] = service;
@@ -299,12 +304,12 @@ impl Translations {
     }
 
     /// What a backend of a service is.
-    pub(super) fn of(&self, service: u16, backend: &BackendRecord) -> Translated {
+    pub(super) fn of(&self, service: u16, backend: &BackendRecord, is_local: bool) -> Translated {
         let address = backend.destination();
         let id = self.by_address.get(&address).copied();
         let serves = |id: &u16| {
             let endpoint = self.endpoints.get(id);
-            backend.mode != Mode::Dnat
+            !(backend.mode == Mode::Dnat || is_local)
                 || endpoint.is_some_and(|endpoint| endpoint.services.contains(&service))
         };
         let mut translated = Translated {

@@ -23,6 +23,8 @@ fn backend(id: u32, change: impl Fn(&mut BackendFacts<'static>)) -> BackendFacts
         }),
         health: Health::Up,
         fell_at_ms: None,
+        spared: None,
+        next_check: Duration::from_secs(3),
         died: None,
         closing: None,
         held: None,
@@ -70,7 +72,9 @@ fn service(backends: Vec<BackendFacts<'static>>) -> ServiceFacts<'static> {
             min_healthy: 1,
             policy: Policy::default(),
         }),
+        on_down: OnDown::Reset,
         reset_over: Duration::ZERO,
+        resets_were_suspended: false,
         backends,
     }
 }
@@ -483,6 +487,72 @@ fn clients_of_a_dead_backend_are_told_at_once_or_at_the_pace_of_its_service() {
     });
     let suspended = given(&facts, 6_000);
     assert_eq!((share(suspended), suspended.died), (None, None));
+}
+
+/// All were dark, and one is found to be up before the others are looked at.
+#[test]
+fn what_was_down_while_nobody_was_told_has_another_check_before_its_clients_are() {
+    let given = |facts: &ServiceFacts<'static>, ms: i64| {
+        let now = Moment(NOW.0 + ms);
+        resolve(&SEED, std::slice::from_ref(facts), now).remove(0)
+    };
+    let mut facts = service(vec![fallen(1, 0), fallen(2, 0)]);
+    let dark = given(&facts, 0);
+    assert_eq!(dark.resets_suspended, Some(Suspension::FailOpen));
+    assert_eq!(dark.backends[1].due, None, "no time ends that");
+
+    // Half an hour later.
+    facts.backends[0] = up(1);
+    facts.backends[1].spared = dark.backends[1].spared;
+    facts.resets_were_suspended = true;
+    let light = given(&facts, 1_800_000);
+    let second = light.backends[1];
+    assert_eq!(light.resets_suspended, None);
+    assert_eq!(second.serving, Serving::ExistingOnly);
+    assert_eq!(second.spared, Some(Moment(NOW.0 + 1_803_000)));
+    assert_eq!((second.due, second.died), (second.spared, None));
+    assert_eq!(light.table.unwrap().members.len(), 1);
+
+    facts.resets_were_suspended = false;
+    facts.backends[1].spared = second.spared;
+    let second = given(&facts, 1_802_999).backends[1];
+    assert_eq!(second.serving, Serving::ExistingOnly);
+    // It was looked at again, and is down.
+    let second = given(&facts, 1_803_000).backends[1];
+    assert_eq!((second.serving, second.spared), (Serving::None, None));
+    // Or it is not.
+    facts.backends[1].health = Health::Refusing;
+    let second = given(&facts, 1_802_999).backends[1];
+    assert_eq!(
+        (second.serving, second.spared),
+        (Serving::ExistingOnly, None)
+    );
+}
+
+/// Who is dead takes nothing new, whatever becomes of the flows that it has.
+#[test]
+fn flows_of_a_dead_backend_are_closed_or_kept_or_go_elsewhere() {
+    let mut facts = service(vec![up(1), admin(2, Admin::Active, Health::Down)]);
+    for on_down in [OnDown::Reset, OnDown::Keep, OnDown::Rehash] {
+        facts.on_down = on_down;
+        // Who is not told is not told at a pace either.
+        for reset_over in [0, 20] {
+            facts.reset_over = Duration::from_secs(reset_over);
+            let service = resolve(&SEED, std::slice::from_ref(&facts), NOW).remove(0);
+            let given = service.backends[1];
+            assert_eq!(
+                (given.serving, given.on_down, given.died),
+                (Serving::None, on_down, Some(NOW))
+            );
+            let is_told = on_down == OnDown::Reset && reset_over > 0;
+            assert_eq!(
+                (given.pace.is_some(), given.due.is_some()),
+                (is_told, is_told)
+            );
+            let members = service.table.into_iter().flat_map(|table| table.members);
+            assert_eq!(members.map(|share| share.id).collect::<Vec<_>>(), [1]);
+        }
+    }
 }
 
 /// Its reply would not find back.

@@ -102,6 +102,7 @@ fn a_status() -> Status {
             mode: Mode::Ipip,
             removed: false,
             fail_open: true,
+            fail_open_flows: 12,
             full: true,
             balance: ServiceBalance {
                 backups: true,
@@ -241,6 +242,7 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
         r#"tether_reason_packets_total{reason="no_backend",verdict="drop"} 0"#.to_owned(),
         format!("tether_service_packets_total{{{service}}} 30"),
         format!("tether_service_fail_open{{{service}}} 1"),
+        format!("tether_service_fail_open_flows_total{{{service}}} 12"),
         format!("tether_service_full{{{service}}} 1"),
         format!("tether_service_weight_moves_total{{{service}}} 3"),
         format!("tether_service_zone_spills{{{service}}} 1"),

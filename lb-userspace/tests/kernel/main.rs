@@ -8,6 +8,7 @@
 mod attach;
 mod decap;
 mod egress;
+mod local;
 #[path = "../../../tests/src/mounts.rs"]
 mod mounts;
 mod open;

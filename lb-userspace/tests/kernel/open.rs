@@ -235,6 +235,11 @@ fn maps_of_another_version_are_refused_with_the_remedy() {
         kernel.maps().instance.set(0, &instance);
         drop(kernel);
 
+        // What is beside them describes others; then nothing does.
+        let error = Kernel::open(&sandbox.options(&[])).unwrap_err();
+        let why = format!("of version {}", maps::ABI_VERSION);
+        assert!(error.to_string().contains(&why), "{error}");
+        fs::remove_file(sandbox.pins().join("maps").join(maps::LAYOUTS)).unwrap();
         let error = Kernel::open(&sandbox.options(&[])).unwrap_err();
         assert!(
             matches!(

@@ -5,6 +5,8 @@ use std::time::Duration;
 use lb_common::backend::Serving;
 use lb_userspace::{
     config::Config,
+    desired::Refusal,
+    flows::{Census, Churn},
     model::{Admin, Asked, Health, HealthReport},
     pace::Moment,
     reconcile::State,
@@ -252,7 +254,11 @@ fn an_evacuated_host_drains_all_also_those_to_come_and_over_a_restart() {
     assert_eq!(admins(&state), all);
     // One by its name stays drained with the others, and after them.
     let error = state.undrain(&name("b1")).unwrap_err();
-    assert!(error.contains("`tether undrain --all`"), "{error}");
+    assert!(matches!(error, Refusal::Invalid(_)), "{error}");
+    assert!(
+        error.to_string().contains("`tether undrain --all`"),
+        "{error}"
+    );
     state.drain(&name("b2"), None).unwrap();
     state.undrain_all().unwrap();
     machine.settle(&mut state);
@@ -262,6 +268,44 @@ fn an_evacuated_host_drains_all_also_those_to_come_and_over_a_restart() {
     assert_eq!(admins(&state), none);
     let state = machine.adopt(machine.config(&["b1", "b2"])).unwrap();
     assert_eq!(admins(&state), none);
+}
+
+#[test]
+fn flows_that_begin_in_fail_open_are_counted() {
+    let machine = Machine::new("fail-open");
+    let mut config = machine.config(&["b1"]);
+    config.services[0].min_healthy = 1;
+    let mut state = machine.adopt(config).unwrap();
+    machine.settle(&mut state);
+    let told = |state: &State| {
+        let service = status(state).services.remove(0);
+        (service.fail_open, service.fail_open_flows)
+    };
+    assert_eq!(told(&state), (true, 0));
+    let count = |state: &mut State, established| {
+        let churn = Churn {
+            established,
+            ..Churn::default()
+        };
+        let census = Census {
+            churn: [(1, churn)].into(),
+            ..Census::default()
+        };
+        state.counted(census.into());
+    };
+    count(&mut state, 5);
+    count(&mut state, 8);
+    assert_eq!(told(&state), (true, 8));
+    let report = HealthReport {
+        name: name("b1"),
+        address: "10.0.1.1:80".parse().unwrap(),
+        health: Health::Up,
+        last_error: None,
+    };
+    assert!(state.heard(report, 0));
+    machine.settle(&mut state);
+    count(&mut state, 20);
+    assert_eq!(told(&state), (false, 8));
 }
 
 #[test]

@@ -90,7 +90,7 @@ impl BackendSpec {
 
     /// Its address.
     pub(super) fn address(&self) -> IpAddr {
-        let translates = self.state(0).translates();
+        let translates = self.state(0).translates() || self.hop.is_local();
         let is_ipv6 = translates && version() == IpVersion::V6;
         if is_ipv6 || self.forwarding == Forwarding::InIpv6 as u64 {
             in_ipv6(address_of(self.id)).into()
@@ -129,6 +129,12 @@ impl BackendSpec {
         self
     }
 
+    /// The same on this host, with an address of the version in force.
+    pub fn local(mut self) -> Self {
+        self.hop = NextHop::local(1_500);
+        self
+    }
+
     /// The same behind an interface that packets cannot leave by.
     pub fn nowhere(mut self) -> Self {
         self.hop.ifindex = NOWHERE;
@@ -159,6 +165,11 @@ impl BackendSpec {
         self
     }
 
+    /// The word of its state, with its first next hop in force.
+    pub fn word(&self) -> u64 {
+        self.state(0).0
+    }
+
     pub(super) fn state(&self, hop: u8) -> BackendState {
         const SHIFT: u32 = 9;
         let l2 = BackendState::new(
@@ -168,7 +179,7 @@ impl BackendSpec {
             hop,
             self.resolved,
         )
-        .tagged(self.hop.tag_count());
+        .tagged(self.hop.kind());
         let state = BackendState((l2.0 & !(7 << SHIFT)) | (self.forwarding << SHIFT));
         match self.share {
             Some(share) => state.pacing(share, Tick(1)),
@@ -246,7 +257,17 @@ impl BackendSpec {
         sent
     }
 
-    pub(super) fn addressed(&self, input: &Packet) -> Packet {
+    /// A frame as it goes to this backend on this host.
+    pub fn given(&self, input: &Packet) -> Packet {
+        let mut given = input
+            .clone()
+            .with_tcp(|tcp| tcp.destination_port = BACKEND_PORT);
+        given.destination = address_of(self.id);
+        given
+    }
+
+    /// A frame as it is sent to this backend if nothing but its head is rewritten.
+    pub fn addressed(&self, input: &Packet) -> Packet {
         let mut sent = input.clone().macs(self.hop.destination, self.hop.source);
         sent.ttl -= 1;
         // Its own tags instead of those it came with, of which only the priorities at the same places stay.

@@ -8,7 +8,7 @@ use lb_common::{
 };
 
 use super::{
-    kernel::{Outcome, action},
+    kernel::{Outcome, action, tc_action},
     world::SERVICE,
 };
 
@@ -96,6 +96,17 @@ impl Run {
             "the output differs\n{}",
             difference(&self.outcome.output, output)
         );
+    }
+
+    /// Asserts that it went on out, by TC, as it was, and that nothing was counted.
+    ///
+    /// # Panics
+    /// If not.
+    #[track_caller]
+    pub fn expect_untouched(&self) {
+        assert_eq!(self.outcome.action, tc_action::UNSPEC);
+        assert_eq!(self.change, Change(BTreeMap::new()));
+        assert_eq!(self.outcome.output, self.input);
     }
 
     /// The reason that the packet was counted for.
@@ -251,6 +262,18 @@ impl Expect {
     /// Not sent, but left to the host as these bytes.
     pub fn left_to_the_host(mut self) -> Self {
         self.action = action::PASS;
+        self
+    }
+
+    /// Not of an XDP program but of TC, where it goes on.
+    pub fn goes_on(mut self) -> Self {
+        self.action = tc_action::UNSPEC;
+        self
+    }
+
+    /// Not of an XDP program but of TC, where it is dropped.
+    pub fn shot(mut self) -> Self {
+        self.action = tc_action::SHOT;
         self
     }
 

@@ -80,6 +80,21 @@ pub fn quote(packet: &Packet) -> Vec<u8> {
     bytes
 }
 
+/// Who tells, somewhere on the way of a packet.
+pub const ROUTER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 254);
+/// What routers say of packets.
+pub const ERRORS: [About; 3] = [About::TooBig(1_400), About::Expired, About::Unreachable];
+
+/// Ways for an error to quote a packet: as little of it as there may be, all of it, and what is between.
+pub fn quotes() -> [fn(&Packet) -> Vec<u8>; 4] {
+    [
+        quote,
+        |packet| packet.packet()[..packet.headers_len() + 16].to_vec(),
+        |packet| packet.packet()[..packet.headers_len() + 18].to_vec(),
+        Packet::packet,
+    ]
+}
+
 /// The frame that answers a packet with an error about it, from the VIP.
 pub fn complaint(input: &Packet, about: About) -> Vec<u8> {
     let mut answer = message(about, 0, &quote(input), input.destination, input.source)

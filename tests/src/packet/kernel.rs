@@ -60,6 +60,14 @@ pub const FLOW_SEED: Seed = Seed::new([
     0xc2b2_ae3d_27d4_eb4f,
 ]);
 
+/// TC's actions, as they are returned.
+pub mod tc_action {
+    /// The packet goes on, to another program or out.
+    pub const UNSPEC: u32 = u32::MAX;
+    /// The packet is gone.
+    pub const SHOT: u32 = 2;
+}
+
 /// The load balancer's program, loaded once a process, since the kernel takes seconds to verify it.
 pub struct Tether {
     /// Program and maps.
@@ -164,7 +172,7 @@ impl Tether {
             cpus,
             nat4_buckets: 0,
             nat6_buckets: 0,
-            endpoints: 0,
+            endpoints: 64,
             pairs: 0,
         };
         if pairs != 0 {
@@ -212,6 +220,23 @@ impl Tether {
     /// Runs the program on a frame that has no headroom. The frame has [`CROWD_LEN`] bytes.
     pub fn run_without_headroom(&self, frame: &[u8]) -> Outcome {
         self.prepared.crowded(frame)
+    }
+
+    /// Runs the program for what backends on this host send back, on a frame that leaves.
+    pub fn run_reply(&self, frame: &[u8]) -> Outcome {
+        let program = self.loaded.local_reply().expect("the kernel has taken it");
+        let mut output = vec![0; frame.len() + 256];
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(frame);
+        options.data_out = Some(&mut output);
+        let result = program
+            .test_run(options)
+            .unwrap_or_else(|error| panic!("BPF_PROG_TEST_RUN of the reply's program: {error}"));
+        output.truncate(result.data_size_out as usize);
+        Outcome {
+            action: result.return_value,
+            output,
+        }
     }
 
     /// Runs the program on a frame and tells the action only: the quick way, for floods.

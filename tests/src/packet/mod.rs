@@ -17,7 +17,7 @@ pub mod version;
 pub mod world;
 
 pub use answer::{BackendSpec, reset_output};
-pub use check::{Expect, Run, answered, dropped, forwarded, passed};
+pub use check::{Expect, Run, Which, answered, dropped, forwarded, passed};
 pub use frame::{Packet, Transport};
 pub use version::{in_version, on_wire, version};
 pub use world::{CLIENT, Client, SERVICE, VIP, VIP_PORT, World};

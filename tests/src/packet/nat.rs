@@ -135,6 +135,14 @@ impl World {
     /// Writes a backend of a mode that translates, with the endpoint of its address and, in mode `nat`, the pair of that with the first SNAT address;
     /// and says that the service translates. Endpoint and pair have the backend's id.
     pub fn translate(&self, spec: &BackendSpec, service: u16) {
+        self.endpoint(spec, service);
+        let mut record = self.maps.services.get(u32::from(service));
+        record.translates = 1;
+        self.maps.services.set(u32::from(service), &record);
+    }
+
+    /// The same for a service of any mode.
+    pub fn endpoint(&self, spec: &BackendSpec, service: u16) {
         self.backend(spec);
         let mut entry = self.maps.backends.get(spec.id);
         entry.endpoint = spec.id as u16;
@@ -167,9 +175,6 @@ impl World {
             ),
         };
         Self::put_into(directory, VipEntry::of(key, spec.id as u16));
-        let mut record = self.maps.services.get(u32::from(service));
-        record.translates = 1;
-        self.maps.services.set(u32::from(service), &record);
     }
 
     /// Gives a backend a second SNAT address, by this pair.
@@ -390,8 +395,14 @@ pub fn returned(input: &Packet, client: Client) -> Packet {
         tcp.source_port = VIP_PORT;
         tcp.destination_port = client.1;
     });
-    sent.ttl -= 1;
     (sent.source, sent.destination) = (VIP, client.0);
+    sent_on(&sent, client)
+}
+
+/// A packet as it leaves for a client that it is addressed to.
+pub fn sent_on(input: &Packet, client: Client) -> Packet {
+    let mut sent = input.clone();
+    sent.ttl -= 1;
     if client == UNHEARD {
         // The kernel's to send: its head is as it came.
         return sent;

@@ -24,7 +24,7 @@ use lb_common::{
 };
 use lb_userspace::dataplane::{
     array::{Array, Entry},
-    kernel::bpf::remove,
+    kernel::{Rehearsals, bpf::remove},
     maps::{self, Maps},
 };
 
@@ -202,6 +202,34 @@ impl World {
         self.maps.backends.set(spec.id, &entry);
     }
 
+    /// What rehearsals of the program on these maps are made of.
+    ///
+    /// # Panics
+    /// If there are no file descriptors left.
+    pub fn rehearsals(&self) -> Rehearsals {
+        Rehearsals::of(&self.tether.loaded).expect("keeping the maps open")
+    }
+
+    /// Whether flows of [`SERVICE`] are translated.
+    pub fn translates(&self) -> bool {
+        self.maps.services.get(u32::from(SERVICE)).translates != 0
+    }
+
+    /// Gives [`SERVICE`] a table of these owners' slots, unchanged for ages.
+    pub fn share_between(&mut self, owners: &[u32]) {
+        let long_ago = Tick(self.now().0.wrapping_sub(1 << 20));
+        let slots: Vec<Slot> = owners
+            .iter()
+            .map(|owner| Slot::new(*owner, 0, long_ago))
+            .collect();
+        self.table(SERVICE, &slots);
+    }
+
+    /// Gives a backend that is there another state.
+    pub fn put_state(&self, spec: &BackendSpec) {
+        self.maps.set_state(spec.id, spec.state(0));
+    }
+
     /// Swaps a backend to its second next hop, that of `spec`.
     pub fn second_hop(&self, spec: &BackendSpec) {
         self.maps.set_hop(spec.id, 1, &spec.hop);
@@ -279,7 +307,7 @@ impl World {
     ///
     /// # Panics
     /// If both its buckets are full.
-    pub(super) fn put_into(directory: &Array<VipBucket>, entry: VipEntry) {
+    pub fn put_into(directory: &Array<VipBucket>, entry: VipEntry) {
         for bucket in homes(entry.own_key(), directory.len()) {
             for way in 0..WAYS {
                 let word = directory.word(bucket, way);
@@ -353,6 +381,16 @@ impl World {
     /// Sends a frame that is no whole packet; `counted` is its length as counters are to count it.
     pub fn send_bytes(&self, frame: &[u8], counted: u32) -> Run {
         self.observe(frame, counted, |tether| tether.run(frame))
+    }
+
+    /// Has the stack send a packet out, through the program for what backends on this host send back.
+    pub fn leave(&self, packet: &Packet) -> Run {
+        self.leave_bytes(&packet.bytes())
+    }
+
+    /// The same of a frame that is no whole packet.
+    pub fn leave_bytes(&self, frame: &[u8]) -> Run {
+        self.observe(frame, frame.len() as u32, |tether| tether.run_reply(frame))
     }
 
     /// Sends a packet in a frame that has no room for another header.

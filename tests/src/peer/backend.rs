@@ -1,4 +1,4 @@
-//! A backend: one process's worth of WebSocket echo and health answers, on a host of the lab.
+//! A backend: one process's worth of echo, by WebSocket and in plain bytes, and of health answers, on a host of the lab.
 
 use std::net::Ipv6Addr;
 use std::sync::Arc;
@@ -15,7 +15,7 @@ use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
 use tokio_tungstenite::tungstenite::{self, Message};
 
-use super::{Host, exchange};
+use super::{Host, exchange, wire};
 use crate::namespace::Namespace;
 use crate::wait;
 
@@ -40,13 +40,15 @@ pub enum Answer {
 struct Orders {
     listen: bool,
     answer: Answer,
+    /// Whether connections are kept.
+    keep: bool,
 }
 
 #[derive(Debug, Default)]
 struct Counters {
     listeners: AtomicU64,
     accepted: AtomicU64,
-    websockets: AtomicU64,
+    conversations: AtomicU64,
     open: AtomicU64,
     reset: AtomicU64,
 }
@@ -72,6 +74,7 @@ impl Backend {
         let (orders, followed) = watch::channel(Orders {
             listen: true,
             answer: Answer::Status(200),
+            keep: true,
         });
         let counters = Arc::new(Counters::default());
         for port in [PORT, HEALTH_PORT] {
@@ -98,19 +101,19 @@ impl Backend {
         &self.name
     }
 
-    /// WebSockets open now.
+    /// WebSockets and plain connections open now.
     #[must_use]
     pub fn open(&self) -> u64 {
         self.counters.open.load(Ordering::Relaxed)
     }
 
-    /// WebSockets ever opened.
+    /// WebSockets and plain connections ever opened.
     #[must_use]
-    pub fn websockets(&self) -> u64 {
-        self.counters.websockets.load(Ordering::Relaxed)
+    pub fn conversations(&self) -> u64 {
+        self.counters.conversations.load(Ordering::Relaxed)
     }
 
-    /// WebSockets that ended with a RST.
+    /// WebSockets and plain connections that ended with a RST.
     #[must_use]
     pub fn reset(&self) -> u64 {
         self.counters.reset.load(Ordering::Relaxed)
@@ -122,7 +125,7 @@ impl Backend {
         self.counters.accepted.load(Ordering::Relaxed)
     }
 
-    /// Changes what plain requests get. WebSockets are not affected.
+    /// Changes what plain requests get. Open connections are not affected.
     pub fn answer(&self, answer: Answer) {
         self.orders.send_modify(|orders| orders.answer = answer);
     }
@@ -145,12 +148,26 @@ impl Backend {
         self.await_listeners(2)
     }
 
+    /// Closes every connection, each in its protocol's orderly way, as a server does at the end of its patience. Later ones are
+    /// closed at once. Does not wait.
+    pub fn close_connections(&self) {
+        self.orders.send_modify(|orders| orders.keep = false);
+    }
+
     fn await_listeners(&self, count: u64) -> Result<()> {
         wait::until(
             &format!("{} has {count} open listeners", self.name),
             Duration::from_secs(5),
             || (self.counters.listeners.load(Ordering::Acquire) == count).then_some(()),
         )
+    }
+}
+
+impl Counters {
+    fn note_end(&self, outcome: Result<()>) {
+        if outcome.is_err_and(|error| is_reset(&error)) {
+            self.reset.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
@@ -224,12 +241,13 @@ async fn answer(
     };
     let _ = stream.set_nodelay(true);
     if let Some(key) = header(&head, "sec-websocket-key") {
-        if echo(stream, key, &name, &counters)
-            .await
-            .is_err_and(|error| is_reset(&error))
-        {
-            counters.reset.fetch_add(1, Ordering::Relaxed);
-        }
+        let outcome = echo(stream, key, &name, orders, &counters).await;
+        counters.note_end(outcome);
+        return;
+    }
+    if header(&head, "upgrade") == Some(wire::PLAIN) {
+        let outcome = echo_plain(stream, &name, orders, &counters).await;
+        counters.note_end(outcome);
         return;
     }
     if header(&head, "upgrade") == Some(exchange::PROTOCOL) {
@@ -255,11 +273,12 @@ async fn answer(
 
 /// Whether the other side sent a RST.
 fn is_reset(error: &anyhow::Error) -> bool {
-    let reset = std::io::ErrorKind::ConnectionReset;
-    match error.downcast_ref::<tungstenite::Error>() {
-        Some(tungstenite::Error::Io(error)) => error.kind() == reset,
-        _ => false,
-    }
+    let plain = error.downcast_ref::<std::io::Error>();
+    let error = match error.downcast_ref::<tungstenite::Error>() {
+        Some(tungstenite::Error::Io(error)) => Some(error),
+        _ => plain,
+    };
+    error.is_some_and(|error| error.kind() == std::io::ErrorKind::ConnectionReset)
 }
 
 async fn read_head(stream: &mut TcpStream) -> Result<String> {
@@ -283,21 +302,72 @@ fn header<'a>(head: &'a str, name: &str) -> Option<&'a str> {
     })
 }
 
-async fn echo(mut stream: TcpStream, key: &str, name: &str, counters: &Counters) -> Result<()> {
+async fn echo(
+    mut stream: TcpStream,
+    key: &str,
+    name: &str,
+    mut orders: watch::Receiver<Orders>,
+    counters: &Counters,
+) -> Result<()> {
     let accept = derive_accept_key(key.as_bytes());
     let response = format!(
         "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\
          Sec-WebSocket-Accept: {accept}\r\n\r\n"
     );
     stream.write_all(response.as_bytes()).await?;
-    counters.websockets.fetch_add(1, Ordering::Relaxed);
+    counters.conversations.fetch_add(1, Ordering::Relaxed);
     let _open = Counted::new(&counters.open);
     let mut socket = WebSocketStream::from_raw_socket(stream, Role::Server, None).await;
     socket.send(Message::text(name)).await?;
-    while let Some(message) = socket.next().await {
-        if let echoed @ (Message::Text(_) | Message::Binary(_)) = message? {
-            socket.send(echoed).await?;
+    let close = async { orders.wait_for(|orders| !orders.keep).await.map(drop) };
+    tokio::pin!(close);
+    loop {
+        tokio::select! {
+            message = socket.next() => match message {
+                None => return Ok(()),
+                Some(message) => if let echoed @ (Message::Text(_) | Message::Binary(_)) = message? {
+                    socket.send(echoed).await?;
+                },
+            },
+            order = &mut close => {
+                order?;
+                break;
+            }
         }
     }
+    socket.close(None).await?;
+    while let Some(message) = socket.next().await {
+        message?;
+    }
+    Ok(())
+}
+
+async fn echo_plain(
+    mut stream: TcpStream,
+    name: &str,
+    mut orders: watch::Receiver<Orders>,
+    counters: &Counters,
+) -> Result<()> {
+    let answer = format!("{}{name}\n", wire::PLAIN_ANSWER);
+    stream.write_all(answer.as_bytes()).await?;
+    counters.conversations.fetch_add(1, Ordering::Relaxed);
+    let _open = Counted::new(&counters.open);
+    let close = async { orders.wait_for(|orders| !orders.keep).await.map(drop) };
+    tokio::pin!(close);
+    let mut buffer = [0; 4096];
+    loop {
+        tokio::select! {
+            length = stream.read(&mut buffer) => match length? {
+                0 => return Ok(()),
+                length => stream.write_all(&buffer[..length]).await?,
+            },
+            order = &mut close => {
+                order?;
+                break;
+            }
+        }
+    }
+    stream.shutdown().await?;
+    while stream.read(&mut buffer).await? > 0 {}
     Ok(())
 }

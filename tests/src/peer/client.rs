@@ -1,4 +1,4 @@
-//! Clients: many WebSocket connections from one host, each of which checks its own bytes and writes its own history.
+//! Clients: many connections from one host, each of which checks its own bytes and writes its own history.
 
 use std::fmt;
 use std::io::ErrorKind;
@@ -17,16 +17,27 @@ use crate::namespace::Namespace;
 /// How many connections are being opened at a time: enough to be quick, few enough for no queue to overflow.
 const OPENING_AT_ONCE: usize = 64;
 
+/// What a connection carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Protocol {
+    /// WebSocket messages.
+    WebSocket,
+    /// Bytes without any framing, once the backend has said its name.
+    Plain,
+}
+
 /// How a set of connections behaves.
 #[derive(Debug, Clone, Copy)]
 pub struct Plan {
     /// Where to connect.
     pub target: SocketAddr,
+    /// What it carries.
+    pub protocol: Protocol,
     /// The local port; the kernel's choice when absent.
     pub local_port: Option<u16>,
     /// A message this often, each at a random moment of its interval; silent when absent.
     pub pace: Option<Duration>,
-    /// Whether to connect again, once, when the connection breaks.
+    /// Whether to connect again when the connection breaks.
     pub reconnect: bool,
     /// Whether the client's kernel sends a keepalive probe after each second of silence.
     pub probing: bool,
@@ -35,11 +46,12 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// A silent connection to `target` that stays broken when it breaks, with ten seconds' patience.
+    /// A silent WebSocket to `target` that stays broken when it breaks, with ten seconds' patience.
     #[must_use]
     pub fn new(target: SocketAddr) -> Self {
         Self {
             target,
+            protocol: Protocol::WebSocket,
             local_port: None,
             pace: None,
             reconnect: false,
@@ -53,6 +65,15 @@ impl Plan {
     pub fn talking(self, pace: Duration) -> Self {
         Self {
             pace: Some(pace),
+            ..self
+        }
+    }
+
+    /// The same, with plain bytes.
+    #[must_use]
+    pub fn plain(self) -> Self {
+        Self {
+            protocol: Protocol::Plain,
             ..self
         }
     }
@@ -140,7 +161,7 @@ pub struct Life {
     pub backend: String,
     /// The client's address and port.
     pub local: SocketAddr,
-    /// When the WebSocket was open and the backend had said its name.
+    /// When it was open and the backend had said its name.
     pub opened: Instant,
     /// Echoes that were right.
     pub echoes: u64,
@@ -194,6 +215,7 @@ pub enum Close {
 pub struct Connection {
     history: Arc<Mutex<History>>,
     orders: mpsc::UnboundedSender<Order>,
+    talks: bool,
 }
 
 impl Connection {
@@ -204,6 +226,12 @@ impl Connection {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+
+    /// Whether it was opened to say something of its own accord.
+    #[must_use]
+    pub fn talks(&self) -> bool {
+        self.talks
     }
 
     /// The backend of the open connection.
@@ -303,7 +331,11 @@ impl Clients {
                 self.host
                     .handle
                     .spawn(client.live(inbox, turns.clone(), opened.clone()));
-                Connection { history, orders }
+                Connection {
+                    history,
+                    orders,
+                    talks: plan.pace.is_some(),
+                }
             })
             .collect();
         drop(opened);

@@ -1,4 +1,4 @@
-//! Who talks across a lab: WebSocket backends that say their name and echo, and clients that check every byte.
+//! Who talks across a lab: backends that say their name and echo, and clients that check every byte.
 
 pub mod backend;
 pub mod client;
@@ -7,6 +7,7 @@ pub mod crowd;
 pub mod dns;
 pub mod exchange;
 pub mod raw;
+mod wire;
 
 use std::thread::JoinHandle;
 

@@ -9,12 +9,12 @@ use crate::exec;
 
 /// A program, the Debian packages that bring it, and what it is for.
 pub(crate) struct Tool {
-    program: &'static str,
-    packages: &'static [&'static str],
-    purpose: &'static str,
+    pub(crate) program: &'static str,
+    pub(crate) packages: &'static [&'static str],
+    pub(crate) purpose: &'static str,
 }
 
-const TOOLS: [Tool; 7] = [
+static TOOLS: [Tool; 7] = [
     Tool {
         program: "cc",
         packages: &["gcc", "libc6-dev"],
@@ -51,6 +51,69 @@ const TOOLS: [Tool; 7] = [
         purpose: "tests the alert rules",
     },
 ];
+
+/// What `cargo xtask release` takes beside that.
+pub(crate) static RELEASE: &[Tool] = &[
+    Tool {
+        program: "musl-gcc",
+        packages: &["musl-tools"],
+        purpose: "compiles what little C is in the static binary",
+    },
+    Tool {
+        program: "strip",
+        packages: &["binutils"],
+        purpose: "takes symbols off the binary",
+    },
+    Tool {
+        program: "dpkg-deb",
+        packages: &["dpkg"],
+        purpose: "builds the package",
+    },
+];
+
+/// What `cargo xtask release --test` takes beside that.
+pub(crate) static PACKAGES: &[Tool] = &[
+    Tool {
+        program: "podman",
+        packages: &["podman"],
+        purpose: "runs the image",
+    },
+    Tool {
+        program: "runc",
+        packages: &["runc"],
+        purpose: "runs the image",
+    },
+    Tool {
+        program: "kubectl",
+        packages: &["kubernetes-client"],
+        purpose: "builds the manifests",
+    },
+    Tool {
+        program: "python3",
+        packages: &["python3-venv"],
+        purpose: "holds the manifests to their schemas",
+    },
+    Tool {
+        program: "systemd-analyze",
+        packages: &["systemd"],
+        purpose: "checks the unit",
+    },
+];
+
+/// What `cargo xtask examples` takes.
+pub(crate) static EXAMPLES: &[Tool] = &[Tool {
+    program: "npm",
+    packages: &["npm"],
+    purpose: "fetches and runs Socket.IO",
+}];
+
+/// Of `tools`, those that are missing.
+pub(crate) fn missing_of(tools: &'static [Tool]) -> Vec<&'static Tool> {
+    tools
+        .iter()
+        .filter(|tool| exec::find(tool.program).is_none())
+        .collect()
+}
 
 /// A filesystem that labs need: its type and its place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -95,10 +158,7 @@ impl Missing {
         })?;
         Ok(Self {
             components: toolchain.missing_components(),
-            tools: TOOLS
-                .iter()
-                .filter(|tool| exec::find(tool.program).is_none())
-                .collect(),
+            tools: missing_of(&TOOLS),
             linker: linker::problem(toolchain.version.llvm),
             mounts: not_mounted(&mounted),
         })

@@ -3,8 +3,15 @@
 use http_body_util::BodyExt as _;
 use hyper::{Method, body::Incoming};
 
-use super::{Body, Client, Error, PATIENCE};
-use crate::inventory::{FlowEnd, FlowLine, FlowQuery, FlowRow};
+use serde::Serialize;
+
+use super::{Answer, Body, Client, Error, PATIENCE};
+use crate::{
+    admin::{AskedCapture, AskedEvents},
+    history::Event,
+    inventory::{FlowEnd, FlowLine, FlowQuery, FlowRow},
+    watch::{flow::FlowEvent, wish::Wish},
+};
 
 /// The longest line, in bytes.
 const LINE: usize = 64 << 10;
@@ -20,34 +27,129 @@ impl Client {
         mut take: impl FnMut(FlowRow) -> bool,
     ) -> Result<Option<FlowEnd>, Error> {
         let path = format!("/v1/flows?{}", text_of(query));
-        let answer = tokio::time::timeout(PATIENCE, self.send(Method::GET, &path, Body::None));
-        let (mut body, _connection) = match answer.await {
-            Ok(answer) => self.succeeded(answer?).await?,
-            Err(_) => return Err(self.silent()),
-        };
+        let answer = self.begin(Method::GET, &path).await?;
+        let mut end = None;
+        let mut is_enough = false;
+        self.lines(answer, |line| {
+            match line {
+                FlowLine::Flow(row) => is_enough = !take(row),
+                FlowLine::End(found) => end = Some(found),
+            }
+            !is_enough && end.is_none()
+        })
+        .await?;
+        if end.is_none() && !is_enough {
+            return Err(self.unusable("its list of flows broke off"));
+        }
+        Ok(end)
+    }
+
+    /// Gives each change that is asked for to `take`, until that says false. Does not end by itself if what comes is asked for too.
+    ///
+    /// # Errors
+    /// When there is no daemon, or the answer breaks off.
+    pub async fn events(
+        &self,
+        asked: AskedEvents,
+        mut take: impl FnMut(Event) -> bool,
+    ) -> Result<(), Error> {
+        let path = format!("/v1/events?{}", text_of(&asked));
+        let answer = self.begin(Method::GET, &path).await?;
+        let mut is_enough = false;
+        self.lines(answer, |event| {
+            is_enough = !take(event);
+            !is_enough
+        })
+        .await?;
+        if asked.follow && !is_enough {
+            return Err(self.unusable("it has ended, or its list of changes broke off"));
+        }
+        Ok(())
+    }
+
+    /// Gives each event of a flow that is asked for to `take`, until that says false. Does not end by itself.
+    ///
+    /// # Errors
+    /// When there is no daemon, the question means nothing, or the answer breaks off.
+    pub async fn flow_events(
+        &self,
+        wish: &Wish,
+        mut take: impl FnMut(FlowEvent) -> bool,
+    ) -> Result<(), Error> {
+        let path = format!("/v1/flow-events?{}", text_of(wish));
+        let answer = self.begin(Method::POST, &path).await?;
+        let mut is_enough = false;
+        self.lines(answer, |event| {
+            is_enough = !take(event);
+            !is_enough
+        })
+        .await?;
+        if is_enough {
+            Ok(())
+        } else {
+            Err(self.unusable("it has ended, or its list of events broke off"))
+        }
+    }
+
+    /// Gives a capture to `take` as it comes, until that says false or it ends.
+    ///
+    /// # Errors
+    /// When there is no daemon, the question means nothing, or the answer breaks off.
+    pub async fn capture(
+        &self,
+        asked: &AskedCapture,
+        mut take: impl FnMut(&[u8]) -> bool,
+    ) -> Result<(), Error> {
+        let path = format!("/v1/capture?{}", text_of(asked));
+        let (mut body, _connection) = self.begin(Method::POST, &path).await?;
+        // Nothing may come for as long as it lasts.
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| self.unusable(error))?;
+            if let Ok(bytes) = frame.into_data()
+                && !take(&bytes)
+            {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Asks for an answer that comes line by line.
+    async fn begin(&self, method: Method, path: &str) -> Result<Answer<Incoming>, Error> {
+        let answer = tokio::time::timeout(PATIENCE, self.send(method, path, Body::None));
+        match answer.await {
+            Ok(answer) => self.succeeded(answer?).await,
+            Err(_) => Err(self.silent()),
+        }
+    }
+
+    /// Gives each line to `take` as it comes, until that says false or the answer ends. Empty ones mean nothing.
+    async fn lines<T: serde::de::DeserializeOwned>(
+        &self,
+        (mut body, _connection): Answer<Incoming>,
+        mut take: impl FnMut(T) -> bool,
+    ) -> Result<(), Error> {
         let mut text = Vec::new();
         while let Some(chunk) = self.chunk(&mut body).await? {
             text.extend_from_slice(&chunk);
             let mut begin = 0;
             while let Some(length) = text[begin..].iter().position(|byte| *byte == b'\n') {
-                let line = serde_json::from_slice(&text[begin..begin + length])
-                    .map_err(|error| self.unusable(error))?;
-                match line {
-                    FlowLine::Flow(row) => {
-                        if !take(row) {
-                            return Ok(None);
-                        }
-                    }
-                    FlowLine::End(end) => return Ok(Some(end)),
-                }
+                let line = &text[begin..begin + length];
                 begin += length + 1;
+                if line.is_empty() {
+                    continue;
+                }
+                let line = serde_json::from_slice(line).map_err(|error| self.unusable(error))?;
+                if !take(line) {
+                    return Ok(());
+                }
             }
             text.drain(..begin);
             if text.len() > LINE {
                 return Err(self.unusable("a line without an end"));
             }
         }
-        Err(self.unusable("its list of flows broke off"))
+        Ok(())
     }
 
     async fn chunk(&self, body: &mut Incoming) -> Result<Option<hyper::body::Bytes>, Error> {
@@ -65,7 +167,7 @@ impl Client {
 }
 
 /// As it stands in a URL.
-fn text_of(query: &FlowQuery) -> String {
+pub(super) fn text_of(query: &impl Serialize) -> String {
     let fields = serde_json::to_value(query).unwrap_or_default();
     let fields = fields.as_object().into_iter().flatten();
     let pairs = fields.map(|(name, value)| {

@@ -47,6 +47,7 @@ fn populate(daemon: &Daemon) {
         mode: Mode::Ipip,
         removed: false,
         fail_open: false,
+        fail_open_flows: 0,
         resets_suspended: None,
         error: None,
         backends: vec![

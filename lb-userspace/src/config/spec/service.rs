@@ -26,7 +26,11 @@ use super::{
     health::{self, Health},
     nat::{self, Snat},
 };
-use crate::{balance::Part, maglev, model::Admin};
+use crate::{
+    balance::Part,
+    maglev,
+    model::{Admin, OnDown},
+};
 
 /// Slots of a table if the service does not say.
 const TABLE_SIZE: u32 = 65_537;
@@ -79,6 +83,15 @@ pub(super) fn read(
     let drain_deadline = reader.duration("drain_deadline", DRAIN_DEADLINES, findings);
     let close_over = reader.duration("close_over", CLOSE_OVERS, findings);
     let reset_over = reader.duration("reset_over", RESET_OVERS, findings);
+    let on_down = on_down(&mut reader, findings);
+    if let (Some(over), OnDown::Keep | OnDown::Rehash) = (&reset_over, on_down) {
+        findings.warning(
+            &over.span(),
+            &object,
+            "reset_over says how fast clients of a dead backend are told, and on_down has nobody told",
+            "take one of them out",
+        );
+    }
     if let (Some(over), None) = (&close_over, &drain_deadline) {
         findings.warning(
             &over.span(),
@@ -155,6 +168,7 @@ pub(super) fn read(
             policy,
             drain_deadline: drain_deadline.map(Spanned::into_inner),
             close_over: close_over.map_or(CLOSE_OVER, Spanned::into_inner),
+            on_down,
             reset_over: reset_over.map_or(Duration::ZERO, Spanned::into_inner),
             backends: backends.into_iter().map(|placed| placed.backend).collect(),
             dns: sources.into_iter().map(|(source, ..)| source).collect(),
@@ -163,6 +177,30 @@ pub(super) fn read(
         },
         snat,
     })
+}
+
+fn on_down(reader: &mut Reader<'_>, findings: &mut Findings<'_>) -> OnDown {
+    const WORDS: [&str; 3] = ["reset", "keep", "rehash"];
+    let Some(text) = reader.string("on_down", "\"reset\"", findings) else {
+        return OnDown::Reset;
+    };
+    match *text.get_ref() {
+        "reset" => OnDown::Reset,
+        "keep" => OnDown::Keep,
+        "rehash" => OnDown::Rehash,
+        other => {
+            findings.error(
+                &text.span(),
+                &reader.object,
+                format!("unknown on_down {other:?}"),
+                match nearest(other, &WORDS) {
+                    Some(meant) => format!("did you mean {meant:?}?"),
+                    None => "use \"reset\", \"keep\" or \"rehash\"".to_owned(),
+                },
+            );
+            OnDown::Reset
+        }
+    }
 }
 
 /// Ports of sources are held to the same rule as ports of backends.

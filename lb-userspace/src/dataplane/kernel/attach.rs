@@ -3,17 +3,20 @@
 //! A link that was created but is not yet pinned goes away with its process, and a pinned one stays: a kill at any moment leaves an
 //! interface either attached by a pinned link or not at all.
 
-use std::{fs, io, os::fd::BorrowedFd, path::PathBuf};
-
-use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+use std::{
+    fs, io,
+    os::fd::BorrowedFd,
+    path::{Path, PathBuf},
+};
 
 use super::{
     bpf::{Link, LinkInfo, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE},
     device::{self, XdpState},
     error::Error,
     load::possible_cpus,
-    pins::Pins,
+    pins::{Pins, Rename, links, rename},
 };
+use crate::failpoint;
 
 /// How a program is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,7 +78,7 @@ pub(super) fn attach_all(
     interfaces: &[String],
 ) -> Result<Vec<Attached>, Error> {
     let attached = attach(pins, program, interfaces)?;
-    for pinned in pinned_links(pins)? {
+    for pinned in pinned_links(pins.directory())? {
         if interfaces.contains(&pinned.interface) {
             continue;
         }
@@ -100,7 +103,7 @@ pub(super) fn attach_all(
 /// # Errors
 /// When the pins cannot be read.
 pub(super) fn is_attached(pins: &Pins, interfaces: &[String]) -> Result<bool, Error> {
-    let pinned = pinned_links(pins)?;
+    let pinned = pinned_links(pins.directory())?;
     Ok(interfaces
         .iter()
         .all(|interface| matches!(step(interface, &pinned), Ok(Step::Replace(..)))))
@@ -115,7 +118,7 @@ pub(super) fn attach(
     program: BorrowedFd<'_>,
     interfaces: &[String],
 ) -> Result<Vec<Attached>, Error> {
-    let mut pinned = pinned_links(pins)?;
+    let mut pinned = pinned_links(pins.directory())?;
     // All interfaces are looked at before the first is touched: an error found here has changed nothing.
     let steps = interfaces
         .iter()
@@ -160,7 +163,7 @@ pub(super) fn switch_all(
     program: BorrowedFd<'_>,
     after_each: &mut dyn FnMut(),
 ) -> Result<(), Error> {
-    for pinned in pinned_links(pins)? {
+    for pinned in pinned_links(pins.directory())? {
         match pinned.link.update(program) {
             // Its interface is gone, and no packet meets its program.
             Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {}
@@ -175,11 +178,11 @@ pub(super) fn switch_all(
     Ok(())
 }
 
-/// Whether the program of a pinned link uses the map of this id.
+/// Whether the program of a link that is pinned in a directory uses the map of this id.
 ///
 /// # Errors
 /// When pins or programs cannot be read.
-pub(super) fn is_used(pins: &Pins, map: u32) -> Result<bool, Error> {
+pub(super) fn is_used(pins: &Path, map: u32) -> Result<bool, Error> {
     let links = pinned_links(pins)?;
     for program in aya::programs::loaded_programs() {
         let program = program.map_err(|error| Error::program("the list of programs", error))?;
@@ -203,11 +206,12 @@ pub(super) fn is_used(pins: &Pins, map: u32) -> Result<bool, Error> {
 pub(super) fn discard(link: &Link, path: &PathBuf) -> Result<(), Error> {
     link.detach()
         .map_err(Error::file(path, "detaching the link"))?;
+    failpoint::pass("between detaching a link and unpinning it");
     fs::remove_file(path).map_err(Error::file(path, "unpinning the link"))
 }
 
-fn pinned_links(pins: &Pins) -> Result<Vec<Pinned>, Error> {
-    pins.links()?
+fn pinned_links(pins: &Path) -> Result<Vec<Pinned>, Error> {
+    links(pins)?
         .into_iter()
         .map(|(interface, path)| {
             let (link, info) = Link::from_pin(&path)
@@ -307,6 +311,7 @@ fn replace(
     at: usize,
     state: XdpState,
 ) -> Result<Attached, Error> {
+    failpoint::pass("before a link's program is replaced");
     pinned[at].link.update(program).map_err(|source| {
         if source.raw_os_error() == Some(libc::ENOLINK) {
             Error::NoInterface {
@@ -319,6 +324,7 @@ fn replace(
             }
         }
     })?;
+    failpoint::pass("after a link's program is replaced");
     settle_name(pins, interface, pinned, at)?;
     let (mode, warning) = match state {
         XdpState::Generic(_) => {
@@ -359,13 +365,14 @@ fn settle_name(
     }
     let holder = pinned.iter().position(|pinned| pinned.path == wanted);
     // Exchanged, and not replaced: the other pin may be that of an interface which now bears another name itself.
-    let flags = match holder {
-        Some(_) => RenameFlags::RENAME_EXCHANGE,
-        None => RenameFlags::RENAME_NOREPLACE,
+    let how = match holder {
+        Some(_) => Rename::Exchange,
+        None => Rename::Refuse,
     };
-    renameat2(AT_FDCWD, &pinned[at].path, AT_FDCWD, &wanted, flags).map_err(|errno| {
-        Error::file(&pinned[at].path, "giving the pin its interface's new name")(errno.into())
-    })?;
+    rename(&pinned[at].path, &wanted, how).map_err(Error::file(
+        &pinned[at].path,
+        "giving the pin its interface's new name",
+    ))?;
     let old_path = std::mem::replace(&mut pinned[at].path, wanted);
     let old_name = std::mem::replace(&mut pinned[at].interface, interface.to_owned());
     if let Some(holder) = holder {
@@ -392,8 +399,10 @@ fn attach_fresh(
     if let Some(stale) = pinned.iter().find(|pinned| pinned.path == path) {
         discard(&stale.link, &stale.path)?;
     }
+    failpoint::pass("between attaching a link and pinning it");
     link.pin(&path)
         .map_err(Error::file(&path, "pinning the link"))?;
+    failpoint::pass("after pinning a link");
     if let Some(warning) = &warning {
         tracing::warn!(interface, "generic mode: {warning}");
     }

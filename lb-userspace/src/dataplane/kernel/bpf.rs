@@ -22,6 +22,7 @@ const BPF_OBJ_PIN: libc::c_long = 6;
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_TEST_RUN: libc::c_long = 10;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_PROG_QUERY: libc::c_long = 16;
 const BPF_LINK_CREATE: libc::c_long = 28;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_DETACH: libc::c_long = 34;
@@ -31,11 +32,22 @@ const BPF_MAP_TYPE_PROG_ARRAY: u32 = 3;
 const BPF_MAP_TYPE_DEVMAP_HASH: u32 = 25;
 const BPF_MAP_TYPE_RINGBUF: u32 = 27;
 const BPF_LINK_TYPE_XDP: u32 = 6;
+const BPF_LINK_TYPE_TCX: u32 = 11;
 const BPF_XDP: u32 = 37;
+/// The row of programs of traffic control on what comes in by an interface.
+pub const BPF_TCX_INGRESS: u32 = 46;
+/// The same on what goes out.
+pub const BPF_TCX_EGRESS: u32 = 47;
+/// The most programs in such a row (BPF_MPROG_MAX).
+const MOST_PROGRAMS: usize = 64;
+/// Before all others, where nothing else is said.
+const BPF_F_BEFORE: u32 = 1 << 3;
 /// A map that can be shared as memory.
 pub const BPF_F_MMAPABLE: u32 = 1 << 10;
 /// Size of a device map's value: interface index, and a program to run on what leaves there, which is none.
 pub const DEVICE_BYTES: u32 = 8;
+/// The action of a frame that is left to the host.
+pub const XDP_PASS: u32 = 2;
 /// The action of a frame that leaves by the interface that it came in by.
 pub const XDP_TX: u32 = 3;
 /// Generic mode.
@@ -102,6 +114,8 @@ fn c_path(path: &Path) -> io::Result<CString> {
 /// What the kernel says about a link.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LinkInfo {
+    /// What hangs on it.
+    pub kind: Kind,
     /// Its id, which it keeps for life.
     pub id: u32,
     /// Id of the program that it runs now.
@@ -110,7 +124,16 @@ pub struct LinkInfo {
     pub ifindex: u32,
 }
 
-/// An XDP link. Closing the last descriptor of one that is not pinned detaches it.
+/// What hangs on a link.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// An XDP program.
+    Xdp,
+    /// A TC program.
+    Tcx,
+}
+
+/// A link. Closing the last descriptor of one that is not pinned detaches it.
 #[derive(Debug)]
 pub struct Link(OwnedFd);
 
@@ -120,6 +143,23 @@ impl Link {
     /// # Errors
     /// The kernel's: EOPNOTSUPP without that mode, EBUSY and EEXIST when another program is there, EPERM, ENODEV, what a driver says.
     pub fn create(program: BorrowedFd<'_>, ifindex: u32, mode: u32) -> io::Result<Self> {
+        Self::create_at(program, ifindex, BPF_XDP, mode)
+    }
+
+    /// Attaches a TC program to what goes out by an interface, before all others that are there.
+    ///
+    /// # Errors
+    /// The kernel's: EINVAL before Linux 6.6, which has no such links.
+    pub fn create_egress(program: BorrowedFd<'_>, ifindex: u32) -> io::Result<Self> {
+        Self::create_at(program, ifindex, BPF_TCX_EGRESS, BPF_F_BEFORE)
+    }
+
+    fn create_at(
+        program: BorrowedFd<'_>,
+        ifindex: u32,
+        attach_type: u32,
+        flags: u32,
+    ) -> io::Result<Self> {
         #[repr(C)]
         struct Attributes {
             program: u32,
@@ -130,18 +170,26 @@ impl Link {
         let mut attributes = Attributes {
             program: program.as_raw_fd() as u32,
             ifindex,
-            attach_type: BPF_XDP,
-            flags: mode,
+            attach_type,
+            flags,
         };
         // SAFETY: what BPF_LINK_CREATE takes; no pointers.
         unsafe { bpf_fd(BPF_LINK_CREATE, &mut attributes) }.map(Self)
     }
 
-    /// Opens a pinned link.
+    /// Opens the pinned link of an XDP program.
     ///
     /// # Errors
     /// When there is no such pin, or it is something else than an XDP link (EINVAL).
     pub fn from_pin(path: &Path) -> io::Result<Self> {
+        Self::from_pin_of(path, Kind::Xdp)
+    }
+
+    /// Opens a pinned link of this kind.
+    ///
+    /// # Errors
+    /// When there is no such pin, or it is something else (EINVAL).
+    pub fn from_pin_of(path: &Path, kind: Kind) -> io::Result<Self> {
         let path = c_path(path)?;
         let mut attributes = ObjectAttributes {
             path: path.as_ptr() as u64,
@@ -150,7 +198,11 @@ impl Link {
         };
         // SAFETY: what BPF_OBJ_GET takes; the path outlives the call.
         let link = Self(unsafe { bpf_fd(BPF_OBJ_GET, &mut attributes)? });
-        link.info().map(|_| link)
+        if link.info()?.kind == kind {
+            Ok(link)
+        } else {
+            Err(io::Error::from_raw_os_error(libc::EINVAL))
+        }
     }
 
     /// Pins the link, so that it outlives its descriptors.
@@ -164,7 +216,7 @@ impl Link {
     /// What the kernel says about it.
     ///
     /// # Errors
-    /// EINVAL if it is no XDP link.
+    /// EINVAL if it is neither an XDP nor a TCX link.
     pub fn info(&self) -> io::Result<LinkInfo> {
         #[derive(Default)]
         #[repr(C)]
@@ -190,10 +242,13 @@ impl Link {
         };
         // SAFETY: what BPF_OBJ_GET_INFO_BY_FD takes; `info` is writable for the length given, and any bytes are an `Info`.
         unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)? };
-        if info.link_type != BPF_LINK_TYPE_XDP {
-            return Err(io::Error::from_raw_os_error(libc::EINVAL));
-        }
+        let kind = match info.link_type {
+            BPF_LINK_TYPE_XDP => Kind::Xdp,
+            BPF_LINK_TYPE_TCX => Kind::Tcx,
+            _ => return Err(io::Error::from_raw_os_error(libc::EINVAL)),
+        };
         Ok(LinkInfo {
+            kind,
             id: info.id,
             program: info.program,
             ifindex: info.ifindex,
@@ -231,6 +286,82 @@ impl Link {
         // SAFETY: what BPF_LINK_DETACH takes; no pointers.
         unsafe { bpf(BPF_LINK_DETACH, &mut link) }.map(drop)
     }
+}
+
+/// The ids of the programs in a row of an interface, [`BPF_TCX_INGRESS`] or [`BPF_TCX_EGRESS`]. Unlike opening them, this takes no CAP_SYS_ADMIN.
+///
+/// # Errors
+/// EINVAL before Linux 6.6, which has no such rows.
+pub fn programs_of(ifindex: u32, row: u32) -> io::Result<Vec<u32>> {
+    #[repr(C)]
+    struct Attributes {
+        ifindex: u32,
+        row: u32,
+        query_flags: u32,
+        attach_flags: u32,
+        ids: u64,
+        count: u32,
+        padding: u32,
+        ids_flags: u64,
+        link_ids: u64,
+        link_flags: u64,
+        revision: u64,
+    }
+    // Its last field is written whatever length the kernel is told (6.6 and later): less room than that is somebody else's memory.
+    const _: () = assert!(size_of::<Attributes>() == 64);
+    let mut ids = [0u32; MOST_PROGRAMS];
+    let mut attributes = Attributes {
+        ifindex,
+        row,
+        query_flags: 0,
+        attach_flags: 0,
+        ids: ids.as_mut_ptr() as u64,
+        count: MOST_PROGRAMS as u32,
+        padding: 0,
+        ids_flags: 0,
+        link_ids: 0,
+        link_flags: 0,
+        revision: 0,
+    };
+    // SAFETY: all that BPF_PROG_QUERY takes and writes; `ids` has room for as many as are asked for, and outlives the call.
+    unsafe { bpf(BPF_PROG_QUERY, &mut attributes)? };
+    Ok(ids.into_iter().take(attributes.count as usize).collect())
+}
+
+/// The id of a pinned program.
+///
+/// # Errors
+/// When there is no such pin, or it is no program (EINVAL).
+pub fn pinned_program(path: &Path) -> io::Result<u32> {
+    #[derive(Default)]
+    #[repr(C)]
+    struct Info {
+        program_type: u32,
+        id: u32,
+    }
+    #[repr(C)]
+    struct Attributes {
+        fd: u32,
+        length: u32,
+        info: u64,
+    }
+    let path = c_path(path)?;
+    let mut attributes = ObjectAttributes {
+        path: path.as_ptr() as u64,
+        fd: 0,
+        flags: 0,
+    };
+    // SAFETY: what BPF_OBJ_GET takes; the path outlives the call.
+    let program = unsafe { bpf_fd(BPF_OBJ_GET, &mut attributes)? };
+    let mut info = Info::default();
+    let mut attributes = Attributes {
+        fd: program.as_raw_fd() as u32,
+        length: size_of::<Info>() as u32,
+        info: std::ptr::from_mut(&mut info) as u64,
+    };
+    // SAFETY: what BPF_OBJ_GET_INFO_BY_FD takes; `info` is writable for the length given, and any bytes are an `Info`.
+    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)? };
+    Ok(info.id)
 }
 
 #[repr(C)]

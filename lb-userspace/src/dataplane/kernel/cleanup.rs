@@ -5,7 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{attach::discard, bpf::Link, error::Error, pins::Pins};
+use super::{attach::discard, bpf::Link, error::Error, local, pins::Pins};
 
 /// What was removed.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -50,6 +50,12 @@ pub fn cleanup(bpffs: &Path) -> Result<Removed, Error> {
         }
         removed.interfaces.push(interface);
     }
+    for interface in local::discard_all(&pins)? {
+        if !removed.interfaces.contains(&interface) {
+            removed.interfaces.push(interface);
+        }
+    }
+    pins.discard_aside()?;
     removed.maps = pins.discard_maps()?;
     pins.remove()?;
     removed.directory = Some(bpffs.to_owned());

@@ -148,7 +148,7 @@ fn run(program: &Xdp, times: u32) -> io::Result<()> {
 }
 
 /// The kernel's answer in an error of aya's.
-fn system_error(error: ProgramError) -> io::Error {
+pub(super) fn system_error(error: ProgramError) -> io::Error {
     let mut next = error.source();
     while let Some(source) = next {
         if let Some(system) = source.downcast_ref::<io::Error>()

@@ -178,6 +178,29 @@ fn get_link(ifindex: u32) -> io::Result<LinkMessage> {
 /// # Errors
 /// When the kernel cannot be asked.
 pub fn merging(interface: &str) -> io::Result<Option<&'static str>> {
+    let Offloads { gro, lro } = offloads(interface)?;
+    Ok(match (gro, lro) {
+        (true, true) => Some("GRO and LRO"),
+        (true, false) => Some("GRO"),
+        (false, true) => Some("LRO"),
+        (false, false) => None,
+    })
+}
+
+/// Offloads that merge packets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Offloads {
+    /// By the kernel.
+    pub gro: bool,
+    /// By the card.
+    pub lro: bool,
+}
+
+/// Which of the offloads that merge packets are on.
+///
+/// # Errors
+/// When the kernel cannot be asked.
+pub fn offloads(interface: &str) -> io::Result<Offloads> {
     const ETHTOOL_GFLAGS: u32 = 0x25;
     const ETHTOOL_GGRO: u32 = 0x2b;
     const ETH_FLAG_LRO: u32 = 1 << 15;
@@ -185,13 +208,9 @@ pub fn merging(interface: &str) -> io::Result<Option<&'static str>> {
         let mut value = [command, 0];
         ethtool(interface, &mut value).map(|()| value[1])
     };
-    let gro = value(ETHTOOL_GGRO)? != 0;
-    let lro = value(ETHTOOL_GFLAGS)? & ETH_FLAG_LRO != 0;
-    Ok(match (gro, lro) {
-        (true, true) => Some("GRO and LRO"),
-        (true, false) => Some("GRO"),
-        (false, true) => Some("LRO"),
-        (false, false) => None,
+    Ok(Offloads {
+        gro: value(ETHTOOL_GGRO)? != 0,
+        lro: value(ETHTOOL_GFLAGS)? & ETH_FLAG_LRO != 0,
     })
 }
 
@@ -217,42 +236,61 @@ impl Queues {
 /// # Errors
 /// When the kernel cannot be asked, other than that the driver has nothing to tell.
 pub fn virtio_queues(interface: &str) -> io::Result<Option<Queues>> {
+    match driver(interface)? {
+        Some(name) if name == "virtio_net" => queues(interface),
+        _ => Ok(None),
+    }
+}
+
+/// The driver's name, if it tells.
+///
+/// # Errors
+/// As [`virtio_queues`].
+pub fn driver(interface: &str) -> io::Result<Option<String>> {
     const ETHTOOL_GDRVINFO: u32 = 0x3;
-    const ETHTOOL_GCHANNELS: u32 = 0x3c;
     // struct ethtool_drvinfo: the command, then the driver's name in 32 bytes.
     let mut info = [0u32; 49];
     info[0] = ETHTOOL_GDRVINFO;
-    let unsupported =
-        |error: &io::Error| matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENODEV));
-    match ethtool(interface, &mut info) {
-        Err(error) if unsupported(&error) => return Ok(None),
-        other => other?,
+    if !told(ethtool(interface, &mut info))? {
+        return Ok(None);
     }
     let name: Vec<u8> = info[1..9]
         .iter()
         .flat_map(|word| word.to_ne_bytes())
         .collect();
-    if CStr::from_bytes_until_nul(&name).is_ok_and(|name| name == c"virtio_net") {
-        // struct ethtool_channels: command; maxima of rx, tx, other, combined; counts of the same.
-        let mut channels = [0u32; 9];
-        channels[0] = ETHTOOL_GCHANNELS;
-        match ethtool(interface, &mut channels) {
-            Err(error) if unsupported(&error) => Ok(None),
-            other => other.map(|()| {
-                Some(Queues {
-                    combined: channels[8],
-                    maximum: channels[4],
-                })
-            }),
+    let name = CStr::from_bytes_until_nul(&name).ok();
+    Ok(name.and_then(|name| name.to_str().ok()).map(str::to_owned))
+}
+
+/// Queue pairs of an interface, if its driver tells.
+///
+/// # Errors
+/// As [`virtio_queues`].
+pub fn queues(interface: &str) -> io::Result<Option<Queues>> {
+    const ETHTOOL_GCHANNELS: u32 = 0x3c;
+    // struct ethtool_channels: command; maxima of rx, tx, other, combined; counts of the same.
+    let mut channels = [0u32; 9];
+    channels[0] = ETHTOOL_GCHANNELS;
+    Ok(told(ethtool(interface, &mut channels))?.then_some(Queues {
+        combined: channels[8],
+        maximum: channels[4],
+    }))
+}
+
+/// Whether a driver has told; false if it has nothing to tell.
+fn told(answer: io::Result<()>) -> io::Result<bool> {
+    match answer {
+        Ok(()) => Ok(true),
+        Err(error) if matches!(error.raw_os_error(), Some(libc::EOPNOTSUPP | libc::ENODEV)) => {
+            Ok(false)
         }
-    } else {
-        Ok(None)
+        Err(error) => Err(error),
     }
 }
 
 /// One call of the ethtool ioctl, on a structure of 32-bit words that begins with its command.
 fn ethtool(interface: &str, data: &mut [u32]) -> io::Result<()> {
-    const SIOCETHTOOL: libc::c_ulong = 0x8946;
+    const SIOCETHTOOL: libc::Ioctl = 0x8946;
     let socket: OwnedFd = socket(
         AddressFamily::Inet,
         SockType::Datagram,

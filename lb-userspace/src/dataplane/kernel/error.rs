@@ -60,8 +60,8 @@ pub enum Error {
     },
     /// Maps of another version.
     #[error(
-        "{}: the pinned maps have layout version {found}, this tether has version {expected}; run the tether that made them, or stop it and run \
-         `tether cleanup` (which forgets all flows) and start again", path.display()
+        "{}: the pinned maps have layout version {found}, this tether has version {expected}, and cannot take them over: {why}; run the tether that made \
+         them, or stop it and run `tether cleanup` (which forgets all flows) and start again", path.display()
     )]
     Version {
         /// The pin directory.
@@ -70,6 +70,19 @@ pub enum Error {
         found: u32,
         /// What this program can use.
         expected: u32,
+        /// Why they cannot be migrated.
+        why: String,
+    },
+    /// A migration that another version has begun, and that is in force already.
+    #[error(
+        "{}: a tether with layout version {version} was interrupted while it took over these maps, and packets meet its program already; start that tether \
+         once, which completes it, and then this one", path.display()
+    )]
+    Interrupted {
+        /// Where the new maps are.
+        path: PathBuf,
+        /// Their version.
+        version: u32,
     },
     /// Pinned maps that are not what any tether makes.
     #[error(
@@ -96,10 +109,12 @@ pub enum Error {
     },
     /// The kernel's verifier refused the program.
     #[error(
-        "this kernel's verifier refuses the program ({source}), which is a fault of this tether and not of this machine's setup; report it with the kernel's \
+        "this kernel's verifier refuses {program} ({source}), which is a fault of this tether and not of this machine's setup; report it with the kernel's \
          version (`uname -r`) and the verifier's last words:\n{log}"
     )]
     Verifier {
+        /// Its name.
+        program: &'static str,
         /// The kernel's answer.
         source: io::Error,
         /// The end of the verifier's log.
@@ -160,8 +175,9 @@ pub enum Error {
     /// Another XDP program is on the interface.
     #[error(
         "interface {interface}: another XDP program is attached (id {program}{}), and an interface runs one only; remove that (`ip link set dev \
-         {interface} xdp off`, or stop what attached it: `bpftool link` tells), or take {interface} out of `interfaces`",
-        name.as_deref().map(|name| format!(", {name}")).unwrap_or_default()
+         {interface} xdp off`, or stop what attached it: `bpftool link` tells), or take {interface} out of `interfaces`{}",
+        name.as_deref().map(|name| format!(", {name}")).unwrap_or_default(),
+        of_cilium(name.as_deref())
     )]
     Foreign {
         /// The interface.
@@ -231,6 +247,23 @@ pub enum Error {
         /// The kernel's answer.
         source: io::Error,
     },
+    /// This kernel does not take the programs for backends on this host.
+    #[error("backends on this host cannot be served: {reason}")]
+    NoLocal {
+        /// Why.
+        reason: String,
+    },
+    /// That program could not be attached.
+    #[error(
+        "interface {interface}: attaching the program that translates what backends on this host send back: {source}{}",
+        remedy(source)
+    )]
+    AttachLocal {
+        /// The interface.
+        interface: String,
+        /// The kernel's answer.
+        source: io::Error,
+    },
     /// The kernel could not be asked about an interface.
     #[error("interface {interface}: {doing}: {source}{}", remedy(source))]
     Device {
@@ -241,6 +274,16 @@ pub enum Error {
         /// The kernel's answer.
         source: io::Error,
     },
+}
+
+/// What else to do about a program of Cilium's.
+fn of_cilium(name: Option<&str>) -> &'static str {
+    if name.is_some_and(|name| name.starts_with("cil_")) {
+        "; it is Cilium's, which attaches it again: set its `loadBalancer.acceleration` to `disabled`, or give tether an interface that Cilium does not have \
+         (its `devices`)"
+    } else {
+        ""
+    }
 }
 
 /// Whether a release, as `uname -r` tells it, is from before 6.1. What cannot be read is taken for new.
@@ -264,6 +307,10 @@ impl Error {
             |_| String::new(),
             |name| name.release().to_string_lossy().into_owned(),
         );
+        self.of_kernel(release)
+    }
+
+    fn of_kernel(self, release: String) -> Self {
         if is_too_old(&release) {
             Self::OldKernel {
                 release,
@@ -284,6 +331,7 @@ impl Error {
                 let log = verifier_log.to_string();
                 let lines: Vec<_> = log.trim_end().lines().collect();
                 Self::Verifier {
+                    program: what,
                     source: io_error,
                     log: lines[lines.len().saturating_sub(LOG_LINES)..].join("\n"),
                 }
@@ -338,6 +386,46 @@ fn remedy_in(error: &(dyn std::error::Error + 'static)) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_kernel_that_is_too_old_is_named_with_what_it_lacks() {
+        let refused = || Error::Create {
+            map: "FLOWS4",
+            bytes: 64,
+            source: io::Error::from_raw_os_error(libc::EINVAL),
+        };
+        let message = refused().of_kernel("5.10.0-35-amd64".into()).to_string();
+        for part in [
+            "this is Linux 5.10.0-35-amd64, and tether needs 6.1",
+            "creating the map FLOWS4",
+        ] {
+            assert!(message.contains(part), "no {part:?}: {message}");
+        }
+        let message = refused().of_kernel("6.1.0-40-amd64".into()).to_string();
+        assert!(!message.contains("needs 6.1"), "{message}");
+    }
+
+    #[test]
+    fn of_a_program_of_ciliums_more_is_told() {
+        let of = |name: &str| {
+            let error = Error::Foreign {
+                interface: "eth0".into(),
+                program: 7,
+                name: Some(name.into()),
+            };
+            error.to_string()
+        };
+        let message = of("cil_xdp_entry");
+        for part in [
+            "id 7, cil_xdp_entry",
+            "ip link set dev eth0 xdp off",
+            "take eth0 out of `interfaces`",
+            "`loadBalancer.acceleration` to `disabled`",
+        ] {
+            assert!(message.contains(part), "no {part:?}: {message}");
+        }
+        assert!(!of("other").contains("Cilium"));
+    }
 
     #[test]
     fn kernels_from_before_6_1_are_too_old() {

@@ -32,6 +32,15 @@ const HEADERS: usize = 16 + 4;
 /// # Errors
 /// ENODEV if there is no such interface in this network namespace, or what else keeps the kernel from answering.
 pub fn takes_redirected(ifindex: u32) -> io::Result<Option<bool>> {
+    let features = of(ifindex)?;
+    Ok(features.map(|features| features & NETDEV_XDP_ACT_NDO_XMIT != 0))
+}
+
+/// All that the driver of an interface can do with XDP: bits of `netdev_xdp_act`. None if this kernel is too old to tell.
+///
+/// # Errors
+/// As [`takes_redirected`].
+pub fn of(ifindex: u32) -> io::Result<Option<u64>> {
     let socket = socket(
         AddressFamily::Netlink,
         SockType::Raw,
@@ -54,8 +63,7 @@ pub fn takes_redirected(ifindex: u32) -> io::Result<Option<bool>> {
         NETDEV_A_DEV_IFINDEX,
         &ifindex.to_ne_bytes(),
     );
-    let features = attribute(&ask(&socket, &features)?, NETDEV_A_DEV_XDP_FEATURES)?;
-    Ok(Some(features & NETDEV_XDP_ACT_NDO_XMIT != 0))
+    attribute(&ask(&socket, &features)?, NETDEV_A_DEV_XDP_FEATURES).map(Some)
 }
 
 /// A message with one attribute.

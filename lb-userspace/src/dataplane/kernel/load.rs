@@ -9,12 +9,13 @@ use std::{
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Map, MapData, RingBuf},
-    programs::Xdp,
+    programs::{SchedClassifier, Xdp},
 };
 use lb_common::{
     flow::copy::{BATCH, Order},
     hash::Seed,
     maps::{self as names, Constants, Instance, default},
+    net::IpVersion,
 };
 
 use super::{
@@ -29,7 +30,7 @@ use crate::{
         array::Array,
         maps::{Capacity, Maps},
     },
-    objects,
+    failpoint, objects,
 };
 
 /// The program, loaded, and its maps.
@@ -42,6 +43,8 @@ pub struct Prepared {
     ebpf: Ebpf,
     maps: Arc<Maps>,
     instance: Instance,
+    /// Why the kernel has not taken the programs for backends on this host, if it has not.
+    no_local: Option<String>,
 }
 
 /// Lets aya put [`Constants`] into the object.
@@ -92,19 +95,45 @@ impl Loaded {
         self.program().fd().expect("the program is loaded").as_fd()
     }
 
+    /// The program that translates what backends on this host send back, on egress.
+    ///
+    /// # Errors
+    /// Why the kernel has not taken it.
+    ///
+    /// # Panics
+    /// Never: the object has it.
+    pub fn local_reply(&self) -> Result<&SchedClassifier, &str> {
+        if let Some(reason) = &self.0.no_local {
+            return Err(reason);
+        }
+        let program = self.0.ebpf.program(names::LOCAL_REPLY_PROGRAM);
+        Ok(program
+            .and_then(|program| program.try_into().ok())
+            .expect("the program was loaded under this name"))
+    }
+
+    /// The descriptor of that program.
+    ///
+    /// # Errors
+    /// Why the kernel has not taken it.
+    ///
+    /// # Panics
+    /// Never: the program is loaded.
+    pub fn local_reply_fd(&self) -> Result<BorrowedFd<'_>, &str> {
+        let program = self.local_reply()?;
+        Ok(program.fd().expect("the program is loaded").as_fd())
+    }
+
     /// The programs that packets are handed on to, with their indices in [`names::PROGRAMS`]: those that translate only if the maps have room
-    /// for that.
+    /// for that, and those for backends on this host only if the kernel has taken all of them.
     ///
     /// # Panics
     /// Never: loading has found them.
     pub fn handed_on_to(&self) -> impl Iterator<Item = (u32, &'static str, &Xdp)> {
-        handed_on_to(&self.0.maps.capacity).map(|(index, name)| {
-            let program = self.0.ebpf.program(name);
-            let program = program
-                .and_then(|program| program.try_into().ok())
-                .expect("the program was loaded under this name");
-            (index, name, program)
-        })
+        let has_local = self.0.no_local.is_none();
+        handed_on_to(&self.0.maps.capacity)
+            .filter(move |(index, _)| has_local || !is_local(*index))
+            .map(|(index, name)| (index, name, program_of(&self.0.ebpf, name)))
     }
 
     /// Puts the programs that packets are handed on to in their places. A program of the same maps that runs already hands packets on to these from now
@@ -113,16 +142,10 @@ impl Loaded {
     /// # Errors
     /// When the kernel refuses.
     pub fn connect(&self) -> Result<(), Error> {
-        let programs = self.map_fd(names::PROGRAMS).ok_or_else(|| {
-            foreign_object("the object has no array of the programs that packets are handed on to")
-        })?;
+        let programs = self.map_fd(names::PROGRAMS).ok_or_else(no_array)?;
         for (index, _, program) in self.handed_on_to() {
-            let program = program
-                .fd()
-                .map_err(|error| Error::program(HANDED_ON_TO, error))?;
-            bpf::set_program(programs, index, program.as_fd()).map_err(refused_call(
-                "putting an XDP program in its place, that packets are handed on to",
-            ))?;
+            failpoint::pass("before a program that packets are handed on to is in its place");
+            put(programs, index, program)?;
         }
         Ok(())
     }
@@ -134,11 +157,7 @@ impl Loaded {
     pub fn load_copy_program(&mut self) -> Result<Array<Order>, Error> {
         let map = shapes::create_orders()?;
         stand_in(&self.0.ebpf, names::COPIES, map.as_fd())?;
-        load_program(
-            &mut self.0.ebpf,
-            names::COPY_PROGRAM,
-            "the program that copies flows",
-        )?;
+        load_program(&mut self.0.ebpf, names::COPY_PROGRAM)?;
         Array::of_map(map.as_fd(), BATCH)
             .map_err(|errno| refused_call("mapping the memory of orders")(errno.into()))
     }
@@ -211,6 +230,20 @@ impl Loaded {
             .expect("the program was loaded with this map")
     }
 
+    /// The instance's maps by name, kept open, but for [`names::INSTANCE`]. To be asked for before [`Loaded::take_notices`].
+    ///
+    /// # Errors
+    /// When there are no file descriptors left.
+    pub(super) fn keep_maps(&self) -> Result<Opened, Error> {
+        let keep = refused_call("keeping a map open");
+        let maps: io::Result<Opened> = names::ALL
+            .into_iter()
+            .filter_map(|name| Some((name, self.map_fd(name)?)))
+            .map(|(name, map)| Ok((name, map.try_clone_to_owned()?)))
+            .collect();
+        maps.map_err(keep)
+    }
+
     /// The file descriptor of a map of the program, by its name in [`lb_common::maps`] or by its section in the object.
     pub fn map_fd(&self, name: &str) -> Option<BorrowedFd<'_>> {
         map_fd(&self.0.ebpf, name)
@@ -233,13 +266,46 @@ impl Prepared {
     /// # Errors
     /// When it refuses.
     pub fn load(mut self) -> Result<Loaded, Error> {
-        load_program(&mut self.ebpf, names::PROGRAM, "the XDP program")?;
-        for (_, name) in handed_on_to(&self.maps.capacity) {
-            load_program(&mut self.ebpf, name, HANDED_ON_TO)?;
+        load_program(&mut self.ebpf, names::PROGRAM)?;
+        for (index, name) in handed_on_to(&self.maps.capacity) {
+            let loaded = load_program(&mut self.ebpf, name);
+            if !is_local(index) {
+                loaded?;
+            } else if let Err(error) = loaded {
+                self.no_local.get_or_insert_with(|| chain(&error));
+            }
+        }
+        if let Err(error) = load_local_reply(&mut self.ebpf) {
+            self.no_local.get_or_insert_with(|| chain(&error));
+        }
+        // Without them all goes on but for those backends, which say why.
+        if let Some(reason) = &self.no_local {
+            tracing::warn!("backends on this host cannot be served: {reason}");
         }
         let loaded = Loaded(self);
         loaded.connect()?;
         Ok(loaded)
+    }
+
+    /// Has the kernel verify and take those programs that packets of one version of IP meet.
+    ///
+    /// # Errors
+    /// When it refuses.
+    pub(super) fn load_for(mut self, version: IpVersion) -> Result<Loaded, Error> {
+        load_program(&mut self.ebpf, names::PROGRAM)?;
+        let of_version = handed_on_to(&self.maps.capacity)
+            .filter(|(_, name)| name.ends_with(char::from(b'0' + version as u8)));
+        for (index, name) in of_version {
+            let loaded = load_program(&mut self.ebpf, name);
+            if loaded.is_err() && is_local(index) {
+                continue;
+            }
+            loaded?;
+            let program = program_of(&self.ebpf, name);
+            let programs = map_fd(&self.ebpf, names::PROGRAMS).ok_or_else(no_array)?;
+            put(programs, index, program)?;
+        }
+        Ok(Loaded(self))
     }
 
     /// Reads the object, and gives it these maps.
@@ -248,11 +314,41 @@ impl Prepared {
         instance: Instance,
         opened: &Opened,
     ) -> Result<Self, Error> {
-        let constants = ConstantsData(constants(capacity, &instance));
+        Self::with_constants(constants(capacity, &instance), capacity, instance, opened)
+    }
+
+    /// The same for programs that watch, with what [`shapes::create_watch`] makes.
+    pub(super) fn watching(
+        capacity: Capacity,
+        instance: Instance,
+        opened: &Opened,
+        watch: &Opened,
+    ) -> Result<Self, Error> {
+        let constants = Constants {
+            watches: 1,
+            ..constants(capacity, &instance)
+        };
+        let prepared = Self::with_constants(constants, capacity, instance, opened)?;
+        for (name, map) in watch {
+            stand_in(&prepared.ebpf, name, map.as_fd())?;
+        }
+        Ok(prepared)
+    }
+
+    fn with_constants(
+        constants: Constants,
+        capacity: Capacity,
+        instance: Instance,
+        opened: &Opened,
+    ) -> Result<Self, Error> {
+        let constants = ConstantsData(constants);
         let mut loader = EbpfLoader::new();
         loader.override_global(names::CONSTANTS, &constants, true);
         let ebpf = loader.load(objects::TETHER).map_err(refused("the maps"))?;
-        for (name, map) in opened.iter().filter(|(name, _)| **name != names::INSTANCE) {
+        let of_programs = opened
+            .iter()
+            .filter(|(name, _)| !names::OF_DAEMON.contains(name));
+        for (name, map) in of_programs {
             stand_in(&ebpf, name, map.as_fd())?;
         }
         let maps = Maps::of_kernel(capacity, |name| opened[name].as_fd())
@@ -261,6 +357,7 @@ impl Prepared {
             ebpf,
             maps: Arc::new(maps),
             instance,
+            no_local: None,
         })
     }
 }
@@ -268,17 +365,55 @@ impl Prepared {
 /// What an operator is told of a program that packets are handed on to.
 const HANDED_ON_TO: &str = "an XDP program that packets are handed on to";
 
+fn no_array() -> Error {
+    foreign_object("the object has no array of the programs that packets are handed on to")
+}
+
+/// Puts a program in its place, that packets are handed on to.
+fn put(programs: BorrowedFd<'_>, index: u32, program: &Xdp) -> Result<(), Error> {
+    let program = program
+        .fd()
+        .map_err(|error| Error::program(HANDED_ON_TO, error))?;
+    bpf::set_program(programs, index, program.as_fd()).map_err(refused_call(
+        "putting an XDP program in its place, that packets are handed on to",
+    ))
+}
+
+/// One of the object's programs, which was loaded.
+fn program_of<'a>(ebpf: &'a Ebpf, name: &str) -> &'a Xdp {
+    ebpf.program(name)
+        .and_then(|program| program.try_into().ok())
+        .expect("the program was loaded under this name")
+}
+
 /// The programs that packets are handed on to if the maps are of this capacity, by index.
 fn handed_on_to(capacity: &Capacity) -> impl Iterator<Item = (u32, &'static str)> + use<> {
     let translates = capacity.translates();
     (0..)
         .zip(names::HANDED_ON_TO)
-        .filter(move |(index, _)| *index == names::IPV6_INDEX || translates)
+        .filter(move |(index, _)| *index < names::STEER_INDEX || translates)
+}
+
+/// Whether a program that packets are handed on to is for backends on this host.
+fn is_local(index: u32) -> bool {
+    (names::LOCAL_INDEX..names::STEER_INDEX).contains(&index)
+}
+
+/// Has the kernel verify and take the program for what backends on this host send back.
+fn load_local_reply(ebpf: &mut Ebpf) -> Result<(), Error> {
+    const WHAT: &str = "the program that translates what backends on this host send back";
+    let refused = |error| Error::program(WHAT, error);
+    let program: &mut SchedClassifier = ebpf
+        .program_mut(names::LOCAL_REPLY_PROGRAM)
+        .ok_or_else(|| foreign_object("the object has no TC program of that name"))?
+        .try_into()
+        .map_err(refused)?;
+    program.load().map_err(refused)
 }
 
 /// Has the kernel verify and take one of the object's programs.
-fn load_program(ebpf: &mut Ebpf, name: &str, what: &'static str) -> Result<(), Error> {
-    let refused = |error| Error::program(what, error);
+fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), Error> {
+    let refused = |error| Error::program(name, error);
     let program: &mut Xdp = ebpf
         .program_mut(name)
         .ok_or_else(|| foreign_object("the object has no XDP program of that name"))?
@@ -355,6 +490,8 @@ fn constants(capacity: Capacity, instance: &Instance) -> Constants {
         adoption_cost_ns: 1_000_000_000 / default::ADOPTIONS_PER_SECOND,
         reset_cost_ns: 1_000_000_000 / default::RESETS_PER_SECOND,
         answer_cost_ns: 1_000_000_000 / default::ANSWERS_PER_SECOND,
+        watches: 0,
+        reserved: 0,
     }
 }
 
@@ -369,11 +506,14 @@ pub fn create(pins: &Pins, capacity: Capacity) -> Result<Prepared, Error> {
         for (name, map) in &maps {
             let path = staging.join(name);
             bpf::pin(map.as_fd(), &path).map_err(Error::file(&path, "pinning a map"))?;
+            failpoint::pass("after pinning a map");
         }
         let prepared = Prepared::with_maps(capacity, instance, &maps)?;
         // Word by word from the last, so the version, which vouches for the seeds, is written after them.
         prepared.maps.instance.set(0, &instance);
+        failpoint::pass("before publishing the maps");
         pins.publish_maps()?;
+        failpoint::pass("after publishing the maps");
         Ok(prepared)
     });
     if created.is_err()

@@ -26,6 +26,8 @@ use crate::dataplane::{maps::Maps, table::TableKey};
 pub(super) struct Mirror<K> {
     maps: Arc<Maps>,
     seed: Seed,
+    /// Whether entries are in their homes.
+    knows_homes: bool,
     /// Bucket by bucket; what is no entry is none.
     entries: Vec<(K, Word)>,
     first_seen: Vec<u32>,
@@ -34,14 +36,15 @@ pub(super) struct Mirror<K> {
 }
 
 impl<K: TableKey> Mirror<K> {
-    /// An image of nothing, to be one of these maps' table.
-    pub(super) fn new(maps: Arc<Maps>, seed: Seed) -> Self {
+    /// An image of nothing, to be one of these maps' table, in which entries are in their homes or anywhere.
+    pub(super) fn new(maps: Arc<Maps>, seed: Seed, knows_homes: bool) -> Self {
         let table = K::table(&maps);
         let len = table.capacity() as usize;
         let translated = if table.translates() { len } else { 0 };
         Self {
             maps,
             seed,
+            knows_homes,
             entries: vec![nothing(); len],
             first_seen: vec![0; len],
             translations: vec![None; translated],
@@ -87,13 +90,23 @@ impl<K: TableKey> Mirror<K> {
         (0..buckets).flat_map(move |bucket| self.in_bucket(bucket, now))
     }
 
-    /// The entries of a key that its flow may still need.
-    pub(super) fn of(&self, key: K, now: Tick) -> impl Iterator<Item = Traveller<K>> + '_ {
-        K::table(&self.maps)
-            .homes(key, &self.seed)
-            .into_iter()
-            .flat_map(move |home| self.in_bucket(home, now))
-            .filter(move |traveller| traveller.key == key)
+    /// The entries of some keys that their flows may still need.
+    pub(super) fn of<'a>(
+        &'a self,
+        keys: &'a HashSet<K>,
+        now: Tick,
+    ) -> Box<dyn Iterator<Item = Traveller<K>> + 'a> {
+        if !self.knows_homes {
+            let entries = self.entries(now);
+            return Box::new(entries.filter(|traveller| keys.contains(&traveller.key)));
+        }
+        let table = K::table(&self.maps);
+        Box::new(keys.iter().flat_map(move |key| {
+            let homes = table.homes(*key, &self.seed).into_iter();
+            homes
+                .flat_map(move |home| self.in_bucket(home, now))
+                .filter(move |traveller| traveller.key == *key)
+        }))
     }
 
     fn in_bucket(&self, bucket: u32, now: Tick) -> impl Iterator<Item = Traveller<K>> + '_ {

@@ -7,19 +7,25 @@
 //! /sys/fs/bpf/tether/           mode 0700, locked by its daemon
 //!     maps/FLOWS4 …             all maps; the directory appears complete, by one rename
 //!     link-eth0 …               one XDP link for each interface
+//!     local-eth0 …              where backends are on this host, what hangs on egress: see [`local`]
 //! ```
 //!
 //! * [`bpf`][]: the calls of bpf(2) that aya leaves out
 //! * [`pins`][]: the pin directory
 //! * [`load`][]: maps and program, private or pinned; `shapes`: what each map has to be
-//! * [`resize`][]: other sizes for the flow tables; `mirror`: what is to be copied; `copier`: the program that inserts it
+//! * [`resize`][]: other sizes for the flow tables; `migrate`: maps of another version; `transfer`: what both do with flows; `mirror`: what is to be
+//!   copied; `copier`: the program that inserts it
+//! * [`rehearsal`][]: the program run with a built packet, on copies of what it writes
+//! * [`tap`][]: a program that watches in the place of the one that runs otherwise, and back
 //! * [`seed`][]: the fleet's seed that is kept with the maps
 //! * [`device`][]: what the kernel says about an interface
 //! * [`features`][]: what the kernel says its driver can do
 //! * [`egress`][]: the interfaces that packets may leave by
 //! * [`attach`][]: links
+//! * [`local`][]: the program on egress, for backends on this host; [`tc`][]: that as a filter
 //! * [`decap`][]: the decapsulator, a program without maps
 //! * [`grace`][]: waiting until no program run still uses what it saw before
+//! * `upgrade`: whether this program can take over what is pinned
 //! * [`cleanup`][]: removing every trace
 
 pub mod attach;
@@ -33,11 +39,18 @@ mod error;
 pub mod features;
 pub mod grace;
 pub mod load;
+pub mod local;
+mod migrate;
 mod mirror;
 pub mod pins;
+pub mod rehearsal;
 pub mod resize;
 pub mod seed;
 mod shapes;
+pub mod tap;
+pub mod tc;
+mod transfer;
+mod upgrade;
 
 use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc};
 
@@ -52,10 +65,14 @@ pub use self::{
     egress::{Egress, Refusal},
     error::Error,
     load::{Loaded, possible_cpus},
+    local::LocalReplies,
+    rehearsal::{Rehearsal, Rehearsals, Rehearsed},
+    tap::Tap,
+    upgrade::{UpgradeCheck, Verdict, upgrade_check},
 };
 use self::{grace::GracePeriod, pins::Pins};
 use super::maps::{Capacity, Maps};
-use crate::chain::chain;
+use crate::{chain::chain, failpoint};
 
 /// What an instance is to be.
 #[derive(Clone, Debug)]
@@ -74,12 +91,14 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Kernel {
     loaded: Loaded,
-    pins: Pins,
+    pins: Arc<Pins>,
+    tap: Arc<Tap>,
     interfaces: Vec<String>,
     fleet_seed: [u64; 4],
     adopted: bool,
     not_resized: Option<Error>,
     grace: Arc<GracePeriod>,
+    local: Arc<LocalReplies>,
 }
 
 impl Kernel {
@@ -93,7 +112,9 @@ impl Kernel {
     /// When there is no bpffs, another daemon has the directory, pinned maps are not what this version can use, or the kernel
     /// refuses maps or program. Each says what to do.
     pub fn open(options: &Options) -> Result<Self, Error> {
-        Self::open_observed(options, &mut |_| ())
+        Self::open_observed(options, &mut |_| {
+            failpoint::pass("after a step of a resize")
+        })
     }
 
     /// The same; `observe` is told of each step of a resize, before the next is done.
@@ -104,7 +125,7 @@ impl Kernel {
         options: &Options,
         observe: &mut dyn FnMut(resize::Step),
     ) -> Result<Self, Error> {
-        let pins = Pins::open(&options.bpffs)?;
+        let pins = Arc::new(Pins::open(&options.bpffs)?);
         let grace = Arc::new(GracePeriod::new()?);
         let adopted = pins.has_maps();
         let mut not_resized = None;
@@ -125,14 +146,25 @@ impl Kernel {
             loaded?
         };
         let fleet_seed = options.fleet_seed.unwrap_or(loaded.instance().fleet_seed);
+        let tap = Tap::new(&loaded, Arc::clone(&pins), Arc::clone(&grace))?;
+        let local_reply = match loaded.local_reply_fd() {
+            Ok(program) => Ok(program.try_clone_to_owned().map_err(|source| Error::Bpf {
+                doing: "keeping the program for replies open",
+                source,
+            })?),
+            Err(reason) => Err(reason.to_owned()),
+        };
+        let local = LocalReplies::new(local_reply, Arc::clone(&pins), options.interfaces.clone())?;
         Ok(Self {
             loaded,
             pins,
+            tap: Arc::new(tap),
             interfaces: options.interfaces.clone(),
             fleet_seed,
             adopted,
             not_resized,
             grace,
+            local: Arc::new(local),
         })
     }
 
@@ -190,7 +222,14 @@ impl Kernel {
     /// When an interface is missing, runs another XDP program, or cannot take this one. Links that this call made are undone;
     /// links of before stay.
     pub fn attach(&mut self) -> Result<Vec<Attached>, Error> {
-        attach::attach_all(&self.pins, self.loaded.program_fd(), &self.interfaces)
+        let attached = self.tap.attach(&self.interfaces)?;
+        self.local.renew()?;
+        Ok(attached)
+    }
+
+    /// What translates replies of backends on this host.
+    pub fn local_replies(&self) -> Arc<LocalReplies> {
+        Arc::clone(&self.local)
     }
 
     /// The interfaces that packets may leave by.
@@ -204,6 +243,19 @@ impl Kernel {
             source,
         })?;
         Ok(Egress::new(map, self.interfaces.clone()))
+    }
+
+    /// What puts a program that watches in the place of the one that runs otherwise.
+    pub fn tap(&self) -> Arc<Tap> {
+        Arc::clone(&self.tap)
+    }
+
+    /// What rehearsals of the program are made of.
+    ///
+    /// # Errors
+    /// When there are no file descriptors left.
+    pub fn rehearsals(&self) -> Result<Rehearsals, Error> {
+        Rehearsals::of(&self.loaded)
     }
 
     /// What the program tells of flows that a deadline has closed; to be asked for once.
@@ -232,6 +284,6 @@ impl Kernel {
     /// # Errors
     /// When the pins cannot be read.
     pub fn is_attached(&self) -> Result<bool, Error> {
-        attach::is_attached(&self.pins, &self.interfaces)
+        Ok(attach::is_attached(&self.pins, &self.interfaces)? && self.local.is_in_order()?)
     }
 }

@@ -5,30 +5,62 @@
 //! flow table is resized there are two complete sets, which have all but that table in common: see [`super::resize`].
 
 use std::{
+    ffi::CString,
     fs::{self, DirBuilder, File},
     io,
-    os::unix::fs::{DirBuilderExt, MetadataExt},
+    os::{
+        fd::BorrowedFd,
+        unix::{
+            ffi::OsStrExt,
+            fs::{DirBuilderExt, MetadataExt},
+        },
+    },
     path::{Path, PathBuf},
+    sync::Arc,
 };
 
 use nix::{
     errno::Errno,
-    fcntl::{AT_FDCWD, Flock, FlockArg, RenameFlags, renameat2},
+    fcntl::{Flock, FlockArg},
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 
-use super::error::Error;
+use super::{bpf, error::Error};
 
 pub(super) const MAPS: &str = "maps";
 const STAGING: &str = "maps-new";
-const LINK_PREFIX: &str = "link-";
+const ASIDE: &str = "program-new";
+
+/// What is pinned of an interface.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sort {
+    /// The link of the XDP program.
+    Xdp,
+    /// The link of the program on egress.
+    Local,
+    /// The program of a filter on egress.
+    Filter,
+    /// A mark of the qdisc of that.
+    Qdisc,
+}
+
+impl Sort {
+    const fn prefix(self) -> &'static str {
+        match self {
+            Self::Xdp => "link-",
+            Self::Local => "local-",
+            Self::Filter => "filter-",
+            Self::Qdisc => "qdisc-",
+        }
+    }
+}
 
 /// A pin directory that this process has to itself.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Pins {
     directory: PathBuf,
     /// Held for as long as the instance is open; the kernel lets go of it with the process.
-    _lock: Flock<File>,
+    _lock: Arc<Flock<File>>,
 }
 
 impl Pins {
@@ -69,7 +101,7 @@ impl Pins {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Self {
                 directory: directory.to_owned(),
-                _lock: lock,
+                _lock: Arc::new(lock),
             }),
             Err((file, Errno::EWOULDBLOCK)) => Err(Error::Busy {
                 path: directory.to_owned(),
@@ -121,7 +153,7 @@ impl Pins {
 
     /// Where maps are staged.
     pub fn staged(&self) -> PathBuf {
-        self.directory.join(STAGING)
+        staged_in(&self.directory)
     }
 
     /// Makes the staged maps the instance's maps and those the staged ones, in one step.
@@ -130,14 +162,8 @@ impl Pins {
     /// When bpffs refuses.
     pub fn exchange_maps(&self) -> Result<(), Error> {
         let staging = self.staged();
-        renameat2(
-            AT_FDCWD,
-            &staging,
-            AT_FDCWD,
-            &self.maps(),
-            RenameFlags::RENAME_EXCHANGE,
-        )
-        .map_err(|errno| Error::file(&staging, "exchanging with `maps`")(errno.into()))
+        rename(&staging, &self.maps(), Rename::Exchange)
+            .map_err(Error::file(&staging, "exchanging with `maps`"))
     }
 
     /// Unpins staged maps. Returns their paths.
@@ -178,8 +204,12 @@ impl Pins {
 
     /// Where the link of an interface is pinned.
     pub fn link(&self, interface: &str) -> PathBuf {
-        self.directory
-            .join(format!("{LINK_PREFIX}{}", escape(interface)))
+        self.of(Sort::Xdp, interface)
+    }
+
+    /// Where this is pinned of an interface.
+    pub fn of(&self, sort: Sort, interface: &str) -> PathBuf {
+        path(&self.directory, sort, interface)
     }
 
     /// All pinned links: interface name and path, sorted.
@@ -187,15 +217,40 @@ impl Pins {
     /// # Errors
     /// When the directory cannot be read.
     pub fn links(&self) -> Result<Vec<(String, PathBuf)>, Error> {
-        let mut links: Vec<_> = entries(&self.directory)?
-            .into_iter()
-            .filter_map(|path| {
-                let name = path.file_name()?.to_str()?.strip_prefix(LINK_PREFIX)?;
-                Some((unescape(name), path))
-            })
-            .collect();
-        links.sort();
-        Ok(links)
+        self.all_of(Sort::Xdp)
+    }
+
+    /// All that is pinned of this sort: interface name and path, sorted.
+    ///
+    /// # Errors
+    /// When the directory cannot be read.
+    pub fn all_of(&self, sort: Sort) -> Result<Vec<(String, PathBuf)>, Error> {
+        pinned(&self.directory, sort)
+    }
+
+    /// Pins a program, in the place of the one that is pinned there, if there is one: in one step.
+    ///
+    /// # Errors
+    /// When bpffs refuses.
+    pub fn renew(&self, program: BorrowedFd<'_>, path: &Path) -> Result<(), Error> {
+        self.discard_aside()?;
+        let aside = self.directory.join(ASIDE);
+        bpf::pin(program, &aside).map_err(Error::file(&aside, "pinning the program"))?;
+        fs::rename(&aside, path).map_err(Error::file(path, "pinning the program"))
+    }
+
+    /// Removes what a killed process may have left of [`Pins::renew`].
+    ///
+    /// # Errors
+    /// When bpffs refuses.
+    pub fn discard_aside(&self) -> Result<(), Error> {
+        let aside = self.directory.join(ASIDE);
+        match fs::remove_file(&aside) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                Err(Error::file(&aside, "unpinning")(error))
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Removes the directory, which has to be empty.
@@ -210,7 +265,95 @@ impl Pins {
     }
 }
 
-fn check_bpffs(path: &Path) -> Result<(), Error> {
+/// All links that are pinned in a directory, whoever has it: interface name and path, sorted.
+///
+/// # Errors
+/// When the directory cannot be read.
+pub fn links(directory: &Path) -> Result<Vec<(String, PathBuf)>, Error> {
+    pinned(directory, Sort::Xdp)
+}
+
+/// Where something of an interface is pinned below a pin directory.
+pub fn path(directory: &Path, sort: Sort, interface: &str) -> PathBuf {
+    directory.join(format!("{}{}", sort.prefix(), escape(interface)))
+}
+
+fn pinned(directory: &Path, sort: Sort) -> Result<Vec<(String, PathBuf)>, Error> {
+    let mut pinned: Vec<_> = entries(directory)?
+        .into_iter()
+        .filter_map(|path| {
+            let name = path.file_name()?.to_str()?.strip_prefix(sort.prefix())?;
+            Some((unescape(name), path))
+        })
+        .collect();
+    pinned.sort();
+    Ok(pinned)
+}
+
+/// What becomes of what has the new name already.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Rename {
+    /// It gets the old one.
+    Exchange,
+    /// It stays, and the call fails.
+    Refuse,
+}
+
+/// Renames by renameat2(2), which the C library of static builds does not have.
+///
+/// # Errors
+/// The kernel's.
+pub(super) fn rename(from: &Path, to: &Path, how: Rename) -> io::Result<()> {
+    // include/uapi/linux/fs.h
+    const RENAME_NOREPLACE: libc::c_uint = 1 << 0;
+    const RENAME_EXCHANGE: libc::c_uint = 1 << 1;
+    let path = |path: &Path| CString::new(path.as_os_str().as_bytes()).map_err(io::Error::other);
+    let (from, to) = (path(from)?, path(to)?);
+    let flags = match how {
+        Rename::Exchange => RENAME_EXCHANGE,
+        Rename::Refuse => RENAME_NOREPLACE,
+    };
+    // SAFETY: both paths are C strings that outlive the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_renameat2,
+            libc::AT_FDCWD,
+            from.as_ptr(),
+            libc::AT_FDCWD,
+            to.as_ptr(),
+            flags,
+        )
+    };
+    if result < 0 {
+        Err(io::Error::last_os_error())
+    } else {
+        Ok(())
+    }
+}
+
+/// Whether what is to be created in a directory would be on a bpffs; the directory itself need not exist.
+///
+/// # Errors
+/// When it cannot be looked at.
+pub fn is_on_bpffs(directory: &Path) -> io::Result<bool> {
+    let mut place = Some(directory);
+    while let Some(path) = place {
+        match statfs(path) {
+            Ok(found) => return Ok(found.filesystem_type() == BPF_FS_MAGIC),
+            Err(Errno::ENOENT) => place = path.parent(),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
+    Ok(false)
+}
+
+/// Where maps are staged in a pin directory.
+pub(super) fn staged_in(directory: &Path) -> PathBuf {
+    directory.join(STAGING)
+}
+
+/// Refuses a directory that is on no bpffs.
+pub(super) fn check_bpffs(path: &Path) -> Result<(), Error> {
     match statfs(path) {
         Ok(found) if found.filesystem_type() == BPF_FS_MAGIC => Ok(()),
         Ok(_) | Err(Errno::ENOENT | Errno::ENOTDIR) => Err(Error::NoBpffs {

@@ -5,6 +5,7 @@ use std::{
     io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::Path,
+    sync::atomic::Ordering,
 };
 
 use aya::{
@@ -20,6 +21,7 @@ use lb_common::{
     nat,
     service::Service,
     vip::VipBucket,
+    watch,
 };
 
 use super::{
@@ -27,24 +29,38 @@ use super::{
     error::Error,
     load::possible_cpus,
 };
-use crate::dataplane::{array::Array, maps::Capacity};
+use crate::dataplane::{array::Array, layouts::Layouts, maps::Capacity};
 
 /// All maps of an instance by name, opened.
 pub(super) type Opened = BTreeMap<&'static str, OwnedFd>;
 
-/// Creates all maps of this capacity.
+/// Creates all maps of this capacity, empty but for the description of their layouts.
 pub(super) fn create_maps(capacity: &Capacity) -> Result<Opened, Error> {
-    shapes(capacity)
+    let maps = shapes(capacity)
         .into_iter()
         .map(|shape| Ok((shape.name, shape.create()?)))
-        .collect()
+        .collect::<Result<Opened, Error>>()?;
+    let described = Array::<u64>::of_map(maps[names::LAYOUTS].as_fd(), names::LAYOUTS_BYTES / 8)
+        .map_err(|errno| refused_call("mapping the memory of a new map")(errno.into()))?;
+    let text = Layouts::own().to_string();
+    for (to, bytes) in described.all().iter().zip(text.as_bytes().chunks(8)) {
+        let mut word = [0; 8];
+        word[..bytes.len()].copy_from_slice(bytes);
+        to.store(u64::from_ne_bytes(word), Ordering::Relaxed);
+    }
+    Ok(maps)
 }
 
 /// Creates the maps that make up flow tables of this capacity.
 pub(super) fn create_tables(capacity: &Capacity) -> Result<Opened, Error> {
+    create_some(capacity, &names::OF_FLOWS)
+}
+
+/// Creates the maps of these names.
+pub(super) fn create_some(capacity: &Capacity, wanted: &[&str]) -> Result<Opened, Error> {
     shapes(capacity)
         .into_iter()
-        .filter(|shape| names::OF_FLOWS.contains(&shape.name))
+        .filter(|shape| wanted.contains(&shape.name))
         .map(|shape| Ok((shape.name, shape.create()?)))
         .collect()
 }
@@ -58,9 +74,29 @@ pub(super) fn create_orders() -> Result<OwnedFd, Error> {
     .create()
 }
 
+/// Creates the maps that a program which watches has beside the instance's, for so many CPUs.
+pub(super) fn create_watch(cpus: u32) -> Result<Opened, Error> {
+    [
+        Shape {
+            name: names::LISTENERS,
+            kind: Kind::Whole(size_of::<watch::Filter>() as u64 * u64::from(watch::LISTENERS)),
+        },
+        Shape {
+            name: names::RECORDS,
+            kind: Kind::Whole(size_of::<watch::Record>() as u64 * u64::from(cpus)),
+        },
+        Shape {
+            name: names::TOLD,
+            kind: Kind::Ring(names::TOLD_BYTES),
+        },
+    ]
+    .into_iter()
+    .map(|shape| Ok((shape.name, shape.create()?)))
+    .collect()
+}
+
 /// Opens the maps that are pinned in a directory, if they are what this version makes; and tells their capacity and what the instance is.
 pub(super) fn open_pinned(directory: &Path) -> Result<(Opened, Capacity, Instance), Error> {
-    check_version(directory)?;
     let capacity = pinned_capacity(directory)?;
     let mut maps = Opened::new();
     for shape in shapes(&capacity) {
@@ -79,8 +115,23 @@ pub(super) fn refused_call(doing: &'static str) -> impl FnOnce(io::Error) -> Err
     move |source| Error::Bpf { doing, source }
 }
 
-/// Looks at the version alone, which stays the first word whatever the rest of the layouts becomes.
+/// Refuses maps of another version.
 pub(super) fn check_version(directory: &Path) -> Result<(), Error> {
+    let found = pinned_version(directory)?;
+    if found == names::ABI_VERSION {
+        Ok(())
+    } else {
+        Err(Error::Version {
+            path: directory.to_owned(),
+            found,
+            expected: names::ABI_VERSION,
+            why: "only the daemon does, when it starts".into(),
+        })
+    }
+}
+
+/// The version of pinned maps, which stays the first word whatever the rest of the layouts becomes.
+pub(super) fn pinned_version(directory: &Path) -> Result<u32, Error> {
     let pinned = open(directory, names::INSTANCE)?;
     let first = map_memory::<u64>(pinned.fd().as_fd())
         .map_err(|_| {
@@ -91,16 +142,79 @@ pub(super) fn check_version(directory: &Path) -> Result<(), Error> {
             )
         })?
         .get(0);
-    let found = first as u32;
-    if found == names::ABI_VERSION {
-        Ok(())
-    } else {
-        Err(Error::Version {
-            path: directory.to_owned(),
-            found,
-            expected: names::ABI_VERSION,
-        })
+    Ok(first as u32)
+}
+
+/// The layouts of pinned maps: as they are described beside them, or as they are known to be.
+pub(super) fn pinned_layouts(directory: &Path) -> Result<Layouts, Error> {
+    let version = pinned_version(directory)?;
+    if let Some(known) = Layouts::undescribed(version) {
+        return Ok(known);
     }
+    if !directory.join(names::LAYOUTS).exists() {
+        return Err(Error::Version {
+            path: directory.to_owned(),
+            found: version,
+            expected: names::ABI_VERSION,
+            why: "it does not know their layouts".into(),
+        });
+    }
+    let words = adopt_words(directory, names::LAYOUTS)?;
+    let bytes = words.all().iter().flat_map(|word| {
+        let word = word.load(Ordering::Relaxed);
+        word.to_ne_bytes()
+    });
+    let bytes: Vec<_> = bytes.take_while(|byte| *byte != 0).collect();
+    let described: Layouts = String::from_utf8_lossy(&bytes).parse().map_err(|error| {
+        damaged(
+            directory,
+            names::LAYOUTS,
+            format!("it describes no layouts: {error}"),
+        )
+    })?;
+    if described.version == version {
+        return Ok(described);
+    }
+    Err(Error::Version {
+        path: directory.to_owned(),
+        found: version,
+        expected: names::ABI_VERSION,
+        why: format!("what describes them is of version {}", described.version),
+    })
+}
+
+/// A pinned map of one value, as words, however many it has.
+pub(super) fn adopt_words(directory: &Path, name: &str) -> Result<Array<u64>, Error> {
+    let map = open(directory, name)?;
+    let info = info(&map)?;
+    let is_whole = info.map_type().ok() == Some(MapType::Array)
+        && info.max_entries() == 1
+        && info.map_flags() & BPF_F_MMAPABLE != 0;
+    if !is_whole {
+        let what = "it is no array of one value that can be mapped".into();
+        return Err(damaged(directory, name, what));
+    }
+    Array::of_map(map.fd().as_fd(), info.value_size() / 8)
+        .map_err(|errno| refused_call("mapping a pinned map's memory")(errno.into()))
+}
+
+/// A pinned map whose shape does not depend on any capacity.
+pub(super) fn adopt_alone(directory: &Path, name: &str) -> Result<OwnedFd, Error> {
+    let any = Capacity::for_flows(1, 1, 1, 1, 1, 1);
+    let shape = shapes(&any).into_iter().find(|shape| shape.name == name);
+    shape.expect("every map has a shape").adopt(directory)
+}
+
+/// The size of a map's value, bytes.
+pub(super) fn value_bytes(map: BorrowedFd<'_>) -> Result<u32, Error> {
+    let owned = map
+        .try_clone_to_owned()
+        .map_err(refused_call("asking for a map's size"))?;
+    let map = MapData::from_fd(owned).map_err(|source| Error::Load {
+        what: "a new map",
+        source: Box::new(EbpfError::MapError(source)),
+    })?;
+    Ok(info(&map)?.value_size())
 }
 
 pub(super) fn map_memory<T: crate::dataplane::array::Entry>(
@@ -174,7 +288,7 @@ fn info(map: &MapData) -> Result<MapInfo, Error> {
     })
 }
 
-fn damaged(directory: &Path, name: &str, what: String) -> Error {
+pub(super) fn damaged(directory: &Path, name: &str, what: String) -> Error {
     Error::Damaged {
         path: directory.join(name),
         what,
@@ -210,6 +324,7 @@ fn shapes(capacity: &Capacity) -> [Shape; names::ALL.len()] {
     }
     [
         shape::<Instance>(names::INSTANCE, 1),
+        shape::<u64>(names::LAYOUTS, names::LAYOUTS_BYTES / 8),
         shape::<v4::Bucket>(names::FLOWS4, capacity.flow4_buckets),
         shape::<Facts>(names::FACTS4, capacity.flow4_buckets),
         shape::<nat::Bucket>(names::NAT4, capacity.nat4_buckets.max(1)),

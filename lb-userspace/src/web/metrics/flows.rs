@@ -44,6 +44,7 @@ pub(super) fn encode(metrics: &Metrics, encoder: &mut DescriptorEncoder<'_>) -> 
         ("marked", swept.marked),
         ("clamped", swept.clamped),
         ("closed", swept.closed),
+        ("rehashed", swept.rehashed),
     ] {
         changed.add(&Labels::one("why", why), number)?;
     }

@@ -59,6 +59,14 @@ pub(super) fn services(
     for (labels, service, _) in &services {
         fail_open.add(labels, service.fail_open)?;
     }
+    let mut begun = Family::counter(
+        encoder,
+        "service_fail_open_flows",
+        "Flows that began while too few backends were usable, since the daemon started",
+    )?;
+    for (labels, service, _) in &services {
+        begun.add(labels, service.fail_open_flows)?;
+    }
     let mut suspended = Family::gauge(
         encoder,
         "service_resets_suspended",
@@ -177,7 +185,15 @@ pub(super) fn backends(
         "Whether a backend's next hop is known",
     )?;
     for (labels, backend) in &backends {
-        resolved.add(labels, backend.neighbour == Neighbour::Resolved)?;
+        resolved.add(labels, backend.neighbour != Neighbour::Unresolved)?;
+    }
+    let mut local = Family::gauge(
+        encoder,
+        "backend_local",
+        "Whether a backend is on the load balancer's own host, and served by its stack",
+    )?;
+    for (labels, backend) in &backends {
+        local.add(labels, backend.neighbour == Neighbour::Local)?;
     }
     let mut weight = Family::gauge(encoder, "backend_weight", "A backend's configured weight")?;
     for (labels, backend) in &backends {

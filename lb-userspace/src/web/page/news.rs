@@ -257,7 +257,7 @@ pub(super) fn backends(web: &Web, open: &[String]) -> Opened {
         removed: row.backend.removed,
         health: row.backend.health,
         serving: row.backend.serving,
-        resolved: row.backend.neighbour == Neighbour::Resolved,
+        resolved: row.backend.neighbour != Neighbour::Unresolved,
         weight: row.backend.weight,
         active: row.backend.flows.active,
         idle: row.backend.flows.idle,

@@ -15,11 +15,12 @@ use aya::{
 };
 use lb_common::{
     backend::{Backend, BackendState, Forwarding, Mode, NextHop, Serving},
-    bench::{self, FRAME_LEN, FRAME6_LEN, Kind, Orders, address6},
+    bench::{self, BACKENDS, FRAME_LEN, FRAME6_LEN, Kind, Orders, address6},
     clock::Tick,
     flow::{
         FlowKey as _,
         bucket::WAYS,
+        table::Place,
         v4, v6,
         word::{State, Word, epoch_of},
     },
@@ -41,16 +42,16 @@ use lb_userspace::{
     objects,
 };
 
-/// The service that all packets but those of `non-vip` are for.
+use crate::translate::{self, SNAT};
+
+/// The service that all packets but replies and those of `non-vip` are for.
 const VIP: u32 = 0x0ac8_0001;
 /// Its port.
-const PORT: u16 = 80;
+pub(crate) const PORT: u16 = 80;
 /// Its id.
-const SERVICE: u16 = 1;
+pub(crate) const SERVICE: u16 = 1;
 /// Its table's size, slots.
 pub(crate) const TABLE_SIZE: u32 = 65_537;
-/// Its backends.
-const BACKENDS: u32 = 100;
 /// Sequence number of all SYNs; that of all segments in mid-stream is one more.
 const ISN: u32 = 0x1000_0000;
 
@@ -101,9 +102,9 @@ impl Way {
 
 /// Everything loaded.
 pub(crate) struct Harness {
-    version: IpVersion,
-    tether: Loaded,
-    maps: std::sync::Arc<Maps>,
+    pub(crate) version: IpVersion,
+    pub(crate) tether: Loaded,
+    pub(crate) maps: std::sync::Arc<Maps>,
     bench: Ebpf,
     orders: Array<u64>,
 }
@@ -111,18 +112,27 @@ pub(crate) struct Harness {
 impl Harness {
     /// Loads the shipped program with a flow table for `flows` flows of a version of IP, other maps of default size, and one service.
     pub(crate) fn load(version: IpVersion, flows: u32) -> Result<Self> {
+        Self::with_capacity(version, flows, |capacity| capacity)
+    }
+
+    /// The same with other capacity.
+    pub(crate) fn with_capacity(
+        version: IpVersion,
+        flows: u32,
+        change: impl FnOnce(Capacity) -> Capacity,
+    ) -> Result<Self> {
         let (flows4, flows6) = match version {
             IpVersion::V4 => (flows, 1),
             IpVersion::V6 => (1, flows),
         };
-        let capacity = Capacity::for_flows(
+        let capacity = change(Capacity::for_flows(
             flows4,
             flows6,
             default::SERVICES,
             default::BACKENDS,
             default::TABLE_SLOTS,
             possible_cpus()?,
-        );
+        ));
         let instance = Instance {
             abi_version: ABI_VERSION,
             reserved: 0,
@@ -210,6 +220,21 @@ impl Harness {
         self.run(packets)
     }
 
+    /// Runs `packets` packets that backends send back in mode `nat`, of the first `flows` flows.
+    pub(crate) fn run_replies(&mut self, flows: u32, packets: u32) -> Result<Timing> {
+        self.order(Orders {
+            kind: Kind::Replies as u32,
+            flows,
+            state: 0x2545_f491,
+            destination: SNAT,
+            port: u32::from(PORT),
+            seq: 1,
+            version: self.version as u32,
+            reserved: 0,
+        });
+        self.run(packets)
+    }
+
     /// Runs `packets` SYNs of the flows from number `first` on.
     pub(crate) fn run_opening(&mut self, first: u32, packets: u32) -> Result<Timing> {
         self.order(Orders {
@@ -232,8 +257,8 @@ impl Harness {
             .packets
     }
 
-    /// Empties the flow table, then fills it with pins of flows 0 to `flows`. One in a million finds no place at that load.
-    pub(crate) fn pin(&mut self, flows: u32) -> Result<()> {
+    /// Empties the flow table.
+    pub(crate) fn forget(&self) {
         for bucket in 0..self.buckets() {
             for way in 0..WAYS {
                 let [.., value] = self.entry(bucket, way) else {
@@ -242,6 +267,11 @@ impl Harness {
                 value.store(0, Relaxed);
             }
         }
+    }
+
+    /// Empties the flow table, then fills it with pins of flows 0 to `flows`. One in a million finds no place at that load.
+    pub(crate) fn pin(&mut self, flows: u32) -> Result<()> {
+        self.forget();
         self.select(Program::Tether)?;
         // In steps: a SYN may take an embryo's place, but not a pin's. Where one did, its flow is opened again.
         const STEP: u32 = 1_000;
@@ -252,12 +282,12 @@ impl Harness {
                 self.run_opening(first, count)?;
                 let tick = now();
                 for number in first..first + count {
-                    let pinned = self.entry_of(number, |word| {
+                    let pinned = self.change(number, |word| {
                         Word::live(State::Pin, word.backend(), epoch_of(ISN + 1), tick, 0)
                     });
-                    if !pinned && count > 1 {
+                    if pinned.is_none() && count > 1 {
                         missing.push((number, 1));
-                    } else if !pinned {
+                    } else if pinned.is_none() {
                         homeless += 1;
                     }
                 }
@@ -270,42 +300,45 @@ impl Harness {
         Ok(())
     }
 
-    /// Changes the entry of a flow; false if it has none.
-    fn entry_of(&self, number: u32, change: impl Fn(Word) -> Word) -> bool {
-        let mut found = false;
+    /// Changes the entry of a flow. Gives its place, and what its key is when [mixed](lb_common::flow::FlowKey::mixed); none if it has none.
+    pub(crate) fn change(
+        &self,
+        number: u32,
+        change: impl Fn(Word) -> Word,
+    ) -> Option<(Place, u64)> {
         let (address, port) = bench::client(number);
         let seed = self.tether.instance().flow_seed;
-        let (key, homes) = match self.version {
+        let (key, mixed, homes) = match self.version {
             IpVersion::V4 => {
                 let key = v4::Key::new(address, port, SERVICE);
-                (vec![key.0], key.homes(&seed, self.buckets()))
+                let homes = key.homes(&seed, self.buckets());
+                (vec![key.0], key.mixed(&seed), homes)
             }
             IpVersion::V6 => {
                 let key = v6::Key::new(address6(address), port, SERVICE);
+                let homes = key.homes(&seed, self.buckets());
                 let [first, second] = key.address;
-                (
-                    vec![first, second, key.rest],
-                    key.homes(&seed, self.buckets()),
-                )
+                (vec![first, second, key.rest], key.mixed(&seed), homes)
             }
         };
-        for bucket in homes {
-            for way in 0..WAYS {
-                let [words @ .., value] = self.entry(bucket, way) else {
-                    continue;
-                };
-                let is_ours = words
-                    .iter()
-                    .map(|word| word.load(Relaxed))
-                    .eq(key.iter().copied());
-                let word = Word(value.load(Relaxed));
-                if is_ours && word.is_entry() {
-                    value.store(change(word).0, Relaxed);
-                    found = true;
-                }
+        let places = homes
+            .into_iter()
+            .flat_map(|index| (0..WAYS).map(move |way| Place { index, way }));
+        for place in places {
+            let [words @ .., value] = self.entry(place.index, place.way) else {
+                continue;
+            };
+            let is_ours = words
+                .iter()
+                .map(|word| word.load(Relaxed))
+                .eq(key.iter().copied());
+            let word = Word(value.load(Relaxed));
+            if is_ours && word.is_entry() {
+                value.store(change(word).0, Relaxed);
+                return Some((place, mixed));
             }
         }
-        found
+        None
     }
 
     fn buckets(&self) -> u32 {
@@ -350,7 +383,7 @@ fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
 }
 
 /// An address of a version of IP.
-fn address(version: IpVersion, address: u32) -> IpAddr {
+pub(crate) fn address(version: IpVersion, address: u32) -> IpAddr {
     match version {
         IpVersion::V4 => Ipv4Addr::from_bits(address).into(),
         IpVersion::V6 => Address::of_words(address6(address)).into(),
@@ -359,8 +392,9 @@ fn address(version: IpVersion, address: u32) -> IpAddr {
 
 /// Writes a service with `BACKENDS` backends, reached over the loopback device, where test runs take place.
 fn serve(maps: &Maps, way: Way) {
+    let translates = matches!(way.mode, Mode::Nat | Mode::Dnat);
     for id in 1..=BACKENDS {
-        let backend = address(way.backends, 0x0a01_0000 + id);
+        let backend = address(way.backends, bench::backend(id));
         let hop = NextHop {
             destination: [2, 0, 0, 0, 1, id as u8],
             source: [2, 0, 0, 0, 0, 1],
@@ -383,9 +417,18 @@ fn serve(maps: &Maps, way: Way) {
                 port: PORT,
                 service: SERVICE,
                 hops: [hop, NextHop::default()],
+                endpoint: if translates { id as u16 } else { 0 },
+                pairs: if way.mode == Mode::Nat {
+                    [id as u16, 0, 0, 0, 0, 0, 0, 0]
+                } else {
+                    [0; 8]
+                },
                 ..Backend::default()
             },
         );
+        if translates {
+            translate::endpoint(maps, way, id);
+        }
     }
     let names: Vec<String> = (1..=BACKENDS).map(|id| format!("b{id}")).collect();
     let members: Vec<Member<'_>> = names
@@ -405,7 +448,7 @@ fn serve(maps: &Maps, way: Way) {
             identity: 1,
             vip: address(way.version, VIP).into(),
             port: PORT,
-            translates: 0,
+            translates: u16::from(translates),
             reserved: [0; 2],
         },
     );

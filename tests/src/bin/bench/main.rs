@@ -7,6 +7,7 @@ mod harness;
 mod plot;
 mod rows;
 mod table;
+mod translate;
 
 use std::{fs, path::PathBuf};
 
@@ -44,8 +45,11 @@ fn stay_on_one_cpu() -> Result<()> {
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    stay_on_one_cpu()?;
-    let rows = rows::measure(&arguments.only, arguments.rounds)?;
+    let (only, rounds) = (arguments.only, arguments.rounds);
+    let rows = translate::surroundings()?.run(move || {
+        stay_on_one_cpu()?;
+        rows::measure(&only, rounds)
+    })?;
     print!("{}", table::render(&rows));
     if let Some(path) = arguments.json {
         let json = serde_json::to_string_pretty(&serde_json::json!({ "rows": rows }))?;

@@ -88,6 +88,24 @@ pub(crate) fn measure(only: &str, rounds: u32) -> Result<Vec<Row>> {
                 }
             }
         }
+        for (mode, word) in [(Mode::Nat, "nat"), (Mode::Dnat, "dnat")] {
+            for flows in SIZES {
+                let name = format!("established/{word}/v{v}/{flows}");
+                if wanted(&name) {
+                    rows.push(translated(name, Way::new(version, mode), flows, rounds)?);
+                }
+            }
+        }
+        for flows in SIZES {
+            let name = format!("replies/nat/v{v}/{flows}");
+            if wanted(&name) {
+                rows.push(replies(name, version, flows, rounds)?);
+            }
+        }
+        let name = format!("ports/95/v{v}");
+        if wanted(&name) {
+            rows.push(ports(name, version, rounds)?);
+        }
         for flows in SIZES {
             let name = format!("syn/new/v{v}/{flows}");
             if wanted(&name) {
@@ -149,11 +167,7 @@ fn established(
         let before = harness.packets(Reason::Established);
         timings.push(harness.run_established(flows, PACKETS, true)?);
         let counted = harness.packets(Reason::Established) - before;
-        // Hardly any flow has found no place.
-        ensure!(
-            counted >= u64::from(PACKETS - PACKETS / 100_000),
-            "{name}: {counted} of {PACKETS} packets were of an established flow"
-        );
+        are_all(&name, "were of an established flow", counted)?;
     }
     Ok(row(name, &timings, Some((floor_name, &floors)), mark))
 }
@@ -184,6 +198,82 @@ fn opening(name: String, version: IpVersion, flows: u32, rounds: u32) -> Result<
         );
     }
     Ok(row(name, &timings, Some(("encap", &floors)), mark))
+}
+
+/// Segments of so many flows in random order in a mode that translates, beside the same of the same flows in mode `ipip`, by the same program.
+fn translated(name: String, way: Way, flows: u32, rounds: u32) -> Result<Row> {
+    let mut harness = Harness::translating(way.version, flows)?;
+    harness.pin(flows)?;
+    harness.translate(way.mode, flows);
+    let (mut timings, mut floors) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        for (way, timings) in [
+            (Way::new(way.version, Mode::Ipip), &mut floors),
+            (way, &mut timings),
+        ] {
+            harness.serve(way);
+            let before = harness.packets(Reason::Established);
+            timings.push(harness.run_established(flows, PACKETS, true)?);
+            let counted = harness.packets(Reason::Established) - before;
+            are_all(&name, "were of an established flow", counted)?;
+        }
+    }
+    let mark = (way.mode == Mode::Nat).then_some(1.4);
+    Ok(row(name, &timings, Some(("ipip", &floors)), mark))
+}
+
+/// What backends send back of so many flows of mode `nat` in random order. The kernel's look at its routes is in the figure.
+fn replies(name: String, version: IpVersion, flows: u32, rounds: u32) -> Result<Row> {
+    let mut harness = Harness::translating(version, flows)?;
+    harness.pin(flows)?;
+    harness.translate(Mode::Nat, flows);
+    harness.serve(Way::new(version, Mode::Nat));
+    let (mut timings, mut floors) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        harness.select(Program::FloorSwap)?;
+        floors.push(harness.run_replies(flows, PACKETS)?);
+        harness.select(Program::Tether)?;
+        let before = harness.packets(Reason::Reply);
+        timings.push(harness.run_replies(flows, PACKETS)?);
+        let counted = harness.packets(Reason::Reply) - before;
+        are_all(&name, "were replies", counted)?;
+    }
+    Ok(row(name, &timings, Some(("swap", &floors)), None))
+}
+
+/// Hardly any flow has found no place.
+fn are_all(name: &str, what: &str, counted: u64) -> Result<()> {
+    ensure!(
+        counted >= u64::from(PACKETS - PACKETS / 100_000),
+        "{name}: {counted} of {PACKETS} packets {what}"
+    );
+    Ok(())
+}
+
+/// SYNs of new flows of mode `nat` while 95% of the ports toward each backend are in use, beside the same with all free.
+fn ports(name: String, version: IpVersion, rounds: u32) -> Result<Row> {
+    /// Few for as many ports: what is in use hardly grows.
+    const NEW: u32 = 25_000;
+    let mut harness = Harness::translating(version, default::FLOWS)?;
+    harness.serve(Way::new(version, Mode::Nat));
+    harness.select(Program::Tether)?;
+    let (mut timings, mut floors) = (Vec::new(), Vec::new());
+    let mut first = 0;
+    for _ in 0..rounds {
+        for (percent, timings) in [(0, &mut floors), (95, &mut timings)] {
+            harness.forget();
+            harness.occupy(percent);
+            let before = harness.packets(Reason::Opened);
+            timings.push(harness.run_opening(first, NEW)?);
+            let counted = harness.packets(Reason::Opened) - before;
+            ensure!(
+                counted * 1_000 >= u64::from(NEW) * 999,
+                "{name}: {counted} of {NEW} SYNs found a port"
+            );
+            first += NEW;
+        }
+    }
+    Ok(row(name, &timings, Some(("all free", &floors)), None))
 }
 
 fn non_vip(harness: &mut Harness, name: String, rounds: u32) -> Result<Row> {

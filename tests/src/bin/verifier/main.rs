@@ -14,11 +14,11 @@ use aya::{
 };
 use lb_common::{
     hash::Seed,
-    maps::{ABI_VERSION, COPY_PROGRAM, Instance, PROGRAM, default},
+    maps::{ABI_VERSION, COPY_PROGRAM, Instance, LOCAL_REPLY_PROGRAM, PROGRAM, default},
 };
 use lb_userspace::{
     dataplane::{
-        kernel::{Loaded, possible_cpus},
+        kernel::{Loaded, possible_cpus, tap::Tapped},
         maps::Capacity,
     },
     objects,
@@ -42,6 +42,7 @@ struct Cost {
 
 fn main() -> Result<()> {
     let mut costs = cost_of_tether()?;
+    costs.extend(cost_of_watching()?);
     for (object, bytes) in [("decap", objects::DECAP), ("bench", objects::BENCH)] {
         let mut loaded = Ebpf::load(bytes).with_context(|| format!("maps of {object}"))?;
         let programs = load_programs(&mut loaded).with_context(|| format!("object {object}"))?;
@@ -52,9 +53,45 @@ fn main() -> Result<()> {
     Ok(())
 }
 
-/// Loads the data path as the daemon does, for the capacities that it has by default: the verifier takes them as constants, so that
-/// another program would be measured without them.
+/// The data path as the daemon loads it.
 fn cost_of_tether() -> Result<Vec<Cost>> {
+    let (capacity, instance) = (capacity()?, instance());
+    let mut loaded = Loaded::private(capacity, instance)?;
+    // Its memory of orders goes on without us.
+    drop(loaded.load_copy_program()?);
+    let copy = loaded
+        .copy_program()
+        .context("the program that copies flows is not loaded")?;
+    let mut programs = BTreeMap::from([(COPY_PROGRAM.to_owned(), copy.info()?)]);
+    let local = loaded.local_reply();
+    let local = local.map_err(|reason| anyhow::Error::msg(reason.to_owned()))?;
+    programs.insert(LOCAL_REPLY_PROGRAM.to_owned(), local.info()?);
+    programs.extend(steering(&loaded)?);
+    costs_of("tether", objects::TETHER, programs, |name| {
+        loaded.map_fd(name)
+    })
+}
+
+/// The same as it is while somebody listens to single packets.
+fn cost_of_watching() -> Result<Vec<Cost>> {
+    let (loaded, _told) = Tapped::private(capacity()?, instance())?;
+    costs_of("watching", objects::TETHER, steering(&loaded)?, |name| {
+        loaded.map_fd(name)
+    })
+}
+
+/// The programs that packets come to, first or later.
+fn steering(loaded: &Loaded) -> Result<BTreeMap<String, ProgramInfo>> {
+    let mut programs = BTreeMap::from([(PROGRAM.to_owned(), loaded.program().info()?)]);
+    for (_, name, program) in loaded.handed_on_to() {
+        programs.insert(name.to_owned(), program.info()?);
+    }
+    Ok(programs)
+}
+
+/// Those that the daemon has by default, with all that there is to verify: the verifier takes them as constants, so that another program would be
+/// measured without them.
+fn capacity() -> Result<Capacity> {
     let capacity = Capacity::for_flows(
         default::FLOWS,
         default::FLOWS6,
@@ -62,32 +99,18 @@ fn cost_of_tether() -> Result<Vec<Cost>> {
         default::BACKENDS,
         default::TABLE_SLOTS,
         possible_cpus()?,
-    )
-    // With all that there is to verify.
-    .translating(default::NAT_PAIRS);
-    // Seeds are constants too, and the same in every run, so that so are the figures.
-    let instance = Instance {
+    );
+    Ok(capacity.translating(default::NAT_PAIRS))
+}
+
+/// Seeds are constants too, and the same in every run, so that so are the figures.
+fn instance() -> Instance {
+    Instance {
         abi_version: ABI_VERSION,
         reserved: 0,
         flow_seed: Seed::new([1, 2, 3]),
         fleet_seed: [1, 2, 3, 4],
-    };
-    let mut loaded = Loaded::private(capacity, instance)?;
-    // Its memory of orders goes on without us.
-    drop(loaded.load_copy_program()?);
-    let copy = loaded
-        .copy_program()
-        .context("the program that copies flows is not loaded")?;
-    let mut programs = BTreeMap::from([
-        (PROGRAM.to_owned(), loaded.program().info()?),
-        (COPY_PROGRAM.to_owned(), copy.info()?),
-    ]);
-    for (_, name, program) in loaded.handed_on_to() {
-        programs.insert(name.to_owned(), program.info()?);
     }
-    costs_of("tether", objects::TETHER, programs, |name| {
-        loaded.map_fd(name)
-    })
 }
 
 /// Loads all programs, and returns what the kernel says of each.

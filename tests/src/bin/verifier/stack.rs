@@ -11,21 +11,29 @@ use aya_obj::generated::{
 /// the program round less; this is what every kernel accepts.
 const FRAME_UNIT_BYTES: u32 = 32;
 
-/// Bytes of stack of the deepest chain of calls that begins at the first instruction, given the depth of each function, in the
-/// order of their places in `instructions`.
+/// Bytes of stack of the deepest chain of calls that begins at the first instruction, given the depth of each function, and where those begin in
+/// `instructions`, in the same order. What is not among them is never called: the verifier has left it out.
 ///
 /// # Errors
-/// If the depths are not those of this program's functions.
-pub(crate) fn deepest_chain(instructions: &[bpf_insn], depths: &[u32]) -> Result<u32> {
+/// If the depths are not those of these functions, or these are none of this program's.
+pub(crate) fn deepest_chain(
+    instructions: &[bpf_insn],
+    starts: &[usize],
+    depths: &[u32],
+) -> Result<u32> {
     let calls = calls(instructions);
     ensure!(
-        calls.len() == depths.len(),
+        starts.len() == depths.len(),
         "the verifier tells the stack of {} functions, and the program has {}",
         depths.len(),
-        calls.len()
+        starts.len()
     );
-    let frames: BTreeMap<usize, u32> = calls
-        .keys()
+    ensure!(
+        starts.iter().all(|start| calls.contains_key(start)),
+        "no call leads to some of the functions that begin at {starts:?}"
+    );
+    let frames: BTreeMap<usize, u32> = starts
+        .iter()
         .zip(depths)
         .map(|(start, depth)| (*start, (*depth).max(1).next_multiple_of(FRAME_UNIT_BYTES)))
         .collect();
@@ -34,9 +42,12 @@ pub(crate) fn deepest_chain(instructions: &[bpf_insn], depths: &[u32]) -> Result
 
 /// Stack of the function at `start` and the deepest chain that it calls. The kernel admits no recursion, so this ends.
 fn below(start: usize, calls: &BTreeMap<usize, Vec<usize>>, frames: &BTreeMap<usize, u32>) -> u32 {
+    let Some(own) = frames.get(&start) else {
+        return 0;
+    };
     let callees = calls.get(&start).into_iter().flatten();
     let deepest = callees.map(|callee| below(*callee, calls, frames)).max();
-    frames.get(&start).copied().unwrap_or_default() + deepest.unwrap_or_default()
+    own + deepest.unwrap_or_default()
 }
 
 /// The functions of a program by the index of their first instruction, and which functions each calls.
@@ -94,9 +105,33 @@ mod tests {
         instruction((BPF_JMP | BPF_CALL) as u8, BPF_PSEUDO_CALL, to - from - 1)
     }
 
+    /// With nothing left out.
+    fn chain(instructions: &[bpf_insn], depths: &[u32]) -> Result<u32> {
+        let starts: Vec<usize> = calls(instructions).into_keys().collect();
+        deepest_chain(instructions, &starts, depths)
+    }
+
+    #[test]
+    fn what_is_left_out_counts_for_nothing() {
+        // 0 calls 2, which calls 4, and 6, which is never reached.
+        let program = [
+            call(0, 2),
+            call(1, 6),
+            call(2, 4),
+            exit(),
+            exit(),
+            exit(),
+            exit(),
+        ];
+        let depths = [32, 64, 32];
+        let kept = deepest_chain(&program, &[0, 2, 4], &depths);
+        assert_eq!(kept.expect("three functions"), 128);
+        assert!(deepest_chain(&program, &[0, 2, 5], &depths).is_err());
+    }
+
     #[test]
     fn a_program_without_calls_takes_its_own_frame() {
-        assert_eq!(deepest_chain(&[exit()], &[40]).expect("one function"), 64);
+        assert_eq!(chain(&[exit()], &[40]).expect("one function"), 64);
     }
 
     #[test]
@@ -114,40 +149,28 @@ mod tests {
         ];
         let depths = [8, 100, 33, 0];
         // 32 + max(128, 64 + 32)
-        assert_eq!(
-            deepest_chain(&program, &depths).expect("four functions"),
-            160
-        );
+        assert_eq!(chain(&program, &depths).expect("four functions"), 160);
         let depths = [8, 0, 33, 100];
         // 32 + max(32, 64 + 128)
-        assert_eq!(
-            deepest_chain(&program, &depths).expect("four functions"),
-            224
-        );
+        assert_eq!(chain(&program, &depths).expect("four functions"), 224);
     }
 
     #[test]
     fn a_function_handed_to_a_helper_is_called() {
         let reference = instruction((BPF_LD | BPF_IMM | BPF_DW) as u8, BPF_PSEUDO_FUNC, 2);
         let program = [reference, instruction(0, 0, 0), exit(), exit()];
-        assert_eq!(
-            deepest_chain(&program, &[1, 32]).expect("two functions"),
-            64
-        );
+        assert_eq!(chain(&program, &[1, 32]).expect("two functions"), 64);
     }
 
     #[test]
     fn a_call_of_a_helper_is_none_of_a_function() {
         let helper = instruction((BPF_JMP | BPF_CALL) as u8, 0, 5);
-        assert_eq!(
-            deepest_chain(&[helper, exit()], &[1]).expect("one function"),
-            32
-        );
+        assert_eq!(chain(&[helper, exit()], &[1]).expect("one function"), 32);
     }
 
     #[test]
     fn depths_of_another_program_are_refused() {
-        let error = deepest_chain(&[exit()], &[8, 8]).expect_err("there is one function");
+        let error = chain(&[exit()], &[8, 8]).expect_err("there is one function");
         assert_eq!(
             error.to_string(),
             "the verifier tells the stack of 2 functions, and the program has 1"

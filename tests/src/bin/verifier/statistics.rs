@@ -13,7 +13,10 @@ use anyhow::{Context, Result, bail};
 use aya::{VerifierLogLevel, maps::Map};
 use aya_obj::{
     Function, Object, ProgramSection,
-    generated::{BPF_F_XDP_HAS_FRAGS, bpf_attach_type, bpf_attr, bpf_cmd, bpf_prog_type},
+    generated::{
+        BPF_F_XDP_HAS_FRAGS, bpf_attach_type, bpf_attr, bpf_cmd, bpf_func_info, bpf_prog_info,
+        bpf_prog_type,
+    },
 };
 
 use crate::stack;
@@ -99,37 +102,95 @@ impl Linked {
     /// Loads the program `name` and returns the verifier's statistics.
     ///
     /// # Errors
-    /// If there is no such program, it is no XDP program, or the kernel refuses it; the message then ends with the verifier's log.
+    /// If there is no such program, it is no XDP or TC program, or the kernel refuses it; the message then ends with the verifier's log.
     pub(crate) fn load(&self, name: &str) -> Result<Statistics> {
         let program = self.object.programs.get(name).context("no such program")?;
-        let ProgramSection::Xdp { frags, attach_type } = &program.section else {
-            bail!("not an XDP program");
+        let sort = match &program.section {
+            ProgramSection::Xdp { frags, attach_type } => Sort {
+                program: bpf_prog_type::BPF_PROG_TYPE_XDP,
+                attach_type: bpf_attach_type::from(*attach_type) as u32,
+                flags: if *frags { BPF_F_XDP_HAS_FRAGS } else { 0 },
+            },
+            ProgramSection::SchedClassifier => Sort {
+                program: bpf_prog_type::BPF_PROG_TYPE_SCHED_CLS,
+                attach_type: 0,
+                flags: 0,
+            },
+            _ => bail!("neither an XDP nor a TC program"),
         };
         let function = &self.object.functions[&program.function_key()];
         let mut log = vec![0_u8; LOG_BYTES];
         let loaded = load_program(
             function,
             &program.license,
-            *frags,
-            bpf_attach_type::from(*attach_type),
+            &sort,
             self.btf.as_ref(),
             &mut log,
         );
         let log = CStr::from_bytes_until_nul(&log)
             .map(CStr::to_string_lossy)
             .unwrap_or_default();
-        loaded.with_context(|| format!("the kernel refused it:\n{log}"))?;
+        let loaded = loaded.with_context(|| format!("the kernel refused it:\n{log}"))?;
         let instructions = &function.instructions;
         let statistics = || {
             let (depths, verified_instructions) = parse(&log)?;
+            let starts = starts(function, loaded.as_fd(), depths.len())?;
             anyhow::Ok(Statistics {
                 instructions: instructions.len(),
                 verified_instructions,
-                stack_bytes: stack::deepest_chain(instructions, &depths)?,
+                stack_bytes: stack::deepest_chain(instructions, &starts, &depths)?,
             })
         };
         statistics().with_context(|| format!("the verifier's log:\n{log}"))
     }
+}
+
+/// Where the functions of a loaded program begin in the instructions that were handed over, in the order of the loaded program: the verifier leaves out
+/// what a constant keeps from being called.
+fn starts(function: &Function, loaded: BorrowedFd<'_>, most: usize) -> Result<Vec<usize>> {
+    let handed_over = &function.func_info.func_info;
+    let kept = functions(loaded, handed_over.len().max(most))?;
+    kept.iter()
+        .map(|kept| {
+            let found = handed_over.iter().find(|one| one.type_id == kept.type_id);
+            let found = found.context("the kernel has a function that was not handed over")?;
+            Ok(found.insn_off as usize)
+        })
+        .collect()
+}
+
+/// What the kernel says of a program's functions: at most so many.
+fn functions(program: BorrowedFd<'_>, most: usize) -> Result<Vec<bpf_func_info>> {
+    // SAFETY: both are structs of integers, for all of which zero is a value.
+    let (mut info, mut attr) =
+        unsafe { (mem::zeroed::<bpf_prog_info>(), mem::zeroed::<bpf_attr>()) };
+    let mut functions = vec![
+        bpf_func_info {
+            insn_off: 0,
+            type_id: 0
+        };
+        most
+    ];
+    info.nr_func_info = u32::try_from(most)?;
+    info.func_info_rec_size = size_of::<bpf_func_info>() as u32;
+    info.func_info = functions.as_mut_ptr() as u64;
+    attr.info.bpf_fd = u32::try_from(program.as_raw_fd())?;
+    attr.info.info_len = size_of::<bpf_prog_info>() as u32;
+    attr.info.info = std::ptr::from_mut(&mut info) as u64;
+    // SAFETY: the attributes name one buffer, which names another, each of the length that is given, and both outlive the call.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_bpf,
+            bpf_cmd::BPF_OBJ_GET_INFO_BY_FD as libc::c_long,
+            std::ptr::from_mut(&mut attr),
+            size_of::<bpf_attr>(),
+        )
+    };
+    if result != 0 {
+        return Err(io::Error::last_os_error()).context("asking for a program's functions");
+    }
+    functions.truncate(info.nr_func_info as usize);
+    Ok(functions)
 }
 
 /// Reads `stack depth 48+16`, each function's own, and `processed 1234 insns (limit 1000000) …`.
@@ -163,11 +224,17 @@ fn load_btf(btf: &[u8]) -> Result<OwnedFd> {
         .context("the kernel refused the type information")
 }
 
+/// What sort of program one is, as the kernel is told.
+struct Sort {
+    program: bpf_prog_type,
+    attach_type: u32,
+    flags: u32,
+}
+
 fn load_program(
     function: &Function,
     license: &CStr,
-    frags: bool,
-    attach_type: bpf_attach_type,
+    sort: &Sort,
     btf: Option<&OwnedFd>,
     log: &mut [u8],
 ) -> Result<OwnedFd> {
@@ -177,9 +244,9 @@ fn load_program(
     let mut attr = unsafe { mem::zeroed::<bpf_attr>() };
     // SAFETY: all bytes are initialised, and BPF_PROG_LOAD is the command of this variant.
     let load = unsafe { &mut attr.__bindgen_anon_3 };
-    load.prog_type = bpf_prog_type::BPF_PROG_TYPE_XDP as u32;
-    load.expected_attach_type = attach_type as u32;
-    load.prog_flags = if frags { BPF_F_XDP_HAS_FRAGS } else { 0 };
+    load.prog_type = sort.program as u32;
+    load.expected_attach_type = sort.attach_type;
+    load.prog_flags = sort.flags;
     load.insns = function.instructions.as_ptr() as u64;
     load.insn_cnt = u32::try_from(function.instructions.len())?;
     load.license = license.as_ptr() as u64;

@@ -1,0 +1,323 @@
+//! Events of flows and captures of packets: for as long as the answer is read.
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use axum::{
+    body::Body,
+    extract::{Query, State, rejection::QueryRejection},
+    http::{StatusCode, header},
+    response::{IntoResponse as _, Response},
+};
+use futures::stream;
+use hyper::body::Bytes;
+use lb_common::watch::MOST_KEPT;
+use serde::{Deserialize, Serialize};
+use std::sync::{Arc, atomic::Ordering};
+use tokio::time::Instant;
+use utoipa::IntoParams;
+
+use super::{Admin, document::Failure, events::BEAT};
+use crate::{
+    dataplane::{kernel::device, maps},
+    http::{self, Endless},
+    inventory::Names,
+    watch::{
+        Error, Listening, Seen,
+        flow::{self, FlowEvent},
+        pcapng::{self, Writer},
+        wish::Wish,
+    },
+};
+
+/// Packets that are put into words together: whose is an id is looked up once for all of them.
+const TOGETHER: usize = 256;
+/// Packets of a capture if nothing is said.
+const PACKETS: u64 = 10_000;
+/// Bytes of a capture if nothing is said.
+const BYTES: u64 = 100_000_000;
+/// Seconds of a capture if nothing is said.
+const SECONDS: u64 = 60;
+/// The most seconds of a capture: a day.
+const MOST_SECONDS: u64 = 86_400;
+
+/// Which packets, and how many.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize, IntoParams)]
+#[into_params(parameter_in = Query)]
+#[serde(default, deny_unknown_fields)]
+pub struct AskedCapture {
+    /// Only those for the service of this name.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    /// Only those of flows on this backend, as SERVICE/BACKEND.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub backend: Option<String>,
+    /// Only those of clients in this prefix, as `10.0.0.0/8`, or of this one address.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub client: Option<String>,
+    /// Only those that come to one of these reasons, with commas between them; without it, all that are not left to the host.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// One of so many packets, by chance.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub sample: Option<u32>,
+    /// Bytes of each packet that are kept; 2,047 at most, and if it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub snap: Option<u32>,
+    /// It ends with so many packets; 10,000 if it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub packets: Option<u64>,
+    /// It ends before it is longer than this; 100,000,000 if it is not given.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub bytes: Option<u64>,
+    /// It ends after so many seconds; 60 if it is not given, a day at most.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub seconds: Option<u64>,
+}
+
+impl AskedCapture {
+    fn wish(&self) -> Wish {
+        Wish {
+            service: self.service.clone(),
+            backend: self.backend.clone(),
+            client: self.client.clone(),
+            reason: self.reason.clone(),
+            sample: self.sample,
+        }
+    }
+}
+
+/// From the monotonic clock to that of people.
+#[derive(Clone, Copy, Debug)]
+struct Clock {
+    /// Nanoseconds since 1970 when the monotonic clock began.
+    begun_ns: u64,
+}
+
+impl Clock {
+    fn new() -> Self {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |since| since.as_nanos() as u64);
+        Self {
+            begun_ns: now.saturating_sub(maps::now_ns()),
+        }
+    }
+
+    fn ns(self, monotonic_ns: u64) -> u64 {
+        self.begun_ns + monotonic_ns
+    }
+}
+
+fn refused(error: &Error) -> Response {
+    let status = match error {
+        Error::Full | Error::Stopping => StatusCode::SERVICE_UNAVAILABLE,
+        Error::Refused(_) => StatusCode::INTERNAL_SERVER_ERROR,
+    };
+    http::error(status, error)
+}
+
+fn not_yet() -> Response {
+    let text = "the program is not loaded yet; try again in a moment";
+    http::error(StatusCode::SERVICE_UNAVAILABLE, text)
+}
+
+fn endless(kind: &'static str, body: Body) -> Response {
+    let mut response = ([(header::CONTENT_TYPE, kind)], body).into_response();
+    response.extensions_mut().insert(Endless);
+    response
+}
+
+/// Events of flows, one a line, as they come
+///
+/// Each line is a JSON object; an empty line comes after 5 s without an event. They are told of while this answer is read: for that time the program is
+/// replaced by one that watches, and it takes a second or more until that is in place. Goes on until the connection is closed.
+#[utoipa::path(post, path = "/v1/flow-events", tag = "watching", params(Wish),
+    responses((status = 200, description = "A line for each event", body = FlowEvent, content_type = "application/x-ndjson"),
+        (status = 400, description = "The question means nothing", body = Failure),
+        (status = 403, description = "Not for this user", body = Failure),
+        (status = 500, description = "The kernel refuses the program that watches", body = Failure),
+        (status = 503, description = "Four listen already, or the daemon is stopping", body = Failure)))]
+pub(super) async fn flow_events(
+    State(admin): State<Admin>,
+    wish: Result<Query<Wish>, QueryRejection>,
+) -> Response {
+    let status = admin.status.borrow().clone();
+    let filter = match wish {
+        Ok(Query(wish)) => wish.flows(&admin.maps, &status),
+        Err(rejection) => Err(rejection.body_text()),
+    };
+    let filter = match filter {
+        Ok(filter) => filter,
+        Err(text) => return http::error(StatusCode::BAD_REQUEST, text),
+    };
+    let Some(watch) = &admin.watch else {
+        return not_yet();
+    };
+    let listening = match watch.listen(filter).await {
+        Ok(listening) => listening,
+        Err(error) => return refused(&error),
+    };
+    let clock = Clock::new();
+    let first = stream::once(async { Ok::<_, Infallible>(Bytes::from_static(b"\n")) });
+    let rest = stream::unfold(
+        (admin, listening),
+        move |(admin, mut listening)| async move {
+            let mut seen = Vec::new();
+            let packets = listening.packets.recv_many(&mut seen, TOGETHER);
+            let text = match tokio::time::timeout(BEAT, packets).await {
+                // The watch has ended, since the daemon ends.
+                Ok(0) => return None,
+                Ok(_) => events(&admin, clock, &seen),
+                Err(_) => "\n".to_owned(),
+            };
+            Some((Ok(Bytes::from(text)), (admin, listening)))
+        },
+    );
+    let body = Body::from_stream(stream::StreamExt::chain(first, rest));
+    endless("application/x-ndjson", body)
+}
+
+fn events(admin: &Admin, clock: Clock, seen: &[Arc<Seen>]) -> String {
+    let status = admin.status.borrow().clone();
+    let names = Names::of(&admin.maps, &status);
+    let mut text = String::new();
+    for seen in seen {
+        let at_ms = clock.ns(seen.head.at_ns) / 1_000_000;
+        if let Some(event) = flow::event(seen, at_ms, &admin.maps, &names) {
+            // It is made of words and numbers, which never fail to be written to memory.
+            text += &serde_json::to_string(&event).unwrap_or_default();
+            text.push('\n');
+        }
+    }
+    text
+}
+
+/// Capture packets
+///
+/// A file as Wireshark reads it (pcapng), each packet as it came in, with what became of it as its comment. The program is replaced by one that watches for as long
+/// as this answer is read, and it takes a second or more until that is in place.
+#[utoipa::path(post, path = "/v1/capture", tag = "watching", params(AskedCapture),
+    responses((status = 200, description = "The file, as it grows", body = Vec<u8>, content_type = "application/x-pcapng"),
+        (status = 400, description = "The question means nothing", body = Failure),
+        (status = 403, description = "Not for this user", body = Failure),
+        (status = 500, description = "The kernel refuses the program that watches", body = Failure),
+        (status = 503, description = "Four listen already, or the daemon is stopping", body = Failure)))]
+pub(super) async fn capture(
+    State(admin): State<Admin>,
+    asked: Result<Query<AskedCapture>, QueryRejection>,
+) -> Response {
+    let asked = match asked {
+        Ok(Query(asked)) => asked,
+        Err(rejection) => return http::error(StatusCode::BAD_REQUEST, rejection.body_text()),
+    };
+    let seconds = asked.seconds.unwrap_or(SECONDS);
+    if seconds > MOST_SECONDS {
+        let text = format!("{seconds} seconds are too many: {MOST_SECONDS} at most");
+        return http::error(StatusCode::BAD_REQUEST, text);
+    }
+    let kept = asked.snap.unwrap_or(MOST_KEPT).min(MOST_KEPT);
+    let status = admin.status.borrow().clone();
+    let filter = match asked.wish().packets(&admin.maps, &status, kept) {
+        Ok(filter) => filter,
+        Err(text) => return http::error(StatusCode::BAD_REQUEST, text),
+    };
+    let Some(watch) = &admin.watch else {
+        return not_yet();
+    };
+    let listening = match watch.listen(filter).await {
+        Ok(listening) => listening,
+        Err(error) => return refused(&error),
+    };
+    let (writer, begin) = Writer::begin(kept);
+    let file = File {
+        admin,
+        listening,
+        writer,
+        clock: Clock::new(),
+        packets: asked.packets.unwrap_or(PACKETS),
+        bytes: asked
+            .bytes
+            .unwrap_or(BYTES)
+            .saturating_sub(begin.len() as u64),
+        until: Instant::now() + Duration::from_secs(seconds),
+        blocks: VecDeque::from([begin]),
+        has_ended: false,
+    };
+    let body = stream::unfold(file, |mut file| async move {
+        let block = file.next().await?;
+        Some((Ok::<_, Infallible>(Bytes::from(block)), file))
+    });
+    endless("application/x-pcapng", Body::from_stream(body))
+}
+
+/// A file that grows.
+struct File {
+    admin: Admin,
+    listening: Listening,
+    writer: Writer,
+    clock: Clock,
+    /// Packets that may still come.
+    packets: u64,
+    /// Bytes that may still come.
+    bytes: u64,
+    until: Instant,
+    /// What is to be sent.
+    blocks: VecDeque<Vec<u8>>,
+    has_ended: bool,
+}
+
+impl File {
+    /// What comes next; none after the end.
+    async fn next(&mut self) -> Option<Vec<u8>> {
+        loop {
+            if let Some(block) = self.blocks.pop_front() {
+                return Some(block);
+            }
+            if self.has_ended {
+                return None;
+            }
+            if self.packets == 0 {
+                self.end();
+                continue;
+            }
+            let mut seen = Vec::new();
+            let most = usize::try_from(self.packets).map_or(TOGETHER, |left| left.min(TOGETHER));
+            let packets = self.listening.packets.recv_many(&mut seen, most);
+            match tokio::time::timeout_at(self.until, packets).await {
+                Ok(0) | Err(_) => self.end(),
+                Ok(_) => self.write(&seen),
+            }
+        }
+    }
+
+    fn write(&mut self, seen: &[Arc<Seen>]) {
+        let status = self.admin.status.borrow().clone();
+        let maps = &self.admin.maps;
+        let names = Names::of(maps, &status);
+        let mut text = Vec::new();
+        for seen in seen {
+            let (service, backend) = flow::names(maps, &names, &seen.head);
+            let comment = pcapng::comment(seen, service.as_deref(), backend.as_deref());
+            let at_ns = self.clock.ns(seen.head.at_ns);
+            let block = self.writer.packet(seen, at_ns, &comment, device::name);
+            let Some(left) = self.bytes.checked_sub(block.len() as u64) else {
+                self.packets = 0;
+                break;
+            };
+            (self.bytes, self.packets) = (left, self.packets - 1);
+            text.extend(block);
+        }
+        self.blocks.push_back(text);
+    }
+
+    fn end(&mut self) {
+        self.has_ended = true;
+        let lost = self.listening.lost.load(Ordering::Relaxed);
+        let end = self.writer.end(self.clock.ns(maps::now_ns()), lost);
+        self.blocks.push_back(end);
+    }
+}

@@ -1,0 +1,134 @@
+//! `tether upgrade-check`: whether this program can go on where another left off.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{BPFFS, Failure, load};
+use crate::dataplane::{
+    kernel::{UpgradeCheck, Verdict, upgrade_check},
+    layouts::Layouts,
+};
+
+/// What `tether upgrade-check` ends with.
+pub(super) const EXIT_STATUS: &str = "Exit status: 0 this program can take over, or nothing is pinned; 1 it could not look; 2 the command line or the \
+    configuration is wrong; 3 it would refuse.";
+
+#[derive(Args, Debug, PartialEq, Eq)]
+pub(super) struct UpgradeCheckCommand {
+    /// The configuration that names the pin directory.
+    #[arg(long, value_name = "FILE", conflicts_with = "bpffs")]
+    config: Option<PathBuf>,
+    /// The pin directory.
+    #[arg(long, value_name = "DIR", default_value = BPFFS)]
+    bpffs: PathBuf,
+    /// As one line of JSON.
+    #[arg(long)]
+    json: bool,
+    /// Print what is where in this program's maps instead.
+    #[arg(long, conflicts_with_all = ["config", "bpffs", "json"])]
+    layouts: bool,
+}
+
+impl UpgradeCheckCommand {
+    /// Looks, and says what it saw.
+    pub(super) fn run(&self) -> Result<(), Failure> {
+        if self.layouts {
+            print!("{}", Layouts::own());
+            return Ok(());
+        }
+        let bpffs = match &self.config {
+            Some(path) => load(path, |_| ())?.bpffs,
+            None => self.bpffs.clone(),
+        };
+        let check = upgrade_check(&bpffs)?;
+        if self.json {
+            println!(
+                "{}",
+                serde_json::to_string(&check).map_err(anyhow::Error::from)?
+            );
+        } else {
+            print!("{}", text(&check));
+        }
+        match (check.verdict, check.why) {
+            (Verdict::Refused, Some(why)) => Err(Failure::Refused(why)),
+            _ => Ok(()),
+        }
+    }
+}
+
+fn text(check: &UpgradeCheck) -> String {
+    let own = check.own_version;
+    let pinned = check.pinned_version.unwrap_or(own);
+    let directory = check.bpffs.display();
+    let mut text = match check.verdict {
+        Verdict::Nothing => format!(
+            "nothing is pinned in {directory}; this tether would begin anew (layout version {own})\n"
+        ),
+        Verdict::Same => format!(
+            "the maps in {directory} have this tether's layout version {own}; it would go on with them, and replace the program of each link atomically\n"
+        ),
+        Verdict::Migratable => format!(
+            "the maps in {directory} have layout version {pinned}; this tether would take over what is in them, to version {own}\n"
+        ),
+        Verdict::Refused => format!(
+            "the maps in {directory} have layout version {pinned}; this tether (version {own}) would refuse to start, and forwarding would go on as it is\n"
+        ),
+    };
+    if check.interrupted && check.verdict != Verdict::Refused {
+        text += "a change of the maps was interrupted; it would complete that first\n";
+    }
+    if matches!(check.verdict, Verdict::Same | Verdict::Migratable) {
+        let (services, backends, flows) = (check.services, check.backends, check.flows);
+        text += &format!("kept: {services} services, {backends} backends, {flows} flows\n");
+    }
+    if !check.dropped.is_empty() {
+        text += &format!(
+            "left behind, since this tether does not know it: {}\n",
+            check.dropped.join(", ")
+        );
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_verdict_is_said_with_what_comes_of_it() {
+        let check = UpgradeCheck {
+            verdict: Verdict::Migratable,
+            own_version: 8,
+            pinned_version: Some(7),
+            bpffs: "/sys/fs/bpf/tether".into(),
+            services: 2,
+            backends: 5,
+            flows: 1_000,
+            dropped: vec!["backend.limit".into()],
+            interrupted: false,
+            why: None,
+        };
+        assert_eq!(
+            text(&check),
+            "the maps in /sys/fs/bpf/tether have layout version 7; this tether would take over what is in them, to version 8\n\
+             kept: 2 services, 5 backends, 1000 flows\n\
+             left behind, since this tether does not know it: backend.limit\n"
+        );
+        let refused = UpgradeCheck {
+            verdict: Verdict::Refused,
+            ..check.clone()
+        };
+        assert!(text(&refused).contains("forwarding would go on as it is"));
+        let nothing = UpgradeCheck {
+            verdict: Verdict::Nothing,
+            pinned_version: None,
+            dropped: vec![],
+            ..check
+        };
+        assert_eq!(
+            text(&nothing),
+            "nothing is pinned in /sys/fs/bpf/tether; this tether would begin anew (layout version 8)\n"
+        );
+    }
+}

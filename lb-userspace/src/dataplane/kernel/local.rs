@@ -1,0 +1,402 @@
+//! The program on egress (TC) that translates what backends on this host send back: on every interface of the configuration, once there is such a
+//! backend, and from then on until cleanup.
+//!
+//! From Linux 6.6 on it hangs on a TCX link, which is pinned, and replaced atomically, as the XDP program's is. Before that it is a filter in a clsact
+//! qdisc, whose priority and handle are fixed; a pin of its program says that it is there, and another that the qdisc is tether's own.
+//! Other programs on the same interface stay, whatever they hang on.
+//!
+//! | pin | what |
+//! |---|---|
+//! | `local-eth0` | the TCX link |
+//! | `filter-eth0` | the program of the filter |
+//! | `qdisc-eth0` | a program, for a mark: the clsact qdisc is tether's, and goes with the filter unless others use it then |
+
+use std::{
+    fs,
+    os::fd::{AsFd, BorrowedFd, OwnedFd},
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use super::{
+    attach::discard,
+    bpf::{self, Kind, Link},
+    device,
+    error::Error,
+    pins::{self, Pins, Sort},
+    tc,
+};
+
+/// By what means the program is attached.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Means {
+    /// A TCX link, or where this kernel has none, a filter.
+    #[default]
+    Best,
+    /// A filter, whatever this kernel has.
+    Filter,
+}
+
+/// The program, and where it belongs.
+#[derive(Debug)]
+pub struct LocalReplies(Mutex<Hook>);
+
+#[derive(Debug)]
+struct Hook {
+    program: Result<OwnedFd, String>,
+    pins: Arc<Pins>,
+    interfaces: Vec<String>,
+    means: Means,
+    /// There is, or was, a backend on this host.
+    is_wanted: bool,
+}
+
+/// What is pinned of one interface.
+#[derive(Debug)]
+struct Place {
+    interface: String,
+    sort: Sort,
+    path: PathBuf,
+}
+
+impl LocalReplies {
+    /// With the program, or why the kernel did not take it. It is wanted if it is there already.
+    ///
+    /// # Errors
+    /// When the pins cannot be read.
+    pub(super) fn new(
+        program: Result<OwnedFd, String>,
+        pins: Arc<Pins>,
+        interfaces: Vec<String>,
+    ) -> Result<Self, Error> {
+        let is_wanted = !places(&pins)?.is_empty();
+        Ok(Self(Mutex::new(Hook {
+            program,
+            pins,
+            interfaces,
+            means: Means::default(),
+            is_wanted,
+        })))
+    }
+
+    fn hook(&self) -> MutexGuard<'_, Hook> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Has it attached by these means, where it is not yet.
+    pub fn set_means(&self, means: Means) {
+        self.hook().means = means;
+    }
+
+    /// Sees to it that what backends on this host send back is translated, on all interfaces. To be asked for before a packet goes to the first of
+    /// them; what is in order stays as it is.
+    ///
+    /// # Errors
+    /// When it cannot be.
+    pub fn open(&self) -> Result<(), Error> {
+        let mut hook = self.hook();
+        if hook.is_wanted && hook.is_attached()? {
+            return Ok(());
+        }
+        hook.attach()?;
+        hook.is_wanted = true;
+        Ok(())
+    }
+
+    /// Takes it off interfaces that are configured no more; and if it is wanted, replaces it, or attaches it, on those that are.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub(super) fn renew(&self) -> Result<(), Error> {
+        let hook = self.hook();
+        for place in places(&hook.pins)? {
+            if !hook.interfaces.contains(&place.interface) {
+                place.discard()?;
+            }
+        }
+        // What the kernel has not taken serves nobody, and who wanted it is told so.
+        if hook.is_wanted && hook.program.is_ok() {
+            hook.attach()?;
+        }
+        Ok(())
+    }
+
+    /// Whether it is where it is wanted.
+    ///
+    /// # Errors
+    /// When the pins cannot be read.
+    pub(super) fn is_in_order(&self) -> Result<bool, Error> {
+        let hook = self.hook();
+        Ok(!hook.is_wanted || hook.program.is_err() || hook.is_attached()?)
+    }
+}
+
+impl Hook {
+    fn is_attached(&self) -> Result<bool, Error> {
+        for interface in &self.interfaces {
+            let Some(index) = device::index(interface) else {
+                return Ok(false);
+            };
+            let is_there = match self.link(interface)? {
+                Some(link) => is_on(&link, interface, index)?,
+                None => filter_of(&self.pins, interface, index)?,
+            };
+            if !is_there {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
+    fn attach(&self) -> Result<(), Error> {
+        let program = self.program.as_ref().map_err(|reason| Error::NoLocal {
+            reason: reason.clone(),
+        })?;
+        for interface in &self.interfaces {
+            self.attach_to(program.as_fd(), interface)?;
+        }
+        Ok(())
+    }
+
+    fn attach_to(&self, program: BorrowedFd<'_>, interface: &str) -> Result<(), Error> {
+        let index = device::index(interface).ok_or_else(|| Error::NoInterface {
+            interface: interface.to_owned(),
+        })?;
+        let failed = |source| Error::AttachLocal {
+            interface: interface.to_owned(),
+            source,
+        };
+        let path = self.pins.of(Sort::Local, interface);
+        if let Some(link) = self.link(interface)? {
+            if is_on(&link, interface, index)? {
+                return link.update(program).map_err(failed);
+            }
+            if link.info().map_err(failed)?.ifindex == index {
+                return Err(Error::Elsewhere {
+                    interface: interface.to_owned(),
+                    path,
+                });
+            }
+            discard(&link, &path)?;
+        }
+        let has_filter = self.pins.of(Sort::Filter, interface).exists();
+        if self.means == Means::Best && !has_filter {
+            match Link::create_egress(program, index) {
+                Ok(link) => {
+                    return link
+                        .pin(&path)
+                        .map_err(Error::file(&path, "pinning the link"));
+                }
+                // Linux before 6.6 knows no such link.
+                Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
+                Err(error) => return Err(failed(error)),
+            }
+        }
+        self.set_filter(program, interface, index)
+    }
+
+    /// The marks come first, so that whatever a killed process leaves is found again.
+    fn set_filter(
+        &self,
+        program: BorrowedFd<'_>,
+        interface: &str,
+        index: u32,
+    ) -> Result<(), Error> {
+        let failed = |source| Error::AttachLocal {
+            interface: interface.to_owned(),
+            source,
+        };
+        if !tc::has_qdisc(index).map_err(failed)? {
+            let mark = self.pins.of(Sort::Qdisc, interface);
+            self.pins.renew(program, &mark)?;
+            if let Err(error) = tc::add_qdisc(index) {
+                fs::remove_file(&mark).map_err(Error::file(&mark, "unpinning"))?;
+                return Err(failed(error));
+            }
+        }
+        let mark = self.pins.of(Sort::Filter, interface);
+        self.pins.renew(program, &mark)?;
+        tc::set_filter(index, program).map_err(failed)
+    }
+
+    /// The pinned link of an interface.
+    fn link(&self, interface: &str) -> Result<Option<Link>, Error> {
+        let path = self.pins.of(Sort::Local, interface);
+        if !path.exists() {
+            return Ok(None);
+        }
+        open_link(&path).map(Some)
+    }
+}
+
+/// The id of the program on an interface's egress that is held by a link, by the pins in a directory, which is only read. None if there is no such link.
+pub fn linked(bpffs: &Path, interface: &str) -> Option<u32> {
+    let link = open_link(&pins::path(bpffs, Sort::Local, interface)).ok()?;
+    Some(link.info().ok()?.program)
+}
+
+fn open_link(path: &Path) -> Result<Link, Error> {
+    Link::from_pin_of(path, Kind::Tcx).map_err(|source| match source.raw_os_error() {
+        Some(libc::EINVAL) => Error::Damaged {
+            path: path.to_owned(),
+            what: "it is no TCX link".into(),
+        },
+        _ => Error::file(path, "opening the pinned link")(source),
+    })
+}
+
+/// Whether a link is attached to an interface, in this network namespace.
+fn is_on(link: &Link, interface: &str, index: u32) -> Result<bool, Error> {
+    let failed = |source| Error::Device {
+        interface: interface.to_owned(),
+        doing: "asking for its programs on egress",
+        source,
+    };
+    let info = link.info().map_err(failed)?;
+    if info.ifindex != index {
+        return Ok(false);
+    }
+    let programs = bpf::programs_of(index, bpf::BPF_TCX_EGRESS).map_err(failed)?;
+    Ok(programs.contains(&info.program))
+}
+
+/// Whether tether's filter is on an interface.
+fn filter_of(pins: &Pins, interface: &str, index: u32) -> Result<bool, Error> {
+    let mark = pins.of(Sort::Filter, interface);
+    if !mark.exists() {
+        return Ok(false);
+    }
+    let id =
+        bpf::pinned_program(&mark).map_err(Error::file(&mark, "opening the pinned program"))?;
+    is_filter_on(index, id).map_err(|source| Error::Device {
+        interface: interface.to_owned(),
+        doing: "asking for its filters",
+        source,
+    })
+}
+
+fn is_filter_on(index: u32, program: u32) -> std::io::Result<bool> {
+    let filters = tc::filters(index, tc::EGRESS)?;
+    Ok(filters
+        .iter()
+        .any(|filter| filter.is_in_place() && filter.program == Some(program)))
+}
+
+/// All that is pinned, the filters before their qdiscs.
+fn places(pins: &Pins) -> Result<Vec<Place>, Error> {
+    let mut places = Vec::new();
+    for sort in [Sort::Local, Sort::Filter, Sort::Qdisc] {
+        for (interface, path) in pins.all_of(sort)? {
+            places.push(Place {
+                interface,
+                sort,
+                path,
+            });
+        }
+    }
+    Ok(places)
+}
+
+impl Place {
+    /// Undoes it, and removes the pin.
+    fn discard(&self) -> Result<(), Error> {
+        let Self { sort, path, .. } = self;
+        match sort {
+            Sort::Xdp => return Ok(()),
+            Sort::Local => match open_link(path) {
+                Ok(link) => return discard(&link, path),
+                // Something else under a link's name: without its pin it is nothing of ours any more.
+                Err(error) => tracing::debug!(%error, "a pin is removed"),
+            },
+            Sort::Filter => self.remove_filter().map_err(self.failed())?,
+            Sort::Qdisc => self.remove_qdisc().map_err(self.failed())?,
+        }
+        fs::remove_file(path).map_err(Error::file(path, "unpinning"))
+    }
+
+    fn failed(&self) -> impl FnOnce(std::io::Error) -> Error {
+        Error::file(&self.path, "removing what is marked by it")
+    }
+
+    /// By its program and not by the interface's name, which may be another since.
+    fn remove_filter(&self) -> std::io::Result<()> {
+        let program = bpf::pinned_program(&self.path)?;
+        for interface in nix::net::if_::if_nameindex()?.iter() {
+            let index = interface.index();
+            if is_filter_on(index, program)? {
+                tc::remove_filter(index)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Unless somebody else has put filters into it since.
+    fn remove_qdisc(&self) -> std::io::Result<()> {
+        let Some(index) = device::index(&self.interface) else {
+            return Ok(());
+        };
+        if !tc::has_qdisc(index)? {
+            return Ok(());
+        }
+        let is_empty = tc::filters(index, tc::EGRESS)?.is_empty()
+            && tc::filters(index, tc::INGRESS)?.is_empty();
+        if is_empty {
+            tc::remove_qdisc(index)
+        } else {
+            tracing::info!(
+                interface = self.interface,
+                "the clsact qdisc that tether has made stays: others have filters in it"
+            );
+            Ok(())
+        }
+    }
+}
+
+/// Replaces the program wherever it is, each atomically, by one that the kernel has taken.
+///
+/// # Errors
+/// When the kernel refuses one.
+pub(super) fn switch_all(pins: &Pins, program: Result<BorrowedFd<'_>, &str>) -> Result<(), Error> {
+    let Ok(program) = program else {
+        return Ok(());
+    };
+    for place in places(pins)? {
+        let failed = |source| Error::AttachLocal {
+            interface: place.interface.clone(),
+            source,
+        };
+        match place.sort {
+            Sort::Xdp | Sort::Qdisc => {}
+            Sort::Local => match open_link(&place.path)?.update(program) {
+                // Its interface is gone, and no packet meets its program.
+                Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {}
+                updated => updated.map_err(failed)?,
+            },
+            Sort::Filter => {
+                let Some(index) = device::index(&place.interface) else {
+                    continue;
+                };
+                if filter_of(pins, &place.interface, index)? {
+                    pins.renew(program, &place.path)?;
+                    tc::set_filter(index, program).map_err(failed)?;
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Removes all of it. Gives the interfaces.
+///
+/// # Errors
+/// When the kernel refuses; a second call goes on where this one stopped.
+pub(super) fn discard_all(pins: &Pins) -> Result<Vec<String>, Error> {
+    let mut interfaces = Vec::new();
+    for place in places(pins)? {
+        place.discard()?;
+        if !interfaces.contains(&place.interface) {
+            interfaces.push(place.interface);
+        }
+    }
+    Ok(interfaces)
+}

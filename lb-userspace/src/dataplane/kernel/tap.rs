@@ -1,0 +1,202 @@
+//! A program that watches, in the place of the one that runs otherwise, and back.
+//!
+//! Both are of the same object and the same maps: they do the same with every packet, and a packet that meets a part of the one and a part of the
+//! other is steered all the same. So the links are switched while traffic goes on, each atomically, as an upgrade does.
+//!
+//! A daemon that is killed meanwhile leaves the program that watches, which goes on forwarding. It tells nobody anything once the listeners' time is
+//! over ([`lb_common::watch::Filter::until_ns`]), and the next start puts its own program in its place, as it does with every other.
+
+use std::{
+    os::fd::{AsFd as _, BorrowedFd, OwnedFd},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use aya::{
+    EbpfError,
+    maps::{Map, MapData, RingBuf},
+};
+use lb_common::{
+    maps::{self as names, Instance},
+    watch::{Filter, LISTENERS, Record},
+};
+
+use super::{
+    attach::{self, Attached},
+    bpf,
+    error::Error,
+    grace::GracePeriod,
+    load::{Loaded, Prepared},
+    pins::Pins,
+    shapes::{self, Opened, refused_call},
+};
+use crate::{
+    chain::chain,
+    dataplane::{array::Array, maps::Capacity},
+};
+
+/// What puts a program that watches in its place, and takes it away again.
+#[derive(Debug)]
+pub struct Tap {
+    pins: Arc<Pins>,
+    grace: Arc<GracePeriod>,
+    maps: Opened,
+    capacity: Capacity,
+    instance: Instance,
+    /// The program that runs otherwise, and those that it hands packets on to.
+    program: OwnedFd,
+    handed_on_to: Vec<(u32, OwnedFd)>,
+    /// The programs that watch, while they are in their places.
+    watching: Mutex<Option<Loaded>>,
+}
+
+/// What a program that watches is told and tells.
+pub struct Tapped {
+    /// Who listens, and to what: [`LISTENERS`] of them.
+    pub listeners: Array<Filter>,
+    /// The packets on their way, by CPU.
+    pub records: Array<Record>,
+    /// What listeners are told.
+    pub told: RingBuf<MapData>,
+}
+
+impl Tap {
+    pub(super) fn new(
+        loaded: &Loaded,
+        pins: Arc<Pins>,
+        grace: Arc<GracePeriod>,
+    ) -> Result<Self, Error> {
+        let keep = |fd: BorrowedFd<'_>| {
+            fd.try_clone_to_owned()
+                .map_err(refused_call("keeping a program open"))
+        };
+        let mut handed_on_to = Vec::new();
+        for (index, name, program) in loaded.handed_on_to() {
+            let program = program.fd().map_err(|error| Error::program(name, error))?;
+            handed_on_to.push((index, keep(program.as_fd())?));
+        }
+        let mut maps = loaded.keep_maps()?;
+        let capacity = loaded.maps().capacity;
+        // The programs know nothing of it, but a set of maps has one.
+        maps.extend(shapes::create_some(&capacity, &[names::INSTANCE])?);
+        Ok(Self {
+            pins,
+            grace,
+            maps,
+            capacity,
+            instance: loaded.instance(),
+            program: keep(loaded.program_fd())?,
+            handed_on_to,
+            watching: Mutex::new(None),
+        })
+    }
+
+    /// Puts the program that watches in its place, on all interfaces. The kernel's verifier takes a second or more for it. Nobody listens yet.
+    ///
+    /// # Errors
+    /// When the kernel refuses it; then all is as it was.
+    pub fn open(&self) -> Result<Tapped, Error> {
+        let mut watching = self.watching();
+        let watch = shapes::create_watch(self.capacity.cpus)?;
+        let tapped = Tapped::of(&watch, self.capacity.cpus)?;
+        let prepared = Prepared::watching(self.capacity, self.instance, &self.maps, &watch)?;
+        let switched = prepared.load().and_then(|loaded| {
+            attach::switch_all(&self.pins, loaded.program_fd(), &mut || ())?;
+            Ok(loaded)
+        });
+        match switched {
+            Ok(loaded) => *watching = Some(loaded),
+            Err(error) => {
+                if let Err(error) = self.put_back() {
+                    tracing::error!(
+                        error = chain(&error),
+                        "a program that watches stays in its place, and tells nobody anything"
+                    );
+                }
+                return Err(error);
+            }
+        }
+        Ok(tapped)
+    }
+
+    /// Puts the program that runs otherwise back.
+    ///
+    /// # Errors
+    /// When the kernel refuses that; it can be tried again.
+    pub fn close(&self) -> Result<(), Error> {
+        let mut watching = self.watching();
+        if watching.is_some() {
+            self.put_back()?;
+            self.grace.wait();
+            *watching = None;
+        }
+        Ok(())
+    }
+
+    /// Attaches the program that is to run now, as [`attach::attach_all`] does.
+    pub(super) fn attach(&self, interfaces: &[String]) -> Result<Vec<Attached>, Error> {
+        let watching = self.watching();
+        let program = match &*watching {
+            Some(loaded) => loaded.program_fd(),
+            None => self.program.as_fd(),
+        };
+        attach::attach_all(&self.pins, program, interfaces)
+    }
+
+    fn put_back(&self) -> Result<(), Error> {
+        let programs = self.maps[names::PROGRAMS].as_fd();
+        for (index, program) in &self.handed_on_to {
+            bpf::set_program(programs, *index, program.as_fd()).map_err(refused_call(
+                "putting an XDP program back in its place, that packets are handed on to",
+            ))?;
+        }
+        attach::switch_all(&self.pins, self.program.as_fd(), &mut || ())
+    }
+
+    fn watching(&self) -> MutexGuard<'_, Option<Loaded>> {
+        // Nothing panics while it is held.
+        self.watching.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Tapped {
+    fn of(watch: &Opened, cpus: u32) -> Result<Self, Error> {
+        Ok(Self {
+            listeners: memory(watch, names::LISTENERS, LISTENERS)?,
+            records: memory(watch, names::RECORDS, cpus)?,
+            told: ring(watch)?,
+        })
+    }
+
+    /// Loads programs that watch, with maps of their own, without pinning anything. For test runs.
+    ///
+    /// # Errors
+    /// When the kernel refuses a map or a program.
+    pub fn private(capacity: Capacity, instance: Instance) -> Result<(Loaded, Self), Error> {
+        let maps = shapes::create_maps(&capacity)?;
+        let watch = shapes::create_watch(capacity.cpus)?;
+        let tapped = Self::of(&watch, capacity.cpus)?;
+        let prepared = Prepared::watching(capacity, instance, &maps, &watch)?;
+        Ok((prepared.load()?, tapped))
+    }
+}
+
+fn memory<T: crate::dataplane::array::Entry>(
+    maps: &Opened,
+    name: &str,
+    entries: u32,
+) -> Result<Array<T>, Error> {
+    Array::of_map(maps[name].as_fd(), entries)
+        .map_err(|errno| refused_call("mapping the memory of listeners")(errno.into()))
+}
+
+fn ring(maps: &Opened) -> Result<RingBuf<MapData>, Error> {
+    let refused = |source| Error::Load {
+        what: "the ring buffer of what listeners are told",
+        source: Box::new(EbpfError::MapError(source)),
+    };
+    let fd = maps[names::TOLD]
+        .try_clone()
+        .map_err(refused_call("keeping a map open"))?;
+    let data = MapData::from_fd(fd).map_err(refused)?;
+    RingBuf::try_from(Map::RingBuf(data)).map_err(refused)
+}

@@ -1,0 +1,194 @@
+//! The host: kernel, rights, bpffs, compiler, conntrack, and the daemon.
+
+use super::{
+    super::{
+        Finding,
+        State::{self, Failure, Unknown, Warning},
+        facts::{Daemon, Facts, Host},
+    },
+    listed,
+};
+
+/// The oldest kernel, and the one from which on translation has been run.
+const OLDEST: (u32, u32) = (6, 1);
+const TRANSLATES: (u32, u32) = (6, 18);
+/// More of conntrack's table in use than this deserves a look, in percent.
+const CONNTRACK_FULL: u64 = 80;
+
+/// What the daemon cannot do without, and the numbers of the bits (capability.h).
+const NEEDED: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
+const CAP_NET_RAW: u32 = 13;
+const CAP_SYS_ADMIN: u32 = 21;
+
+pub(super) fn examine(facts: &Facts, findings: &mut Vec<Finding>) {
+    let host = &facts.host;
+    let translates = facts
+        .services
+        .iter()
+        .any(|service| service.mode.translates());
+    findings.push(kernel(&host.release, translates));
+    findings.push(capabilities(host));
+    findings.push(bpffs(host));
+    findings.push(jit(host));
+    findings.extend(conntrack(host));
+    findings.push(daemon(&facts.daemon));
+}
+
+fn kernel(release: &str, translates: bool) -> Finding {
+    let mut numbers = release
+        .split(|c: char| !c.is_ascii_digit())
+        .map_while(|number| number.parse::<u32>().ok());
+    let found = format!("Linux {release}");
+    match (numbers.next(), numbers.next()) {
+        (Some(major), Some(minor)) if (major, minor) < OLDEST => Finding::bad(
+            Failure,
+            "kernel",
+            "",
+            found,
+            "Tether needs Linux 6.1 or later: install a newer kernel (on Debian 12 and later the distribution's own will do)",
+        ),
+        (Some(major), Some(minor)) if translates && (major, minor) < TRANSLATES => Finding::bad(
+            Warning,
+            "kernel",
+            "",
+            format!("{found}, and modes nat and dnat have been run on 6.18 only"),
+            "see docs/kernels.md; if the daemon says that the verifier refuses the program, use a newer kernel, or l2 or ipip",
+        ),
+        (Some(_), Some(_)) => Finding::ok("kernel", "", found),
+        _ => Finding::bad(
+            Unknown,
+            "kernel",
+            "",
+            format!("the release {release:?} is not understood"),
+            "Tether needs Linux 6.1 or later: see `uname -r`",
+        ),
+    }
+}
+
+fn capabilities(host: &Host) -> Finding {
+    const CHECK: &str = "capabilities";
+    let Some(bits) = host.capabilities else {
+        return Finding::bad(
+            Unknown,
+            CHECK,
+            "",
+            "could not be read",
+            "run `tether doctor` as root, with /proc mounted",
+        );
+    };
+    let has = |bit: u32| bits >> bit & 1 == 1;
+    let missing: Vec<&str> = NEEDED
+        .into_iter()
+        .filter(|&(name, bit)| !has(bit) && (name == "CAP_NET_ADMIN" || !has(CAP_SYS_ADMIN)))
+        .map(|(name, _)| name)
+        .collect();
+    if !missing.is_empty() {
+        return Finding::bad(
+            Failure,
+            CHECK,
+            "",
+            format!("{} missing", listed(missing)),
+            "run it as root, or give the daemon CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_NET_RAW",
+        );
+    }
+    if !has(CAP_NET_RAW) {
+        let (state, what) = if host.may_ping {
+            (
+                Warning,
+                "backends cannot be told of flows that a deadline has closed",
+            )
+        } else {
+            (
+                Warning,
+                "no ICMP echoes: a routed backend that vanishes is called refusing and never down, and its clients are not reset",
+            )
+        };
+        return Finding::bad(
+            state,
+            CHECK,
+            "",
+            format!("CAP_NET_RAW missing: {what}"),
+            "give the daemon CAP_NET_RAW",
+        );
+    }
+    Finding::ok(CHECK, "", "all that are needed")
+}
+
+fn bpffs(host: &Host) -> Finding {
+    let (path, mounted) = &host.bpffs;
+    match mounted {
+        Some(true) => Finding::ok("bpffs", path, "mounted"),
+        Some(false) => Finding::bad(
+            Failure,
+            "bpffs",
+            path,
+            "is not on a bpffs, which maps and links are pinned in",
+            "mount -t bpf bpf /sys/fs/bpf, and have it done at boot; or point `bpffs` at the one there is",
+        ),
+        None => Finding::bad(
+            Unknown,
+            "bpffs",
+            path,
+            "could not be looked at",
+            "run `tether doctor` as root",
+        ),
+    }
+}
+
+fn jit(host: &Host) -> Finding {
+    match host.jit {
+        Some(true) => Finding::ok("jit", "", "BPF programs are compiled"),
+        Some(false) => Finding::bad(
+            Warning,
+            "jit",
+            "",
+            "BPF programs are interpreted, which is several times slower",
+            "sysctl -w net.core.bpf_jit_enable=1, and write it to /etc/sysctl.d",
+        ),
+        None => Finding::bad(
+            Unknown,
+            "jit",
+            "",
+            "this network namespace does not show whether BPF programs are compiled",
+            "look at net.core.bpf_jit_enable in the host's own namespace: it should be 1",
+        ),
+    }
+}
+
+fn conntrack(host: &Host) -> Option<Finding> {
+    let (count, most) = host.conntrack?;
+    let found = format!("{count} of {most} entries in use; steered packets take none");
+    Some(if count * 100 > most * CONNTRACK_FULL {
+        Finding::bad(
+            Warning,
+            "conntrack",
+            "",
+            found,
+            "the host's own connections, health checks among them, fail when it is full: raise net.netfilter.nf_conntrack_max",
+        )
+    } else {
+        Finding::ok("conntrack", "", found)
+    })
+}
+
+fn daemon(daemon: &Daemon) -> Finding {
+    match daemon {
+        Daemon::Silent => Finding::bad(
+            State::Unknown,
+            "daemon",
+            "",
+            "no daemon answers",
+            "this is about the host and the configuration file alone; `tether run` starts one",
+        ),
+        Daemon::Runs { pid, complaints } if complaints.is_empty() => {
+            Finding::ok("daemon", "", format!("runs as process {pid}"))
+        }
+        Daemon::Runs { complaints, .. } => Finding::bad(
+            Failure,
+            "daemon",
+            "",
+            complaints.join("; "),
+            "see `tether status`, which names object and remedy",
+        ),
+    }
+}

@@ -1,0 +1,389 @@
+//! Interfaces: driver, XDP mode, offloads, queues, MTU, other programs, forwarding, the filter of reverse paths.
+
+use lb_common::net::IpVersion;
+
+use super::{
+    super::{
+        Finding,
+        State::{Failure, Unknown, Warning},
+        facts::{Backend, Facts, Interface, Program},
+    },
+    listed,
+};
+
+// include/uapi/linux/netdev.h
+const XDP_BASIC: u64 = 1 << 0;
+const XDP_NDO_XMIT: u64 = 1 << 2;
+const XDP_RX_SG: u64 = 1 << 5;
+/// The largest MTU whose frames fit a page of 4096 bytes with the headroom of XDP (256), what the kernel keeps at its end (320) and an
+/// Ethernet header with a VLAN tag (18). Larger ones take frames of several buffers.
+const PAGE_MTU: u32 = 4096 - 256 - 320 - 18;
+/// Drivers that give each CPU or queue a transmit queue of its own for XDP, out of the same supply.
+const HALF_THE_QUEUES: [&str; 2] = ["ena", "gve"];
+
+pub(super) fn examine(facts: &Facts, findings: &mut Vec<Finding>) {
+    let many = facts.interfaces.len() > 1;
+    let local = backends_here(facts);
+    for (name, interface) in &facts.interfaces {
+        if !interface.exists {
+            findings.push(Finding::bad(
+                Failure,
+                "interface",
+                name,
+                "there is none of that name in this network namespace",
+                "`ip link` lists those there are; `interfaces` in the configuration names those to use",
+            ));
+            continue;
+        }
+        findings.push(link(name, interface));
+        if interface.configured {
+            findings.push(xdp(name, interface));
+            findings.extend(offloads(name, interface));
+            findings.extend(queues(name, interface));
+            findings.extend(mtu(name, interface));
+            findings.extend(peer(name, interface));
+            if local {
+                findings.push(local_replies(name, interface, facts.daemon.runs()));
+            }
+        } else {
+            findings.push(egress(name, interface));
+        }
+        findings.push(traffic_control(name, interface, local));
+        findings.push(reverse_path(name, interface, many, local));
+    }
+    forwarding(facts, findings);
+}
+
+/// Whether a backend of any service is on this host.
+fn backends_here(facts: &Facts) -> bool {
+    let mut backends = facts.services.iter().flat_map(|service| &service.backends);
+    backends.any(|backend| backend.here)
+}
+
+fn link(name: &str, interface: &Interface) -> Finding {
+    let driver = interface.driver.as_deref().unwrap_or("unknown");
+    let found = format!("driver {driver}, MTU {}", interface.mtu);
+    if interface.up {
+        Finding::ok("interface", name, found)
+    } else {
+        Finding::bad(
+            Failure,
+            "interface",
+            name,
+            format!("{found}, down or without a carrier"),
+            format!("ip link set {name} up, and look at the cable or its other end"),
+        )
+    }
+}
+
+fn xdp(name: &str, interface: &Interface) -> Finding {
+    const CHECK: &str = "xdp";
+    if let Program::Foreign { id, name: program } = &interface.program {
+        return Finding::bad(
+            Failure,
+            CHECK,
+            name,
+            format!(
+                "another XDP program is attached (id {id}, {program}), and an interface runs one only"
+            ),
+            format!(
+                "ip link set dev {name} xdp off, or stop what attached it: `bpftool link` tells; or take {name} out of `interfaces`"
+            ),
+        );
+    }
+    if let Some(bond) = &interface.bond {
+        return Finding::bad(
+            Failure,
+            CHECK,
+            name,
+            format!("it is a port of the bond {bond}, which sends by any of its ports"),
+            format!("put {bond} into `interfaces` in place of its ports"),
+        );
+    }
+    let generic = |how: &str| {
+        let remedy = match &interface.vlan_on {
+            Some(parent) => format!("it is a VLAN device, and Tether reads VLAN tags itself: put {parent} into `interfaces` in its place"),
+            None => "generic mode is several times slower: use an interface whose driver has native XDP (docs/hardware.md)".to_owned(),
+        };
+        Finding::bad(Warning, CHECK, name, how, remedy)
+    };
+    match interface.program {
+        Program::Ours { native: true } => Finding::ok(CHECK, name, "attached natively"),
+        Program::Ours { native: false } => generic("attached in generic mode"),
+        _ if interface.features.is_some_and(|bits| bits & XDP_BASIC == 0) => generic(
+            "not attached, and its driver has no native XDP: the daemon would use generic mode",
+        ),
+        _ if interface.features.is_some() => {
+            Finding::ok(CHECK, name, "not attached; its driver has native XDP")
+        }
+        _ => Finding::bad(
+            Unknown,
+            CHECK,
+            name,
+            "not attached, and this kernel does not tell what its driver can do",
+            "start the daemon: its log says which mode it got",
+        ),
+    }
+}
+
+/// Whether the program runs, or would run, behind the driver.
+fn is_generic(interface: &Interface) -> bool {
+    match interface.program {
+        Program::Ours { native } => !native,
+        _ => interface.features.is_some_and(|bits| bits & XDP_BASIC == 0),
+    }
+}
+
+fn offloads(name: &str, interface: &Interface) -> Option<Finding> {
+    let (gro, lro) = (interface.gro?, interface.lro?);
+    let on: Vec<&str> = [(gro, "GRO"), (lro, "LRO")]
+        .into_iter()
+        .filter_map(|(on, word)| on.then_some(word))
+        .collect();
+    Some(if is_generic(interface) && !on.is_empty() {
+        Finding::bad(
+            Failure,
+            "offloads",
+            name,
+            format!(
+                "{} merges packets before a program in generic mode sees them; the daemon refuses that",
+                on.join(" and ")
+            ),
+            format!("ethtool -K {name} gro off lro off"),
+        )
+    } else if lro {
+        Finding::bad(
+            Warning,
+            "offloads",
+            name,
+            "LRO is on: most drivers refuse native XDP with it, and no forwarder may merge packets",
+            format!("ethtool -K {name} lro off"),
+        )
+    } else {
+        Finding::ok(
+            "offloads",
+            name,
+            "nothing merges packets before the program",
+        )
+    })
+}
+
+fn queues(name: &str, interface: &Interface) -> Option<Finding> {
+    let queues = interface.queues?;
+    let cpus = interface.cpus;
+    let driver = interface.driver.as_deref().unwrap_or_default();
+    let found = format!(
+        "{} queue pairs in use of {}",
+        queues.combined, queues.maximum
+    );
+    if driver == "virtio_net" && queues.crash_virtio(cpus) {
+        return Some(Finding::bad(
+            Failure,
+            "queues",
+            name,
+            format!(
+                "{found} with {cpus} CPUs: virtio_net dereferences a null pointer on XDP_TX, and the daemon refuses that"
+            ),
+            format!("ethtool -L {name} combined {cpus}"),
+        ));
+    }
+    if HALF_THE_QUEUES.contains(&driver)
+        && !matches!(interface.program, Program::Ours { native: true })
+        && queues.combined * 2 > queues.maximum
+    {
+        return Some(Finding::bad(
+            Warning,
+            "queues",
+            name,
+            format!("{found}: {driver} needs as many again for XDP, and refuses native mode"),
+            format!("ethtool -L {name} combined {}", queues.maximum / 2),
+        ));
+    }
+    Some(Finding::ok("queues", name, found))
+}
+
+fn mtu(name: &str, interface: &Interface) -> Option<Finding> {
+    let takes_many = interface.features? & XDP_RX_SG != 0;
+    (interface.mtu > PAGE_MTU && !takes_many).then(|| {
+        Finding::bad(
+            Warning,
+            "driver-mtu",
+            name,
+            format!("MTU {}, and its driver takes no frames of several buffers: above {PAGE_MTU} bytes it refuses native XDP", interface.mtu),
+            format!("ip link set {name} mtu {PAGE_MTU}"),
+        )
+    })
+}
+
+/// What the other end of a veth has to do, which no physical card asks for.
+fn peer(name: &str, interface: &Interface) -> Option<Finding> {
+    (interface.driver.as_deref() == Some("veth") && !is_generic(interface)).then(|| {
+        Finding::bad(
+            Unknown,
+            "peer",
+            name,
+            "a veth: whether its other end takes what XDP sends there, and sends no unfinished checksums itself, cannot be seen from here",
+            "on the host that has the other end: an XDP program on it, of which `tether decap --interface PEER` is one; and `ethtool -K PEER tx off`, also on whatever there is beyond it on that host where packets begin (docs/hardware.md)",
+        )
+    })
+}
+
+/// The program on egress, where backends are on this host.
+fn local_replies(name: &str, interface: &Interface, daemon: bool) -> Finding {
+    const CHECK: &str = "local";
+    if interface.translates_local {
+        return Finding::ok(
+            CHECK,
+            name,
+            "what backends on this host send back is translated",
+        );
+    }
+    let (state, remedy) = if daemon {
+        (
+            Failure,
+            "the daemon attaches a program to what goes out: its log says why it cannot",
+        )
+    } else {
+        (
+            Unknown,
+            "start the daemon, which attaches a program to what goes out",
+        )
+    };
+    Finding::bad(
+        state,
+        CHECK,
+        name,
+        "what backends on this host send back is not translated",
+        remedy,
+    )
+}
+
+fn egress(name: &str, interface: &Interface) -> Finding {
+    match interface.features {
+        Some(bits) if bits & XDP_NDO_XMIT == 0 => Finding::bad(
+            Failure,
+            "egress",
+            name,
+            "it leads to backends, is not in `interfaces`, and its driver sends no redirected frames without a program of its own",
+            format!("add {name} to `interfaces`"),
+        ),
+        Some(_) => Finding::ok("egress", name, "takes redirected frames"),
+        None => Finding::bad(
+            Unknown,
+            "egress",
+            name,
+            "it leads to backends and is not in `interfaces`; this kernel does not tell whether it sends redirected frames",
+            format!("add {name} to `interfaces`, with which every driver does"),
+        ),
+    }
+}
+
+fn traffic_control(name: &str, interface: &Interface, local: bool) -> Finding {
+    match &interface.tc {
+        None => Finding::bad(
+            Unknown,
+            "tc",
+            name,
+            "programs of traffic control could not be listed",
+            format!(
+                "run `tether doctor` as root, or look at `tc filter show dev {name} ingress` and `bpftool net`"
+            ),
+        ),
+        Some(none) if none.is_empty() => {
+            Finding::ok("tc", name, "no other program of traffic control")
+        }
+        Some(programs) => Finding::bad(
+            Warning,
+            "tc",
+            name,
+            format!(
+                "{}: these see no packet that XDP has steered{}, neither coming nor going",
+                listed(programs),
+                if local {
+                    ", but to backends on this host"
+                } else {
+                    ""
+                }
+            ),
+            "make sure that none of them is meant to filter, count or shape the traffic of a VIP",
+        ),
+    }
+}
+
+fn reverse_path(name: &str, interface: &Interface, many: bool, local: bool) -> Finding {
+    match interface.rp_filter {
+        None => Finding::bad(
+            Unknown,
+            "rp_filter",
+            name,
+            "could not be read",
+            format!("see net.ipv4.conf.{name}.rp_filter"),
+        ),
+        Some(1) if many => Finding::bad(
+            Warning,
+            "rp_filter",
+            name,
+            format!(
+                "strict (1): answers to health checks{} that come in by another interface than the route back are dropped",
+                if local {
+                    ", and clients' packets to backends on this host,"
+                } else {
+                    ""
+                }
+            ),
+            format!(
+                "sysctl -w net.ipv4.conf.{name}.rp_filter=2, and net.ipv4.conf.all.rp_filter too if that is 1"
+            ),
+        ),
+        Some(0) => Finding::ok("rp_filter", name, "off"),
+        Some(1) => Finding::ok(
+            "rp_filter",
+            name,
+            "strict, and all is reached by this interface",
+        ),
+        Some(_) => Finding::ok("rp_filter", name, "loose"),
+    }
+}
+
+fn forwarding(facts: &Facts, findings: &mut Vec<Finding>) {
+    for version in [IpVersion::V4, IpVersion::V6] {
+        // By an interface: what is for the host itself is not forwarded.
+        let is_forwarded_to = |backend: &Backend| backend.here && !backend.interface.is_empty();
+        let mut translating = facts
+            .services
+            .iter()
+            .filter(|service| {
+                service.mode.translates() || service.backends.iter().any(is_forwarded_to)
+            })
+            .filter(|service| IpVersion::of(service.vip) == version)
+            .peekable();
+        if translating.peek().is_none() {
+            continue;
+        }
+        let services = listed(translating.map(|service| &service.name));
+        for (name, interface) in &facts.interfaces {
+            if !interface.configured || !interface.exists {
+                continue;
+            }
+            let number = version as u32;
+            let key = format!("net.ipv{number}.conf.{}.forwarding", name.replace('.', "/"));
+            findings.push(match interface.forwarding[version] {
+                Some(true) => Finding::ok("forwarding", name, format!("IPv{number} is forwarded")),
+                Some(false) => Finding::bad(
+                    Failure,
+                    "forwarding",
+                    name,
+                    format!("IPv{number} that comes in is not forwarded, so clients of {services} get no replies"),
+                    format!("sysctl -w {key}=1, and write it to /etc/sysctl.d"),
+                ),
+                None => Finding::bad(
+                    Unknown,
+                    "forwarding",
+                    name,
+                    format!("whether IPv{number} is forwarded could not be read"),
+                    format!("see {key}: it has to be 1"),
+                ),
+            });
+        }
+    }
+}

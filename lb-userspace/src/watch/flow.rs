@@ -1,0 +1,335 @@
+//! What a packet means for its flow. Pure.
+
+use std::net::SocketAddr;
+
+use lb_common::{
+    flow::word::{BackendRef, State},
+    headers::{
+        ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, IPV6_LEN, NEXT_DESTINATION,
+        NEXT_HOP_BY_HOP, NEXT_ROUTING, PROTO_TCP,
+    },
+    tcp::{FIN, RST},
+    verdict::{Reason, Verdict},
+    watch::{ANY, Head},
+};
+use serde::{Deserialize, Serialize};
+use utoipa::ToSchema;
+
+use super::Seen;
+use crate::{dataplane::maps::Maps, inventory::Names};
+
+/// What happened to a flow.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Happened {
+    /// It has an entry: by a SYN, as a challenger of another flow of its client's port, or adopted in mid-stream. The reason says which.
+    Opened,
+    /// Its client has answered, or, where replies come through here, the handshake is complete.
+    Promoted,
+    /// It has lived for 30 s, and keeps its backend from now on.
+    Pinned,
+    /// It has ended, or was ended. The cause says by what.
+    Closed,
+    /// It goes on after what looked like its end.
+    Revived,
+    /// A packet of it was not forwarded. The reason says why.
+    Refused,
+}
+
+/// By what a flow was closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Cause {
+    /// A FIN of the client.
+    ClientFin,
+    /// A RST of the client.
+    ClientReset,
+    /// A FIN of the backend, where replies come through here.
+    BackendFin,
+    /// A RST of the backend, where replies come through here.
+    BackendReset,
+    /// A RST by Tether, to the client. The reason says why.
+    Tether,
+}
+
+/// An event of a flow.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct FlowEvent {
+    /// When, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// What happened.
+    pub event: Happened,
+    /// Address and port of the client.
+    #[schema(value_type = String)]
+    pub client: SocketAddr,
+    /// Name of the service.
+    pub service: Option<String>,
+    /// Name of the backend.
+    pub backend: Option<String>,
+    /// The reason that its packet came to.
+    pub reason: String,
+    /// By what it was closed.
+    pub cause: Option<Cause>,
+}
+
+/// What a packet is called: its service, and its backend as SERVICE/BACKEND, as far as it has got.
+pub(crate) fn names(
+    maps: &Maps,
+    names: &Names<'_>,
+    head: &Head,
+) -> (Option<String>, Option<String>) {
+    let service = u16::try_from(head.service)
+        .ok()
+        .and_then(|id| names.service(id))
+        .map(|service| service.name.clone());
+    let backend = (head.backend != ANY && head.backend < maps.capacity.backends)
+        .then(|| BackendRef::new(head.backend, maps.state(head.backend).generation()))
+        .and_then(|holder| names.backend(holder))
+        .map(|(_, backend)| backend.name.clone());
+    (service, backend)
+}
+
+/// The event that a packet is, if it is one. `at_ms` is when it came, in milliseconds since 1970.
+pub fn event(seen: &Seen, at_ms: u64, maps: &Maps, known: &Names<'_>) -> Option<FlowEvent> {
+    let reason = Reason::from_code(u8::try_from(seen.head.reason).ok()?)?;
+    let segment = segment(&seen.data)?;
+    let (event, cause) = happened(reason, seen.head.states(), segment.flags)?;
+    let (service, backend) = names(maps, known, &seen.head);
+    let client = if reason == Reason::Reply {
+        let port = u16::try_from(seen.head.client_port).ok()?;
+        SocketAddr::new(seen.head.destination.into(), port)
+    } else {
+        SocketAddr::new(seen.head.source.into(), segment.source_port)
+    };
+    Some(FlowEvent {
+        at_ms,
+        event,
+        client,
+        service,
+        backend,
+        reason: reason.name().into(),
+        cause,
+    })
+}
+
+fn happened(
+    reason: Reason,
+    change: Option<(u8, u8)>,
+    flags: u8,
+) -> Option<(Happened, Option<Cause>)> {
+    const CLOSING: u8 = State::Closing as u8;
+    const PIN: u8 = State::Pin as u8;
+    const YOUNG: u8 = State::Young as u8;
+    if matches!(
+        reason,
+        Reason::Opened | Reason::Challenged | Reason::Adopted
+    ) {
+        return Some((Happened::Opened, None));
+    }
+    match (reason.verdict(), reason) {
+        (Verdict::Reset, _) => return Some((Happened::Closed, Some(Cause::Tether))),
+        (Verdict::Drop, _) => return Some((Happened::Refused, None)),
+        _ => {}
+    }
+    match change? {
+        (_, CLOSING) => {
+            let cause = match (reason == Reason::Reply, flags & RST != 0, flags & FIN != 0) {
+                (false, true, _) => Some(Cause::ClientReset),
+                (false, _, true) => Some(Cause::ClientFin),
+                (true, true, _) => Some(Cause::BackendReset),
+                (true, _, true) => Some(Cause::BackendFin),
+                _ => None,
+            };
+            Some((Happened::Closed, cause))
+        }
+        (CLOSING, _) => Some((Happened::Revived, None)),
+        (YOUNG, PIN) => Some((Happened::Pinned, None)),
+        (_, YOUNG | PIN) => Some((Happened::Promoted, None)),
+        _ => None,
+    }
+}
+
+/// What a frame's segment of TCP says.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Segment {
+    source_port: u16,
+    flags: u8,
+}
+
+fn segment(frame: &[u8]) -> Option<Segment> {
+    let be16 = |at: usize| Some(u16::from_be_bytes(frame.get(at..at + 2)?.try_into().ok()?));
+    let mut at = 12;
+    let mut ethertype = be16(at)?;
+    while ethertype == ETHERTYPE_VLAN || ethertype == ETHERTYPE_QINQ {
+        at += 4;
+        ethertype = be16(at)?;
+    }
+    at += 2;
+    let mut protocol;
+    match ethertype {
+        ETHERTYPE_IPV4 => {
+            protocol = *frame.get(at + 9)?;
+            at += usize::from(frame.get(at)? & 0xf) * 4;
+        }
+        ETHERTYPE_IPV6 => {
+            protocol = *frame.get(at + 6)?;
+            at += IPV6_LEN;
+            while matches!(protocol, NEXT_HOP_BY_HOP | NEXT_ROUTING | NEXT_DESTINATION) {
+                protocol = *frame.get(at)?;
+                at += (usize::from(*frame.get(at + 1)?) + 1) * 8;
+            }
+        }
+        _ => return None,
+    }
+    (protocol == PROTO_TCP).then_some(())?;
+    Some(Segment {
+        source_port: be16(at)?,
+        flags: *frame.get(at + 13)?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::IpAddr;
+
+    use super::*;
+    use crate::inventory::tests as shown;
+
+    const PLAIN: [u8; 54] = {
+        let mut frame = [0; 54];
+        frame[12] = 8;
+        frame[14] = 0x45;
+        frame[23] = PROTO_TCP;
+        frame[34] = 0x9c;
+        frame[35] = 0x40;
+        frame
+    };
+
+    fn change(from: State, to: State) -> Option<(u8, u8)> {
+        Some((from as u8, to as u8))
+    }
+
+    #[test]
+    fn each_packet_is_one_event_at_most() {
+        use Happened::*;
+        for (reason, change, flags, expected) in [
+            (Reason::Opened, None, 2, Some((Opened, None))),
+            (Reason::Adopted, None, 16, Some((Opened, None))),
+            (Reason::Reopened, None, 2, None),
+            (Reason::Established, None, 16, None),
+            (
+                Reason::Established,
+                change(State::Embryo, State::Young),
+                16,
+                Some((Promoted, None)),
+            ),
+            (
+                Reason::Reply,
+                change(State::Embryo, State::Pin),
+                16,
+                Some((Promoted, None)),
+            ),
+            (
+                Reason::Established,
+                change(State::Young, State::Pin),
+                16,
+                Some((Pinned, None)),
+            ),
+            (
+                Reason::Established,
+                change(State::Pin, State::Closing),
+                FIN | 16,
+                Some((Closed, Some(Cause::ClientFin))),
+            ),
+            (
+                Reason::Established,
+                change(State::Pin, State::Closing),
+                RST,
+                Some((Closed, Some(Cause::ClientReset))),
+            ),
+            (
+                Reason::Reply,
+                change(State::Pin, State::Closing),
+                RST | 16,
+                Some((Closed, Some(Cause::BackendReset))),
+            ),
+            (
+                Reason::Established,
+                change(State::Closing, State::Pin),
+                16,
+                Some((Revived, None)),
+            ),
+            (
+                Reason::BackendDead,
+                None,
+                16,
+                Some((Closed, Some(Cause::Tether))),
+            ),
+            (Reason::NoBackend, None, 2, Some((Refused, None))),
+        ] {
+            assert_eq!(
+                happened(reason, change, flags),
+                expected,
+                "{reason:?} {change:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn an_event_names_client_service_and_backend() {
+        let status = shown::a_status();
+        let maps = shown::maps_of(&status);
+        let names = Names::of(&maps, &status);
+        let mut seen = Seen {
+            head: Head {
+                source: IpAddr::from([10, 9, 9, 9]).into(),
+                destination: IpAddr::from([10, 8, 8, 8]).into(),
+                service: 3,
+                backend: 6,
+                reason: Reason::Opened as u32,
+                ..Head::default()
+            },
+            data: PLAIN.to_vec(),
+        };
+        let opened = event(&seen, 7, &maps, &names).unwrap();
+        assert_eq!(opened.client, "10.9.9.9:40000".parse().unwrap());
+        assert_eq!(
+            (opened.service.as_deref(), opened.backend.as_deref()),
+            (Some("chat"), Some("b2"))
+        );
+        // A reply's client is whom it is for.
+        seen.head.reason = Reason::Reply as u32;
+        seen.head.change = State::Pin as u32 | (State::Closing as u32) << 8;
+        seen.head.client_port = 41_000;
+        let closed = event(&seen, 7, &maps, &names).unwrap();
+        assert_eq!(closed.client, "10.8.8.8:41000".parse().unwrap());
+        (seen.head.service, seen.head.backend, seen.head.reason) =
+            (ANY, ANY, Reason::BadFlags as u32);
+        let refused = event(&seen, 7, &maps, &names).unwrap();
+        assert_eq!((refused.service, refused.backend), (None, None));
+    }
+
+    #[test]
+    fn a_segment_is_found_behind_tags_and_headers_and_nowhere_else() {
+        let found = Some(Segment {
+            source_port: 40_000,
+            flags: 0,
+        });
+        assert_eq!(segment(&PLAIN), found);
+        let mut tagged = PLAIN[..12].to_vec();
+        tagged.extend([0x88, 0xa8, 0, 1, 0x81, 0, 0, 2]);
+        tagged.extend(&PLAIN[12..]);
+        assert_eq!(segment(&tagged), found);
+        let mut six = PLAIN[..12].to_vec();
+        six.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 36, NEXT_DESTINATION, 64]);
+        six.extend([1; 32]);
+        six.extend([PROTO_TCP, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        six.extend(&PLAIN[34..]);
+        assert_eq!(segment(&six), found);
+        for frame in [&PLAIN[..], &tagged, &six] {
+            for length in 0..frame.len() - 6 {
+                assert_eq!(segment(&frame[..length]), None);
+            }
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! The program on egress for what backends on this host send back: attached when it is wanted, by either means, replaced in place, removed.
+
+use aya::programs::{SchedClassifier, TcAttachType};
+use lb_userspace::dataplane::kernel::{
+    cleanup, device,
+    local::Means,
+    tc::{self, Filter},
+};
+
+use crate::sandbox::{Sandbox, command, ip, names, run};
+
+/// Whether this kernel has TCX links: Linux 6.6 brought them.
+fn has_links() -> bool {
+    let name = nix::sys::utsname::uname().unwrap();
+    let mut numbers = name.release().to_str().unwrap().split('.');
+    let mut next = || numbers.next().unwrap().parse::<u32>().unwrap();
+    (next(), next()) >= (6, 6)
+}
+
+/// Programs on TCX links, by id.
+fn links(interface: &str) -> Vec<u32> {
+    if !has_links() {
+        return vec![];
+    }
+    let (_, programs) = SchedClassifier::query_tcx(interface, TcAttachType::Egress).unwrap();
+    programs.iter().map(|program| program.id()).collect()
+}
+
+fn index(interface: &str) -> u32 {
+    device::index(interface).unwrap()
+}
+
+fn filters(interface: &str) -> Vec<Filter> {
+    tc::filters(index(interface), tc::EGRESS).unwrap()
+}
+
+fn has_qdisc(interface: &str) -> bool {
+    tc::has_qdisc(index(interface)).unwrap()
+}
+
+/// The daemon's beginning, with a backend on this host or without.
+fn start(sandbox: &Sandbox, interfaces: &[&str], means: Means, is_wanted: bool) {
+    let mut kernel = sandbox.open(interfaces);
+    let replies = kernel.local_replies();
+    replies.set_means(means);
+    if is_wanted {
+        replies.open().unwrap();
+        replies.open().unwrap();
+    }
+    kernel.attach().unwrap();
+    assert!(kernel.is_attached().unwrap());
+}
+
+/// A filter of somebody else's, which lets all pass.
+fn foreign(interface: &str) {
+    command(
+        "tc",
+        &[
+            "filter",
+            "add",
+            "dev",
+            interface,
+            "egress",
+            "pref",
+            "1",
+            "handle",
+            "0x7",
+            "bpf",
+            "direct-action",
+            "bytecode",
+            "1,6 0 0 0,",
+        ],
+    );
+}
+
+#[test]
+fn nothing_is_on_egress_without_a_backend_on_this_host() {
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        start(sandbox, &["va"], Means::Best, false);
+        assert_eq!(links("va"), [0; 0]);
+        assert!(!has_qdisc("va"));
+        assert_eq!(names(&sandbox.pins()), ["link-va", "maps"]);
+    });
+}
+
+#[test]
+fn a_kernel_without_links_has_a_filter() {
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        start(sandbox, &["va"], Means::Best, true);
+        let expected = if has_links() { (1, 0) } else { (0, 1) };
+        assert_eq!((links("va").len(), filters("va").len()), expected);
+        assert_eq!(has_qdisc("va"), !has_links());
+        cleanup(&sandbox.pins()).unwrap();
+        assert_eq!((links("va").len(), filters("va").len()), (0, 0));
+        assert!(!has_qdisc("va"));
+    });
+}
+
+#[test]
+fn a_link_is_replaced_in_place_and_leaves_no_trace() {
+    if !has_links() {
+        return;
+    }
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        start(sandbox, &["va", "vb"], Means::Best, true);
+        let [before] = links("va")[..] else {
+            panic!("{:?}", links("va"));
+        };
+        assert_eq!(links("vb").len(), 1);
+        let pinned = ["link-va", "link-vb", "local-va", "local-vb", "maps"];
+        assert_eq!(names(&sandbox.pins()), pinned);
+        assert!(!has_qdisc("va"));
+
+        // A restart, before it knows of any backend.
+        start(sandbox, &["va"], Means::Best, false);
+        let [after] = links("va")[..] else {
+            panic!("{:?}", links("va"));
+        };
+        assert_ne!(before, after);
+        assert_eq!(links("vb"), [0; 0], "it is configured no more");
+        assert_eq!(names(&sandbox.pins()), ["link-va", "local-va", "maps"]);
+
+        let removed = cleanup(&sandbox.pins()).unwrap();
+        assert_eq!(removed.interfaces, ["va"]);
+        assert_eq!(links("va"), [0; 0]);
+        assert!(!sandbox.pins().exists());
+    });
+}
+
+#[test]
+fn a_link_that_somebody_undid_is_missed_and_made_again() {
+    if !has_links() {
+        return;
+    }
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        let mut kernel = sandbox.open(&["va"]);
+        kernel.local_replies().open().unwrap();
+        kernel.attach().unwrap();
+        let pin = sandbox.pins().join("local-va");
+        let undoings: [fn(&std::path::Path); 2] = [
+            |pin| {
+                use lb_userspace::dataplane::kernel::bpf::{Kind, Link};
+                Link::from_pin_of(pin, Kind::Tcx).unwrap().detach().unwrap();
+            },
+            |_| {
+                ip(&["link", "del", "va"]);
+                ip(&["link", "add", "va", "type", "veth", "peer", "name", "vb"]);
+            },
+        ];
+        for undo in undoings {
+            undo(&pin);
+            assert!(!kernel.is_attached().unwrap());
+            kernel.attach().unwrap();
+            assert!(kernel.is_attached().unwrap());
+            assert_eq!(links("va").len(), 1);
+        }
+    });
+}
+
+#[test]
+fn a_filter_is_replaced_in_place_and_goes_with_its_qdisc() {
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        start(sandbox, &["va"], Means::Filter, true);
+        assert_eq!(links("va"), [0; 0]);
+        let [before] = filters("va")[..] else {
+            panic!("{:?}", filters("va"));
+        };
+        assert!(before.is_in_place());
+        let pinned = ["filter-va", "link-va", "maps", "qdisc-va"];
+        assert_eq!(names(&sandbox.pins()), pinned);
+
+        // A restart, on whatever kernel, leaves it the means that it has.
+        start(sandbox, &["va"], Means::Best, false);
+        let [after] = filters("va")[..] else {
+            panic!("{:?}", filters("va"));
+        };
+        assert!(after.is_in_place());
+        assert_ne!(before.program, after.program);
+        assert_eq!(names(&sandbox.pins()), pinned);
+
+        let removed = cleanup(&sandbox.pins()).unwrap();
+        assert_eq!(removed.interfaces, ["va"]);
+        assert!(!has_qdisc("va"));
+        assert!(!sandbox.pins().exists());
+    });
+}
+
+#[test]
+fn a_qdisc_that_was_there_stays_with_others_filters() {
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        command("tc", &["qdisc", "add", "dev", "va", "clsact"]);
+        foreign("va");
+        let theirs = filters("va");
+        assert_eq!(theirs.len(), 1);
+        start(sandbox, &["va"], Means::Filter, true);
+        assert_eq!(filters("va").len(), 2);
+        assert_eq!(names(&sandbox.pins()), ["filter-va", "link-va", "maps"]);
+        cleanup(&sandbox.pins()).unwrap();
+        assert_eq!(filters("va"), theirs);
+        assert!(has_qdisc("va"));
+    });
+}
+
+#[test]
+fn a_qdisc_of_ours_stays_for_filters_that_others_have_put_there_since() {
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        start(sandbox, &["va"], Means::Filter, true);
+        foreign("va");
+        cleanup(&sandbox.pins()).unwrap();
+        assert_eq!(filters("va").len(), 1);
+        assert!(!filters("va")[0].is_in_place());
+        assert!(!sandbox.pins().exists());
+    });
+}
+
+/// Its place is taken by somebody's filter of another sort, or it was removed.
+#[test]
+fn a_filter_that_somebody_removed_is_missed_and_made_again() {
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        let mut kernel = sandbox.open(&["va"]);
+        let replies = kernel.local_replies();
+        replies.set_means(Means::Filter);
+        replies.open().unwrap();
+        kernel.attach().unwrap();
+        command("tc", &["qdisc", "del", "dev", "va", "clsact"]);
+        assert!(!kernel.is_attached().unwrap());
+        kernel.attach().unwrap();
+        assert!(kernel.is_attached().unwrap());
+        assert_eq!(filters("va").len(), 1);
+        drop((kernel, replies));
+        cleanup(&sandbox.pins()).unwrap();
+        assert!(!has_qdisc("va"));
+    });
+}

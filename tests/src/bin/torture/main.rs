@@ -1,0 +1,212 @@
+//! The torture lab: thousands of connections, in each mode and family at once, through a storm of everything that may happen to a
+//! load balancer. Exits non-zero if one broke that was not meant to, or another of the contract's promises was not kept.
+//!
+//! Each mode and family has a process of its own, since a process may have 20,000 descriptors where hard limits are as usual.
+
+mod labs;
+
+use std::collections::BTreeMap;
+use std::process::ExitCode;
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::{Parser, ValueEnum};
+use lab::address::Family;
+use lab::topology::Place;
+use lab::torture::{
+    self, Forecast, Kind, LEAST, Outcome, Replayed, Report, Schedule, Siege, Sieged,
+};
+
+/// Lets a storm pass over long-lived connections through Tether.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// How long it storms, at least; it goes on until each kind of event has happened three times in each lab.
+    #[arg(long, default_value_t = 300)]
+    seconds: u64,
+    /// How many connections, all together.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(16..=100_000))]
+    connections: u32,
+    /// How services forward; may be given several times.
+    #[arg(long, value_parser = ["l2", "ipip", "nat", "dnat"], default_values = ["l2", "ipip", "nat"])]
+    mode: Vec<String>,
+    /// The versions of IP of clients and backends; may be given several times.
+    #[arg(long, value_enum, default_values = ["v4", "v6"])]
+    family: Vec<Family>,
+    /// Instead of a storm: kill the daemon so often, all together, at failpoints and at random moments.
+    #[arg(long, value_name = "N", conflicts_with = "shutdown")]
+    kills: Option<u64>,
+    /// Instead of a storm: replay the end of a chat server's pod, which fails its readiness at 2 s, stops to listen at 12 s, closes
+    /// what is left at 40 s and is gone at 42 s.
+    #[arg(long)]
+    shutdown: bool,
+    /// Print the result once more as one line of JSON, last on standard output.
+    #[arg(long)]
+    json: bool,
+    /// Run in one lab, in this process, and print its outcome: for the processes that this program starts.
+    #[arg(long, hide = true)]
+    alone: bool,
+}
+
+/// How often a connection that is not silent says something.
+const PACE: Duration = Duration::from_secs(5);
+/// The most connections of one process: each is two descriptors.
+const MOST_ALONE: u32 = 8_000;
+/// How many complaints of a lab are printed.
+const COMPLAINTS: usize = 20;
+
+fn main() -> Result<ExitCode> {
+    let arguments = Arguments::parse();
+    if arguments.alone {
+        return alone(&arguments);
+    }
+    let labs: Vec<(&str, Family)> = arguments
+        .mode
+        .iter()
+        .flat_map(|mode| arguments.family.iter().map(|f| (mode.as_str(), *f)))
+        .collect();
+    let share = arguments
+        .connections
+        .div_ceil(u32::try_from(labs.len())?.max(1));
+    anyhow::ensure!(
+        share <= MOST_ALONE,
+        "{share} connections for each mode and family are more than the {MOST_ALONE} that one process can have; \
+         name more modes and families, or fewer connections"
+    );
+    let share_of = |whole: u64, number: usize| {
+        let (number, count) = (number as u64, labs.len() as u64);
+        whole * (number + 1) / count - whole * number / count
+    };
+    if let Some(kills) = arguments.kills {
+        let sieged: Vec<Sieged> = labs::run(&labs, |number| {
+            vec!["--kills".into(), share_of(kills, number).to_string()]
+        })?;
+        return sieges(&sieged, arguments.json);
+    }
+    let connections = |number: usize| {
+        let share = share_of(arguments.connections.into(), number);
+        ["--connections".into(), share.to_string()]
+    };
+    if arguments.shutdown {
+        let replayed: Vec<Replayed> = labs::run(&labs, |number| {
+            [vec!["--shutdown".into()], connections(number).to_vec()].concat()
+        })?;
+        return replays(&replayed, arguments.json);
+    }
+    let outcomes: Vec<Outcome> = labs::run(&labs, |number| {
+        let seconds = ["--seconds".into(), arguments.seconds.to_string()];
+        [seconds, connections(number)].concat()
+    })?;
+    for outcome in &outcomes {
+        for complaint in outcome.complaints.iter().take(COMPLAINTS) {
+            println!("{}: {complaint}", outcome.mode);
+        }
+    }
+    let report = Report::of(&outcomes);
+    let faults = report.faults(&Kind::ALL, LEAST);
+    for fault in &faults {
+        println!("not kept: {fault}");
+    }
+    println!(
+        "Connections that broke and were not meant to: {}",
+        report.unexpected_breaks
+    );
+    if arguments.json {
+        println!("{}", serde_json::to_string(&report)?);
+    }
+    Ok(exit_code(faults.is_empty()))
+}
+
+/// The storm in the first of the modes and families.
+fn alone(arguments: &Arguments) -> Result<ExitCode> {
+    let (mode, family) = (&arguments.mode[0], arguments.family[0]);
+    let family_name = family.to_possible_value().map(|v| v.get_name().to_owned());
+    let label = format!("{mode} {}", family_name.unwrap_or_default());
+    let say = |line: &str| eprintln!("{label:<8} {line}");
+    let place = Place::of_mode(mode);
+    let connections = arguments.connections as usize;
+    if let Some(kills) = arguments.kills {
+        let siege = Siege {
+            place,
+            family,
+            kills,
+        };
+        println!(
+            "{}",
+            serde_json::to_string(&torture::besiege(&siege, say)?)?
+        );
+        return Ok(ExitCode::SUCCESS);
+    }
+    if arguments.shutdown {
+        let replayed = torture::replay(place, family, connections, Schedule::FULL, say)?;
+        println!("{}", serde_json::to_string(&replayed)?);
+        return Ok(ExitCode::SUCCESS);
+    }
+    let forecast = Forecast {
+        place,
+        family,
+        connections,
+        pace: PACE,
+        storm: Duration::from_secs(arguments.seconds),
+        kinds: Kind::ALL.to_vec(),
+        least: LEAST,
+        pins: false,
+    };
+    let outcome = torture::run(&forecast, say)?;
+    println!("{}", serde_json::to_string(&outcome)?);
+    Ok(ExitCode::SUCCESS)
+}
+
+/// Says what came of sieges.
+fn sieges(sieged: &[Sieged], json: bool) -> Result<ExitCode> {
+    let mut failpoints = BTreeMap::<&str, u64>::new();
+    let mut random = 0;
+    for lab in sieged {
+        random += lab.random;
+        for (place, count) in &lab.failpoints {
+            *failpoints.entry(place).or_default() += count;
+        }
+        for complaint in lab.complaints.iter().take(COMPLAINTS) {
+            println!("{}: {complaint}", lab.mode);
+        }
+    }
+    for (place, count) in &failpoints {
+        println!("{count:>6} deaths {place}");
+    }
+    println!("{random:>6} deaths at random moments");
+    let sum = |part: fn(&Sieged) -> u64| sieged.iter().map(part).sum::<u64>();
+    let (broken, failed) = (sum(|lab| lab.broken), sum(|lab| lab.failed));
+    println!(
+        "{broken} of {} connections broke; {failed} of {} new ones failed",
+        sum(|lab| lab.connections),
+        sum(|lab| lab.tried)
+    );
+    if json {
+        println!("{}", serde_json::to_string(sieged)?);
+    }
+    Ok(exit_code(broken == 0 && failed == 0))
+}
+
+/// Says what came of pods' ends.
+fn replays(replayed: &[Replayed], json: bool) -> Result<ExitCode> {
+    for lab in replayed {
+        println!(
+            "{}: {} of {} connections were closed by the pod, {} were cut; {} came after the verdict",
+            lab.mode, lab.closed_by_pod, lab.held, lab.cut, lab.arrived_after_verdict
+        );
+        for complaint in lab.complaints.iter().take(COMPLAINTS) {
+            println!("{}: {complaint}", lab.mode);
+        }
+    }
+    if json {
+        println!("{}", serde_json::to_string(replayed)?);
+    }
+    Ok(exit_code(replayed.iter().all(Replayed::is_good)))
+}
+
+fn exit_code(good: bool) -> ExitCode {
+    if good {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::FAILURE
+    }
+}

@@ -1,0 +1,284 @@
+//! `tether doctor`: a lab where all is well, and one thing after another broken in it. Each has to be seen, and seen no more once it is mended.
+
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::{Context as _, Result};
+use lab::config::SERVICE;
+use lab::stage::Stage;
+use lab::tether;
+use lab::topology::{Place, Topology, UPLINK};
+use lab::wait;
+use serde_json::Value;
+
+/// Each examination takes a second or two, and the kernel takes its time to find a neighbour gone.
+const SOON: Duration = Duration::from_secs(30);
+
+/// A line of the report.
+#[derive(Clone, PartialEq, Eq)]
+struct Line {
+    check: String,
+    subject: String,
+    state: String,
+    text: String,
+}
+
+impl fmt::Debug for Line {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "{} {} {}: {}",
+            self.state, self.check, self.subject, self.text
+        )
+    }
+}
+
+/// What the doctor says, and whether its exit status calls it a failure.
+fn examine(stage: &Stage, more: &[&str]) -> Result<(Vec<Line>, bool)> {
+    let output = stage
+        .tether
+        .output(&[&["doctor", "--json"], more].concat())?;
+    let text = String::from_utf8(output.stdout)?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    let report: Value = serde_json::from_str(&text).with_context(|| format!("{text}{said}"))?;
+    let word = |value: &Value| value.as_str().unwrap_or_default().to_owned();
+    let lines = report["findings"].as_array().context("findings")?;
+    let lines = lines.iter().map(|line| Line {
+        check: word(&line["check"]),
+        subject: word(&line["subject"]),
+        state: word(&line["state"]),
+        text: format!("{} -> {}", word(&line["found"]), word(&line["remedy"])),
+    });
+    Ok((lines.collect(), output.status.code() == Some(1)))
+}
+
+/// Waits until the line about `check` of `subject` is in `state`, and holds that the exit status agrees with all lines.
+fn see(stage: &Stage, check: &str, subject: &str, state: &str) -> Result<Line> {
+    let (lines, _) = wait::until_seen(
+        &format!("{check} of {subject:?} is {state}"),
+        SOON,
+        || examine(stage, &[]),
+        |(lines, failed)| {
+            assert_eq!(
+                *failed,
+                lines.iter().any(|line| line.state == "failure"),
+                "{lines:?}"
+            );
+            lines
+                .iter()
+                .any(|line| line.check == check && line.subject == subject && line.state == state)
+        },
+    )?;
+    let found = lines
+        .into_iter()
+        .find(|line| line.check == check && line.subject == subject);
+    found.context("it was there")
+}
+
+/// Lines that are neither well nor of a kind that no network namespace can tell.
+fn trouble(lines: &[Line]) -> Vec<&Line> {
+    // net.core.bpf_jit_enable is the first namespace's, and the other end of a veth another's; a veth pair merges nothing that a lab could turn off on
+    // both kernels alike.
+    let untold =
+        |line: &&Line| !(["jit", "peer"].contains(&&*line.check) && line.state == "unknown");
+    lines
+        .iter()
+        .filter(|line| line.state != "ok")
+        .filter(untold)
+        .collect()
+}
+
+fn is_well(stage: &Stage) -> Result<()> {
+    let (lines, failed) = examine(stage, &[])?;
+    assert_eq!(trouble(&lines), Vec::<&Line>::new());
+    assert!(!failed);
+    Ok(())
+}
+
+fn b1() -> String {
+    format!("{SERVICE}/b1")
+}
+
+#[test]
+fn what_is_broken_on_an_l2_segment_is_seen() -> Result<()> {
+    let stage = Stage::set(Topology::new(Place::Segment), 701, |_| {})?;
+    is_well(&stage)?;
+    let balancer = stage.lab.balancer();
+    let backend = &stage.lab.backends()[0];
+
+    // Whoever answers ARP for the VIP takes it away.
+    backend.sysctl("net/ipv4/conf/all/arp_ignore", "0")?;
+    let line = see(&stage, "arp", SERVICE, "failure")?;
+    assert!(
+        line.text.contains("b1") && line.text.contains("arp_ignore=1"),
+        "{line:?}"
+    );
+    backend.sysctl("net/ipv4/conf/all/arp_ignore", "1")?;
+    see(&stage, "arp", SERVICE, "ok")?;
+
+    // A backend without the VIP.
+    let vip = stage.config.vip;
+    backend.ip(&format!("address del {vip}/32 dev lo"))?;
+    let line = see(&stage, "vip", &b1(), "failure")?;
+    assert!(
+        line.text.contains(&format!("ip address add {vip} dev lo")),
+        "{line:?}"
+    );
+    backend.ip(&format!("address add {vip} dev lo"))?;
+    see(&stage, "vip", &b1(), "ok")?;
+
+    // One that nobody can resolve.
+    stage.lab.darken(0)?;
+    balancer.ip(&format!(
+        "neigh flush to {}",
+        stage.lab.topology().backend_address(0)
+    ))?;
+    see(&stage, "neighbour", &b1(), "failure")?;
+    stage.lab.brighten(0)?;
+    see(&stage, "neighbour", &b1(), "ok")?;
+
+    // Another program of traffic control.
+    balancer.sh("tc qdisc add dev eth0 clsact")?;
+    balancer.sh("tc filter add dev eth0 ingress protocol all prio 3 u32 match u32 0 0")?;
+    let line = see(&stage, "tc", UPLINK, "warning")?;
+    assert!(line.text.contains("u32"), "{line:?}");
+    balancer.sh("tc qdisc del dev eth0 clsact")?;
+    see(&stage, "tc", UPLINK, "ok")?;
+
+    // The way is too narrow.
+    balancer.ip("link set eth0 mtu 1400")?;
+    see(&stage, "mtu", &b1(), "warning")?;
+    balancer.ip("link set eth0 mtu 1600")?;
+    see(&stage, "mtu", &b1(), "ok")?;
+    is_well(&stage)?;
+    stage.close();
+    Ok(())
+}
+
+#[test]
+fn what_is_broken_behind_a_tunnel_is_seen() -> Result<()> {
+    let stage = Stage::set(Topology::new(Place::Farm), 702, |_| {})?;
+    is_well(&stage)?;
+    let backend = &stage.lab.backends()[0];
+
+    tether::succeed(backend, &["decap", "--interface", UPLINK, "--detach"])?;
+    let line = see(&stage, "decapsulation", &b1(), "failure")?;
+    assert!(line.text.contains("tether decap"), "{line:?}");
+    tether::succeed(backend, &["decap", "--interface", UPLINK])?;
+    see(&stage, "decapsulation", &b1(), "ok")?;
+
+    // Strict filtering with the clients' route elsewhere: the backend drops what it has unwrapped.
+    let vip = stage.config.vip;
+    backend.ip(&format!("address del {vip}/32 dev lo"))?;
+    see(&stage, "decapsulation", &b1(), "failure")?;
+    backend.ip(&format!("address add {vip} dev lo"))?;
+    see(&stage, "decapsulation", &b1(), "ok")?;
+
+    // A link beyond the router that carries no more than the internet's.
+    backend.ip("link set eth0 mtu 1500")?;
+    stage
+        .lab
+        .router()
+        .ip("link set b1 mtu 1500\nroute add 10.0.3.11/32 dev farm mtu lock 1500")?;
+    let line = see(&stage, "mtu", &b1(), "warning")?;
+    assert!(line.text.contains("advmss 1440"), "{line:?}");
+    stage
+        .lab
+        .router()
+        .ip("route del 10.0.3.11/32 dev farm\nlink set b1 mtu 1600")?;
+    backend.ip("link set eth0 mtu 1600")?;
+    // What the balancer's kernel has learned of the path it would believe for ten minutes.
+    stage.lab.balancer().ip("route flush cache")?;
+    see(&stage, "mtu", &b1(), "ok")?;
+    is_well(&stage)?;
+    stage.close();
+    Ok(())
+}
+
+#[test]
+fn what_is_broken_where_addresses_are_translated_is_seen() -> Result<()> {
+    let stage = Stage::set(Topology::new(Place::Hidden), 703, |_| {})?;
+    is_well(&stage)?;
+    let balancer = stage.lab.balancer();
+    balancer.sysctl("net/ipv4/conf/eth0/forwarding", "0")?;
+    let line = see(&stage, "forwarding", UPLINK, "failure")?;
+    assert!(
+        line.text.contains("net.ipv4.conf.eth0.forwarding=1"),
+        "{line:?}"
+    );
+    balancer.sysctl("net/ipv4/conf/eth0/forwarding", "1")?;
+    see(&stage, "forwarding", UPLINK, "ok")?;
+    let snat = stage.lab.topology().snat_address();
+    balancer.ip(&format!("address del {snat}/32 dev eth0"))?;
+    // It would send there for as long as it remembers, which may be most of a minute.
+    stage.lab.router().ip("neighbour flush all")?;
+    let subject = format!("{SERVICE} {snat}");
+    see(&stage, "snat", &subject, "warning")?;
+    see(&stage, "replies", &b1(), "failure")?;
+    balancer.ip(&format!("address add {snat}/32 dev eth0"))?;
+    see(&stage, "replies", &b1(), "ok")?;
+    is_well(&stage)?;
+    stage.close();
+
+    // `dnat`: a backend whose default gateway is another.
+    let stage = Stage::set(Topology::new(Place::Behind), 704, |_| {})?;
+    is_well(&stage)?;
+    let backend = &stage.lab.backends()[0];
+    backend.ip("route replace default via 10.0.2.1")?;
+    let line = see(&stage, "replies", &b1(), "warning")?;
+    assert!(line.text.contains("default gateway"), "{line:?}");
+    stage.close();
+    Ok(())
+}
+
+#[test]
+fn it_works_without_a_daemon_and_names_who_is_in_the_way() -> Result<()> {
+    let mut stage = Stage::set(Topology::new(Place::Segment), 705, |_| {})?;
+    stage.tether.terminate()?;
+    stage.tether.succeed(&["cleanup"])?;
+    let config = ["--config", tether::CONFIG_PATH];
+    let (lines, failed) = examine(&stage, &config)?;
+    assert!(!failed, "{lines:?}");
+    let of = |lines: &[Line], check: &str| {
+        let found = lines.iter().find(|line| line.check == check).cloned();
+        found.with_context(|| format!("nothing about {check}"))
+    };
+    assert_eq!(of(&lines, "daemon")?.state, "unknown");
+    assert_eq!(of(&lines, "vip")?.state, "ok");
+    let xdp = of(&lines, "xdp")?;
+    assert!(
+        xdp.state == "ok" && xdp.text.contains("not attached"),
+        "{xdp:?}"
+    );
+
+    // Somebody else's program.
+    tether::succeed(stage.lab.balancer(), &["decap", "--interface", UPLINK])?;
+    let (lines, failed) = examine(&stage, &config)?;
+    assert!(failed);
+    let xdp = of(&lines, "xdp")?;
+    assert!(
+        xdp.state == "failure" && xdp.text.contains("decap"),
+        "{xdp:?}"
+    );
+    tether::succeed(
+        stage.lab.balancer(),
+        &["decap", "--interface", UPLINK, "--detach"],
+    )?;
+
+    // What is configured is not there.
+    let text = stage.config.text().replace("\"eth0\"", "\"eth7\"");
+    stage.lab.balancer().write("/run/other.toml", &text)?;
+    let (lines, failed) = examine(&stage, &["--config", "/run/other.toml"])?;
+    assert!(failed);
+    assert!(
+        lines
+            .iter()
+            .any(|line| line.subject == "eth7" && line.state == "failure")
+    );
+    let wrong = stage
+        .tether
+        .output(&["doctor", "--config", "/run/absent.toml"])?;
+    assert_eq!(wrong.status.code(), Some(2));
+    stage.close();
+    Ok(())
+}

@@ -1,0 +1,90 @@
+//! A short run of each fuzzer, the promises broken on purpose, and every case that once broke one by itself.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use lab::fuzz::{
+    api, config,
+    packets::{Case, sabotage::Sabotage},
+};
+
+/// From a seed that is always the same: what chance finds is for `cargo xtask fuzz`.
+const FIRST: u64 = 1;
+
+#[test]
+fn no_promise_about_packets_is_broken() {
+    for seed in (FIRST..).take(60) {
+        let case = Case::of_seed(seed);
+        if let Some((step, breach)) = case.play(None).breach {
+            panic!(
+                "seed {seed}, step {step}: {breach}\n{}",
+                case.shrunk(None).text()
+            );
+        }
+    }
+}
+
+#[test]
+fn each_promise_that_is_broken_is_found_out() {
+    for (sabotage, promises) in Sabotage::ALL {
+        let breach = (FIRST..)
+            .take(60)
+            .find_map(|seed| Case::of_seed(seed).play(Some(sabotage)).breach);
+        let Some((_, breach)) = breach else {
+            panic!("{sabotage:?} is not found out");
+        };
+        assert!(
+            promises.contains(&breach.promise),
+            "{sabotage:?} is taken for {breach}"
+        );
+    }
+}
+
+/// Steps that have nothing to do with what is broken are left out, and what is left still breaks it.
+#[test]
+fn a_case_is_shrunk_to_what_is_needed() {
+    let (sabotage, _) = Sabotage::ALL[11];
+    let case = (FIRST..)
+        .map(Case::of_seed)
+        .find(|case| case.play(Some(sabotage)).breach.is_some())
+        .expect("there are always more seeds");
+    let shrunk = case.shrunk(Some(sabotage));
+    assert!(shrunk.steps.len() <= 4, "{}", shrunk.text());
+    assert!(shrunk.play(Some(sabotage)).breach.is_some());
+    let read = Case::parse(&shrunk.text()).expect("what was written can be read");
+    assert_eq!(read, shrunk);
+}
+
+/// What was found once, or nearly taken for something found, each in a file named for it.
+#[test]
+fn what_was_found_stays_mended() {
+    const CASES: [(&str, &str); 1] = [(
+        "syn-without-hops-left",
+        include_str!("cases/syn-without-hops-left.txt"),
+    )];
+    for (name, text) in CASES {
+        let case = Case::parse(text).unwrap_or_else(|error| panic!("{name}: {error}"));
+        assert_eq!(case.play(None).breach, None, "{name}");
+    }
+}
+
+#[test]
+fn every_text_is_a_configuration_or_told_why_not() {
+    let mut valid = 0;
+    for seed in (FIRST..).take(3_000) {
+        let text = config::text(seed);
+        if let Err(how) = config::judge(&text) {
+            panic!("seed {seed}: {how}\n{text}");
+        }
+        valid += u32::from(config::is_valid(&text));
+    }
+    // Else only refusals would have been tried.
+    assert!((100..2_900).contains(&valid), "{valid} of 3,000 were valid");
+}
+
+#[test]
+fn no_request_harms_the_daemon_or_a_connection() -> Result<()> {
+    let requests = api::run(FIRST, Duration::from_secs(3))?;
+    assert!(requests > 50, "only {requests} requests");
+    Ok(())
+}

@@ -1,0 +1,78 @@
+//! Modes `nat` and `dnat`: a SYN for a port that has a flow already, forged, late or of the next connection, and whose segments are whose then.
+
+use lab::packet::{BackendSpec, CLIENT, World, flow::MIB, nat::Opened};
+use lb_common::{
+    flow::word::{State, Word},
+    tcp::ACK,
+    verdict::Reason,
+};
+
+lab::in_both_versions![
+    a_forged_syn_ahead_of_a_stream_never_has_it,
+    the_syn_that_comes_late_once_more_takes_nothing,
+    a_backend_that_takes_the_data_of_a_syn_has_opened_the_flow,
+];
+
+const MODES: [fn(u32) -> BackendSpec; 2] = [BackendSpec::nat, BackendSpec::dnat];
+
+/// The client sends at a place of its stream, and its backend gets that from where it gets all of the flow.
+fn goes_on(world: &World, backend: &BackendSpec, flow: &Opened, seq: u32) {
+    let data = flow.ack().seq(seq).payload(b"data");
+    let run = world.send(&data);
+    assert_eq!(run.reason(), Reason::Established, "at {seq:#x}");
+    let expected = backend.translated(&data, flow.source).bytes();
+    assert_eq!(run.outcome.output, expected, "at {seq:#x}");
+}
+
+fn a_forged_syn_ahead_of_a_stream_never_has_it() {
+    for mode in MODES {
+        let backend = mode(1);
+        let world = World::with_translating(&backend);
+        let flow = world.open(CLIENT);
+        let begin = flow.ack().as_tcp().seq;
+        let forged = CLIENT.syn().seq(begin.wrapping_add(2 * MIB));
+        assert_eq!(world.send(&forged).reason(), Reason::Challenged);
+        for step in 0..40 {
+            goes_on(
+                &world,
+                &backend,
+                &flow,
+                begin.wrapping_add(step * (MIB / 8)),
+            );
+        }
+        let (_, pin) = world.entry_in(CLIENT.key(), State::Pin);
+        assert!(pin.has(Word::CONTESTED));
+    }
+}
+
+fn the_syn_that_comes_late_once_more_takes_nothing() {
+    for mode in MODES {
+        let backend = mode(1);
+        let world = World::with_translating(&backend);
+        let flow = world.open(CLIENT);
+        world.send(&CLIENT.syn());
+        let begin = flow.ack().as_tcp().seq;
+        for sent in [0, 4, 1_000, 100_000] {
+            goes_on(&world, &backend, &flow, begin.wrapping_add(sent));
+        }
+    }
+}
+
+/// TCP Fast Open (RFC 7413).
+fn a_backend_that_takes_the_data_of_a_syn_has_opened_the_flow() {
+    for mode in MODES {
+        let backend = mode(1);
+        let world = World::with_translating(&backend);
+        let syn = CLIENT.syn().payload(b"a question");
+        assert_eq!(world.send(&syn).reason(), Reason::Opened);
+        let flow = world.flow(CLIENT);
+        let next = flow.ack().as_tcp().seq.wrapping_add(10);
+        let answer = flow.syn_ack().ack(next);
+        assert_eq!(world.send(&answer).reason(), Reason::Reply);
+        assert!(world.entry(CLIENT.key()).is(State::Pin));
+        // It may answer before it hears of the client again.
+        let early = flow.replies(ACK).ack(next).payload(b"an answer");
+        assert_eq!(world.send(&early).reason(), Reason::Reply);
+        goes_on(&world, &backend, &flow, next);
+    }
+}

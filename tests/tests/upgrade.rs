@@ -1,0 +1,319 @@
+//! Daemons of another version of the maps' layouts, newer and older: each takes over from the other under load, and no connection notices.
+
+use std::collections::BTreeMap;
+use std::process::{Command, Output};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, ensure};
+use lab::address::Family;
+use lab::namespace::Namespace;
+use lab::peer::client::Connection;
+use lab::peer::crowd;
+use lab::stage::Stage;
+use lab::tether::{self, CONFIG_PATH};
+use lab::topology::{Place, Topology};
+use lb_common::maps::ABI_VERSION;
+
+const SOON: Duration = Duration::from_secs(30);
+const PACE: Duration = Duration::from_millis(250);
+
+/// Every connection echoes again and again, and none has broken.
+fn assert_talking(connections: &[Connection]) -> Result<()> {
+    crowd::wait_for_echoes(connections, 3, SOON, |_| {})?;
+    assert_eq!(crowd::breaks(connections), [""; 0]);
+    Ok(())
+}
+
+/// `tether upgrade-check` of the next version.
+fn check_with_next(host: &Namespace, more: &[&str]) -> Result<Output> {
+    let mut command = Command::new(tether::program_of_next_version()?);
+    command.args(["upgrade-check"]).args(more);
+    host.output(command)
+}
+
+fn said(output: &Output) -> String {
+    let words = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+    words(&output.stdout) + &words(&output.stderr)
+}
+
+/// Every flow that is listed: its client, with its backend and the second in which it was first seen.
+fn listed(stage: &Stage) -> Result<BTreeMap<String, (String, u64)>> {
+    let text = stage
+        .tether
+        .succeed(&["flows", "--json", "--state", "young,pin"])?;
+    text.lines()
+        .map(|line| {
+            let flow: serde_json::Value = serde_json::from_str(line)?;
+            let text = |key: &str| Some(flow[key].as_str()?.to_owned());
+            let facts = text("backend").zip(flow["first_seen"].as_u64());
+            Ok((
+                text("client").context("a client")?,
+                facts.with_context(|| format!("no backend or first sight: {line}"))?,
+            ))
+        })
+        .collect()
+}
+
+/// The same flows are at the same backends, first seen when they were: to a tick, in which that is kept.
+fn assert_same(before: &BTreeMap<String, (String, u64)>, after: &BTreeMap<String, (String, u64)>) {
+    for (client, (backend, first_seen)) in before {
+        let Some((now_at, now_seen)) = after.get(client) else {
+            panic!("the flow of {client} is gone");
+        };
+        assert_eq!(backend, now_at, "{client}");
+        assert!(
+            first_seen.abs_diff(*now_seen) <= 5,
+            "{client}: {first_seen} {now_seen}"
+        );
+    }
+}
+
+#[test]
+fn connections_outlive_upgrade_and_downgrade_ipip() -> Result<()> {
+    outlive(Place::Farm, Family::V4)
+}
+
+#[test]
+fn connections_outlive_upgrade_and_downgrade_l2_ipv6() -> Result<()> {
+    outlive(Place::Segment, Family::V6)
+}
+
+#[test]
+fn connections_outlive_upgrade_and_downgrade_nat() -> Result<()> {
+    outlive(Place::Hidden, Family::V4)
+}
+
+#[test]
+fn connections_outlive_upgrade_and_downgrade_nat_ipv6() -> Result<()> {
+    outlive(Place::Hidden, Family::V6)
+}
+
+fn outlive(place: Place, family: Family) -> Result<()> {
+    let mut stage = Stage::set(Topology::new(place).in_family(family), 53, |_| {})?;
+    let mut connections = stage
+        .clients
+        .open(300, stage.plan().talking(PACE), |_| {})?;
+    // Half of them say nothing until the end.
+    let silent = stage.clients.open(150, stage.plan(), |_| {})?;
+    assert_talking(&connections)?;
+    stage.tether.succeed(&["drain", "chat/b1"])?;
+    let on_b1 = crowd::on(&connections, "b1").len();
+    ensure!(on_b1 > 0, "b1 has connections");
+
+    let versions = [
+        (tether::program_of_next_version()?, ABI_VERSION + 1),
+        (tether::program()?, ABI_VERSION),
+        (tether::program_of_next_version()?, ABI_VERSION + 1),
+    ];
+    for (round, (program, version)) in versions.into_iter().enumerate() {
+        stage
+            .tether
+            .wait_status("b1 drains, all flows are counted", SOON, |status| {
+                let flows: u64 = ["b1", "b2", "b3"]
+                    .iter()
+                    .filter_map(|name| status.backend(name))
+                    .map(|backend| backend.flows.young + backend.flows.pin)
+                    .sum();
+                status.serving("b1") == "existing-only"
+                    && flows == (connections.len() + silent.len()) as u64
+            })?;
+        let (flows, before) = (listed(&stage)?, stage.tether.status()?);
+        stage.tether.kill()?;
+        stage.tether.become_program(program);
+        stage.tether.restart()?;
+        stage.tether.wait_ready()?;
+        let log = stage.tether.log();
+        ensure!(
+            log.contains("flow tables migrated") && log.contains(&format!("\"to\":{version}")),
+            "{log}"
+        );
+        assert_talking(&connections)?;
+        assert_same(&flows, &listed(&stage)?);
+
+        let status = stage
+            .tether
+            .wait_status("b1 drains still", SOON, |status| {
+                status.serving("b1") == "existing-only"
+                    && ["b2", "b3"]
+                        .iter()
+                        .all(|name| status.serving(name) == "new")
+            })?;
+        for reason in ["adopted", "unknown_flow"] {
+            assert_eq!(status.packets(reason), 0, "{reason} in round {round}");
+        }
+        // What was counted before goes on being counted.
+        for reason in ["established", "opened"] {
+            let (before, after) = (before.packets(reason), status.packets(reason));
+            assert!(after >= before && before > 0, "{reason}: {before} {after}");
+        }
+        assert!(status.packets("opened") <= before.packets("opened") + 20);
+        let newcomers = stage.clients.open(60, stage.plan().talking(PACE), |_| {})?;
+        assert!(crowd::on(&newcomers, "b1").is_empty());
+        connections.extend(newcomers);
+        assert_talking(&connections)?;
+    }
+    assert_eq!(crowd::on(&connections, "b1").len(), on_b1);
+    if place == Place::Hidden {
+        let all = (connections.len() + silent.len()) as u32;
+        stage
+            .tether
+            .wait_status("each flow has its SNAT port", SOON, |status| {
+                let backends = status.services.iter().flat_map(|service| &service.backends);
+                let ports = backends.flat_map(|backend| &backend.snat);
+                ports.map(|snat| snat.ports).sum::<u32>() == all
+            })?;
+    }
+    assert_eq!(crowd::echo_all(&silent), [""; 0]);
+    assert_eq!(crowd::breaks(&silent), [""; 0]);
+    stage.close();
+    Ok(())
+}
+
+/// Whatever moment a migration is killed at, packets are forwarded, and the next start completes or undoes it.
+#[test]
+fn a_migration_that_is_killed_loses_no_flow() -> Result<()> {
+    let mut stage = Stage::set(Topology::new(Place::Farm), 54, |_| {})?;
+    let mut connections = stage
+        .clients
+        .open(200, stage.plan().talking(PACE), |_| {})?;
+    assert_talking(&connections)?;
+    let balancer = stage.lab.balancer().clone();
+    let (own, next) = (tether::program()?, tether::program_of_next_version()?);
+    for (step, is_in_force) in [
+        ("Staged", false),
+        ("Copied", false),
+        ("Held", false),
+        ("Exact", false),
+        ("SwitchedOne", true),
+        ("Switched", true),
+        ("Exchanged", true),
+    ] {
+        for continued in [&own, &next] {
+            stage.tether.kill()?;
+            let mut dying = Command::new(&next);
+            dying.arg(CONFIG_PATH).env("TETHER_DIES_AT", step);
+            let died = balancer.output(dying)?;
+            ensure!(died.status.code().is_none(), "{step}: {}", said(&died));
+            assert_talking(&connections)?;
+
+            let is_half_done = is_in_force && step != "Exchanged";
+            if is_half_done && continued == &own {
+                // It knows neither the program nor the maps that are in force.
+                let check = balancer.output(tether::command(&["upgrade-check"])?)?;
+                assert_eq!(check.status.code(), Some(3), "{}", said(&check));
+                assert!(
+                    said(&check).contains("start that tether once"),
+                    "{}",
+                    said(&check)
+                );
+                let refused =
+                    balancer.output(tether::command(&["run", "--config", CONFIG_PATH])?)?;
+                assert_eq!(refused.status.code(), Some(1), "{}", said(&refused));
+                assert!(
+                    said(&refused).contains("start that tether once"),
+                    "{}",
+                    said(&refused)
+                );
+                assert_talking(&connections)?;
+                stage.tether.become_program(next.clone());
+                stage.tether.restart()?;
+                stage.wait_serving()?;
+                stage.tether.kill()?;
+            }
+            stage.tether.become_program(continued.clone());
+            stage.tether.restart()?;
+            stage.wait_serving()?;
+            assert_talking(&connections)?;
+            if continued == &next {
+                stage.tether.kill()?;
+                stage.tether.become_program(own.clone());
+                stage.tether.restart()?;
+                stage.wait_serving()?;
+            }
+            connections.extend(stage.clients.open(10, stage.plan().talking(PACE), |_| {})?);
+            assert_talking(&connections)?;
+            let status = stage.tether.status()?;
+            assert_eq!(status.packets("unknown_flow"), 0, "after {step}");
+        }
+    }
+    stage.close();
+    Ok(())
+}
+
+#[test]
+fn it_is_told_beforehand_whether_a_program_can_take_over() -> Result<()> {
+    let mut stage = Stage::set(Topology::new(Place::Farm), 55, |_| {})?;
+    let connections = stage.clients.open(40, stage.plan().talking(PACE), |_| {})?;
+    assert_talking(&connections)?;
+    let balancer = stage.lab.balancer().clone();
+    // While the daemon runs, and without a word to it.
+    let same = stage.tether.output(&["upgrade-check", "--json"])?;
+    assert_eq!(same.status.code(), Some(0), "{}", said(&same));
+    let same: serde_json::Value = serde_json::from_slice(&same.stdout)?;
+    assert_eq!(
+        (&same["verdict"], &same["flows"]),
+        (&"same".into(), &40.into())
+    );
+    let other = check_with_next(&balancer, &["--json"])?;
+    assert_eq!(other.status.code(), Some(0), "{}", said(&other));
+    let other: serde_json::Value = serde_json::from_slice(&other.stdout)?;
+    for (key, value) in [
+        ("verdict", "migratable".into()),
+        ("pinned_version", ABI_VERSION.into()),
+        ("own_version", (ABI_VERSION + 1).into()),
+        ("services", 1.into()),
+        ("backends", 3.into()),
+        ("flows", serde_json::Value::from(40)),
+        ("dropped", serde_json::json!([])),
+    ] {
+        assert_eq!(other[key], value, "{key}: {other}");
+    }
+    let other = check_with_next(&balancer, &["--config", CONFIG_PATH])?;
+    assert!(
+        said(&other).contains("would take over what is in them"),
+        "{}",
+        said(&other)
+    );
+    let nothing = check_with_next(&balancer, &["--bpffs", "/sys/fs/bpf/elsewhere"])?;
+    assert_eq!(nothing.status.code(), Some(0), "{}", said(&nothing));
+    assert!(
+        said(&nothing).contains("nothing is pinned"),
+        "{}",
+        said(&nothing)
+    );
+    let nowhere = check_with_next(&balancer, &["--bpffs", "/run/elsewhere"])?;
+    assert_eq!(nowhere.status.code(), Some(1), "{}", said(&nowhere));
+    assert!(
+        said(&nowhere).contains("mount -t bpf"),
+        "{}",
+        said(&nowhere)
+    );
+
+    // Without the description, nobody can say what is where. (Version 6 is known without, but that is not what is pinned.)
+    stage.tether.kill()?;
+    balancer.sh("rm /sys/fs/bpf/tether/maps/LAYOUTS")?;
+    let refused = check_with_next(&balancer, &["--json"])?;
+    assert_eq!(refused.status.code(), Some(3), "{}", said(&refused));
+    let json: serde_json::Value = serde_json::from_slice(&refused.stdout)?;
+    assert_eq!(json["verdict"], "refused");
+    let why = said(&refused);
+    for part in [
+        "does not know their layouts",
+        "run the tether that made them",
+        "tether cleanup",
+    ] {
+        assert!(why.contains(part), "no {part:?}: {why}");
+    }
+    let mut run = Command::new(tether::program_of_next_version()?);
+    run.args(["run", "--config", CONFIG_PATH]);
+    let run = balancer.output(run)?;
+    assert_eq!(run.status.code(), Some(1), "{}", said(&run));
+    assert!(
+        said(&run).contains("does not know their layouts"),
+        "{}",
+        said(&run)
+    );
+    assert_talking(&connections)?;
+    stage.close();
+    Ok(())
+}

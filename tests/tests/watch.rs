@@ -1,0 +1,403 @@
+//! `tether events --flows`, `tether capture` and `tether top` while real connections go on, and what is left of them afterwards.
+
+use std::fs::{self, File};
+use std::io::{Read as _, Write as _};
+use std::process::{Child, Command};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context as _, Result, bail, ensure};
+use lab::address::Family;
+use lab::config::SERVICE;
+use lab::namespace::Namespace;
+use lab::peer::client::Close;
+use lab::peer::crowd;
+use lab::stage::Stage;
+use lab::topology::{Place, Topology, UPLINK};
+use lab::wait;
+use nix::pty::{Winsize, openpty};
+use serde_json::Value;
+
+const SOON: Duration = Duration::from_secs(30);
+const IN_PLACE: &str = "the program that watches is in its place";
+const GONE: &str = "the program that watches is gone";
+
+/// The id of the XDP program on the balancer's uplink.
+fn program(balancer: &Namespace) -> Result<u64> {
+    let mut command = Command::new("ip");
+    command.args(["-json", "link", "show", "dev", UPLINK]);
+    let text = String::from_utf8(balancer.output(command)?.stdout)?;
+    let links: Value = serde_json::from_str(&text)?;
+    let id = links[0]["xdp"]["prog"]["id"].as_u64();
+    id.with_context(|| format!("no XDP program in {text}"))
+}
+
+fn wait_for_log(stage: &Stage, text: &str, times: usize) -> Result<()> {
+    wait::until(text, SOON, || {
+        (stage.tether.log().matches(text).count() >= times).then_some(())
+    })
+}
+
+fn events(lines: &[String]) -> Result<Vec<Value>> {
+    lines
+        .iter()
+        .map(|line| serde_json::from_str(line).with_context(|| line.clone()))
+        .collect()
+}
+
+#[test]
+fn flows_are_told_of_in_ipip() -> Result<()> {
+    told("ipip", Family::V4, 101)
+}
+
+#[test]
+fn flows_are_told_of_in_nat_in_ipv6() -> Result<()> {
+    told("nat", Family::V6, 102)
+}
+
+fn told(mode: &str, family: Family, seed: u64) -> Result<()> {
+    let topology = Topology::new(Place::of_mode(mode)).in_family(family);
+    let stage = Stage::set(topology, seed, |_| {})?;
+    let balancer = stage.lab.balancer();
+    let plain = program(balancer)?;
+    let old = stage.clients.open(20, stage.plan(), |_| {})?;
+    let listener = stage
+        .tether
+        .begin(&["events", "--flows", "--json", "--service", SERVICE])?;
+    wait_for_log(&stage, IN_PLACE, 1)?;
+    ensure!(program(balancer)? != plain, "the same program runs");
+    let new = stage.clients.open(10, stage.plan(), |_| {})?;
+    let of = |kind: &str| -> Result<Vec<Value>> {
+        let events = events(&listener.said())?;
+        Ok(events
+            .into_iter()
+            .filter(|event| event["event"] == kind)
+            .collect())
+    };
+    // Health checks of translated backends come by no VIP: all flows are the clients'.
+    let opened = wait::until_seen(
+        "ten flows are opened",
+        SOON,
+        || of("opened"),
+        |o| o.len() >= 10,
+    )?;
+    let promoted = wait::until_seen(
+        "ten flows are promoted",
+        SOON,
+        || of("promoted"),
+        |p| p.len() >= 10,
+    )?;
+    for name in ["b1", "b2", "b3"] {
+        let theirs = crowd::on(&new, name).len();
+        for told in [&opened, &promoted] {
+            let found = told.iter().filter(|event| event["backend"] == name).count();
+            ensure!(found == theirs, "{found} of {theirs} on {name}: {told:?}");
+        }
+    }
+    ensure!(
+        opened.iter().all(|event| event["reason"] == "opened"),
+        "{opened:?}"
+    );
+    new[0].close(Close::Orderly)?;
+    let closed = wait::until_seen("one is closed", SOON, || of("closed"), |c| !c.is_empty())?;
+    ensure!(
+        closed[0]["cause"]
+            .as_str()
+            .is_some_and(|cause| cause.ends_with("-fin")),
+        "{closed:?}"
+    );
+    stage.tether.succeed(&["drain", "--all"])?;
+    stage.tether.wait_status("all drain", SOON, |status| {
+        ["b1", "b2", "b3"]
+            .iter()
+            .all(|name| status.serving(name) == "existing-only")
+    })?;
+    ensure!(
+        stage.clients.open_one(stage.plan().probing()).is_err(),
+        "a drained host took a flow"
+    );
+    let refused = wait::until_seen("one is refused", SOON, || of("refused"), |r| !r.is_empty())?;
+    ensure!(
+        refused[0]["reason"] == "no_backend" && refused[0]["service"] == SERVICE,
+        "{refused:?}"
+    );
+
+    // When nobody listens any more, the program of before is back, and no flow has noticed.
+    drop(listener);
+    wait_for_log(&stage, GONE, 1)?;
+    ensure!(program(balancer)? == plain, "another program runs");
+    assert_eq!(crowd::echo_all(&old), [""; 0]);
+    assert_eq!(crowd::breaks(old.iter().chain(&new[1..])), [""; 0]);
+    stage.close();
+    Ok(())
+}
+
+/// A daemon that is killed while somebody listens leaves a program that forwards, and the next one puts its own in place.
+#[test]
+fn a_killed_daemon_leaves_no_watch() -> Result<()> {
+    let topology = Topology::new(Place::Hidden).in_family(Family::V6);
+    let mut stage = Stage::set(topology, 103, |_| {})?;
+    let connections = stage.clients.open(20, stage.plan(), |_| {})?;
+    let listener = stage.tether.begin(&["events", "--flows"])?;
+    wait_for_log(&stage, IN_PLACE, 1)?;
+    let watching = program(stage.lab.balancer())?;
+    stage.tether.kill()?;
+    assert_eq!(crowd::echo_all(&connections), [""; 0]);
+    ensure!(
+        program(stage.lab.balancer())? == watching,
+        "somebody put another program there"
+    );
+    let late = stage.clients.open(5, stage.plan(), |_| {})?;
+    drop(listener);
+    stage.tether.restart()?;
+    stage.wait_serving()?;
+    let after = program(stage.lab.balancer())?;
+    ensure!(after != watching, "the program that watches is still there");
+    assert_eq!(crowd::echo_all(connections.iter().chain(&late)), [""; 0]);
+    assert_eq!(crowd::breaks(connections.iter().chain(&late)), [""; 0]);
+    stage.close();
+    Ok(())
+}
+
+/// A packet of a pcapng file.
+struct Captured {
+    frame: Vec<u8>,
+    comment: String,
+}
+
+/// Reads a pcapng file, by the draft and not by the writer: blocks, padded options, lengths at both ends.
+fn read(bytes: &[u8]) -> Result<(Vec<String>, Vec<Captured>)> {
+    let u16_at = |at: usize| -> Result<usize> {
+        Ok(u16::from_le_bytes(bytes.get(at..at + 2).context("cut off")?.try_into()?).into())
+    };
+    let u32_at = |at: usize| -> Result<usize> {
+        Ok(u32::from_le_bytes(bytes.get(at..at + 4).context("cut off")?.try_into()?) as usize)
+    };
+    let option = |mut at: usize, end: usize, wanted: usize| -> Result<Option<String>> {
+        while at + 4 <= end && u16_at(at)? != 0 {
+            let (code, length) = (u16_at(at)?, u16_at(at + 2)?);
+            if code == wanted {
+                let text = bytes.get(at + 4..at + 4 + length).context("cut off")?;
+                return Ok(Some(String::from_utf8(text.to_vec())?));
+            }
+            at += 4 + length.next_multiple_of(4);
+        }
+        Ok(None)
+    };
+    let (mut interfaces, mut packets) = (vec![], vec![]);
+    let mut at = 0;
+    while at < bytes.len() {
+        let (kind, length) = (u32_at(at)?, u32_at(at + 4)?);
+        ensure!(
+            length % 4 == 0 && u32_at(at + length - 4)? == length,
+            "a block of {length} at {at}"
+        );
+        let end = at + length - 4;
+        match kind {
+            0x0a0d_0d0a => ensure!(at == 0 && u32_at(8)? == 0x1a2b_3c4d, "a section at {at}"),
+            1 => interfaces.push(option(at + 16, end, 2)?.context("no name")?),
+            5 => {}
+            6 => {
+                ensure!(
+                    u32_at(at + 8)? < interfaces.len(),
+                    "an interface that is not described"
+                );
+                let kept = u32_at(at + 20)?;
+                let frame = bytes
+                    .get(at + 28..at + 28 + kept)
+                    .context("cut off")?
+                    .to_vec();
+                let options = at + 28 + kept.next_multiple_of(4);
+                let comment = option(options, end, 1)?.context("no comment")?;
+                packets.push(Captured { frame, comment });
+            }
+            other => bail!("a block of type {other:#x}"),
+        }
+        at += length;
+    }
+    Ok((interfaces, packets))
+}
+
+#[test]
+fn packets_are_captured_with_their_verdicts() -> Result<()> {
+    let stage = Stage::set(Topology::new(Place::Farm), 104, |_| {})?;
+    let file = std::env::temp_dir().join(format!("tether-capture-{}.pcapng", std::process::id()));
+    let path = file.to_str().context("a path of text")?.to_owned();
+    let plain = program(stage.lab.balancer())?;
+    let mut capture = stage.tether.begin(&[
+        "capture",
+        "--write",
+        &path,
+        "--service",
+        SERVICE,
+        "--packets",
+        "40",
+        "--seconds",
+        "25",
+    ])?;
+    wait_for_log(&stage, IN_PLACE, 1)?;
+    let connections = stage.clients.open(20, stage.plan(), |_| {})?;
+    let (status, said) = capture.wait_to_end(SOON)?;
+    ensure!(
+        status.success() && said.join("\n").contains("40 packets written"),
+        "{said:?}"
+    );
+    let (interfaces, packets) = read(&fs::read(&file)?)?;
+    assert_eq!(interfaces, [UPLINK]);
+    assert_eq!(packets.len(), 40);
+    let vip = stage.target();
+    for packet in &packets {
+        let segment = lab::frame::parse(&packet.frame).context("no segment")?;
+        assert_eq!(
+            (segment.ip.destination, segment.tcp.destination),
+            (vip.ip(), vip.port())
+        );
+        let (reason, _) = packet.comment.split_once(':').context("no reason")?;
+        ensure!(
+            ["opened", "established"].contains(&reason),
+            "{}",
+            packet.comment
+        );
+        ensure!(
+            packet.comment.contains("forwarded, chat/b"),
+            "{}",
+            packet.comment
+        );
+    }
+    ensure!(
+        packets
+            .iter()
+            .any(|packet| packet.comment.starts_with("opened")),
+        "no SYN"
+    );
+    wait_for_log(&stage, GONE, 1)?;
+    ensure!(
+        program(stage.lab.balancer())? == plain,
+        "another program runs"
+    );
+
+    // Only what is asked for; nothing is a whole file too.
+    stage.tether.succeed(&[
+        "capture",
+        "--write",
+        &path,
+        "--reason",
+        "no_backend",
+        "--seconds",
+        "1",
+    ])?;
+    assert_eq!(read(&fs::read(&file)?)?.1.len(), 0);
+    for (arguments, remedy) in [
+        (
+            vec!["capture", "--write", &path, "--service", "none"],
+            "tether services",
+        ),
+        (
+            vec!["capture", "--write", &path, "--reason", "sorrow"],
+            "no_backend",
+        ),
+        (
+            vec!["events", "--flows", "--client", "10.0.0.0/99"],
+            "10.0.0.0/8",
+        ),
+        (vec!["events", "--service", "chat"], "--flows"),
+        (vec!["top"], "needs a terminal"),
+    ] {
+        let output = stage.tether.output(&arguments)?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        ensure!(
+            output.status.code() == Some(1) && said.contains(remedy),
+            "{arguments:?}: {said}"
+        );
+    }
+    fs::remove_file(&file)?;
+    assert_eq!(crowd::breaks(&connections), [""; 0]);
+    stage.close();
+    Ok(())
+}
+
+/// `tether top` in a terminal of 80 by 24 characters: its screen, its keys, and the terminal as it was afterwards.
+#[test]
+fn top_shows_what_goes_on_in_a_terminal() -> Result<()> {
+    let stage = Stage::set(Topology::new(Place::Farm), 105, |_| {})?;
+    let connections = stage.clients.open(20, stage.plan(), |_| {})?;
+    let mut terminal = Terminal::start(&stage, &["top"])?;
+    terminal.wait_to_show("its heading", "generation")?;
+    for shown in ["BACKEND", "chat/b1", "chat/b3", "quit"] {
+        terminal.wait_to_show(shown, shown)?;
+    }
+    // Only what changes is written, and no space: whole words are what can be waited for.
+    terminal.press("ss")?;
+    terminal.wait_to_show("another order", "bits")?;
+    terminal.press("v")?;
+    terminal.wait_to_show("services", "SERVICE")?;
+    terminal.press("q")?;
+    let status = wait::until("top ends", SOON, || terminal.child.try_wait().transpose())??;
+    ensure!(status.success(), "{status}: {}", terminal.shown());
+    // The screen of before is back.
+    terminal.wait_to_show("the screen of before", "\u{1b}[?1049l")?;
+    assert_eq!(crowd::breaks(&connections), [""; 0]);
+    stage.close();
+    Ok(())
+}
+
+/// A process whose terminal is ours.
+struct Terminal {
+    child: Child,
+    keys: File,
+    shown: Arc<Mutex<Vec<u8>>>,
+}
+
+impl Terminal {
+    fn start(stage: &Stage, arguments: &[&str]) -> Result<Self> {
+        let size = Winsize {
+            ws_row: 24,
+            ws_col: 80,
+            ws_xpixel: 0,
+            ws_ypixel: 0,
+        };
+        let pty = openpty(&size, None)?;
+        let mut command = lab::tether::command(arguments)?;
+        command
+            .env("TERM", "xterm")
+            .stdin(pty.slave.try_clone()?)
+            .stdout(pty.slave.try_clone()?)
+            .stderr(pty.slave);
+        let child = stage.lab.balancer().spawn(command)?;
+        let keys = File::from(pty.master);
+        let mut output = keys.try_clone()?;
+        let shown = Arc::new(Mutex::new(Vec::new()));
+        let sink = shown.clone();
+        std::thread::spawn(move || {
+            let mut bytes = [0; 4_096];
+            // It fails when nobody has the other end any more.
+            while let Ok(length @ 1..) = output.read(&mut bytes) {
+                let mut shown = sink.lock().unwrap_or_else(PoisonError::into_inner);
+                shown.extend_from_slice(&bytes[..length]);
+            }
+        });
+        Ok(Self { child, keys, shown })
+    }
+
+    /// All that it has written.
+    fn shown(&self) -> String {
+        let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
+        String::from_utf8_lossy(&shown).into_owned()
+    }
+
+    fn press(&mut self, keys: &str) -> Result<()> {
+        Ok(self.keys.write_all(keys.as_bytes())?)
+    }
+
+    fn wait_to_show(&self, what: &str, text: &str) -> Result<()> {
+        wait::until(what, SOON, || self.shown().contains(text).then_some(()))
+            .with_context(|| self.shown())
+    }
+}
+
+impl Drop for Terminal {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
