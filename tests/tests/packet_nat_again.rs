@@ -3,7 +3,7 @@
 use lab::packet::{BackendSpec, CLIENT, World, flow::MIB, nat::Opened};
 use lb_common::{
     flow::word::{State, Word},
-    tcp::ACK,
+    tcp::{ACK, FIN},
     verdict::Reason,
 };
 
@@ -11,6 +11,7 @@ lab::in_both_versions![
     a_forged_syn_ahead_of_a_stream_never_has_it,
     the_syn_that_comes_late_once_more_takes_nothing,
     a_backend_that_takes_the_data_of_a_syn_has_opened_the_flow,
+    the_next_connection_of_a_port_has_its_stream_at_once,
 ];
 
 const MODES: [fn(u32) -> BackendSpec; 2] = [BackendSpec::nat, BackendSpec::dnat];
@@ -54,6 +55,31 @@ fn the_syn_that_comes_late_once_more_takes_nothing() {
         let begin = flow.ack().as_tcp().seq;
         for sent in [0, 4, 1_000, 100_000] {
             goes_on(&world, &backend, &flow, begin.wrapping_add(sent));
+        }
+    }
+}
+
+/// Its client's kernel gives it nearly the same sequence number, and the former backend may still have something to say.
+fn the_next_connection_of_a_port_has_its_stream_at_once() {
+    for mode in MODES {
+        let backend = mode(1);
+        let world = World::with_translating(&backend);
+        let former = world.open(CLIENT);
+        let begin = former.ack().as_tcp().seq;
+        world.send(&former.sends(FIN | ACK));
+        world.send(&former.replies(FIN | ACK).ack(begin.wrapping_add(1)));
+        assert!(world.entry(CLIENT.key()).is(State::Closing));
+
+        let begin = begin.wrapping_add(MIB / 8);
+        let syn = CLIENT.syn().seq(begin.wrapping_sub(1));
+        assert_eq!(world.send(&syn).reason(), Reason::Challenged);
+        let next = world.flow_in(CLIENT, State::Challenger);
+        assert_eq!(
+            world.send(&next.syn_ack().ack(begin)).reason(),
+            Reason::Reply
+        );
+        for sent in [0, 4, 100_000] {
+            goes_on(&world, &backend, &next, begin.wrapping_add(sent));
         }
     }
 }

@@ -214,8 +214,9 @@ pub enum Owner {
 ///
 /// A segment that follows a challenger's SYN is the challenger's, unless it is where the stream of an open entry is: or a forged SYN a little ahead
 /// of a stream would have it, as soon as it comes there. Between two live entries it belongs to the one whose epoch is nearer, so that a
-/// retransmission far back does not go astray. In a tie to the one that was seen last, of two seen in the same tick to the older: so neither an
-/// entry whose client has vanished has the stream of the next, nor a forged one that of the client that is there.
+/// retransmission far back does not go astray. In a tie to a pin rather than to one that is closing, which the backend's last segments may still
+/// refresh when its client's next connection is open already; else to the one that was seen last, of two seen in the same tick to the older: so
+/// neither an entry whose client has vanished has the stream of the next, nor a forged one that of the client that is there.
 #[inline(always)]
 pub const fn owner(first: Word, second: Word, segment: &Segment, now: Tick) -> Owner {
     if first.is_nascent() {
@@ -237,6 +238,10 @@ pub const fn owner(first: Word, second: Word, segment: &Segment, now: Tick) -> O
     let (first_age, second_age) = (first.age(now), second.age(now));
     let is_first = if to_first != to_second {
         to_first < to_second
+    } else if has_replaced(first, second) {
+        true
+    } else if has_replaced(second, first) {
+        false
     } else if first_age != second_age {
         first_age < second_age
     } else {
@@ -247,6 +252,12 @@ pub const fn owner(first: Word, second: Word, segment: &Segment, now: Tick) -> O
     } else {
         Owner::Second
     }
+}
+
+/// Whether an entry has proven itself, and the other of its key is over.
+#[inline(always)]
+const fn has_replaced(word: Word, other: Word) -> bool {
+    word.is(State::Pin) && other.is(State::Closing)
 }
 
 /// Whether a segment is a challenger's, and not the entry's that it challenges.

@@ -380,6 +380,22 @@ fn a_tie_is_of_the_entry_that_was_seen_last_and_else_of_the_older() {
     }
 }
 
+/// Its client has the port again within a second, at nearly the same sequence number; and what the former backend still sends refreshes the former entry.
+#[test]
+fn a_tie_is_of_a_pin_and_not_of_one_that_is_closing() {
+    let pin = live(State::Pin, Word::CONTESTED | Word::SECOND);
+    let closing = live(State::Closing, Word::CONTESTED | Word::BY_RESET);
+    let ours = |pin: Word, closing: Word| {
+        assert_eq!(owner(pin, closing, &data(at(0)), NOW), Owner::First);
+        assert_eq!(owner(closing, pin, &data(at(0)), NOW), Owner::Second);
+    };
+    ours(pin, closing);
+    ours(pin, closing.with_tick(THEN.later(1)));
+    // Who has not proven itself yet has nothing of a stream that was forged to be over.
+    let young = live(State::Young, Word::CONTESTED | Word::SECOND);
+    assert_eq!(owner(young, closing, &data(at(0)), NOW), Owner::Second);
+}
+
 #[test]
 fn of_two_live_entries_the_nearer_has_a_segment() {
     let first = live(State::Pin, Word::CONTESTED);

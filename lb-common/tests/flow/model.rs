@@ -105,6 +105,10 @@ impl Held {
             && self.ahead(segment.seq).abs() <= 1
     }
 
+    fn has_replaced(&self, other: &Self) -> bool {
+        matches!(self.life, Life::Pin { .. }) && other.is_closing()
+    }
+
     /// Closing, and its place can be had by a SYN beside another one.
     fn gives_way(&self, beside: &Self, now: u32) -> bool {
         match self.life {
@@ -362,7 +366,9 @@ impl Reference {
         match far[0].cmp(&far[1]) {
             Ordering::Less => 0,
             Ordering::Greater => 1,
-            // In a tie to the one seen last, or to the older.
+            // In a tie to a pin rather than to one that is closing; else to the one seen last, or to the older.
+            Ordering::Equal if held[0].has_replaced(&held[1]) => 0,
+            Ordering::Equal if held[1].has_replaced(&held[0]) => 1,
             Ordering::Equal => match held[0].quiet(now).cmp(&held[1].quiet(now)) {
                 Ordering::Less => 0,
                 Ordering::Greater => 1,

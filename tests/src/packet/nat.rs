@@ -5,7 +5,11 @@ use std::{net::Ipv4Addr, sync::atomic::Ordering::SeqCst};
 use anyhow::Result;
 use lb_common::{
     clock::Tick,
-    flow::{FlowKey as _, table::Place, word::Word},
+    flow::{
+        FlowKey as _,
+        table::Place,
+        word::{State, Word},
+    },
     nat::{
         Bucket, Endpoint, LINK_PLACES, Link, Pair, TranslationWord, WORDS_OF_PAIR, link_place,
         slot_index, slot_of, translation,
@@ -327,7 +331,20 @@ impl World {
     /// If it has not, or that no translation.
     #[track_caller]
     pub fn flow(&self, client: Client) -> Opened {
-        let (place, word) = self.placed(client.key());
+        self.flow_at(client, self.placed(client.key()))
+    }
+
+    /// The same by a client's entry in a state, which may be one of two.
+    ///
+    /// # Panics
+    /// If there is none, or that has no translation.
+    #[track_caller]
+    pub fn flow_in(&self, client: Client, state: State) -> Opened {
+        self.flow_at(client, self.entry_in(client.key(), state))
+    }
+
+    #[track_caller]
+    fn flow_at(&self, client: Client, (place, word): (Place, Word)) -> Opened {
         let backend = self.maps.state(word.backend().id());
         let word = self.translation(place).expect("it has a translation");
         let source = if backend.is_nat() {
