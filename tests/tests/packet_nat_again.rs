@@ -12,6 +12,7 @@ lab::in_both_versions![
     the_syn_that_comes_late_once_more_takes_nothing,
     a_backend_that_takes_the_data_of_a_syn_has_opened_the_flow,
     the_next_connection_of_a_port_has_its_stream_at_once,
+    of_two_connections_of_one_port_the_backend_ends_its_own,
 ];
 
 const MODES: [fn(u32) -> BackendSpec; 2] = [BackendSpec::nat, BackendSpec::dnat];
@@ -59,28 +60,46 @@ fn the_syn_that_comes_late_once_more_takes_nothing() {
     }
 }
 
-/// Its client's kernel gives it nearly the same sequence number, and the former backend may still have something to say.
+/// The next connection of a port whose former one both sides have ended; and where its stream begins.
+fn open_again(world: &World) -> (Opened, u32) {
+    let former = world.open(CLIENT);
+    let begin = former.ack().as_tcp().seq;
+    world.send(&former.sends(FIN | ACK));
+    world.send(&former.replies(FIN | ACK).ack(begin.wrapping_add(1)));
+    assert!(world.entry(CLIENT.key()).is(State::Closing));
+
+    // As the client's kernel does it, if the port is used again within milliseconds.
+    let begin = begin.wrapping_add(MIB / 8);
+    let syn = CLIENT.syn().seq(begin.wrapping_sub(1));
+    assert_eq!(world.send(&syn).reason(), Reason::Challenged);
+    let next = world.flow_in(CLIENT, State::Challenger);
+    let run = world.send(&next.syn_ack().ack(begin));
+    assert_eq!(run.reason(), Reason::Reply);
+    (next, begin)
+}
+
 fn the_next_connection_of_a_port_has_its_stream_at_once() {
     for mode in MODES {
         let backend = mode(1);
         let world = World::with_translating(&backend);
-        let former = world.open(CLIENT);
-        let begin = former.ack().as_tcp().seq;
-        world.send(&former.sends(FIN | ACK));
-        world.send(&former.replies(FIN | ACK).ack(begin.wrapping_add(1)));
-        assert!(world.entry(CLIENT.key()).is(State::Closing));
-
-        let begin = begin.wrapping_add(MIB / 8);
-        let syn = CLIENT.syn().seq(begin.wrapping_sub(1));
-        assert_eq!(world.send(&syn).reason(), Reason::Challenged);
-        let next = world.flow_in(CLIENT, State::Challenger);
-        assert_eq!(
-            world.send(&next.syn_ack().ack(begin)).reason(),
-            Reason::Reply
-        );
+        let (next, begin) = open_again(&world);
         for sent in [0, 4, 100_000] {
             goes_on(&world, &backend, &next, begin.wrapping_add(sent));
         }
+    }
+}
+
+/// In mode `dnat` the backend's segments do not tell which of the two they are of.
+fn of_two_connections_of_one_port_the_backend_ends_its_own() {
+    for mode in MODES {
+        let world = World::with_translating(&mode(1));
+        let (next, begin) = open_again(&world);
+        world.send(&next.sends(ACK).seq(begin));
+        let (place, _) = world.entry_in(CLIENT.key(), State::Pin);
+        world.send(&next.replies(FIN | ACK).ack(begin));
+        assert!(world.at(place).1.is(State::Pin));
+        world.send(&next.sends(FIN | ACK).seq(begin));
+        assert!(world.at(place).1.is(State::Closing));
     }
 }
 

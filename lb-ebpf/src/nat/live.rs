@@ -3,8 +3,8 @@
 use lb_common::{
     clock::Tick,
     flow::{
-        table::{Look, Place},
-        word::State,
+        table::{Entry, Look, Place},
+        word::{State, Word},
     },
     nat::{TranslationWord, life::Flow, slot_of},
     tcp::Segment,
@@ -101,12 +101,32 @@ fn write<T: Table, const SIDE: bool>(index: u32, way: u32, what: u64, when: u64)
         if is_written {
             if value.is_nascent() && after.value.is_live() {
                 flow::note_first_seen::<T>(place, now.0);
+                if SIDE == CLIENT && value.is(State::Challenger) && word.pair() == 0 {
+                    end_former::<T>(place.index, place.way);
+                }
             }
             return WRITTEN;
         }
         attempt += 1;
     }
     LOST
+}
+
+/// Ends the former flow of the client's port, of mode `dnat`, once a flow at a place has proven itself: the backend knows them by the same numbers, so
+/// that nobody could tell the two flows' segments apart; and since it has answered another SYN from there, it knows the former no more.
+#[inline(never)]
+fn end_former<T: Table>(index: u32, way: u32) -> u32 {
+    let place = Place { index, way };
+    if let Some((key, word)) = flow::at::<T>(place) {
+        let subject = flow::subject::<T>(key);
+        if let Some(former) = flow::look::<T>(&subject, &Look::twin_of(&Entry { place, word }))
+            && former.word.is_live()
+            && former.word.backend() == word.backend()
+        {
+            flow::replace::<T>(former.place, former.word, Word::EMPTY);
+        }
+    }
+    0
 }
 
 /// The flow of a client at a service, if it has an entry whose backend is at an endpoint: what its slot would hold, or 0. Of two the one that

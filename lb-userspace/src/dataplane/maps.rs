@@ -413,6 +413,24 @@ impl Maps {
             .is_ok()
     }
 
+    /// Has the bitmap of SNAT ports say what their slots say: those of flows that have ended before they could be moved are free. For tables that nobody
+    /// writes at this moment.
+    pub fn mark_ports(&self) {
+        const SLOTS_OF_WORD: u32 = 64 / 2;
+        let words = self.capacity.pairs_with_slots() * nat::WORDS_OF_PAIR;
+        for index in nat::WORDS_OF_PAIR..words {
+            let mut bits = 0;
+            for at in 0..SLOTS_OF_WORD {
+                let slots = self.slots.word(index * SLOTS_OF_WORD + at, 0);
+                let slots = slots.load(Ordering::Relaxed);
+                bits |= u64::from(slots as u32 != 0) << (2 * at);
+                bits |= u64::from(slots >> 32 != 0) << (2 * at + 1);
+            }
+            self.ports.word(index, 0).store(bits, Ordering::Relaxed);
+        }
+        fence(Ordering::SeqCst);
+    }
+
     /// Ports of a pair that are in use, or rest after use.
     pub fn ports_in_use(&self, pair: u16) -> u32 {
         let first = u32::from(pair) * nat::WORDS_OF_PAIR;

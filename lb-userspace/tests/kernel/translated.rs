@@ -3,6 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use lb_common::{
+    clock::Tick,
     flow::{
         bucket::buckets_for,
         table::Place,
@@ -28,6 +29,8 @@ use crate::{
 
 const FLOWS: u32 = 100;
 const PAIR: u16 = 3;
+/// Long enough for a flow that was reset to be forgotten.
+const ENDED_TICKS: u32 = 10_000;
 const VERSIONS: [IpVersion; 2] = [IpVersion::V4, IpVersion::V6];
 
 /// Opens the instance with tables of both versions for so many flows, and with translations beside that of `K`, if they are wanted.
@@ -146,6 +149,17 @@ fn move_with_their_flows<K: Client>() {
             translate::<K>(&maps, n);
         }
         assert_translated::<K>(&maps);
+        // One that has ended is not moved, and its port is free from then on.
+        let ended = Word::live(
+            State::Closing,
+            BackendRef::new(1, 0),
+            0,
+            Tick(now().0.wrapping_sub(ENDED_TICKS)),
+            Word::BY_RESET,
+        );
+        assert!(put(&maps, key::<K>(FLOWS), ended, 7));
+        translate::<K>(&maps, FLOWS);
+        assert_eq!(maps.ports_in_use(PAIR), FLOWS / 2 + 1);
         drop((kernel, maps));
 
         // And when no service needs them any more: its flows may.

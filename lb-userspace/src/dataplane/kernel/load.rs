@@ -1,15 +1,18 @@
 //! Maps and program: loaded for an instance, pinned; or for a test run, private.
 
 use std::{
-    io,
+    io, iter,
+    num::NonZero,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
-    sync::Arc,
+    panic::resume_unwind,
+    sync::{Arc, Mutex, PoisonError},
+    thread,
 };
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Map, MapData, RingBuf},
-    programs::{SchedClassifier, Xdp},
+    programs::{Program, SchedClassifier, Xdp},
 };
 use lb_common::{
     flow::copy::{BATCH, Order},
@@ -266,16 +269,21 @@ impl Prepared {
     /// # Errors
     /// When it refuses.
     pub fn load(mut self) -> Result<Loaded, Error> {
-        load_program(&mut self.ebpf, names::PROGRAM)?;
-        for (index, name) in handed_on_to(&self.maps.capacity) {
-            let loaded = load_program(&mut self.ebpf, name);
-            if !is_local(index) {
-                loaded?;
-            } else if let Err(error) = loaded {
-                self.no_local.get_or_insert_with(|| chain(&error));
+        let handed_on_to: Vec<_> = handed_on_to(&self.maps.capacity).collect();
+        let names: Vec<_> = [names::PROGRAM]
+            .into_iter()
+            .chain(handed_on_to.iter().map(|(_, name)| *name))
+            .chain([names::LOCAL_REPLY_PROGRAM])
+            .collect();
+        for (name, loaded) in load_programs(&mut self.ebpf, &names) {
+            let Err(error) = loaded else { continue };
+            let is_local = name == names::LOCAL_REPLY_PROGRAM
+                || handed_on_to
+                    .iter()
+                    .any(|(index, other)| *other == name && is_local(*index));
+            if !is_local {
+                return Err(error);
             }
-        }
-        if let Err(error) = load_local_reply(&mut self.ebpf) {
             self.no_local.get_or_insert_with(|| chain(&error));
         }
         // Without them all goes on but for those backends, which say why.
@@ -292,18 +300,26 @@ impl Prepared {
     /// # Errors
     /// When it refuses.
     pub(super) fn load_for(mut self, version: IpVersion) -> Result<Loaded, Error> {
-        load_program(&mut self.ebpf, names::PROGRAM)?;
-        let of_version = handed_on_to(&self.maps.capacity)
-            .filter(|(_, name)| name.ends_with(char::from(b'0' + version as u8)));
-        for (index, name) in of_version {
-            let loaded = load_program(&mut self.ebpf, name);
-            if loaded.is_err() && is_local(index) {
+        let of_version: Vec<_> = handed_on_to(&self.maps.capacity)
+            .filter(|(_, name)| name.ends_with(char::from(b'0' + version as u8)))
+            .collect();
+        let names: Vec<_> = [names::PROGRAM]
+            .into_iter()
+            .chain(of_version.iter().map(|(_, name)| *name))
+            .collect();
+        let loaded = load_programs(&mut self.ebpf, &names);
+        for (name, loaded) in loaded {
+            let Some((index, _)) = of_version.iter().find(|(_, other)| *other == name) else {
+                loaded?;
+                continue;
+            };
+            if loaded.is_err() && is_local(*index) {
                 continue;
             }
             loaded?;
             let program = program_of(&self.ebpf, name);
             let programs = map_fd(&self.ebpf, names::PROGRAMS).ok_or_else(no_array)?;
-            put(programs, index, program)?;
+            put(programs, *index, program)?;
         }
         Ok(Loaded(self))
     }
@@ -399,27 +415,65 @@ fn is_local(index: u32) -> bool {
     (names::LOCAL_INDEX..names::STEER_INDEX).contains(&index)
 }
 
-/// Has the kernel verify and take the program for what backends on this host send back.
-fn load_local_reply(ebpf: &mut Ebpf) -> Result<(), Error> {
-    const WHAT: &str = "the program that translates what backends on this host send back";
-    let refused = |error| Error::program(WHAT, error);
-    let program: &mut SchedClassifier = ebpf
-        .program_mut(names::LOCAL_REPLY_PROGRAM)
-        .ok_or_else(|| foreign_object("the object has no TC program of that name"))?
-        .try_into()
-        .map_err(refused)?;
-    program.load().map_err(refused)
-}
-
 /// Has the kernel verify and take one of the object's programs.
 fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), Error> {
-    let refused = |error| Error::program(name, error);
-    let program: &mut Xdp = ebpf
-        .program_mut(name)
-        .ok_or_else(|| foreign_object("the object has no XDP program of that name"))?
-        .try_into()
-        .map_err(refused)?;
-    program.load().map_err(refused)
+    match load_programs(ebpf, &[name]).pop() {
+        Some((_, loaded)) => loaded,
+        None => Err(foreign_object("the object lacks one of the programs")),
+    }
+}
+
+/// Has the kernel verify and take some of the object's programs. That takes it up to a second for each, so as many at a time as there are CPUs. Gives
+/// what came of them, in the order asked for.
+fn load_programs(
+    ebpf: &mut Ebpf,
+    wanted: &[&'static str],
+) -> Vec<(&'static str, Result<(), Error>)> {
+    let mut found: Vec<_> = ebpf
+        .programs_mut()
+        .filter_map(|(name, program)| {
+            let at = wanted.iter().position(|other| *other == name)?;
+            Some((at, program))
+        })
+        .collect();
+    found.sort_unstable_by_key(|(at, _)| *at);
+    let mut results: Vec<_> = wanted
+        .iter()
+        .map(|name| {
+            let lacking = foreign_object("the object lacks one of the programs");
+            (*name, Err(lacking))
+        })
+        .collect();
+    let at_a_time = thread::available_parallelism().map_or(1, NonZero::get);
+    let todo = Mutex::new(found.into_iter());
+    let next = || todo.lock().unwrap_or_else(PoisonError::into_inner).next();
+    let work = || {
+        iter::from_fn(next)
+            .map(|(at, program)| (at, load_one(wanted[at], program)))
+            .collect::<Vec<_>>()
+    };
+    thread::scope(|scope| {
+        let others: Vec<_> = (1..at_a_time.min(wanted.len()))
+            .map(|_| scope.spawn(work))
+            .collect();
+        let own = work();
+        let all = others
+            .into_iter()
+            .flat_map(|other| other.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        for (at, result) in all.chain(own) {
+            results[at].1 = result;
+        }
+    });
+    results
+}
+
+fn load_one(name: &'static str, program: &mut Program) -> Result<(), Error> {
+    match program {
+        Program::Xdp(program) => program.load(),
+        Program::SchedClassifier(program) => program.load(),
+        _ => return Err(foreign_object("one of the programs is of another type")),
+    }
+    .map_err(|error| Error::program(name, error))
 }
 
 /// Puts a map in the place of the one that aya has made of the object's section, or of its definition.

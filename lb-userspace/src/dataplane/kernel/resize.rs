@@ -168,10 +168,6 @@ impl Origin for Own {
         Ok(maps)
     }
 
-    fn copy_held(&self, _: &Maps) -> Result<(), Error> {
-        Ok(())
-    }
-
     fn conclude(&self, _: &Maps) -> Result<(), Error> {
         Ok(())
     }

@@ -100,9 +100,6 @@ pub(super) trait Origin {
     /// The maps of the new set: the flow tables empty, all else as it is here.
     fn stage(&self, capacity: &Capacity) -> Result<Opened, Error>;
 
-    /// Copies what else the program writes that flows depend on, while it does not.
-    fn copy_held(&self, to: &Maps) -> Result<(), Error>;
-
     /// Copies what the program has written to its end, once it runs no more.
     fn conclude(&self, to: &Maps) -> Result<(), Error>;
 }
@@ -212,7 +209,7 @@ impl Transfer<'_> {
             self.grace.wait();
             (self.observe)(Step::Held);
             mirrors.pass(self.origin, &to, seed, &mut copier)?;
-            self.origin.copy_held(&to)?;
+            to.mark_ports();
             // Enough has to be left for the switch.
             if maps::now_ns() < held_until_ns - hold.as_nanos() as u64 / 2 {
                 (self.observe)(Step::Exact);

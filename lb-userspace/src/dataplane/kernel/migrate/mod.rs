@@ -50,7 +50,7 @@ use crate::dataplane::{
 };
 
 /// Maps whose records are moved one by one, each to the place that it has, with the record's name.
-const MOVED: [(&str, &str); 11] = [
+const MOVED: [(&str, &str); 10] = [
     (names::SERVICES, "service"),
     (names::BACKENDS, "backend"),
     (names::TABLES, "slot"),
@@ -60,7 +60,6 @@ const MOVED: [(&str, &str); 11] = [
     (names::ENDPOINTS4, "vip_bucket"),
     (names::ENDPOINTS6, "vip_bucket"),
     (names::PAIRS, "pair"),
-    (names::PORTS, "ports"),
     (names::LINKS, "link"),
 ];
 /// Maps that are moved in a way of their own.
@@ -78,7 +77,12 @@ const READ: [(&str, &str); 10] = [
 ];
 /// Maps that are made anew and are not moved: what is in them follows from others, or is the program's own.
 #[cfg(test)]
-const FRESH: [&str; 3] = [names::LAYOUTS, names::SLOTS, names::PROGRAMS];
+const FRESH: [&str; 4] = [
+    names::LAYOUTS,
+    names::PORTS,
+    names::SLOTS,
+    names::PROGRAMS,
+];
 /// Maps that are kept, as both versions use them alike: the second if its records are the same.
 const SHARED: [&str; 2] = [names::EGRESS, names::NOTICES];
 
@@ -337,15 +341,6 @@ impl Origin for Foreign {
         Ok(maps)
     }
 
-    /// The bitmap of SNAT ports: of entries it has been made when the new maps were, of ports in use since then only now.
-    fn copy_held(&self, to: &Maps) -> Result<(), Error> {
-        // What has become zero since then is not moved, as nothing that is zero is.
-        for word in to.ports.all() {
-            word.store(0, Ordering::Relaxed);
-        }
-        self.move_map(names::PORTS, &to.ports)
-    }
-
     fn conclude(&self, to: &Maps) -> Result<(), Error> {
         counters::read(&self.layouts, &self.words, &self.counter, to);
         Ok(())
@@ -468,11 +463,6 @@ fn capacity(
         (names::VIPS6, "vip_bucket", capacity.vip_buckets()),
         (names::ENDPOINTS4, "vip_bucket", capacity.endpoint_buckets()),
         (names::ENDPOINTS6, "vip_bucket", capacity.endpoint_buckets()),
-        (
-            names::PORTS,
-            "ports",
-            capacity.pairs.max(1) * nat::WORDS_OF_PAIR,
-        ),
         (names::LINKS, "link", nat::LINKS_LEN),
     ];
     for (name, record, expected) in follow {
