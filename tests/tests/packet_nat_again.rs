@@ -1,9 +1,15 @@
 //! Modes `nat` and `dnat`: a SYN for a port that has a flow already, forged, late or of the next connection, and whose segments are whose then.
 
-use lab::packet::{BackendSpec, CLIENT, World, flow::MIB, nat::Opened};
+use lab::packet::{
+    BackendSpec, CLIENT, World,
+    entries::backend,
+    flow::MIB,
+    forwarded,
+    nat::{MODES, Opened, SNAT},
+};
 use lb_common::{
-    flow::word::{State, Word},
-    tcp::{ACK, FIN},
+    flow::word::{LINGER_RST_TICKS, State, Word},
+    tcp::{ACK, FIN, RST, SYN},
     verdict::Reason,
 };
 
@@ -13,9 +19,11 @@ lab::in_both_versions![
     a_backend_that_takes_the_data_of_a_syn_has_opened_the_flow,
     the_next_connection_of_a_port_has_its_stream_at_once,
     of_two_connections_of_one_port_the_backend_ends_its_own,
+    a_syn_again_keeps_its_port,
+    a_former_flow_of_the_same_client_proves_nothing,
+    a_challenger_has_a_port_of_its_own,
+    a_challenger_of_dnat_is_proven_by_its_own_handshake,
 ];
-
-const MODES: [fn(u32) -> BackendSpec; 2] = [BackendSpec::nat, BackendSpec::dnat];
 
 /// The client sends at a place of its stream, and its backend gets that from where it gets all of the flow.
 fn goes_on(world: &World, backend: &BackendSpec, flow: &Opened, seq: u32) {
@@ -120,4 +128,86 @@ fn a_backend_that_takes_the_data_of_a_syn_has_opened_the_flow() {
         assert_eq!(world.send(&early).reason(), Reason::Reply);
         goes_on(&world, &backend, &flow, next);
     }
+}
+
+fn a_syn_again_keeps_its_port() {
+    let backend = BackendSpec::nat(1);
+    let world = World::with_translating(&backend);
+    let syn = CLIENT.syn();
+    let first = world.send(&syn);
+    let again = world.send(&syn);
+    again.expect(&forwarded(Reason::Reopened, 1, first.outcome.output));
+    // And so does another SYN of the client's, as after it has given up the first.
+    let flow = world.flow(CLIENT);
+    let other = syn.seq(99);
+    let expected = backend.translated(&other, flow.source).bytes();
+    world
+        .send(&other)
+        .expect(&forwarded(Reason::Reopened, 1, expected));
+    assert_eq!(world.ports_in_use(1), (1, 1));
+}
+
+fn a_former_flow_of_the_same_client_proves_nothing() {
+    for mode in MODES {
+        let world = World::with_translating(&mode(1));
+        let former = world.open(CLIENT);
+        world.send(&former.sends(RST));
+        world.age(LINGER_RST_TICKS);
+        assert_eq!(world.send(&CLIENT.syn()).reason(), Reason::Opened);
+        let flow = world.flow(CLIENT);
+        assert_eq!(flow.place, former.place);
+        // The same acknowledgement as before, and no answer yet.
+        world.send(&flow.ack());
+        assert!(world.entry(CLIENT.key()).is(State::Embryo));
+        world.send(&flow.syn_ack());
+        world.send(&flow.ack());
+        assert!(world.entry(CLIENT.key()).is(State::Pin));
+    }
+}
+
+fn a_challenger_has_a_port_of_its_own() {
+    let nat = BackendSpec::nat(1);
+    let world = World::with_translating(&nat);
+    let flow = world.open(CLIENT);
+    let syn = CLIENT.syn().seq(0x7777_0000);
+    let run = world.send(&syn);
+    let (place, _) = world.entry_in(CLIENT.key(), State::Challenger);
+    let word = world.translation(place).expect("it is valid");
+    assert_ne!(word.port(), flow.source.1);
+    let challenger = Opened {
+        source: (SNAT[0], word.port()),
+        place,
+        ..flow
+    };
+    run.expect(&challenger.to_backend(&nat, &syn, Reason::Challenged));
+    assert_eq!(world.ports_in_use(1), (2, 2));
+    // The flow goes on as it was, both ways.
+    let data = flow.ack().payload(b"data");
+    let expected = flow.to_backend(&nat, &data, Reason::Established);
+    world.send(&data).expect(&expected);
+    let answer = flow.replies(ACK);
+    world.send(&answer).expect(&flow.replied(&answer));
+    // And the new connection becomes one by its own handshake.
+    let answer = challenger.syn_ack().ack(0x7777_0001);
+    world.send(&answer).expect(&challenger.replied(&answer));
+    let ack = flow.ack().seq(0x7777_0001);
+    let expected = challenger.to_backend(&nat, &ack, Reason::Established);
+    world.send(&ack).expect(&expected);
+    assert!(world.at(place).1.is(State::Pin));
+}
+
+fn a_challenger_of_dnat_is_proven_by_its_own_handshake() {
+    let dnat = BackendSpec::dnat(1);
+    let world = World::with_translating(&dnat);
+    let flow = world.open(CLIENT);
+    world.send(&CLIENT.syn().seq(0x7777_0000));
+    let (place, _) = world.entry_in(CLIENT.key(), State::Challenger);
+    let challenger = Opened { place, ..flow };
+    // The backend takes both for one connection's: what it answers has the same ends.
+    let answer = challenger.syn_ack().ack(0x7777_0001);
+    world.send(&answer).expect(&flow.replied(&answer));
+    let ack = flow.ack().seq(0x7777_0001);
+    let expected = flow.to_backend(&dnat, &ack, Reason::Established);
+    world.send(&ack).expect(&expected);
+    assert!(world.at(place).1.is(State::Pin));
 }

@@ -22,9 +22,10 @@ use lb_common::{
 use lb_userspace::dataplane::array::Array;
 
 use super::{
-    BackendSpec, CLIENT, Packet, SERVICE, VIP, VIP_PORT, World,
+    BackendSpec, CLIENT, Expect, Packet, SERVICE, VIP, VIP_PORT, World,
     answer::address_of,
     entries::Key,
+    forwarded,
     kernel::{ELSEWHERE, FLOW_SEED, INGRESS},
     version::{in_ipv6, on_wire, version},
     world::{BACKEND_PORT, Client},
@@ -125,6 +126,10 @@ pub struct Opened {
     pub place: Place,
 }
 
+/// Another client, whose flow no other's places are of any concern to.
+pub const OTHER: Client = Client(CLIENT.0, 40_001);
+/// Backends of the modes that translate, by id.
+pub const MODES: [fn(u32) -> BackendSpec; 2] = [BackendSpec::nat, BackendSpec::dnat];
 /// The sequence number of backends' SYNs.
 pub const THEIRS: u32 = 0x5151_0000;
 
@@ -398,6 +403,16 @@ impl Opened {
     /// A segment of the client's in mid-stream.
     pub fn sends(&self, flags: u8) -> Packet {
         self.ack().with_tcp(|tcp| tcp.flags = flags)
+    }
+
+    /// What becomes of a segment of the client's that backend 1 gets.
+    pub fn to_backend(&self, backend: &BackendSpec, input: &Packet, reason: Reason) -> Expect {
+        forwarded(reason, 1, backend.translated(input, self.source).bytes())
+    }
+
+    /// What becomes of a segment of the backend's that the client gets: sent by the interface that its route names.
+    pub fn replied(&self, input: &Packet) -> Expect {
+        forwarded(Reason::Reply, 1, self.returned(input).bytes()).redirected()
     }
 
     /// What the client gets of a segment of the backend's.
