@@ -142,8 +142,8 @@ pub struct HandedOn {
     pub client_port: u32,
     /// MTU on the way, bytes; 0 is not known.
     pub mtu: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// The backend that the client's other flows have, for whom a new one is best: a [`crate::flow::word::BackendRef`], as a number.
+    pub favoured: u32,
 }
 
 impl HandedOn {

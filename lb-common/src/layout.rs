@@ -98,7 +98,7 @@ record!(
 record!(INSTANCE, "instance", Instance { flow_seed: SEED, fleet_seed } without { abi_version, reserved });
 record!(HOLD, "hold", Hold { until_ns } without { reserved });
 word!(TABLE_REF, "table_ref" { "offset" at 0, 32; "size" at 32, 24; "generation" at 56, 8 });
-record!(SERVICE, "service", Service { table: TABLE_REF, seed: SEED, identity, vip, port, translates } without { reserved });
+record!(SERVICE, "service", Service { table: TABLE_REF, seed: SEED, identity, vip, port, translates, affinity, affinity_ticks });
 word!(BACKEND_STATE, "backend_state" {
     "generation" at 0, 5;
     "serving" at BackendState::SERVING_SHIFT, 2;
@@ -215,6 +215,44 @@ record!(
         value: WORD
     }
 );
+/// Record `affinity`: which backend a client keeps.
+pub const AFFINITY: Record = Record {
+    name: "affinity",
+    bits: size_of::<Entry6>() * 8,
+    fields: &[
+        Field {
+            name: "client",
+            at: offset_of!(Entry6, key) * 8,
+            bits: size_of::<v6::Key>() * 8,
+            of: Some(&KEY6),
+        },
+        Field {
+            name: "state",
+            at: VALUE6,
+            bits: word::STATE_BITS as usize,
+            of: None,
+        },
+        Field {
+            name: "generation",
+            at: VALUE6 + word::BACKEND_SHIFT as usize,
+            bits: 5,
+            of: None,
+        },
+        Field {
+            name: "backend",
+            at: VALUE6 + word::BACKEND_SHIFT as usize + 5,
+            bits: 18,
+            of: None,
+        },
+        Field {
+            name: "tick",
+            at: VALUE6 + word::TICK_SHIFT as usize,
+            bits: word::TICK_BITS as usize,
+            of: None,
+        },
+    ],
+};
+const VALUE6: usize = offset_of!(Entry6, value) * 8;
 word!(TRANSLATION_WORD, "translation_word" {
     "port" at 0, 16;
     "pair" at 16, nat::PAIR_BITS;
@@ -255,6 +293,7 @@ pub const RECORDS: &[&Record] = &[
     &LIVE,
     &ENTRY4,
     &ENTRY6,
+    &AFFINITY,
     &TRANSLATION_WORD,
     &TRANSLATION,
 ];

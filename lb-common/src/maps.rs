@@ -28,6 +28,9 @@ pub const NAT6: &str = "NAT6";
 pub const SLOTS: &str = "SLOTS";
 /// Until when the flow tables are only read: array of one [`Hold`].
 pub const HOLD: &str = "HOLD";
+/// Which backends clients keep: array of [`crate::flow::v6::Bucket`], whose keys have a client's address, as [`crate::net::Address::words`] gives it, and
+/// port 0, and whose values are those of pins. Written by the daemon alone, which is the only one to insert here.
+pub const AFFINITIES: &str = "AFFINITIES";
 /// All Maglev tables: array of [`crate::maglev::Slot`].
 pub const TABLES: &str = "TABLES";
 /// Services by id: array of [`crate::service::Service`].
@@ -91,8 +94,8 @@ pub const PROGRAMS_LEN: u32 = 15;
 pub const INSTANCE: &str = "INSTANCE";
 
 /// Every map.
-pub const ALL: [&str; 26] = [
-    INSTANCE, LAYOUTS, FLOWS4, FACTS4, NAT4, FLOWS6, FACTS6, NAT6, SLOTS, HOLD, TABLES, SERVICES,
+pub const ALL: [&str; 27] = [
+    INSTANCE, LAYOUTS, FLOWS4, FACTS4, NAT4, FLOWS6, FACTS6, NAT6, SLOTS, HOLD, AFFINITIES, TABLES, SERVICES,
     BACKENDS, VIPS4, VIPS6, ENDPOINTS, ENDPOINTS4, ENDPOINTS6, PAIRS, PORTS, LINKS, COUNTERS, CPUS,
     EGRESS, NOTICES, PROGRAMS,
 ];
@@ -219,8 +222,8 @@ pub struct Constants {
     pub answer_cost_ns: u64,
     /// Whether it tells listeners of packets: 1, or 0.
     pub watches: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// Buckets in [`AFFINITIES`].
+    pub affinity_buckets: u32,
 }
 
 const _: () = assert!(size_of::<Instance>() == 64 && size_of::<Constants>() == 112);
@@ -243,6 +246,8 @@ pub mod default {
     pub const BACKENDS: u32 = 32_768;
     /// SNAT addresses toward endpoints: 266 kB each.
     pub const NAT_PAIRS: u32 = 64;
+    /// Clients that keep their backends: 54 bytes each.
+    pub const AFFINITIES: u32 = 100_000;
     /// Slots in the arena.
     pub const TABLE_SLOTS: u32 = 4_194_304;
     /// Adoptions a second on each CPU.

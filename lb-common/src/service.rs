@@ -25,8 +25,10 @@ pub struct Service {
     /// 1 if one of its backends, those that drain among them, has a mode that translates (see [`crate::backend::Mode::translates`]), else 0. Set before the
     /// first of these can be given a flow.
     pub translates: u16,
-    /// Zero.
-    pub reserved: [u16; 2],
+    /// 0 if it places each flow for itself. Else it places clients, all flows of one at one backend: the number of those services that do so together.
+    pub affinity: u16,
+    /// How long a client without flows keeps its backend, in ticks.
+    pub affinity_ticks: u16,
 }
 
 const _: () = assert!(size_of::<Service>() == 64 && offset_of!(Service, port) == 56);

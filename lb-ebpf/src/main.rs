@@ -177,6 +177,9 @@ fn steer_established<F: Family>(ctx: &XdpContext, frame: Bytes) -> Option<u32> {
         };
         (action, id) = (sent, backend);
     } else if opens {
+        if maps::affinity(service) != 0 {
+            return None;
+        }
         id = flow::open::<F>(service, &segment, ends.source);
         if id == 0 {
             return None;
@@ -293,6 +296,7 @@ fn steer<F: Family>(
         return Ok((Reason::NotService, STEER));
     }
     tally.service(service);
+    flow::favour::<F>(service, &segment, ends.source);
     let steered = flow::otherwise::<F>(service, &segment, ends.source);
     if steered.backend != 0 {
         tally.backend(steered.backend);

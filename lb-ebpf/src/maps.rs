@@ -84,6 +84,7 @@ maps! {
     NAT6: nat::Bucket,
     SLOTS: u32,
     HOLD: Hold,
+    AFFINITIES: v6::Bucket,
     TABLES: u64,
     SERVICES: Service,
     BACKENDS: Backend,
@@ -144,7 +145,7 @@ static CONSTANTS: Constants = Constants {
     reset_cost_ns: 0,
     answer_cost_ns: 0,
     watches: 0,
-    reserved: 0,
+    affinity_buckets: 1,
 };
 
 macro_rules! constant {
@@ -511,6 +512,27 @@ pub(crate) fn translates(id: u16) -> bool {
         Some(service) => unsafe { core::ptr::addr_of!((*service).translates).read_volatile() != 0 },
         None => false,
     }
+}
+
+/// Of a service that places clients, the number of those that do so together; 0 is one that places flows.
+#[inline(always)]
+pub(crate) fn affinity(id: u16) -> u16 {
+    match service(id) {
+        // SAFETY: an entry of the map. Volatile: the daemon may write it meanwhile.
+        Some(service) => unsafe { core::ptr::addr_of!((*service).affinity).read_volatile() },
+        None => 0,
+    }
+}
+
+#[inline(always)]
+pub(crate) fn affinity_buckets() -> u32 {
+    constant!(affinity_buckets)
+}
+
+/// A bucket of what is known of clients that keep their backends.
+#[inline(always)]
+pub(crate) fn affinities(index: u32) -> Option<*mut v6::Bucket> {
+    AFFINITIES.at(index, affinity_buckets())
 }
 
 /// The slot of a table.

@@ -16,7 +16,7 @@ pub use self::{
 };
 use crate::{
     balance::{Part, Policy},
-    config::{self, Config},
+    config::{self, Affinity, Config},
     ids,
     model::{Admin, Asked, BackendName, Check, Drains, OnDown},
     pace::Terms,
@@ -48,6 +48,8 @@ pub struct Service {
     pub table_size: u32,
     /// With fewer usable backends than this it fails open.
     pub min_healthy: u32,
+    /// How it places clients; none: it places each flow for itself.
+    pub affinity: Option<Affinity>,
     /// How new flows are spread.
     pub policy: Policy,
     /// Its mode: that of its backends.
@@ -114,6 +116,7 @@ pub fn services(config: &Config, drains: &Drains) -> Vec<Service> {
             },
             table_size: service.table_size,
             min_healthy: service.min_healthy,
+            affinity: service.affinity.clone(),
             policy: service.policy,
             mode: service.mode,
             terms: terms(service, None),

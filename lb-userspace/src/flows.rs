@@ -3,6 +3,7 @@
 //! The daemon never inserts and never writes a key; what it changes, it changes by one compare-and-exchange of a value word with
 //! what it saw there.
 //!
+//! * `affinity`: which backends clients keep
 //! * [`judge`][]: what becomes of one entry; pure
 //! * [`today`][]: what today's tables say about a flow
 //! * [`churn`][]: flows that begin and end
@@ -10,6 +11,7 @@
 //! * [`sweeper`][]: passes over the tables, in steps
 //! * [`left`][]: what is left of some backends' flows, for whoever waits for the end of a drain
 
+mod affinity;
 mod census;
 mod churn;
 pub mod fill;
@@ -109,6 +111,8 @@ pub struct Swept {
     pub clamped: u64,
     /// SNAT ports given back, of entries that were removed.
     pub ports: u64,
+    /// Clients that kept a backend and had to give way to others.
+    pub clients: u64,
 }
 
 /// Both flow tables, counted in one pass.
@@ -131,6 +135,8 @@ pub struct Census {
     pub by_pair: HashMap<u16, u64>,
     /// SNAT ports in use or resting after use, by pair's id.
     pub ports: HashMap<u16, u32>,
+    /// Clients that keep a backend, by the id of a service that places clients; absent is none.
+    pub clients: HashMap<u16, u64>,
     /// What the sweep has changed.
     pub swept: Swept,
     /// Flows that began and ended since the daemon started, by service id; absent is none.
@@ -148,6 +154,7 @@ impl Default for Census {
             by_service: HashMap::new(),
             by_pair: HashMap::new(),
             ports: HashMap::new(),
+            clients: HashMap::new(),
             swept: Swept::default(),
             churn: HashMap::new(),
         }

@@ -1,9 +1,10 @@
 //! What each service and backend is given, from what is wanted and what is found out. Pure.
 
-use std::{net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
 use lb_common::{
     backend::{Mode, NextHop, Serving},
+    clock::TICK_NS,
     hash::Seed,
     nat::SNAT_ADDRESSES,
 };
@@ -35,6 +36,8 @@ pub struct ServiceFacts<'a> {
     pub endpoint: Endpoint,
     /// What is wanted of it; none if it is removed and only there for the flows it has.
     pub wanted: Option<WantedService>,
+    /// How it places clients, if it places them and not each flow for itself.
+    pub affinity: Option<Affinity<'a>>,
     /// What becomes of the flows of its dead backends.
     pub on_down: OnDown,
     /// Over which time clients of its dead backends are told.
@@ -43,6 +46,24 @@ pub struct ServiceFacts<'a> {
     pub resets_were_suspended: bool,
     /// Its backends, removed ones among them.
     pub backends: Vec<BackendFacts<'a>>,
+}
+
+/// How a service places clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Affinity<'a> {
+    /// Services of one group place clients together; none: it does so alone.
+    pub group: Option<&'a str>,
+    /// How long a client without flows keeps its backend.
+    pub timeout: Duration,
+}
+
+/// How a service places, as the maps say it: see [`lb_common::service::Service::affinity`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Placing {
+    /// Number of the services that place clients together; 0: it places flows.
+    pub group: u16,
+    /// How long a client without flows keeps its backend, in ticks.
+    pub ticks: u16,
 }
 
 /// What is wanted of a service.
@@ -160,6 +181,10 @@ pub struct Service<'a> {
     pub endpoint: Endpoint,
     /// Keys its choice of slots.
     pub seed: Seed,
+    /// How it places; none if it is removed, and does as it did.
+    pub placing: Option<Placing>,
+    /// Under which name its table is made: services that place clients together have tables alike if their backends are.
+    pub placed_as: &'a str,
     /// Its table; none if it is removed, and keeps the table that it has.
     pub table: Option<Table<'a>>,
     /// Whether too few backends are usable, so that all active ones take new flows.
@@ -234,15 +259,40 @@ pub fn resolve<'a>(
     let everywhere = services.iter().flat_map(|service| &service.backends);
     // When most of what this machine sees has died at once, then perhaps its own sight has.
     let blind = fell_together(everywhere);
+    // A group is called by the lowest number of its services.
+    let mut groups = BTreeMap::new();
+    for service in services {
+        if let Some(Affinity {
+            group: Some(group), ..
+        }) = service.affinity
+        {
+            let number = groups.entry(group).or_insert(service.id);
+            *number = service.id.min(*number);
+        }
+    }
+    let placing = |service: &ServiceFacts<'a>| match service.affinity {
+        Some(affinity) => Placing {
+            group: 1 + affinity.group.map_or(service.id, |group| groups[group]),
+            ticks: in_ticks(affinity.timeout),
+        },
+        None => Placing::default(),
+    };
     services
         .iter()
-        .map(|service| resolve_service(fleet_seed, service, blind, now))
+        .map(|service| resolve_service(fleet_seed, service, placing(service), blind, now))
         .collect()
+}
+
+/// A time as whole ticks that it fits in, at least one.
+fn in_ticks(time: Duration) -> u16 {
+    let ticks = time.as_nanos().div_ceil(u128::from(TICK_NS));
+    u16::try_from(ticks.max(1)).unwrap_or(u16::MAX)
 }
 
 fn resolve_service<'a>(
     fleet_seed: &[u64; 4],
     facts: &ServiceFacts<'a>,
+    placing: Placing,
     blind: bool,
     now: Moment,
 ) -> Service<'a> {
@@ -360,11 +410,17 @@ fn resolve_service<'a>(
         })
         .collect();
     let Endpoint { vip, port } = facts.endpoint;
+    let group = facts.affinity.and_then(|affinity| affinity.group);
     Service {
         id: facts.id,
         name: facts.name,
         endpoint: facts.endpoint,
-        seed: ids::service_seed(fleet_seed, vip, port),
+        seed: match group {
+            Some(group) => ids::group_seed(fleet_seed, group),
+            None => ids::service_seed(fleet_seed, vip, port),
+        },
+        placing: facts.wanted.map(|_| placing),
+        placed_as: group.unwrap_or(facts.name),
         spread: Spread {
             full: usable > 0 && members.is_empty(),
             backups: !fail_open && needs_backups && !backups.is_empty(),

@@ -69,12 +69,13 @@ pub const fn promoted(word: Word, state: State, segment: &Segment, now: Tick) ->
     Word::live(state, word.backend(), epoch, now, flags)
 }
 
-/// A live entry after a segment of the other side's that ends nothing; `is_near` if that is where the other side's stream is thought to be.
+/// A live entry after a segment of the other side's that ends nothing; `is_answer` if that is without data, and where the other side's stream is thought
+/// to be. Data may have been under way when the client has reset the flow; but who acknowledges what came, and sends nothing, has heard of no end.
 #[inline(always)]
-pub const fn seen_from_afar(word: Word, is_near: bool, now: Tick) -> Word {
+pub const fn seen_from_afar(word: Word, is_answer: bool, now: Tick) -> Word {
     if !word.is(State::Closing) {
         seen(word, now)
-    } else if is_near && word.has(Word::BY_RESET) {
+    } else if is_answer && word.has(Word::BY_RESET) {
         revived(word, now)
     } else {
         word.with_tick(now)
@@ -214,8 +215,8 @@ pub enum Owner {
 ///
 /// A segment that follows a challenger's SYN is the challenger's, unless it is where the stream of an open entry is: or a forged SYN a little ahead
 /// of a stream would have it, as soon as it comes there. Between two live entries it belongs to the one whose epoch is nearer, so that a
-/// retransmission far back does not go astray. In a tie to a pin rather than to one that is closing, which the backend's last segments may still
-/// refresh when its client's next connection is open already; else to the one that was seen last, of two seen in the same tick to the older: so
+/// retransmission far back does not go astray. In a tie to the newer one, or to a pin, rather than to one that is closing: of that connection
+/// both sides may still have something to say when the next is open already; else to the one that was seen last, of two seen in the same tick to the older: so
 /// neither an entry whose client has vanished has the stream of the next, nor a forged one that of the client that is there.
 #[inline(always)]
 pub const fn owner(first: Word, second: Word, segment: &Segment, now: Tick) -> Owner {
@@ -254,10 +255,10 @@ pub const fn owner(first: Word, second: Word, segment: &Segment, now: Tick) -> O
     }
 }
 
-/// Whether an entry has proven itself, and the other of its key is over.
+/// Whether an entry is of a connection that came after the other's, which is over.
 #[inline(always)]
 const fn has_replaced(word: Word, other: Word) -> bool {
-    word.is(State::Pin) && other.is(State::Closing)
+    (word.is(State::Pin) || (word.is_open() && word.has(Word::SECOND))) && other.is(State::Closing)
 }
 
 /// Whether a segment is a challenger's, and not the entry's that it challenges.

@@ -34,4 +34,7 @@ pub trait FlowKey: Copy + PartialEq {
     }
     /// What of the client decides its slot in a table of the service with this seed: see [`crate::maglev::slot_index`].
     fn client_word(&self, seed: &Seed) -> u64;
+    /// The key by which a service places the flow: this one, or without the port if it places clients and not flows
+    /// ([`crate::service::Service::affinity`] is not 0).
+    fn placed_by(self, affinity: u16) -> Self;
 }

@@ -47,6 +47,11 @@ pub trait World: Memory {
     fn barred(&self) -> u32 {
         0
     }
+    /// The backend that a new flow is to have, if it takes new flows, though another may be the pick: that of its client's other flows.
+    #[inline(always)]
+    fn favoured(&self) -> BackendRef {
+        BackendRef::NONE
+    }
 }
 
 /// The outcome for one packet.
@@ -246,16 +251,6 @@ struct Intent {
 }
 
 impl Intent {
-    /// A flow that has no entry.
-    const NEW_FLOW: Self = Self {
-        state: State::Embryo,
-        preferred: BackendRef::new(0, 0),
-        same_syn: false,
-        in_place_of: Entry::NONE,
-        beside: Entry::NONE,
-        reason: Reason::Opened,
-    };
-
     /// A challenger of a live entry, to whose backend it goes if that takes new flows, so that a forged SYN changes nothing. The live
     /// entry keeps its backend, or whoever guesses four numbers could steal a flow.
     #[inline(always)]
@@ -434,7 +429,7 @@ impl<W: World> Visit<'_, W> {
         }
         if !found.exists() {
             return if is_syn {
-                self.open(&Intent::NEW_FLOW)
+                self.open(&self.new_flow())
             } else {
                 self.adopt()
             };
@@ -454,6 +449,19 @@ impl<W: World> Visit<'_, W> {
         } else {
             let is_other = other.exists() && self.owner(found.word, other.word) == Owner::Second;
             Decision::over(self.known(if is_other { &other } else { &found }))
+        }
+    }
+
+    /// What a SYN means for a key that has no entry, or one that is past its linger.
+    #[inline(always)]
+    fn new_flow(&self) -> Intent {
+        Intent {
+            state: State::Embryo,
+            preferred: self.world.favoured(),
+            same_syn: false,
+            in_place_of: Entry::NONE,
+            beside: Entry::NONE,
+            reason: Reason::Opened,
         }
     }
 
@@ -522,7 +530,7 @@ impl<W: World> Visit<'_, W> {
                 // Past its linger, and alone: a new flow in the same place.
                 Intent {
                     in_place_of: *found,
-                    ..Intent::NEW_FLOW
+                    ..self.new_flow()
                 }
             } else {
                 Intent::challenge(found, &Entry::NONE)

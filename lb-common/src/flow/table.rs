@@ -209,8 +209,16 @@ pub struct Look {
     beside: Place,
     /// Not what may be a copy of this value, made to move it.
     no_copy_of: Word,
-    /// Only an embryo or a challenger.
-    nascent: bool,
+    /// Only of this age.
+    age: Age,
+}
+
+/// How old an entry is that a look is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Age {
+    Any,
+    Nascent,
+    Live,
 }
 
 impl Look {
@@ -221,12 +229,18 @@ impl Look {
             way: 0,
         },
         no_copy_of: Word::EMPTY,
-        nascent: false,
+        age: Age::Any,
     };
 
     /// An embryo or a challenger.
     pub const NASCENT: Self = Self {
-        nascent: true,
+        age: Age::Nascent,
+        ..Self::ANY
+    };
+
+    /// One that is neither.
+    pub const LIVE: Self = Self {
+        age: Age::Live,
         ..Self::ANY
     };
 
@@ -236,7 +250,7 @@ impl Look {
         Self {
             beside: entry.place,
             no_copy_of: entry.word,
-            nascent: false,
+            age: Age::Any,
         }
     }
 
@@ -244,7 +258,11 @@ impl Look {
     fn takes(&self, index: u32, way: u32, word: Word) -> bool {
         !self.beside.is_at(index, way)
             && !may_be_copies(self.no_copy_of, word)
-            && (!self.nascent || word.is_nascent())
+            && match self.age {
+                Age::Any => true,
+                Age::Nascent => word.is_nascent(),
+                Age::Live => word.is_live(),
+            }
     }
 }
 

@@ -18,6 +18,14 @@ pub(crate) const SERVICE_SHIFT: u32 = 16 - PORT_SHIFT;
 #[repr(transparent)]
 pub struct Key(pub u64);
 
+/// What of a key's word decides where a service places the flow: all of it, or all but the port if it places clients. Without a branch, of which the
+/// kernel's verifier would follow both ways through all that comes.
+#[inline(always)]
+pub(crate) const fn placed_mask(affinity: u16) -> u64 {
+    let places_clients = (affinity as u64).wrapping_neg() >> 63;
+    !((0xffff << PORT_SHIFT) * places_clients)
+}
+
 impl Key {
     /// The flow of a client at a service.
     #[inline(always)]
@@ -57,6 +65,11 @@ impl FlowKey for Key {
     fn client_word(&self, _: &Seed) -> u64 {
         client_word(self.address(), self.port())
     }
+
+    #[inline(always)]
+    fn placed_by(self, affinity: u16) -> Self {
+        Self(self.0 & placed_mask(affinity))
+    }
 }
 
 /// One entry. The value word owns it: see [`super::table`].
@@ -90,6 +103,13 @@ mod tests {
         fn a_key_keeps_what_it_is_given(address: u32, port: u16, service: u16) {
             let key = Key::new(address, port, service);
             prop_assert_eq!((key.address(), key.port(), key.service()), (address, port, service));
+        }
+
+        #[test]
+        fn a_service_that_places_clients_takes_no_notice_of_ports(address: u32, port: u16, service: u16, affinity in 1u16..) {
+            let key = Key::new(address, port, service);
+            prop_assert_eq!(key.placed_by(affinity), Key::new(address, 0, service));
+            prop_assert_eq!(key.placed_by(0), key);
         }
 
         #[test]

@@ -5,7 +5,7 @@ use core::mem::{align_of, offset_of, size_of};
 use super::{
     FlowKey,
     bucket::WAYS,
-    v4::{PORT_SHIFT, SERVICE_SHIFT},
+    v4::{PORT_SHIFT, SERVICE_SHIFT, placed_mask},
 };
 use crate::{hash::Seed, net::Address};
 
@@ -73,6 +73,14 @@ impl FlowKey for Key {
     fn client_word(&self, seed: &Seed) -> u64 {
         mix_all(self.address, self.port() as u64, seed)
     }
+
+    #[inline(always)]
+    fn placed_by(self, affinity: u16) -> Self {
+        Self {
+            rest: self.rest & placed_mask(affinity),
+            ..self
+        }
+    }
 }
 
 /// One entry. The value word owns it: see [`super::table`].
@@ -108,6 +116,13 @@ mod tests {
             let address = Address(address);
             let key = Key::new(address.words(), port, service);
             prop_assert_eq!((key.address(), key.port(), key.service()), (address, port, service));
+        }
+
+        #[test]
+        fn a_service_that_places_clients_takes_no_notice_of_ports(address: [u64; 2], port: u16, service: u16, affinity in 1u16..) {
+            let key = Key::new(address, port, service);
+            prop_assert_eq!(key.placed_by(affinity), Key::new(address, 0, service));
+            prop_assert_eq!(key.placed_by(0), key);
         }
 
         #[test]

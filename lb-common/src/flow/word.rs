@@ -94,6 +94,21 @@ impl BackendRef {
         Self(((id & ((1 << Self::ID_BITS) - 1)) << 5) | (generation as u32 & 31))
     }
 
+    /// Nobody.
+    pub const NONE: Self = Self::new(0, 0);
+
+    /// As a number, and back by [`Self::of_raw`].
+    #[inline(always)]
+    pub const fn raw(self) -> u32 {
+        self.0
+    }
+
+    /// What [`Self::raw`] gave.
+    #[inline(always)]
+    pub const fn of_raw(raw: u32) -> Self {
+        Self(raw)
+    }
+
     /// Index of the backends map.
     #[inline(always)]
     pub const fn id(self) -> u32 {

@@ -134,7 +134,7 @@ impl Flow {
             moved.lingering(now)
         } else {
             Self {
-                value: life::seen_from_afar(moved.value, is_near, now),
+                value: life::seen_from_afar(moved.value, is_near && !segment.payload, now),
                 ..moved
             }
         }
@@ -518,6 +518,9 @@ mod tests {
                     .value
                     .is(State::Young)
             );
+            // What was under way when the client reset it tells nothing, and it would never end again.
+            let under_way = flow.after_backend(&data(THEIRS + 1), ISN + 1, NOW);
+            assert!(under_way.value.is(State::Closing));
         }
     }
 

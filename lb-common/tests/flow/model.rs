@@ -106,7 +106,11 @@ impl Held {
     }
 
     fn has_replaced(&self, other: &Self) -> bool {
-        matches!(self.life, Life::Pin { .. }) && other.is_closing()
+        match self.life {
+            Life::Pin { .. } => other.is_closing(),
+            Life::Young { .. } => self.newer && other.is_closing(),
+            _ => false,
+        }
     }
 
     /// Closing, and its place can be had by a SYN beside another one.
@@ -366,7 +370,7 @@ impl Reference {
         match far[0].cmp(&far[1]) {
             Ordering::Less => 0,
             Ordering::Greater => 1,
-            // In a tie to a pin rather than to one that is closing; else to the one seen last, or to the older.
+            // In a tie to the newer one, or to a pin, rather than to one that is closing; else to the one seen last, or to the older.
             Ordering::Equal if held[0].has_replaced(&held[1]) => 0,
             Ordering::Equal if held[1].has_replaced(&held[0]) => 1,
             Ordering::Equal => match held[0].quiet(now).cmp(&held[1].quiet(now)) {

@@ -1,5 +1,6 @@
 //! The flow stage: [`lb_common::flow::steer`] on the maps.
 
+mod affinity;
 mod v4;
 mod v6;
 
@@ -17,13 +18,14 @@ use lb_common::{
         open,
         steer::{self, Known, Steered, World},
         table::{self, Entry, Look, Memory, Place, Subject},
-        word::Word,
+        word::{BackendRef, Word},
     },
     maglev::{Slot, TableRef, slot_index},
     nat::TranslationWord,
     tcp,
 };
 
+pub(crate) use self::affinity::favour;
 use crate::{family::Family, hide, maps, nat, parse::Segment, watch};
 
 /// The flow table, in one version of IP.
@@ -346,12 +348,13 @@ impl<T: Table, const TRANSLATES: bool, const AT_ONCE: bool> World for Maps<T, TR
     #[inline(always)]
     fn slot(&self, key: &T::Key, attempt: u32) -> Option<Slot> {
         let service = maps::service(key.service())?;
-        // SAFETY: an entry of the map; the table's word is volatile since the daemon swaps it, the seed does not change while the
-        // service is in use.
-        let (table, seed) = unsafe {
+        // SAFETY: an entry of the map; volatile is what the daemon may write meanwhile. Should it write another seed, a flow that begins in
+        // that moment is placed by halves of both, which is as good as any place.
+        let (table, seed, affinity) = unsafe {
             (
                 TableRef(core::ptr::addr_of!((*service).table).read_volatile()),
                 (*service).seed,
+                core::ptr::addr_of!((*service).affinity).read_volatile(),
             )
         };
         if table.size() == 0 {
@@ -359,7 +362,12 @@ impl<T: Table, const TRANSLATES: bool, const AT_ONCE: bool> World for Maps<T, TR
         }
         maps::slot(
             table,
-            slot_index(key.client_word(&seed), &seed, attempt, table.size()),
+            slot_index(
+                key.placed_by(affinity).client_word(&seed),
+                &seed,
+                attempt,
+                table.size(),
+            ),
         )
     }
 
@@ -402,5 +410,10 @@ impl<T: Table, const TRANSLATES: bool, const AT_ONCE: bool> World for Maps<T, TR
         } else {
             0
         }
+    }
+
+    #[inline(always)]
+    fn favoured(&self) -> BackendRef {
+        BackendRef::of_raw(maps::handed_on().favoured)
     }
 }

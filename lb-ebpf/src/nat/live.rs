@@ -101,7 +101,7 @@ fn write<T: Table, const SIDE: bool>(index: u32, way: u32, what: u64, when: u64)
         if is_written {
             if value.is_nascent() && after.value.is_live() {
                 flow::note_first_seen::<T>(place, now.0);
-                if SIDE == CLIENT && value.is(State::Challenger) && word.pair() == 0 {
+                if value.is(State::Challenger) && word.pair() == 0 {
                     end_former::<T>(place.index, place.way);
                 }
             }
@@ -121,12 +121,21 @@ fn end_former<T: Table>(index: u32, way: u32) -> u32 {
         let subject = flow::subject::<T>(key);
         if let Some(former) = flow::look::<T>(&subject, &Look::twin_of(&Entry { place, word }))
             && former.word.is_live()
-            && former.word.backend() == word.backend()
+            && endpoint_of(former.word) == endpoint_of(word)
         {
             flow::replace::<T>(former.place, former.word, Word::EMPTY);
         }
     }
     0
+}
+
+/// The id of the endpoint that an entry's backend is at; 0 is none.
+#[inline(always)]
+fn endpoint_of(word: Word) -> u32 {
+    match maps::backend(word.backend().id()) {
+        Some((backend, _)) => maps::endpoint_of(backend),
+        None => 0,
+    }
 }
 
 /// The flow of a client at a service, if it has an entry whose backend is at an endpoint: what its slot would hold, or 0. Of two the one that
@@ -153,8 +162,9 @@ fn look<F: Family>(first: u64, second: u64, rest: u32, wish: u32) -> u32 {
     let endpoint = wish & !OPENS;
     let client = F::of_words([first, second]);
     let subject = flow::subject::<F>(F::key(client, (rest >> 16) as u16, rest as u16));
+    // What is not to open a flow is of one that is open, if there is one.
     let mut wanted = if wish == endpoint {
-        Look::ANY
+        Look::LIVE
     } else {
         Look::NASCENT
     };

@@ -61,6 +61,8 @@ pub(crate) trait Translate: Rewrite {
     fn in_route(address: Self::Address) -> [u64; 2];
     /// Id of the endpoint at an address and port, or what is taken for one until its record was looked at; 0 is none.
     fn endpoint(address: Self::Address, port: u16) -> u32;
+    /// Takes a port of a pair for the flow at a place; 0 is none.
+    fn take_port(pair: u16, place: Place) -> u16;
     /// The client's address and port in a flow's key.
     fn client_of(key: &<Self as Table>::Key) -> (<Self as Parse>::Address, u16)
     where
@@ -82,6 +84,11 @@ impl Translate for V4 {
     }
 
     #[inline(always)]
+    fn take_port(pair: u16, place: Place) -> u16 {
+        ports::take4(pair as u32, place.index, place.way) as u16
+    }
+
+    #[inline(always)]
     fn client_of(key: &<Self as Table>::Key) -> (u32, u16) {
         (key.address(), key.port())
     }
@@ -99,6 +106,11 @@ impl Translate for V6 {
     fn endpoint(address: [u64; 2], port: u16) -> u32 {
         let key = VipEntry::key6(address, port);
         find(key, maps::endpoint_buckets(), maps::endpoints6).unwrap_or(0) as u32
+    }
+
+    #[inline(always)]
+    fn take_port(pair: u16, place: Place) -> u16 {
+        ports::take6(pair as u32, place.index, place.way) as u16
     }
 
     #[inline(always)]

@@ -10,12 +10,13 @@ use lb_common::{
     flow::{table::Place, word::Word},
     nat::{
         Translation,
-        ports::{Ports, is_spent},
+        ports::{self, Ports, is_spent},
     },
 };
 
 use super::store;
 use crate::{
+    family::{V4, V6},
     flow::{self, Table},
     maps,
 };
@@ -83,6 +84,27 @@ impl<T: Table> Ports for PortMaps<T> {
         let at = ((pair as u32) << 16) | port as u32;
         evict::<T>(place.index, place.way, at)
     }
+}
+
+// Global functions, which the verifier walks through once, and not once for each pair that is tried.
+
+/// [`ports::take`] of an IPv4 flow.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub(super) extern "C" fn take4(pair: u32, index: u32, way: u32) -> u32 {
+    take::<V4>(pair, index, way)
+}
+
+/// [`ports::take`] of an IPv6 flow.
+#[inline(never)]
+#[unsafe(no_mangle)]
+pub(super) extern "C" fn take6(pair: u32, index: u32, way: u32) -> u32 {
+    take::<V6>(pair, index, way)
+}
+
+#[inline(always)]
+fn take<T: Table>(pair: u32, index: u32, way: u32) -> u32 {
+    ports::take(&PortMaps::<T>::NEW, pair as u16, Place { index, way }) as u32
 }
 
 /// [`Ports::evict`]; a function of its own, which is called in a loop.

@@ -77,6 +77,7 @@ fn steer<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<(Reason, u32)
     noted.client_port = segment.source_port as u32;
     let barred = noted.barred;
 
+    flow::favour::<F>(service, &segment, ends.source);
     let key = F::key(ends.source, segment.source_port, service);
     let steered = flow::translated::<F>(&key, &segment);
     if steered.backend != 0 {

@@ -8,7 +8,7 @@ use lb_common::{
     maps::STEER_INDEX,
     nat::{
         SNAT_ADDRESSES, TranslationWord,
-        ports::{self, Ports as _},
+        ports::Ports as _,
         slot_of,
     },
     tcp::SYN,
@@ -177,7 +177,7 @@ fn prepare<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<u32, Reason
 }
 
 // What a function returns that makes no translation.
-/// All ports that were looked at are in use.
+/// All ports that were looked at, of all pairs, are in use.
 const NO_PORT: u32 = 0;
 /// Another CPU is doing it. (No word: a pair is never 0 where a port is not.)
 const LOST: u32 = 1;
@@ -210,12 +210,12 @@ fn make<F: Family>(index: u32, way: u32, id: u32, stamp: u64) -> u32 {
     }
     let mut chosen = scale((stamp >> 32) as u32, count);
     let mut attempt = 0;
-    while attempt < 2 {
+    while attempt < SNAT_ADDRESSES as u32 && attempt < count {
         let pair = pair_of(backend, chosen);
         let port = if pair == 0 {
             0
         } else {
-            ports::take(&PortMaps::<F>::NEW, pair, place)
+            F::take_port(pair, place)
         };
         if port != 0 {
             let word = TranslationWord::new(pair, port);

@@ -88,6 +88,12 @@ pub const IDLE_AFTERS: RangeInclusive<Duration> =
 /// What `reset_over` may be: a dead backend's clients wait for as long.
 pub const RESET_OVERS: RangeInclusive<Duration> = Duration::ZERO..=Duration::from_hours(1);
 
+/// How long a client without flows keeps its backend, if the service does not say: as with the affinity of a service of Kubernetes.
+pub const AFFINITY_TIMEOUT: Duration = Duration::from_hours(3);
+/// What `affinity_timeout` may be: what is kept of it has 16 bits, of 4.3 s.
+pub const AFFINITY_TIMEOUTS: RangeInclusive<Duration> =
+    Duration::from_secs(10)..=Duration::from_hours(72);
+
 /// The most that `nat_pairs` in `[limits]` may be.
 pub const MAX_NAT_PAIRS: u32 = 2_000;
 
@@ -106,6 +112,8 @@ pub struct Limits {
     pub table_slots: u32,
     /// Pairs of a SNAT address and a backend's address and port, each with 64,512 ports.
     pub nat_pairs: u32,
+    /// Clients that keep their backends.
+    pub clients: u32,
 }
 
 impl Limits {
@@ -208,6 +216,8 @@ pub struct Service {
     pub on_down: OnDown,
     /// Over which time clients of a dead backend are told.
     pub reset_over: Duration,
+    /// How it places clients; none: it places each flow for itself.
+    pub affinity: Option<Affinity>,
     /// How new flows are spread.
     pub policy: Policy,
     /// Its backends; names, and pairs of address and port, are unique in the service.
@@ -218,6 +228,15 @@ pub struct Service {
     pub check: Check,
     /// Where, if not at each backend's port.
     pub check_port: Option<u16>,
+}
+
+/// How a service places clients: all flows of one at one backend.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Affinity {
+    /// Services of one group place clients together, by the addresses of their backends; none: it does so alone.
+    pub group: Option<String>,
+    /// How long a client without flows keeps its backend.
+    pub timeout: Duration,
 }
 
 /// A name in the DNS as a source of backends.

@@ -121,6 +121,9 @@ struct Limits {
     /// Pairs of a SNAT address and a backend's address and port, in mode `nat`.
     #[schemars(range(min = 1, max = MAX_NAT_PAIRS), extend("default" = default::NAT_PAIRS))]
     nat_pairs: Option<u32>,
+    /// Clients that keep their backends, of services with `affinity`.
+    #[schemars(range(min = 1, max = MAX_FLOWS6), extend("default" = default::AFFINITIES))]
+    clients: Option<u32>,
     /// Health checks that are under way at once, of all services.
     #[schemars(range(min = 1, max = MOST_CHECKS), extend("default" = 256))]
     checks: Option<u32>,
@@ -160,6 +163,15 @@ struct Service {
     /// Over which time clients of a dead backend are told.
     #[schemars(extend("default" = "0s"))]
     reset_over: Option<Duration>,
+    /// What has one backend: a connection, or all connections of a client's address.
+    #[schemars(extend("default" = "connection"))]
+    affinity: Option<AffinityKind>,
+    /// How long a client without connections keeps its backend.
+    #[schemars(extend("default" = "3h"))]
+    affinity_timeout: Option<Duration>,
+    /// Services of one group keep a client at backends of one address.
+    #[schemars(regex(pattern = r"^[A-Za-z0-9._:-]{1,63}$"))]
+    affinity_group: Option<String>,
     /// Backups take new flows while fewer primary backends than this can; without it, than `min_healthy`.
     #[schemars(range(min = 1, max = 262_144))]
     backup_below: Option<u32>,
@@ -225,6 +237,15 @@ enum OnDown {
     Keep,
     /// They go where today's table sends them.
     Rehash,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "kebab-case")]
+enum AffinityKind {
+    /// Each connection is placed for itself.
+    Connection,
+    /// All connections of a client's address go to one backend.
+    ClientIp,
 }
 
 #[derive(JsonSchema)]

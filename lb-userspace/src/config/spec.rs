@@ -1,5 +1,6 @@
 //! From a parsed document to a valid [`Config`]: what each key means and what must hold of all of them together.
 
+mod affinity;
 mod balance;
 mod dns;
 mod health;
@@ -209,6 +210,7 @@ fn limits(root: &mut Reader<'_>, findings: &mut Findings<'_>) -> (Limits, usize,
         backends: default::BACKENDS,
         table_slots: default::TABLE_SLOTS,
         nat_pairs: default::NAT_PAIRS,
+        clients: default::AFFINITIES,
     };
     let mut spans = LimitSpans::default();
     let Some(mut table) = root.table("limits", "limits".to_owned(), findings) else {
@@ -254,6 +256,8 @@ fn limits(root: &mut Reader<'_>, findings: &mut Findings<'_>) -> (Limits, usize,
         &mut limits.nat_pairs,
         &mut spans.nat_pairs,
     );
+    // A client takes 54 bytes, as an IPv6 flow does.
+    take("clients", 1..=super::MAX_FLOWS6, &mut limits.clients, &mut None);
     let checks = table.integer("checks", 1..=MOST_CHECKS, findings);
     table.finish(findings);
     let checks = checks.map_or(CHECKS, Spanned::into_inner);

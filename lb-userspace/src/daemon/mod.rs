@@ -95,6 +95,7 @@ fn options(config: &Config) -> Result<Options> {
             cpus,
         )
         .with_pairs(limits.nat_pairs)
+        .with_affinities(limits.clients)
         .translating_flows_of(IpVersion::V4, config.translates(IpVersion::V4))
         .translating_flows_of(IpVersion::V6, config.translates(IpVersion::V6)),
         fleet_seed: config.fleet_seed,

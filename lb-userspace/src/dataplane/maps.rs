@@ -41,6 +41,8 @@ pub struct Capacity {
     pub backends: u32,
     /// Slots in the arena.
     pub table_slots: u32,
+    /// Buckets of clients that keep their backends.
+    pub affinity_buckets: u32,
     /// Possible CPUs.
     pub cpus: u32,
     /// Buckets of translations of IPv4 flows: as many as the flow table has, or 0 if no service translates.
@@ -69,11 +71,21 @@ impl Capacity {
             services,
             backends,
             table_slots,
+            affinity_buckets: bucket::buckets_for(0),
             cpus,
             nat4_buckets: 0,
             nat6_buckets: 0,
             endpoints: 0,
             pairs: 0,
+        }
+    }
+
+    /// The same with room for so many clients that keep their backends.
+    #[must_use]
+    pub fn with_affinities(self, clients: u32) -> Self {
+        Self {
+            affinity_buckets: bucket::buckets_for(clients),
+            ..self
         }
     }
 
@@ -194,6 +206,8 @@ pub struct Maps {
     pub slots: Array<u64>,
     /// Until when the flow tables are only read, one entry.
     pub hold: Array<Hold>,
+    /// Which backends clients keep: see [`lb_common::maps::AFFINITIES`].
+    pub affinities: Array<v6::Bucket>,
     /// All Maglev tables.
     pub tables: Array<Slot>,
     /// Services by id.
@@ -245,6 +259,7 @@ impl Maps {
             pairs: Array::in_memory(capacity.pairs.max(1))?,
             ports: Array::in_memory(capacity.pairs.max(1) * nat::WORDS_OF_PAIR)?,
             links: Array::in_memory(nat::LINKS_LEN)?,
+            affinities: Array::in_memory(capacity.affinity_buckets)?,
             tables: Array::in_memory(capacity.table_slots)?,
             services: Array::in_memory(capacity.services)?,
             backends: Array::in_memory(capacity.backends)?,
@@ -288,6 +303,7 @@ impl Maps {
                 capacity.pairs.max(1) * nat::WORDS_OF_PAIR,
             )?,
             links: Array::of_map(fd(names::LINKS).as_fd(), nat::LINKS_LEN)?,
+            affinities: Array::of_map(fd(names::AFFINITIES).as_fd(), capacity.affinity_buckets)?,
             tables: Array::of_map(fd(names::TABLES).as_fd(), capacity.table_slots)?,
             services: Array::of_map(fd(names::SERVICES).as_fd(), capacity.services)?,
             backends: Array::of_map(fd(names::BACKENDS).as_fd(), capacity.backends)?,
@@ -417,14 +433,17 @@ impl Maps {
     /// writes at this moment.
     pub fn mark_ports(&self) {
         const SLOTS_OF_WORD: u32 = 64 / 2;
-        let words = self.capacity.pairs_with_slots() * nat::WORDS_OF_PAIR;
-        for index in nat::WORDS_OF_PAIR..words {
+        let of_pair = |pair: u32| pair * nat::WORDS_OF_PAIR..(pair + 1) * nat::WORDS_OF_PAIR;
+        let in_use = |pair: &u32| self.pairs.get(*pair) != nat::Pair::default();
+        let pairs = 1..self.capacity.pairs_with_slots();
+        for index in pairs.filter(in_use).flat_map(of_pair) {
+            let first = (index * SLOTS_OF_WORD) as usize;
+            let slots = &self.slots.all()[first..][..SLOTS_OF_WORD as usize];
             let mut bits = 0;
-            for at in 0..SLOTS_OF_WORD {
-                let slots = self.slots.word(index * SLOTS_OF_WORD + at, 0);
-                let slots = slots.load(Ordering::Relaxed);
-                bits |= u64::from(slots as u32 != 0) << (2 * at);
-                bits |= u64::from(slots >> 32 != 0) << (2 * at + 1);
+            for (at, two) in slots.iter().enumerate() {
+                let two = two.load(Ordering::Relaxed);
+                bits |= u64::from(two as u32 != 0) << (2 * at);
+                bits |= u64::from(two >> 32 != 0) << (2 * at + 1);
             }
             self.ports.word(index, 0).store(bits, Ordering::Relaxed);
         }

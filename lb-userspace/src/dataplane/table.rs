@@ -3,6 +3,7 @@
 use std::{
     fmt::Debug,
     hash::Hash,
+    net::Ipv4Addr,
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -15,7 +16,7 @@ use lb_common::{
     },
     hash::Seed,
     nat::{self, Translation, TranslationWord, translation::stamp},
-    net::IpVersion,
+    net::{Address, IpVersion},
 };
 
 use super::{
@@ -36,6 +37,8 @@ pub trait TableKey: FlowKey + Eq + Hash + Debug + Send + 'static {
     fn of_words(words: [u64; 3]) -> Self;
     /// Its words; those that it has not are 0.
     fn to_words(self) -> [u64; 3];
+    /// The client's address.
+    fn client(self) -> Address;
     /// The table whose keys are such.
     fn table(maps: &Maps) -> Table<'_, Self>;
     /// The map of translations beside that table, of one bucket if no service translates.
@@ -53,6 +56,10 @@ impl TableKey for v4::Key {
 
     fn to_words(self) -> [u64; 3] {
         [self.0, 0, 0]
+    }
+
+    fn client(self) -> Address {
+        Ipv4Addr::from_bits(self.address()).into()
     }
 
     fn table(maps: &Maps) -> Table<'_, Self> {
@@ -82,6 +89,10 @@ impl TableKey for v6::Key {
 
     fn to_words(self) -> [u64; 3] {
         [self.address[0], self.address[1], self.rest]
+    }
+
+    fn client(self) -> Address {
+        self.address()
     }
 
     fn table(maps: &Maps) -> Table<'_, Self> {
@@ -140,10 +151,7 @@ impl<'m, K: TableKey> Table<'m, K> {
     /// # Panics
     /// If there is none of this index.
     pub fn bucket(self, index: u32) -> Bucket<'m, K> {
-        Bucket {
-            words: self.buckets.words(index),
-            key: std::marker::PhantomData,
-        }
+        Bucket::over(self.buckets.words(index))
     }
 
     /// The entry at a place, as [`Bucket::read`] reads it.
@@ -195,6 +203,14 @@ pub struct Bucket<'m, K> {
 }
 
 impl<'m, K: TableKey> Bucket<'m, K> {
+    /// The bucket that these words are.
+    pub(crate) fn over(words: &'m [AtomicU64]) -> Self {
+        Self {
+            words,
+            key: std::marker::PhantomData,
+        }
+    }
+
     fn entry(self, way: u32) -> &'m [AtomicU64] {
         let words = K::WORDS + 1;
         &self.words[way as usize * words..][..words]
@@ -209,7 +225,7 @@ impl<'m, K: TableKey> Bucket<'m, K> {
         &self.entry(way)[K::WORDS]
     }
 
-    /// The words of an entry's key, which the daemon never writes.
+    /// The words of an entry's key, which the daemon never writes in a flow table.
     ///
     /// # Panics
     /// If there is no such way.
@@ -250,7 +266,6 @@ mod tests {
     use lb_common::{
         clock::Tick,
         flow::word::{BackendRef, State},
-        net::Address,
     };
 
     use super::*;

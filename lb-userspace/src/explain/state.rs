@@ -14,6 +14,7 @@ use lb_common::{
     hash::Seed,
     maglev::{PICK_ATTEMPTS, TableRef, slot_index},
     net::Address,
+    service::Service,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -92,10 +93,12 @@ impl Key {
         }
     }
 
-    fn client_word(self, seed: &Seed) -> u64 {
+    /// What decides the slot in the table of the key's service.
+    fn client_word(self, service: &Service) -> u64 {
+        let (affinity, seed) = (service.affinity, &service.seed);
         match self {
-            Self::V4(key) => key.client_word(seed),
-            Self::V6(key) => key.client_word(seed),
+            Self::V4(key) => key.placed_by(affinity).client_word(seed),
+            Self::V6(key) => key.placed_by(affinity).client_word(seed),
         }
     }
 }
@@ -113,7 +116,7 @@ pub(super) fn slots(maps: &Maps, names: &Names<'_>, key: Key, now: Tick) -> Vec<
     if table.size() == 0 {
         return Vec::new();
     }
-    let word = key.client_word(&service.seed);
+    let word = key.client_word(&service);
     let named = |id: u32| {
         let holder = BackendRef::new(id, maps.state(id).generation());
         (id != 0).then(|| name_of(names, holder)).flatten()
@@ -159,7 +162,7 @@ pub(super) fn entries(
 fn pick(maps: &Maps, key: Key) -> Option<u32> {
     let service = maps.services.get(u32::from(key.service()));
     let table = TableRef(service.table);
-    let word = key.client_word(&service.seed);
+    let word = key.client_word(&service);
     (table.size() != 0).then(|| {
         let index = slot_index(word, &service.seed, 0, table.size());
         maps.tables.get(table.offset() + index).current()

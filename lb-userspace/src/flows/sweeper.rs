@@ -21,6 +21,7 @@ use lb_common::{
 };
 
 use super::{
+    affinity::Affinities,
     Census, Counts, Swept, TableCensus,
     census::{Counted, Tally},
     churn::{Churn, Places},
@@ -57,6 +58,9 @@ struct Common {
     /// Full passes over both.
     scans: u64,
     tally: Tally,
+    affinities: Affinities,
+    /// Whether a pass has begun that is not over.
+    is_passing: bool,
     swept: Swept,
     /// By service id.
     churn: Vec<Churn>,
@@ -78,6 +82,8 @@ impl Sweeper {
                 seed: maps.instance.get(0).flow_seed,
                 scans: 0,
                 tally: Tally::new(maps.backends.len(), maps.services.len()),
+                affinities: Affinities::default(),
+                is_passing: false,
                 swept: Swept::default(),
                 churn: vec![Churn::default(); maps.services.len() as usize],
                 maps,
@@ -95,6 +101,7 @@ impl Sweeper {
     ///
     /// Two passes are to be further apart than any program run lasts: see `settle_suspects`.
     pub fn step(&mut self, buckets: u32) -> Option<Census> {
+        self.common.begin();
         let left = self.v4.step(buckets, &mut self.common);
         self.v6.step(left, &mut self.common);
         let tables = ByVersion {
@@ -116,8 +123,20 @@ impl Sweeper {
 }
 
 impl Common {
+    /// Begins a pass, unless one is under way.
+    fn begin(&mut self) {
+        if !self.is_passing {
+            self.is_passing = true;
+            self.affinities.begin(&self.maps);
+        }
+    }
+
     fn finish(&mut self, tables: ByVersion<TableCensus>) -> Census {
         self.scans += 1;
+        self.is_passing = false;
+        let at = (self.clock)();
+        let clients = self.affinities.forget(&self.maps, at);
+        self.swept.clients = self.affinities.evicted();
         let Counted {
             by_backend,
             by_service,
@@ -125,12 +144,13 @@ impl Common {
         } = self.tally.take();
         Census {
             scans: self.scans,
-            at: (self.clock)(),
+            at,
             tables,
             by_backend,
             by_service,
             by_pair,
             ports: self.ports(),
+            clients,
             swept: self.swept,
             churn: (0..)
                 .zip(&self.churn)
@@ -150,6 +170,15 @@ impl Common {
             .filter(|&pair| pairs.word(pair, ENDPOINT).load(Ordering::Relaxed) != 0)
             .map(|pair| (pair as u16, self.maps.ports_in_use(pair as u16)))
             .collect()
+    }
+
+    /// Takes in that a client has a flow.
+    fn note_client(&mut self, key: impl TableKey, word: Word, now: Tick) {
+        let (client, service) = (key.client(), key.service());
+        let Self {
+            affinities, maps, ..
+        } = self;
+        affinities.note(maps, &self.seed, client, service, word, now);
     }
 
     /// Gives back the SNAT port of an entry that was just emptied, if it had one.
@@ -247,6 +276,7 @@ impl<K: TableKey> Sweep<K> {
                 continue;
             };
             if word.is_entry() {
+                common.note_client(key, word, now);
                 common.tally.add(word, key.service(), now);
                 if let Some(translation) = translation {
                     common.tally.add_port(translation);

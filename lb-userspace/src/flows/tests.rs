@@ -138,7 +138,8 @@ impl<K: Client> Fixture<K> {
             vip: Address::default(),
             port: 80,
             translates: 0,
-            reserved: [0; 2],
+            affinity: 0,
+            affinity_ticks: 0,
         };
         maps.services.set(0, &service);
         for slot in 10..41 {

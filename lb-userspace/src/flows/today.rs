@@ -23,11 +23,13 @@ pub fn pick_of(maps: &Maps, key: impl FlowKey) -> Option<u32> {
 pub fn slot_of(maps: &Maps, key: impl FlowKey) -> Option<Slot> {
     const SEED: usize = std::mem::offset_of!(Service, seed) / 8;
     const _: () = assert!(std::mem::offset_of!(Service, table) == 0);
+    const AFFINITY: usize = std::mem::offset_of!(Service, affinity);
     let service = u32::from(key.service());
     if service >= maps.services.len() {
         return None;
     }
     let words = maps.services.words(service);
+    let affinity = words[AFFINITY / 8].load(Ordering::Relaxed) >> (AFFINITY % 8 * 8);
     let table = TableRef(words[0].load(Ordering::Acquire));
     if table.size() == 0 {
         return None;
@@ -37,7 +39,7 @@ pub fn slot_of(maps: &Maps, key: impl FlowKey) -> Option<Slot> {
         first: words[SEED + 1].load(Ordering::Relaxed),
         second: words[SEED + 2].load(Ordering::Relaxed),
     };
-    let client = key.client_word(&seed);
+    let client = key.placed_by(affinity as u16).client_word(&seed);
     let at = slot_index(client, &seed, 0, table.size());
     let index = table.offset().checked_add(at)?;
     (index < maps.tables.len()).then(|| Slot(maps.tables.word(index, 0).load(Ordering::Acquire)))

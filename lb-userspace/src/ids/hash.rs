@@ -119,6 +119,14 @@ pub fn service_seed(fleet: &[u64; 4], vip: IpAddr, port: u16) -> Seed {
     Seed::new([whiten, first, second])
 }
 
+/// What keys the choice of slots of services that place clients together: the same for all of them.
+pub fn group_seed(fleet: &[u64; 4], group: &str) -> Seed {
+    let words = |purpose| KeyedHash::of_fleet(fleet, purpose).text(group).finish128();
+    let [whiten, first] = words("slots of clients");
+    let [second, _] = words("slots of clients, continued");
+    Seed::new([whiten, first, second])
+}
+
 /// The fleet's seed of a secret text.
 pub fn fleet_seed_of(text: &str) -> [u64; 4] {
     let [a, b] = KeyedHash::public("fleet seed").text(text).finish128();

@@ -38,7 +38,7 @@ pub use self::{
 };
 use crate::{
     ids,
-    resolve::{self, Translated},
+    resolve::{self, Placing, Translated},
 };
 
 /// What the maps are to hold.
@@ -263,14 +263,25 @@ impl Planner<'_> {
                 }
             }
         }
+        let (seed, placing) = match (service.placing, held) {
+            (None, Some(held)) => (
+                held.entry.seed,
+                Placing {
+                    group: held.entry.affinity,
+                    ticks: held.entry.affinity_ticks,
+                },
+            ),
+            (placing, _) => (service.seed, placing.unwrap_or_default()),
+        };
         let entry = Service {
             table: named.0,
-            seed: service.seed,
+            seed,
             identity,
             vip: service.endpoint.vip.into(),
             port: service.endpoint.port,
             translates,
-            reserved: [0; 2],
+            affinity: placing.group,
+            affinity_ticks: placing.ticks,
         };
         let unchanged = before.map(|before| Service {
             table: named.0,

@@ -223,7 +223,8 @@ const UNUSED_SERVICE: Service = Service {
     vip: Address([0; 16]),
     port: 0,
     translates: 0,
-    reserved: [0; 2],
+    affinity: 0,
+    affinity_ticks: 0,
 };
 
 fn write_table(maps: &Maps, from: TableRef, to: TableRef, owners: &[u32], now: Tick) {

@@ -37,7 +37,7 @@ impl Tables {
         {
             return None;
         }
-        let owners = owners(fleet_seed, service.name, table);
+        let owners = owners(fleet_seed, service.placed_as, table);
         let digest = digest(owners.iter().copied());
         self.built.insert(service.id, (made_of, digest));
         (held != Some(digest)).then(|| owners.into())
@@ -51,7 +51,7 @@ fn made_of(
     table: &resolve::Table<'_>,
 ) -> u64 {
     let start = KeyedHash::of_fleet(fleet_seed, "table")
-        .text(service.name)
+        .text(service.placed_as)
         .number(u64::from(table.size));
     table
         .members

@@ -254,7 +254,7 @@ impl Service<'_> {
     fn owners_before(&self) -> Option<Vec<u32>> {
         let (_, today) = self.today?;
         let table = today.table.as_ref()?;
-        Some(owners(&self.question.fleet_seed, today.name, table))
+        Some(owners(&self.question.fleet_seed, today.placed_as, table))
             .filter(|_| self.changes_table() || self.resolved.table.is_none())
     }
 

@@ -15,6 +15,7 @@ use lb_common::{
 use super::translations::Translations;
 use crate::{
     balance::{Spread, Standing, level::Level},
+    config::Affinity,
     desired::{self, Endpoint},
     ids::{Numbered, Quiet},
     model::{Admin, BackendName, Check, Health, HealthReport, LastError, OnDown, Suspension},
@@ -31,6 +32,8 @@ pub(super) struct ServiceRecord {
     pub(super) mode: Mode,
     /// None if it is removed.
     pub(super) wanted: Option<WantedService>,
+    /// As last wanted.
+    pub(super) affinity: Option<Affinity>,
     /// As last wanted.
     pub(super) on_down: OnDown,
     /// As last wanted.

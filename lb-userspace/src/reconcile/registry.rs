@@ -26,7 +26,7 @@ use crate::{
     model::{BackendName, Check, Health, HealthReport, OnDown, Suspension, Target},
     pace::{Moment, Terms},
     plan::Observed,
-    resolve::{self, Found, ServiceFacts, WantedService},
+    resolve::{self, Affinity, Found, ServiceFacts, WantedService},
 };
 
 /// All that is known.
@@ -61,6 +61,7 @@ impl Registry {
                     endpoint,
                     mode: Mode::L2,
                     wanted: None,
+                    affinity: None,
                     on_down: OnDown::default(),
                     reset_over: Duration::ZERO,
                     backends: Vec::new(),
@@ -247,6 +248,7 @@ impl Registry {
             endpoint: service.endpoint,
             mode: service.mode,
             wanted: None,
+            affinity: None,
             on_down: OnDown::default(),
             reset_over: Duration::ZERO,
             backends: Vec::new(),
@@ -262,6 +264,7 @@ impl Registry {
         self.by_endpoint.insert(service.endpoint, id);
         record.name.clone_from(&service.name);
         record.mode = service.mode;
+        record.affinity.clone_from(&service.affinity);
         record.on_down = service.on_down;
         record.reset_over = service.reset_over;
         record.unlisted = false;
@@ -460,6 +463,13 @@ impl Registry {
                 name: &service.name,
                 endpoint: service.endpoint,
                 wanted: service.wanted,
+                affinity: service
+                    .wanted
+                    .and(service.affinity.as_ref())
+                    .map(|affinity| Affinity {
+                        group: affinity.group.as_deref(),
+                        timeout: affinity.timeout,
+                    }),
                 on_down: service.on_down,
                 reset_over: service.reset_over,
                 resets_were_suspended: service.resets_suspended.is_some(),

@@ -11,7 +11,7 @@ use lb_common::{
         word::{BackendRef, State, Word},
     },
     nat::{
-        FIRST_PORT, Translation, TranslationWord, WORDS_OF_PAIR, slot_index, slot_of,
+        FIRST_PORT, Pair, Translation, TranslationWord, WORDS_OF_PAIR, slot_index, slot_of,
         translation::stamp,
     },
     net::IpVersion,
@@ -142,6 +142,11 @@ fn move_with_their_flows<K: Client>() {
 
         let kernel = open::<K>(sandbox, 3_000, true);
         let maps = kernel.maps();
+        let pair = Pair {
+            endpoint: 1,
+            ..Pair::default()
+        };
+        maps.pairs.set(u32::from(PAIR), &pair);
         let translated = VERSIONS.map(|version| maps.capacity.translates_flows_of(version));
         assert_eq!(translated, VERSIONS.map(|version| version == K::VERSION));
         for n in 0..FLOWS {

@@ -123,7 +123,8 @@ pub(crate) fn serve(maps: &Maps, interface: &str) {
             vip: vip.into(),
             port: PORT,
             translates: 0,
-            reserved: [0; 2],
+            affinity: 0,
+            affinity_ticks: 0,
         };
         maps.services.set(u32::from(id), &service);
         let key = match vip {

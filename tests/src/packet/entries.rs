@@ -59,6 +59,13 @@ impl FlowKey for Key {
             Self::V6(key) => key.client_word(seed),
         }
     }
+
+    fn placed_by(self, affinity: u16) -> Self {
+        match self {
+            Self::V4(key) => Self::V4(key.placed_by(affinity)),
+            Self::V6(key) => Self::V6(key.placed_by(affinity)),
+        }
+    }
 }
 
 impl Client {

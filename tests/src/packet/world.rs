@@ -245,7 +245,8 @@ impl World {
             vip: on_wire(vip).into(),
             port,
             translates: 0,
-            reserved: [0; 2],
+            affinity: 0,
+            affinity_ticks: 0,
         };
         self.maps.services.set(u32::from(id), &entry);
         self.direct(VipEntry::of(Self::vip_key(vip, port), id));

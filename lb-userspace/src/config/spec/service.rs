@@ -20,7 +20,7 @@ use super::{
         read::{Reader, nearest},
         rules::{self, SLOTS_PER_BACKEND},
     },
-    LARGEST_TABLE,
+    LARGEST_TABLE, affinity,
     balance::{self, Site},
     dns,
     health::{self, Health},
@@ -100,6 +100,7 @@ pub(super) fn read(
             "set drain_deadline too, or leave it to the command",
         );
     }
+    let affinity = affinity::read(&mut reader, findings);
     let policy = balance::read(&mut reader, site, findings);
     let health = health::read(&mut reader, &object, findings);
     let parent = Parent {
@@ -165,6 +166,7 @@ pub(super) fn read(
             snat: snat.iter().map(|snat| snat.address).collect(),
             table_size: size,
             min_healthy,
+            affinity,
             policy,
             drain_deadline: drain_deadline.map(Spanned::into_inner),
             close_over: close_over.map_or(CLOSE_OVER, Spanned::into_inner),

@@ -423,7 +423,10 @@ fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), Error> {
     }
 }
 
-/// Has the kernel verify and take some of the object's programs. That takes it up to a second for each, so as many at a time as there are CPUs. Gives
+/// Programs that the kernel verifies at a time, at most: each takes a CPU, and some megabytes of memory.
+const AT_A_TIME: usize = 4;
+
+/// Has the kernel verify and take some of the object's programs, which takes it up to a second for each: so several at a time, if there are CPUs. Gives
 /// what came of them, in the order asked for.
 fn load_programs(
     ebpf: &mut Ebpf,
@@ -444,7 +447,7 @@ fn load_programs(
             (*name, Err(lacking))
         })
         .collect();
-    let at_a_time = thread::available_parallelism().map_or(1, NonZero::get);
+    let cpus = thread::available_parallelism().map_or(1, NonZero::get);
     let todo = Mutex::new(found.into_iter());
     let next = || todo.lock().unwrap_or_else(PoisonError::into_inner).next();
     let work = || {
@@ -453,8 +456,9 @@ fn load_programs(
             .collect::<Vec<_>>()
     };
     thread::scope(|scope| {
-        let others: Vec<_> = (1..at_a_time.min(wanted.len()))
-            .map(|_| scope.spawn(work))
+        // A thread that is not to be had is not needed.
+        let others: Vec<_> = (1..cpus.min(AT_A_TIME).min(wanted.len()))
+            .filter_map(|_| thread::Builder::new().spawn_scoped(scope, work).ok())
             .collect();
         let own = work();
         let all = others
@@ -545,7 +549,7 @@ fn constants(capacity: Capacity, instance: &Instance) -> Constants {
         reset_cost_ns: 1_000_000_000 / default::RESETS_PER_SECOND,
         answer_cost_ns: 1_000_000_000 / default::ANSWERS_PER_SECOND,
         watches: 0,
-        reserved: 0,
+        affinity_buckets: capacity.affinity_buckets,
     }
 }
 

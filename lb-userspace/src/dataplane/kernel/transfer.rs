@@ -209,9 +209,9 @@ impl Transfer<'_> {
             self.grace.wait();
             (self.observe)(Step::Held);
             mirrors.pass(self.origin, &to, seed, &mut copier)?;
-            to.mark_ports();
             // Enough has to be left for the switch.
             if maps::now_ns() < held_until_ns - hold.as_nanos() as u64 / 2 {
+                to.mark_ports();
                 (self.observe)(Step::Exact);
                 return Ok(Copy {
                     copier,

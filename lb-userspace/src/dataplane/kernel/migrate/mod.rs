@@ -50,9 +50,10 @@ use crate::dataplane::{
 };
 
 /// Maps whose records are moved one by one, each to the place that it has, with the record's name.
-const MOVED: [(&str, &str); 10] = [
+const MOVED: [(&str, &str); 11] = [
     (names::SERVICES, "service"),
     (names::BACKENDS, "backend"),
+    (names::AFFINITIES, "affinity"),
     (names::TABLES, "slot"),
     (names::VIPS4, "vip_bucket"),
     (names::VIPS6, "vip_bucket"),
@@ -448,6 +449,7 @@ fn capacity(
         services: records(names::SERVICES, "service"),
         backends: records(names::BACKENDS, "backend"),
         table_slots: records(names::TABLES, "slot"),
+        affinity_buckets: records(names::AFFINITIES, "affinity") / ways,
         // One more than there are: what was counted before is kept in its region.
         cpus: possible_cpus()? + 1,
         nat4_buckets: more_than_one(records(names::NAT4, "translation") / ways),

@@ -1,0 +1,120 @@
+//! Services that place clients and not flows: which backend a client's other flows have. The daemon knows, from the flow tables.
+
+use lb_common::{
+    flow::{
+        bucket::Facts,
+        table::Look,
+        v6::{Bucket, Entry, Key},
+    },
+    nat,
+    tcp::SYN,
+};
+
+use super::Table;
+use crate::{
+    family::{Family, V6},
+    maps,
+    nat::Carry,
+    parse::{Parse, Segment},
+};
+
+/// Notes which backend a new flow is to have, for what steers the segment next: that of its client's other flows, if this service places clients.
+#[inline(always)]
+pub(crate) fn favour<F: Family>(
+    service: u16,
+    segment: &Segment,
+    client: <F as Parse>::Address,
+) {
+    if !segment.tcp.has_any(SYN) {
+        return;
+    }
+    let mut favoured = 0;
+    if maps::affinity(service) != 0 {
+        let [first, second] = F::as_words(client);
+        favoured = of_client(first, second, service as u32);
+    }
+    if let Some(noted) = maps::to_hand_on() {
+        noted.favoured = favoured;
+    }
+}
+
+/// By value, and a function of its own, for its stack.
+#[inline(never)]
+fn of_client(first: u64, second: u64, service: u32) -> u32 {
+    let key = Key::new([first, second], 0, service as u16);
+    match super::look::<Clients>(&super::subject::<Clients>(key), &Look::ANY) {
+        Some(entry) => entry.word.backend().raw(),
+        None => 0,
+    }
+}
+
+/// The table of clients: entries as those of IPv6 flows, of both versions of IP. The daemon alone writes it.
+struct Clients;
+
+impl Table for Clients {
+    type Address = [u64; 2];
+    type Key = Key;
+    type Entry = Entry;
+    type Bucket = Bucket;
+
+    #[inline(always)]
+    fn key(client: [u64; 2], port: u16, service: u16) -> Key {
+        V6::key(client, port, service)
+    }
+
+    #[inline(always)]
+    fn key_of_words(words: [u64; 3]) -> Key {
+        V6::key_of_words(words)
+    }
+
+    #[inline(always)]
+    fn buckets() -> u32 {
+        maps::affinity_buckets()
+    }
+
+    #[inline(always)]
+    fn bucket(index: u32) -> Option<*mut Bucket> {
+        maps::affinities(index)
+    }
+
+    #[inline(always)]
+    fn facts(_: u32) -> Option<*mut Facts> {
+        None
+    }
+
+    #[inline(always)]
+    fn nat_buckets() -> u32 {
+        0
+    }
+
+    #[inline(always)]
+    fn translations(_: u32) -> Option<*mut nat::Bucket> {
+        None
+    }
+
+    #[inline(always)]
+    fn load_key(entry: *mut Entry) -> Key {
+        V6::load_key(entry)
+    }
+
+    #[inline(always)]
+    fn holds(entry: *mut Entry, key: &Key) -> bool {
+        V6::holds(entry, key)
+    }
+
+    #[inline(always)]
+    fn store_key(entry: *mut Entry, key: &Key) {
+        V6::store_key(entry, key);
+    }
+
+    #[inline(always)]
+    fn value(entry: *mut Entry) -> *mut u64 {
+        V6::value(entry)
+    }
+}
+
+impl Carry for Clients {
+    /// Nothing goes with its entries.
+    #[inline(always)]
+    fn carry(_: u32, _: u32) {}
+}

@@ -1,0 +1,62 @@
+//! Whether a service places each flow for itself, or clients.
+
+use toml::Spanned;
+
+use super::{
+    super::{AFFINITY_TIMEOUT, AFFINITY_TIMEOUTS, Affinity, problem::Findings, read::{Reader, nearest}},
+    service::valid_name,
+};
+
+/// Reads a service's keys. None: it places each flow for itself.
+pub(super) fn read(reader: &mut Reader<'_>, findings: &mut Findings<'_>) -> Option<Affinity> {
+    let places_clients = places_clients(reader, findings);
+    let timeout = reader.duration("affinity_timeout", AFFINITY_TIMEOUTS, findings);
+    let group = reader
+        .string("affinity_group", "\"chat\"", findings)
+        .and_then(|group| valid_name(group, reader, findings));
+    if places_clients {
+        return Some(Affinity {
+            timeout: timeout.map_or(AFFINITY_TIMEOUT, Spanned::into_inner),
+            group: group.map(|group| (*group.get_ref()).to_owned()),
+        });
+    }
+    let spans = [
+        ("affinity_timeout", timeout.map(|timeout| timeout.span())),
+        ("affinity_group", group.map(|group| group.span())),
+    ];
+    for (key, span) in spans {
+        if let Some(span) = span {
+            findings.error(
+                &span,
+                &reader.object,
+                format!("{key} is about services that place clients, and this one places each connection for itself"),
+                format!("set affinity = \"client-ip\", or remove {key}"),
+            );
+        }
+    }
+    None
+}
+
+fn places_clients(reader: &mut Reader<'_>, findings: &mut Findings<'_>) -> bool {
+    const WORDS: [&str; 2] = ["connection", "client-ip"];
+    let Some(text) = reader.string("affinity", "\"client-ip\"", findings) else {
+        return false;
+    };
+    match *text.get_ref() {
+        "connection" => false,
+        "client-ip" => true,
+        other => {
+            findings.error(
+                &text.span(),
+                &reader.object,
+                format!("unknown affinity {other:?}"),
+                match nearest(other, &WORDS) {
+                    Some(meant) => format!("did you mean {meant:?}?"),
+                    None => "use \"connection\" or \"client-ip\"".to_owned(),
+                },
+            );
+            // What else is said of it is not wrong because of that.
+            true
+        }
+    }
+}

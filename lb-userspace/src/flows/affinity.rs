@@ -1,0 +1,430 @@
+//! Which backends clients keep, of services that place clients and not flows: learned from the flow tables in each pass, and written where the data path
+//! looks for it.
+//!
+//! All that is known is in the maps, so that it outlives the daemon: a service's entry says which services place clients together, and for how long a
+//! client without flows keeps its backend; a backend of one service stands for that of another at the same address.
+
+use std::{
+    collections::HashMap,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use lb_common::{
+    backend::{Backend, BackendState, Serving},
+    clock::Tick,
+    flow::{
+        FlowKey as _,
+        bucket::WAYS,
+        v6,
+        word::{BackendRef, State, Word},
+    },
+    hash::Seed,
+    net::Address,
+    service::Service,
+};
+
+use super::judge;
+use crate::dataplane::{maps::Maps, table::Bucket};
+
+/// What the maps say of services that place clients, as of the beginning of a pass.
+#[derive(Debug, Default)]
+pub(super) struct Affinities {
+    /// By service id: its group, and how long a client without flows keeps its backend, in ticks. The group is 0 if it places flows.
+    services: Vec<(u16, u32)>,
+    /// By group: its services.
+    groups: HashMap<u16, Vec<u16>>,
+    /// By service of a group and address: the backend there.
+    backends: HashMap<(u16, Address), BackendRef>,
+    /// By backend's id: its address.
+    addresses: HashMap<u32, Address>,
+    /// Clients that had to give way to others since the daemon started.
+    evicted: u64,
+}
+
+impl Affinities {
+    /// Reads what the maps say.
+    pub(super) fn begin(&mut self, maps: &Maps) {
+        let evicted = self.evicted;
+        *self = Self {
+            evicted,
+            ..Self::default()
+        };
+        for id in 0..maps.services.len() {
+            let (group, ticks) = placing(maps, id);
+            self.services.push((group, ticks));
+            if group != 0 {
+                self.groups.entry(group).or_default().push(id as u16);
+            }
+        }
+        if self.groups.is_empty() {
+            return;
+        }
+        for (_, id) in maps.backend_ids() {
+            let backend: Backend = maps.backends.get(id);
+            if self.of(backend.service).0 != 0 {
+                let reference = BackendRef::new(id, BackendState(backend.state).generation());
+                self.backends
+                    .insert((backend.service, backend.address), reference);
+                self.addresses.insert(id, backend.address);
+            }
+        }
+    }
+
+    /// Takes in that a client has a flow, whose entry is such.
+    pub(super) fn note(
+        &mut self,
+        maps: &Maps,
+        seed: &Seed,
+        client: Address,
+        service: u16,
+        word: Word,
+        now: Tick,
+    ) {
+        if !word.is_live() {
+            return;
+        }
+        let (group, _) = self.of(service);
+        if group == 0 {
+            return;
+        }
+        let Some(&address) = self.addresses.get(&word.backend().id()) else {
+            return;
+        };
+        // A flow that is over was there when its last packet came; one that is open is there now.
+        let seen = if word.is(State::Closing) {
+            Tick(now.0.wrapping_sub(judge::age(word, now)))
+        } else {
+            now
+        };
+        for member in &self.groups[&group] {
+            let there = self.backends.get(&(*member, address));
+            if let Some(&backend) = there
+                && (*member != service || backend == word.backend())
+            {
+                let key = v6::Key::new(client.words(), 0, *member);
+                self.evicted += u64::from(remember(maps, seed, key, backend, seen, now));
+            }
+        }
+    }
+
+    /// Forgets the clients that have had no flow for too long, and those whose backend is gone. Gives how many are left, by service id.
+    pub(super) fn forget(&self, maps: &Maps, now: Tick) -> HashMap<u16, u64> {
+        let mut clients = HashMap::new();
+        for bucket in (0..maps.affinities.len()).map(|index| bucket(maps, index)) {
+            for way in 0..WAYS {
+                let Some((key, word)) = bucket.read(way) else {
+                    continue;
+                };
+                let (group, ticks) = self.of(key.service());
+                if group == 0 || judge::age(word, now) >= ticks || !is_known(maps, word.backend()) {
+                    bucket.value(way).store(Word::EMPTY.0, Ordering::Release);
+                } else {
+                    *clients.entry(key.service()).or_default() += 1;
+                }
+            }
+        }
+        clients
+    }
+
+    /// A service's group and patience.
+    fn of(&self, service: u16) -> (u16, u32) {
+        let known = self.services.get(usize::from(service));
+        known.copied().unwrap_or_default()
+    }
+
+    /// Clients that had to give way to others since the daemon started.
+    pub(super) fn evicted(&self) -> u64 {
+        self.evicted
+    }
+}
+
+/// Of a service: the number of those that place clients together with it, and for how long a client without flows keeps its backend, in ticks.
+fn placing(maps: &Maps, service: u32) -> (u16, u32) {
+    const AT: usize = std::mem::offset_of!(Service, affinity);
+    const _: () = assert!(std::mem::offset_of!(Service, affinity_ticks) == AT + 2);
+    let word = maps.services.word(service, AT / 8).load(Ordering::Relaxed) >> (AT % 8 * 8);
+    (word as u16, u32::from((word >> 16) as u16))
+}
+
+/// Has a client keep a backend, unless it keeps another one already that takes new flows. True if a client had to give way.
+fn remember(
+    maps: &Maps,
+    seed: &Seed,
+    key: v6::Key,
+    backend: BackendRef,
+    seen: Tick,
+    now: Tick,
+) -> bool {
+    let value = Word::live(State::Pin, backend, 0, seen, 0);
+    let homes = key.homes(seed, maps.affinities.len());
+    let places = || {
+        homes.into_iter().flat_map(|index| {
+            let bucket = bucket(maps, index);
+            (0..WAYS).map(move |way| (bucket, way))
+        })
+    };
+    let held = places().find_map(|(bucket, way)| {
+        let (found, word) = bucket.read(way)?;
+        (found == key).then(|| (bucket.value(way), word))
+    });
+    if let Some((place, word)) = held {
+        let is_same = word.backend() == backend;
+        let is_later = judge::age(value, now) < judge::age(word, now);
+        if (is_same && is_later) || (!is_same && !takes_new(maps, word) && takes_new(maps, value)) {
+            place.store(value.0, Ordering::Release);
+        }
+        return false;
+    }
+    if !takes_new(maps, value) {
+        return false;
+    }
+    let word_at = |(bucket, way): (Bucket<'_, v6::Key>, u32)| Word(load(bucket.value(way)));
+    let (place, way) = places()
+        .find(|place| word_at(*place) == Word::EMPTY)
+        .or_else(|| places().max_by_key(|place| judge::age(word_at(*place), now)))
+        .expect("a bucket has places");
+    let gives_way = word_at((place, way)) != Word::EMPTY;
+    // Nobody takes the key that is there for one with the value that comes, nor the other way round.
+    place.value(way).store(Word::EMPTY.0, Ordering::Release);
+    for (to, word) in place
+        .key_words(way)
+        .iter()
+        .zip([key.address[0], key.address[1], key.rest])
+    {
+        to.store(word, Ordering::Release);
+    }
+    place.value(way).store(value.0, Ordering::Release);
+    gives_way
+}
+
+fn bucket(maps: &Maps, index: u32) -> Bucket<'_, v6::Key> {
+    Bucket::over(maps.affinities.words(index))
+}
+
+fn load(word: &AtomicU64) -> u64 {
+    word.load(Ordering::Acquire)
+}
+
+/// Whether a backend is still the one that is meant.
+fn is_known(maps: &Maps, backend: BackendRef) -> bool {
+    backend.id() < maps.backends.len()
+        && maps.state(backend.id()).generation() == backend.generation()
+        && maps.backends.get(backend.id()).identity != 0
+}
+
+/// Whether the backend that an entry names takes new flows.
+fn takes_new(maps: &Maps, word: Word) -> bool {
+    let backend = word.backend();
+    is_known(maps, backend) && maps.state(backend.id()).serving() == Serving::New
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::backend::Forwarding;
+
+    use super::*;
+    use crate::dataplane::maps::Capacity;
+
+    const NOW: Tick = Tick(100_000);
+    const SEED: Seed = Seed {
+        whiten: 3,
+        first: 5,
+        second: 7,
+    };
+    const CLIENT: Address = Address([9; 16]);
+    /// How long a client of these services keeps its backend, in ticks.
+    const TICKS: u16 = 100;
+
+    /// Services 1 and 2 place clients together, service 3 by itself, and service 4 none. Each has a backend at two addresses: the ids are ten times the
+    /// service's and one or two.
+    struct Fixture {
+        maps: Maps,
+        affinities: Affinities,
+    }
+
+    fn address(host: u32) -> Address {
+        Address([host as u8; 16])
+    }
+
+    impl Fixture {
+        fn new() -> Self {
+            let capacity = Capacity::for_flows(10, 10, 8, 64, 64, 1).with_affinities(20);
+            let maps = Maps::in_memory(capacity).unwrap();
+            for (service, affinity) in [(1, 2), (2, 2), (3, 4), (4, 0)] {
+                let entry = Service {
+                    identity: 1,
+                    affinity,
+                    affinity_ticks: TICKS,
+                    ..maps.services.get(service)
+                };
+                maps.services.set(service, &entry);
+                for host in 1..=2 {
+                    let entry = Backend {
+                        identity: 1,
+                        service: service as u16,
+                        address: address(host),
+                        ..Backend::default()
+                    };
+                    maps.backends.set(10 * service + host, &entry);
+                }
+            }
+            let fixture = Self {
+                maps,
+                affinities: Affinities::default(),
+            };
+            for service in 1..=4 {
+                for host in 1..=2 {
+                    fixture.serves(10 * service + host, Serving::New);
+                }
+            }
+            fixture
+        }
+
+        fn serves(&self, backend: u32, serving: Serving) {
+            let state = BackendState::new(0, serving, Forwarding::L2, 0, true);
+            self.maps.set_state(backend, state);
+        }
+
+        /// A pass that meets these flows of the client's: by service and backend.
+        fn pass(&mut self, flows: &[(u16, u32)], now: Tick) -> HashMap<u16, u64> {
+            let pins = flows
+                .iter()
+                .map(|(service, backend)| (*service, pin(*backend, now)));
+            self.pass_over(&pins.collect::<Vec<_>>(), now)
+        }
+
+        fn pass_over(&mut self, flows: &[(u16, Word)], now: Tick) -> HashMap<u16, u64> {
+            self.affinities.begin(&self.maps);
+            for (service, word) in flows {
+                self.affinities
+                    .note(&self.maps, &SEED, CLIENT, *service, *word, now);
+            }
+            self.affinities.forget(&self.maps, now)
+        }
+
+        /// The backend that the client keeps at a service, by id; 0 is none.
+        fn kept(&self, service: u16) -> u32 {
+            let key = v6::Key::new(CLIENT.words(), 0, service);
+            let buckets = key.homes(&SEED, self.maps.affinities.len());
+            let all = buckets.into_iter().flat_map(|index| {
+                let bucket = bucket(&self.maps, index);
+                (0..WAYS).filter_map(move |way| bucket.read(way))
+            });
+            let mut own = all.filter(|(found, _)| *found == key);
+            let kept = own.next().map_or(0, |(_, word)| word.backend().id());
+            assert!(own.next().is_none(), "a client has one entry");
+            kept
+        }
+    }
+
+    fn pin(backend: u32, seen: Tick) -> Word {
+        Word::live(State::Pin, BackendRef::new(backend, 0), 5, seen, 0)
+    }
+
+    #[test]
+    fn a_client_keeps_the_backend_of_its_flows_at_all_services_of_the_group() {
+        let mut fixture = Fixture::new();
+        let clients = fixture.pass(&[(1, 12), (3, 31), (4, 42)], NOW);
+        let kept = [1, 2, 3, 4].map(|service| fixture.kept(service));
+        assert_eq!(kept, [12, 22, 31, 0]);
+        assert_eq!(clients, [(1, 1), (2, 1), (3, 1)].into());
+    }
+
+    #[test]
+    fn only_what_has_proven_itself_counts() {
+        let mut fixture = Fixture::new();
+        let backend = BackendRef::new(12, 0);
+        let nascent = [
+            Word::embryo(backend, 1, NOW),
+            Word::challenger(backend, 1, NOW),
+        ];
+        fixture.pass_over(&nascent.map(|word| (1, word)), NOW);
+        assert_eq!(fixture.kept(1), 0);
+        fixture.pass_over(&[(1, pin(12, NOW).with_state(State::Young))], NOW);
+        assert_eq!(fixture.kept(1), 12);
+    }
+
+    #[test]
+    fn it_is_kept_until_the_client_had_no_flow_for_so_long() {
+        let mut fixture = Fixture::new();
+        // Alive, though no packet came for a day.
+        fixture.pass_over(&[(1, pin(12, Tick(NOW.0 - 20_000)))], NOW);
+        fixture.pass(&[], NOW.later(u32::from(TICKS) - 1));
+        assert_eq!(fixture.kept(1), 12);
+        fixture.pass(&[], NOW.later(u32::from(TICKS)));
+        assert_eq!(fixture.kept(1), 0);
+    }
+
+    #[test]
+    fn a_flow_that_is_over_counts_from_its_end() {
+        let mut fixture = Fixture::new();
+        let closing = pin(12, NOW).with_state(State::Closing);
+        for later in [0, 50, u32::from(TICKS) - 1] {
+            fixture.pass_over(&[(1, closing)], NOW.later(later));
+            assert_eq!(fixture.kept(1), 12, "{later}");
+        }
+        fixture.pass_over(&[(1, closing)], NOW.later(u32::from(TICKS)));
+        assert_eq!(fixture.kept(1), 0);
+    }
+
+    #[test]
+    fn one_that_takes_no_new_flows_gives_way_to_where_the_client_went() {
+        let mut fixture = Fixture::new();
+        fixture.pass(&[(1, 12)], NOW);
+        // Both take new ones: what was there first stays.
+        fixture.pass(&[(1, 11)], NOW);
+        assert_eq!(fixture.kept(1), 12);
+        fixture.serves(12, Serving::ExistingOnly);
+        fixture.pass(&[(1, 12)], NOW);
+        assert_eq!(fixture.kept(1), 12, "it may come back");
+        fixture.pass(&[(1, 12), (1, 11)], NOW);
+        assert_eq!(fixture.kept(1), 11);
+        fixture.serves(12, Serving::New);
+        fixture.pass(&[(1, 12), (1, 11)], NOW);
+        assert_eq!(fixture.kept(1), 11);
+    }
+
+    #[test]
+    fn one_that_is_gone_is_forgotten() {
+        let mut fixture = Fixture::new();
+        fixture.pass(&[(1, 12), (3, 31)], NOW);
+        let state = BackendState::new(1, Serving::New, Forwarding::L2, 0, true);
+        fixture.maps.set_state(12, state);
+        fixture.maps.backends.set(31, &Backend::default());
+        fixture.pass(&[], NOW);
+        assert_eq!((fixture.kept(1), fixture.kept(3)), (0, 0));
+        assert_eq!(fixture.kept(2), 22);
+    }
+
+    #[test]
+    fn a_service_that_places_flows_again_forgets_its_clients() {
+        let mut fixture = Fixture::new();
+        fixture.pass(&[(3, 31)], NOW);
+        let entry = Service {
+            affinity: 0,
+            ..fixture.maps.services.get(3)
+        };
+        fixture.maps.services.set(3, &entry);
+        assert_eq!(fixture.pass(&[(3, 31)], NOW), HashMap::new());
+        assert_eq!(fixture.kept(3), 0);
+    }
+
+    #[test]
+    fn where_there_is_no_room_the_client_that_was_quiet_longest_gives_way() {
+        let mut fixture = Fixture::new();
+        fixture.pass(&[(3, 31)], NOW);
+        fixture.affinities.begin(&fixture.maps);
+        let later = NOW.later(10);
+        for n in 0..200_u8 {
+            let client = Address([n, 200, 7, n, 5, 4, 3, 2, 1, 0, n, 1, 2, 3, 4, n]);
+            fixture
+                .affinities
+                .note(&fixture.maps, &SEED, client, 3, pin(31, later), later);
+        }
+        assert!(fixture.affinities.evicted() > 0);
+        assert_eq!(fixture.kept(3), 0, "it was the oldest everywhere");
+        let places = u64::from(fixture.maps.affinities.len()) * u64::from(WAYS);
+        let left = fixture.affinities.forget(&fixture.maps, later)[&3];
+        assert!(left > places / 2 && left <= places, "{left} of {places}");
+    }
+}
