@@ -126,7 +126,7 @@ reasons! {
     NoEgress = 27, "no_egress", Drop, Configuration;
     /// The flow table was held for a moment, to be copied, and the segment would have changed its flow's entry: it comes again.
     Held = 28, "held", Drop, Expected;
-    /// An IPv6 packet, while the program for those is not in its place.
+    /// A packet that is handed on to another program, while that is not in its place.
     NoProgram = 29, "no_program", Pass, ShouldNeverHappen;
     /// An echo request to a VIP that the host does not own: answered.
     EchoAnswered = 30, "echo_answered", Answer, Expected;
@@ -145,7 +145,7 @@ reasons! {
     Reply = 35, "reply", Forward, Expected;
     /// The way to the client is none that a translated reply can take: no route, or an interface that takes no frames from XDP.
     NoRouteBack = 36, "no_route_back", Drop, Configuration;
-    /// A SYN of mode `nat`: all ports of the SNAT addresses toward the backend are in use.
+    /// A SYN of mode `nat`: all ports that were looked at, of each SNAT address toward the backend, are in use.
     NoPort = 37, "no_port", Drop, Configuration;
     /// A SYN of mode `dnat`, or for a backend on this host: the client has a flow with the same port at the same backend, by another service. A RST went to the client.
     Collision = 38, "collision", Reset, Configuration;

@@ -9,7 +9,7 @@ const NONE: u32 = u32::MAX;
 
 /// What a packet turned out to concern, on its way to being counted.
 pub(crate) struct Tally {
-    /// Length of the frame, without padding; 0 for what is not IPv4 and TCP.
+    /// Length of the frame, without padding; 0 for what is not IP and TCP.
     pub(crate) bytes: u32,
     service: u32,
     backend: u32,

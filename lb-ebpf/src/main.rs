@@ -225,7 +225,8 @@ fn every6(ctx: *mut xdp_md) -> u32 {
     any::<V6>(&context, offset)
 }
 
-/// The only place where a verdict becomes an XDP action and a counter, but for the two of [`steer_established`].
+/// Where a verdict becomes an XDP action and a counter: in these programs the only place but for the two of [`steer_established`]. The programs that
+/// they hand packets on to have one each.
 #[inline(always)]
 fn any<F: Family>(ctx: &XdpContext, network: Result<usize, Reason>) -> u32 {
     let mut tally = Tally::new();

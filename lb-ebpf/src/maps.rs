@@ -1,6 +1,6 @@
 //! The maps, and the only access to them.
 //!
-//! All but three are plain arrays that the daemon maps into its memory too. The daemon creates all of them, since it knows their sizes.
+//! All but four are plain arrays that the daemon maps into its memory too. The daemon creates all of them, since it knows their sizes.
 
 use core::sync::atomic::AtomicU64;
 

@@ -117,6 +117,7 @@ fn status() -> Status {
         removed: false,
         fail_open: false,
         fail_open_flows: 0,
+        clients: None,
         full: false,
         balance: Default::default(),
         resets_suspended: None,

@@ -257,6 +257,9 @@ pub struct ServiceStatus {
     /// Flows that began while that was so, since the daemon started: as a pass over the flow tables finds them, so to some seconds.
     #[serde(default)]
     pub fail_open_flows: u64,
+    /// Clients that keep a backend, if it places clients: as a pass over the flow tables finds them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clients: Option<u64>,
     /// Whether backends are usable, and all of them have as many connections as they may: new flows are dropped.
     #[serde(default)]
     pub full: bool,
@@ -478,6 +481,7 @@ pub(crate) mod tests {
             removed: false,
             fail_open: false,
             fail_open_flows: 0,
+            clients: None,
             full: false,
             balance: ServiceBalance::default(),
             resets_suspended: None,

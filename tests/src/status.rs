@@ -133,6 +133,9 @@ pub struct Service {
     pub error: Option<String>,
     /// Its backends, removed ones included while they have flows.
     pub backends: Vec<Backend>,
+    /// Clients that keep a backend, if it places clients.
+    #[serde(default)]
+    pub clients: Option<u64>,
 }
 
 /// One backend.

@@ -168,6 +168,10 @@ pub struct Explanation {
     pub stages: Vec<Stage>,
     /// The service.
     pub service: Option<ServiceFacts>,
+    /// The backend that the client keeps, as SERVICE/BACKEND, if the service places clients: a new flow goes there while that takes new flows, whatever
+    /// the table says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept: Option<String>,
     /// The slots of its table that a new flow would look at, in order.
     pub slots: Vec<SlotFacts>,
     /// The flow's entries, as they are.
@@ -249,6 +253,7 @@ pub fn explain(
         },
         stages: Vec::new(),
         service: service.map(service_facts),
+        kept: key.and_then(|key| state::kept(maps, &names, &seed, key)),
         slots: key
             .map(|key| state::slots(maps, &names, key, now))
             .unwrap_or_default(),

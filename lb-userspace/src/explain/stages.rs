@@ -171,6 +171,11 @@ fn table(explanation: &Explanation, reason: Reason) -> Stage {
     } else if reason == Reason::Established {
         why.push("the entry decides".to_owned());
     }
+    if let Some(kept) = &explanation.kept {
+        why.push(format!(
+            "the client keeps {kept}, while that takes new flows"
+        ));
+    }
     why.retain(|text| !text.is_empty());
     stage("table", answer, why.join("; "))
 }

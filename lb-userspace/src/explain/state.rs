@@ -20,7 +20,10 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    dataplane::{maps::Maps, table::TableKey},
+    dataplane::{
+        maps::Maps,
+        table::{Bucket, TableKey},
+    },
     flows::judge,
     inventory::{FlowState, Names},
 };
@@ -141,6 +144,26 @@ pub(super) fn slots(maps: &Maps, names: &Names<'_>, key: Key, now: Tick) -> Vec<
         }
     }
     all
+}
+
+/// The backend that the client keeps at the service, as SERVICE/BACKEND; none if it keeps none, or the service places each flow for itself.
+pub(super) fn kept(maps: &Maps, names: &Names<'_>, seed: &Seed, key: Key) -> Option<String> {
+    let service = key.service();
+    if maps.services.get(u32::from(service)).affinity == 0 {
+        return None;
+    }
+    let client = match key {
+        Key::V4(key) => key.client(),
+        Key::V6(key) => key.client(),
+    };
+    let key = v6::Key::new(client.words(), 0, service);
+    let buckets = key.homes(seed, maps.affinities.len()).into_iter();
+    let mut entries = buckets.flat_map(|index| {
+        let bucket = Bucket::<v6::Key>::over(maps.affinities.words(index));
+        (0..WAYS).filter_map(move |way| bucket.read(way))
+    });
+    let (_, word) = entries.find(|(found, _)| *found == key)?;
+    name_of(names, word.backend())
 }
 
 /// The entries of a flow, as they are found by who looks for one: each with its value.

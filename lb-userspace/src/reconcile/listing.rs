@@ -99,6 +99,8 @@ impl State {
                     removed: service.wanted.is_none() || !current,
                     fail_open: current && service.fail_open,
                     fail_open_flows: service.fail_open_flows,
+                    clients: (current && service.wanted.and(service.affinity.as_ref()).is_some())
+                        .then(|| self.census.clients.get(&service.id).copied().unwrap_or(0)),
                     full: current && service.spread.full,
                     balance: spread_of(service),
                     resets_suspended: service.resets_suspended,
@@ -206,6 +208,7 @@ impl State {
                 removed: false,
                 fail_open: false,
                 fail_open_flows: 0,
+                clients: None,
                 full: false,
                 balance: ServiceBalance::default(),
                 resets_suspended: None,

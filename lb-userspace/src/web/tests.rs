@@ -103,6 +103,7 @@ fn a_status() -> Status {
             removed: false,
             fail_open: true,
             fail_open_flows: 12,
+            clients: None,
             full: true,
             balance: ServiceBalance {
                 backups: true,

@@ -169,6 +169,7 @@ impl Tether {
             services: 8,
             backends: 64,
             table_slots: 1_024,
+            affinity_buckets: 4,
             cpus,
             nat4_buckets: 0,
             nat6_buckets: 0,

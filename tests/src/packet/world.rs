@@ -11,7 +11,10 @@ use lb_common::{
     backend::{Backend, NextHop},
     clock::{TICK_NS, Tick},
     counters::{Counter, CpuState},
-    flow::FlowKey as _,
+    flow::{
+        FlowKey as _, v6,
+        word::{BackendRef, State, Word},
+    },
     hash::Seed,
     maglev::{Slot, TableRef, slot_index},
     maps::{IPV6_INDEX, PROGRAMS, default},
@@ -32,7 +35,7 @@ use super::{
     answer::BackendSpec,
     check::{Change, Run},
     frame::Packet,
-    kernel::Tether,
+    kernel::{FLOW_SEED, Tether},
     pcap::Capture,
     version::{on_wire, version},
 };
@@ -154,6 +157,7 @@ impl World {
         clear(&maps.facts4);
         clear(&maps.flows6);
         clear(&maps.facts6);
+        clear(&maps.affinities);
         clear(&maps.hold);
         clear(&maps.tables);
         clear(&maps.services);
@@ -213,6 +217,37 @@ impl World {
     /// Whether flows of [`SERVICE`] are translated.
     pub fn translates(&self) -> bool {
         self.maps.services.get(u32::from(SERVICE)).translates != 0
+    }
+
+    /// Has a service place clients and not flows.
+    pub fn place_clients(&self, service: u16) {
+        let entry = Service {
+            affinity: 1,
+            affinity_ticks: 1_000,
+            ..self.maps.services.get(u32::from(service))
+        };
+        self.maps.services.set(u32::from(service), &entry);
+    }
+
+    /// Has a client keep a backend at a service, as the daemon writes it.
+    ///
+    /// # Panics
+    /// If there is no room.
+    pub fn keep(&self, client: Client, service: u16, backend: BackendRef) {
+        let address = Address::from(on_wire(client.0));
+        let key = v6::Key::new(address.words(), 0, service);
+        let affinities = &self.maps.affinities;
+        for index in key.homes(&FLOW_SEED, affinities.len()) {
+            let mut bucket = affinities.get(index);
+            let is_free = |entry: &&mut v6::Entry| entry.value == 0;
+            if let Some(entry) = bucket.entries.iter_mut().find(is_free) {
+                let value = Word::live(State::Pin, backend, 0, self.now(), 0).0;
+                *entry = v6::Entry { key, value };
+                affinities.set(index, &bucket);
+                return;
+            }
+        }
+        panic!("no room for another client");
     }
 
     /// Gives [`SERVICE`] a table of these owners' slots, unchanged for ages.

@@ -48,6 +48,7 @@ fn populate(daemon: &Daemon) {
         removed: false,
         fail_open: false,
         fail_open_flows: 0,
+        clients: None,
         resets_suspended: None,
         error: None,
         backends: vec![

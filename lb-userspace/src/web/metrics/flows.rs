@@ -54,6 +54,12 @@ pub(super) fn encode(metrics: &Metrics, encoder: &mut DescriptorEncoder<'_>) -> 
         "SNAT ports given back of entries that the daemon's sweep removed",
     )?
     .of(swept.ports)?;
+    Family::counter(
+        encoder,
+        "swept_clients",
+        "Clients that kept a backend and had to give way to others, for want of room",
+    )?
+    .of(swept.clients)?;
     notices(metrics, encoder)?;
     tables(metrics, encoder)
 }

@@ -67,6 +67,16 @@ pub(super) fn services(
     for (labels, service, _) in &services {
         begun.add(labels, service.fail_open_flows)?;
     }
+    let mut clients = Family::gauge(
+        encoder,
+        "service_clients",
+        "Clients that keep a backend, of a service that places clients",
+    )?;
+    for (labels, service, _) in &services {
+        if let Some(known) = service.clients {
+            clients.add(labels, known)?;
+        }
+    }
     let mut suspended = Family::gauge(
         encoder,
         "service_resets_suspended",

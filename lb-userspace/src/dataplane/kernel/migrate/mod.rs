@@ -1,10 +1,9 @@
 //! Taking over the maps of another version of Tether, older or newer, without a flow lost: see [`super::transfer`].
 //!
 //! What is where in them is told by what that version has pinned beside them ([`crate::dataplane::layouts`]). All maps are made anew, and everything in
-//! them is moved from the one layout to the other: services, backends, tables, directories and SNAT ports by the ids that they have, so that
+//! them is moved from the one layout to the other: services, backends, tables, directories and clients' affinities by the ids that they have, so that
 //! what the flows' entries refer to stays the same; entries by the program that alone inserts. Packets and bytes that the other version has counted go
 //! on being counted, in the region of a CPU that there is not.
-
 //!
 //! * [`flows`][]: flow tables as this version lays them out
 //! * `counters`: what was counted
@@ -24,8 +23,8 @@ use std::{
 
 use lb_common::{
     backend::{Backend, BackendState},
-    flow::{v4, v6},
-    maps::{self as names, Instance},
+    flow::{bucket::buckets_for, v4, v6},
+    maps::{self as names, Instance, default},
     nat,
     service::Service,
 };
@@ -63,6 +62,8 @@ const MOVED: [(&str, &str); 11] = [
     (names::PAIRS, "pair"),
     (names::LINKS, "link"),
 ];
+/// Those of them that not every version has: nothing is moved from one that has none.
+const NEWER: [&str; 1] = [names::AFFINITIES];
 /// Maps that are moved in a way of their own.
 const READ: [(&str, &str); 10] = [
     (names::INSTANCE, "instance"),
@@ -156,9 +157,8 @@ impl Foreign {
             Conversion::between(&layouts, &own, record)
                 .ok_or_else(|| refused(format!("`{record}` is not in both")))
         };
-        let moved = MOVED
-            .iter()
-            .map(|(name, record)| Ok((*name, conversion(record)?)))
+        let moved = moved_from(&layouts)
+            .map(|(name, record)| Ok((name, conversion(record)?)))
             .collect::<Result<_, Error>>()?;
         let flows4 = Flows::between::<v4::Key>(&layouts, &own);
         let flows6 = Flows::between::<v6::Key>(&layouts, &own);
@@ -199,8 +199,8 @@ impl Foreign {
 
     /// Fields of theirs that this version does not have.
     pub(super) fn dropped(&self) -> Vec<String> {
-        let of_maps = MOVED.iter().flat_map(|(name, record)| {
-            self.moved[name]
+        let of_maps = moved_from(&self.layouts).flat_map(|(name, record)| {
+            self.moved[&name]
                 .dropped
                 .iter()
                 .map(move |field| (record, field))
@@ -329,7 +329,7 @@ impl Origin for Foreign {
         }
         let memory =
             |errno: nix::Error| shapes::refused_call("mapping a new map's memory")(errno.into());
-        for (name, _) in MOVED {
+        for name in self.moved.keys().copied() {
             let bytes = shapes::value_bytes(maps[name].as_fd())?;
             self.move_map(
                 name,
@@ -407,14 +407,21 @@ fn read_instance(from: &Array<u64>, conversion: &Conversion) -> Result<Instance,
     Ok(instance)
 }
 
+/// Maps whose records are moved one by one from a version of these layouts, with the record's name.
+fn moved_from(layouts: &Layouts) -> impl Iterator<Item = (&'static str, &'static str)> {
+    let is_there = |(name, record): &(&str, &str)| {
+        !NEWER.contains(name) || layouts.bytes_of(record) != 0
+    };
+    MOVED.into_iter().filter(is_there)
+}
+
 /// Opens all maps that records are moved from.
 fn open_words(
     directory: &Path,
     layouts: &Layouts,
 ) -> Result<BTreeMap<&'static str, Array<u64>>, Error> {
-    MOVED
-        .iter()
-        .chain(&READ)
+    moved_from(layouts)
+        .chain(READ)
         .map(|(name, record)| {
             let words = shapes::adopt_words(directory, name)?;
             let record = layouts.bytes_of(record) as u32 / 8;
@@ -428,7 +435,7 @@ fn open_words(
                     ),
                 ));
             }
-            Ok((*name, words))
+            Ok((name, words))
         })
         .collect()
 }
@@ -449,7 +456,11 @@ fn capacity(
         services: records(names::SERVICES, "service"),
         backends: records(names::BACKENDS, "backend"),
         table_slots: records(names::TABLES, "slot"),
-        affinity_buckets: records(names::AFFINITIES, "affinity") / ways,
+        affinity_buckets: if words.contains_key(names::AFFINITIES) {
+            records(names::AFFINITIES, "affinity") / ways
+        } else {
+            buckets_for(default::AFFINITIES)
+        },
         // One more than there are: what was counted before is kept in its region.
         cpus: possible_cpus()? + 1,
         nat4_buckets: more_than_one(records(names::NAT4, "translation") / ways),
