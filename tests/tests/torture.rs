@@ -28,9 +28,6 @@ fn weather(forecast: &Forecast) -> Result<()> {
     let report = Report::of(&[outcome]);
     let faults = report.faults(&forecast.kinds, forecast.least);
     assert_eq!(faults, [""; 0], "{report:?}");
-    if forecast.kinds.contains(&Kind::BackendKill) {
-        assert!(report.killed.held > 0, "{report:?}");
-    }
     Ok(())
 }
 
