@@ -38,6 +38,7 @@ places! {
     ProgramOld = "before a link's program is replaced",
     ProgramReplaced = "after a link's program is replaced",
     LinkDetached = "between detaching a link and unpinning it",
+    ReplyLinkAttached = "between attaching the program for replies from this host and pinning its link",
     OperationDue = "before an operation",
     OperationsDone = "after all operations",
     MemoryWritten = "between writing and renaming what is remembered",

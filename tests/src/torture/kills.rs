@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 use super::ledger::{Ledger, Visit};
 use super::visitors::Visitors;
 use super::{PATIENCE, patient};
-use crate::address::Family;
-use crate::config::Config;
+use crate::address::{self, Family};
+use crate::config::{BackendSpec, Config};
+use crate::peer::backend::Backend;
 use crate::peer::client::Connection;
 use crate::peer::crowd;
 use crate::random::Random;
@@ -93,6 +94,7 @@ pub fn besiege(siege: &Siege, mut say: impl FnMut(&str)) -> Result<Sieged> {
         random,
         next: 1,
         ready_after: Duration::from_secs(2),
+        local: None,
         sieged: Sieged::default(),
     };
     besieged.add_spare()?;
@@ -147,6 +149,8 @@ struct Besieged {
     next: u64,
     /// How long the latest start that came so far took.
     ready_after: Duration,
+    /// A backend on the balancer's own host, once there has been one.
+    local: Option<Backend>,
     sieged: Sieged,
 }
 
@@ -201,6 +205,19 @@ impl Besieged {
         }
     }
 
+    /// Adds one on the balancer's own host, whose replies need a program of their own.
+    fn add_local(&mut self) -> Result<()> {
+        let balancer = self.stage.lab.balancer();
+        self.local = Some(Backend::start(balancer)?);
+        self.config.backends.push(BackendSpec {
+            name: balancer.name().to_owned(),
+            address: address::balancer(self.stage.lab.topology().family.vip()),
+            weight: 100,
+            lines: String::new(),
+        });
+        Ok(())
+    }
+
     /// Gives the first another weight than it has, from 50 to 149.
     fn reweigh(&mut self) -> Result<()> {
         let weight = &mut self.config.backends[0].weight;
@@ -230,6 +247,7 @@ impl Besieged {
                 self.come_up_on(vec![UPLINK, SPARE], crowd)?;
                 self.change_interfaces();
             }
+            Place::ReplyLinkAttached => self.add_local()?,
             Place::ProgramMissing
             | Place::ProgramOld
             | Place::ProgramReplaced
@@ -240,7 +258,13 @@ impl Besieged {
         }
         self.write()?;
         self.die_at(place.name())?;
-        self.look(crowd)
+        self.look(crowd)?;
+        if place == Place::ReplyLinkAttached {
+            self.config.backends.pop();
+            self.write()?;
+            self.look(crowd)?;
+        }
+        Ok(())
     }
 
     /// Lets the daemon come up with these interfaces.
