@@ -13,8 +13,10 @@ use std::{
 };
 
 use lb_common::{
-    backend::{BackendState, NextHop, Serving},
+    backend::{Backend, BackendState, NextHop, Serving},
+    maglev::Slot,
     net::{Address, IpVersion},
+    service::Service,
     vip::{VipEntry, WAYS},
 };
 use lb_userspace::{
@@ -830,6 +832,88 @@ async fn without_a_first_word_it_goes_on_after_a_bounded_wait() {
         .await;
     assert!(status.services[0].fail_open, "nobody is known to be up");
     assert!(serves(&status, "b1", Serving::New));
+    daemon.stop().await;
+}
+
+/// The bound of the wait for first words.
+const FIRST_WORD: Duration = Duration::from_secs(5);
+
+/// What packets to the service are steered by: itself, its backends, and the tables.
+type Steering = (Service, [Backend; 2], Vec<Slot>);
+
+fn steering(maps: &Maps) -> Steering {
+    (
+        maps.services.get(1),
+        [1, 2].map(|id| maps.backends.get(id)),
+        (0..10_000).map(|at| maps.tables.get(at)).collect(),
+    )
+}
+
+/// Starts a daemon whose file no longer has b1, on what one has left that served with both. Gives what that has left, and the time
+/// before it began.
+async fn follow_without_b1(machine: &Machine) -> (Daemon, Steering, Instant) {
+    running(machine).await.stop().await;
+    assert!(slots_of(&machine.maps, 1) > 0);
+    let (left, begun) = (steering(&machine.maps), Instant::now());
+    let daemon = Daemon::start(&machine.maps, machine.config(&[B2]));
+    (daemon, left, begun)
+}
+
+/// Asserts that b1 is out of the table, and not cut off.
+fn assert_b1_drains(machine: &Machine, status: &Status) {
+    let b1 = backend(status, "b1").unwrap();
+    assert_eq!((b1.removed, b1.serving), (true, Serving::ExistingOnly));
+    assert_eq!(slots_of(&machine.maps, 1), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_takes_nothing_away_before_the_first_word() {
+    let machine = Machine::new("first-word");
+    let (daemon, left, begun) = follow_without_b1(&machine).await;
+    daemon.until("adopted", |status| status.pid != 0).await;
+    // Something else is heard: a loop that does not wait has applied its plan before it shows that.
+    let hear_of_flows = async |scans: u64| {
+        let flows = counted(scans, &[((2, 0), scans)]);
+        daemon.census.send_replace(Arc::new(flows));
+        daemon
+            .until("the flows are heard of", |status| {
+                backend(status, "b2").is_some_and(|b2| b2.flows.pin == scans)
+            })
+            .await;
+        // On a machine that takes so long, the wait may be over by right.
+        assert!(
+            steering(&machine.maps) == left || begun.elapsed() >= FIRST_WORD,
+            "changed after {:?}",
+            begun.elapsed()
+        );
+    };
+    for scans in 1..=3 {
+        hear_of_flows(scans).await;
+    }
+    // Half of the word on b2.
+    daemon.reachable("10.0.1.12").await;
+    hear_of_flows(4).await;
+    daemon.verdict("b2", "10.0.1.12:80", Health::Up).await;
+    let status = daemon
+        .until("applied", |status| status.generation.applied > 0)
+        .await;
+    assert_b1_drains(&machine, &status);
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restart_takes_nothing_away_before_the_bound_without_a_word() {
+    let machine = Machine::new("first-word-bound");
+    let (daemon, left, begun) = follow_without_b1(&machine).await;
+    while steering(&machine.maps) == left {
+        assert!(begun.elapsed() < PATIENCE, "b1 never leaves");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    assert!(begun.elapsed() >= FIRST_WORD, "{:?}", begun.elapsed());
+    let status = daemon
+        .until("applied", |status| status.generation.applied > 0)
+        .await;
+    assert_b1_drains(&machine, &status);
     daemon.stop().await;
 }
 

@@ -32,6 +32,8 @@ pub struct BackendSpec {
     pub address: IpAddr,
     /// Its weight.
     pub weight: u16,
+    /// More lines of the backend's table, whole ones.
+    pub lines: String,
 }
 
 /// A name in the DNS that backends come from, called `pods`.
@@ -72,6 +74,8 @@ pub struct Config {
     pub flows: u32,
     /// The capacity for IPv6 flows.
     pub flows6: u32,
+    /// More lines of the top level, whole ones.
+    pub top: String,
     /// More lines of the service's table, whole ones.
     pub lines: String,
     /// The backends.
@@ -88,6 +92,7 @@ impl Config {
             name: backend_name(index),
             address: topology.backend_address(index),
             weight: 100,
+            lines: String::new(),
         });
         Self {
             interfaces: vec![UPLINK],
@@ -109,6 +114,7 @@ impl Config {
             rise: 2,
             flows: 20_000,
             flows6: 20_000,
+            top: String::new(),
             lines: String::new(),
             backends: backends.collect(),
             named: None,
@@ -119,11 +125,12 @@ impl Config {
     #[must_use]
     pub fn text(&self) -> String {
         let mut text = format!(
-            "interfaces = {:?}\n\n\
+            "interfaces = {:?}\n{}\n\
              [limits]\nflows = {}\nflows6 = {}\nservices = 16\nbackends = 256\ntable_slots = 524288\n\n\
              [[service]]\nname = \"{SERVICE}\"\nvip = \"{}\"\nport = {}\nmode = \"{}\"\n{}{}\n\
              [service.health]\ninterval = \"{}ms\"\ntimeout = \"{}ms\"\nfall = {}\nrise = {}\n",
             self.interfaces,
+            self.top,
             self.flows,
             self.flows6,
             self.vip,
@@ -144,6 +151,7 @@ impl Config {
             name,
             address,
             weight,
+            lines,
         } in &self.backends
         {
             let _ = write!(
@@ -153,6 +161,7 @@ impl Config {
             if self.port != PORT {
                 let _ = writeln!(text, "port = {PORT}");
             }
+            text += lines;
         }
         if let Some(Named {
             server,

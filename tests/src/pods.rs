@@ -70,6 +70,7 @@ impl Pod {
             name: self.host.name().to_owned(),
             address: self.address(version),
             weight: 100,
+            lines: String::new(),
         }
     }
 }

@@ -131,11 +131,22 @@ pub struct Service {
     pub fail_open: bool,
     /// Why it is not served as configured.
     pub error: Option<String>,
+    /// How new flows are spread.
+    pub balance: Spread,
     /// Its backends, removed ones included while they have flows.
     pub backends: Vec<Backend>,
     /// Clients that keep a backend, if it places clients.
     #[serde(default)]
     pub clients: Option<u64>,
+}
+
+/// See `Service::balance`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Spread {
+    /// Whether backups take new flows.
+    pub backups: bool,
+    /// Whether other zones than the balancer's take new flows.
+    pub spills: bool,
 }
 
 /// One backend.
@@ -189,6 +200,8 @@ pub struct Balance {
     pub per_mille: u16,
     /// Whether its slow start lasts.
     pub starting: bool,
+    /// Whether it has as many connections as it may.
+    pub full: bool,
 }
 
 /// See `Backend::flows`.

@@ -1,5 +1,6 @@
 //! The daemon under test: a child process on the balancer's host, and the command line beside it.
 
+use std::fmt::Display;
 use std::io::{BufRead as _, BufReader, Read};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
@@ -20,7 +21,8 @@ pub const CONFIG_PATH: &str = "/run/tether.toml";
 /// The daemon's default pin directory, in the balancer's own bpffs.
 pub const PINS: &str = "/sys/fs/bpf/tether";
 
-/// The environment variable that names the failpoint at which the daemon under test ends itself, counted from 1 as they are passed.
+/// The environment variable that tells the failpoint at which the daemon under test ends itself: its number, counted from 1 as they are
+/// passed, or its name.
 pub const DIE_AT: &str = "TETHER_DIE_AT";
 /// What it says then, before the place.
 pub const DEATH: &str = "ends at a failpoint: ";
@@ -142,11 +144,12 @@ impl Tether {
         self.launch(command)
     }
 
-    /// The same with a daemon that ends itself at a failpoint, counted from 1 as they are passed.
+    /// The same with a daemon that ends itself at a failpoint: the one of that number, counted from 1 as they are passed, or the first of
+    /// that name.
     ///
     /// # Errors
     /// As [`Tether::restart`].
-    pub fn restart_to_die(&mut self, failpoint: u64) -> Result<()> {
+    pub fn restart_to_die(&mut self, failpoint: impl Display) -> Result<()> {
         let mut command = Command::new(&self.program);
         command.env(DIE_AT, failpoint.to_string());
         self.launch(command)

@@ -214,6 +214,70 @@ fn an_unreadable_file_is_told_by_name() -> Result<()> {
     Ok(())
 }
 
+/// Puts a version of a ConfigMap, from 1, in the place of the one before, as kubelet does: written aside, then named by one rename.
+/// [`CONFIG_PATH`] is to lead to `..data` beside it.
+fn swap(host: &Namespace, version: u32, text: &str) -> Result<()> {
+    let directory = format!("/run/..{version}");
+    host.sh(&format!("mkdir {directory}"))?;
+    host.write(&format!("{directory}/tether.toml"), text)?;
+    host.sh(&format!("ln -s ..{version} /run/..data_tmp"))?;
+    host.sh("mv -T /run/..data_tmp /run/..data")?;
+    host.sh(&format!("rm -rf /run/..{}", version - 1)).map(drop)
+}
+
+#[test]
+fn a_config_map_is_loaded_when_it_is_swapped_and_a_bad_one_is_told() -> Result<()> {
+    let lab = Topology::new(Place::Farm).build()?;
+    swap(lab.balancer(), 1, "")?;
+    lab.balancer()
+        .sh(&format!("ln -s ..data/tether.toml {CONFIG_PATH}"))?;
+    // What the daemon is started with is written through the links.
+    let stage = Stage::on(lab, 52, |_| {})?;
+    let balancer = stage.lab.balancer();
+    let pace = Duration::from_millis(250);
+    let connections = stage.clients.open(60, stage.plan().talking(pace), |_| {})?;
+    let in_force_after = |accepted: u64| {
+        stage
+            .tether
+            .wait_status("the next version is in force", SOON, |status| {
+                let generation = status.generation;
+                generation.accepted > accepted && generation.applied == generation.accepted
+            })
+    };
+
+    let less = stage.config.without("b1").text();
+    let before = stage.tether.status()?;
+    swap(balancer, 2, &less)?;
+    let status = in_force_after(before.generation.accepted)?;
+    assert_eq!(status.pid, before.pid);
+    assert_eq!(status.serving("b1"), "existing-only");
+
+    let bad = less.replacen("port = 80", "port = 0", 1);
+    let place = format!("{CONFIG_PATH}:{}:", line_of(&bad, "port = 0"));
+    swap(balancer, 3, &bad)?;
+    let refused = stage
+        .tether
+        .wait_status("the bad version is refused", SOON, |status| {
+            status.config.error.is_some()
+        })?;
+    let error = refused.config.error.clone().unwrap_or_default();
+    assert!(error.contains(&place), "{error}");
+    assert_eq!(refused.generation, status.generation);
+    let newcomers = stage.clients.open(60, stage.plan(), |_| {})?;
+    assert_eq!(crowd::on(&newcomers, "b1").len(), 0);
+
+    swap(balancer, 4, &stage.config.text())?;
+    let status = in_force_after(refused.generation.accepted)?;
+    assert_eq!(status.config.error, None);
+    stage
+        .tether
+        .wait_status("b1 is back", SOON, |s| s.serving("b1") == "new")?;
+    assert_eq!(crowd::echo_all(&connections), [""; 0]);
+    assert_eq!(crowd::breaks(&connections), [""; 0]);
+    stage.close();
+    Ok(())
+}
+
 #[test]
 fn a_running_daemon_keeps_its_state() -> Result<()> {
     let stage = Stage::set(Topology::new(Place::Farm), 51, |_| {})?;

@@ -80,6 +80,16 @@ fn a_closed_listener_is_refusing_in_ipv6() -> Result<()> {
 }
 
 #[test]
+fn a_full_accept_queue_is_refusing() -> Result<()> {
+    refuses(
+        Family::V4,
+        Check::Tcp,
+        |s| s.backends[0].stop_accepting(),
+        |s| s.backends[0].accept_again(),
+    )
+}
+
+#[test]
 fn a_wrong_status_is_refusing() -> Result<()> {
     refuses(
         Family::V4,

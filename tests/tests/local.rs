@@ -216,6 +216,7 @@ fn a_process_of_the_host_serves(family: Family, seed: u64) -> Result<()> {
             name: "balancer".into(),
             address: topology.balancer_address(),
             weight: 100,
+            lines: String::new(),
         });
     })?;
     let status = stage.tether.status()?;

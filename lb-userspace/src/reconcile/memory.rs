@@ -308,9 +308,9 @@ impl Memory {
         let mut file = fs::File::create(&aside)?;
         file.write_all(&serde_json::to_vec(self)?)?;
         file.sync_all()?;
-        failpoint::pass("between writing and renaming what is remembered");
+        failpoint::pass(failpoint::Place::MemoryWritten);
         fs::rename(&aside, path(directory))?;
-        failpoint::pass("after renaming what is remembered");
+        failpoint::pass(failpoint::Place::MemoryRenamed);
         Ok(())
     }
 }

@@ -365,11 +365,11 @@ impl Worker {
             let (maps, grace) = (Arc::clone(&self.state.maps), Arc::clone(&self.grace));
             blocking(move || {
                 for operation in &plan.operations {
-                    failpoint::pass("before an operation");
+                    failpoint::pass(failpoint::Place::OperationDue);
                     tracing::debug!(%operation, "applying");
                     operation.apply(&maps, &*grace);
                 }
-                failpoint::pass("after all operations");
+                failpoint::pass(failpoint::Place::OperationsDone);
                 plan
             })
             .await

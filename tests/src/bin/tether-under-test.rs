@@ -1,30 +1,54 @@
 //! `tether`, as a program of this package: Cargo builds a package's own programs for its tests, and no others. Unlike the shipped one
 //! it can be made to end at a failpoint.
 
+use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use lab::tether::DIE_AT;
+use lb_userspace::failpoint::{self, Place};
 
 /// Failpoints that are yet to be passed, with the one that is the end.
 static LEFT: AtomicU64 = AtomicU64::new(0);
+/// The failpoint that is the end, if that is told by its name.
+static END: OnceLock<Place> = OnceLock::new();
 
 fn main() -> std::process::ExitCode {
-    if let Ok(number) = std::env::var(DIE_AT) {
-        let number = number.parse().expect("the number of a failpoint, from 1");
-        LEFT.store(number, Ordering::Relaxed);
-        lb_userspace::failpoint::observe(die_in_turn);
+    if let Ok(end) = std::env::var(DIE_AT) {
+        observe(&end);
     }
     lb_userspace::cli::main()
 }
 
-/// Ends the process at its last failpoint, as `kill -9` does.
-fn die_in_turn(place: &'static str) {
+/// Sees to it that the process ends at a failpoint: a number, from 1, or a name.
+fn observe(end: &str) {
+    if let Ok(number) = end.parse() {
+        LEFT.store(number, Ordering::Relaxed);
+        return failpoint::observe(die_in_turn);
+    }
+    let place = Place::ALL.iter().find(|place| place.name() == end);
+    let place = *place.expect("the number of a failpoint, or its name");
+    let _ = END.set(place);
+    failpoint::observe(die_at_the_end);
+}
+
+fn die_in_turn(place: Place) {
     if LEFT.fetch_sub(1, Ordering::Relaxed) == 1 {
-        eprintln!("{}{place}", lab::tether::DEATH);
-        let _ = nix::sys::signal::kill(nix::unistd::getpid(), nix::sys::signal::Signal::SIGKILL);
-        // The signal is on its way: nothing more is done here.
-        loop {
-            std::thread::park();
-        }
+        die(place);
+    }
+}
+
+fn die_at_the_end(place: Place) {
+    if END.get() == Some(&place) {
+        die(place);
+    }
+}
+
+/// Ends the process, as `kill -9` does.
+fn die(place: Place) -> ! {
+    eprintln!("{}{}", lab::tether::DEATH, place.name());
+    let _ = nix::sys::signal::kill(nix::unistd::getpid(), nix::sys::signal::Signal::SIGKILL);
+    // The signal is on its way: nothing more is done here.
+    loop {
+        std::thread::park();
     }
 }

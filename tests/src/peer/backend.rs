@@ -7,9 +7,11 @@ use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use futures::{SinkExt as _, StreamExt as _};
+use nix::sys::socket::Backlog;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::watch;
+use tokio::sync::watch::error::RecvError;
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::derive_accept_key;
 use tokio_tungstenite::tungstenite::protocol::Role;
@@ -39,6 +41,8 @@ pub enum Answer {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Orders {
     listen: bool,
+    /// Whether connections are accepted.
+    accept: bool,
     answer: Answer,
     /// Whether connections are kept.
     keep: bool,
@@ -47,6 +51,8 @@ struct Orders {
 #[derive(Debug, Default)]
 struct Counters {
     listeners: AtomicU64,
+    /// Listeners that nobody accepts from.
+    deaf: AtomicU64,
     accepted: AtomicU64,
     conversations: AtomicU64,
     open: AtomicU64,
@@ -73,6 +79,7 @@ impl Backend {
         let host = Host::start(namespace, &format!("backend-{name}"))?;
         let (orders, followed) = watch::channel(Orders {
             listen: true,
+            accept: true,
             answer: Answer::Status(200),
             keep: true,
         });
@@ -148,6 +155,25 @@ impl Backend {
         self.await_listeners(2)
     }
 
+    /// Accepts no connections any more, as a process that hangs, and leaves room for as few as can be that wait for it: two are
+    /// answered by the kernel, who comes later is not. Open ones go on. Returns when both ports are so.
+    ///
+    /// # Errors
+    /// When they are not soon.
+    pub fn stop_accepting(&self) -> Result<()> {
+        self.orders.send_modify(|orders| orders.accept = false);
+        self.await_deaf(2)
+    }
+
+    /// Accepts connections again, those that wait first. Returns when both ports do.
+    ///
+    /// # Errors
+    /// When they do not soon.
+    pub fn accept_again(&self) -> Result<()> {
+        self.orders.send_modify(|orders| orders.accept = true);
+        self.await_deaf(0)
+    }
+
     /// Closes every connection, each in its protocol's orderly way, as a server does at the end of its patience. Later ones are
     /// closed at once. Does not wait.
     pub fn close_connections(&self) {
@@ -155,10 +181,18 @@ impl Backend {
     }
 
     fn await_listeners(&self, count: u64) -> Result<()> {
+        self.await_count("open", &self.counters.listeners, count)
+    }
+
+    fn await_deaf(&self, count: u64) -> Result<()> {
+        self.await_count("deaf", &self.counters.deaf, count)
+    }
+
+    fn await_count(&self, what: &str, counter: &AtomicU64, count: u64) -> Result<()> {
         wait::until(
-            &format!("{} has {count} open listeners", self.name),
+            &format!("{} has {count} {what} listeners", self.name),
             Duration::from_secs(5),
-            || (self.counters.listeners.load(Ordering::Acquire) == count).then_some(()),
+            || (counter.load(Ordering::Acquire) == count).then_some(()),
         )
     }
 }
@@ -193,7 +227,6 @@ async fn serve(
     mut orders: watch::Receiver<Orders>,
     counters: Arc<Counters>,
 ) {
-    let followed = orders.clone();
     while orders.wait_for(|orders| orders.listen).await.is_ok() {
         let listener = match listen(port) {
             Ok(listener) => listener,
@@ -204,21 +237,61 @@ async fn serve(
         };
         let listening = Counted::new(&counters.listeners);
         loop {
-            tokio::select! {
-                accepted = listener.accept() => {
-                    let Ok((stream, _)) = accepted else { continue };
-                    counters.accepted.fetch_add(1, Ordering::Relaxed);
-                    tokio::spawn(answer(stream, name.clone(), followed.clone(), counters.clone()));
-                }
-                closing = orders.wait_for(|orders| !orders.listen) => match closing {
-                    Ok(_) => break,
-                    Err(_) => return,
-                },
+            let Orders { listen, accept, .. } = *orders.borrow_and_update();
+            if !listen {
+                break;
+            }
+            let next_order = if accept {
+                accept_all(&listener, &name, &mut orders, &counters).await
+            } else {
+                accept_none(&listener, &mut orders, &counters).await
+            };
+            if next_order.is_err() {
+                return;
             }
         }
         drop(listener);
         drop(listening);
     }
+}
+
+/// Serves who comes until there is another order, or nobody to give one.
+async fn accept_all(
+    listener: &TcpListener,
+    name: &str,
+    orders: &mut watch::Receiver<Orders>,
+    counters: &Arc<Counters>,
+) -> Result<(), RecvError> {
+    let followed = orders.clone();
+    loop {
+        tokio::select! {
+            accepted = listener.accept() => {
+                let Ok((stream, _)) = accepted else { continue };
+                counters.accepted.fetch_add(1, Ordering::Relaxed);
+                tokio::spawn(answer(stream, name.to_owned(), followed.clone(), counters.clone()));
+            }
+            next_order = orders.changed() => return next_order,
+        }
+    }
+}
+
+/// Serves nobody, and lets the queue overflow, until there is another order, or nobody to give one.
+async fn accept_none(
+    listener: &TcpListener,
+    orders: &mut watch::Receiver<Orders>,
+    counters: &Counters,
+) -> Result<(), RecvError> {
+    let shortest = Backlog::new(1).expect("a backlog of 1 is one");
+    // What listens already gets another length of its queue by this, and nothing else.
+    let queue = |backlog| {
+        nix::sys::socket::listen(listener, backlog).expect("what listens may listen still");
+    };
+    queue(shortest);
+    let deaf = Counted::new(&counters.deaf);
+    let next_order = orders.changed().await;
+    queue(Backlog::MAXALLOWABLE);
+    drop(deaf);
+    next_order
 }
 
 fn listen(port: u16) -> std::io::Result<TcpListener> {

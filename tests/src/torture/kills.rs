@@ -2,28 +2,33 @@
 //! break, and nobody who comes meanwhile may find the service gone.
 
 use std::collections::BTreeMap;
+use std::fmt::Display;
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use lb_userspace::failpoint;
 use serde::{Deserialize, Serialize};
 
 use super::ledger::{Ledger, Visit};
 use super::visitors::Visitors;
 use super::{PATIENCE, patient};
-use crate::address::Family;
-use crate::config::Config;
+use crate::address::{self, Family};
+use crate::config::{BackendSpec, Config};
+use crate::peer::backend::Backend;
 use crate::peer::client::Connection;
 use crate::peer::crowd;
 use crate::random::Random;
 use crate::stage::Stage;
 use crate::tether::CONFIG_PATH;
-use crate::topology::{Place, Topology};
+use crate::topology::{Place, Topology, UPLINK};
 
-/// How many kills in between the daemon is let come up, and everything is looked at. In every other such row the flow table changes its
+/// How many deaths in between the daemon is let come up, and everything is looked at. In every other such row the flow table changes its
 /// size, in those between the table of backends its owners. Not both in one: a daemon that dies while it moves flows leaves the table held
 /// until the next one has moved them, so what begins meanwhile is not recorded, and follows the table of backends if that changes at once.
 const LOOK_EVERY: u64 = 10;
-/// One of so many kills comes on top, of a daemon that makes its maps.
+/// One of so many deaths is at a failpoint in its turn, the others are at random moments.
+const FAILPOINT_OF: u64 = 3;
+/// One of so many random moments comes on top, of a daemon that makes its maps.
 const BIRTHS_OF: u64 = 10;
 /// More failpoints than it passes until it is ready.
 const BIRTH_FAILPOINTS: u64 = 80;
@@ -33,6 +38,8 @@ const CONNECTIONS: usize = 120;
 const PACE: Duration = Duration::from_secs(1);
 /// Two sizes of the flow table: a start with the other one moves all flows.
 const FLOWS: [u32; 2] = [20_000, 30_000];
+/// An interface of the balancer that leads nowhere: the program comes to it, and is taken from it.
+const SPARE: &str = "spare";
 
 /// What to do.
 #[derive(Debug, Clone, Copy)]
@@ -41,8 +48,10 @@ pub struct Siege {
     pub place: Place,
     /// The versions of IP.
     pub family: Family,
-    /// How often the daemon is killed, every other time at a failpoint.
+    /// How often the daemon is killed at a random moment. Half as often it dies at a failpoint, each in its turn.
     pub kills: u64,
+    /// Whether it dies at each of [`failpoint::Place::ALL`] beside that, whatever chance brings.
+    pub each_place: bool,
 }
 
 /// What came of it.
@@ -85,10 +94,22 @@ pub fn besiege(siege: &Siege, mut say: impl FnMut(&str)) -> Result<Sieged> {
         random,
         next: 1,
         ready_after: Duration::from_secs(2),
+        local: None,
         sieged: Sieged::default(),
     };
+    besieged.add_spare()?;
     for _ in 0..siege.kills.div_ceil(BIRTHS_OF) {
-        besieged.die_at_birth()?;
+        let number = 1 + besieged.random.below(BIRTH_FAILPOINTS);
+        besieged.die_at_birth(number)?;
+    }
+    let places = if siege.each_place {
+        failpoint::Place::ALL
+    } else {
+        &[]
+    };
+    let (at_birth, later): (Vec<_>, Vec<_>) = places.iter().partition(|place| is_at_birth(**place));
+    for place in at_birth {
+        besieged.die_at_birth(place.name())?;
     }
     let stage = &besieged.stage;
     let talking = patient(stage.plan()).reconnecting().talking(PACE);
@@ -97,16 +118,23 @@ pub fn besiege(siege: &Siege, mut say: impl FnMut(&str)) -> Result<Sieged> {
     crowd.extend(stage.clients.open(CONNECTIONS / 2, silent, |_| {})?);
     let seed = besieged.random.bits();
     let visitors = Visitors::start(&stage.lab, patient(stage.plan()), seed)?;
-    for kill in 1..=siege.kills {
-        besieged.change(kill / LOOK_EVERY % 2 == 1)?;
-        if kill % 2 == 0 {
-            besieged.die_at_random()?;
-        } else {
+    for place in later {
+        besieged.die_at_place(*place, &crowd)?;
+        say(&format!("death {}", place.name()));
+    }
+    let mut deaths = 0;
+    while besieged.sieged.random < siege.kills {
+        deaths += 1;
+        besieged.change(deaths / LOOK_EVERY % 2 == 1)?;
+        if deaths % FAILPOINT_OF == 0 {
             besieged.die_at_failpoint()?;
+        } else {
+            besieged.die_at_random()?;
         }
-        if kill % LOOK_EVERY == 0 || kill == siege.kills {
+        let kills = besieged.sieged.random;
+        if deaths % LOOK_EVERY == 0 || kills == siege.kills {
             besieged.look(&crowd)?;
-            say(&format!("{kill} kills"));
+            say(&format!("{kills} kills"));
         }
     }
     let visits = visitors.stop()?;
@@ -121,74 +149,156 @@ struct Besieged {
     next: u64,
     /// How long the latest start that came so far took.
     ready_after: Duration,
+    /// A backend on the balancer's own host, once there has been one.
+    local: Option<Backend>,
     sieged: Sieged,
 }
 
 impl Besieged {
-    /// Another file for the next daemon: it finds a flow table of the wrong size, or backends missing, back or of another weight.
+    /// Gives the balancer the spare interface.
+    fn add_spare(&self) -> Result<()> {
+        self.stage.lab.balancer().ip(&format!(
+            "link add {SPARE} type veth peer name {SPARE}-end\nlink set {SPARE} up\nlink set {SPARE}-end up"
+        ))
+    }
+
+    /// Another file for the next daemon: it finds a flow table of the wrong size; or backends missing, back or of another weight; or an
+    /// interface more or less.
     fn change(&mut self, size: bool) -> Result<()> {
-        let whole = Config::new(self.stage.lab.topology()).backends;
-        match self.random.below(3) {
-            _ if size => {
-                let [one, other] = FLOWS;
-                let flows = if self.config.flows == one { other } else { one };
-                (self.config.flows, self.config.flows6) = (flows, flows);
-            }
-            0 if self.config.backends.len() == whole.len() => {
-                let gone = self.random.below(whole.len() as u64);
-                self.config.backends.remove(usize::try_from(gone)?);
-            }
-            0 => self.config.backends = whole,
-            _ => {
-                let weight = 50 + self.random.below(100);
-                self.config.backends[0].weight = u16::try_from(weight)?;
-            }
+        match self.random.below(4) {
+            _ if size => self.resize(),
+            0 => self.change_backends()?,
+            1 => self.change_interfaces(),
+            _ => self.reweigh()?,
         }
+        self.write()
+    }
+
+    fn write(&self) -> Result<()> {
         let balancer = self.stage.lab.balancer();
         balancer.write(CONFIG_PATH, &self.config.text())
     }
 
-    /// Starts a daemon that ends itself at the next failpoint. One that passes fewer on its way is killed when it has done what it
-    /// was started for, and it begins anew with the first.
+    fn resize(&mut self) {
+        let [one, other] = FLOWS;
+        let flows = if self.config.flows == one { other } else { one };
+        (self.config.flows, self.config.flows6) = (flows, flows);
+    }
+
+    /// Takes out one, or brings it back.
+    fn change_backends(&mut self) -> Result<()> {
+        let whole = Config::new(self.stage.lab.topology()).backends;
+        if self.config.backends.len() < whole.len() {
+            self.config.backends = whole;
+        } else {
+            let gone = self.random.below(whole.len() as u64);
+            self.config.backends.remove(usize::try_from(gone)?);
+        }
+        Ok(())
+    }
+
+    fn change_interfaces(&mut self) {
+        if self.config.interfaces.contains(&SPARE) {
+            self.config.interfaces.retain(|name| *name != SPARE);
+        } else {
+            self.config.interfaces.push(SPARE);
+        }
+    }
+
+    /// Adds one on the balancer's own host, whose replies need a program of their own.
+    fn add_local(&mut self) -> Result<()> {
+        let balancer = self.stage.lab.balancer();
+        self.local = Some(Backend::start(balancer)?);
+        self.config.backends.push(BackendSpec {
+            name: balancer.name().to_owned(),
+            address: address::balancer(self.stage.lab.topology().family.vip()),
+            weight: 100,
+            lines: String::new(),
+        });
+        Ok(())
+    }
+
+    /// Gives the first another weight than it has, from 50 to 149.
+    fn reweigh(&mut self) -> Result<()> {
+        let weight = &mut self.config.backends[0].weight;
+        let further = u16::try_from(1 + self.random.below(99))?;
+        *weight = 50 + (*weight - 50 + further) % 100;
+        Ok(())
+    }
+
+    /// Starts a daemon that ends itself at the next failpoint, or begins anew with the first after one that passes fewer.
     fn die_at_failpoint(&mut self) -> Result<()> {
+        let next = self.next;
+        self.next = if self.die_at(next)? { next + 1 } else { 1 };
+        Ok(())
+    }
+
+    /// Has a daemon end itself at a place that one passes which finds maps, with a file that leads it there; then lets one come up.
+    fn die_at_place(&mut self, place: failpoint::Place, crowd: &[Connection]) -> Result<()> {
+        use failpoint::Place;
+        match place {
+            Place::MapPinned | Place::MapsComplete | Place::MapsPublished => {}
+            Place::ResizeStepDone => self.resize(),
+            Place::LinkAttached | Place::LinkPinned => {
+                self.come_up_on(vec![UPLINK], crowd)?;
+                self.change_interfaces();
+            }
+            Place::LinkDetached => {
+                self.come_up_on(vec![UPLINK, SPARE], crowd)?;
+                self.change_interfaces();
+            }
+            Place::ReplyLinkAttached => self.add_local()?,
+            Place::ProgramMissing
+            | Place::ProgramOld
+            | Place::ProgramReplaced
+            | Place::OperationDue
+            | Place::OperationsDone
+            | Place::MemoryWritten
+            | Place::MemoryRenamed => self.reweigh()?,
+        }
+        self.write()?;
+        self.die_at(place.name())?;
+        self.look(crowd)?;
+        if place == Place::ReplyLinkAttached {
+            self.config.backends.pop();
+            self.write()?;
+            self.look(crowd)?;
+        }
+        Ok(())
+    }
+
+    /// Lets the daemon come up with these interfaces.
+    fn come_up_on(&mut self, interfaces: Vec<&'static str>, crowd: &[Connection]) -> Result<()> {
+        self.config.interfaces = interfaces;
+        self.write()?;
+        self.look(crowd)
+    }
+
+    /// Starts a daemon that ends itself at a failpoint: see [`crate::tether::Tether::restart_to_die`]. One that does not come by is
+    /// killed when it has done what it was started for, and then this is false.
+    fn die_at(&mut self, failpoint: impl Display) -> Result<bool> {
         self.end()?;
-        self.stage.tether.restart_to_die(self.next)?;
+        self.stage.tether.restart_to_die(failpoint)?;
         let mut ready = None;
         let died = self.stage.tether.wait_death(PATIENCE, |tether| {
             // What it still does once it is ready, it does soon.
             tether.is_ready() && ready.get_or_insert_with(Instant::now).elapsed() > AFTERLIFE
         })?;
+        let has_died = died.is_some();
         match died {
-            Some(place) => {
-                *self.sieged.failpoints.entry(place).or_default() += 1;
-                self.next += 1;
-            }
-            None => {
-                self.stage.tether.kill()?;
-                self.sieged.random += 1;
-                self.next = 1;
-            }
+            Some(place) => *self.sieged.failpoints.entry(place).or_default() += 1,
+            None => self.stage.tether.kill()?,
         }
-        Ok(())
+        Ok(has_died)
     }
 
     /// Ends a daemon that had to make everything anew at a failpoint on its way; the next one must come up. There are no flows yet.
-    fn die_at_birth(&mut self) -> Result<()> {
+    fn die_at_birth(&mut self, failpoint: impl Display) -> Result<()> {
         self.end()?;
         self.stage
             .tether
             .succeed(&["cleanup", "--config", CONFIG_PATH])?;
-        let failpoint = 1 + self.random.below(BIRTH_FAILPOINTS);
-        self.stage.tether.restart_to_die(failpoint)?;
-        let died = self
-            .stage
-            .tether
-            .wait_death(PATIENCE, crate::tether::Tether::is_ready)?;
-        match died {
-            Some(place) => *self.sieged.failpoints.entry(place).or_default() += 1,
-            None => self.sieged.random += 1,
-        }
-        self.end()?;
+        self.die_at(failpoint)?;
         self.stage.tether.restart()?;
         self.stage.wait_serving()?;
         let visitor = self.stage.clients.open_one(patient(self.stage.plan()))?;
@@ -220,7 +330,7 @@ impl Besieged {
         self.stage.tether.restart()?;
         self.stage.tether.wait_ready()?;
         self.ready_after = begun.elapsed();
-        let wanted = self.config.backends.clone();
+        let (wanted, interfaces) = (&self.config.backends, &self.config.interfaces);
         self.stage
             .tether
             .wait_status("the file is in force", PATIENCE, |status| {
@@ -228,7 +338,11 @@ impl Besieged {
                     .flows
                     .tables
                     .of(self.stage.lab.topology().family.vip());
+                let attached = status.attachments.iter();
                 flows.capacity >= u64::from(self.config.flows)
+                    && attached
+                        .map(|one| one.interface.as_str())
+                        .eq(interfaces.iter().copied())
                     && wanted
                         .iter()
                         .all(|backend| status.serving(&backend.name) == "new")
@@ -256,4 +370,10 @@ impl Besieged {
         }
         Ok(self.sieged)
     }
+}
+
+/// Whether only a daemon that finds no maps comes by.
+const fn is_at_birth(place: failpoint::Place) -> bool {
+    use failpoint::Place::{MapPinned, MapsComplete, MapsPublished};
+    matches!(place, MapPinned | MapsComplete | MapsPublished)
 }

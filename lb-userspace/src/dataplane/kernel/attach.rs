@@ -206,7 +206,7 @@ pub(super) fn is_used(pins: &Path, map: u32) -> Result<bool, Error> {
 pub(super) fn discard(link: &Link, path: &PathBuf) -> Result<(), Error> {
     link.detach()
         .map_err(Error::file(path, "detaching the link"))?;
-    failpoint::pass("between detaching a link and unpinning it");
+    failpoint::pass(failpoint::Place::LinkDetached);
     fs::remove_file(path).map_err(Error::file(path, "unpinning the link"))
 }
 
@@ -311,7 +311,7 @@ fn replace(
     at: usize,
     state: XdpState,
 ) -> Result<Attached, Error> {
-    failpoint::pass("before a link's program is replaced");
+    failpoint::pass(failpoint::Place::ProgramOld);
     pinned[at].link.update(program).map_err(|source| {
         if source.raw_os_error() == Some(libc::ENOLINK) {
             Error::NoInterface {
@@ -324,7 +324,7 @@ fn replace(
             }
         }
     })?;
-    failpoint::pass("after a link's program is replaced");
+    failpoint::pass(failpoint::Place::ProgramReplaced);
     settle_name(pins, interface, pinned, at)?;
     let (mode, warning) = match state {
         XdpState::Generic(_) => {
@@ -399,10 +399,10 @@ fn attach_fresh(
     if let Some(stale) = pinned.iter().find(|pinned| pinned.path == path) {
         discard(&stale.link, &stale.path)?;
     }
-    failpoint::pass("between attaching a link and pinning it");
+    failpoint::pass(failpoint::Place::LinkAttached);
     link.pin(&path)
         .map_err(Error::file(&path, "pinning the link"))?;
-    failpoint::pass("after pinning a link");
+    failpoint::pass(failpoint::Place::LinkPinned);
     if let Some(warning) = &warning {
         tracing::warn!(interface, "generic mode: {warning}");
     }

@@ -147,7 +147,7 @@ impl Loaded {
     pub fn connect(&self) -> Result<(), Error> {
         let programs = self.map_fd(names::PROGRAMS).ok_or_else(no_array)?;
         for (index, _, program) in self.handed_on_to() {
-            failpoint::pass("before a program that packets are handed on to is in its place");
+            failpoint::pass(failpoint::Place::ProgramMissing);
             put(programs, index, program)?;
         }
         Ok(())
@@ -564,14 +564,14 @@ pub fn create(pins: &Pins, capacity: Capacity) -> Result<Prepared, Error> {
         for (name, map) in &maps {
             let path = staging.join(name);
             bpf::pin(map.as_fd(), &path).map_err(Error::file(&path, "pinning a map"))?;
-            failpoint::pass("after pinning a map");
+            failpoint::pass(failpoint::Place::MapPinned);
         }
         let prepared = Prepared::with_maps(capacity, instance, &maps)?;
         // Word by word from the last, so the version, which vouches for the seeds, is written after them.
         prepared.maps.instance.set(0, &instance);
-        failpoint::pass("before publishing the maps");
+        failpoint::pass(failpoint::Place::MapsComplete);
         pins.publish_maps()?;
-        failpoint::pass("after publishing the maps");
+        failpoint::pass(failpoint::Place::MapsPublished);
         Ok(prepared)
     });
     if created.is_err()

@@ -26,6 +26,7 @@ use super::{
     pins::{self, Pins, Sort},
     tc,
 };
+use crate::failpoint;
 
 /// By what means the program is attached.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -183,6 +184,7 @@ impl Hook {
         if self.means == Means::Best && !has_filter {
             match Link::create_egress(program, index) {
                 Ok(link) => {
+                    failpoint::pass(failpoint::Place::ReplyLinkAttached);
                     return link
                         .pin(&path)
                         .map_err(Error::file(&path, "pinning the link"));

@@ -113,7 +113,7 @@ impl Kernel {
     /// refuses maps or program. Each says what to do.
     pub fn open(options: &Options) -> Result<Self, Error> {
         Self::open_observed(options, &mut |_| {
-            failpoint::pass("after a step of a resize")
+            failpoint::pass(failpoint::Place::ResizeStepDone)
         })
     }
 

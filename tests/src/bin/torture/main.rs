@@ -16,6 +16,7 @@ use lab::topology::Place;
 use lab::torture::{
     self, Forecast, Kind, LEAST, Outcome, Replayed, Report, Schedule, Siege, Sieged,
 };
+use lb_userspace::failpoint;
 
 /// Lets a storm pass over long-lived connections through Tether.
 #[derive(Debug, Parser)]
@@ -32,7 +33,8 @@ struct Arguments {
     /// The versions of IP of clients and backends; may be given several times.
     #[arg(long, value_enum, default_values = ["v4", "v6"])]
     family: Vec<Family>,
-    /// Instead of a storm: kill the daemon so often, all together, at failpoints and at random moments.
+    /// Instead of a storm: kill the daemon at so many random moments, all together, half as often at failpoints in turn, and in each lab at
+    /// each failpoint that there is.
     #[arg(long, value_name = "N", conflicts_with = "shutdown")]
     kills: Option<u64>,
     /// Instead of a storm: replay the end of a chat server's pod, which fails its readiness at 2 s, stops to listen at 12 s, closes
@@ -129,6 +131,7 @@ fn alone(arguments: &Arguments) -> Result<ExitCode> {
             place,
             family,
             kills,
+            each_place: true,
         };
         println!(
             "{}",
@@ -159,9 +162,15 @@ fn alone(arguments: &Arguments) -> Result<ExitCode> {
 /// Says what came of sieges.
 fn sieges(sieged: &[Sieged], json: bool) -> Result<ExitCode> {
     let mut failpoints = BTreeMap::<&str, u64>::new();
-    let mut random = 0;
+    let (mut random, mut unreached) = (0, 0);
     for lab in sieged {
         random += lab.random;
+        for place in failpoint::Place::ALL.iter().map(|place| place.name()) {
+            if !lab.failpoints.contains_key(place) {
+                unreached += 1;
+                println!("{}: nobody died {place}", lab.mode);
+            }
+        }
         for (place, count) in &lab.failpoints {
             *failpoints.entry(place).or_default() += count;
         }
@@ -183,7 +192,7 @@ fn sieges(sieged: &[Sieged], json: bool) -> Result<ExitCode> {
     if json {
         println!("{}", serde_json::to_string(sieged)?);
     }
-    Ok(exit_code(broken == 0 && failed == 0))
+    Ok(exit_code(broken == 0 && failed == 0 && unreached == 0))
 }
 
 /// Says what came of pods' ends.
