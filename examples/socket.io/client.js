@@ -1,16 +1,23 @@
 // Clients of Socket.IO, as they come. After each line of standard input they say on standard output what became of them.
 //
-//     node client.js URL COUNT TRANSPORT...
+//     node client.js URL COUNT ADDRESS,ADDRESS... TRANSPORT...
+//
+// They come from these addresses in turn.
 'use strict';
 
+const { Agent } = require('node:http');
 const { io } = require('socket.io-client');
 
-const [url, count, ...transports] = process.argv.slice(2);
+const [url, count, addresses, ...transports] = process.argv.slice(2);
+const from = addresses.split(',');
 
-const clients = Array.from({ length: Number(count) }, () => {
+const clients = Array.from({ length: Number(count) }, (_, index) => {
+  const address = from[index % from.length];
+  // Each request of long-polling has a connection of its own: the hardest case for whoever places connections.
+  const agent = new Agent({ localAddress: address, keepAlive: false });
   // `forceNew`: a connection of its own for each, as from as many browsers.
-  const socket = io(url, { transports, forceNew: true });
-  const client = { socket, name: null, connects: 0, disconnects: [], errors: [], pings: 0 };
+  const socket = io(url, { transports, forceNew: true, agent });
+  const client = { socket, address, name: null, connects: 0, disconnects: [], errors: [], pings: 0 };
   socket.on('connect', () => {
     client.connects += 1;
   });

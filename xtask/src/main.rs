@@ -65,7 +65,7 @@ enum Command {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         args: Vec<OsString>,
     },
-    /// Measure what a packet costs (needs root)
+    /// Measure what a packet costs, and what the daemon does (needs root)
     #[command(disable_help_flag = true)]
     Bench {
         /// Passed on to the bench; `--help` lists them

@@ -9,9 +9,12 @@ mod attach;
 mod decap;
 mod egress;
 mod local;
+#[path = "../model/mod.rs"]
+mod model;
 #[path = "../../../tests/src/mounts.rs"]
 mod mounts;
 mod open;
+mod reconciled;
 mod resize;
 mod sandbox;
 mod translated;

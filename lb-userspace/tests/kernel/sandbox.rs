@@ -82,12 +82,17 @@ impl Sandbox {
 
     /// Opens the instance's maps, without the program: what it does to pins is all there, and it takes milliseconds.
     pub(crate) fn prepare(&self) -> Opened {
+        self.prepare_with(self.options(&[]).capacity)
+    }
+
+    /// The same with maps of another capacity, if there are none yet.
+    pub(crate) fn prepare_with(&self, capacity: Capacity) -> Opened {
         let pins = Pins::open(&self.pins()).unwrap();
         let adopted = pins.has_maps();
         let maps = if adopted {
             load::adopt(&pins)
         } else {
-            load::create(&pins, self.options(&[]).capacity)
+            load::create(&pins, capacity)
         };
         Opened {
             maps: maps.unwrap(),

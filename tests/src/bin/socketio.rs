@@ -1,5 +1,5 @@
 //! The worked example of docs/socket.io.md with the real server and client of Socket.IO: connections with a heartbeat of 25 s live through a drain, a
-//! killed daemon, and as many heartbeats as it takes to see that.
+//! killed daemon, and as many heartbeats as it takes to see that; and so do sessions of long-polling, whose connections go to one server each.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use clap::Parser;
 use lab::config::{Config, SERVICE};
 use lab::running::Running;
 use lab::tether::{self, Tether};
-use lab::topology::{Place, Topology, UPLINK};
+use lab::topology::{Lab, Place, Topology, UPLINK};
 use lab::wait;
 use serde::Deserialize;
 
@@ -44,6 +44,57 @@ struct Clients {
 }
 
 impl Clients {
+    fn begin(lab: &Lab, directory: &Path, words: &[String]) -> Result<Self> {
+        let words: Vec<&str> = words.iter().map(String::as_str).collect();
+        let mut command = node(directory, &words);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut process = lab.client().spawn(command)?;
+        let orders = process.stdin.take().context("standard input")?;
+        let answers = BufReader::new(process.stdout.take().context("standard output")?);
+        Ok(Self {
+            process,
+            orders,
+            answers,
+        })
+    }
+
+    /// Waits until all are connected. Gives the name of each one's server.
+    fn connect(&mut self) -> Result<Vec<String>> {
+        let all = wait::until_seen(
+            "all clients are connected",
+            Duration::from_secs(30),
+            || self.report(),
+            |all| all.iter().all(|one| one.echoed && one.name.is_some()),
+        )?;
+        Ok(all.into_iter().filter_map(|one| one.name).collect())
+    }
+
+    /// Waits until each has seen enough heartbeats, and sees that none was cut or has another server or transport.
+    fn live_on(&mut self, names: &[String], transport: &str) -> Result<()> {
+        let last = wait::until_seen(
+            "heartbeats come",
+            Duration::from_secs(25 * (HEARTBEATS + 1)),
+            || self.report(),
+            |all| {
+                all.iter().all(|one| one.pings >= HEARTBEATS)
+                    || all.iter().any(|one| !one.disconnects.is_empty())
+            },
+        )?;
+        for (one, name) in last.iter().zip(names) {
+            let is_whole = one.echoed && one.connects == 1;
+            ensure!(
+                is_whole && one.disconnects.is_empty() && one.errors.is_empty(),
+                "cut: {one:?}"
+            );
+            ensure!(one.name.as_ref() == Some(name), "{name} became {one:?}");
+            ensure!(
+                one.transport.as_deref() == Some(transport),
+                "not by {transport}: {one:?}"
+            );
+        }
+        Ok(())
+    }
+
     fn report(&mut self) -> Result<Vec<One>> {
         writeln!(self.orders)?;
         let mut line = String::new();
@@ -88,37 +139,23 @@ fn main() -> Result<()> {
             .all(|name| status.health(name) == "up")
     })?;
 
-    let url = format!("http://{}", config.vip);
-    let count = CLIENTS.to_string();
-    let words = ["client.js", &url, &count, "websocket"];
-    let mut command = node(&arguments.directory, &words);
-    command.stdin(Stdio::piped()).stdout(Stdio::piped());
-    let mut process = lab.client().spawn(command)?;
-    let orders = process.stdin.take().context("standard input")?;
-    let answers = BufReader::new(process.stdout.take().context("standard output")?);
-    let mut clients = Clients {
-        process,
-        orders,
-        answers,
+    let addresses: Vec<String> = lab.sources().iter().map(ToString::to_string).collect();
+    let begin = |transports: &[&str]| {
+        let url = format!("http://{}", config.vip);
+        let mut words = vec!["client.js".to_owned(), url];
+        words.extend([CLIENTS.to_string(), addresses.join(",")]);
+        words.extend(transports.iter().map(|word| (*word).to_owned()));
+        Clients::begin(&lab, &arguments.directory, &words)
     };
 
-    let all = wait::until_seen(
-        "all clients are connected",
-        Duration::from_secs(30),
-        || clients.report(),
-        |all| all.iter().all(|one| one.echoed && one.name.is_some()),
-    )?;
-    let on = |all: &[One], name: &str| {
-        all.iter()
-            .filter(|one| one.name.as_deref() == Some(name))
-            .count()
-    };
+    // WebSockets, as they come: each is placed for itself.
+    let mut clients = begin(&["websocket"])?;
+    let names = clients.connect()?;
     for name in ["b1", "b2", "b3"] {
-        println!("{name}: {} clients", on(&all, name));
-        ensure!(on(&all, name) > 0, "{name} has none");
+        let count = names.iter().filter(|held| *held == name).count();
+        println!("{name}: {count} clients");
+        ensure!(count > 0, "{name} has none");
     }
-    let names: Vec<_> = all.iter().map(|one| one.name.clone()).collect();
-
     tether.succeed(&["drain", &format!("{SERVICE}/b1")])?;
     tether.kill()?;
     tether.restart()?;
@@ -126,26 +163,40 @@ fn main() -> Result<()> {
     println!(
         "b1 drains, and the daemon was killed and is back; waiting for {HEARTBEATS} heartbeats"
     );
-    let last = wait::until_seen(
-        "heartbeats come",
-        Duration::from_secs(25 * (HEARTBEATS + 1)),
-        || clients.report(),
-        |all| {
-            all.iter().all(|one| one.pings >= HEARTBEATS)
-                || all.iter().any(|one| !one.disconnects.is_empty())
-        },
-    )?;
-    for (one, name) in last.iter().zip(names) {
-        ensure!(
-            one.echoed && one.connects == 1 && one.disconnects.is_empty() && one.errors.is_empty(),
-            "cut: {one:?}"
-        );
-        ensure!(one.name == name, "{name:?} became {:?}", one.name);
-        ensure!(
-            one.transport.as_deref() == Some("websocket"),
-            "not upgraded: {one:?}"
-        );
+    clients.live_on(&names, "websocket")?;
+    println!("{CLIENTS} WebSockets saw {HEARTBEATS} heartbeats and more; none was cut");
+    drop(clients);
+    tether.succeed(&["undrain", &format!("{SERVICE}/b1")])?;
+
+    // Sessions of several connections: all of a client's address go to one server.
+    let mut config = config.clone();
+    config.lines = "affinity = \"client-ip\"\n".to_owned();
+    tether.reload(&config.text())?;
+    let mut upgraded = begin(&["polling", "websocket"])?;
+    let mut polling = begin(&["polling"])?;
+    let of_upgraded = upgraded.connect()?;
+    let of_polling = polling.connect()?;
+    ensure!(
+        of_upgraded == of_polling,
+        "the same addresses are at other servers: {of_upgraded:?}, {of_polling:?}"
+    );
+    tether.wait_status("all clients are known", Duration::from_secs(20), |status| {
+        status.services[0].clients == Some(addresses.len() as u64)
+    })?;
+    for (backend, weight) in config.backends.iter_mut().zip([1_000, 1, 1]) {
+        backend.weight = weight;
     }
-    println!("{CLIENTS} Socket.IO connections saw {HEARTBEATS} heartbeats and more; none was cut");
+    tether.reload(&config.text())?;
+    tether.kill()?;
+    tether.restart()?;
+    tether.wait_ready()?;
+    println!(
+        "nearly all of the table is b1's now, and the daemon was killed and is back; waiting for {HEARTBEATS} heartbeats"
+    );
+    upgraded.live_on(&of_upgraded, "websocket")?;
+    polling.live_on(&of_polling, "polling")?;
+    println!(
+        "{CLIENTS} sessions that began with long-polling and {CLIENTS} of long-polling alone saw {HEARTBEATS} heartbeats and more; none was cut"
+    );
     Ok(())
 }

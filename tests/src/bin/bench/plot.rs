@@ -27,7 +27,7 @@ pub(crate) fn draw(rows: &[Row], path: &Path) -> Result<()> {
     }
     let all = || lines.values().flatten();
     let most = all().map(|(flows, _)| *flows).max();
-    let slowest = all().map(|(_, row)| row.max_ns).reduce(f64::max);
+    let slowest = all().map(|(_, row)| row.max).reduce(f64::max);
     let (Some(most), Some(slowest)) = (most, slowest) else {
         anyhow::bail!("no row was measured with a number of flows");
     };
@@ -51,13 +51,13 @@ pub(crate) fn draw(rows: &[Row], path: &Path) -> Result<()> {
         let colour = Palette99::pick(index).to_rgba();
         chart
             .draw_series(LineSeries::new(
-                points.iter().map(|(flows, row)| (*flows, row.median_ns)),
+                points.iter().map(|(flows, row)| (*flows, row.median)),
                 colour.stroke_width(2),
             ))
             .map_err(|error| failed(&error))?
             .label(*name)
             .legend(move |(x, y)| PathElement::new([(x, y), (x + 18, y)], colour.stroke_width(2)));
-        let floor = |row: &Row| row.ratio.map_or(0.0, |ratio| row.median_ns / ratio);
+        let floor = |row: &Row| row.ratio.map_or(0.0, |ratio| row.median / ratio);
         chart
             .draw_series(DashedLineSeries::new(
                 points.iter().map(|(flows, row)| (*flows, floor(row))),
@@ -68,7 +68,7 @@ pub(crate) fn draw(rows: &[Row], path: &Path) -> Result<()> {
             .map_err(|error| failed(&error))?;
         chart
             .draw_series(points.iter().map(|(flows, row)| {
-                PathElement::new([(*flows, row.min_ns), (*flows, row.max_ns)], colour)
+                PathElement::new([(*flows, row.min), (*flows, row.max)], colour)
             }))
             .map_err(|error| failed(&error))?;
     }
@@ -89,13 +89,15 @@ mod tests {
     fn row(name: &str) -> Row {
         Row {
             name: name.to_owned(),
-            median_ns: 40.0,
-            min_ns: 39.0,
-            max_ns: 44.0,
+            unit: "ns",
+            median: 40.0,
+            min: 39.0,
+            max: 44.0,
             kernel_ns: Some(40),
             floor: Some("encap"),
             ratio: Some(2.0),
             mark: None,
+            under: None,
         }
     }
 

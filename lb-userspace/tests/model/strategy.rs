@@ -1,0 +1,182 @@
+//! What may happen in a life.
+
+use std::collections::BTreeSet;
+
+use lb_common::{
+    backend::{Mode, Serving},
+    net::IpVersion,
+    vip::{self, WAYS},
+};
+use lb_userspace::{
+    config::MAX_WEIGHT,
+    model::{Admin, Health},
+};
+use proptest::prelude::*;
+
+use super::{BACKENDS, LIMITS, MODES, SERVICES, SNAT_ADDRESSES, VERSIONS};
+
+/// What may happen.
+#[derive(Clone, Debug)]
+pub(crate) enum Event {
+    Reload(Vec<Option<ServicePlan>>),
+    Verdict(usize, usize, Health),
+    NextHop(usize, usize, Option<u8>),
+    Drain(usize, usize),
+    Undrain(usize, usize),
+    /// All backends are drained together, or no longer.
+    Evacuate(bool),
+    /// Somebody changes a backend at runtime.
+    Edit(usize, usize, EditPlan),
+    /// The DNS answers for a service with these of its addresses, or fails.
+    Answer(usize, Option<BTreeSet<u8>>),
+    Open(usize, u16),
+    End(usize),
+    Scan,
+    Pass(u32),
+    /// The host has the IPv4 VIP itself, the IPv6 one.
+    HostOwns(bool, bool),
+    Drift(Drift),
+    Restart,
+    /// The daemon dies after so many operations of its next plan, and another starts.
+    Die(usize),
+}
+
+#[derive(Clone, Debug)]
+pub(crate) enum Drift {
+    State(u32, Serving),
+    Vip(IpVersion, u32, usize),
+    EndpointWord(IpVersion, u32, usize),
+    Endpoint(u32),
+    Slot(u32),
+}
+
+/// A service as a test wants it; its VIP and port are those of its number.
+#[derive(Clone, Debug)]
+pub(crate) struct ServicePlan {
+    pub(super) renamed: bool,
+    pub(super) mode: Mode,
+    /// Which SNAT addresses it has in mode `nat`.
+    pub(super) snat: [bool; SNAT_ADDRESSES],
+    pub(super) size: u32,
+    pub(super) min_healthy: u32,
+    pub(super) backends: Vec<Option<BackendPlan>>,
+    /// Whether more of its backends come from the DNS.
+    pub(super) named: bool,
+}
+
+#[derive(Clone, Debug)]
+pub(crate) struct BackendPlan {
+    pub(super) moved: bool,
+    pub(super) weight: u16,
+    pub(super) admin: Admin,
+}
+
+/// What is asked of one backend. Weights and places may be ones that are refused.
+#[derive(Clone, Debug)]
+pub(crate) enum EditPlan {
+    Put(BackendPlan),
+    Weight(u16),
+    Remove,
+    Revert,
+}
+
+/// A life.
+pub(crate) fn life() -> impl Strategy<Value = Vec<Event>> {
+    prop::collection::vec(event(), 1..80)
+}
+
+fn event() -> impl Strategy<Value = Event> {
+    let (s, b) = (0..SERVICES, 0..BACKENDS);
+    let health = prop::sample::select(vec![Health::Up, Health::Up, Health::Refusing, Health::Down]);
+    let serving = prop::sample::select(vec![Serving::None, Serving::ExistingOnly, Serving::New]);
+    let drift = prop_oneof![
+        (1..LIMITS.backends, serving).prop_map(|(id, serving)| Drift::State(id, serving)),
+        (
+            prop::sample::select(VERSIONS.to_vec()),
+            0..vip::buckets_for(LIMITS.services),
+            0..WAYS
+        )
+            .prop_map(|(version, bucket, way)| Drift::Vip(version, bucket, way)),
+        (
+            prop::sample::select(VERSIONS.to_vec()),
+            0..vip::buckets_for(LIMITS.backends),
+            0..WAYS
+        )
+            .prop_map(|(version, bucket, way)| Drift::EndpointWord(version, bucket, way)),
+        (1..LIMITS.backends).prop_map(Drift::Endpoint),
+        (0..LIMITS.table_slots).prop_map(Drift::Slot),
+    ];
+    prop_oneof![
+        3 => prop::collection::vec(prop::option::weighted(0.7, service()), SERVICES).prop_map(Event::Reload),
+        8 => (s.clone(), b.clone(), health).prop_map(|(s, b, health)| Event::Verdict(s, b, health)),
+        3 => (s.clone(), b.clone(), prop::option::weighted(0.8, any::<u8>())).prop_map(|(s, b, mac)| Event::NextHop(s, b, mac)),
+        1 => (s.clone(), b.clone()).prop_map(|(s, b)| Event::Drain(s, b)),
+        1 => (s.clone(), b).prop_map(|(s, b)| Event::Undrain(s, b)),
+        1 => prop::bool::weighted(0.3).prop_map(Event::Evacuate),
+        3 => (s.clone(), 0..BACKENDS + 2, edit()).prop_map(|(s, b, edit)| Event::Edit(s, b, edit)),
+        3 => (s.clone(), prop::option::weighted(0.8, prop::collection::btree_set(0u8..3, 1..3)))
+            .prop_map(|(s, found)| Event::Answer(s, found)),
+        8 => (s, any::<u16>()).prop_map(|(s, port)| Event::Open(s, port)),
+        4 => any::<prop::sample::Index>().prop_map(|index| Event::End(index.index(1 << 20))),
+        10 => Just(Event::Scan),
+        2 => prop_oneof![1u32..20, 100u32..400].prop_map(Event::Pass),
+        1 => any::<(bool, bool)>().prop_map(|(v4, v6)| Event::HostOwns(v4, v6)),
+        1 => drift.prop_map(Event::Drift),
+        1 => Just(Event::Restart),
+        1 => (0usize..30).prop_map(Event::Die),
+    ]
+}
+
+fn edit() -> impl Strategy<Value = EditPlan> {
+    prop_oneof![
+        3 => backend().prop_map(EditPlan::Put),
+        3 => prop::sample::select(vec![0, 1, 100, MAX_WEIGHT + 1]).prop_map(EditPlan::Weight),
+        2 => Just(EditPlan::Remove),
+        1 => Just(EditPlan::Revert),
+    ]
+}
+
+fn backend() -> impl Strategy<Value = BackendPlan> {
+    let admin = prop::sample::select(vec![
+        Admin::Active,
+        Admin::Active,
+        Admin::Active,
+        Admin::Draining,
+        Admin::Disabled,
+    ]);
+    (
+        prop::bool::weighted(0.2),
+        prop::sample::select(vec![0, 1, 100, 100]),
+        admin,
+    )
+        .prop_map(|(moved, weight, admin)| BackendPlan {
+            moved,
+            weight,
+            admin,
+        })
+}
+
+fn service() -> impl Strategy<Value = ServicePlan> {
+    let backends = prop::collection::vec(prop::option::weighted(0.8, backend()), BACKENDS);
+    let size = prop::sample::select(vec![257, 257, 293]);
+    (
+        prop::bool::weighted(0.1),
+        prop::sample::select(MODES.to_vec()),
+        any::<[bool; SNAT_ADDRESSES]>(),
+        size,
+        0u32..3,
+        backends,
+        prop::bool::weighted(0.4),
+    )
+        .prop_map(
+            |(renamed, mode, snat, size, min_healthy, backends, named)| ServicePlan {
+                renamed,
+                mode,
+                snat,
+                size,
+                min_healthy,
+                backends,
+                named,
+            },
+        )
+}
