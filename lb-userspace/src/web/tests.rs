@@ -32,6 +32,8 @@ use crate::{
     },
 };
 
+mod bounds;
+
 const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 const ADDRESS: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, 0x11));
 
