@@ -9,9 +9,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use schemars::{JsonSchema, generate::SchemaSettings};
 use serde_json::Value;
 
-use crate::{admin, cli, config};
+use crate::{admin, cli, config, dataplane::kernel::UpgradeCheck, doctor::Report};
 
 fn list(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("compatibility/{name}.txt"))
@@ -106,6 +107,22 @@ fn requests_and_answers_of_the_admin_api_and_of_json() {
         keys(schema, name, &mut found);
     }
     hold("api", &found);
+}
+
+/// `--json` of commands that ask no daemon, and so are in no description of the admin API.
+#[test]
+fn reports_of_doctor_and_upgrade_check() {
+    fn schema<T: JsonSchema>() -> Value {
+        let settings = SchemaSettings::draft2020_12()
+            .with(|settings| settings.inline_subschemas = true)
+            .for_serialize();
+        let generator = settings.into_generator();
+        generator.into_root_schema_for::<T>().to_value()
+    }
+    let mut found = BTreeSet::new();
+    keys(&schema::<Report>(), "doctor", &mut found);
+    keys(&schema::<UpgradeCheck>(), "upgrade-check", &mut found);
+    hold("reports", &found);
 }
 
 #[test]

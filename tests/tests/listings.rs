@@ -1,15 +1,17 @@
-//! `tether services`, `backends` and `flows` over real connections.
+//! `tether services`, `backends` and `flows` over real connections, and where the daemon listens for those who ask.
 
 use std::io::{Read as _, Write as _};
 use std::net::TcpStream;
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use lab::address::Family;
 use lab::config::SERVICE;
+use lab::namespace::Namespace;
 use lab::peer::crowd;
 use lab::stage::Stage;
+use lab::tether::CONFIG_PATH;
 use lab::topology::{Place, Topology};
 use lab::wait;
 
@@ -151,6 +153,47 @@ fn peers_that_go_before_their_answer_do_no_harm() -> Result<()> {
         Ok(())
     })?;
     assert_eq!(stage.tether.status()?.pid, pid);
+    stage.close();
+    Ok(())
+}
+
+/// Where a process of `host` listens, or takes datagrams, as `ss` finds it: kinds of sockets, with their addresses.
+fn listens(host: &Namespace, pid: u32) -> Result<Vec<(String, String)>> {
+    let its = format!("pid={pid},");
+    let mut found = vec![];
+    for command in ["ss -Hltnup", "ss -Hlxp"] {
+        let text = host.sh(command)?;
+        for line in text.lines().filter(|line| line.contains(&its)) {
+            // Kind, state, two queues, the address.
+            let words: Vec<&str> = line.split_whitespace().collect();
+            let (Some(kind), Some(address)) = (words.first(), words.get(4)) else {
+                bail!("{command} says {line:?}");
+            };
+            found.push(((*kind).to_owned(), (*address).to_owned()));
+        }
+    }
+    found.sort();
+    Ok(found)
+}
+
+/// Nothing can be reached but by the admin socket and on loopback, as SECURITY.md says; and without metrics by the admin socket alone.
+#[test]
+fn nothing_listens_beyond_loopback_unless_asked() -> Result<()> {
+    let socket = ("u_str".to_owned(), "/run/tether/admin.sock".to_owned());
+    let metrics = ("tcp".to_owned(), "127.0.0.1:9477".to_owned());
+    let mut stage = Stage::set(Topology::new(Place::Farm), 84, |_| {})?;
+    let balancer = stage.lab.balancer().clone();
+    assert_eq!(
+        listens(&balancer, stage.tether.pid()?)?,
+        [metrics, socket.clone()]
+    );
+
+    stage.tether.terminate()?;
+    let text = stage.config.text() + "\n[metrics]\nlisten = \"off\"\n";
+    balancer.write(CONFIG_PATH, &text)?;
+    stage.tether.restart()?;
+    stage.wait_serving()?;
+    assert_eq!(listens(&balancer, stage.tether.pid()?)?, [socket]);
     stage.close();
     Ok(())
 }

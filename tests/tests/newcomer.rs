@@ -1,8 +1,10 @@
-//! A newcomer's path, from README.md's own text: what stands there in code blocks is run as it stands, on the hosts of a lab that it is about.
+//! A newcomer's path, from README.md's own text: what stands there in code blocks is run as it stands, in the lab that it opens, and on the hosts of a lab
+//! that it is about.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
@@ -34,7 +36,10 @@ impl Readme {
             .split_once(&from)
             .with_context(|| format!("no heading {heading:?}"))?
             .1;
-        Ok(text.split("\n### ").next().unwrap_or(text))
+        let end = ["\n### ", "\n## "]
+            .iter()
+            .filter_map(|next| text.find(*next));
+        Ok(&text[..end.min().unwrap_or(text.len())])
     }
 
     /// The code blocks below a heading; with the language, if there is one, as their first line.
@@ -47,13 +52,18 @@ impl Readme {
             .collect())
     }
 
-    /// The `number`-th code block without a language below a heading.
-    fn commands(&self, heading: &str, number: usize) -> Result<&str> {
+    /// The code blocks without a language below a heading.
+    fn all_commands(&self, heading: &str) -> Result<Vec<&str>> {
         let blocks = self.blocks(heading)?;
-        let mut plain = blocks.iter().filter_map(|block| block.strip_prefix('\n'));
-        plain
-            .nth(number)
-            .with_context(|| format!("{heading:?} has no block {number} of commands"))
+        let plain = blocks.iter().filter_map(|block| block.strip_prefix('\n'));
+        Ok(plain.collect())
+    }
+
+    /// The `number`-th of them.
+    fn commands(&self, heading: &str, number: usize) -> Result<&str> {
+        let all = self.all_commands(heading)?;
+        let found = all.get(number).copied();
+        found.with_context(|| format!("{heading:?} has no block {number} of commands"))
     }
 }
 
@@ -239,4 +249,46 @@ fn the_readmes_way_leads_there_and_back() -> Result<()> {
     ensure!(!link.contains("xdp"), "{link}");
     on("test ! -e /sys/fs/bpf/tether -a ! -e /run/tether")?;
     Ok(())
+}
+
+/// The session in the lab: a connection is opened, lives through a drain, a kill and a restart, and nothing is left of what was started.
+#[test]
+fn the_readmes_ten_minutes_in_a_lab() -> Result<()> {
+    let readme = Readme::read()?;
+    let blocks = readme.all_commands("A ten-minute lab")?;
+    let (opens, session) = blocks.split_first().context("blocks of commands")?;
+    let arguments = opens
+        .trim()
+        .strip_prefix("cargo xtask lab shell")
+        .with_context(|| format!("{opens:?} opens no lab"))?;
+    let mut command = Command::new(env!("CARGO_BIN_EXE_lab-shell"));
+    command
+        .args(arguments.split_whitespace())
+        .args(["--", "bash", "-ec", &session.concat()]);
+    let here = Namespace::current("here")?;
+    let mut shell = Running::start(&here, command)?;
+    let (status, said) = shell.wait_to_end(Duration::from_secs(120))?;
+    ensure!(status.success(), "{status}: {}", said.join("\n"));
+
+    let mut lines = said.iter();
+    let backend = lines.find_map(|line| line.strip_prefix("connected to "));
+    ensure!(
+        backend.is_some_and(|name| ["b1", "b2", "b3"].contains(&name)),
+        "{backend:?}: {said:#?}"
+    );
+    for echoed in ["still there", "nobody is in charge", "and back"] {
+        ensure!(
+            lines.any(|line| line == echoed),
+            "{echoed:?} came back too late or not at all: {said:#?}"
+        );
+    }
+    // The daemon that the session has started tells its number: `tether VERSION, pid NUMBER, up TIME`.
+    let pid: u32 = said
+        .iter()
+        .find_map(|line| line.split_once(", pid ")?.1.split(',').next())
+        .context("no status was shown")?
+        .parse()?;
+    wait::until("the daemon has gone with the lab", SOON, || {
+        (!Path::new(&format!("/proc/{pid}")).exists()).then_some(())
+    })
 }

@@ -1,8 +1,9 @@
-//! `tether events --flows`, `tether capture` and `tether top` while real connections go on, and what is left of them afterwards.
+//! `tether events --flows`, `tether capture` and `tether top` while real connections go on, and what is left of them afterwards. Also what commands show on
+//! a terminal, and nowhere else.
 
 use std::fs::{self, File};
 use std::io::{Read as _, Write as _};
-use std::process::{Child, Command};
+use std::process::{Child, Command, ExitStatus};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -332,11 +333,110 @@ fn top_shows_what_goes_on_in_a_terminal() -> Result<()> {
     terminal.press("v")?;
     terminal.wait_to_show("services", "SERVICE")?;
     terminal.press("q")?;
-    let status = wait::until("top ends", SOON, || terminal.child.try_wait().transpose())??;
+    let status = terminal.wait_to_end()?;
     ensure!(status.success(), "{status}: {}", terminal.shown());
     // The screen of before is back.
     terminal.wait_to_show("the screen of before", "\u{1b}[?1049l")?;
     assert_eq!(crowd::breaks(&connections), [""; 0]);
+    stage.close();
+    Ok(())
+}
+
+/// By this a line is changed in its place.
+const ERASED: &str = "\r\u{1b}[2K";
+
+/// What a command says while it waits: there, and taken away by now.
+fn said_meanwhile(terminal: &Terminal, line: &str) -> Result<()> {
+    let shown = terminal.shown();
+    ensure!(shown.contains(&format!("{ERASED}{line}")), "{shown:?}");
+    let left = shown.rsplit(ERASED).next().unwrap_or_default();
+    ensure!(!left.contains(line), "{line:?} is left in {shown:?}");
+    Ok(())
+}
+
+/// Commands that wait say so on a terminal, and nothing of it to a program.
+#[test]
+fn commands_that_wait_say_so_on_a_terminal_only() -> Result<()> {
+    let stage = Stage::set(Topology::new(Place::Farm), 106, |_| {})?;
+    let vip = stage.target().to_string();
+    let explain = ["explain", "192.0.2.7:40000", vip.as_str()];
+    for (arguments, meanwhile, answer) in [
+        (
+            &explain[..],
+            "the kernel's verifier looks at the program",
+            format!("-> {vip}"),
+        ),
+        (
+            &["doctor"][..],
+            "looking at this host, and asking backends",
+            "could not be found out".to_owned(),
+        ),
+    ] {
+        let mut terminal = Terminal::start(&stage, arguments)?;
+        terminal.wait_to_show(&answer, &answer)?;
+        terminal.wait_to_end()?;
+        said_meanwhile(&terminal, meanwhile)?;
+        let piped = stage.tether.output(arguments)?;
+        for said in [piped.stdout, piped.stderr] {
+            let said = String::from_utf8(said)?;
+            ensure!(
+                !said.contains(meanwhile) && !said.contains('\u{1b}'),
+                "{arguments:?}: {said:?}"
+            );
+        }
+    }
+
+    let terminal = Terminal::start(&stage, &["events", "--flows", "--service", SERVICE])?;
+    terminal.wait_to_show("that it watches", "watching for events of flows")?;
+    let connections = stage.clients.open(4, stage.plan(), |_| {})?;
+    terminal.wait_to_show("a flow", "(opened)")?;
+    said_meanwhile(&terminal, "watching for events of flows")?;
+    drop(terminal);
+
+    let file = std::env::temp_dir().join(format!("tether-shown-{}.pcapng", std::process::id()));
+    let path = file.to_str().context("a path of text")?;
+    let mut terminal = Terminal::start(
+        &stage,
+        &[
+            "capture",
+            "--write",
+            path,
+            "--service",
+            SERVICE,
+            "--packets",
+            "4",
+        ],
+    )?;
+    terminal.wait_to_show("how many there are", "packets so far: ")?;
+    let more = stage.clients.open(4, stage.plan(), |_| {})?;
+    terminal.wait_to_show("its end", "4 packets written")?;
+    let status = terminal.wait_to_end()?;
+    ensure!(status.success(), "{status}: {}", terminal.shown());
+    said_meanwhile(&terminal, "packets so far: ")?;
+    fs::remove_file(&file)?;
+    assert_eq!(crowd::breaks(connections.iter().chain(&more)), [""; 0]);
+    stage.close();
+    Ok(())
+}
+
+/// Colours are for terminals, and for nobody who wants none.
+#[test]
+fn listings_have_colours_on_a_terminal_unless_told_otherwise() -> Result<()> {
+    let stage = Stage::set(Topology::new(Place::Farm), 107, |_| {})?;
+    let last = format!("{SERVICE}/b3");
+    let shown = |environment: &[(&str, &str)]| -> Result<String> {
+        let mut terminal = Terminal::start_in(environment, &stage, &["backends"])?;
+        terminal.wait_to_show("its last row", &last)?;
+        let status = terminal.wait_to_end()?;
+        ensure!(status.success(), "{status}: {}", terminal.shown());
+        Ok(terminal.shown())
+    };
+    let coloured = shown(&[])?;
+    ensure!(coloured.contains("\u{1b}[1m"), "{coloured:?}");
+    for none in [("NO_COLOR", "1"), ("TERM", "dumb")] {
+        let plain = shown(&[none])?;
+        ensure!(!plain.contains('\u{1b}'), "{none:?}: {plain:?}");
+    }
     stage.close();
     Ok(())
 }
@@ -350,6 +450,11 @@ struct Terminal {
 
 impl Terminal {
     fn start(stage: &Stage, arguments: &[&str]) -> Result<Self> {
+        Self::start_in(&[], stage, arguments)
+    }
+
+    /// The same with more variables.
+    fn start_in(environment: &[(&str, &str)], stage: &Stage, arguments: &[&str]) -> Result<Self> {
         let size = Winsize {
             ws_row: 24,
             ws_col: 80,
@@ -359,7 +464,9 @@ impl Terminal {
         let pty = openpty(&size, None)?;
         let mut command = lab::tether::command(arguments)?;
         command
+            .env_remove("NO_COLOR")
             .env("TERM", "xterm")
+            .envs(environment.iter().copied())
             .stdin(pty.slave.try_clone()?)
             .stdout(pty.slave.try_clone()?)
             .stderr(pty.slave);
@@ -392,6 +499,12 @@ impl Terminal {
     fn wait_to_show(&self, what: &str, text: &str) -> Result<()> {
         wait::until(what, SOON, || self.shown().contains(text).then_some(()))
             .with_context(|| self.shown())
+    }
+
+    fn wait_to_end(&mut self) -> Result<ExitStatus> {
+        let child = &mut self.child;
+        let ended = wait::until("it ends", SOON, || child.try_wait().transpose());
+        Ok(ended.with_context(|| self.shown())??)
     }
 }
 

@@ -1,16 +1,24 @@
 //! `tether capture`.
 
 use std::{
+    cell::Cell,
     fs::File,
     io::{self, BufWriter, IsTerminal as _, Write},
     path::PathBuf,
+    pin::pin,
+    time::Duration,
 };
 
 use anyhow::Context as _;
 use clap::Args;
 
-use super::{Daemon, Failure};
+use super::{Daemon, Failure, progress::Progress};
 use crate::admin::AskedCapture;
+
+/// What a command says while the daemon replaces the program.
+pub(super) const LOADS: &str = "the program that watches is put in its place";
+/// Time between two looks at how many packets have come.
+const LOOK: Duration = Duration::from_millis(250);
 
 #[derive(Args, Debug, PartialEq, Eq)]
 pub(super) struct Capture {
@@ -87,20 +95,33 @@ impl Capture {
             bytes: self.bytes,
             seconds: self.seconds,
         };
+        let progress = self.progress();
+        // Packets; none before the program that watches is in its place.
+        let so_far = Cell::new(None::<u64>);
         let mut failed = None;
         let captured = super::ask(&self.daemon, async |client| {
-            let capture = client.capture(&asked, |bytes| {
+            let mut capture = pin!(client.capture(&asked, |bytes| {
                 let taken = blocks.take(bytes);
+                so_far.set(Some(blocks.packets));
                 let is_well = taken.is_ok();
                 failed = taken.err();
                 is_well
-            });
-            tokio::select! {
-                captured = capture => captured,
-                // What came so far is a whole file.
-                _ = tokio::signal::ctrl_c() => Ok(()),
+            }));
+            let mut interrupted = pin!(tokio::signal::ctrl_c());
+            let mut looks = tokio::time::interval(LOOK);
+            loop {
+                tokio::select! {
+                    captured = &mut capture => return captured,
+                    // What came so far is a whole file.
+                    _ = &mut interrupted => return Ok(()),
+                    _ = looks.tick() => match so_far.get() {
+                        None => progress.say(LOADS),
+                        Some(packets) => progress.say(&format!("packets so far: {packets}")),
+                    },
+                }
             }
         });
+        progress.clear();
         let written = blocks.finish();
         captured?;
         if let Some(error) = failed.or(written.err()) {
@@ -120,6 +141,14 @@ impl Capture {
         };
         eprintln!("{} packets written{name}{missed}", blocks.packets);
         Ok(())
+    }
+
+    /// A program that is given the capture may write to the same terminal.
+    fn progress(&self) -> Progress {
+        match self.write {
+            Some(_) => Progress::on_stderr(),
+            None => Progress::none(),
+        }
     }
 }
 

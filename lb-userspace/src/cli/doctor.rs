@@ -12,6 +12,7 @@ use super::{
     BPFFS, Daemon, Failure, ask,
     listing::counted,
     load,
+    progress::Progress,
     table::{Cell, Colours, Columns, Style},
 };
 use crate::{
@@ -58,9 +59,12 @@ impl Doctor {
             .enable_all()
             .build()
             .map_err(anyhow::Error::from)?;
+        let progress = Progress::on_stderr();
+        progress.say("looking at this host, and asking backends");
         let facts = runtime
             .block_on(gather(&asked))
             .map_err(anyhow::Error::from)?;
+        progress.clear();
         let report = examine(&facts);
         if self.json {
             let text = serde_json::to_string(&report).map_err(anyhow::Error::from)?;

@@ -6,7 +6,8 @@ use clap::{Args, ValueEnum};
 
 use super::{
     Daemon, Failure,
-    capture::{Of, joined},
+    capture::{LOADS, Of, joined},
+    progress::Progress,
     table::{Colours, Style},
 };
 use crate::{
@@ -110,10 +111,14 @@ impl Events {
             sample: self.sample,
         };
         let colours = Colours::of_stdout();
+        let progress = Progress::on_stderr();
+        progress.say(LOADS);
         let mut failed = None;
         super::ask(&self.daemon, async |client| {
+            let begun = || progress.say("watching for events of flows");
             client
-                .flow_events(&wish, |event| {
+                .flow_events(&wish, begun, |event| {
+                    progress.clear();
                     failed = self.print(&event, || flow_line(&event, colours)).err();
                     failed.is_none()
                 })

@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::{
     Daemon, Failure,
+    progress::Progress,
     table::{Colours, Style},
 };
 use crate::{
@@ -76,7 +77,10 @@ fn flags(text: &str) -> Result<String, String> {
 
 pub(super) fn explain(command: &Explain) -> Result<(), Failure> {
     let asked = command.asked();
+    let progress = Progress::on_stderr();
+    progress.say("the kernel's verifier looks at the program");
     let explanation = super::ask(&command.daemon, async |client| client.explain(&asked).await)?;
+    progress.clear();
     if command.json {
         let text = serde_json::to_string(&explanation).map_err(anyhow::Error::from)?;
         println!("{text}");

@@ -12,6 +12,7 @@ mod inventory;
 mod listing;
 mod manual;
 mod plan;
+mod progress;
 mod seed;
 mod table;
 mod top;

@@ -12,10 +12,11 @@ pub mod gather;
 pub mod judge;
 mod probe;
 
+use schemars::JsonSchema;
 use serde::Serialize;
 
 /// How one thing stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
 pub enum State {
     /// As it should be.
@@ -29,7 +30,7 @@ pub enum State {
 }
 
 /// One thing that was looked at.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Finding {
     /// What was looked at: a word that stays the same from version to version.
     pub check: &'static str,
@@ -70,7 +71,7 @@ impl Finding {
 }
 
 /// All findings of one examination.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct Report {
     /// In the order of the way from the host to the backends.
     pub findings: Vec<Finding>,

@@ -22,7 +22,7 @@ use crate::{
 };
 
 /// Of all tests: 10,000 ticks after boot.
-const NOW: Tick = Tick(10_000);
+pub(crate) const NOW: Tick = Tick(10_000);
 const CHAT: u16 = 3;
 
 /// A status of two services, `chat` (10.0.0.1:80) with `b1` and `b2`, and `mail` (2001:db8::1:25) with `m1`.

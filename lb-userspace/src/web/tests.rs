@@ -32,6 +32,8 @@ use crate::{
     },
 };
 
+mod bounds;
+
 const VIP: IpAddr = IpAddr::V4(Ipv4Addr::new(10, 0, 0, 1));
 const ADDRESS: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 1, 0, 0, 0, 0x11));
 
@@ -181,8 +183,12 @@ fn counted_maps() -> Arc<Maps> {
 }
 
 async fn get(address: SocketAddr, path: &str) -> (u16, String) {
+    ask(address, "GET", path).await
+}
+
+async fn ask(address: SocketAddr, method: &str, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+    let request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).await.unwrap();
@@ -448,4 +454,23 @@ async fn readiness_says_what_is_missing() {
     status.send(Arc::new(a_status())).unwrap();
     assert_eq!(get(address, "/readyz").await, (200, "ready\n".into()));
     assert_eq!(get(address, "/else").await.0, 404);
+}
+
+#[tokio::test]
+async fn it_is_read_only() {
+    let (address, _status, _stop) = start(a_status()).await;
+    let shown = async || {
+        let (_, past) = news(address, "", 1).await;
+        let (_, metrics) = get(address, "/metrics").await;
+        (past, metrics, get(address, "/readyz").await)
+    };
+    let before = shown().await;
+    for path in ["/", "/events", "/metrics", "/healthz", "/readyz"] {
+        for method in ["POST", "PUT", "DELETE", "PATCH"] {
+            let (code, text) = ask(address, method, path).await;
+            assert_eq!(code, 405, "{method} {path}: {text}");
+            assert!(text.contains("another method"), "{method} {path}: {text}");
+        }
+    }
+    assert_eq!(shown().await, before);
 }

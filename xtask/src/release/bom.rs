@@ -409,4 +409,56 @@ mod tests {
         );
         Ok(())
     }
+
+    /// A place in a document, by its JSON pointer, and what is put there.
+    type Slip = (&'static str, fn(&mut Value));
+
+    /// The schemas are those that CycloneDX publishes: see cyclonedx/README.md.
+    #[test]
+    fn the_bill_of_materials_is_as_its_schema_says() -> Result<()> {
+        let read = |text: &str| serde_json::from_str::<Value>(text);
+        let schema = read(include_str!("cyclonedx/bom-1.5.schema.json"))?;
+        // By the names that the first refers to them by.
+        let registry = jsonschema::Registry::new()
+            .add(
+                "http://cyclonedx.org/schema/spdx.SNAPSHOT.schema.json",
+                read(include_str!("cyclonedx/spdx.schema.json"))?,
+            )
+            .unwrap()
+            .add(
+                "http://cyclonedx.org/schema/jsf-0.82.SNAPSHOT.schema.json",
+                read(include_str!("cyclonedx/jsf-0.82.schema.json"))?,
+            )
+            .unwrap()
+            .prepare()
+            .unwrap();
+        let validator = jsonschema::options()
+            .with_registry(&registry)
+            .build(&schema)
+            .unwrap();
+        let wrong = |document: &Value| -> Vec<String> {
+            validator
+                .iter_errors(document)
+                .map(|error| format!("{}: {error}", error.instance_path()))
+                .collect()
+        };
+        let document = read(&Bom::read("x86_64-unknown-linux-gnu")?.cyclonedx()?)?;
+        assert_eq!(wrong(&document), [""; 0]);
+
+        // It would tell.
+        let slips: [Slip; 4] = [
+            ("", |all| drop(all["specVersion"].take())),
+            ("/components/0/type", |kind| *kind = json!("crate")),
+            ("/components/0", |one| one["licence"] = json!("MIT")),
+            ("/dependencies/0/dependsOn", |all| {
+                *all = json!(["twice", "twice"])
+            }),
+        ];
+        for (place, slip) in slips {
+            let mut other = document.clone();
+            slip(other.pointer_mut(place).context(place)?);
+            assert_ne!(wrong(&other), [""; 0], "{place}");
+        }
+        Ok(())
+    }
 }

@@ -67,17 +67,20 @@ impl Client {
         Ok(())
     }
 
-    /// Gives each event of a flow that is asked for to `take`, until that says false. Does not end by itself.
+    /// Gives each event of a flow that is asked for to `take`, until that says false; `begun` is told when the program that watches is in its place. Does
+    /// not end by itself.
     ///
     /// # Errors
     /// When there is no daemon, the question means nothing, or the answer breaks off.
     pub async fn flow_events(
         &self,
         wish: &Wish,
+        begun: impl FnOnce(),
         mut take: impl FnMut(FlowEvent) -> bool,
     ) -> Result<(), Error> {
         let path = format!("/v1/flow-events?{}", text_of(wish));
         let answer = self.begin(Method::POST, &path).await?;
+        begun();
         let mut is_enough = false;
         self.lines(answer, |event| {
             is_enough = !take(event);

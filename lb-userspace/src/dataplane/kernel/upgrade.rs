@@ -9,6 +9,7 @@ use lb_common::{
     flow::{v4, v6},
     maps::{self as names, FLOWS4},
 };
+use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{
@@ -24,7 +25,7 @@ use crate::dataplane::{
 };
 
 /// What a start of this program would do with the maps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
     /// There are none: it would make them.
@@ -38,7 +39,7 @@ pub enum Verdict {
 }
 
 /// What there is, and what would come of it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, JsonSchema)]
 pub struct UpgradeCheck {
     /// What a start would do.
     pub verdict: Verdict,

@@ -116,6 +116,16 @@ impl<'a> Engine<'a> {
         self.said(self.command(arguments))
     }
 
+    /// Runs a line of shell there, and gives what it printed.
+    ///
+    /// # Errors
+    /// When it fails.
+    pub(crate) fn sh(&self, line: &str) -> Result<String> {
+        let mut command = self.inside("sh");
+        command.args(["-ec", line]);
+        self.said(command)
+    }
+
     /// What `/proc` says of a container's first process.
     ///
     /// # Errors

@@ -1,4 +1,5 @@
-//! What is shipped, tested as it is: the Debian package in a file system of its own, the image in a lab with the least privilege.
+//! What is shipped, tested as it is: the Debian package in a file system of its own, the image, and the one that the
+//! Dockerfile makes, in a lab with the least privilege.
 
 mod deb;
 mod engine;
@@ -17,7 +18,7 @@ fn main() -> Result<()> {
         .into();
     let version = env!("CARGO_PKG_VERSION");
     deb::test(&directory.join(format!("tether_{version}_amd64.deb")))?;
-    image::test(&directory.join(format!("tether-{version}.tar")), version)?;
+    image::test(&directory, version)?;
     is_static(&directory.join("tether"))?;
     println!("the package, the image and the binary are as they should be");
     Ok(())
