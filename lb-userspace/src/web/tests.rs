@@ -224,7 +224,13 @@ async fn start(status: Status) -> (SocketAddr, watch::Sender<Arc<Status>>, watch
         probes,
         History::default(),
         Default::default(),
-    );
+    )
+    .with_runs(|| {
+        Some(Runs {
+            count: 4_000,
+            time_ns: 1_500_000_000,
+        })
+    });
     tokio::spawn(serve(listener, web, shutdown));
     (address, status, stop)
 }
@@ -288,6 +294,8 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
         r#"tether_probe_seconds_count{service="chat"} 1"#.to_owned(),
         r#"tether_attached{interface="eth0",mode="native"} 1"#.to_owned(),
         r#"tether_egress_closed{interface="br0"} 1"#.to_owned(),
+        "tether_program_runs_total 4000".to_owned(),
+        "tether_program_run_seconds_total 1.5".to_owned(),
         "tether_config_differences 1".to_owned(),
         r#"tether_dns_addresses{service="chat",source="pods"} 2"#.to_owned(),
         r#"tether_dns_failing{service="chat",source="pods"} 1"#.to_owned(),

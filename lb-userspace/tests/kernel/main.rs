@@ -13,6 +13,7 @@ mod local;
 mod mounts;
 mod open;
 mod resize;
+mod runs;
 mod sandbox;
 mod translated;
 mod wire;
