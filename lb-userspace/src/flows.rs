@@ -30,6 +30,7 @@ use std::{
 use lb_common::clock::Tick;
 use tokio::sync::watch;
 
+use self::judge::Gone;
 pub use self::{churn::Churn, fill::Fill, sweeper::Sweeper, today::pick_of};
 use crate::{by_version::ByVersion, dataplane::maps::Maps};
 
@@ -109,6 +110,20 @@ pub struct Swept {
     pub clamped: u64,
     /// SNAT ports given back, of entries that were removed.
     pub ports: u64,
+}
+
+impl Swept {
+    /// One more entry was removed.
+    fn count(&mut self, gone: Gone) {
+        *match gone {
+            Gone::Expired => &mut self.expired,
+            Gone::Ended => &mut self.ended,
+            Gone::Invalid => &mut self.invalid,
+            Gone::Reclaimed => &mut self.reclaimed,
+            Gone::Closed => &mut self.closed,
+            Gone::Rehashed => &mut self.rehashed,
+        } += 1;
+    }
 }
 
 /// Both flow tables, counted in one pass.

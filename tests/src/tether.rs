@@ -1,6 +1,7 @@
 //! The daemon under test: a child process on the balancer's host, and the command line beside it.
 
-use std::io::{BufRead as _, BufReader, Read};
+use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -345,6 +346,36 @@ impl Tether {
     pub fn status(&self) -> Result<Status> {
         let text = self.succeed(&["status", "--json"])?;
         serde_json::from_str(&text).with_context(|| format!("not a status: {text}"))
+    }
+
+    /// The metrics, as a scrape gets them.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn metrics(&self) -> Result<String> {
+        self.host.run(|| -> Result<String> {
+            let mut stream = TcpStream::connect("127.0.0.1:9477")?;
+            stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text)?;
+            Ok(text.split_once("\r\n\r\n").context("a body")?.1.to_owned())
+        })
+    }
+
+    /// How many flows of the lab's service have ended by a cause, as the metrics have it.
+    ///
+    /// # Errors
+    /// When the daemon does not answer, or knows no such cause.
+    pub fn flow_ends(&self, cause: &str) -> Result<u64> {
+        let metrics = self.metrics()?;
+        let label = format!("cause=\"{cause}\"}} ");
+        let number = metrics
+            .lines()
+            .filter(|line| line.starts_with("tether_service_flow_ends_total{"))
+            .find_map(|line| line.split_once(&label))
+            .with_context(|| format!("no flow ends by {cause}: {metrics}"))?
+            .1;
+        number.parse().with_context(|| number.to_owned())
     }
 
     /// Waits until the status satisfies `wanted`, and returns it.

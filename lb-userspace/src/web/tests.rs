@@ -203,6 +203,8 @@ async fn start(status: Status) -> (SocketAddr, watch::Sender<Arc<Status>>, watch
         established: 70,
         fin: 8,
         rst: 9,
+        deadline: 10,
+        rehashed: 11,
     };
     counted.churn.insert(2, churn);
     let probes = ProbeTimes::default();
@@ -284,6 +286,8 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
         format!("tether_service_flows_established_total{{{service}}} 70"),
         format!(r#"tether_service_flow_ends_total{{{service},cause="fin"}} 8"#),
         format!(r#"tether_service_flow_ends_total{{{service},cause="rst"}} 9"#),
+        format!(r#"tether_service_flow_ends_total{{{service},cause="deadline"}} 10"#),
+        format!(r#"tether_service_flow_ends_total{{{service},cause="rehashed"}} 11"#),
         format!("tether_service_unserved{{{service}}} 0"),
         format!("tether_backend_draining{{{backend}}} 0"),
         r#"tether_probes_total{service="chat",reply="yes"} 1"#.to_owned(),
