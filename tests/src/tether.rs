@@ -23,7 +23,9 @@ pub const PINS: &str = "/sys/fs/bpf/tether";
 
 /// The environment variable that names the failpoint at which the daemon under test ends itself, counted from 1 as they are passed.
 pub const DIE_AT: &str = "TETHER_DIE_AT";
-/// What it says then, before the place.
+/// The environment variable that names a file during whose existence the daemon under test applies nothing: its reconciler hangs before an operation.
+pub const HANGS_WHILE: &str = "TETHER_HANGS_WHILE";
+/// What one that ends itself says then, before the place.
 pub const DEATH: &str = "ends at a failpoint: ";
 
 /// Loading, verifying and the first health results, on a busy machine, which verifies for many seconds; and a migration or a resize before.
@@ -150,6 +152,16 @@ impl Tether {
     pub fn restart_to_die(&mut self, failpoint: u64) -> Result<()> {
         let mut command = Command::new(&self.program);
         command.env(DIE_AT, failpoint.to_string());
+        self.launch(command)
+    }
+
+    /// The same with a daemon whose reconciler hangs before it applies anything, while there is a file in the daemon's view of the file system.
+    ///
+    /// # Errors
+    /// As [`Tether::restart`].
+    pub fn restart_to_hang(&mut self, file: &str) -> Result<()> {
+        let mut command = Command::new(&self.program);
+        command.env(HANGS_WHILE, file);
         self.launch(command)
     }
 
