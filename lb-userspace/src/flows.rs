@@ -32,6 +32,7 @@ use std::{
 use lb_common::clock::Tick;
 use tokio::sync::watch;
 
+use self::judge::Gone;
 pub use self::{churn::Churn, fill::Fill, sweeper::Sweeper, today::pick_of};
 use crate::{by_version::ByVersion, dataplane::maps::Maps};
 
@@ -113,6 +114,20 @@ pub struct Swept {
     pub ports: u64,
     /// Clients that kept a backend and had to give way to others.
     pub clients: u64,
+}
+
+impl Swept {
+    /// One more entry was removed.
+    fn count(&mut self, gone: Gone) {
+        *match gone {
+            Gone::Expired => &mut self.expired,
+            Gone::Ended => &mut self.ended,
+            Gone::Invalid => &mut self.invalid,
+            Gone::Reclaimed => &mut self.reclaimed,
+            Gone::Closed => &mut self.closed,
+            Gone::Rehashed => &mut self.rehashed,
+        } += 1;
+    }
 }
 
 /// Both flow tables, counted in one pass.

@@ -21,4 +21,5 @@ pub mod status;
 pub mod tether;
 pub mod topology;
 pub mod torture;
+pub mod two_links;
 pub mod wait;

@@ -1,7 +1,8 @@
 //! The daemon under test: a child process on the balancer's host, and the command line beside it.
 
 use std::fmt::Display;
-use std::io::{BufRead as _, BufReader, Read};
+use std::io::{BufRead as _, BufReader, Read, Write as _};
+use std::net::TcpStream;
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -24,7 +25,9 @@ pub const PINS: &str = "/sys/fs/bpf/tether";
 /// The environment variable that tells the failpoint at which the daemon under test ends itself: its number, counted from 1 as they are
 /// passed, or its name.
 pub const DIE_AT: &str = "TETHER_DIE_AT";
-/// What it says then, before the place.
+/// The environment variable that names a file during whose existence the daemon under test applies nothing: its reconciler hangs before an operation.
+pub const HANGS_WHILE: &str = "TETHER_HANGS_WHILE";
+/// What one that ends itself says then, before the place.
 pub const DEATH: &str = "ends at a failpoint: ";
 
 /// Loading, verifying and the first health results, on a busy machine, which verifies for many seconds; and a migration or a resize before.
@@ -152,6 +155,16 @@ impl Tether {
     pub fn restart_to_die(&mut self, failpoint: impl Display) -> Result<()> {
         let mut command = Command::new(&self.program);
         command.env(DIE_AT, failpoint.to_string());
+        self.launch(command)
+    }
+
+    /// The same with a daemon whose reconciler hangs before it applies anything, while there is a file in the daemon's view of the file system.
+    ///
+    /// # Errors
+    /// As [`Tether::restart`].
+    pub fn restart_to_hang(&mut self, file: &str) -> Result<()> {
+        let mut command = Command::new(&self.program);
+        command.env(HANGS_WHILE, file);
         self.launch(command)
     }
 
@@ -348,6 +361,36 @@ impl Tether {
     pub fn status(&self) -> Result<Status> {
         let text = self.succeed(&["status", "--json"])?;
         serde_json::from_str(&text).with_context(|| format!("not a status: {text}"))
+    }
+
+    /// The metrics, as a scrape gets them.
+    ///
+    /// # Errors
+    /// When the daemon does not answer.
+    pub fn metrics(&self) -> Result<String> {
+        self.host.run(|| -> Result<String> {
+            let mut stream = TcpStream::connect("127.0.0.1:9477")?;
+            stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text)?;
+            Ok(text.split_once("\r\n\r\n").context("a body")?.1.to_owned())
+        })
+    }
+
+    /// How many flows of the lab's service have ended by a cause, as the metrics have it.
+    ///
+    /// # Errors
+    /// When the daemon does not answer, or knows no such cause.
+    pub fn flow_ends(&self, cause: &str) -> Result<u64> {
+        let metrics = self.metrics()?;
+        let label = format!("cause=\"{cause}\"}} ");
+        let number = metrics
+            .lines()
+            .filter(|line| line.starts_with("tether_service_flow_ends_total{"))
+            .find_map(|line| line.split_once(&label))
+            .with_context(|| format!("no flow ends by {cause}: {metrics}"))?
+            .1;
+        number.parse().with_context(|| number.to_owned())
     }
 
     /// Waits until the status satisfies `wanted`, and returns it.

@@ -1,8 +1,6 @@
 //! The alert rules and the dashboard in `deploy/`: tested by promtool, and every query held against what a running daemon exports.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -160,13 +158,7 @@ fn selectors(query: &str) -> Vec<(String, Vec<String>)> {
 #[test]
 fn every_query_asks_for_what_a_running_daemon_exports() -> Result<()> {
     let stage = Stage::set(Topology::new(Place::Farm), 95, |_| {})?;
-    let text = stage.lab.balancer().run(|| -> Result<String> {
-        let mut stream = TcpStream::connect("127.0.0.1:9477")?;
-        stream.write_all(b"GET /metrics HTTP/1.0\r\n\r\n")?;
-        let mut text = String::new();
-        stream.read_to_string(&mut text)?;
-        Ok(text.split_once("\r\n\r\n").context("a body")?.1.to_owned())
-    })?;
+    let text = stage.tether.metrics()?;
     stage.close();
     let exported = exported(&text);
     // Prometheus adds these.

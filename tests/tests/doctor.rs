@@ -4,10 +4,12 @@ use std::fmt;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use lab::address::Family;
 use lab::config::SERVICE;
 use lab::stage::Stage;
 use lab::tether;
 use lab::topology::{Place, Topology, UPLINK};
+use lab::two_links::{self, SECOND};
 use lab::wait;
 use serde_json::Value;
 
@@ -167,7 +169,7 @@ fn what_is_broken_behind_a_tunnel_is_seen() -> Result<()> {
     tether::succeed(backend, &["decap", "--interface", UPLINK])?;
     see(&stage, "decapsulation", &b1(), "ok")?;
 
-    // Strict filtering with the clients' route elsewhere: the backend drops what it has unwrapped.
+    // Without the VIP, the backend drops what it has unwrapped.
     let vip = stage.config.vip;
     backend.ip(&format!("address del {vip}/32 dev lo"))?;
     see(&stage, "decapsulation", &b1(), "failure")?;
@@ -191,6 +193,45 @@ fn what_is_broken_behind_a_tunnel_is_seen() -> Result<()> {
     stage.lab.balancer().ip("route flush cache")?;
     see(&stage, "mtu", &b1(), "ok")?;
     is_well(&stage)?;
+    stage.close();
+    Ok(())
+}
+
+/// What comes in by the one is routed back by the other.
+#[test]
+fn strict_reverse_paths_of_two_interfaces_are_seen() -> Result<()> {
+    let lab = two_links::build(Place::Farm, Family::V4)?;
+    let _open = two_links::open(&lab)?;
+    let stage = Stage::on(lab, 706, |config| {
+        config.interfaces = vec![UPLINK, SECOND];
+    })?;
+    let set = |interface: &str, value: &str| {
+        let key = format!("net/ipv4/conf/{interface}/rp_filter");
+        stage.lab.balancer().sysctl(&key, value)
+    };
+    for interface in ["all", UPLINK, SECOND] {
+        set(interface, "0")?;
+    }
+    see(&stage, "rp_filter", UPLINK, "ok")?;
+    see(&stage, "rp_filter", SECOND, "ok")?;
+
+    set(SECOND, "1")?;
+    let line = see(&stage, "rp_filter", SECOND, "warning")?;
+    assert!(
+        line.text.contains("strict") && line.text.contains("net.ipv4.conf.eth1.rp_filter=2"),
+        "{line:?}"
+    );
+    see(&stage, "rp_filter", UPLINK, "ok")?;
+    // What is said is enough.
+    set(SECOND, "2")?;
+    see(&stage, "rp_filter", SECOND, "ok")?;
+
+    // That of all interfaces counts for each.
+    set("all", "1")?;
+    see(&stage, "rp_filter", UPLINK, "warning")?;
+    see(&stage, "rp_filter", SECOND, "ok")?;
+    set("all", "0")?;
+    see(&stage, "rp_filter", UPLINK, "ok")?;
     stage.close();
     Ok(())
 }

@@ -257,6 +257,15 @@ fn closes_at_a_deadline(place: Place, family: Family) -> Result<()> {
             .is_some_and(|drain| drain.deadline_s == 0 && drain.closed == 1.0)
     })?;
 
+    // Their clients have not ended them, and are not said to have.
+    wait::until_seen(
+        "all have ended by the deadline",
+        SOON,
+        || stage.tether.flow_ends("deadline"),
+        |&ends| ends == held as u64,
+    )?;
+    assert_eq!(stage.tether.flow_ends("rst")?, 0);
+
     // The end of the drain ends the closing.
     stage
         .tether

@@ -287,6 +287,13 @@ fn flows_of_a_dead_backend_go_where_the_table_sends_them() -> Result<()> {
         config.lines = "on_down = \"rehash\"\n".into();
     })?;
     let connections = goes_dark_in(&stage, 60)?;
+    let held = crowd::on(&connections, "b2").len() as u64;
+    wait::until_seen(
+        "all flows of b2 are forgotten",
+        SOON,
+        || stage.tether.flow_ends("rehashed"),
+        |&ends| ends == held,
+    )?;
     let others: Vec<_> = connections
         .iter()
         .filter(|c| c.backend().as_deref() != Some("b2"))

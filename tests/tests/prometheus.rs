@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
-use lab::config::SERVICE;
+use lab::config::{Config, SERVICE};
 use lab::namespace::Namespace;
 use lab::peer::client::Close;
 use lab::running::Running;
@@ -25,7 +25,11 @@ const SOON: Duration = Duration::from_secs(60);
 /// A network that nobody of the segment has.
 const NOBODY: &str = "10.0.2.99";
 
-/// The shipped rules with other times: what has to last for minutes lasts a second, and what is looked back on is shorter.
+/// A file while which exists the daemon's reconciler hangs.
+const HANG: &str = "/run/hang";
+
+/// The shipped rules with other times: what has to last for minutes lasts a second, and what is looked back on is shorter. So is the silence that makes a
+/// daemon stale, which speaks every 2 s.
 fn quick(rules: &str) -> Result<String> {
     let mut text = String::new();
     let mut shortened = 0;
@@ -36,13 +40,20 @@ fn quick(rules: &str) -> Result<String> {
             text += "for: 1s\n";
             shortened += 1;
         } else {
-            text += &line.replace("[5m]", "[15s]").replace("[10m]", "[15s]");
+            text += &line
+                .replace("[5m]", "[15s]")
+                .replace("[10m]", "[15s]")
+                .replace("tether_status_timestamp_seconds > 60", STALE);
             text.push('\n');
         }
     }
     ensure!(shortened > 15, "only {shortened} rules last");
+    ensure!(text.contains(STALE), "no rule says when a daemon is stale");
     Ok(text)
 }
+
+/// When a daemon is stale.
+const STALE: &str = "tether_status_timestamp_seconds > 10";
 
 /// A running Prometheus on the balancer, which scrapes as deploy/README.md says.
 struct Prometheus {
@@ -127,6 +138,16 @@ impl Prometheus {
     }
 }
 
+/// Starts the daemon anew with another configuration.
+fn restart_with(stage: &mut Stage, config: &Config) -> Result<()> {
+    // It would refuse some of it while it runs.
+    stage.tether.terminate()?;
+    let host = stage.lab.balancer();
+    host.write(lab::tether::CONFIG_PATH, &config.text())?;
+    stage.tether.restart()?;
+    stage.wait_serving()
+}
+
 #[test]
 fn alerts_fire_for_faults_and_clear() -> Result<()> {
     let mut stage = Stage::set(Topology::new(Place::Farm), 96, |config| config.flows = 600)?;
@@ -197,19 +218,36 @@ fn alerts_fire_for_faults_and_clear() -> Result<()> {
     stage.wait_serving()?;
     prometheus.see("it is back", &[])?;
 
-    // So many flows that the table is more than half full, and one backend that has to keep its share.
-    let connections = stage.clients.open(550, stage.plan(), |_| {})?;
+    // The loopback has no native mode.
+    let mut generic = stage.config.clone();
+    generic.interfaces.push("lo");
+    stage.lab.balancer().sh("ethtool -K lo gro off")?;
+    restart_with(&mut stage, &generic)?;
+    prometheus.see("an interface in generic mode", &["TetherGenericMode"])?;
+    let plain = stage.config.clone();
+    restart_with(&mut stage, &plain)?;
+    prometheus.see("without it", &[])?;
+
+    stage.tether.terminate()?;
+    stage.tether.restart_to_hang(HANG)?;
+    stage.wait_serving()?;
+    let b1 = format!("{SERVICE}/b1");
+    stage.lab.balancer().write(HANG, "")?;
+    stage.tether.succeed(&["weight", &b1, "50"])?;
+    prometheus.see("a reconciler that hangs", &["TetherStale"])?;
+    stage.lab.balancer().sh(&format!("rm {HANG}"))?;
+    prometheus.see("it goes on", &[])?;
+    stage.tether.succeed(&["revert", &b1])?;
+
+    // So many flows that the table is more than half full, then nearly full, and one backend that has to keep its share.
+    let mut connections = stage.clients.open(550, stage.plan(), |_| {})?;
     prometheus.see("a table half full", &["TetherTableFilling"])?;
+    connections.extend(stage.clients.open(200, stage.plan(), |_| {})?);
+    prometheus.see("a table nearly full", &["TetherTableNearlyFull"])?;
     let roomy = stage
         .config
         .with_flows(lb_common::net::IpVersion::V4, 20_000);
-    stage
-        .lab
-        .balancer()
-        .write(lab::tether::CONFIG_PATH, &roomy.text())?;
-    stage.tether.terminate()?;
-    stage.tether.restart()?;
-    stage.wait_serving()?;
+    restart_with(&mut stage, &roomy)?;
     prometheus.see("a larger table", &[])?;
 
     stage.tether.succeed(&["drain", &format!("{SERVICE}/b1")])?;
@@ -219,7 +257,7 @@ fn alerts_fire_for_faults_and_clear() -> Result<()> {
         .succeed(&["undrain", &format!("{SERVICE}/b1")])?;
     prometheus.see("it is called off", &[])?;
 
-    for connection in connections.iter().take(200) {
+    for connection in connections.iter().take(250) {
         connection.close(Close::Abort)?;
     }
     prometheus.see("many flows end", &["TetherChurn", "TetherChurnHigh"])?;

@@ -1,53 +1,22 @@
 //! A balancer with two interfaces: what comes in by one leaves by the other.
 
 use std::net::IpAddr;
-use std::os::fd::OwnedFd;
 use std::time::Duration;
 
 use anyhow::Result;
-use lab::address::{Family, Network, VERSIONS, mac_of};
+use lab::address::{Family, Network, mac_of};
 use lab::frame::flags;
 use lab::packet_socket::Capture;
-use lab::passing;
 use lab::peer::crowd;
 use lab::stage::Stage;
 use lab::status::{Attachment, Status};
-use lab::topology::{BALANCER_PORT, Lab, Place, Topology, UPLINK};
+use lab::topology::{BALANCER_PORT, Place, UPLINK};
+use lab::two_links::{SECOND, SECOND_PORT, build, open, second_address};
 use lab::wait;
 use lb_common::net::IpVersion;
 
 const CONNECTIONS: usize = 100;
 const SOON: Duration = Duration::from_secs(10);
-
-/// The balancer's interface on the backends' side, and the router's end of it.
-const SECOND: &str = "eth1";
-const SECOND_PORT: &str = "lb2";
-/// The balancer's address there, which is on the backends' link.
-const fn second_address(version: IpVersion) -> IpAddr {
-    Network::Farm.host(version, 2)
-}
-
-/// Gives the balancer a second link, to the farm.
-fn build(place: Place, family: Family) -> Result<Lab> {
-    let lab = Topology::new(place).in_family(family).build()?;
-    let (balancer, router) = (lab.balancer(), lab.router());
-    router.ip(&format!(
-        "link add {SECOND_PORT} mtu 1600 type veth peer name {SECOND} mtu 1600 netns {}",
-        balancer.net_path().display()
-    ))?;
-    for (host, interface) in [(router, SECOND_PORT), (balancer, SECOND)] {
-        host.sh(&format!("ethtool -K {interface} tx off tso off gso off"))?;
-    }
-    router.ip(&format!("link set {SECOND_PORT} master farm up"))?;
-    balancer.ip(&format!("link set {SECOND} up"))?;
-    balancer.join(SECOND, &VERSIONS.map(second_address))?;
-    Ok(lab)
-}
-
-/// Lets the router's end take what the program sends: see [`passing`].
-fn open(lab: &Lab) -> Result<OwnedFd> {
-    passing::pass_all(lab.router(), SECOND_PORT)
-}
 
 fn counted(status: &Status, reason: &str) -> u64 {
     status.reasons[reason].packets

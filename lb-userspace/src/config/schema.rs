@@ -1,7 +1,10 @@
 //! The shape of the file, for editors and for tools that write it: a JSON schema, generated from the types here.
 //!
-//! The parser reads the text itself, so that it can tell where each mistake is and what to do about it; a test holds it, these types and
-//! docs/configuration.md to the same keys, and bounds of numbers here to the parser's.
+//! The parser reads the text itself, so that it can tell where each mistake is and what to do about it; tests hold it and these types to the
+//! same keys, defaults and bounds. (JSON Schema has no bounds of durations: `x-least` and `x-most` are what they are called here.)
+//!
+//! The tables of docs/configuration.md are made from these types, with the doc comment of each key as its meaning:
+//! `TETHER_RECORD=1 cargo test -p lb-userspace reference` writes them.
 #![expect(dead_code, reason = "only their shape is used")]
 
 use std::collections::BTreeMap;
@@ -11,6 +14,9 @@ use schemars::{JsonSchema, Schema, generate::SchemaSettings, transform::Recursiv
 use serde_json::Value;
 
 use super::{MAX_FLOWS, MAX_FLOWS6, MAX_NAT_PAIRS, MAX_WEIGHT, WEIGHT, spec::MOST_CHECKS};
+
+/// How a duration is written.
+const DURATION: &str = "^[0-9]+(ms|s|m|h)$";
 
 /// The schema of a configuration file (JSON Schema 2020-12).
 pub fn schema() -> Schema {
@@ -76,9 +82,9 @@ struct Tether {
     zone: Option<String>,
     /// Whom names are asked of.
     dns: Option<Dns>,
-    /// Where metrics are served.
+    /// Where metrics and the status page are served.
     metrics: Option<Metrics>,
-    /// Sizes of the maps.
+    /// Sizes of the maps, and how many checks are made at once.
     limits: Option<Limits>,
     /// What is balanced.
     service: Option<Vec<Service>>,
@@ -95,7 +101,7 @@ struct Dns {
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields)]
 struct Metrics {
-    /// An address and port, IPv6 in brackets, or "off".
+    /// An address and a port, IPv6 in brackets, or "off": where the status page, metrics and the health of the daemon are served, read-only.
     #[schemars(extend("default" = "127.0.0.1:9477"))]
     listen: Option<String>,
 }
@@ -149,39 +155,40 @@ struct Service {
     /// Slots of its table, made the next prime; at least 64 for each backend.
     #[schemars(range(min = 1, max = 16_777_213), extend("default" = 65_537))]
     table_size: Option<u32>,
-    /// With fewer usable backends than this it fails open.
+    /// With fewer usable backends than this the service fails open; 0: it never does.
     #[schemars(range(min = 0, max = 262_144), extend("default" = 1))]
     min_healthy: Option<u32>,
     /// How long flows may stay on a backend that is drained or removed; without it, as long as they live.
+    #[schemars(extend("x-least" = "0s", "x-most" = "720h"))]
     drain_deadline: Option<Duration>,
-    /// Over which time they are closed then.
-    #[schemars(extend("default" = "60s"))]
+    /// Over which time what is left at the deadline is closed; `"0s"` is at once.
+    #[schemars(extend("default" = "60s", "x-least" = "0s", "x-most" = "24h"))]
     close_over: Option<Duration>,
     /// What becomes of the flows of a dead backend.
     #[schemars(extend("default" = "reset"))]
     on_down: Option<OnDown>,
-    /// Over which time clients of a dead backend are told.
-    #[schemars(extend("default" = "0s"))]
+    /// Over which time the clients of a dead backend are told, each on its next packet; `"0s"` is at once.
+    #[schemars(extend("default" = "0s", "x-least" = "0s", "x-most" = "1h"))]
     reset_over: Option<Duration>,
-    /// What has one backend: a connection, or all connections of a client's address.
+    /// What goes to one backend: each connection by itself, or all connections of a client's address.
     #[schemars(extend("default" = "connection"))]
     affinity: Option<AffinityKind>,
     /// How long a client without connections keeps its backend.
-    #[schemars(extend("default" = "3h"))]
+    #[schemars(extend("default" = "3h", "x-least" = "10s", "x-most" = "72h"))]
     affinity_timeout: Option<Duration>,
     /// Services of one group keep a client at backends of one address.
     #[schemars(regex(pattern = r"^[A-Za-z0-9._:-]{1,63}$"))]
     affinity_group: Option<String>,
-    /// Backups take new flows while fewer primary backends than this can; without it, than `min_healthy`.
+    /// Backups take new flows while fewer primary backends than this can; without it, than `min_healthy`, and at least 1.
     #[schemars(range(min = 1, max = 262_144))]
     backup_below: Option<u32>,
     /// Percent of the local zone's weight that must be able to take new flows, or other zones take some.
     #[schemars(range(min = 1, max = 100), extend("default" = 70))]
     zone_enough: Option<u8>,
     /// Over which time a backend that begins to take new flows gets its share.
-    #[schemars(extend("default" = "0s"))]
+    #[schemars(extend("default" = "0s", "x-least" = "0s", "x-most" = "24h"))]
     slow_start: Option<Duration>,
-    /// What shares follow.
+    /// What shares follow: weights, or weights that move by how many connections each backend has.
     #[schemars(extend("default" = "weights"))]
     balance: Option<Balance>,
     /// How backends are checked; without it, by a TCP connection.
@@ -201,7 +208,7 @@ struct Source {
     name: String,
     /// The name that is asked for.
     query: String,
-    /// Which records.
+    /// Which records: A and AAAA, one of them, or SRV.
     #[schemars(extend("default" = "address"))]
     r#type: Option<RecordType>,
     /// Without it, the service's; another one in modes `nat` and `dnat` only.
@@ -210,11 +217,11 @@ struct Source {
     /// The weight of each backend, unless SRV records give one.
     #[schemars(range(min = 0, max = MAX_WEIGHT), extend("default" = WEIGHT))]
     weight: Option<u16>,
-    /// It is not asked again sooner.
-    #[schemars(extend("default" = "5s"))]
+    /// The name is not asked again sooner, whatever its TTL; after a failure it is asked again after this time.
+    #[schemars(extend("default" = "5s", "x-least" = "1s", "x-most" = "24h"))]
     min_ttl: Option<Duration>,
-    /// It is asked again by then.
-    #[schemars(extend("default" = "5m"))]
+    /// The name is asked again by then; the default is `min_ttl` if that is longer.
+    #[schemars(extend("default" = "5m", "x-least" = "1s", "x-most" = "24h"))]
     max_ttl: Option<Duration>,
 }
 
@@ -291,7 +298,7 @@ enum Method {
 
 /// A whole number and a unit: ms, s, m or h.
 #[derive(JsonSchema)]
-#[schemars(extend("pattern" = "^[0-9]+(ms|s|m|h)$"))]
+#[schemars(extend("pattern" = DURATION))]
 struct Duration(String);
 
 /// A status, or a range of them.
@@ -316,60 +323,60 @@ struct Health {
     /// What is asked.
     #[schemars(extend("default" = "tcp"))]
     r#type: Option<CheckType>,
-    /// Without it the backend's.
+    /// The port that is asked; without it the backend's.
     #[schemars(range(min = 1))]
     port: Option<u16>,
-    /// The path of the request.
+    /// Types `http`, `https` and `websocket`: the path of the request.
     #[schemars(regex(pattern = "^/"), extend("default" = "/"))]
     path: Option<String>,
-    /// The Host header; without it the backend's address.
+    /// All types but `tcp`: the `Host` header, in gRPC `:authority`; without it the backend's address, an IPv6 one in brackets.
     host: Option<String>,
-    /// Further headers.
+    /// All types but `tcp`: further headers.
     headers: Option<BTreeMap<String, String>>,
-    /// The method of the request.
+    /// Types `http` and `https`: the method of the request.
     #[schemars(extend("default" = "GET"))]
     method: Option<Method>,
-    /// The answers that are a yes.
+    /// Types `http` and `https`: the answers that are a yes, as numbers, or strings with a range of them.
     #[schemars(length(min = 1), extend("default" = ["200-399"]))]
     status: Option<Vec<Status>>,
-    /// What must be in the first 64 KiB of the body.
+    /// Types `http` and `https`: what must be in the first 64 KiB of the body.
     #[schemars(length(min = 1))]
     body_contains: Option<String>,
-    /// What the body must have at a place, if it is JSON.
+    /// Types `http` and `https`: the body must be JSON, and have a value at a place.
     json: Option<Json>,
-    /// Whether a ping must be answered by its pong.
+    /// Type `websocket`: whether a ping must be answered by its pong.
     #[schemars(extend("default" = false))]
     ping: Option<bool>,
-    /// The gRPC service that health is asked for; empty is the server as a whole.
+    /// Type `grpc`: the service that health is asked for; empty is the server as a whole.
     #[schemars(extend("default" = ""))]
     service: Option<String>,
-    /// How the connection is wrapped.
+    /// Types `https`, `websocket` and `grpc`: how the connection is wrapped; without it, `https` has the defaults of that table, and the others no TLS.
     tls: Option<Tls>,
-    /// From check to check.
-    #[schemars(extend("default" = "2s"))]
+    /// The time from check to check.
+    #[schemars(extend("default" = "2s", "x-least" = "10ms", "x-most" = "1h"))]
     interval: Option<Duration>,
-    /// The same while a verdict is about to change.
-    #[schemars(extend("default" = "500ms"))]
+    /// Instead of `interval`, if it is shorter, while a verdict is about to change, and before the first.
+    #[schemars(extend("default" = "500ms", "x-least" = "10ms", "x-most" = "1h"))]
     doubt_interval: Option<Duration>,
-    /// By how many percent both vary.
+    /// By how many percent `interval` and `doubt_interval` vary at random, so that checks of many backends do not fall together.
     #[schemars(range(min = 0, max = 50), extend("default" = 10))]
     jitter: Option<u8>,
-    /// For the whole of a check; at most `interval`.
-    #[schemars(extend("default" = "1s"))]
+    /// For the whole of a check: connection, TLS, request, answer; at most `interval`, which is the default if it is shorter.
+    #[schemars(extend("default" = "1s", "x-least" = "10ms", "x-most" = "1h"))]
     timeout: Option<Duration>,
-    /// Failed checks in a row before a backend is no longer up.
+    /// Failed checks in a row before a backend is no longer `up`.
     #[schemars(range(min = 1, max = 100), extend("default" = 3))]
     fall: Option<u32>,
-    /// Good checks in a row before it is up again.
+    /// Good checks in a row before it is `up` again; the very first verdict takes one.
     #[schemars(range(min = 1, max = 100), extend("default" = 2))]
     rise: Option<u32>,
-    /// What a new backend counts as before the first verdict.
+    /// What a new backend counts as before the first verdict: `"unknown"` takes no new flows, `"up"` does.
     #[schemars(extend("default" = "unknown"))]
     initial: Option<Initial>,
-    /// From a new backend's first check on, failures do not count for so long.
-    #[schemars(extend("default" = "0s"))]
+    /// From a new backend's first check on, failures do not count for so long unless it has been `up`.
+    #[schemars(extend("default" = "0s", "x-least" = "0s", "x-most" = "1h"))]
     startup_grace: Option<Duration>,
-    /// Checks of this service that are under way at once.
+    /// Checks of this service that are under way at once; others wait for their turn.
     #[schemars(range(min = 1, max = MOST_CHECKS), extend("default" = 128))]
     at_once: Option<u32>,
 }
@@ -377,10 +384,10 @@ struct Health {
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields)]
 struct Json {
-    /// A place in the body (RFC 6901).
+    /// A place in the body ([RFC 6901](https://www.rfc-editor.org/rfc/rfc6901)); `""` is the whole.
     #[schemars(regex(pattern = "^(/.*)?$"))]
     pointer: String,
-    /// What must be there.
+    /// What must be there; 1 and 1.0 are equal.
     equals: Scalar,
 }
 
@@ -399,9 +406,9 @@ struct Tls {
     /// A file of certificates in PEM; without it the authorities that the host trusts.
     #[schemars(regex(pattern = "^/"))]
     ca: Option<String>,
-    /// The name that the certificate must be for.
+    /// The name or address that the certificate must be for; without it, `host` without its port, or the backend's address.
     name: Option<String>,
-    /// False takes any certificate.
+    /// Whether the certificate is verified; `false` takes any.
     #[schemars(extend("default" = true))]
     verify: Option<bool>,
 }
@@ -421,7 +428,7 @@ struct Backend {
     /// Its share of new flows in relation to the others'.
     #[schemars(range(min = 0, max = MAX_WEIGHT), extend("default" = WEIGHT))]
     weight: Option<u16>,
-    /// What is wanted of it.
+    /// What is wanted of it: that it takes flows, keeps those it has, or that it is out of use.
     #[schemars(extend("default" = "active"))]
     admin: Option<Admin>,
     /// With so many connections it takes no new ones.

@@ -18,6 +18,7 @@ mod upkeep;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    os::fd::AsFd as _,
     sync::Arc,
 };
 
@@ -37,7 +38,7 @@ use crate::{
     admin::{self, Admin, Reloader},
     config::Config,
     dataplane::{
-        kernel::{Kernel, Options, possible_cpus},
+        kernel::{Kernel, Options, possible_cpus, runs},
         maps::Capacity,
     },
     dns, flows, health,
@@ -362,6 +363,7 @@ async fn run_parts(
         }
     });
     if let Some(listener) = web_listener {
+        let program = kernel.program()?;
         let web = Web::new(
             maps,
             watched_status.clone(),
@@ -369,7 +371,8 @@ async fn run_parts(
             probes,
             history,
             told,
-        );
+        )
+        .with_runs(move || runs::counted(program.as_fd()));
         let running = web::serve(listener, web, stopping.clone());
         parts.start("the metrics listener", async {
             running.await;

@@ -103,6 +103,8 @@ pub struct Interface {
     pub gro: Option<bool>,
     /// Whether LRO is on.
     pub lro: Option<bool>,
+    /// Whether headers and data of a TCP segment are put into buffers of their own, where the driver tells.
+    pub splits_headers: Option<bool>,
     /// Queue pairs, where the driver tells.
     pub queues: Option<Queues>,
     /// CPUs that the machine may have.

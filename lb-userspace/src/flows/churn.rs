@@ -3,8 +3,13 @@
 //! The data path counts packets and not flows, so this is where their number comes from. A place is not used again within a pass once its
 //! flow has ended, since closing entries linger for a minute at least: so no end goes unseen. What began and ended between two passes is
 //! counted as both. An entry that is relocated counts as begun once more, which is rare; a flow that takes back its end, as another.
+//!
+//! Not every end can be told from a table. A client that was reset because its backend is dead leaves an entry like that of one that has said
+//! nothing yet and may go on when the backend is back; and an entry that was reclaimed for want of room is of a flow that goes on.
 
 use lb_common::flow::word::{State, Word};
+
+use super::judge::Gone;
 
 /// Flows of one service that were found to begin and to end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -13,8 +18,13 @@ pub struct Churn {
     pub established: u64,
     /// Ended by a FIN.
     pub fin: u64,
-    /// Ended by a RST.
+    /// Ended by a RST of its client.
     pub rst: u64,
+    /// Closed at a drain's deadline: ended by a RST when its turn had come, which is the daemon's unless its client was faster; or forgotten, long after
+    /// that.
+    pub deadline: u64,
+    /// Forgotten, so that it goes elsewhere: its backend is dead.
+    pub rehashed: u64,
 }
 
 /// What the places of one table held a pass ago.
@@ -34,8 +44,15 @@ impl Places {
         }
     }
 
-    /// Takes in what a place holds now.
-    pub(super) fn note(&mut self, bucket: u32, way: u32, word: Word, churn: &mut Churn) {
+    /// Takes in what a place holds now. `is_due` says whether its flow's turn at a drain's deadline has come, and is asked only where that matters.
+    pub(super) fn note(
+        &mut self,
+        bucket: u32,
+        way: u32,
+        word: Word,
+        is_due: impl FnOnce() -> bool,
+        churn: &mut Churn,
+    ) {
         let held = &mut self.held[bucket as usize];
         let (open, closing) = (1 << way, 0x10 << way);
         let before = *held & (open | closing);
@@ -57,11 +74,24 @@ impl Places {
             churn.established += 1;
         }
         if now == closing {
-            if word.has(Word::BY_RESET) {
-                churn.rst += 1;
-            } else {
+            if !word.has(Word::BY_RESET) {
                 churn.fin += 1;
+            } else if is_due() {
+                churn.deadline += 1;
+            } else {
+                churn.rst += 1;
             }
+        }
+    }
+
+    /// Takes in that the sweep has emptied a place.
+    pub(super) fn empty(&mut self, bucket: u32, way: u32, gone: Gone, churn: &mut Churn) {
+        self.held[bucket as usize] &= !(0x11 << way);
+        match gone {
+            Gone::Closed => churn.deadline += 1,
+            Gone::Rehashed => churn.rehashed += 1,
+            // Its end was counted when it came, or it never was a flow, or goes on without an entry.
+            Gone::Ended | Gone::Expired | Gone::Invalid | Gone::Reclaimed => {}
         }
     }
 
@@ -81,21 +111,23 @@ mod tests {
         Word::live(state, BackendRef::new(1, 0), 0, Tick(5), flags)
     }
 
-    /// What was counted while a place held these words, one a pass.
-    fn counted(words: &[Word]) -> [u64; 3] {
+    /// What was counted while a place held these words, one a pass, and its backend closed its flow or not.
+    fn all_counted(words: &[Word], is_due: bool) -> (Places, Churn) {
         let mut places = Places::new(2);
         let mut churn = Churn::default();
         for word in words {
-            places.note(1, 3, *word, &mut churn);
+            places.note(1, 3, *word, || is_due, &mut churn);
             // Its neighbours do not matter.
-            places.note(
-                1,
-                2,
-                super::tests::word(State::Pin, 0),
-                &mut Churn::default(),
-            );
+            let neighbour = super::tests::word(State::Pin, 0);
+            places.note(1, 2, neighbour, || is_due, &mut Churn::default());
             places.passed();
         }
+        (places, churn)
+    }
+
+    fn counted(words: &[Word]) -> [u64; 3] {
+        let (_, churn) = all_counted(words, false);
+        assert_eq!((churn.deadline, churn.rehashed), (0, 0));
         [churn.established, churn.fin, churn.rst]
     }
 
@@ -117,6 +149,47 @@ mod tests {
             [2, 1, 0],
             "taken back"
         );
+    }
+
+    #[test]
+    fn a_reset_of_a_flow_whose_turn_has_come_is_the_deadlines() {
+        let young = word(State::Young, 0);
+        let rst = word(State::Closing, Word::BY_RESET);
+        let (_, churn) = all_counted(&[Word::EMPTY, young, rst, rst], true);
+        let deadline = Churn {
+            established: 1,
+            deadline: 1,
+            ..Churn::default()
+        };
+        assert_eq!(churn, deadline);
+        // A client that says goodbye is heard all the same.
+        let (_, churn) = all_counted(&[Word::EMPTY, young, word(State::Closing, 0)], true);
+        assert_eq!((churn.fin, churn.deadline), (1, 0));
+    }
+
+    #[test]
+    fn what_the_sweep_takes_away_is_counted_once_and_by_why() {
+        let pin = word(State::Pin, 0);
+        for (gone, [deadline, rehashed]) in [
+            (Gone::Closed, [1, 0]),
+            (Gone::Rehashed, [0, 1]),
+            (Gone::Ended, [0, 0]),
+            (Gone::Expired, [0, 0]),
+            (Gone::Invalid, [0, 0]),
+            (Gone::Reclaimed, [0, 0]),
+        ] {
+            let (mut places, mut churn) = all_counted(&[Word::EMPTY, pin], false);
+            places.empty(1, 3, gone, &mut churn);
+            // And another flow in its place.
+            places.note(1, 3, pin, || false, &mut churn);
+            let expected = Churn {
+                established: 2,
+                deadline,
+                rehashed,
+                ..Churn::default()
+            };
+            assert_eq!(churn, expected, "{gone:?}");
+        }
     }
 
     #[test]

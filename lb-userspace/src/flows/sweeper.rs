@@ -29,7 +29,7 @@ use super::{
         self, Action, Gone, RECLAIM_PIN_TICKS, RECLAIM_YOUNG_TICKS, first_goes, may_be_duplicate,
     },
     reclaim::Reclaim,
-    today::{closed, is_forgotten, today},
+    today::{closed, is_due, is_forgotten, today},
 };
 use crate::{
     by_version::ByVersion,
@@ -256,24 +256,37 @@ impl<K: TableKey> Sweep<K> {
         for way in 0..WAYS {
             let seen = Word(value(way).load(Ordering::Acquire));
             if seen.is(State::Empty) {
-                self.places.note(index, way, seen, &mut Churn::default());
+                let nobody = &mut Churn::default();
+                self.places.note(index, way, seen, || false, nobody);
                 continue;
             }
             let key = bucket.key(way);
             let place = (index, way);
             let translation = table.translation(place, key, seen, &common.seed);
-            let word = self.treat(value(way), seen, key, now, is_full, common);
+            let treated = self.treat(value(way), seen, key, now, is_full, common);
             // Of a service that is none there is nothing to count.
             let churn = match common.churn.get_mut(usize::from(key.service())) {
                 Some(churn) => churn,
                 None => &mut Churn::default(),
             };
-            self.places
-                .note(index, way, word.unwrap_or(Word::EMPTY), churn);
-            let Some(word) = word else {
-                is_full = false;
-                common.give_back(place, translation);
-                continue;
+            let noted = treated.unwrap_or(seen);
+            let is_due = || {
+                is_due(
+                    &common.maps,
+                    table.homes(key, &common.seed)[0],
+                    table.buckets(),
+                    noted,
+                )
+            };
+            self.places.note(index, way, noted, is_due, churn);
+            let word = match treated {
+                Ok(word) => word,
+                Err(gone) => {
+                    self.places.empty(index, way, gone, churn);
+                    is_full = false;
+                    common.give_back(place, translation);
+                    continue;
+                }
             };
             if word.is_entry() {
                 common.note_client(key, word, now);
@@ -288,7 +301,7 @@ impl<K: TableKey> Sweep<K> {
         }
     }
 
-    /// Judges one entry, of a bucket that is full or not, and acts. Returns its word afterwards, none if it is gone.
+    /// Judges one entry, of a bucket that is full or not, and acts. Returns its word afterwards, or why it is gone.
     fn treat(
         &mut self,
         value: &AtomicU64,
@@ -297,7 +310,7 @@ impl<K: TableKey> Sweep<K> {
         now: Tick,
         is_full: bool,
         common: &mut Common,
-    ) -> Option<Word> {
+    ) -> Result<Word, Gone> {
         let pressure = self.reclaim.pressure(is_full);
         let judged = |now| {
             if seen.is_open() && is_forgotten(&common.maps, seen) {
@@ -314,36 +327,34 @@ impl<K: TableKey> Sweep<K> {
         let first = judged(now);
         if first == Action::Keep {
             self.note_reclaimable(seen, key, now, &common.maps);
-            return Some(seen);
+            return Ok(seen);
         }
         // Judged again by a clock that was read after the word was: this process may have been stopped since it read the other, for
         // longer than a modular age can tell from a new entry's.
         let action = judged((common.clock)());
         let Some(new) = action.word() else {
-            return Some(seen);
+            return Ok(seen);
         };
         if value
             .compare_exchange(seen.0, new.0, Ordering::SeqCst, Ordering::Relaxed)
             .is_err()
         {
             // The data path was here; what it wrote is judged in the next pass.
-            return Some(seen);
+            return Ok(seen);
         }
         match action {
             Action::Keep => {}
-            Action::Delete(Gone::Expired) => common.swept.expired += 1,
-            Action::Delete(Gone::Ended) => common.swept.ended += 1,
-            Action::Delete(Gone::Invalid) => common.swept.invalid += 1,
-            Action::Delete(Gone::Closed) => common.swept.closed += 1,
-            Action::Delete(Gone::Rehashed) => common.swept.rehashed += 1,
-            Action::Delete(Gone::Reclaimed) => {
-                common.swept.reclaimed += 1;
-                self.reclaim.took_one();
+            Action::Delete(gone) => {
+                if gone == Gone::Reclaimed {
+                    self.reclaim.took_one();
+                }
+                common.swept.count(gone);
+                return Err(gone);
             }
             Action::MarkException(_) => common.swept.marked += 1,
             Action::Clamp(_) => common.swept.clamped += 1,
         }
-        (!new.is(State::Empty)).then_some(new)
+        Ok(new)
     }
 
     /// Under pressure: counts what else could be reclaimed, by age, so that the next pass takes the oldest.

@@ -635,9 +635,24 @@ fn flows_that_begin_and_end_are_counted_by_service<K: Client>() {
         established,
         fin,
         rst,
+        ..Churn::default()
     };
     assert_eq!(churn.len(), 2, "{churn:?}");
     assert_eq!((churn[&1], churn[&2]), (of(1, 0, 1), of(1, 1, 0)));
+
+    // Its backend closes all flows now, and then is dead, and its flows are to go elsewhere.
+    let state = fixture.maps.state(OWNER);
+    fixture.maps.set_state(OWNER, state.pacing(Share::ALL, NOW));
+    put(2, 1, word(State::Closing, Word::BY_RESET));
+    assert_eq!(sweeper.pass().churn[&1].deadline, 1);
+    fixture.maps.set_state(OWNER, state.forgetting());
+    let churn = sweeper.pass().churn;
+    let ended = Churn {
+        deadline: 1,
+        rehashed: 1,
+        ..of(1, 0, 1)
+    };
+    assert_eq!((churn[&1], churn[&2]), (ended, of(1, 1, 0)));
 }
 
 /// Whatever is in a table, a pass touches no key, makes no entry, and changes no recently seen flow.

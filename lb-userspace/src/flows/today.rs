@@ -76,6 +76,12 @@ pub fn closed(maps: &Maps, word: Word) -> Option<Tick> {
     state_of(maps, word)?.all_closed_since()
 }
 
+/// Whether the turn of a flow with this first home, in a table of so many buckets, has come at its backend's deadline.
+pub fn is_due(maps: &Maps, home: u32, buckets: u32, word: Word) -> bool {
+    state_of(maps, word)
+        .is_some_and(|state| state.serving() != Serving::None && state.closes(home, buckets))
+}
+
 /// The state of an entry's backend, if its id is still that backend's.
 fn state_of(maps: &Maps, word: Word) -> Option<BackendState> {
     let reference = word.backend();

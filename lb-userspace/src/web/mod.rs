@@ -10,7 +10,7 @@
 mod metrics;
 mod page;
 
-use std::{net::SocketAddr, sync::Arc};
+use std::{fmt, net::SocketAddr, sync::Arc};
 
 use axum::{
     Router,
@@ -26,9 +26,24 @@ use tokio::{
 
 use self::metrics::Metrics;
 use crate::{
-    dataplane::maps::Maps, flows::Census, health::ProbeTimes, history::History, http, notice::Told,
+    dataplane::{kernel::runs::Runs, maps::Maps},
+    flows::Census,
+    health::ProbeTimes,
+    history::History,
+    http,
+    notice::Told,
     status::Status,
 };
+
+/// Where the program's runs are asked for.
+#[derive(Clone)]
+struct RunSource(Arc<dyn Fn() -> Option<Runs> + Send + Sync>);
+
+impl fmt::Debug for RunSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("RunSource")
+    }
+}
 
 /// What is shown.
 #[derive(Clone, Debug)]
@@ -39,6 +54,7 @@ pub struct Web {
     probes: ProbeTimes,
     history: History,
     told: Arc<Told>,
+    runs: RunSource,
     /// Places for those who listen to the page's news.
     readers: Arc<Semaphore>,
 }
@@ -61,8 +77,15 @@ impl Web {
             probes,
             history,
             told,
+            runs: RunSource(Arc::new(|| None)),
             readers: Arc::new(Semaphore::new(page::READERS)),
         }
+    }
+
+    /// Shows the program's runs too, whenever `runs` knows of any. It may block for as long as a system call does.
+    pub fn with_runs(mut self, runs: impl Fn() -> Option<Runs> + Send + Sync + 'static) -> Self {
+        self.runs = RunSource(Arc::new(runs));
+        self
     }
 }
 
@@ -112,6 +135,7 @@ async fn metrics(State(web): State<Web>) -> Response {
         maps: web.maps,
         probes: web.probes,
         told: web.told,
+        runs: web.runs,
     };
     // Tens of thousands of counters may have to be summed over all CPUs.
     let text = tokio::task::spawn_blocking(move || metrics.text()).await;

@@ -210,6 +210,8 @@ async fn start(status: Status) -> (SocketAddr, watch::Sender<Arc<Status>>, watch
         established: 70,
         fin: 8,
         rst: 9,
+        deadline: 10,
+        rehashed: 11,
     };
     counted.churn.insert(2, churn);
     let probes = ProbeTimes::default();
@@ -231,7 +233,13 @@ async fn start(status: Status) -> (SocketAddr, watch::Sender<Arc<Status>>, watch
         probes,
         History::default(),
         Default::default(),
-    );
+    )
+    .with_runs(|| {
+        Some(Runs {
+            count: 4_000,
+            time_ns: 1_500_000_000,
+        })
+    });
     tokio::spawn(serve(listener, web, shutdown));
     (address, status, stop)
 }
@@ -285,6 +293,8 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
         format!("tether_service_flows_established_total{{{service}}} 70"),
         format!(r#"tether_service_flow_ends_total{{{service},cause="fin"}} 8"#),
         format!(r#"tether_service_flow_ends_total{{{service},cause="rst"}} 9"#),
+        format!(r#"tether_service_flow_ends_total{{{service},cause="deadline"}} 10"#),
+        format!(r#"tether_service_flow_ends_total{{{service},cause="rehashed"}} 11"#),
         format!("tether_service_unserved{{{service}}} 0"),
         format!("tether_backend_draining{{{backend}}} 0"),
         r#"tether_probes_total{service="chat",reply="yes"} 1"#.to_owned(),
@@ -295,6 +305,8 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
         r#"tether_probe_seconds_count{service="chat"} 1"#.to_owned(),
         r#"tether_attached{interface="eth0",mode="native"} 1"#.to_owned(),
         r#"tether_egress_closed{interface="br0"} 1"#.to_owned(),
+        "tether_program_runs_total 4000".to_owned(),
+        "tether_program_run_seconds_total 1.5".to_owned(),
         "tether_config_differences 1".to_owned(),
         r#"tether_dns_addresses{service="chat",source="pods"} 2"#.to_owned(),
         r#"tether_dns_failing{service="chat",source="pods"} 1"#.to_owned(),

@@ -16,6 +16,7 @@ mod mounts;
 mod open;
 mod reconciled;
 mod resize;
+mod runs;
 mod sandbox;
 mod translated;
 mod wire;

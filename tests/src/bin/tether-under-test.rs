@@ -1,20 +1,27 @@
 //! `tether`, as a program of this package: Cargo builds a package's own programs for its tests, and no others. Unlike the shipped one
-//! it can be made to end at a failpoint.
+//! it can be made to end at a failpoint, or to hang there.
 
+use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
-use lab::tether::DIE_AT;
+use lab::tether::{DIE_AT, HANGS_WHILE};
 use lb_userspace::failpoint::{self, Place};
 
 /// Failpoints that are yet to be passed, with the one that is the end.
 static LEFT: AtomicU64 = AtomicU64::new(0);
 /// The failpoint that is the end, if that is told by its name.
 static END: OnceLock<Place> = OnceLock::new();
+/// The file while which exists no operation is applied.
+static HANGS: OnceLock<PathBuf> = OnceLock::new();
 
 fn main() -> std::process::ExitCode {
     if let Ok(end) = std::env::var(DIE_AT) {
         observe(&end);
+    } else if let Some(file) = std::env::var_os(HANGS_WHILE) {
+        let _ = HANGS.set(file.into());
+        failpoint::observe(hang);
     }
     lb_userspace::cli::main()
 }
@@ -50,5 +57,13 @@ fn die(place: Place) -> ! {
     // The signal is on its way: nothing more is done here.
     loop {
         std::thread::park();
+    }
+}
+
+/// Keeps the reconciler from going on while the file is there.
+fn hang(place: Place) {
+    let asked = || HANGS.get().is_some_and(|file| file.exists());
+    while place == Place::BeforeOperation && asked() {
+        std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -1,18 +1,19 @@
 //! The schema, the parser and the documentation say the same.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    path::Path,
-};
+mod reference;
+
+use std::{collections::BTreeSet, path::Path, time::Duration};
 
 use serde_json::{Value, json};
 
-use super::{super::parse, *};
+use super::{
+    super::{Config, duration_within, parse},
+    DURATION, schema,
+};
 
 const EXAMPLE: &str = include_str!("../../../../examples/tether.toml");
-const DOCUMENTATION: &str = include_str!("../../../../docs/configuration.md");
 
-/// Every table of a configuration: how the documentation calls it, where it is in the schema, and a file that has it with an unknown key
+/// Every table of a configuration: what the documentation calls it, where it is in the schema, and a file that has it with an unknown key
 /// `oops`.
 const TABLES: [(&str, &str, &str); 10] = [
     ("Top level", "", "oops = 1\n"),
@@ -40,7 +41,7 @@ const TABLES: [(&str, &str, &str); 10] = [
         "[[service]]\n[service.health]\ntype = \"https\"\ntls.oops = 1\n",
     ),
     (
-        "json",
+        "[service.health.json]",
         "/properties/service/items/properties/health/properties/json",
         "[[service]]\n[service.health]\ntype = \"http\"\njson.oops = 1\n",
     ),
@@ -77,59 +78,11 @@ fn parsed(file: &str) -> BTreeSet<String> {
     known.split(", ").map(str::to_owned).collect()
 }
 
-/// The keys that the documentation lists, by table: the first column of tables whose head is `key`.
-fn documented() -> BTreeMap<String, BTreeSet<String>> {
-    let mut all: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
-    let (mut table, mut in_keys) = (String::new(), false);
-    for line in DOCUMENTATION.lines() {
-        if let Some(heading) = line.strip_prefix("## ") {
-            table = heading.replace('`', "");
-        } else if line.starts_with("`[") && line.ends_with("]`:") {
-            table = line.replace(['`', ':'], "");
-        } else if line.starts_with("When is asked") {
-            table = "[service.health]".to_owned();
-        }
-        if let Some(row) = line.strip_prefix("| ") {
-            let first = row.split(" | ").next().unwrap_or_default();
-            if first == "key" {
-                in_keys = true;
-            } else if in_keys {
-                all.entry(table.clone()).or_default().extend(
-                    first
-                        .split(", ")
-                        .filter(|key| key.starts_with('`'))
-                        .map(|key| key.replace('`', "")),
-                );
-            }
-        } else if !line.starts_with('|') {
-            in_keys = false;
-        }
-    }
-    all
-}
-
 #[test]
-fn schema_parser_and_documentation_have_the_same_keys() {
+fn schema_and_parser_have_the_same_keys() {
     let schema = whole();
-    let documented = documented();
-    for (name, place, file) in TABLES.into_iter() {
-        let keys = keys(&schema, place);
-        assert_eq!(keys, parsed(file), "parser, {name}");
-        let Some(documented) = documented.get(name) else {
-            // It is explained in the row of its key.
-            assert_eq!(name, "json");
-            continue;
-        };
-        // Tables have sections of their own.
-        let is_table = |key: &String| {
-            TABLES.into_iter().any(|(_, other, _)| {
-                other == format!("{place}/properties/{key}")
-                    || other == format!("{place}/properties/{key}/items")
-            })
-        };
-        let mut rest = keys.clone();
-        rest.retain(|key| !is_table(key) || documented.contains(key));
-        assert_eq!(&rest, documented, "documentation, {name}");
+    for (name, place, file) in TABLES {
+        assert_eq!(keys(&schema, place), parsed(file), "{name}");
     }
 }
 
@@ -181,15 +134,11 @@ fn numbers_have_the_parsers_bounds() {
             }
             let bound = |name: &str| property.get(name).and_then(Value::as_i64);
             let least = bound("minimum").unwrap_or_else(|| panic!("{key} has no least"));
-            // A port's is that of its type.
-            let most = bound("maximum").unwrap_or(65_535);
+            let most = bound("maximum").unwrap_or_else(|| panic!("{key} has no most"));
             let refuses = |value: i64| {
                 let text = file.replace("oops = 1", &format!("{key} = {value}"));
-                let problems = parse(Path::new("t.toml"), &text).unwrap_err();
                 let range = format!("give a number from {least} to {most}");
-                problems.iter().any(|problem| {
-                    problem.wrong == format!("{key} is {value}") && problem.remedy == range
-                })
+                refuses(&text, &format!("{key} is {value}"), &range)
             };
             assert!(!refuses(least) && !refuses(most), "{key}");
             assert!(refuses(least - 1) && refuses(most + 1), "{key}");
@@ -197,4 +146,104 @@ fn numbers_have_the_parsers_bounds() {
         }
     }
     assert!(checked > 10, "{checked}");
+}
+
+/// Whether the parser has this to say about a file.
+fn refuses(file: &str, wrong: &str, remedy: &str) -> bool {
+    let problems = parse(Path::new("t.toml"), file).unwrap_err();
+    problems
+        .iter()
+        .any(|problem| problem.wrong == wrong && problem.remedy == remedy)
+}
+
+#[test]
+fn durations_have_the_parsers_bounds() {
+    let schema = whole();
+    let mut checked = 0;
+    for (_, place, file) in TABLES {
+        for (key, property) in properties(&schema, place) {
+            if property["pattern"] != DURATION {
+                continue;
+            }
+            let bound = |name: &str| {
+                let text = property[name].as_str();
+                text.unwrap_or_else(|| panic!("{key} has no {name}"))
+            };
+            let (least, most) = (bound("x-least"), bound("x-most"));
+            let ms = |text: &str| {
+                let duration = duration_within(text, Duration::ZERO..=Duration::MAX).unwrap();
+                duration.as_millis()
+            };
+            let refuses = |ms: u128| {
+                let text = file.replace("oops = 1", &format!("{key} = \"{ms}ms\""));
+                let range = format!("give a duration from {least} to {most}");
+                refuses(&text, &format!("{key} is {ms}ms"), &range)
+            };
+            assert!(!refuses(ms(least)) && !refuses(ms(most)), "{key}");
+            assert!(refuses(ms(most) + 1), "{key}");
+            if let Some(less) = ms(least).checked_sub(1) {
+                assert!(refuses(less), "{key}");
+            }
+            checked += 1;
+        }
+    }
+    assert!(checked > 8, "{checked}");
+}
+
+/// The least file that has a table, with a line more in it.
+fn minimal(table: &str, line: &str) -> String {
+    const TOP: &str = "interfaces = [\"eth0\"]\n";
+    const SERVICE: &str = "interfaces = [\"eth0\"]\n[[service]]\nname = \"chat\"\nvip = \"10.0.0.1\"\nport = 80\nmode = \"ipip\"\n";
+    let key = line.split(' ').next().unwrap_or_default();
+    let before = match (table, key) {
+        ("Top level", _) => TOP.to_owned(),
+        ("[[service]]", _) => SERVICE.to_owned(),
+        ("[service.health]", "path" | "method" | "status") => {
+            format!("{SERVICE}{table}\ntype = \"http\"\n")
+        }
+        ("[service.health]", "ping") => format!("{SERVICE}{table}\ntype = \"websocket\"\n"),
+        ("[service.health]", "service") => format!("{SERVICE}{table}\ntype = \"grpc\"\n"),
+        ("[service.health]", _) => format!("{SERVICE}{table}\n"),
+        ("[service.health.tls]", _) => {
+            format!("{SERVICE}[service.health]\ntype = \"https\"\n{table}\n")
+        }
+        ("[[service.backend]]", _) => {
+            format!("{SERVICE}{table}\nname = \"b1\"\naddress = \"10.0.1.11\"\n")
+        }
+        ("[[service.dns]]", _) => {
+            format!("{SERVICE}{table}\nname = \"pods\"\nquery = \"pods.example.\"\n")
+        }
+        _ => format!("{TOP}{table}\n"),
+    };
+    format!("{before}{line}\n")
+}
+
+/// What the parser makes of a file, but for which text it came from.
+fn made_of(file: &str) -> Config {
+    let loaded = parse(Path::new("t.toml"), file);
+    let mut config = loaded
+        .unwrap_or_else(|wrong| panic!("{wrong} in {file}"))
+        .config;
+    config.digest = 0;
+    config
+}
+
+#[test]
+fn what_is_left_out_is_the_schemas_default() {
+    let schema = whole();
+    let mut checked = 0;
+    for (table, place, _) in TABLES {
+        for (key, property) in properties(&schema, place) {
+            let Some(default) = property.get("default") else {
+                continue;
+            };
+            // JSON's numbers, strings and arrays of strings are TOML's.
+            let written = made_of(&minimal(table, &format!("{key} = {default}")));
+            let omitted = minimal(table, &format!("{key} = {default}"))
+                .replace(&format!("{key} = {default}\n"), "");
+            assert_eq!(written, made_of(&omitted), "{key} in {table}");
+            checked += 1;
+        }
+    }
+    assert!(checked > 30, "{checked}");
 }

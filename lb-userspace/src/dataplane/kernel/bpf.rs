@@ -14,6 +14,8 @@ use std::{
     path::Path,
 };
 
+use super::runs::Runs;
+
 // Commands, types and flags of the kernel's include/uapi/linux/bpf.h.
 const BPF_MAP_CREATE: libc::c_long = 0;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
@@ -228,20 +230,8 @@ impl Link {
             ifindex: u32,
             rest: u32,
         }
-        #[repr(C)]
-        struct Attributes {
-            fd: u32,
-            length: u32,
-            info: u64,
-        }
-        let mut info = Info::default();
-        let mut attributes = Attributes {
-            fd: self.0.as_raw_fd() as u32,
-            length: size_of::<Info>() as u32,
-            info: std::ptr::from_mut(&mut info) as u64,
-        };
-        // SAFETY: what BPF_OBJ_GET_INFO_BY_FD takes; `info` is writable for the length given, and any bytes are an `Info`.
-        unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)? };
+        // SAFETY: the beginning of `struct bpf_link_info`, integers only.
+        let info: Info = unsafe { info_of(self.0.as_fd())? };
         let kind = match info.link_type {
             BPF_LINK_TYPE_XDP => Kind::Xdp,
             BPF_LINK_TYPE_TCX => Kind::Tcx,
@@ -339,12 +329,6 @@ pub fn pinned_program(path: &Path) -> io::Result<u32> {
         program_type: u32,
         id: u32,
     }
-    #[repr(C)]
-    struct Attributes {
-        fd: u32,
-        length: u32,
-        info: u64,
-    }
     let path = c_path(path)?;
     let mut attributes = ObjectAttributes {
         path: path.as_ptr() as u64,
@@ -353,15 +337,53 @@ pub fn pinned_program(path: &Path) -> io::Result<u32> {
     };
     // SAFETY: what BPF_OBJ_GET takes; the path outlives the call.
     let program = unsafe { bpf_fd(BPF_OBJ_GET, &mut attributes)? };
-    let mut info = Info::default();
+    // SAFETY: the beginning of `struct bpf_prog_info`, integers only.
+    let info: Info = unsafe { info_of(program.as_fd())? };
+    Ok(info.id)
+}
+
+/// How often a program has run while the kernel counted that, and for how long.
+///
+/// # Errors
+/// None that are known.
+pub fn runs(program: BorrowedFd<'_>) -> io::Result<Runs> {
+    #[derive(Default)]
+    #[repr(C)]
+    struct Info {
+        /// All zero, so that the kernel writes none of the arrays that it could.
+        before: [u64; 24],
+        run_time_ns: u64,
+        run_count: u64,
+    }
+    // SAFETY: the beginning of `struct bpf_prog_info`, integers only: in Linux 5.1 and later its run_time_ns is at byte 192.
+    let info: Info = unsafe { info_of(program)? };
+    Ok(Runs {
+        count: info.run_count,
+        time_ns: info.run_time_ns,
+    })
+}
+
+/// What the kernel says about a map, program or link.
+///
+/// # Safety
+/// `T` is the beginning of the kernel's structure for that kind of object, any bytes are a `T`, and its default has no lengths other than zero of arrays
+/// that the kernel would write elsewhere.
+unsafe fn info_of<T: Default>(object: BorrowedFd<'_>) -> io::Result<T> {
+    #[repr(C)]
+    struct Attributes {
+        fd: u32,
+        length: u32,
+        info: u64,
+    }
+    let mut info = T::default();
     let mut attributes = Attributes {
-        fd: program.as_raw_fd() as u32,
-        length: size_of::<Info>() as u32,
+        fd: object.as_raw_fd() as u32,
+        length: size_of::<T>() as u32,
         info: std::ptr::from_mut(&mut info) as u64,
     };
-    // SAFETY: what BPF_OBJ_GET_INFO_BY_FD takes; `info` is writable for the length given, and any bytes are an `Info`.
+    // SAFETY: what BPF_OBJ_GET_INFO_BY_FD takes; `info` is writable for the length given, and the caller's promise holds what is written there.
     unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attributes)? };
-    Ok(info.id)
+    Ok(info)
 }
 
 #[repr(C)]

@@ -1,4 +1,5 @@
-//! What an interface's driver can do with XDP, as the kernel tells from Linux 6.3 on: generic netlink's family `netdev`.
+//! What an interface's driver can do with XDP, as the kernel tells from Linux 6.3 on: generic netlink's family `netdev`. And how it is set up to put
+//! frames into buffers: the family `ethtool`.
 //!
 //! The messages are small and built by hand here: header, command, one attribute.
 
@@ -11,7 +12,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
 };
 
-// include/uapi/linux/netlink.h, genetlink.h and netdev.h.
+// include/uapi/linux/netlink.h, genetlink.h, netdev.h, ethtool.h and ethtool_netlink.h.
 const NLM_F_REQUEST: u16 = 1;
 const NLMSG_ERROR: u16 = 2;
 const GENL_ID_CTRL: u16 = 0x10;
@@ -22,6 +23,12 @@ const NETDEV_CMD_DEV_GET: u8 = 1;
 const NETDEV_A_DEV_IFINDEX: u16 = 1;
 const NETDEV_A_DEV_XDP_FEATURES: u16 = 3;
 const NETDEV_XDP_ACT_NDO_XMIT: u64 = 1 << 2;
+const ETHTOOL_MSG_RINGS_GET: u8 = 15;
+const ETHTOOL_A_HEADER_DEV_INDEX: u16 = 1;
+const ETHTOOL_A_RINGS_HEADER: u16 = 1;
+const ETHTOOL_A_RINGS_TCP_DATA_SPLIT: u16 = 11;
+const ETHTOOL_TCP_DATA_SPLIT_ENABLED: u64 = 2;
+const NLA_F_NESTED: u16 = 1 << 15;
 /// The bits of an attribute's type that are none: nested, and network byte order.
 const TYPE_FLAGS: u16 = 0xc000;
 /// Bytes of the netlink header and the generic one behind it.
@@ -41,29 +48,71 @@ pub fn takes_redirected(ifindex: u32) -> io::Result<Option<bool>> {
 /// # Errors
 /// As [`takes_redirected`].
 pub fn of(ifindex: u32) -> io::Result<Option<u64>> {
-    let socket = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkGeneric,
-    )?;
-    let family = request(
-        GENL_ID_CTRL,
-        CTRL_CMD_GETFAMILY,
-        CTRL_ATTR_FAMILY_NAME,
-        b"netdev\0",
-    );
-    let family = match ask(&socket, &family) {
-        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => return Ok(None),
-        answer => attribute(&answer?, CTRL_ATTR_FAMILY_ID)?,
+    let socket = open()?;
+    let Some(family) = family(&socket, b"netdev\0")? else {
+        return Ok(None);
     };
     let features = request(
-        family as u16,
+        family,
         NETDEV_CMD_DEV_GET,
         NETDEV_A_DEV_IFINDEX,
         &ifindex.to_ne_bytes(),
     );
     attribute(&ask(&socket, &features)?, NETDEV_A_DEV_XDP_FEATURES).map(Some)
+}
+
+/// Whether the driver of an interface puts the headers of a TCP segment and its data into buffers of their own. None if it does not tell.
+///
+/// # Errors
+/// As [`takes_redirected`].
+pub fn splits_headers(ifindex: u32) -> io::Result<Option<bool>> {
+    let socket = open()?;
+    let Some(family) = family(&socket, b"ethtool\0")? else {
+        return Ok(None);
+    };
+    let mut device = Vec::new();
+    device.extend(8u16.to_ne_bytes());
+    device.extend(ETHTOOL_A_HEADER_DEV_INDEX.to_ne_bytes());
+    device.extend(ifindex.to_ne_bytes());
+    let rings = request(
+        family,
+        ETHTOOL_MSG_RINGS_GET,
+        ETHTOOL_A_RINGS_HEADER | NLA_F_NESTED,
+        &device,
+    );
+    match ask(&socket, &rings) {
+        // Its driver has no rings that could be told of.
+        Err(error) if error.raw_os_error() == Some(libc::EOPNOTSUPP) => Ok(None),
+        answer => {
+            // The attribute is left out where it is not known.
+            let split = attribute(&answer?, ETHTOOL_A_RINGS_TCP_DATA_SPLIT).ok();
+            Ok(split.map(|split| split == ETHTOOL_TCP_DATA_SPLIT_ENABLED))
+        }
+    }
+}
+
+fn open() -> io::Result<OwnedFd> {
+    let socket = socket(
+        AddressFamily::Netlink,
+        SockType::Raw,
+        SockFlag::SOCK_CLOEXEC,
+        SockProtocol::NetlinkGeneric,
+    );
+    socket.map_err(io::Error::from)
+}
+
+/// The number of a family of generic netlink, whose name ends with a zero; none if this kernel has none of that name.
+fn family(socket: &OwnedFd, name: &[u8]) -> io::Result<Option<u16>> {
+    let asked = request(
+        GENL_ID_CTRL,
+        CTRL_CMD_GETFAMILY,
+        CTRL_ATTR_FAMILY_NAME,
+        name,
+    );
+    match ask(socket, &asked) {
+        Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
+        answer => Ok(Some(attribute(&answer?, CTRL_ATTR_FAMILY_ID)? as u16)),
+    }
 }
 
 /// A message with one attribute.
@@ -144,6 +193,15 @@ mod tests {
     #[test]
     fn an_absent_interface_is_an_error_where_anything_is_told() {
         match takes_redirected(u32::MAX >> 1) {
+            Ok(told) => assert_eq!(told, None),
+            Err(error) => assert_eq!(error.raw_os_error(), Some(libc::ENODEV)),
+        }
+    }
+
+    #[test]
+    fn the_loopback_does_not_tell_of_its_buffers_and_an_absent_interface_is_an_error() {
+        assert_eq!(splits_headers(1).unwrap(), None);
+        match splits_headers(u32::MAX >> 1) {
             Ok(told) => assert_eq!(told, None),
             Err(error) => assert_eq!(error.raw_os_error(), Some(libc::ENODEV)),
         }

@@ -23,6 +23,7 @@
 //! * [`egress`][]: the interfaces that packets may leave by
 //! * [`attach`][]: links
 //! * [`local`][]: the program on egress, for backends on this host; [`tc`][]: that as a filter
+//! * [`runs`][]: how often the program has run, and for how long
 //! * [`decap`][]: the decapsulator, a program without maps
 //! * [`grace`][]: waiting until no program run still uses what it saw before
 //! * `upgrade`: whether this program can take over what is pinned
@@ -45,6 +46,7 @@ mod mirror;
 pub mod pins;
 pub mod rehearsal;
 pub mod resize;
+pub mod runs;
 pub mod seed;
 mod shapes;
 pub mod tap;

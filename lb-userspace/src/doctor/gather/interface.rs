@@ -40,6 +40,7 @@ pub(super) async fn gather(
         features: features::of(index).ok().flatten(),
         gro: offloads.map(|offloads| offloads.gro),
         lro: offloads.map(|offloads| offloads.lro),
+        splits_headers: features::splits_headers(index).ok().flatten(),
         queues: device::queues(name).ok().flatten(),
         cpus: possible_cpus().unwrap_or(0),
         bond: nature.port_of_bond.map(device::name),

@@ -41,6 +41,7 @@ pub(super) fn examine(facts: &Facts, findings: &mut Vec<Finding>) {
             findings.extend(offloads(name, interface));
             findings.extend(queues(name, interface));
             findings.extend(mtu(name, interface));
+            findings.extend(header_split(name, interface));
             findings.extend(peer(name, interface));
             if local {
                 findings.push(local_replies(name, interface, facts.daemon.runs()));
@@ -211,6 +212,25 @@ fn mtu(name: &str, interface: &Interface) -> Option<Finding> {
             name,
             format!("MTU {}, and its driver takes no frames of several buffers: above {PAGE_MTU} bytes it refuses native XDP", interface.mtu),
             format!("ip link set {name} mtu {PAGE_MTU}"),
+        )
+    })
+}
+
+/// Headers in one buffer and data in another make two of every frame, however small.
+fn header_split(name: &str, interface: &Interface) -> Option<Finding> {
+    let takes_many = interface.features? & XDP_RX_SG != 0;
+    (interface.splits_headers? && !takes_many).then(|| {
+        let more = if interface.mtu > PAGE_MTU {
+            format!("; MTU {} is more than a page holds, too", interface.mtu)
+        } else {
+            String::new()
+        };
+        Finding::bad(
+            Warning,
+            "header-split",
+            name,
+            format!("headers and data of TCP come in buffers of their own, and its driver takes no frames of several: it refuses native XDP{more}"),
+            format!("ethtool -G {name} tcp-data-split off"),
         )
     })
 }

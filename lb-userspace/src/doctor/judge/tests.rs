@@ -296,6 +296,41 @@ fn interfaces_and_drivers() {
 }
 
 #[test]
+fn headers_apart_from_data_take_frames_of_several_buffers() {
+    const NO_SG: u64 = 0x5f;
+    let remedy = "ethtool -G eth0 tcp-data-split off";
+    let split = |features: u64, mtu: u32, splits: Option<bool>| {
+        move |facts: &mut Facts| {
+            eth0(facts).features = Some(features);
+            eth0(facts).splits_headers = splits;
+            eth0(facts).mtu = mtu;
+        }
+    };
+    makes(
+        Mode::L2,
+        Warning,
+        "header-split",
+        remedy,
+        split(NO_SG, 1600, Some(true)),
+    );
+    for (features, splits) in [(0x7f, Some(true)), (NO_SG, Some(false)), (NO_SG, None)] {
+        assert_eq!(found(Mode::L2, split(features, 1600, splits)), []);
+    }
+    // Beyond a page both are in the way, and both are told.
+    let beyond = found(Mode::L2, split(NO_SG, 9000, Some(true)));
+    for check in ["driver-mtu", "header-split"] {
+        let line = beyond.iter().find(|one| one.check == check);
+        assert_eq!(line.map(|line| line.state), Some(Warning), "{beyond:#?}");
+    }
+    assert!(
+        beyond
+            .iter()
+            .any(|one| one.found.contains("MTU 9000 is more than a page holds")),
+        "{beyond:#?}"
+    );
+}
+
+#[test]
 fn other_programs_and_sysctls() {
     makes(Mode::L2, Warning, "tc", "VIP", |facts| {
         eth0(facts).tc = Some(vec!["shaper".into()])

@@ -33,6 +33,7 @@ pub(super) fn encode(metrics: &Metrics, encoder: &mut DescriptorEncoder<'_>) -> 
     }
     reloads(metrics, encoder)?;
     interfaces(metrics, encoder)?;
+    runs(metrics, encoder)?;
     reasons(metrics, encoder)
 }
 
@@ -85,6 +86,24 @@ fn interfaces(metrics: &Metrics, encoder: &mut DescriptorEncoder<'_>) -> fmt::Re
         closed.add(&Labels::one("interface", &egress.interface), 1)?;
     }
     Ok(())
+}
+
+fn runs(metrics: &Metrics, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let Some(runs) = (metrics.runs.0)() else {
+        return Ok(());
+    };
+    Family::counter(
+        encoder,
+        "program_runs",
+        "Runs of the XDP program that the kernel has counted; only while kernel.bpf_stats_enabled is 1",
+    )?
+    .of(runs.count)?;
+    Family::counter(
+        encoder,
+        "program_run_seconds",
+        "Time that they took; only while kernel.bpf_stats_enabled is 1",
+    )?
+    .of(Value::Ratio(runs.time_ns as f64 / 1e9))
 }
 
 fn reasons(metrics: &Metrics, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

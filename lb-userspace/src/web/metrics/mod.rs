@@ -18,6 +18,7 @@ use prometheus_client::{
     registry::Registry,
 };
 
+use super::RunSource;
 use crate::{
     dataplane::maps::Maps, flows::Census, health::ProbeTimes, inventory::Ids, notice::Told,
     status::Status,
@@ -31,6 +32,7 @@ pub(super) struct Metrics {
     pub(super) census: Arc<Census>,
     pub(super) probes: ProbeTimes,
     pub(super) told: Arc<Told>,
+    pub(super) runs: RunSource,
 }
 
 impl Metrics {

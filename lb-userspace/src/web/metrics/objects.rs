@@ -116,12 +116,24 @@ fn churn(
     let mut ended = Family::counter(
         encoder,
         "service_flow_ends",
-        "Flows of which the sweep found that their client has ended them, by how: fin, rst",
+        "Flows of which the sweep found that they have ended, by how: fin and rst of their client, deadline of a drain, rehashed from a dead backend",
     )?;
     for (labels, _, id) in services {
-        let Churn { fin, rst, .. } = of(id);
-        ended.add_with(labels, ("cause", "fin"), fin)?;
-        ended.add_with(labels, ("cause", "rst"), rst)?;
+        let Churn {
+            established: _,
+            fin,
+            rst,
+            deadline,
+            rehashed,
+        } = of(id);
+        for (cause, number) in [
+            ("fin", fin),
+            ("rst", rst),
+            ("deadline", deadline),
+            ("rehashed", rehashed),
+        ] {
+            ended.add_with(labels, ("cause", cause), number)?;
+        }
     }
     Ok(())
 }

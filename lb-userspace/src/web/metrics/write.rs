@@ -24,6 +24,7 @@ pub(super) enum Kind {
 #[derive(Clone, Copy)]
 pub(super) enum Value {
     Integer(u64),
+    /// A part of a whole, or another number that need not be whole.
     Ratio(f64),
 }
 

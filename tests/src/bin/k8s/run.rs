@@ -1,10 +1,12 @@
 //! The run.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::Path;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
+use lab::wait;
 use serde_json::Value;
 
 use super::Plan;
@@ -24,6 +26,10 @@ const SNAT: &str = "10.250.0.101";
 const CONNECTIONS: usize = 200;
 const NAMESPACE: &str = "tether";
 const LABEL: &str = "app.kubernetes.io/name=tether";
+/// Within which a changed ConfigMap is in a pod's volume: kubelet looks once a minute or so, at what it may have kept for as long.
+const CONFIGURED_WITHIN: Duration = Duration::from_secs(180);
+/// Within which what kubelet tells of a pod is among the events.
+const TOLD_WITHIN: Duration = Duration::from_secs(30);
 
 pub(crate) fn run(plan: &Plan) -> Result<()> {
     let started = Instant::now();
@@ -47,12 +53,7 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
     let chat = cluster.ready("default", "app=chat", wanted)?;
     say(&format!("{wanted} pods serve WebSockets"));
 
-    overlay(plan, &work, &chat)?;
-    cluster.kubectl(&[
-        "apply",
-        "--kustomize",
-        &work.join("overlay").to_string_lossy(),
-    ])?;
+    apply(plan, &work, &cluster, &chat)?;
     cluster.ready(NAMESPACE, LABEL, 2)?;
     for node in NODES {
         let link: Value =
@@ -63,6 +64,8 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
         );
     }
     say("the DaemonSet is ready on both nodes, with XDP attached");
+    hold_capabilities(&cluster)?;
+    say("it has the capabilities of its manifest, and no other");
 
     let mut crowd = Crowd::open(&cluster)?;
     let before = crowd.whole()?;
@@ -71,13 +74,19 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
         before.open
     ));
     for pod in &chat {
-        let name = pod["metadata"]["name"].as_str().unwrap_or_default();
+        let name = name_of(pod)?;
         ensure!(
-            before.open.contains_key(name),
+            before.open.contains_key(&name),
             "{name} got no connection: {:?}",
             before.open
         );
     }
+
+    let gone = take_one_out(plan, &work, &cluster, &chat)?;
+    crowd.hold(&before)?;
+    say(&format!(
+        "a ConfigMap without {gone} is in force in each pod, without a rollout: none is cut"
+    ));
 
     cluster.kubectl(&[
         "rollout",
@@ -104,23 +113,168 @@ pub(crate) fn run(plan: &Plan) -> Result<()> {
         .into_iter()
         .find(|pod| pod["spec"]["nodeName"] == NODE)
         .context("a pod on the node of the VIP")?;
-    let name = pod["metadata"]["name"]
-        .as_str()
-        .context("a name")?
-        .to_owned();
+    let name = name_of(&pod)?;
     cluster.kubectl(&["delete", "pod", &name, "--namespace", NAMESPACE])?;
     crowd.hold(&before)?;
-    cluster.ready(NAMESPACE, LABEL, 2)?;
+    let pods = cluster.ready(NAMESPACE, LABEL, 2)?;
     crowd.hold(&before)?;
-    say("deletion of the pod on the VIP's node: none is cut");
+    hold_last_words(&cluster, &pods)?;
+    say(
+        "deletion of the pod on the VIP's node: none is cut, and every pod could say how things were before it ended",
+    );
 
     // Still a service, and not only old connections.
     let newcomers = Crowd::open(&cluster)?.whole()?;
+    ensure!(
+        !newcomers.open.contains_key(&gone),
+        "{gone} is out of the configuration and has newcomers: {:?}",
+        newcomers.open
+    );
     say(&format!(
         "{CONNECTIONS} newcomers are served: {:?}",
         newcomers.open
     ));
     drop(tidied);
+    Ok(())
+}
+
+fn name_of(pod: &Value) -> Result<String> {
+    let name = pod["metadata"]["name"].as_str();
+    name.map(str::to_owned).context("a pod's name")
+}
+
+/// Has the cluster run what is shipped, with these pods for backends.
+fn apply(plan: &Plan, work: &Path, cluster: &Cluster, chat: &[Value]) -> Result<()> {
+    overlay(plan, work, chat)?;
+    let overlay = work.join("overlay");
+    cluster
+        .kubectl(&["apply", "--kustomize", &overlay.to_string_lossy()])
+        .map(drop)
+}
+
+/// What the daemon in each pod says of itself, by the pod's name.
+fn statuses(cluster: &Cluster) -> Result<BTreeMap<String, Value>> {
+    let of = |pod: &Value| -> Result<(String, Value)> {
+        let name = name_of(pod)?;
+        let status = ["--", "/tether", "status", "--json"];
+        let exec = ["exec", "--namespace", NAMESPACE, name.as_str()];
+        let command = [&exec[..], &status[..]].concat();
+        let text = cluster.kubectl(&command)?;
+        let status = serde_json::from_str(&text).with_context(|| text.clone())?;
+        Ok((name, status))
+    };
+    let pods = cluster.ready(NAMESPACE, LABEL, 2)?;
+    pods.iter().map(of).collect()
+}
+
+/// Takes one pod of `chat` out of the ConfigMap, and waits until that is in force in the pods that there are, which stay. Gives its name.
+fn take_one_out(plan: &Plan, work: &Path, cluster: &Cluster, chat: &[Value]) -> Result<String> {
+    let (gone, kept) = chat.split_last().context("a pod")?;
+    let gone = name_of(gone)?;
+    let before = statuses(cluster)?;
+    apply(plan, work, cluster, kept)?;
+    let is_out = |status: &Value| {
+        let services = status["services"].as_array().into_iter().flatten();
+        let mut backends =
+            services.flat_map(|service| service["backends"].as_array().into_iter().flatten());
+        backends.all(|backend| backend["name"] != *gone || backend["removed"] == true)
+    };
+    let is_in_force = |before: &Value, now: &Value| {
+        let [was, is] = [before, now].map(|status| &status["generation"]);
+        // One that was started anew counts from the beginning.
+        now["uptime_s"].as_u64() >= before["uptime_s"].as_u64()
+            && is["accepted"].as_u64() > was["accepted"].as_u64()
+            && is["applied"] == is["accepted"]
+            && is_out(now)
+    };
+    wait::until_seen(
+        "the changed ConfigMap is in force in the pods that were there",
+        CONFIGURED_WITHIN,
+        || statuses(cluster),
+        |now| {
+            now.keys().eq(before.keys())
+                && now
+                    .iter()
+                    .all(|(pod, status)| is_in_force(&before[pod], status))
+        },
+    )?;
+    Ok(gone)
+}
+
+/// The bits of capabilities that the manifest names (include/uapi/linux/capability.h).
+fn bits_of(capabilities: &[Value]) -> Result<u64> {
+    let mut bits = 0;
+    for name in capabilities {
+        bits |= match name.as_str().unwrap_or_default() {
+            "NET_ADMIN" => 1 << 12,
+            "NET_RAW" => 1 << 13,
+            "PERFMON" => 1 << 38,
+            "BPF" => 1 << 39,
+            _ => bail!("the manifest asks for {name}, which this test does not know"),
+        };
+    }
+    Ok(bits)
+}
+
+/// That the daemons have the capabilities that the manifest adds, and could not get others.
+fn hold_capabilities(cluster: &Cluster) -> Result<()> {
+    let sets = cluster.get(&["daemonsets", "--namespace", NAMESPACE])?;
+    let set = sets.first().context("a DaemonSet")?;
+    let container = &set["spec"]["template"]["spec"]["containers"][0];
+    let capabilities = &container["securityContext"]["capabilities"];
+    ensure!(
+        capabilities["drop"] == serde_json::json!(["ALL"]),
+        "{capabilities}"
+    );
+    let wanted = bits_of(capabilities["add"].as_array().context("capabilities")?)?;
+    for node in NODES {
+        // A process may end while it is read.
+        let text = cluster.run(node, &["sh", "-c", "cat /proc/[0-9]*/status; true"])?;
+        let daemons: Vec<_> = text
+            .split("Name:\t")
+            .filter(|process| process.lines().next() == Some("tether"))
+            .collect();
+        ensure!(!daemons.is_empty(), "no daemon runs on {node}");
+        for daemon in daemons {
+            for kind in ["CapPrm", "CapEff", "CapBnd"] {
+                let found = daemon.lines().find_map(|line| {
+                    let value = line.strip_prefix(kind)?.strip_prefix(":\t")?;
+                    u64::from_str_radix(value, 16).ok()
+                });
+                let found = found.with_context(|| format!("{kind} in {daemon}"))?;
+                ensure!(
+                    found == wanted,
+                    "{kind} of the daemon on {node} is {found:#x}, and the manifest's is {wanted:#x}"
+                );
+            }
+        }
+    }
+    Ok(())
+}
+
+/// That `preStop` has failed in none of the pods that were before these.
+fn hold_last_words(cluster: &Cluster, pods: &[Value]) -> Result<()> {
+    // Kubelet tells in order: when the start of its present pod is told, so is all that there was to tell of the one before.
+    let names = pods.iter().map(name_of).collect::<Result<Vec<_>>>()?;
+    let events = wait::until_seen(
+        "the start of each pod is told",
+        TOLD_WITHIN,
+        || cluster.get(&["events", "--namespace", NAMESPACE]),
+        |events| {
+            names.iter().all(|name| {
+                events.iter().any(|event| {
+                    event["reason"] == "Started" && event["involvedObject"]["name"] == **name
+                })
+            })
+        },
+    )?;
+    let failed = events
+        .iter()
+        .find(|event| event["reason"] == "FailedPreStopHook");
+    ensure!(
+        failed.is_none(),
+        "a pod could not tell its state before it ended: {failed:?}"
+    );
     Ok(())
 }
 
@@ -226,7 +380,7 @@ fn overlay(plan: &Plan, work: &Path, chat: &[Value]) -> Result<()> {
         "{shipped}\n[[service]]\nname = \"chat\"\nvip = \"{VIP}\"\nport = {PORT}\nmode = \"nat\"\nsnat = [\"{SNAT}\"]\n[service.health]\ntype = \"tcp\"\ninterval = \"1s\"\ntimeout = \"500ms\"\n"
     );
     for pod in chat {
-        let name = pod["metadata"]["name"].as_str().context("a pod's name")?;
+        let name = name_of(pod)?;
         let address = pod["status"]["podIP"].as_str().context("a pod's address")?;
         let _ = write!(
             text,
