@@ -98,7 +98,20 @@ record!(
 record!(INSTANCE, "instance", Instance { flow_seed: SEED, fleet_seed } without { abi_version, reserved });
 record!(HOLD, "hold", Hold { until_ns } without { reserved });
 word!(TABLE_REF, "table_ref" { "offset" at 0, 32; "size" at 32, 24; "generation" at 56, 8 });
-record!(SERVICE, "service", Service { table: TABLE_REF, seed: SEED, identity, vip, port, translates, affinity, affinity_ticks });
+record!(
+    SERVICE,
+    "service",
+    Service {
+        table: TABLE_REF,
+        seed: SEED,
+        identity,
+        vip,
+        port,
+        translates,
+        affinity,
+        affinity_ticks
+    }
+);
 word!(BACKEND_STATE, "backend_state" {
     "generation" at 0, 5;
     "serving" at BackendState::SERVING_SHIFT, 2;

@@ -7,7 +7,9 @@ use std::collections::VecDeque;
 
 use lb_common::flow::word::BackendRef;
 
-pub use hash::{KeyedHash, backend_identity, fleet_seed_of, group_seed, service_identity, service_seed};
+pub use hash::{
+    KeyedHash, backend_identity, fleet_seed_of, group_seed, service_identity, service_seed,
+};
 pub use quiet::Quiet;
 
 /// An id with its generation: how often it has been given before, modulo 32.

@@ -127,10 +127,16 @@ fn a_reload_decides_whether_clients_are_placed_or_connections() -> Result<()> {
     let stage = Stage::set(Topology::new(Place::Farm), 703, |_| {})?;
     let several = |connections: &[Connection]| {
         let of_clients = backends(connections);
-        of_clients.values().filter(|backends| backends.len() > 1).count()
+        of_clients
+            .values()
+            .filter(|backends| backends.len() > 1)
+            .count()
     };
     let before = open(&stage)?;
-    assert!(several(&before) > 0, "eight connections each, on one of three");
+    assert!(
+        several(&before) > 0,
+        "eight connections each, on one of three"
+    );
     let mut config = stage.config.clone();
     PLACES_CLIENTS.clone_into(&mut config.lines);
     stage.tether.reload(&config.text())?;

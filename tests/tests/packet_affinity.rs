@@ -3,9 +3,7 @@
 use std::collections::HashSet;
 
 use lab::packet::{
-    BackendSpec, CLIENT, Client, Packet, SERVICE, VIP, World,
-    entries::backend,
-    forwarded,
+    BackendSpec, CLIENT, Client, Packet, SERVICE, VIP, World, entries::backend, forwarded,
     nat::MODES,
 };
 use lb_common::{
@@ -125,9 +123,15 @@ fn a_flow_that_has_an_entry_stays_where_it_is() {
     world.keep(CLIENT, SERVICE, backend(1 + own % 8));
     let data: Packet = CLIENT.ack().payload(b"data");
     let run = world.send(&data);
-    assert_eq!((run.reason(), run.backend()), (Reason::Established, Some(own)));
+    assert_eq!(
+        (run.reason(), run.backend()),
+        (Reason::Established, Some(own))
+    );
     let run = world.send(&CLIENT.syn().seq(7));
-    assert_eq!((run.reason(), run.backend()), (Reason::Challenged, Some(own)));
+    assert_eq!(
+        (run.reason(), run.backend()),
+        (Reason::Challenged, Some(own))
+    );
 }
 
 fn a_client_keeps_its_backend_where_addresses_are_translated() {

@@ -1,9 +1,7 @@
 //! Mode `dnat`: services that share a backend's address and port.
 
 use lab::packet::{
-    BackendSpec, CLIENT, Client, Packet, SERVICE, VIP, World, answered,
-    entries::backend,
-    forwarded,
+    BackendSpec, CLIENT, Client, Packet, SERVICE, VIP, World, answered, forwarded,
     nat::{OTHER, Opened, returned},
     reset_output,
 };

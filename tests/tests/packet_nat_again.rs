@@ -2,14 +2,13 @@
 
 use lab::packet::{
     BackendSpec, CLIENT, World,
-    entries::backend,
     flow::MIB,
     forwarded,
     nat::{MODES, Opened, SNAT},
 };
 use lb_common::{
     flow::word::{LINGER_RST_TICKS, State, Word},
-    tcp::{ACK, FIN, RST, SYN},
+    tcp::{ACK, FIN, RST},
     verdict::Reason,
 };
 

@@ -583,7 +583,11 @@ fn settle<M: Memory>(memory: &M, subject: &Subject<M::Key>, newcomer: Word, plac
     // A challenger stands beside the live entry that it challenges: that pair is no duplicate.
     let wanted = Look {
         beside: *place,
-        nascent: newcomer.is(State::Challenger),
+        age: if newcomer.is(State::Challenger) {
+            Age::Nascent
+        } else {
+            Age::Any
+        },
         ..Look::ANY
     };
     let Some(other) = look(memory, subject, &wanted) else {

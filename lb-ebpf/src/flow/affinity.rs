@@ -20,11 +20,7 @@ use crate::{
 
 /// Notes which backend a new flow is to have, for what steers the segment next: that of its client's other flows, if this service places clients.
 #[inline(always)]
-pub(crate) fn favour<F: Family>(
-    service: u16,
-    segment: &Segment,
-    client: <F as Parse>::Address,
-) {
+pub(crate) fn favour<F: Family>(service: u16, segment: &Segment, client: <F as Parse>::Address) {
     if !segment.tcp.has_any(SYN) {
         return;
     }

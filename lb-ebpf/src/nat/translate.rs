@@ -6,11 +6,7 @@ use lb_common::{
     flow::{table::Place, word::Word},
     hash::scale,
     maps::STEER_INDEX,
-    nat::{
-        SNAT_ADDRESSES, TranslationWord,
-        ports::Ports as _,
-        slot_of,
-    },
+    nat::{SNAT_ADDRESSES, TranslationWord, ports::Ports as _, slot_of},
     tcp::SYN,
     verdict::{Reason, Verdict},
 };

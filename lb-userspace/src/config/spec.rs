@@ -257,7 +257,12 @@ fn limits(root: &mut Reader<'_>, findings: &mut Findings<'_>) -> (Limits, usize,
         &mut spans.nat_pairs,
     );
     // A client takes 54 bytes, as an IPv6 flow does.
-    take("clients", 1..=super::MAX_FLOWS6, &mut limits.clients, &mut None);
+    take(
+        "clients",
+        1..=super::MAX_FLOWS6,
+        &mut limits.clients,
+        &mut None,
+    );
     let checks = table.integer("checks", 1..=MOST_CHECKS, findings);
     table.finish(findings);
     let checks = checks.map_or(CHECKS, Spanned::into_inner);

@@ -28,6 +28,7 @@ services = 16
 backends = 64
 table_slots = 20_000
 nat_pairs = 70
+clients = 80
 checks = 99
 
 [[service]]
@@ -123,6 +124,7 @@ fn every_key_has_its_effect() {
         backends: 64,
         table_slots: 20_000,
         nat_pairs: 70,
+        clients: 80,
     };
     assert_eq!((config.limits, config.checks_at_once), (limits, 99));
     let chat = &config.services[0];
@@ -186,6 +188,7 @@ fn what_is_not_said_has_a_default() {
         backends: 32_768,
         table_slots: 4_194_304,
         nat_pairs: 64,
+        clients: 100_000,
     };
     assert_eq!((config.limits, config.checks_at_once), (limits, 256));
     let service = &config.services[0];

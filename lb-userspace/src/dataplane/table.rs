@@ -3,7 +3,7 @@
 use std::{
     fmt::Debug,
     hash::Hash,
-    net::Ipv4Addr,
+    net::{IpAddr, Ipv4Addr},
     sync::atomic::{AtomicU64, Ordering},
 };
 
@@ -38,7 +38,7 @@ pub trait TableKey: FlowKey + Eq + Hash + Debug + Send + 'static {
     /// Its words; those that it has not are 0.
     fn to_words(self) -> [u64; 3];
     /// The client's address.
-    fn client(self) -> Address;
+    fn client_address(self) -> Address;
     /// The table whose keys are such.
     fn table(maps: &Maps) -> Table<'_, Self>;
     /// The map of translations beside that table, of one bucket if no service translates.
@@ -58,8 +58,8 @@ impl TableKey for v4::Key {
         [self.0, 0, 0]
     }
 
-    fn client(self) -> Address {
-        Ipv4Addr::from_bits(self.address()).into()
+    fn client_address(self) -> Address {
+        IpAddr::from(Ipv4Addr::from_bits(self.address())).into()
     }
 
     fn table(maps: &Maps) -> Table<'_, Self> {
@@ -91,7 +91,7 @@ impl TableKey for v6::Key {
         [self.address[0], self.address[1], self.rest]
     }
 
-    fn client(self) -> Address {
+    fn client_address(self) -> Address {
         self.address()
     }
 

@@ -153,8 +153,8 @@ pub(super) fn kept(maps: &Maps, names: &Names<'_>, seed: &Seed, key: Key) -> Opt
         return None;
     }
     let client = match key {
-        Key::V4(key) => key.client(),
-        Key::V6(key) => key.client(),
+        Key::V4(key) => key.client_address(),
+        Key::V6(key) => key.client_address(),
     };
     let key = v6::Key::new(client.words(), 0, service);
     let buckets = key.homes(seed, maps.affinities.len()).into_iter();

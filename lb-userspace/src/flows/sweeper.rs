@@ -21,8 +21,8 @@ use lb_common::{
 };
 
 use super::{
-    affinity::Affinities,
     Census, Counts, Swept, TableCensus,
+    affinity::Affinities,
     census::{Counted, Tally},
     churn::{Churn, Places},
     judge::{
@@ -174,7 +174,7 @@ impl Common {
 
     /// Takes in that a client has a flow.
     fn note_client(&mut self, key: impl TableKey, word: Word, now: Tick) {
-        let (client, service) = (key.client(), key.service());
+        let (client, service) = (key.client_address(), key.service());
         let Self {
             affinities, maps, ..
         } = self;

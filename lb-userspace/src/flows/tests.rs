@@ -115,6 +115,7 @@ impl<K: Client> Fixture<K> {
             services: 4,
             backends: 8,
             table_slots: 64,
+            affinity_buckets: 2,
             cpus: 1,
             nat4_buckets: flow4_buckets,
             nat6_buckets: flow6_buckets,

@@ -36,6 +36,7 @@ impl Bench {
             services: 8,
             backends: 32,
             table_slots,
+            affinity_buckets: 2,
             cpus: 1,
             nat4_buckets: 2,
             nat6_buckets: 2,
@@ -127,6 +128,8 @@ fn service(id: u16, size: u32, new: &[u32], old: &[u32]) -> resolve::Service<'st
         name: "chat",
         endpoint: Endpoint { vip, port: 80 },
         seed: ids::service_seed(&SEED, vip, 80),
+        placing: Some(resolve::Placing::default()),
+        placed_as: "chat",
         table: Some(resolve::Table {
             size,
             members: new
@@ -718,4 +721,28 @@ fn a_pace_is_one_store_of_a_state_and_its_end_another() {
                 .map(|pace| pace.since)
         );
     }
+}
+
+#[test]
+fn a_service_that_begins_to_place_clients_is_written_and_one_that_is_removed_stays_as_it_is() {
+    let mut bench = Bench::new(64);
+    let mut wanted = service(1, 7, &[1], &[]);
+    bench.converge(&[wanted.clone()]);
+    let placing = resolve::Placing { group: 2, ticks: 9 };
+    (wanted.placing, wanted.placed_as) = (Some(placing), "shop");
+    wanted.seed = ids::group_seed(&SEED, "shop");
+    bench.converge(&[wanted.clone()]);
+    let held = bench.maps.services.get(1);
+    assert_eq!(
+        (held.affinity, held.affinity_ticks, held.seed),
+        (2, 9, wanted.seed)
+    );
+    let removed = resolve::Service {
+        placing: None,
+        seed: ids::service_seed(&SEED, [10, 0, 0, 1].into(), 80),
+        table: None,
+        ..wanted
+    };
+    bench.converge(&[removed]);
+    assert_eq!(bench.maps.services.get(1), held);
 }

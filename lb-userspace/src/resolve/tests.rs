@@ -72,6 +72,7 @@ fn service(backends: Vec<BackendFacts<'static>>) -> ServiceFacts<'static> {
             min_healthy: 1,
             policy: Policy::default(),
         }),
+        affinity: None,
         on_down: OnDown::Reset,
         reset_over: Duration::ZERO,
         resets_were_suspended: false,
@@ -586,4 +587,55 @@ fn a_backend_that_replies_are_not_known_of_is_not_sent_to() {
         };
         assert_eq!(with(mode, no_endpoint).hop, Hop::Unresolved);
     }
+}
+
+fn placing_clients(id: u16, group: Option<&'static str>) -> ServiceFacts<'static> {
+    ServiceFacts {
+        id,
+        endpoint: Endpoint {
+            vip: [10, 0, 0, id as u8].into(),
+            port: 80,
+        },
+        affinity: Some(Affinity {
+            group,
+            timeout: Duration::from_secs(10),
+        }),
+        ..service(vec![])
+    }
+}
+
+/// Services of one group have one number, one choice of slots and one kind of table; all others one of their own.
+#[test]
+fn services_of_a_group_place_clients_together() {
+    let services = [
+        placing_clients(3, Some("shop")),
+        placing_clients(2, Some("shop")),
+        placing_clients(4, None),
+        ServiceFacts {
+            affinity: None,
+            ..placing_clients(5, None)
+        },
+    ];
+    let resolved = resolve(&SEED, &services, NOW);
+    let placing: Vec<_> = resolved.iter().map(|service| service.placing).collect();
+    // 10 s are a little more than two ticks.
+    let of = |group| Some(Placing { group, ticks: 3 });
+    assert_eq!(placing, [of(3), of(3), of(5), Some(Placing::default())]);
+    let keys: Vec<_> = resolved
+        .iter()
+        .map(|service| (service.seed, service.placed_as))
+        .collect();
+    assert_eq!(keys[0], keys[1]);
+    assert_eq!((keys[0].1, keys[2].1), ("shop", "chat"));
+    assert!(keys[2].0 != keys[0].0 && keys[3].0 != keys[2].0);
+}
+
+#[test]
+fn a_removed_service_places_as_it_did() {
+    let removed = ServiceFacts {
+        wanted: None,
+        affinity: None,
+        ..placing_clients(3, None)
+    };
+    assert_eq!(one(removed).placing, None);
 }

@@ -54,6 +54,7 @@ const LIMITS: Limits = Limits {
     backends: 20,
     table_slots: 1_500,
     nat_pairs: 14,
+    clients: 20,
 };
 const MODES: [Mode; 4] = [Mode::L2, Mode::Ipip, Mode::Nat, Mode::Dnat];
 const SNAT_ADDRESSES: usize = 3;

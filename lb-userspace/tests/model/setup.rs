@@ -9,7 +9,7 @@ use std::{
 use lb_common::backend::Mode;
 use lb_userspace::{
     balance::{Balance, Part, Policy, zone::Zone},
-    config::{Backend, BackendSpec, CLOSE_OVER, Config, DnsSource, Service},
+    config::{Affinity, Backend, BackendSpec, CLOSE_OVER, Config, DnsSource, Service},
     desired::Edit,
     dns::{Bounds, Found, Kind, Question},
     model::{Check, OnDown},
@@ -162,6 +162,10 @@ pub(super) fn config(services: &[Option<ServicePlan>], state_dir: PathBuf) -> Co
             on_down: OnDown::Reset,
             reset_over: Duration::ZERO,
             min_healthy: plan.min_healthy,
+            affinity: matches!(plan.mode, Mode::L2 | Mode::Nat).then(|| Affinity {
+                group: plan.renamed.then(|| "group".to_owned()),
+                timeout: Duration::from_secs(60),
+            }),
             policy: Policy {
                 // Longer than most of what happens in a run.
                 balance: if matches!(plan.mode, Mode::Ipip | Mode::Dnat) {

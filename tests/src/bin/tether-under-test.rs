@@ -63,7 +63,7 @@ fn die(place: Place) -> ! {
 /// Keeps the reconciler from going on while the file is there.
 fn hang(place: Place) {
     let asked = || HANGS.get().is_some_and(|file| file.exists());
-    while place == Place::BeforeOperation && asked() {
+    while place == Place::OperationDue && asked() {
         std::thread::sleep(Duration::from_millis(20));
     }
 }

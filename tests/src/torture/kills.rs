@@ -107,7 +107,10 @@ pub fn besiege(siege: &Siege, mut say: impl FnMut(&str)) -> Result<Sieged> {
     } else {
         &[]
     };
-    let (at_birth, later): (Vec<_>, Vec<_>) = places.iter().partition(|place| is_at_birth(**place));
+    let (at_birth, later): (Vec<failpoint::Place>, Vec<failpoint::Place>) = places
+        .iter()
+        .copied()
+        .partition(|place| is_at_birth(*place));
     for place in at_birth {
         besieged.die_at_birth(place.name())?;
     }
@@ -119,7 +122,7 @@ pub fn besiege(siege: &Siege, mut say: impl FnMut(&str)) -> Result<Sieged> {
     let seed = besieged.random.bits();
     let visitors = Visitors::start(&stage.lab, patient(stage.plan()), seed)?;
     for place in later {
-        besieged.die_at_place(*place, &crowd)?;
+        besieged.die_at_place(place, &crowd)?;
         say(&format!("death {}", place.name()));
     }
     let mut deaths = 0;

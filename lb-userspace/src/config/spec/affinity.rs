@@ -3,7 +3,11 @@
 use toml::Spanned;
 
 use super::{
-    super::{AFFINITY_TIMEOUT, AFFINITY_TIMEOUTS, Affinity, problem::Findings, read::{Reader, nearest}},
+    super::{
+        AFFINITY_TIMEOUT, AFFINITY_TIMEOUTS, Affinity,
+        problem::Findings,
+        read::{Reader, nearest},
+    },
     service::valid_name,
 };
 

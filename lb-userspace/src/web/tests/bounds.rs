@@ -50,6 +50,7 @@ fn samples(services: u16, backends: u16, flows: u32) -> usize {
         census: Arc::new(census),
         probes,
         told: Arc::default(),
+        runs: crate::web::RunSource(Arc::new(|| None)),
     };
     let text = metrics.text().unwrap();
     text.lines().filter(|line| !line.starts_with('#')).count()

@@ -449,7 +449,8 @@ fn serve(maps: &Maps, way: Way) {
             vip: address(way.version, VIP).into(),
             port: PORT,
             translates: u16::from(translates),
-            reserved: [0; 2],
+            affinity: 0,
+            affinity_ticks: 0,
         },
     );
     let key = match way.version {

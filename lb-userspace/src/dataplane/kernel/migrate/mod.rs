@@ -79,12 +79,7 @@ const READ: [(&str, &str); 10] = [
 ];
 /// Maps that are made anew and are not moved: what is in them follows from others, or is the program's own.
 #[cfg(test)]
-const FRESH: [&str; 4] = [
-    names::LAYOUTS,
-    names::PORTS,
-    names::SLOTS,
-    names::PROGRAMS,
-];
+const FRESH: [&str; 4] = [names::LAYOUTS, names::PORTS, names::SLOTS, names::PROGRAMS];
 /// Maps that are kept, as both versions use them alike: the second if its records are the same.
 const SHARED: [&str; 2] = [names::EGRESS, names::NOTICES];
 
@@ -409,9 +404,8 @@ fn read_instance(from: &Array<u64>, conversion: &Conversion) -> Result<Instance,
 
 /// Maps whose records are moved one by one from a version of these layouts, with the record's name.
 fn moved_from(layouts: &Layouts) -> impl Iterator<Item = (&'static str, &'static str)> {
-    let is_there = |(name, record): &(&str, &str)| {
-        !NEWER.contains(name) || layouts.bytes_of(record) != 0
-    };
+    let is_there =
+        |(name, record): &(&str, &str)| !NEWER.contains(name) || layouts.bytes_of(record) != 0;
     MOVED.into_iter().filter(is_there)
 }
 
