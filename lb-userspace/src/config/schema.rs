@@ -298,10 +298,13 @@ struct Health {
     /// Without it the backend's.
     #[schemars(range(min = 1))]
     port: Option<u16>,
+    /// Where the check goes. The VIP in modes `ipip` and `l2` only.
+    #[schemars(extend("default" = "address"))]
+    through: Option<Through>,
     /// The path of the request.
     #[schemars(regex(pattern = "^/"), extend("default" = "/"))]
     path: Option<String>,
-    /// The Host header; without it the backend's address.
+    /// The Host header; without it the address that is asked.
     host: Option<String>,
     /// Further headers.
     headers: Option<BTreeMap<String, String>>,
@@ -361,6 +364,15 @@ struct Json {
     pointer: String,
     /// What must be there.
     equals: Scalar,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+enum Through {
+    /// To the backend's address.
+    Address,
+    /// To the VIP, as clients' packets do, and to this backend alone.
+    Vip,
 }
 
 #[derive(JsonSchema)]
