@@ -105,6 +105,7 @@ fn cost(port: u16, kind: CheckKind, time: Duration) -> anyhow::Result<f64> {
         },
         address: (Ipv4Addr::from_bits(0x7f01_0001 + n), port).into(),
         check: check.clone(),
+        through: None,
     });
     let (_targets, watched) = watch::channel(targets.collect());
     let (sender, mut reports) = mpsc::channel(64);

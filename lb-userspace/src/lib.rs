@@ -28,6 +28,7 @@ pub mod neighbour;
 pub mod notice;
 pub mod objects;
 pub mod pace;
+mod packet;
 pub mod plan;
 pub mod preview;
 pub mod reconcile;

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, SystemTime},
 };
 
-use lb_common::backend::NextHop;
+use lb_common::backend::{Mode, NextHop};
 use serde::{Deserialize, Serialize};
 
 pub(crate) use self::check::without_port;
@@ -181,6 +181,37 @@ pub struct Target {
     pub address: SocketAddr,
     /// How it is checked.
     pub check: Check,
+    /// The way through the VIP, if the check takes that; none is straight to the address.
+    pub through: Option<ToVip>,
+}
+
+/// Where a check through the VIP goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ToVip {
+    /// The VIP, and the service's port.
+    pub vip: SocketAddr,
+    /// How its packets reach this one backend.
+    pub by: Passage,
+}
+
+/// How packets to a VIP reach one backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passage {
+    /// In a tunnel to its address.
+    Tunnel,
+    /// By its MAC as the next hop.
+    Link,
+}
+
+impl Passage {
+    /// That of a mode; none where the VIP is no destination that a backend ever sees.
+    pub const fn of(mode: Mode) -> Option<Self> {
+        match mode {
+            Mode::Ipip => Some(Self::Tunnel),
+            Mode::L2 => Some(Self::Link),
+            Mode::Nat | Mode::Dnat => None,
+        }
+    }
 }
 
 /// What the health module found out about a backend.

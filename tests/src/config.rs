@@ -21,6 +21,8 @@ pub enum Check {
     Tcp,
     /// A plain request to [`HEALTH_PORT`].
     Http,
+    /// A TCP connection to the VIP, by the way of clients' packets.
+    ThroughVip,
 }
 
 /// One backend of the service.
@@ -145,6 +147,7 @@ impl Config {
         );
         text += &match self.check {
             Check::Tcp => "type = \"tcp\"\n".to_owned(),
+            Check::ThroughVip => "type = \"tcp\"\nthrough = \"vip\"\n".to_owned(),
             Check::Http => format!("type = \"http\"\nport = {HEALTH_PORT}\nstatus = [200]\n"),
         };
         for BackendSpec {

@@ -160,6 +160,8 @@ pub struct Backend {
     pub removed: bool,
     /// `unknown`, `up`, `refusing` or `down`.
     pub health: String,
+    /// Why its last check that failed did so, if any has.
+    pub last_error: Option<String>,
     /// `new`, `existing-only` or `none`.
     pub serving: String,
     /// `resolved`, `local` or `unresolved`.

@@ -326,10 +326,13 @@ struct Health {
     /// The port that is asked; without it the backend's.
     #[schemars(range(min = 1))]
     port: Option<u16>,
+    /// Where the check goes: to the backend's own address, or as clients' packets do; the latter in modes `ipip` and `l2` only.
+    #[schemars(extend("default" = "address"))]
+    through: Option<Through>,
     /// Types `http`, `https` and `websocket`: the path of the request.
     #[schemars(regex(pattern = "^/"), extend("default" = "/"))]
     path: Option<String>,
-    /// All types but `tcp`: the `Host` header, in gRPC `:authority`; without it the backend's address, an IPv6 one in brackets.
+    /// All types but `tcp`: the `Host` header, in gRPC `:authority`; without it the address that is asked, an IPv6 one in brackets.
     host: Option<String>,
     /// All types but `tcp`: further headers.
     headers: Option<BTreeMap<String, String>>,
@@ -389,6 +392,15 @@ struct Json {
     pointer: String,
     /// What must be there; 1 and 1.0 are equal.
     equals: Scalar,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+enum Through {
+    /// To the backend's address.
+    Address,
+    /// To the VIP, as clients' packets do, and to this backend alone.
+    Vip,
 }
 
 #[derive(JsonSchema)]

@@ -155,6 +155,7 @@ fn every_key_has_its_effect() {
             body_contains: None,
             json: None,
         })),
+        through_vip: false,
         interval: Duration::from_millis(500),
         doubt_interval: Duration::from_millis(250),
         jitter_percent: 20,
@@ -195,6 +196,7 @@ fn what_is_not_said_has_a_default() {
     assert_eq!((service.table_size, service.min_healthy), (65_537, 1));
     let check = Check {
         kind: CheckKind::Tcp,
+        through_vip: false,
         interval: Duration::from_secs(2),
         doubt_interval: Duration::from_millis(500),
         jitter_percent: 10,
@@ -668,6 +670,10 @@ fn each_mistake_in_a_check_has_its_place_object_and_remedy() {
             "startup_grace is 2h; give a duration from 0s to 1h",
         ),
         ("at_once = 0", "at_once is 0; give a number from 1 to 16384"),
+        (
+            "through = \"loopback\"",
+            r#"through is "loopback"; use "address" (checks go to the backend's address) or "vip" (to the VIP, as clients' packets do)"#,
+        ),
         (
             "initial = \"down\"",
             r#"initial is "down"; use "unknown" (no new flows before the first verdict) or "up""#,

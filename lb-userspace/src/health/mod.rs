@@ -26,7 +26,7 @@ use tokio::{
 pub use self::times::{ProbeTimes, ServiceTimes};
 use self::{
     places::{Places, ServicePlaces},
-    probe::{Answer, Probe, TlsClients},
+    probe::{Answer, Passages, Probe, TlsClients},
     sign::{Senses, Signs},
     track::{Reply, Rules, Sign, Track},
 };
@@ -50,6 +50,7 @@ pub async fn run(
     let shared = Arc::new(Shared {
         senses: Senses::open()?,
         tls: TlsClients::default(),
+        passages: Arc::default(),
         reports,
         times,
     });
@@ -72,8 +73,19 @@ pub async fn run(
 struct Shared {
     senses: Senses,
     tls: TlsClients,
+    passages: Arc<Passages>,
     reports: mpsc::Sender<HealthReport>,
     times: ProbeTimes,
+}
+
+impl Shared {
+    fn probe(&self, target: &Target) -> Probe {
+        let Target { address, check, .. } = target;
+        match target.through {
+            None => Probe::new(*address, check, &self.tls),
+            Some(to) => Probe::through(to, *address, check, &self.tls, self.passages.clone()),
+        }
+    }
 }
 
 /// What one task does.
@@ -149,7 +161,7 @@ async fn watch_one(shared: Arc<Shared>, mut orders: watch::Receiver<Order>) {
         mut target,
         mut places,
     } = orders.borrow_and_update().clone();
-    let mut probe = Probe::new(target.address, &target.check, &shared.tls);
+    let mut probe = shared.probe(&target);
     let mut track = Track::new(rules(&target.check));
     let mut signs = Signs::new(target.address.ip());
     let mut news = News::default();
@@ -199,7 +211,7 @@ async fn watch_one(shared: Arc<Shared>, mut orders: watch::Receiver<Order>) {
                     return;
                 }
                 Order { target, places } = orders.borrow_and_update().clone();
-                probe = Probe::new(target.address, &target.check, &shared.tls);
+                probe = shared.probe(&target);
                 track.set_rules(rules(&target.check));
             }
         }

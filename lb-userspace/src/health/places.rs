@@ -111,6 +111,7 @@ mod tests {
                 at_once,
                 ..Check::DEFAULT
             },
+            through: None,
         }
     }
 

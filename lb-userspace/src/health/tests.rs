@@ -1,6 +1,7 @@
 //! Checks against real sockets, hosts and neighbours.
 
 mod refusing;
+mod through;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -47,6 +48,7 @@ fn target(address: IpAddr, check: Check) -> Target {
         },
         address: SocketAddr::new(address, PORT),
         check,
+        through: None,
     }
 }
 

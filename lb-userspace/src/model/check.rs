@@ -20,6 +20,8 @@ use rustls::pki_types::{CertificateDer, ServerName};
 pub struct Check {
     /// What is asked.
     pub kind: CheckKind,
+    /// Whether it goes to the VIP, as a client's packets do, and not to the backend's own address. In modes `ipip` and `l2` only.
+    pub through_vip: bool,
     /// Time between two checks.
     pub interval: Duration,
     /// Time between two checks while a verdict is in doubt, if that is shorter.
@@ -44,6 +46,7 @@ impl Check {
     /// What a service without a word on its health gets.
     pub const DEFAULT: Self = Self {
         kind: CheckKind::Tcp,
+        through_vip: false,
         interval: Duration::from_secs(2),
         doubt_interval: Duration::from_millis(500),
         jitter_percent: 10,

@@ -18,7 +18,10 @@ use crate::{
     config::Affinity,
     desired::{self, Endpoint},
     ids::{Numbered, Quiet},
-    model::{Admin, BackendName, Check, Health, HealthReport, LastError, OnDown, Suspension},
+    model::{
+        Admin, BackendName, Check, Health, HealthReport, LastError, OnDown, Passage, Suspension,
+        ToVip,
+    },
     pace::{Moment, Terms},
     resolve::{BackendFacts, Found, Hop, WantedBackend, WantedService},
 };
@@ -190,6 +193,21 @@ impl BackendRecord {
             Hop::Unresolved => false,
             Hop::Unheard => self.held_local,
         }
+    }
+
+    /// The way that checks through the VIP take. A backend on this host is served at its own address, and asked there.
+    pub(super) fn through(
+        &self,
+        endpoint: Endpoint,
+        hops: &HashMap<IpAddr, Found>,
+    ) -> Option<ToVip> {
+        if !self.check.through_vip || self.is_local(endpoint.vip, hops) {
+            return None;
+        }
+        Some(ToVip {
+            vip: SocketAddr::new(endpoint.vip, endpoint.port),
+            by: Passage::of(self.mode)?,
+        })
     }
 
     /// Whether it is on this host, and cannot be served: no packet is translated from one version of IP to the other. (Encapsulated it would be answered

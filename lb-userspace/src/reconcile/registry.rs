@@ -546,13 +546,17 @@ impl Registry {
     }
 
     /// Whose health is to be known. Where an old and a new object have name and address in common, once, as the new one has it.
-    pub(super) fn targets(&self) -> Vec<Target> {
+    pub(super) fn targets(&self, hops: &HashMap<IpAddr, Found>) -> Vec<Target> {
         let mut targets = BTreeMap::new();
         let wanted_last = |wanted: bool| {
-            self.backends()
-                .filter(move |backend| backend.wanted.is_some() == wanted)
+            self.services.values().flat_map(move |service| {
+                let backends = service.backends.iter();
+                backends
+                    .filter(move |backend| backend.wanted.is_some() == wanted)
+                    .map(move |backend| (service, backend))
+            })
         };
-        for backend in wanted_last(false).chain(wanted_last(true)) {
+        for (service, backend) in wanted_last(false).chain(wanted_last(true)) {
             let target = Target {
                 name: backend.name.clone(),
                 address: backend.check_address,
@@ -564,6 +568,7 @@ impl Registry {
                     },
                     ..backend.check.clone()
                 },
+                through: backend.through(service.endpoint, hops),
             };
             targets.insert((backend.name.clone(), backend.check_address), target);
         }

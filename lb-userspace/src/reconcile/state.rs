@@ -434,7 +434,7 @@ impl State {
 
     /// Whose health is to be known.
     pub fn targets(&self) -> Vec<Target> {
-        self.registry.targets()
+        self.registry.targets(&self.hops)
     }
 
     /// Addresses to which the way is to be known.

@@ -1,9 +1,12 @@
 //! Backends on this host: what the maps hold of them, and in which order it gets there.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use lb_common::backend::NextHop;
-use lb_userspace::{model::NextHopReport, status::Neighbour};
+use lb_userspace::{
+    model::{NextHopReport, Passage, ToVip},
+    status::Neighbour,
+};
 
 use super::{Machine, NOW, said, status};
 use lb_userspace::reconcile::State;
@@ -93,4 +96,27 @@ fn a_backend_on_this_host_is_known_by_its_endpoint_before_it_is_served() {
     machine.settle(&mut state);
     assert_eq!(neighbour(&state), Neighbour::Unresolved);
     said();
+}
+
+#[test]
+fn a_backend_on_this_host_is_asked_at_its_own_address_and_not_through_the_vip() {
+    let machine = Machine::new("through");
+    let config = machine.config_with(&["b1"], "[service.health]\nthrough = \"vip\"\n");
+    let mut state = machine.adopt(config).unwrap();
+    machine.settle(&mut state);
+    let through = |state: &State| {
+        let targets = state.targets();
+        let address: SocketAddr = (ADDRESS.parse::<IpAddr>().unwrap(), 80).into();
+        assert_eq!((targets.len(), targets[0].address), (1, address));
+        targets[0].through
+    };
+    let vip = Some(ToVip {
+        vip: SocketAddr::from(([10, 0, 0, 1], 80)),
+        by: Passage::Tunnel,
+    });
+    assert_eq!(through(&state), vip);
+    tell(&mut state, Some(NextHop::local(1_450)));
+    assert_eq!(through(&state), None);
+    tell(&mut state, Some(elsewhere()));
+    assert_eq!(through(&state), vip);
 }

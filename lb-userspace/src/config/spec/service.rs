@@ -102,7 +102,7 @@ pub(super) fn read(
     }
     let affinity = affinity::read(&mut reader, findings);
     let policy = balance::read(&mut reader, site, findings);
-    let health = health::read(&mut reader, &object, findings);
+    let health = health::read(&mut reader, mode, &object, findings);
     let parent = Parent {
         name: name.as_ref().map(|name| *name.get_ref()),
         vip: vip.as_ref().map(|vip| *vip.get_ref()),

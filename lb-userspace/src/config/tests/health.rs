@@ -203,6 +203,31 @@ fn the_pause_in_doubt_is_warned_of_where_it_has_no_effect() {
 }
 
 #[test]
+fn checks_go_through_the_vip_where_backends_have_it() {
+    assert!(!checked("").through_vip);
+    assert!(!checked("through = \"address\"").through_vip);
+    for kind in ["tcp", "http", "https", "websocket", "grpc"] {
+        let check = checked(&format!("through = \"vip\"\ntype = \"{kind}\""));
+        assert!(check.through_vip, "{kind}");
+    }
+    let text = format!("{SMALL}[service.health]\nthrough = \"vip\"\nport = 80\n");
+    assert_eq!(
+        errors(&text),
+        [
+            r#"t.toml:12:8: health of service "chat": port is for checks of the backend's address, and through = "vip" has the VIP checked at the service's port; remove one of them"#
+        ]
+    );
+    let text = format!("{SMALL}[service.health]\nthrough = \"vip\"\n");
+    let text = text.replace("mode = \"ipip\"", "mode = \"dnat\"");
+    assert_eq!(
+        errors(&text),
+        [
+            r#"t.toml:11:11: health of service "chat": through = "vip" asks for the VIP at the backend, which never sees it in mode dnat; remove through: a check of the backend's address is what it is for; or set mode = "ipip" or "l2""#
+        ]
+    );
+}
+
+#[test]
 fn mistakes_in_tables_of_a_check_are_told_all_at_once() {
     let text = format!(
         r#"{SMALL}[service.health]

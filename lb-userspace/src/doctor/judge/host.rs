@@ -95,12 +95,12 @@ fn capabilities(host: &Host) -> Finding {
         let (state, what) = if host.may_ping {
             (
                 Warning,
-                "backends cannot be told of flows that a deadline has closed",
+                "backends cannot be told of flows that a deadline has closed, and are not checked through the VIP",
             )
         } else {
             (
                 Warning,
-                "no ICMP echoes: a routed backend that vanishes is called refusing and never down, and its clients are not reset",
+                "no ICMP echoes: a routed backend that vanishes is called refusing and never down, and its clients are not reset; no checks through the VIP",
             )
         };
         return Finding::bad(

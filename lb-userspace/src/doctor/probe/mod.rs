@@ -12,16 +12,17 @@ mod packet;
 use std::{
     collections::HashMap,
     io,
-    mem::{MaybeUninit, size_of},
+    mem::MaybeUninit,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     time::{Duration, Instant},
 };
 
 use lb_common::headers::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
-use socket2::{Domain, Protocol, SockAddr, SockAddrStorage, Socket, Type};
+use socket2::{Domain, Protocol, Socket, Type};
 
 use self::packet::Heard;
 use super::facts::{Echoes, Probe};
+use crate::packet::{ethertype, link_address};
 
 const ETHERTYPE_ARP: u16 = 0x0806;
 const ETH_P_ALL: u16 = 0x0003;
@@ -350,25 +351,4 @@ impl Syn {
             sequence: fastrand::u32(..),
         }
     }
-}
-
-const fn ethertype(address: IpAddr) -> u16 {
-    match address {
-        IpAddr::V4(_) => ETHERTYPE_IPV4,
-        IpAddr::V6(_) => ETHERTYPE_IPV6,
-    }
-}
-
-fn link_address(ifindex: u32, ethertype: u16, mac: [u8; 6]) -> SockAddr {
-    let mut storage = SockAddrStorage::zeroed();
-    // SAFETY: the storage of an address is large enough and aligned for every type, and zeroes are a valid one of this.
-    let address = unsafe { storage.view_as::<libc::sockaddr_ll>() };
-    address.sll_family = libc::AF_PACKET as u16;
-    address.sll_protocol = ethertype.to_be();
-    address.sll_ifindex = ifindex as i32;
-    address.sll_halen = 6;
-    address.sll_addr[..6].copy_from_slice(&mac);
-    let length = size_of::<libc::sockaddr_ll>() as libc::socklen_t;
-    // SAFETY: the storage holds an address of this length.
-    unsafe { SockAddr::new(storage, length) }
 }

@@ -5,10 +5,12 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use lb_common::{
     csum,
     headers::{
-        ICMP_LEN, IPV4_DF, IPV4_LEN, IPV4_OFFSET, IPV6_LEN, PROTO_ICMP, PROTO_ICMPV6, PROTO_IPIP,
-        PROTO_IPV6, PROTO_TCP, TCP_LEN, TTL,
+        ICMP_LEN, IPV4_LEN, IPV4_OFFSET, IPV6_LEN, PROTO_ICMP, PROTO_ICMPV6, PROTO_IPIP,
+        PROTO_IPV6, PROTO_TCP, TTL,
     },
 };
+
+use crate::packet::{self, Tcp, header, pseudo_sum};
 
 pub(super) const SYN: u8 = 1 << 1;
 pub(super) const RST: u8 = 1 << 2;
@@ -47,62 +49,18 @@ pub(super) enum Heard {
     Has { address: Ipv4Addr, mac: [u8; 6] },
 }
 
-/// An IP header.
-fn header(source: IpAddr, destination: IpAddr, protocol: u8, payload: usize) -> Vec<u8> {
-    match (source, destination) {
-        (IpAddr::V4(source), IpAddr::V4(destination)) => {
-            let mut bytes = vec![0x45, 0];
-            bytes.extend(((IPV4_LEN + payload) as u16).to_be_bytes());
-            bytes.extend([0, 0]);
-            bytes.extend(IPV4_DF.to_be_bytes());
-            bytes.extend([TTL, protocol, 0, 0]);
-            bytes.extend(source.octets());
-            bytes.extend(destination.octets());
-            let sum = csum::finish(csum::sum_bytes(&bytes));
-            bytes[10..12].copy_from_slice(&sum.to_be_bytes());
-            bytes
-        }
-        (source, destination) => {
-            let mut bytes = vec![0x60, 0, 0, 0];
-            bytes.extend((payload as u16).to_be_bytes());
-            bytes.extend([protocol, TTL]);
-            bytes.extend(six(source).octets());
-            bytes.extend(six(destination).octets());
-            bytes
-        }
-    }
-}
-
-fn six(address: IpAddr) -> Ipv6Addr {
-    match address {
-        IpAddr::V4(address) => address.to_ipv6_mapped(),
-        IpAddr::V6(address) => address,
-    }
-}
-
-/// The running sum of the header that checksums of TCP and ICMPv6 cover beside their own bytes.
-fn pseudo_sum(source: IpAddr, destination: IpAddr, protocol: u8, length: usize) -> u64 {
-    let sum = |address| match address {
-        IpAddr::V4(address) => csum::sum_bytes(&Ipv4Addr::octets(&address)),
-        IpAddr::V6(address) => csum::sum_bytes(&Ipv6Addr::octets(&address)),
-    };
-    sum(source) + sum(destination) + u64::from(protocol) + length as u64
-}
-
 /// A TCP segment without data, ready to be sent.
 pub(super) fn segment(source: SocketAddr, target: SocketAddr, flags: u8, sequence: u32) -> Vec<u8> {
-    let mut tcp = Vec::with_capacity(TCP_LEN);
-    tcp.extend(source.port().to_be_bytes());
-    tcp.extend(target.port().to_be_bytes());
-    tcp.extend(sequence.to_be_bytes());
-    tcp.extend([0; 4]);
-    tcp.extend([(TCP_LEN as u8 / 4) << 4, flags]);
-    tcp.extend([0xff, 0xff, 0, 0, 0, 0]);
-    let sum = pseudo_sum(source.ip(), target.ip(), PROTO_TCP, TCP_LEN) + csum::sum_bytes(&tcp);
-    tcp[16..18].copy_from_slice(&csum::finish(sum).to_be_bytes());
-    let mut packet = header(source.ip(), target.ip(), PROTO_TCP, TCP_LEN);
-    packet.extend(tcp);
-    packet
+    let tcp = Tcp {
+        flags,
+        seq: sequence,
+        ack: 0,
+        window: u16::MAX,
+        ttl: TTL,
+        mss: None,
+        data: &[],
+    };
+    packet::segment(source, target, &tcp)
 }
 
 /// A packet in a packet.
@@ -247,6 +205,8 @@ fn read_tcp(from: IpAddr, to: IpAddr, tcp: &[u8]) -> Option<Heard> {
 
 #[cfg(test)]
 mod tests {
+    use lb_common::headers::TCP_LEN;
+
     use super::*;
 
     const FOUR: [IpAddr; 2] = [

@@ -1,6 +1,7 @@
 //! One check: the question, and what came of it.
 //!
 //! * [`http`], [`websocket`], [`grpc`]: what is asked over a connection; [`tls`]: what may be around it
+//! * [`through`]: a connection to the VIP in the place of one to the backend's address
 //! * [`meter`]: a bound on what a backend may send
 //!
 //! A backend may be broken or hostile: the whole check has one time limit, all that it reads has one bound, and whatever comes only makes this check
@@ -10,10 +11,11 @@
 mod grpc;
 mod http;
 mod meter;
+mod through;
 mod tls;
 mod websocket;
 
-use std::{fmt, future::Future, io, net::SocketAddr, time::Duration};
+use std::{fmt, future::Future, io, net::SocketAddr, sync::Arc, time::Duration};
 
 use tokio::{
     io::{AsyncRead, AsyncWrite},
@@ -21,13 +23,14 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-pub(super) use self::tls::Clients as TlsClients;
 use self::{
     meter::{Meter, Metered},
+    through::Through,
     tls::Client as TlsClient,
 };
+pub(super) use self::{through::Passages, tls::Clients as TlsClients};
 use super::track::Reply;
-use crate::model::{Check, CheckKind};
+use crate::model::{Check, CheckKind, ToVip};
 
 /// The name by which checks introduce themselves.
 const USER_AGENT: &str = concat!("tether/", env!("CARGO_PKG_VERSION"));
@@ -35,6 +38,8 @@ const USER_AGENT: &str = concat!("tether/", env!("CARGO_PKG_VERSION"));
 const HEADER_BYTES: usize = 16 << 10;
 /// The most header fields that a response may have.
 const HEADER_FIELDS: usize = 128;
+/// Bytes on their way, in either direction, between a connection through the VIP and who asks over it.
+const PIPE_BYTES: usize = 64 << 10;
 
 /// What came of a check.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -50,6 +55,8 @@ pub(super) struct Answer {
 pub(super) struct Probe {
     address: SocketAddr,
     check: Check,
+    /// The way through the VIP, if it is asked there.
+    through: Option<Through>,
     /// The host that is asked for.
     host: String,
     /// What TLS needs, if there is TLS, or why it is not to be had on this host.
@@ -59,15 +66,39 @@ pub(super) struct Probe {
 impl Probe {
     /// A check of what is at `address`.
     pub(super) fn new(address: SocketAddr, check: &Check, clients: &TlsClients) -> Self {
+        Self::of(address, None, check, clients)
+    }
+
+    /// A check of the backend at `address` through a VIP.
+    pub(super) fn through(
+        to: ToVip,
+        address: SocketAddr,
+        check: &Check,
+        clients: &TlsClients,
+        passages: Arc<Passages>,
+    ) -> Self {
+        let through = Through::new(passages, to, address.ip());
+        Self::of(address, Some(through), check, clients)
+    }
+
+    fn of(
+        address: SocketAddr,
+        through: Option<Through>,
+        check: &Check,
+        clients: &TlsClients,
+    ) -> Self {
+        // What a client would ask for.
+        let asked = through.as_ref().map_or(address, Through::vip).ip();
         let host = match &check.kind {
             CheckKind::Tcp => String::new(),
-            CheckKind::Http(http) => http.target.host_at(address.ip()),
-            CheckKind::WebSocket(websocket) => websocket.target.host_at(address.ip()),
-            CheckKind::Grpc(grpc) => grpc.target.host_at(address.ip()),
+            CheckKind::Http(http) => http.target.host_at(asked),
+            CheckKind::WebSocket(websocket) => websocket.target.host_at(asked),
+            CheckKind::Grpc(grpc) => grpc.target.host_at(asked),
         };
         Self {
-            tls: clients.client(&check.kind, address.ip()),
+            tls: clients.client(&check.kind, asked),
             address,
+            through,
             host,
             check: check.clone(),
         }
@@ -100,15 +131,60 @@ impl Probe {
             Some(Ok(client)) => Some(client),
             None => None,
         };
+        if let Some(through) = &self.through {
+            return self.ask_through(through, tls, limit).await;
+        }
         let stream = match timeout_at(limit.deadline, connect(self.address)).await {
             Ok(connected) => connected.map_err(|error| classify(&error))?,
+            Err(_) => return Err(unanswered(limit)),
+        };
+        self.ask_on(stream, tls, limit).await
+    }
+
+    async fn ask_through(
+        &self,
+        through: &Through,
+        tls: Option<&TlsClient>,
+        limit: Limit,
+    ) -> Result<(), Failure> {
+        let mut place = through.port().await;
+        let mut line = match timeout_at(limit.deadline, through.line(&mut place)).await {
+            Ok(line) => line?,
             Err(_) => {
-                return Err(Failure {
-                    reply: Reply::Silent,
-                    came: format!("got no answer to its SYN within {limit}"),
-                });
+                return Err(Failure::unasked(format!(
+                    "the way to it was not found within {limit}"
+                )));
             }
         };
+        match timeout_at(limit.deadline, line.open()).await {
+            Ok(opened) => opened.map_err(|error| classify(&error))?,
+            Err(_) => {
+                let Failure { reply, came } = unanswered(limit);
+                let came = format!("{came} ({})", through.doubt());
+                return Err(Failure { reply, came });
+            }
+        }
+        let (near, far) = tokio::io::duplex(PIPE_BYTES);
+        let mut asked = std::pin::pin!(self.ask_on(near, tls, limit));
+        tokio::select! {
+            biased;
+            done = &mut asked => return done,
+            () = line.carry(far) => (),
+        }
+        // The connection has ended: what came before is still to be read.
+        asked.await
+    }
+
+    /// Asks over a connection that stands.
+    async fn ask_on<S>(
+        &self,
+        stream: S,
+        tls: Option<&TlsClient>,
+        limit: Limit,
+    ) -> Result<(), Failure>
+    where
+        S: AsyncRead + AsyncWrite + Unpin,
+    {
         if matches!(self.check.kind, CheckKind::Tcp) {
             return Ok(());
         }
@@ -157,7 +233,16 @@ impl fmt::Display for Probe {
             CheckKind::Grpc(check) => write!(f, "a gRPC health check of {:?}", check.service)?,
         }
         let over = if self.tls.is_some() { " over TLS" } else { "" };
-        write!(f, "{over} at {}", self.address)
+        match &self.through {
+            None => write!(f, "{over} at {}", self.address),
+            Some(through) => write!(
+                f,
+                "{over} at the VIP {} {} {}",
+                through.vip(),
+                through.by(),
+                self.address.ip()
+            ),
+        }
     }
 }
 
@@ -210,6 +295,13 @@ impl Limit {
 impl fmt::Display for Limit {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} ms", self.timeout.as_millis())
+    }
+}
+
+fn unanswered(limit: Limit) -> Failure {
+    Failure {
+        reply: Reply::Silent,
+        came: format!("got no answer to its SYN within {limit}"),
     }
 }
 

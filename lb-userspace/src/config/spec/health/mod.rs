@@ -5,18 +5,20 @@ mod tls;
 
 use std::{sync::Arc, time::Duration};
 
+use lb_common::backend::Mode;
 use toml::Spanned;
 
 use super::{
     super::{
         problem::Findings,
         read::{Reader, nearest},
+        rules,
     },
     MOST_CHECKS,
     service::port,
 };
 use crate::model::{
-    Check, CheckKind, GrpcCheck, HttpCheck, Initial, RequestTarget, WebSocketCheck,
+    Check, CheckKind, GrpcCheck, HttpCheck, Initial, Passage, RequestTarget, WebSocketCheck,
 };
 
 /// How backends of a service are checked.
@@ -82,7 +84,12 @@ const GRPC_SERVICE_BYTES: usize = 255;
 const MOST_JITTER_PERCENT: u32 = 50;
 
 /// Reads a service's `health` table, if it has one.
-pub(super) fn read(parent: &mut Reader<'_>, object: &str, findings: &mut Findings<'_>) -> Health {
+pub(super) fn read(
+    parent: &mut Reader<'_>,
+    mode: Option<Mode>,
+    object: &str,
+    findings: &mut Findings<'_>,
+) -> Health {
     let Some(mut reader) = parent.table("health", format!("health of {object}"), findings) else {
         return Health {
             port: None,
@@ -90,12 +97,64 @@ pub(super) fn read(parent: &mut Reader<'_>, object: &str, findings: &mut Finding
         };
     };
     let kind = kind(&mut reader, findings);
+    let port = port(&mut reader, "port", findings);
+    let through_vip = through_vip(&mut reader, mode, &port, findings);
     let health = Health {
-        port: port(&mut reader, "port", findings).map(Spanned::into_inner),
-        check: pace(&mut reader, kind, findings),
+        port: port.map(Spanned::into_inner),
+        check: Check {
+            through_vip,
+            ..pace(&mut reader, kind, findings)
+        },
     };
     reader.finish(findings);
     health
+}
+
+/// Whether checks take the way of clients' packets.
+fn through_vip(
+    reader: &mut Reader<'_>,
+    mode: Option<Mode>,
+    port: &Option<Spanned<u16>>,
+    findings: &mut Findings<'_>,
+) -> bool {
+    let Some(text) = reader.string("through", "\"vip\"", findings) else {
+        return false;
+    };
+    match *text.get_ref() {
+        "address" => return false,
+        "vip" => {}
+        other => {
+            findings.error(
+                &text.span(),
+                &reader.object,
+                format!("through is {other:?}"),
+                "use \"address\" (checks go to the backend's address) or \"vip\" (to the VIP, as clients' packets do)",
+            );
+            return false;
+        }
+    }
+    if let Some(mode) = mode
+        && Passage::of(mode).is_none()
+    {
+        findings.error(
+            &text.span(),
+            &reader.object,
+            format!(
+                "through = \"vip\" asks for the VIP at the backend, which never sees it in mode {}",
+                rules::word(mode)
+            ),
+            "remove through: a check of the backend's address is what it is for; or set mode = \"ipip\" or \"l2\"",
+        );
+    }
+    if let Some(port) = port {
+        findings.error(
+            &port.span(),
+            &reader.object,
+            "port is for checks of the backend's address, and through = \"vip\" has the VIP checked at the service's port",
+            "remove one of them",
+        );
+    }
+    true
 }
 
 /// What is asked.
@@ -270,6 +329,7 @@ fn pace(reader: &mut Reader<'_>, kind: CheckKind, findings: &mut Findings<'_>) -
     );
     Check {
         kind,
+        through_vip: false,
         interval,
         doubt_interval: doubt_interval.map_or(default.doubt_interval, Spanned::into_inner),
         jitter_percent: jitter as u8,

@@ -1,0 +1,431 @@
+//! Checks through the VIP: a connection to it whose packets reach one backend alone, by the way that a client's take there from this host on.
+//!
+//! The kernel would send packets to the VIP by its own routes: to this very host if it has the VIP, else to a router, and from there to whichever
+//! backend the table picks; and it takes nothing in that comes from an address of its own. So the connection is made here ([`tcp`]), past this
+//! host's own TCP and routes to the VIP:
+//!
+//! * **mode `ipip`**: a raw socket sends each packet to the backend's address. The kernel puts the outer header on it, from this host's address on that route, as
+//!   the data path does
+//! * **mode `l2`**: a packet socket sends each to the MAC of the backend's neighbour entry
+//! * **what comes back** comes straight from the VIP to this host's address, and is heard at the link ([`ear`]), before any rule of the stack sees it
+//! * **the port** is held by a socket that listens and drops all ([`port`]): nobody else gets it, and the kernel, which knows nothing of the connection, does not answer with
+//!   a RST, which would go to the VIP by the kernel's routes
+//!
+//! Nothing of the host is changed. It takes `CAP_NET_RAW`.
+
+mod ear;
+mod port;
+mod tcp;
+
+use std::{
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use lb_common::{
+    headers::{PROTO_IPIP, PROTO_IPV6},
+    net::IpVersion,
+};
+use socket2::{Domain, SockAddr, Socket, Type};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream},
+    sync::OnceCell,
+    time::timeout,
+};
+
+use self::{
+    ear::Ear,
+    port::Port,
+    tcp::{Segment, State, Tcp},
+};
+use super::{super::track::Reply, Failure, classify};
+use crate::{
+    by_version::ByVersion,
+    model::{Passage, ToVip},
+    neighbour::netlink::{Error, Netlink},
+    packet::{self, ethertype, link_address},
+};
+
+/// Time for a host on the link to answer ARP or NDP.
+const ROUND_TRIP: Duration = Duration::from_millis(30);
+/// The TTL or hop limit: enough for a host that hands packets on to a guest of its own, and too little for one that lacks the VIP and forwards packets to
+/// it by its routes. They would come back to a load balancer, and be answered by whichever backend it picks.
+const HOPS: u8 = 2;
+/// Bytes of a request that are read at once.
+const READ_BYTES: usize = 4 << 10;
+
+/// What all checks through VIPs share: opened when the first needs it.
+#[derive(Debug, Default)]
+pub(in crate::health) struct Passages {
+    netlink: OnceCell<Netlink>,
+    ears: Mutex<ByVersion<Option<Arc<Ear>>>>,
+    wires: Mutex<Wires>,
+}
+
+/// Sockets that packets are sent by.
+#[derive(Debug, Default)]
+struct Wires {
+    link: Option<Arc<Socket>>,
+    /// By what is inside, and by what is outside.
+    tunnels: ByVersion<ByVersion<Option<Arc<Socket>>>>,
+}
+
+impl Passages {
+    async fn netlink(&self) -> io::Result<&Netlink> {
+        self.netlink
+            .get_or_try_init(|| async { Netlink::connect() })
+            .await
+    }
+
+    fn ear(&self, version: IpVersion) -> io::Result<Arc<Ear>> {
+        opened(&mut lock(&self.ears)[version], || Ear::open(version))
+    }
+
+    fn link(&self) -> io::Result<Arc<Socket>> {
+        opened(&mut lock(&self.wires).link, || {
+            // Without a protocol it receives nothing.
+            let socket = Socket::new(Domain::PACKET, Type::DGRAM, None)?;
+            socket.set_nonblocking(true)?;
+            Ok(socket)
+        })
+    }
+
+    fn tunnel(&self, inner: IpVersion, outer: IpVersion) -> io::Result<Arc<Socket>> {
+        opened(&mut lock(&self.wires).tunnels[inner][outer], || {
+            let protocol = match inner {
+                IpVersion::V4 => PROTO_IPIP,
+                IpVersion::V6 => PROTO_IPV6,
+            };
+            let socket = Socket::new(domain(outer), Type::RAW, Some(i32::from(protocol).into()))?;
+            // Tunnels that end at this host are none of its business.
+            port::drop_all(&socket)?;
+            socket.set_nonblocking(true)?;
+            Ok(socket)
+        })
+    }
+}
+
+/// What is in a place, opened if it is not yet.
+fn opened<T>(
+    place: &mut Option<Arc<T>>,
+    open: impl FnOnce() -> io::Result<T>,
+) -> io::Result<Arc<T>> {
+    if let Some(there) = place {
+        return Ok(there.clone());
+    }
+    let new = Arc::new(open()?);
+    *place = Some(new.clone());
+    Ok(new)
+}
+
+/// Neither holds an invariant that a panic elsewhere could have broken.
+fn lock<T>(shared: &Mutex<T>) -> MutexGuard<'_, T> {
+    shared.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+const fn domain(version: IpVersion) -> Domain {
+    match version {
+        IpVersion::V4 => Domain::IPV4,
+        IpVersion::V6 => Domain::IPV6,
+    }
+}
+
+/// The way through the VIP to one backend, to be taken again and again.
+#[derive(Debug)]
+pub(super) struct Through {
+    passages: Arc<Passages>,
+    to: ToVip,
+    backend: IpAddr,
+    /// Kept from check to check, so that what comes late of one finds no kernel that answers it.
+    port: tokio::sync::Mutex<Option<Port>>,
+}
+
+impl Through {
+    pub(super) fn new(passages: Arc<Passages>, to: ToVip, backend: IpAddr) -> Self {
+        Self {
+            passages,
+            to,
+            backend,
+            port: tokio::sync::Mutex::new(None),
+        }
+    }
+
+    /// The VIP and the service's port.
+    pub(super) fn vip(&self) -> SocketAddr {
+        self.to.vip
+    }
+
+    /// How its packets go, before the name of the backend.
+    pub(super) fn by(&self) -> &'static str {
+        match self.to.by {
+            Passage::Tunnel => "in a tunnel to",
+            Passage::Link => "by the MAC of",
+        }
+    }
+
+    /// What may be wrong with a backend that gives no answer.
+    pub(super) fn doubt(&self) -> &'static str {
+        match self.to.by {
+            Passage::Tunnel => "does it take the tunnel's header off, and does it have the VIP?",
+            Passage::Link => "does it have the VIP?",
+        }
+    }
+
+    /// The port of a check before, to be kept locked for as long as a check takes: there is one at a time.
+    pub(super) async fn port(&self) -> tokio::sync::MutexGuard<'_, Option<Port>> {
+        self.port.lock().await
+    }
+
+    /// A connection that is to be opened, with the port that is in its place, or a new one.
+    pub(super) async fn line<'p>(&self, place: &'p mut Option<Port>) -> Result<Line<'p>, Failure> {
+        let (wire, own) = self.way().await?;
+        drop(place.take_if(|port| port.own().ip() != own));
+        let port = match place {
+            Some(port) => {
+                port.forget_what_came();
+                port
+            }
+            None => place.insert(self.port_at(own).map_err(|error| unasked(&error))?),
+        };
+        Ok(Line {
+            wire,
+            port,
+            vip: self.to.vip,
+            tcp: Tcp::new(fastrand::u32(..)),
+        })
+    }
+
+    fn port_at(&self, own: IpAddr) -> io::Result<Port> {
+        Port::open(self.passages.ear(IpVersion::of(own))?, own)
+    }
+
+    /// How packets get to the backend, and this host's address that it answers to.
+    async fn way(&self) -> Result<(Wire, IpAddr), Failure> {
+        let netlink = self.passages.netlink().await;
+        let netlink = netlink.map_err(|error| unasked(&error))?;
+        let route = netlink.route(self.backend).await;
+        let route = route.map_err(|error| no_route(&error))?;
+        if route.local || !route.unicast {
+            return Err(Failure::unasked("there is no route to another host there"));
+        }
+        let vip = self.to.vip.ip();
+        let own = if vip.is_ipv4() == self.backend.is_ipv4() {
+            route.source
+        } else {
+            own_address(netlink, vip).await
+        };
+        let Some(own) = own else {
+            return Err(Failure::unasked(format!(
+                "this host has no address of IPv{} to ask from",
+                IpVersion::of(vip) as u8
+            )));
+        };
+        let wire = match self.to.by {
+            Passage::Tunnel => {
+                let versions = (IpVersion::of(vip), IpVersion::of(self.backend));
+                Wire {
+                    socket: self
+                        .passages
+                        .tunnel(versions.0, versions.1)
+                        .map_err(|error| unasked(&error))?,
+                    to: SocketAddr::new(self.backend, 0).into(),
+                }
+            }
+            Passage::Link if route.gateway.is_some() || route.foreign_gateway => {
+                return Err(Failure::unasked(
+                    "the route to it leads through a router, and mode l2 needs it on the link",
+                ));
+            }
+            Passage::Link => {
+                let mac = self.mac(netlink, route.interface).await?;
+                Wire {
+                    socket: self.passages.link().map_err(|error| unasked(&error))?,
+                    to: link_address(route.interface, ethertype(vip), mac),
+                }
+            }
+        };
+        Ok((wire, own))
+    }
+
+    /// The MAC of the backend, which the kernel is told to ask for if it does not know it.
+    async fn mac(&self, netlink: &Netlink, interface: u32) -> Result<[u8; 6], Failure> {
+        let mut asked = false;
+        loop {
+            let entry = netlink.entry(interface, self.backend).await;
+            let entry = entry.map_err(|error| Failure::unasked(error.to_string()))?;
+            if let Some(mac) = entry.and_then(|entry| entry.mac) {
+                return Ok(mac);
+            }
+            if asked {
+                return Err(Failure {
+                    reply: Reply::Silent,
+                    came: "found nobody on the link who has the backend's address".into(),
+                });
+            }
+            asked = true;
+            // A refusal shows as an entry that stays away.
+            let _ = netlink.use_neighbour(interface, self.backend).await;
+            tokio::time::sleep(ROUND_TRIP).await;
+        }
+    }
+}
+
+fn unasked(error: &io::Error) -> Failure {
+    Failure::unasked(match error.raw_os_error() {
+        Some(libc::EPERM) => {
+            "a check through the VIP takes CAP_NET_RAW; give it to the daemon".to_owned()
+        }
+        _ => error.to_string(),
+    })
+}
+
+fn no_route(error: &Error) -> Failure {
+    match error {
+        Error::Refused(error) => classify(error),
+        Error::Closed | Error::NoAnswer => Failure::unasked(error.to_string()),
+    }
+}
+
+/// This host's address on its route to a VIP, or if it has the VIP itself, another one that is not of its loopback alone.
+async fn own_address(netlink: &Netlink, vip: IpAddr) -> Option<IpAddr> {
+    if let Ok(route) = netlink.route(vip).await
+        && !route.local
+        && route.source.is_some()
+    {
+        return route.source;
+    }
+    nix::ifaddrs::getifaddrs().ok()?.find_map(|one| {
+        let address = one.address?;
+        let four = address.as_sockaddr_in().map(|at| IpAddr::V4(at.ip()));
+        let six = || address.as_sockaddr_in6().map(|at| IpAddr::V6(at.ip()));
+        four.or_else(six).filter(|own| {
+            let is_of_link = matches!(own, IpAddr::V6(six) if six.is_unicast_link_local());
+            own.is_ipv4() == vip.is_ipv4()
+                && *own != vip
+                && !is_of_link
+                && one.interface_name != "lo"
+        })
+    })
+}
+
+/// A socket, and where it sends.
+#[derive(Debug)]
+struct Wire {
+    socket: Arc<Socket>,
+    to: SockAddr,
+}
+
+impl Wire {
+    fn send(&self, packet: &[u8]) -> io::Result<()> {
+        match self.socket.send_to(packet, &self.to) {
+            // As good as lost on the way: it is repeated.
+            Err(error)
+                if error.kind() == io::ErrorKind::WouldBlock
+                    || error.raw_os_error() == Some(libc::ENOBUFS) =>
+            {
+                Ok(())
+            }
+            sent => sent.map(drop),
+        }
+    }
+}
+
+/// One connection through the VIP. Dropping it ends it.
+#[derive(Debug)]
+pub(super) struct Line<'p> {
+    wire: Wire,
+    port: &'p mut Port,
+    vip: SocketAddr,
+    tcp: Tcp,
+}
+
+impl Line<'_> {
+    /// Opens it.
+    ///
+    /// # Errors
+    /// As those of connect(2). An answer that does not come is waited for without end.
+    pub(super) async fn open(&mut self) -> io::Result<()> {
+        loop {
+            self.send()?;
+            match self.tcp.state() {
+                State::Open => return Ok(()),
+                State::Asking => self.hear().await,
+                State::Refused => return Err(io::Error::from_raw_os_error(libc::ECONNREFUSED)),
+                State::Reset => return Err(io::Error::from_raw_os_error(libc::ECONNRESET)),
+            }
+        }
+    }
+
+    /// Carries what comes and goes, until the other side resets it or nothing can be sent any more: `here` is then closed.
+    pub(super) async fn carry(&mut self, here: DuplexStream) {
+        let (mut reader, mut writer) = tokio::io::split(here);
+        let mut buffer = vec![0; READ_BYTES];
+        let (mut is_read, mut is_shut) = (false, false);
+        loop {
+            let incoming = self.tcp.take();
+            if self.send().is_err() || writer.write_all(&incoming).await.is_err() {
+                return;
+            }
+            if self.tcp.state() == State::Reset {
+                return;
+            }
+            if self.tcp.is_done() && !is_shut {
+                is_shut = true;
+                if writer.shutdown().await.is_err() {
+                    return;
+                }
+            }
+            tokio::select! {
+                read = reader.read(&mut buffer), if !is_read && self.tcp.has_room() => match read {
+                    // Whoever asks has no more to say. The connection is ended with the check.
+                    Ok(0) | Err(_) => is_read = true,
+                    Ok(length) => self.tcp.give(&buffer[..length]),
+                },
+                () = self.hear() => (),
+            }
+        }
+    }
+
+    /// Waits for a segment and takes it in, or has sent again what was not acknowledged in time.
+    async fn hear(&mut self) {
+        let next = self.port.next_from(self.vip);
+        match self.tcp.patience() {
+            None => self.tcp.receive(&next.await),
+            Some(patience) => match timeout(patience, next).await {
+                Ok(segment) => self.tcp.receive(&segment),
+                Err(_) => self.tcp.repeat(),
+            },
+        }
+    }
+
+    fn send(&mut self) -> io::Result<()> {
+        while let Some(segment) = self.tcp.next_out() {
+            self.wire.send(&self.packet(&segment))?;
+        }
+        Ok(())
+    }
+
+    fn packet(&self, segment: &Segment) -> Vec<u8> {
+        let tcp = packet::Tcp {
+            flags: segment.flags,
+            seq: segment.seq,
+            ack: segment.ack,
+            window: segment.window,
+            ttl: HOPS,
+            mss: segment.mss,
+            data: &segment.data,
+        };
+        packet::segment(self.port.own(), self.vip, &tcp)
+    }
+}
+
+impl Drop for Line<'_> {
+    fn drop(&mut self) {
+        for segment in self.tcp.end() {
+            // What does not get there leaves the backend with a connection that nobody answers for, until it gives up.
+            let _ = self.wire.send(&self.packet(&segment));
+        }
+    }
+}
