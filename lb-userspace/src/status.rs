@@ -481,7 +481,7 @@ pub(crate) mod tests {
             removed: false,
             fail_open: false,
             fail_open_flows: 0,
-            clients: None,
+            clients: Some(5),
             full: false,
             balance: ServiceBalance::default(),
             resets_suspended: None,

@@ -5,11 +5,12 @@ use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::Result;
+use lab::address::Family;
 use lab::config::{Config, SERVICE};
 use lab::peer::client::{Close, Connection};
 use lab::peer::crowd;
 use lab::stage::Stage;
-use lab::topology::{Family, Place, Topology};
+use lab::topology::{Place, Topology};
 
 const SOON: Duration = Duration::from_secs(30);
 /// Connections that are opened at a time: several from each of the clients' addresses.

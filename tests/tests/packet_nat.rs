@@ -1,9 +1,7 @@
 //! Modes `nat` and `dnat`: what backends and clients get of each other, to the byte.
 
 use lab::packet::{
-    BackendSpec, CLIENT, Packet, World, answered, dropped,
-    entries::backend,
-    forwarded,
+    BackendSpec, CLIENT, Packet, World, answered, dropped, forwarded,
     icmp::{About, complaint},
     kernel::ELSEWHERE,
     nat::{MODES, NARROW, NARROW_MTU, NOWHERE, Opened, SNAT, TAGGED, TAGS, THEIRS, UNHEARD},

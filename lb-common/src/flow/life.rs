@@ -69,13 +69,13 @@ pub const fn promoted(word: Word, state: State, segment: &Segment, now: Tick) ->
     Word::live(state, word.backend(), epoch, now, flags)
 }
 
-/// A live entry after a segment of the other side's that ends nothing; `is_answer` if that is without data, and where the other side's stream is thought
-/// to be. Data may have been under way when the client has reset the flow; but who acknowledges what came, and sends nothing, has heard of no end.
+/// A live entry after a segment of the other side's that ends nothing; `goes_on` if it shows that the flow does, though it seemed to have ended: it is where
+/// the other side's stream is thought to be, and was not under way already when the client reset the flow, as data may be.
 #[inline(always)]
-pub const fn seen_from_afar(word: Word, is_answer: bool, now: Tick) -> Word {
+pub const fn seen_from_afar(word: Word, goes_on: bool, now: Tick) -> Word {
     if !word.is(State::Closing) {
         seen(word, now)
-    } else if is_answer && word.has(Word::BY_RESET) {
+    } else if goes_on && word.has(Word::BY_RESET) {
         revived(word, now)
     } else {
         word.with_tick(now)

@@ -133,8 +133,10 @@ impl Flow {
         if moved.has_closed() {
             moved.lingering(now)
         } else {
+            // Data beyond a FIN undoes that; beside a client's RST it may only have been under way.
+            let goes_on = is_near && (!segment.payload || known.has_closed());
             Self {
-                value: life::seen_from_afar(moved.value, is_near && !segment.payload, now),
+                value: life::seen_from_afar(moved.value, goes_on, now),
                 ..moved
             }
         }

@@ -323,13 +323,40 @@ fn two_services_at_one_ipv6_endpoint_are_told_apart_by_nothing() {
     );
 }
 
+/// Whatever the file says of a service that places each connection for itself is said in vain.
+#[test]
+fn a_service_places_clients_if_it_says_so() {
+    let of = |lines: &str| {
+        let text = SMALL.replacen("mode", &format!("{lines}\nmode"), 1);
+        let loaded = parse(Path::new("t.toml"), &text).unwrap_or_else(|wrong| panic!("{wrong}"));
+        let affinity = loaded.config.services[0].affinity.clone();
+        (affinity, loaded.warnings.len())
+    };
+    let by = |timeout, group: Option<&str>| {
+        Some(Affinity {
+            timeout,
+            group: group.map(str::to_owned),
+        })
+    };
+    assert_eq!(of(""), (None, 0));
+    assert_eq!(of("affinity = \"connection\""), (None, 0));
+    let hours = Duration::from_hours;
+    assert_eq!(of("affinity = \"client-ip\""), (by(hours(3), None), 0));
+    assert_eq!(
+        of("affinity = \"client-ip\"\naffinity_timeout = \"72h\"\naffinity_group = \"shop\""),
+        (by(hours(72), Some("shop")), 0)
+    );
+    let in_vain = "affinity_timeout = \"1h\"\naffinity_group = \"shop\"";
+    assert_eq!(of(in_vain), (None, 2));
+}
+
 #[test]
 fn each_mistake_has_its_place_object_and_remedy() {
     for (from, to, expected) in [
         (
             "mode = \"ipip\"",
             "mode = \"ipip\"\ncolour = 1",
-            r#"t.toml:7:1: service "chat": unknown key "colour"; remove it; known here are name, vip, port, mode, snat, table_size, min_healthy, drain_deadline, close_over, reset_over, on_down, slow_start, balance, backup_below, zone_enough, health, backend, dns"#,
+            r#"t.toml:7:1: service "chat": unknown key "colour"; remove it; known here are name, vip, port, mode, snat, table_size, min_healthy, drain_deadline, close_over, reset_over, on_down, affinity, affinity_timeout, affinity_group, slow_start, balance, backup_below, zone_enough, health, backend, dns"#,
         ),
         (
             "port = 80",
@@ -565,6 +592,16 @@ fn each_mistake_has_its_place_object_and_remedy() {
             "mode",
             "on_down = \"rehas\"\nmode",
             "t.toml:6:11: service \"chat\": unknown on_down \"rehas\"; did you mean \"rehash\"?",
+        ),
+        (
+            "mode",
+            "affinity = \"client\"\nmode",
+            "t.toml:6:12: service \"chat\": unknown affinity \"client\"; use \"connection\" or \"client-ip\"",
+        ),
+        (
+            "mode",
+            "affinity = \"client-ip\"\naffinity_timeout = \"73h\"\nmode",
+            "t.toml:7:20: service \"chat\": affinity_timeout is 73h; give a duration from 10s to 72h",
         ),
         (
             "mode",

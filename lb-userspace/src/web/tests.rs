@@ -105,7 +105,7 @@ fn a_status() -> Status {
             removed: false,
             fail_open: true,
             fail_open_flows: 12,
-            clients: None,
+            clients: Some(5),
             full: true,
             balance: ServiceBalance {
                 backups: true,
@@ -258,6 +258,7 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
         format!("tether_service_packets_total{{{service}}} 30"),
         format!("tether_service_fail_open{{{service}}} 1"),
         format!("tether_service_fail_open_flows_total{{{service}}} 12"),
+        format!("tether_service_clients{{{service}}} 5"),
         format!("tether_service_full{{{service}}} 1"),
         format!("tether_service_weight_moves_total{{{service}}} 3"),
         format!("tether_service_zone_spills{{{service}}} 1"),

@@ -30,7 +30,7 @@ pub(super) fn read(reader: &mut Reader<'_>, findings: &mut Findings<'_>) -> Opti
     ];
     for (key, span) in spans {
         if let Some(span) = span {
-            findings.error(
+            findings.warning(
                 &span,
                 &reader.object,
                 format!("{key} is about services that place clients, and this one places each connection for itself"),
