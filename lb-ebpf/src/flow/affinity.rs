@@ -5,6 +5,7 @@ use lb_common::{
         bucket::Facts,
         table::Look,
         v6::{Bucket, Entry, Key},
+        word::BackendRef,
     },
     nat,
     tcp::SYN,
@@ -24,23 +25,24 @@ pub(crate) fn favour<F: Family>(service: u16, segment: &Segment, client: <F as P
     if !segment.tcp.has_any(SYN) {
         return;
     }
-    let mut favoured = 0;
+    let mut favoured = BackendRef::NONE.raw();
     if maps::affinity(service) != 0 {
         let [first, second] = F::as_words(client);
-        favoured = of_client(first, second, service as u32);
+        favoured = backend_of_client(first, second, service as u32);
     }
     if let Some(noted) = maps::to_hand_on() {
         noted.favoured = favoured;
     }
 }
 
-/// By value, and a function of its own, for its stack.
+/// A global function, which the verifier walks through once, and not once for each way that leads to it.
 #[inline(never)]
-fn of_client(first: u64, second: u64, service: u32) -> u32 {
+#[unsafe(no_mangle)]
+extern "C" fn backend_of_client(first: u64, second: u64, service: u32) -> u32 {
     let key = Key::new([first, second], 0, service as u16);
     match super::look::<Clients>(&super::subject::<Clients>(key), &Look::ANY) {
         Some(entry) => entry.word.backend().raw(),
-        None => 0,
+        None => BackendRef::NONE.raw(),
     }
 }
 

@@ -31,19 +31,23 @@ const WRITTEN: u32 = 0;
 const LOST: u32 = 1;
 /// Nothing can be written now: see [`lb_common::maps::Hold`].
 const HELD: u32 = 2;
+/// What had to be written is written, and the flow has proven itself with that.
+const PROVEN: u32 = 3;
 
-/// Writes what a segment changes of the flow at a place, which acknowledges `ack`. An error if that is to be seen again, and so the packet.
+/// Writes what a segment changes of the flow at a place, which acknowledges `ack`. Gives whether the flow has proven itself with that. An error if that
+/// is to be seen again, and so the packet.
 #[inline(always)]
 pub(super) fn live_on<T: Table, const SIDE: bool>(
     place: Place,
     segment: &Segment,
     ack: u32,
-) -> Result<(), Reason> {
+) -> Result<bool, Reason> {
     let flags = segment.flags as u64 | ((segment.payload as u64) << 8);
     let what = ((segment.seq as u64) << 32) | flags;
     let when = ((ack as u64) << 32) | maps::now().0 as u64;
     match write::<T, SIDE>(place.index, place.way, what, when) {
-        WRITTEN => Ok(()),
+        WRITTEN => Ok(false),
+        PROVEN => Ok(true),
         HELD => Err(Reason::Held),
         _ => Err(Reason::Untranslated),
     }
@@ -101,9 +105,7 @@ fn write<T: Table, const SIDE: bool>(index: u32, way: u32, what: u64, when: u64)
         if is_written {
             if value.is_nascent() && after.value.is_live() {
                 flow::note_first_seen::<T>(place, now.0);
-                if value.is(State::Challenger) && word.pair() == 0 {
-                    end_former::<T>(place.index, place.way);
-                }
+                return PROVEN;
             }
             return WRITTEN;
         }
@@ -114,10 +116,17 @@ fn write<T: Table, const SIDE: bool>(index: u32, way: u32, what: u64, when: u64)
 
 /// Ends the former flow of the client's port, of mode `dnat`, once a flow at a place has proven itself: the backend knows them by the same numbers, so
 /// that nobody could tell the two flows' segments apart; and since it has answered another SYN from there, it knows the former no more.
-#[inline(never)]
-fn end_former<T: Table>(index: u32, way: u32) -> u32 {
-    let place = Place { index, way };
-    if let Some((key, word)) = flow::at::<T>(place) {
+#[inline(always)]
+pub(super) fn end_former<T: Table>(place: Place) {
+    let is_dnat = match store::at::<T>(place) {
+        Some(translation) => store::load(translation).0.pair() == 0,
+        None => false,
+    };
+    if let Some((key, word)) = flow::at::<T>(place)
+        && is_dnat
+        && word.is_live()
+        && word.has(Word::SECOND)
+    {
         let subject = flow::subject::<T>(key);
         if let Some(former) = flow::look::<T>(&subject, &Look::twin_of(&Entry { place, word }))
             && former.word.is_live()
@@ -126,7 +135,6 @@ fn end_former<T: Table>(index: u32, way: u32) -> u32 {
             flow::replace::<T>(former.place, former.word, Word::EMPTY);
         }
     }
-    0
 }
 
 /// The id of the endpoint that an entry's backend is at; 0 is none.

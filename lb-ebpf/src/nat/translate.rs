@@ -3,6 +3,7 @@
 use aya_ebpf::{bindings::xdp_md, macros::xdp, programs::XdpContext};
 use lb_common::{
     backend::Forwarding,
+    counters::HandedOn,
     flow::{table::Place, word::Word},
     hash::scale,
     maps::STEER_INDEX,
@@ -13,7 +14,7 @@ use lb_common::{
 
 use super::{
     end, endpoint,
-    live::{CLIENT, live_on},
+    live::{CLIENT, end_former, live_on},
     mss,
     ports::PortMaps,
     rewrite, route, store,
@@ -33,14 +34,19 @@ const SEND_SYN: u32 = 0x101;
 const SEND_UNLESS: u32 = 0x102;
 /// It needs another backend.
 const AGAIN: u32 = 0x103;
+/// It is ready to be sent, and has proven its flow.
+const SEND_PROVEN: u32 = 0x104;
 
 macro_rules! programs {
-    ($($program:ident: $family:ident, $index:literal, $prepare:ident, $collide:ident, $clamp:ident, $send:ident;)+) => {
+    ($($program:ident: $family:ident, $index:literal, $prepare:ident, $prove:ident, $collide:ident, $clamp:ident, $send:ident;)+) => {
         $(
             /// A segment that has been steered.
             #[xdp(frags)]
             fn $program(ctx: XdpContext) -> u32 {
                 let mut next = $prepare(ctx.ctx);
+                if next == SEND_PROVEN {
+                    next = $prove();
+                }
                 if next == SEND_UNLESS {
                     next = $collide(ctx.ctx);
                 }
@@ -63,6 +69,13 @@ macro_rules! programs {
                     Ok(next) => next,
                     Err(reason) => end(&tally, reason),
                 }
+            }
+
+            #[inline(never)]
+            fn $prove() -> u32 {
+                let HandedOn { index, way, .. } = maps::handed_on();
+                end_former::<$family>(Place { index, way });
+                SEND
             }
 
             #[inline(never)]
@@ -100,8 +113,8 @@ macro_rules! programs {
 }
 
 programs! {
-    translate4: V4, 0, prepare4, collide4, clamp4, send4;
-    translate6: V6, 1, prepare6, collide6, clamp6, send6;
+    translate4: V4, 0, prepare4, prove4, collide4, clamp4, send4;
+    translate6: V6, 1, prepare6, prove6, collide6, clamp6, send6;
 }
 
 /// Sees to it that the flow has its translation, and to what the segment changes of it.
@@ -137,7 +150,7 @@ fn prepare<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<u32, Reason
             || !is_nat
             || !word.has(TranslationWord::PROVEN)
                 && PortMaps::<F>::NEW.slot(word.pair(), word.port()) == slot_of(place));
-    let next = match (is_syn, is_nat) {
+    let mut next = match (is_syn, is_nat) {
         (false, _) => SEND,
         (true, true) => SEND_SYN,
         (true, false) => SEND_UNLESS,
@@ -164,7 +177,9 @@ fn prepare<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<u32, Reason
     }
     if !is_syn {
         let ack = super::acknowledged(ctx, &segment)?;
-        live_on::<F, CLIENT>(place, &segment.tcp, ack)?;
+        if live_on::<F, CLIENT>(place, &segment.tcp, ack)? {
+            next = SEND_PROVEN;
+        }
     }
     if let Some(noted) = maps::to_hand_on() {
         noted.translation = word.anew().0 as u32;
