@@ -140,7 +140,7 @@ pub struct HandedOn {
     pub translation: u32,
     /// The client's port.
     pub client_port: u32,
-    /// MTU on the way, bytes; 0 is not known.
+    /// MTU on the way, bytes; 0 is not known. Of a segment that is yet to be steered, the number that it acknowledges.
     pub mtu: u32,
     /// The backend that the client's other flows have, for whom a new one is best: a [`crate::flow::word::BackendRef`], as a number.
     pub favoured: u32,

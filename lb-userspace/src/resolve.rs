@@ -53,7 +53,7 @@ pub struct ServiceFacts<'a> {
 pub struct Affinity<'a> {
     /// Services of one group place clients together; none: it does so alone.
     pub group: Option<&'a str>,
-    /// How long a client without flows keeps its backend.
+    /// How long a client without flows keeps its backend; zero: its address alone decides.
     pub timeout: Duration,
 }
 
@@ -259,7 +259,7 @@ pub fn resolve<'a>(
     let everywhere = services.iter().flat_map(|service| &service.backends);
     // When most of what this machine sees has died at once, then perhaps its own sight has.
     let blind = fell_together(everywhere);
-    // A group is called by the lowest number of its services.
+    // A group is called by the lowest number of its services, of which none is 0.
     let mut groups = BTreeMap::new();
     for service in services {
         if let Some(Affinity {
@@ -272,7 +272,7 @@ pub fn resolve<'a>(
     }
     let placing = |service: &ServiceFacts<'a>| match service.affinity {
         Some(affinity) => Placing {
-            group: 1 + affinity.group.map_or(service.id, |group| groups[group]),
+            group: affinity.group.map_or(service.id, |group| groups[group]),
             ticks: in_ticks(affinity.timeout),
         },
         None => Placing::default(),
@@ -283,10 +283,10 @@ pub fn resolve<'a>(
         .collect()
 }
 
-/// A time as whole ticks that it fits in, at least one.
+/// A time as whole ticks that it fits in.
 fn in_ticks(time: Duration) -> u16 {
     let ticks = time.as_nanos().div_ceil(u128::from(TICK_NS));
-    u16::try_from(ticks.max(1)).unwrap_or(u16::MAX)
+    u16::try_from(ticks).unwrap_or(u16::MAX)
 }
 
 fn resolve_service<'a>(

@@ -213,22 +213,25 @@ pub enum Owner {
 
 /// Decides between the two entries of one key.
 ///
-/// A segment that follows a challenger's SYN is the challenger's, unless it is where the stream of an open entry is: or a forged SYN a little ahead
-/// of a stream would have it, as soon as it comes there. Between two live entries it belongs to the one whose epoch is nearer, so that a
-/// retransmission far back does not go astray. In a tie to the newer one, or to a pin, rather than to one that is closing: of that connection
-/// both sides may still have something to say when the next is open already; else to the one that was seen last, of two seen in the same tick to the older: so
-/// neither an entry whose client has vanished has the stream of the next, nor a forged one that of the client that is there.
+/// A segment that follows a challenger's SYN is the challenger's, unless it is where the stream of an open entry is, and does not prove that it is of
+/// the challenger (`proves`): or a forged SYN a little ahead of a stream would have it, as soon as it comes there. It does if it acknowledges what the
+/// challenger's backend has answered; where that is not seen, if it is the very next after the SYN.
+///
+/// Between two live entries it belongs to the one whose epoch is nearer, so that a retransmission far back does not go astray. In a tie to the newer
+/// one, or to a pin, rather than to one that is closing: of that connection both sides may still have something to say when the next is open already.
+/// Then to the newer one if that has proven itself, since its client has let go of the older. Else to the one that was seen last, of two seen in the same
+/// tick to the older, if that is a pin: so neither an entry whose client has vanished has the stream of the next for long, nor a forged one that of the client that is there.
 #[inline(always)]
-pub const fn owner(first: Word, second: Word, segment: &Segment, now: Tick) -> Owner {
+pub const fn owner(first: Word, second: Word, segment: &Segment, now: Tick, proves: bool) -> Owner {
     if first.is_nascent() {
-        return if challenges(first, second, segment) {
+        return if challenges(first, second, segment, proves) {
             Owner::First
         } else {
             Owner::Second
         };
     }
     if second.is_nascent() {
-        return if challenges(second, first, segment) {
+        return if challenges(second, first, segment, proves) {
             Owner::Second
         } else {
             Owner::First
@@ -243,10 +246,14 @@ pub const fn owner(first: Word, second: Word, segment: &Segment, now: Tick) -> O
         true
     } else if has_replaced(second, first) {
         false
+    } else if has_proven(first) != has_proven(second) {
+        has_proven(first)
     } else if first_age != second_age {
         first_age < second_age
     } else {
-        !first.has(Word::SECOND)
+        // Of two that are young neither has proven anything, and a client has let go of the older.
+        let is_newer = first.is(State::Young) && second.is(State::Young);
+        first.has(Word::SECOND) == is_newer
     };
     if is_first {
         Owner::First
@@ -261,8 +268,15 @@ const fn has_replaced(word: Word, other: Word) -> bool {
     (word.is(State::Pin) || (word.is_open() && word.has(Word::SECOND))) && other.is(State::Closing)
 }
 
+/// Whether an entry is the newer of two, and a pin.
+#[inline(always)]
+const fn has_proven(word: Word) -> bool {
+    word.is(State::Pin) && word.has(Word::SECOND)
+}
+
 /// Whether a segment is a challenger's, and not the entry's that it challenges.
 #[inline(always)]
-const fn challenges(challenger: Word, live: Word, segment: &Segment) -> bool {
-    follows(challenger, segment) && !(live.is_open() && live.is_near(epoch_of(segment.seq)))
+const fn challenges(challenger: Word, live: Word, segment: &Segment, proves: bool) -> bool {
+    let is_of_live = live.is_open() && live.is_near(epoch_of(segment.seq));
+    follows(challenger, segment) && (proves || !is_of_live)
 }

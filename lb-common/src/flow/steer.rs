@@ -42,6 +42,11 @@ pub trait World: Memory {
     /// Notes that the packet is forwarded by the entry at `place`.
     #[inline(always)]
     fn note_entry(&self, _place: Place) {}
+    /// Whether the packet acknowledges what the backend of the challenger at `place` has answered. None if that is not seen.
+    #[inline(always)]
+    fn answers(&self, _place: Place) -> Option<bool> {
+        None
+    }
     /// Id of a backend that the flow cannot be given, though it may be the pick; 0 is none.
     #[inline(always)]
     fn barred(&self) -> u32 {
@@ -447,7 +452,14 @@ impl<W: World> Visit<'_, W> {
                 Err(outcome) => Decision::over(outcome),
             }
         } else {
-            let is_other = other.exists() && self.owner(found.word, other.word) == Owner::Second;
+            let challenger = if found.word.is_nascent() {
+                found.place
+            } else {
+                other.place
+            };
+            let at = ((challenger.index as u64) << 32) | challenger.way as u64;
+            let is_other =
+                other.exists() && self.owner(found.word, other.word, at) == Owner::Second;
             Decision::over(self.known(if is_other { &other } else { &found }))
         }
     }
@@ -512,10 +524,17 @@ impl<W: World> Visit<'_, W> {
         }
     }
 
-    /// A function of its own, for its stack.
+    /// `challenger` is the place of the one that is, if one is: bucket (bits 32-63) and way. A function of its own, for its stack.
     #[inline(never)]
-    fn owner(&self, one: Word, other: Word) -> Owner {
-        life::owner(one, other, &self.segment, self.subject.now)
+    fn owner(&self, one: Word, other: Word, challenger: u64) -> Owner {
+        let nascent = if one.is_nascent() { one } else { other };
+        let is_next = self.segment.seq == nascent.isn().wrapping_add(1);
+        let place = Place {
+            index: (challenger >> 32) as u32,
+            way: challenger as u32,
+        };
+        let proves = nascent.is_nascent() && self.world.answers(place).unwrap_or(is_next);
+        life::owner(one, other, &self.segment, self.subject.now, proves)
     }
 
     /// What a SYN means for a key that has an entry, or two: the same SYN again, a new connection on a port used before, or a
@@ -621,7 +640,7 @@ impl<W: World> Visit<'_, W> {
     /// Nothing is written, so a forgery changes nothing.
     #[inline(always)]
     fn share(&self, one: &Entry, other: &Entry) -> Outcome {
-        let nearer = match self.owner(one.word, other.word) {
+        let nearer = match self.owner(one.word, other.word, 0) {
             Owner::First => one.word,
             Owner::Second => other.word,
         };
@@ -785,22 +804,28 @@ impl<W: World> Visit<'_, W> {
         }
     }
 
-    /// Where a new flow goes that found no place: its next packets will be unknown ones, and while its slot is handed over
-    /// those go to the slot's previous backend. That one takes the SYN too, if it takes new flows. If it does not, that is the end of a flow
-    /// for which the table is full; but one that only cannot be recorded now is kept waiting for its client's next SYN: none.
+    /// Where a new flow goes that found no place: its next packets will be unknown ones, which go to the slot's previous backend while it is handed
+    /// over, else to the current one. That one takes the SYN too, if it takes new flows. If it does not, that is the end of a flow for which the table
+    /// is full; but one that only cannot be recorded now is kept waiting for its client's next SYN: none. And so is one of a client that keeps another
+    /// backend.
     #[inline(always)]
     fn without_place(&self, choice: Choice, is_held: bool) -> Option<Choice> {
         let Some(slot) = self.world.slot(&self.subject.key, 0) else {
             return Some(choice);
         };
-        match self.serving(slot.handing_over(self.subject.now)) {
-            Some(previous)
-                if matches!(previous.state.serving(), Serving::New)
-                    && previous.state.is_resolved() =>
+        let next = match self.serving(slot.handing_over(self.subject.now)) {
+            Some(previous) => Some(previous),
+            None => self.serving(slot.current()),
+        };
+        let is_kept = choice.id == self.world.favoured().id();
+        match next {
+            Some(next) if is_held && is_kept && next.id != choice.id => None,
+            Some(next)
+                if matches!(next.state.serving(), Serving::New) && next.state.is_resolved() =>
             {
-                Some(previous)
+                Some(next)
             }
-            Some(previous) if is_held && previous.id != choice.id => None,
+            Some(next) if is_held && next.id != choice.id => None,
             _ => Some(choice),
         }
     }

@@ -9,7 +9,7 @@ use crate::{
     clock::Tick,
     flow::{
         life,
-        word::{State, Word, epoch_of, start_of},
+        word::{LATE_TICKS, State, Word, epoch_of, start_of},
     },
     tcp::{ACK, RST, SYN, Segment},
 };
@@ -133,8 +133,9 @@ impl Flow {
         if moved.has_closed() {
             moved.lingering(now)
         } else {
-            // Data beyond a FIN undoes that; beside a client's RST it may only have been under way.
-            let goes_on = is_near && (!segment.payload || known.has_closed());
+            // Data beyond a FIN undoes that; but what comes soon after a client's RST was under way, and data also later: it comes again until it is answered.
+            let is_late = known.value.age(now) >= LATE_TICKS && !segment.payload;
+            let goes_on = is_near && (is_late || known.has_closed());
             Self {
                 value: life::seen_from_afar(moved.value, goes_on, now),
                 ..moved
@@ -515,14 +516,17 @@ mod tests {
                     .is(State::Young)
             );
             let theirs = segment(ACK, THEIRS + 1);
-            assert!(
-                flow.after_backend(&theirs, ISN + 1, NOW)
-                    .value
-                    .is(State::Young)
-            );
+            let late = NOW.later(LATE_TICKS);
+            let heard = |segment: &Segment, now| flow.after_backend(segment, ISN + 1, now).value;
+            assert!(heard(&theirs, late).is(State::Young));
             // What was under way when the client reset it tells nothing, and it would never end again.
-            let under_way = flow.after_backend(&data(THEIRS + 1), ISN + 1, NOW);
-            assert!(under_way.value.is(State::Closing));
+            for (segment, now) in [
+                (theirs, NOW),
+                (data(THEIRS + 1), NOW),
+                (data(THEIRS + 1), late),
+            ] {
+                assert!(heard(&segment, now).is(State::Closing), "{segment:?}");
+            }
         }
     }
 

@@ -44,12 +44,12 @@ pub const fn is_spent(value: Word, now: Tick) -> bool {
     value.is_vacant(now) || (value.is_nascent() && value.nascent_age(now) >= EMBRYO_TICKS)
 }
 
-/// Takes a port of a pair for the flow at `place`; 0 is none: all that were looked at are in use.
+/// Takes a port of a pair for the flow at `place`: one that is free; or else one that is in use and that its flow needs no more, of which embryos are
+/// many under a flood, so that it is for those who have found no free one. 0 is none among those that were looked at.
 #[inline(always)]
-pub fn take<P: Ports>(ports: &P, pair: u16, place: Place) -> u16 {
-    let free = take_free(ports, pair, slot_of(place));
-    if free != 0 {
-        free
+pub fn take<P: Ports>(ports: &P, pair: u16, place: Place, is_free: bool) -> u16 {
+    if is_free {
+        take_free(ports, pair, slot_of(place))
     } else {
         take_over(ports, pair, slot_of(place))
     }
@@ -144,6 +144,13 @@ mod tests {
 
     const PAIR: u16 = 3;
 
+    fn take_any(model: &Model, place: Place) -> u16 {
+        match take(model, PAIR, place, true) {
+            0 => take(model, PAIR, place, false),
+            free => free,
+        }
+    }
+
     impl Model {
         fn new() -> Self {
             Self {
@@ -225,7 +232,7 @@ mod tests {
     #[test]
     fn a_port_is_taken_and_given_back() {
         let model = Model::new();
-        let port = take(&model, PAIR, MINE);
+        let port = take_any(&model, MINE);
         assert!(port >= FIRST_PORT);
         assert_eq!(model.slot_at(port).load(SeqCst), slot_of(MINE));
         assert_eq!((model.in_use(), model.marked()), (1, 1));
@@ -246,7 +253,7 @@ mod tests {
         let mut taken = HashSet::new();
         let mut failures = 0;
         while taken.len() < PORTS_OF_PAIR as usize {
-            match take(&model, PAIR, HOLDING) {
+            match take_any(&model, HOLDING) {
                 0 => failures += 1,
                 port => assert!(taken.insert(port), "port {port} is given twice"),
             }
@@ -287,7 +294,7 @@ mod tests {
         model.fill(in_use, HOLDING);
         let mut found = 0;
         for _ in 0..1_000 {
-            let port = take(&model, PAIR, MINE);
+            let port = take_any(&model, MINE);
             if port != 0 {
                 found += 1;
                 give_back(&model, PAIR, port, slot_of(MINE));
@@ -301,7 +308,7 @@ mod tests {
     fn when_all_are_in_use_a_spent_flow_loses_its_port() {
         let model = Model::new();
         model.fill(PORTS_OF_PAIR, SPENT);
-        let port = take(&model, PAIR, MINE);
+        let port = take_any(&model, MINE);
         assert_ne!(port, 0);
         assert_eq!(model.slot_at(port).load(SeqCst), slot_of(MINE));
         assert_eq!(model.marked(), PORTS_OF_PAIR);
@@ -315,12 +322,12 @@ mod tests {
         for slot in &model.slots {
             slot.store(0, SeqCst);
         }
-        assert_ne!(take(&model, PAIR, MINE), 0);
+        assert_ne!(take_any(&model, MINE), 0);
 
         let model = Model::new();
         model.fill(PORTS_OF_PAIR, HOLDING);
         model.bits.iter().for_each(|word| word.store(0, SeqCst));
-        assert_eq!(take(&model, PAIR, MINE), 0);
+        assert_eq!(take_any(&model, MINE), 0);
         assert_eq!(model.in_use(), PORTS_OF_PAIR as usize);
     }
 
@@ -340,7 +347,7 @@ mod tests {
                         way: 0,
                     };
                     for _ in 0..20_000 {
-                        let port = take(model, PAIR, place);
+                        let port = take_any(model, place);
                         if port == 0 {
                             continue;
                         }

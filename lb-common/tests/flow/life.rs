@@ -329,11 +329,11 @@ fn retransmissions_far_back_lose_nothing_for_good() {
 fn a_segment_belongs_to_the_challenger_it_follows_and_else_to_the_live_entry() {
     let pin = live(State::Pin, Word::CONTESTED).with_epoch(EPOCH + 9);
     let challenger = Word::challenger(BACKEND, at(0), THEN);
-    let belongs = |one: Word, other: Word, segment: Segment| match owner(one, other, &segment, NOW)
-    {
-        Owner::First => one,
-        Owner::Second => other,
-    };
+    let belongs =
+        |one: Word, other: Word, segment: Segment| match owner(one, other, &segment, NOW, false) {
+            Owner::First => one,
+            Owner::Second => other,
+        };
     for (segment, expected) in [
         (ack(at(0)), challenger),
         (ack(at(0) + PROMOTION_WINDOW), challenger),
@@ -350,7 +350,7 @@ fn a_segment_belongs_to_the_challenger_it_follows_and_else_to_the_live_entry() {
 #[test]
 fn a_challenger_ahead_of_an_open_stream_never_has_it() {
     let challenger = Word::challenger(BACKEND, at(0), THEN);
-    let ours = |live: Word, challenger: Word| owner(live, challenger, &data(at(0)), NOW);
+    let ours = |live: Word, challenger: Word| owner(live, challenger, &data(at(0)), NOW, false);
     for state in [State::Young, State::Pin] {
         for epoch in [EPOCH - 1, EPOCH, EPOCH + 1] {
             let open = live(state, Word::CONTESTED).with_epoch(epoch);
@@ -363,6 +363,22 @@ fn a_challenger_ahead_of_an_open_stream_never_has_it() {
     assert_eq!(ours(closing, challenger), Owner::Second);
 }
 
+/// Its client has vanished, and its port is used again at nearly the same sequence number.
+#[test]
+fn a_challenger_has_what_proves_it_though_an_open_stream_is_there() {
+    let challenger = Word::challenger(BACKEND, at(0), THEN);
+    let pin = live(State::Pin, Word::CONTESTED);
+    let next = data(at(0) + 1);
+    assert_eq!(owner(pin, challenger, &next, NOW, true), Owner::Second);
+    assert_eq!(owner(challenger, pin, &next, NOW, true), Owner::First);
+    assert_eq!(owner(pin, challenger, &next, NOW, false), Owner::First);
+    // And then it has the stream, though the older was seen later.
+    let newer = live(State::Pin, Word::CONTESTED | Word::SECOND);
+    let older = pin.with_tick(THEN.later(1));
+    assert_eq!(owner(older, newer, &next, NOW, false), Owner::Second);
+    assert_eq!(owner(newer, older, &next, NOW, false), Owner::First);
+}
+
 #[test]
 fn a_tie_is_of_the_entry_that_was_seen_last_and_else_of_the_older() {
     let older = live(State::Pin, Word::CONTESTED);
@@ -373,21 +389,29 @@ fn a_tie_is_of_the_entry_that_was_seen_last_and_else_of_the_older() {
         (older.with_tick(later), newer, older.with_tick(later)),
         (older, newer.with_tick(later), newer.with_tick(later)),
     ] {
-        let first = owner(one, other, &data(at(0)), NOW) == Owner::First;
+        let first = owner(one, other, &data(at(0)), NOW, false) == Owner::First;
         assert_eq!(if first { one } else { other }, expected);
-        let second = owner(other, one, &data(at(0)), NOW) == Owner::Second;
+        let second = owner(other, one, &data(at(0)), NOW, false) == Owner::Second;
         assert_eq!(if second { one } else { other }, expected);
     }
 }
 
 /// Its client has the port again within a second, at nearly the same sequence number; and what the former backend still sends refreshes the former entry.
 #[test]
+fn a_tie_of_two_young_ones_is_of_the_newer() {
+    let older = live(State::Young, Word::CONTESTED);
+    let newer = live(State::Young, Word::CONTESTED | Word::SECOND);
+    assert_eq!(owner(older, newer, &data(at(0)), NOW, false), Owner::Second);
+    assert_eq!(owner(newer, older, &data(at(0)), NOW, false), Owner::First);
+}
+
+#[test]
 fn a_tie_is_of_the_next_connection_and_not_of_one_that_is_closing() {
     let pin = live(State::Pin, Word::CONTESTED | Word::SECOND);
     let closing = live(State::Closing, Word::CONTESTED | Word::BY_RESET);
     let ours = |pin: Word, closing: Word| {
-        assert_eq!(owner(pin, closing, &data(at(0)), NOW), Owner::First);
-        assert_eq!(owner(closing, pin, &data(at(0)), NOW), Owner::Second);
+        assert_eq!(owner(pin, closing, &data(at(0)), NOW, false), Owner::First);
+        assert_eq!(owner(closing, pin, &data(at(0)), NOW, false), Owner::Second);
     };
     ours(pin, closing);
     ours(pin, closing.with_tick(THEN.later(1)));
@@ -395,14 +419,14 @@ fn a_tie_is_of_the_next_connection_and_not_of_one_that_is_closing() {
     ours(live(State::Young, Word::CONTESTED | Word::SECOND), closing);
     let older = live(State::Young, Word::CONTESTED);
     let newer = live(State::Closing, Word::CONTESTED | Word::SECOND);
-    assert_eq!(owner(older, newer, &data(at(0)), NOW), Owner::First);
+    assert_eq!(owner(older, newer, &data(at(0)), NOW, false), Owner::First);
 }
 
 #[test]
 fn of_two_live_entries_the_nearer_has_a_segment() {
     let first = live(State::Pin, Word::CONTESTED);
     let second = live(State::Young, Word::CONTESTED | Word::SECOND).with_epoch(EPOCH + 10);
-    let belongs = |one: Word, other: Word, seq| match owner(one, other, &data(seq), NOW) {
+    let belongs = |one: Word, other: Word, seq| match owner(one, other, &data(seq), NOW, false) {
         Owner::First => one,
         Owner::Second => other,
     };

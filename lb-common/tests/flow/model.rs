@@ -141,6 +141,22 @@ impl Held {
         }
     }
 
+    /// Whether a segment is the very next after the SYN.
+    fn is_next(&self, segment: &Segment) -> bool {
+        match self.life {
+            Life::Asked { isn, .. } => segment.seq == isn.wrapping_add(1),
+            _ => false,
+        }
+    }
+
+    fn is_young(&self) -> bool {
+        matches!(self.life, Life::Young { .. })
+    }
+
+    fn has_proven(&self) -> bool {
+        self.newer && matches!(self.life, Life::Pin { .. })
+    }
+
     /// A segment without SYN that belongs to this entry.
     fn takes(&mut self, segment: &Segment, now: u32, pick: u32) {
         if self.is_asked() {
@@ -357,7 +373,10 @@ impl Reference {
             return 0;
         }
         if let Some(asked) = held.iter().position(Held::is_asked) {
-            return if held[asked].is_followed_by(segment) && !held[1 - asked].has(segment) {
+            let is_next = held[asked].is_next(segment);
+            return if held[asked].is_followed_by(segment)
+                && (is_next || !held[1 - asked].has(segment))
+            {
                 asked
             } else {
                 1 - asked
@@ -373,9 +392,16 @@ impl Reference {
             // In a tie to the newer one, or to a pin, rather than to one that is closing; else to the one seen last, or to the older.
             Ordering::Equal if held[0].has_replaced(&held[1]) => 0,
             Ordering::Equal if held[1].has_replaced(&held[0]) => 1,
+            // Then to the newer one if that has proven itself.
+            Ordering::Equal if held[0].has_proven() != held[1].has_proven() => {
+                usize::from(held[1].has_proven())
+            }
             Ordering::Equal => match held[0].quiet(now).cmp(&held[1].quiet(now)) {
                 Ordering::Less => 0,
                 Ordering::Greater => 1,
+                Ordering::Equal if held.iter().all(Held::is_young) => {
+                    usize::from(!held[0].newer)
+                }
                 Ordering::Equal => usize::from(held[0].newer),
             },
         }

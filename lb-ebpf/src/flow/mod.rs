@@ -404,6 +404,15 @@ impl<T: Table, const TRANSLATES: bool, const AT_ONCE: bool> World for Maps<T, TR
     }
 
     #[inline(always)]
+    fn answers(&self, place: Place) -> Option<bool> {
+        if TRANSLATES {
+            nat::answers::<T>(place)
+        } else {
+            None
+        }
+    }
+
+    #[inline(always)]
     fn barred(&self) -> u32 {
         if TRANSLATES {
             maps::handed_on().barred

@@ -39,7 +39,7 @@ use lb_ebpf::packet::Frame;
 
 pub(crate) use self::{
     endpoint::of_service,
-    live::at_endpoint,
+    live::{answers, at_endpoint},
     rewrite::{New, Rewrite, error_in_place, packet_in_place},
     steer::without_entry,
     store::{Carry, carry, copy, touch},
@@ -61,8 +61,8 @@ pub(crate) trait Translate: Rewrite {
     fn in_route(address: Self::Address) -> [u64; 2];
     /// Id of the endpoint at an address and port, or what is taken for one until its record was looked at; 0 is none.
     fn endpoint(address: Self::Address, port: u16) -> u32;
-    /// Takes a port of a pair for the flow at a place; 0 is none.
-    fn take_port(pair: u16, place: Place) -> u16;
+    /// Takes a port of a pair for the flow at a place, one that is free or one that is not: see [`lb_common::nat::ports::take`].
+    fn take_port(pair: u16, place: Place, is_free: bool) -> u16;
     /// The client's address and port in a flow's key.
     fn client_of(key: &<Self as Table>::Key) -> (<Self as Parse>::Address, u16)
     where
@@ -84,8 +84,8 @@ impl Translate for V4 {
     }
 
     #[inline(always)]
-    fn take_port(pair: u16, place: Place) -> u16 {
-        ports::take4(pair as u32, place.index, place.way) as u16
+    fn take_port(pair: u16, place: Place, is_free: bool) -> u16 {
+        ports::take4(pair as u32, place.index, place.way, is_free as u32) as u16
     }
 
     #[inline(always)]
@@ -109,8 +109,8 @@ impl Translate for V6 {
     }
 
     #[inline(always)]
-    fn take_port(pair: u16, place: Place) -> u16 {
-        ports::take6(pair as u32, place.index, place.way) as u16
+    fn take_port(pair: u16, place: Place, is_free: bool) -> u16 {
+        ports::take6(pair as u32, place.index, place.way, is_free as u32) as u16
     }
 
     #[inline(always)]

@@ -91,20 +91,21 @@ impl<T: Table> Ports for PortMaps<T> {
 /// [`ports::take`] of an IPv4 flow.
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub(super) extern "C" fn take4(pair: u32, index: u32, way: u32) -> u32 {
-    take::<V4>(pair, index, way)
+pub(super) extern "C" fn take4(pair: u32, index: u32, way: u32, is_free: u32) -> u32 {
+    take::<V4>(pair, index, way, is_free)
 }
 
 /// [`ports::take`] of an IPv6 flow.
 #[inline(never)]
 #[unsafe(no_mangle)]
-pub(super) extern "C" fn take6(pair: u32, index: u32, way: u32) -> u32 {
-    take::<V6>(pair, index, way)
+pub(super) extern "C" fn take6(pair: u32, index: u32, way: u32, is_free: u32) -> u32 {
+    take::<V6>(pair, index, way, is_free)
 }
 
 #[inline(always)]
-fn take<T: Table>(pair: u32, index: u32, way: u32) -> u32 {
-    ports::take(&PortMaps::<T>::NEW, pair as u16, Place { index, way }) as u32
+fn take<T: Table>(pair: u32, index: u32, way: u32, is_free: u32) -> u32 {
+    let place = Place { index, way };
+    ports::take(&PortMaps::<T>::NEW, pair as u16, place, is_free != 0) as u32
 }
 
 /// [`Ports::evict`]; a function of its own, which is called in a loop.

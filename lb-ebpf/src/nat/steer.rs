@@ -75,6 +75,7 @@ fn steer<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<(Reason, u32)
     noted.service = service as u32;
     noted.client = F::as_words(ends.source);
     noted.client_port = segment.source_port as u32;
+    noted.mtu = super::acknowledged(ctx, &segment)?;
     let barred = noted.barred;
 
     flow::favour::<F>(service, &segment, ends.source);

@@ -219,22 +219,23 @@ fn make<F: Family>(index: u32, way: u32, id: u32, stamp: u64) -> u32 {
         count += (hide::number(pair_of(backend, index) as u64).wrapping_neg() >> 63) as u32;
         index += 1;
     }
+    // A free port of any pair first, from one that differs from flow to flow on; then one of that pair which its flow needs no more.
     let mut chosen = scale((stamp >> 32) as u32, count);
     let mut attempt = 0;
-    while attempt < SNAT_ADDRESSES as u32 && attempt < count {
+    while attempt <= SNAT_ADDRESSES as u32 && attempt <= count {
         let pair = pair_of(backend, chosen);
         let port = if pair == 0 {
             0
         } else {
-            F::take_port(pair, place)
+            F::take_port(pair, place, attempt < count)
         };
         if port != 0 {
             let word = TranslationWord::new(pair, port);
             store::finish(translation, word, stamp);
             return word.0 as u32;
         }
-        chosen = if chosen + 1 < count { chosen + 1 } else { 0 };
         attempt += 1;
+        chosen = if chosen + 1 < count { chosen + 1 } else { 0 };
     }
     store::finish(translation, TranslationWord::new(0, 0), 0);
     NO_PORT

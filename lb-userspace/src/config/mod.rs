@@ -235,7 +235,7 @@ pub struct Service {
 pub struct Affinity {
     /// Services of one group place clients together, by the addresses of their backends; none: it does so alone.
     pub group: Option<String>,
-    /// How long a client without flows keeps its backend.
+    /// How long a client without flows keeps its backend; zero: its address alone decides, also while it has some.
     pub timeout: Duration,
 }
 

@@ -348,6 +348,21 @@ fn a_service_places_clients_if_it_says_so() {
     );
     let in_vain = "affinity_timeout = \"1h\"\naffinity_group = \"shop\"";
     assert_eq!(of(in_vain), (None, 2));
+
+    // What a load balancer of a fleet has seen is nothing to the others.
+    let in_fleet = |lines: &str| {
+        let text = SMALL.replacen("mode", &format!("{lines}\nmode"), 1);
+        let text = format!("fleet_seed = \"a secret of many letters\"\n{text}");
+        parse(Path::new("t.toml"), &text).map(|loaded| loaded.config.services[0].affinity.clone())
+    };
+    let placed = in_fleet("affinity = \"client-ip\"").expect("it is valid");
+    assert_eq!(placed, by(Duration::ZERO, None));
+    let timed = in_fleet("affinity = \"client-ip\"\naffinity_timeout = \"1h\"");
+    let wrong = timed.expect_err("there is nothing to keep").to_string();
+    assert!(
+        wrong.contains("affinity_timeout goes by the clients"),
+        "{wrong}"
+    );
 }
 
 #[test]

@@ -39,14 +39,18 @@ pub(super) struct Affinities {
     addresses: HashMap<u32, Address>,
     /// Clients that had to give way to others since the daemon started.
     evicted: u64,
+    /// Whether there may be clients of services that placed some in the pass before.
+    had_groups: bool,
+    has_begun: bool,
 }
 
 impl Affinities {
     /// Reads what the maps say.
     pub(super) fn begin(&mut self, maps: &Maps) {
-        let evicted = self.evicted;
         *self = Self {
-            evicted,
+            evicted: self.evicted,
+            had_groups: !self.groups.is_empty() || !self.has_begun,
+            has_begun: true,
             ..Self::default()
         };
         for id in 0..maps.services.len() {
@@ -62,9 +66,13 @@ impl Affinities {
         for (_, id) in maps.backend_ids() {
             let backend: Backend = maps.backends.get(id);
             if self.of(backend.service).0 != 0 {
-                let reference = BackendRef::new(id, BackendState(backend.state).generation());
-                self.backends
-                    .insert((backend.service, backend.address), reference);
+                let state = BackendState(backend.state);
+                let reference = BackendRef::new(id, state.generation());
+                let at = (backend.service, backend.address);
+                // Of several at one address any that takes new flows is as good.
+                if state.serving() == Serving::New || !self.backends.contains_key(&at) {
+                    self.backends.insert(at, reference);
+                }
                 self.addresses.insert(id, backend.address);
             }
         }
@@ -80,29 +88,38 @@ impl Affinities {
         word: Word,
         now: Tick,
     ) {
-        if !word.is_live() {
-            return;
-        }
-        let (group, _) = self.of(service);
-        if group == 0 {
+        let (group, ticks) = self.of(service);
+        if !word.is_live() || group == 0 {
             return;
         }
         let Some(&address) = self.addresses.get(&word.backend().id()) else {
             return;
         };
-        // A flow that is over was there when its last packet came; one that is open is there now.
-        let seen = if word.is(State::Closing) {
-            Tick(now.0.wrapping_sub(judge::age(word, now)))
-        } else {
+        // What has proven itself is there now; of what has not, or is over, that is known of the moment when it was seen last. Anybody can make up such.
+        let is_proven = word.is(State::Pin);
+        let seen = if is_proven {
             now
+        } else {
+            Tick(now.0.wrapping_sub(judge::age(word, now)))
         };
-        for member in &self.groups[&group] {
-            let there = self.backends.get(&(*member, address));
-            if let Some(&backend) = there
-                && (*member != service || backend == word.backend())
-            {
-                let key = v6::Key::new(client.words(), 0, *member);
-                self.evicted += u64::from(remember(maps, seed, key, backend, seen, now));
+        if judge::age(word.with_tick(seen), now) >= ticks {
+            return;
+        }
+        for &member in &self.groups[&group] {
+            let backend = if member == service {
+                Some(word.backend())
+            } else {
+                self.backends.get(&(member, address)).copied()
+            };
+            if let Some(backend) = backend {
+                let sight = Sight {
+                    key: v6::Key::new(client.words(), 0, member),
+                    backend,
+                    seen,
+                    is_proven,
+                    is_open: !word.is(State::Closing),
+                };
+                self.evicted += u64::from(sight.remember(maps, seed, now));
             }
         }
     }
@@ -110,6 +127,9 @@ impl Affinities {
     /// Forgets the clients that have had no flow for too long, and those whose backend is gone. Gives how many are left, by service id.
     pub(super) fn forget(&self, maps: &Maps, now: Tick) -> HashMap<u16, u64> {
         let mut clients = HashMap::new();
+        if self.groups.is_empty() && !self.had_groups {
+            return clients;
+        }
         for bucket in (0..maps.affinities.len()).map(|index| bucket(maps, index)) {
             for way in 0..WAYS {
                 let Some((key, word)) = bucket.read(way) else {
@@ -146,55 +166,79 @@ fn placing(maps: &Maps, service: u32) -> (u16, u32) {
     (word as u16, u32::from((word >> 16) as u16))
 }
 
-/// Has a client keep a backend, unless it keeps another one already that takes new flows. True if a client had to give way.
-fn remember(
-    maps: &Maps,
-    seed: &Seed,
+/// From this age on, in ticks, a client gives way to another: it was not met in the last pass, which takes half a minute at most.
+const GIVES_WAY_TICKS: u32 = 8;
+
+/// What a flow says of its client.
+struct Sight {
+    /// The client, and the service that it may come to next.
     key: v6::Key,
+    /// The backend there.
     backend: BackendRef,
+    /// When the flow was there.
     seen: Tick,
-    now: Tick,
-) -> bool {
-    let value = Word::live(State::Pin, backend, 0, seen, 0);
-    let homes = key.homes(seed, maps.affinities.len());
-    let places = || {
-        homes.into_iter().flat_map(|index| {
-            let bucket = bucket(maps, index);
-            (0..WAYS).map(move |way| (bucket, way))
-        })
-    };
-    let held = places().find_map(|(bucket, way)| {
-        let (found, word) = bucket.read(way)?;
-        (found == key).then(|| (bucket.value(way), word))
-    });
-    if let Some((place, word)) = held {
-        let is_same = word.backend() == backend;
-        let is_later = judge::age(value, now) < judge::age(word, now);
-        if (is_same && is_later) || (!is_same && !takes_new(maps, word) && takes_new(maps, value)) {
-            place.store(value.0, Ordering::Release);
+    /// Whether it has proven itself.
+    is_proven: bool,
+    /// Whether it is not over.
+    is_open: bool,
+}
+
+impl Sight {
+    /// Has the client keep the backend, unless it keeps another one already that takes new flows. True if a client had to give way.
+    fn remember(&self, maps: &Maps, seed: &Seed, now: Tick) -> bool {
+        let value = Word::live(State::Pin, self.backend, 0, self.seen, 0);
+        let homes = self.key.homes(seed, maps.affinities.len());
+        let places = || {
+            homes.into_iter().flat_map(|index| {
+                let bucket = bucket(maps, index);
+                (0..WAYS).map(move |way| (bucket, way))
+            })
+        };
+        let held = places().find_map(|(bucket, way)| {
+            let (found, word) = bucket.read(way)?;
+            (found == self.key).then(|| (bucket.value(way), word))
+        });
+        if let Some((place, word)) = held {
+            let is_same = word.backend() == self.backend;
+            let is_later = judge::age(value, now) < judge::age(word, now);
+            let has_moved = self.is_open && !takes_new(maps, word) && takes_new(maps, value);
+            if (is_same && is_later) || (!is_same && has_moved) {
+                place.store(value.0, Ordering::Release);
+            }
+            return false;
         }
-        return false;
+        if !takes_new(maps, value) {
+            return false;
+        }
+        let word_at = |(bucket, way): (Bucket<'_, v6::Key>, u32)| Word(load(bucket.value(way)));
+        let is_free = |place: &(Bucket<'_, v6::Key>, u32)| word_at(*place) == Word::EMPTY;
+        let free_in = |index| {
+            let bucket = bucket(maps, index);
+            (0..WAYS).filter(|&way| is_free(&(bucket, way))).count()
+        };
+        let emptier = homes[usize::from(free_in(homes[1]) > free_in(homes[0]))];
+        let own = bucket(maps, emptier);
+        let free = (0..WAYS).map(|way| (own, way)).find(is_free);
+        // What anybody can make up takes nothing from others.
+        let quiet = || {
+            let oldest = places().max_by_key(|place| judge::age(word_at(*place), now));
+            oldest.filter(|place| {
+                self.is_proven && judge::age(word_at(*place), now) >= GIVES_WAY_TICKS
+            })
+        };
+        let Some((place, way)) = free.or_else(quiet) else {
+            return false;
+        };
+        let gives_way = !is_free(&(place, way));
+        // Nobody takes the key that is there for one with the value that comes, nor the other way round.
+        place.value(way).store(Word::EMPTY.0, Ordering::Release);
+        let words = [self.key.address[0], self.key.address[1], self.key.rest];
+        for (to, word) in place.key_words(way).iter().zip(words) {
+            to.store(word, Ordering::Release);
+        }
+        place.value(way).store(value.0, Ordering::Release);
+        gives_way
     }
-    if !takes_new(maps, value) {
-        return false;
-    }
-    let word_at = |(bucket, way): (Bucket<'_, v6::Key>, u32)| Word(load(bucket.value(way)));
-    let (place, way) = places()
-        .find(|place| word_at(*place) == Word::EMPTY)
-        .or_else(|| places().max_by_key(|place| judge::age(word_at(*place), now)))
-        .expect("a bucket has places");
-    let gives_way = word_at((place, way)) != Word::EMPTY;
-    // Nobody takes the key that is there for one with the value that comes, nor the other way round.
-    place.value(way).store(Word::EMPTY.0, Ordering::Release);
-    for (to, word) in place
-        .key_words(way)
-        .iter()
-        .zip([key.address[0], key.address[1], key.rest])
-    {
-        to.store(word, Ordering::Release);
-    }
-    place.value(way).store(value.0, Ordering::Release);
-    gives_way
 }
 
 fn bucket(maps: &Maps, index: u32) -> Bucket<'_, v6::Key> {
@@ -215,7 +259,8 @@ fn is_known(maps: &Maps, backend: BackendRef) -> bool {
 /// Whether the backend that an entry names takes new flows.
 fn takes_new(maps: &Maps, word: Word) -> bool {
     let backend = word.backend();
-    is_known(maps, backend) && maps.state(backend.id()).serving() == Serving::New
+    let state = || maps.state(backend.id());
+    is_known(maps, backend) && state().serving() == Serving::New && state().is_resolved()
 }
 
 #[cfg(test)]
@@ -342,6 +387,11 @@ mod tests {
         assert_eq!(fixture.kept(1), 0);
         fixture.pass_over(&[(1, pin(12, NOW).with_state(State::Young))], NOW);
         assert_eq!(fixture.kept(1), 12);
+        // But it is known of its beginning only.
+        let young = pin(12, NOW).with_state(State::Young);
+        let later = NOW.later(u32::from(TICKS));
+        fixture.pass_over(&[(1, young)], later);
+        assert_eq!(fixture.kept(1), 0);
     }
 
     #[test]
@@ -377,6 +427,9 @@ mod tests {
         fixture.serves(12, Serving::ExistingOnly);
         fixture.pass(&[(1, 12)], NOW);
         assert_eq!(fixture.kept(1), 12, "it may come back");
+        let over = pin(11, NOW).with_state(State::Closing);
+        fixture.pass_over(&[(1, pin(12, NOW)), (1, over)], NOW);
+        assert_eq!(fixture.kept(1), 12, "the client opened nothing elsewhere");
         fixture.pass(&[(1, 12), (1, 11)], NOW);
         assert_eq!(fixture.kept(1), 11);
         fixture.serves(12, Serving::New);
@@ -409,20 +462,46 @@ mod tests {
         assert_eq!(fixture.kept(3), 0);
     }
 
+    /// As of several processes on one host.
     #[test]
-    fn where_there_is_no_room_the_client_that_was_quiet_longest_gives_way() {
-        let mut fixture = Fixture::new();
-        fixture.pass(&[(3, 31)], NOW);
+    fn backends_at_one_address_are_told_apart() {
+        for own in [12, 13] {
+            let mut fixture = Fixture::new();
+            let other = Backend {
+                port: 81,
+                ..fixture.maps.backends.get(12)
+            };
+            fixture.maps.backends.set(13, &other);
+            fixture.serves(13, Serving::New);
+            fixture.pass(&[(1, own)], NOW);
+            assert_eq!((fixture.kept(1), fixture.kept(2)), (own, 22));
+        }
+    }
+
+    fn crowd(fixture: &mut Fixture, word: Word, now: Tick) {
         fixture.affinities.begin(&fixture.maps);
-        let later = NOW.later(10);
         for n in 0..200_u8 {
             let client = Address([n, 200, 7, n, 5, 4, 3, 2, 1, 0, n, 1, 2, 3, 4, n]);
-            fixture
-                .affinities
-                .note(&fixture.maps, &SEED, client, 3, pin(31, later), later);
+            let Fixture { maps, affinities } = fixture;
+            affinities.note(maps, &SEED, client, 3, word, now);
         }
-        assert!(fixture.affinities.evicted() > 0);
+    }
+
+    #[test]
+    fn where_there_is_no_room_a_client_that_was_not_met_lately_gives_way() {
+        let mut fixture = Fixture::new();
+        fixture.pass(&[(3, 31)], NOW);
+        let soon = NOW.later(GIVES_WAY_TICKS - 1);
+        crowd(&mut fixture, pin(31, soon), soon);
+        assert_eq!((fixture.kept(3), fixture.affinities.evicted()), (31, 0));
+        let later = NOW.later(2 * GIVES_WAY_TICKS);
+        // What anybody can make up has nobody give way.
+        let young = pin(31, later).with_state(State::Young);
+        crowd(&mut fixture, young, later);
+        assert_eq!((fixture.kept(3), fixture.affinities.evicted()), (31, 0));
+        crowd(&mut fixture, pin(31, later), later);
         assert_eq!(fixture.kept(3), 0, "it was the oldest everywhere");
+        assert!(fixture.affinities.evicted() > 0);
         let places = u64::from(fixture.maps.affinities.len()) * u64::from(WAYS);
         let left = fixture.affinities.forget(&fixture.maps, later)[&3];
         assert!(left > places / 2 && left <= places, "{left} of {places}");

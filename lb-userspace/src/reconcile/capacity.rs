@@ -87,6 +87,14 @@ pub(super) fn other_limits(config: &Config, capacity: &Capacity) -> Vec<String> 
         ));
     }
     // Limits that come to the same number of buckets are the same.
+    if bucket::buckets_for(limits.clients) != capacity.affinity_buckets {
+        let held = resize::flows_in(capacity.affinity_buckets);
+        warnings.push(format!(
+            "{path}: limits: the maps were made with room for {held} clients (not {}), which stays in force; to change that, stop the daemon, run \
+             `tether cleanup` (which forgets all flows) and start it again",
+            limits.clients
+        ));
+    }
     let sizes: Vec<String> = [IpVersion::V4, IpVersion::V6]
         .into_iter()
         .map(|version| {

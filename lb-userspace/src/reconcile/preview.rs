@@ -224,6 +224,7 @@ impl Service<'_> {
         let backends = self.backends(before.as_deref(), after);
         let same = change == ServiceChange::Changed
             && !(renamed || error_is_new || table_size.differ() || min_healthy.differ())
+            && !self.places_anew()
             && backends
                 .iter()
                 .all(|one| one.change == BackendChange::Kept && !one.serving.differ());
@@ -239,6 +240,7 @@ impl Service<'_> {
             table_size,
             min_healthy,
             moved: match (&before, after) {
+                _ if self.places_anew() => 1.0,
                 (Some(before), Some(after)) => moved(before, after),
                 (None, Some(_)) => 1.0,
                 // No table is written: as it is, or, of a removed service, as it stays.
@@ -265,8 +267,19 @@ impl Service<'_> {
     }
 
     fn changes_table(&self) -> bool {
-        let today = self.today.map(|(_, today)| (today.name, &today.table));
-        today != Some((self.resolved.name, &self.resolved.table))
+        let today = self.today.map(|(_, today)| (today.placed_as, &today.table));
+        today != Some((self.resolved.placed_as, &self.resolved.table))
+    }
+
+    /// Whether each client has another slot: the service begins or ceases to place clients, or does so together with others.
+    fn places_anew(&self) -> bool {
+        let places_clients = |service: &resolve::Service<'_>| {
+            service.placing.is_some_and(|placing| placing.group != 0)
+        };
+        self.today.is_some_and(|(_, today)| {
+            today.seed != self.resolved.seed
+                || places_clients(today) != places_clients(self.resolved)
+        })
     }
 
     fn backends(&self, before: Option<&[u32]>, after: Option<&[u32]>) -> Vec<BackendPreview> {

@@ -18,7 +18,7 @@ fn words<T: Serialize>(all: &[T]) -> Object {
 
 /// A forwarding mode.
 pub(crate) fn mode() -> Object {
-    words(&[Mode::L2, Mode::Ipip])
+    words(&[Mode::L2, Mode::Ipip, Mode::Nat, Mode::Dnat])
 }
 
 /// What a backend is given.

@@ -1,5 +1,7 @@
 //! Whether a service places each flow for itself, or clients.
 
+use std::time::Duration;
+
 use toml::Spanned;
 
 use super::{
@@ -8,19 +10,41 @@ use super::{
         problem::Findings,
         read::{Reader, nearest},
     },
+    balance::{Site, alone},
     service::valid_name,
 };
 
 /// Reads a service's keys. None: it places each flow for itself.
-pub(super) fn read(reader: &mut Reader<'_>, findings: &mut Findings<'_>) -> Option<Affinity> {
+pub(super) fn read(
+    reader: &mut Reader<'_>,
+    site: &Site<'_>,
+    findings: &mut Findings<'_>,
+) -> Option<Affinity> {
     let places_clients = places_clients(reader, findings);
     let timeout = reader.duration("affinity_timeout", AFFINITY_TIMEOUTS, findings);
     let group = reader
         .string("affinity_group", "\"chat\"", findings)
         .and_then(|group| valid_name(group, reader, findings));
     if places_clients {
+        if let Some(timeout) = &timeout {
+            let why = "goes by the clients that this load balancer has seen";
+            alone(
+                timeout,
+                "affinity_timeout",
+                why,
+                site,
+                &reader.object,
+                findings,
+            );
+        }
+        // Load balancers of a fleet choose alike for the same client, whichever of them has seen it.
+        let default = if site.is_fleet {
+            Duration::ZERO
+        } else {
+            AFFINITY_TIMEOUT
+        };
         return Some(Affinity {
-            timeout: timeout.map_or(AFFINITY_TIMEOUT, Spanned::into_inner),
+            timeout: timeout.map_or(default, Spanned::into_inner),
             group: group.map(|group| (*group.get_ref()).to_owned()),
         });
     }

@@ -237,7 +237,7 @@ pub(super) fn part(
 }
 
 /// Refuses in a fleet what makes its load balancers' tables differ.
-fn alone<T>(
+pub(super) fn alone<T>(
     value: &Spanned<T>,
     key: &str,
     why: &str,

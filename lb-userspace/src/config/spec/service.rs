@@ -100,7 +100,7 @@ pub(super) fn read(
             "set drain_deadline too, or leave it to the command",
         );
     }
-    let affinity = affinity::read(&mut reader, findings);
+    let affinity = affinity::read(&mut reader, site, findings);
     let policy = balance::read(&mut reader, site, findings);
     let health = health::read(&mut reader, mode, &object, findings);
     let parent = Parent {
