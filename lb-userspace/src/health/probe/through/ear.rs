@@ -20,15 +20,12 @@ use lb_common::{
 use socket2::{Domain, SockFilter, Socket, Type};
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    sync::mpsc,
     task::JoinHandle,
 };
 
-use super::{lock, port::drop_all, tcp::Segment};
+use super::{inbox::Inbox, lock, port::drop_all, tcp::Segment};
 use crate::packet::link_address;
 
-/// Segments that wait for one check; what comes beyond them is sent again.
-const MOST_WAITING: usize = 256;
 /// Ports that are compared one by one; a filter for more would be longer than the kernel keeps (`net.core.optmem_max`).
 const MOST_PORTS: usize = 1_000;
 /// The largest packet: the kernel merges segments before they come here.
@@ -49,7 +46,7 @@ const DROP: SockFilter = SockFilter::new(RETURN, 0, 0, 0);
 const TAKE: SockFilter = SockFilter::new(RETURN, 0, 0, LARGEST as u32);
 
 /// By port and address.
-type Listeners = BTreeMap<(u16, IpAddr), mpsc::Sender<(SocketAddr, Segment)>>;
+type Listeners = BTreeMap<(u16, IpAddr), Arc<Inbox>>;
 
 /// Hears packets of one version of IP.
 #[derive(Debug)]
@@ -90,25 +87,22 @@ impl Ear {
         })
     }
 
-    /// Hears what comes for a port, until it is forgotten.
+    /// Hears what comes from a VIP for a port, until it is forgotten.
     ///
     /// # Errors
     /// When the kernel refuses the filter, or somebody has the port.
-    pub(super) fn listen(
-        &self,
-        own: SocketAddr,
-    ) -> io::Result<mpsc::Receiver<(SocketAddr, Segment)>> {
-        let (sender, receiver) = mpsc::channel(MOST_WAITING);
+    pub(super) fn listen(&self, own: SocketAddr, vip: SocketAddr) -> io::Result<Arc<Inbox>> {
+        let inbox = Arc::new(Inbox::new(vip));
         let mut listeners = lock(&self.listeners);
         match listeners.entry(key(own)) {
             Entry::Occupied(_) => return Err(io::Error::from_raw_os_error(libc::EADDRINUSE)),
-            Entry::Vacant(place) => place.insert(sender),
+            Entry::Vacant(place) => place.insert(inbox.clone()),
         };
         let filtered = self.filter(&listeners);
         if filtered.is_err() {
             listeners.remove(&key(own));
         }
-        filtered.map(|()| receiver)
+        filtered.map(|()| inbox)
     }
 
     /// Hears no more of it.
@@ -193,9 +187,8 @@ async fn read(socket: Arc<AsyncFd<Socket>>, listeners: Arc<Mutex<Listeners>>) {
         let Some((from, to, segment)) = parse(packet) else {
             continue;
         };
-        if let Some(listener) = lock(&listeners).get(&key(to)) {
-            // Whoever is too slow has it sent again.
-            let _ = listener.try_send((from, segment));
+        if let Some(inbox) = lock(&listeners).get(&key(to)) {
+            inbox.put(from, segment);
         }
     }
 }

@@ -14,6 +14,7 @@
 //! Nothing of the host is changed. It takes `CAP_NET_RAW`.
 
 mod ear;
+mod inbox;
 mod port;
 mod tcp;
 
@@ -183,12 +184,10 @@ impl Through {
         let (wire, own) = self.way().await?;
         drop(place.take_if(|port| port.own().ip() != own));
         let port = match place {
-            Some(port) => {
-                port.forget_what_came();
-                port
-            }
+            Some(port) => port,
             None => place.insert(self.port_at(own).map_err(|error| unasked(&error))?),
         };
+        port.begin();
         Ok(Line {
             wire,
             port,
@@ -198,7 +197,7 @@ impl Through {
     }
 
     fn port_at(&self, own: IpAddr) -> io::Result<Port> {
-        Port::open(self.passages.ear(IpVersion::of(own))?, own)
+        Port::open(self.passages.ear(IpVersion::of(own))?, own, self.to.vip)
     }
 
     /// How packets get to the backend, and this host's address that it answers to.
@@ -336,7 +335,7 @@ impl Wire {
 #[derive(Debug)]
 pub(super) struct Line<'p> {
     wire: Wire,
-    port: &'p mut Port,
+    port: &'p Port,
     vip: SocketAddr,
     tcp: Tcp,
 }
@@ -390,7 +389,7 @@ impl Line<'_> {
 
     /// Waits for a segment and takes it in, or has sent again what was not acknowledged in time.
     async fn hear(&mut self) {
-        let next = self.port.next_from(self.vip);
+        let next = self.port.next();
         match self.tcp.patience() {
             None => self.tcp.receive(&next.await),
             Some(patience) => match timeout(patience, next).await {
@@ -427,5 +426,6 @@ impl Drop for Line<'_> {
             // What does not get there leaves the backend with a connection that nobody answers for, until it gives up.
             let _ = self.wire.send(&self.packet(&segment));
         }
+        self.port.end();
     }
 }

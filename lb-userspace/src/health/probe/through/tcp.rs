@@ -14,7 +14,7 @@ const MOST_DATA: u16 = 1_180;
 /// What a peer takes that tells nothing (RFC 9293, section 3.7.1).
 const LEAST_DATA: u16 = 536;
 /// Bytes that are kept for whoever reads, at most: the window that is told.
-const WINDOW: usize = u16::MAX as usize;
+pub(super) const WINDOW: usize = u16::MAX as usize;
 /// Bytes that wait to be sent and acknowledged, at most.
 const MOST_UNSENT: usize = 64 << 10;
 /// Time to the first repetition; each takes twice as long as the one before.
