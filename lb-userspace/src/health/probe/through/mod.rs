@@ -14,6 +14,7 @@
 //! Nothing of the host is changed. It takes `CAP_NET_RAW`.
 
 mod ear;
+mod filter;
 mod inbox;
 mod port;
 mod tcp;

@@ -7,12 +7,9 @@ use std::{
 };
 
 use lb_common::net::IpVersion;
-use socket2::{SockFilter, Socket, Type};
+use socket2::{Socket, Type};
 
-use super::{domain, ear::Ear, inbox::Inbox, tcp::Segment};
-
-/// RET of a classic BPF program: so many bytes are taken.
-const RETURN: u16 = 0x06;
+use super::{domain, ear::Ear, filter::DROP, inbox::Inbox, tcp::Segment};
 
 /// The port.
 #[derive(Debug)]
@@ -77,5 +74,5 @@ impl Drop for Port {
 /// # Errors
 /// The kernel's.
 pub(super) fn drop_all(socket: &Socket) -> io::Result<()> {
-    socket.attach_filter(&[SockFilter::new(RETURN, 0, 0, 0)])
+    socket.attach_filter(&[DROP])
 }
