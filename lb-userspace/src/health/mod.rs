@@ -58,6 +58,10 @@ pub async fn run(
     let mut running = HashMap::new();
     loop {
         let wanted = targets.borrow_and_update().clone();
+        let vips = wanted.iter().filter_map(|target| target.through);
+        shared
+            .passages
+            .set_vips(vips.map(|to| to.vip.ip()).collect());
         adjust(&mut running, &shared, &mut places, wanted);
         tokio::select! {
             () = crate::shutdown::requested(&mut shutdown) => return Ok(()),

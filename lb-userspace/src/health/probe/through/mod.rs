@@ -20,6 +20,7 @@ mod port;
 mod tcp;
 
 use std::{
+    collections::BTreeSet,
     io,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -46,7 +47,10 @@ use super::{super::track::Reply, Failure, classify};
 use crate::{
     by_version::ByVersion,
     model::{Passage, ToVip},
-    neighbour::netlink::{Error, Netlink},
+    neighbour::{
+        netlink::{Error, Netlink},
+        way::Route,
+    },
     packet::{self, ethertype, link_address},
 };
 
@@ -64,6 +68,8 @@ pub(in crate::health) struct Passages {
     netlink: OnceCell<Netlink>,
     ears: Mutex<ByVersion<Option<Arc<Ear>>>>,
     wires: Mutex<Wires>,
+    /// Those of all checks: what is sent to one of them is a client's, and never a backend's answer.
+    vips: Mutex<BTreeSet<IpAddr>>,
 }
 
 /// Sockets that packets are sent by.
@@ -79,6 +85,15 @@ impl Passages {
         self.netlink
             .get_or_try_init(|| async { Netlink::connect() })
             .await
+    }
+
+    /// Tells the VIPs of all checks, from none of which any may be asked.
+    pub(in crate::health) fn set_vips(&self, vips: BTreeSet<IpAddr>) {
+        *lock(&self.vips) = vips;
+    }
+
+    fn has_vip(&self, address: IpAddr) -> bool {
+        lock(&self.vips).contains(&address)
     }
 
     fn ear(&self, version: IpVersion) -> io::Result<Arc<Ear>> {
@@ -182,7 +197,8 @@ impl Through {
 
     /// A connection that is to be opened, with the port that is in its place, or a new one.
     pub(super) async fn line<'p>(&self, place: &'p mut Option<Port>) -> Result<Line<'p>, Failure> {
-        let (wire, own) = self.way().await?;
+        let (route, own) = self.way().await?;
+        let wire = self.wire(&route).await?;
         drop(place.take_if(|port| port.own().ip() != own));
         let port = match place {
             Some(port) => port,
@@ -201,28 +217,50 @@ impl Through {
         Port::open(self.passages.ear(IpVersion::of(own))?, own, self.to.vip)
     }
 
-    /// How packets get to the backend, and this host's address that it answers to.
-    async fn way(&self) -> Result<(Wire, IpAddr), Failure> {
+    async fn netlink(&self) -> Result<&Netlink, Failure> {
         let netlink = self.passages.netlink().await;
-        let netlink = netlink.map_err(|error| unasked(&error))?;
+        netlink.map_err(|error| unasked(&error))
+    }
+
+    /// The route to the backend, and this host's address that it answers to.
+    async fn way(&self) -> Result<(Route, IpAddr), Failure> {
+        let netlink = self.netlink().await?;
         let route = netlink.route(self.backend).await;
         let route = route.map_err(|error| no_route(&error))?;
         if route.local || !route.unicast {
             return Err(Failure::unasked("there is no route to another host there"));
         }
+        let own = self.own_address(netlink, &route).await?;
+        Ok((route, own))
+    }
+
+    /// The address that the kernel itself would speak from on the route to the backend, or if they are of different versions of IP, to the VIP; if that is a VIP, another one.
+    async fn own_address(&self, netlink: &Netlink, route: &Route) -> Result<IpAddr, Failure> {
         let vip = self.to.vip.ip();
-        let own = if vip.is_ipv4() == self.backend.is_ipv4() {
+        let version = IpVersion::of(vip);
+        let is_vip = |address: IpAddr| address == vip || self.passages.has_vip(address);
+        let first = if version == IpVersion::of(self.backend) {
             route.source
         } else {
-            own_address(netlink, vip).await
+            source_towards(netlink, vip).await
         };
-        let Some(own) = own else {
-            return Err(Failure::unasked(format!(
-                "this host has no address of IPv{} to ask from",
-                IpVersion::of(vip) as u8
-            )));
-        };
-        let wire = match self.to.by {
+        if let Some(own) = first.filter(|own| !is_vip(*own)) {
+            return Ok(own);
+        }
+        let others = netlink.addresses(version).await;
+        let others = others.map_err(|error| Failure::unasked(error.to_string()))?;
+        choose(&others, route.interface, is_vip).ok_or_else(|| {
+            Failure::unasked(format!(
+                "this host has no address of IPv{} to ask from that is no VIP",
+                version as u8
+            ))
+        })
+    }
+
+    /// How packets get to the backend.
+    async fn wire(&self, route: &Route) -> Result<Wire, Failure> {
+        let vip = self.to.vip.ip();
+        Ok(match self.to.by {
             Passage::Tunnel => {
                 let versions = (IpVersion::of(vip), IpVersion::of(self.backend));
                 Wire {
@@ -239,18 +277,18 @@ impl Through {
                 ));
             }
             Passage::Link => {
-                let mac = self.mac(netlink, route.interface).await?;
+                let mac = self.mac(route.interface).await?;
                 Wire {
                     socket: self.passages.link().map_err(|error| unasked(&error))?,
                     to: link_address(route.interface, ethertype(vip), mac),
                 }
             }
-        };
-        Ok((wire, own))
+        })
     }
 
     /// The MAC of the backend, which the kernel is told to ask for if it does not know it.
-    async fn mac(&self, netlink: &Netlink, interface: u32) -> Result<[u8; 6], Failure> {
+    async fn mac(&self, interface: u32) -> Result<[u8; 6], Failure> {
+        let netlink = self.netlink().await?;
         let mut asked = false;
         loop {
             let entry = netlink.entry(interface, self.backend).await;
@@ -288,26 +326,23 @@ fn no_route(error: &Error) -> Failure {
     }
 }
 
-/// This host's address on its route to a VIP, or if it has the VIP itself, another one that is not of its loopback alone.
-async fn own_address(netlink: &Netlink, vip: IpAddr) -> Option<IpAddr> {
-    if let Ok(route) = netlink.route(vip).await
-        && !route.local
-        && route.source.is_some()
-    {
-        return route.source;
-    }
-    nix::ifaddrs::getifaddrs().ok()?.find_map(|one| {
-        let address = one.address?;
-        let four = address.as_sockaddr_in().map(|at| IpAddr::V4(at.ip()));
-        let six = || address.as_sockaddr_in6().map(|at| IpAddr::V6(at.ip()));
-        four.or_else(six).filter(|own| {
-            let is_of_link = matches!(own, IpAddr::V6(six) if six.is_unicast_link_local());
-            own.is_ipv4() == vip.is_ipv4()
-                && *own != vip
-                && !is_of_link
-                && one.interface_name != "lo"
-        })
-    })
+/// This host's address on its route to a VIP that it does not have itself.
+async fn source_towards(netlink: &Netlink, vip: IpAddr) -> Option<IpAddr> {
+    let route = netlink.route(vip).await.ok()?;
+    route.source.filter(|_| !route.local)
+}
+
+/// An address to ask from, of several with their interfaces: rather one of the interface by which packets leave.
+fn choose(
+    addresses: &[(u32, IpAddr)],
+    interface: u32,
+    is_vip: impl Fn(IpAddr) -> bool,
+) -> Option<IpAddr> {
+    addresses
+        .iter()
+        .filter(|(_, address)| !is_vip(*address))
+        .min_by_key(|(at, _)| *at != interface)
+        .map(|(_, address)| *address)
 }
 
 /// A socket, and where it sends.
@@ -428,5 +463,26 @@ impl Drop for Line<'_> {
             let _ = self.wire.send(&self.packet(&segment));
         }
         self.port.end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_check_is_asked_from_no_vip_and_rather_from_the_interface_that_it_leaves_by() {
+        let at = |host| IpAddr::from([10, 0, 0, host]);
+        let addresses = [(2, at(1)), (3, at(2)), (3, at(3)), (3, at(4))];
+        let chosen = |interface, vips: &[u8]| {
+            choose(&addresses, interface, |address| {
+                vips.iter().any(|vip| at(*vip) == address)
+            })
+        };
+        assert_eq!(chosen(3, &[]), Some(at(2)));
+        assert_eq!(chosen(3, &[2, 3]), Some(at(4)));
+        assert_eq!(chosen(3, &[2, 3, 4]), Some(at(1)), "of another interface");
+        assert_eq!(chosen(4, &[1]), Some(at(2)));
+        assert_eq!(chosen(3, &[1, 2, 3, 4]), None);
     }
 }
