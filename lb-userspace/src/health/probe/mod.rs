@@ -148,14 +148,7 @@ impl Probe {
         limit: Limit,
     ) -> Result<(), Failure> {
         let mut place = through.port().await;
-        let mut line = match timeout_at(limit.deadline, through.line(&mut place)).await {
-            Ok(line) => line?,
-            Err(_) => {
-                return Err(Failure::unasked(format!(
-                    "the way to it was not found within {limit}"
-                )));
-            }
-        };
+        let mut line = through.line(&mut place, limit).await?;
         match timeout_at(limit.deadline, line.open()).await {
             Ok(opened) => opened.map_err(|error| classify(&error))?,
             Err(_) => {

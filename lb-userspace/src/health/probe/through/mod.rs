@@ -35,7 +35,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream},
     sync::OnceCell,
-    time::timeout,
+    time::{timeout, timeout_at},
 };
 
 use self::{
@@ -43,7 +43,7 @@ use self::{
     port::Port,
     tcp::{Segment, State, Tcp},
 };
-use super::{super::track::Reply, Failure, classify};
+use super::{super::track::Reply, Failure, Limit, classify};
 use crate::{
     by_version::ByVersion,
     model::{Passage, ToVip},
@@ -196,9 +196,18 @@ impl Through {
     }
 
     /// A connection that is to be opened, with the port that is in its place, or a new one.
-    pub(super) async fn line<'p>(&self, place: &'p mut Option<Port>) -> Result<Line<'p>, Failure> {
-        let (route, own) = self.way().await?;
-        let wire = self.wire(&route).await?;
+    pub(super) async fn line<'p>(
+        &self,
+        place: &'p mut Option<Port>,
+        limit: Limit,
+    ) -> Result<Line<'p>, Failure> {
+        let Ok(way) = timeout_at(limit.deadline, self.way()).await else {
+            return Err(Failure::unasked(format!(
+                "the way to it was not found within {limit}"
+            )));
+        };
+        let (route, own) = way?;
+        let wire = self.wire(&route, limit).await?;
         drop(place.take_if(|port| port.own().ip() != own));
         let port = match place {
             Some(port) => port,
@@ -258,7 +267,7 @@ impl Through {
     }
 
     /// How packets get to the backend.
-    async fn wire(&self, route: &Route) -> Result<Wire, Failure> {
+    async fn wire(&self, route: &Route, limit: Limit) -> Result<Wire, Failure> {
         let vip = self.to.vip.ip();
         Ok(match self.to.by {
             Passage::Tunnel => {
@@ -277,7 +286,9 @@ impl Through {
                 ));
             }
             Passage::Link => {
-                let mac = self.mac(route.interface).await?;
+                let mac = timeout_at(limit.deadline, self.mac(route.interface)).await;
+                // A check without the time to wait for the neighbour's answer has got none.
+                let mac = mac.unwrap_or_else(|_| Err(nobody()))?;
                 Wire {
                     socket: self.passages.link().map_err(|error| unasked(&error))?,
                     to: link_address(route.interface, ethertype(vip), mac),
@@ -297,16 +308,20 @@ impl Through {
                 return Ok(mac);
             }
             if asked {
-                return Err(Failure {
-                    reply: Reply::Silent,
-                    came: "found nobody on the link who has the backend's address".into(),
-                });
+                return Err(nobody());
             }
             asked = true;
             // A refusal shows as an entry that stays away.
             let _ = netlink.use_neighbour(interface, self.backend).await;
             tokio::time::sleep(ROUND_TRIP).await;
         }
+    }
+}
+
+fn nobody() -> Failure {
+    Failure {
+        reply: Reply::Silent,
+        came: "found nobody on the link who has the backend's address".into(),
     }
 }
 
