@@ -159,13 +159,20 @@ impl Probe {
         }
         let (near, far) = tokio::io::duplex(PIPE_BYTES);
         let mut asked = std::pin::pin!(self.ask_on(near, tls, limit));
-        tokio::select! {
+        let carried = tokio::select! {
             biased;
             done = &mut asked => return done,
-            () = line.carry(far) => (),
-        }
+            carried = line.carry(far) => carried,
+        };
         // The connection has ended: what came before is still to be read.
-        asked.await
+        let done = asked.await;
+        match carried {
+            // What is missing then is not for the backend to answer for.
+            Err(error) if done.is_err() => Err(Failure::unasked(format!(
+                "this host could not send: {error}"
+            ))),
+            Ok(()) | Err(_) => done,
+        }
     }
 
     /// Asks over a connection that stands.

@@ -77,6 +77,8 @@ impl Inbox {
     /// The next segment, as soon as there is one. One task may wait.
     pub(super) async fn next(&self) -> Segment {
         loop {
+            // However fast they come, others get their turn, and so does the end of the check.
+            tokio::task::coop::consume_budget().await;
             if let Some(segment) = self.take() {
                 return segment;
             }

@@ -24,7 +24,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use lb_common::{
@@ -35,13 +35,13 @@ use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream},
     sync::OnceCell,
-    time::{timeout, timeout_at},
+    time::timeout_at,
 };
 
 use self::{
     ear::Ear,
     port::Port,
-    tcp::{Segment, State, Tcp},
+    tcp::{Segment, State, Tcp, Timer},
 };
 use super::{super::track::Reply, Failure, Limit, classify};
 use crate::{
@@ -219,6 +219,7 @@ impl Through {
             port,
             vip: self.to.vip,
             tcp: Tcp::new(fastrand::u32(..)),
+            timer: Timer::default(),
         })
     }
 
@@ -389,6 +390,7 @@ pub(super) struct Line<'p> {
     port: &'p Port,
     vip: SocketAddr,
     tcp: Tcp,
+    timer: Timer,
 }
 
 impl Line<'_> {
@@ -408,23 +410,28 @@ impl Line<'_> {
         }
     }
 
-    /// Carries what comes and goes, until the other side resets it or nothing can be sent any more: `here` is then closed.
-    pub(super) async fn carry(&mut self, here: DuplexStream) {
+    /// Carries what comes and goes, until the other side resets it or nobody reads any more: `here` is then closed.
+    ///
+    /// # Errors
+    /// When this host can send nothing any more. What came before has been carried then.
+    pub(super) async fn carry(&mut self, here: DuplexStream) -> io::Result<()> {
         let (mut reader, mut writer) = tokio::io::split(here);
         let mut buffer = vec![0; READ_BYTES];
         let (mut is_read, mut is_shut) = (false, false);
         loop {
             let incoming = self.tcp.take();
-            if self.send().is_err() || writer.write_all(&incoming).await.is_err() {
-                return;
+            let sent = self.send();
+            if writer.write_all(&incoming).await.is_err() {
+                return Ok(());
             }
+            sent?;
             if self.tcp.state() == State::Reset {
-                return;
+                return Ok(());
             }
             if self.tcp.is_done() && !is_shut {
                 is_shut = true;
                 if writer.shutdown().await.is_err() {
-                    return;
+                    return Ok(());
                 }
             }
             tokio::select! {
@@ -441,9 +448,11 @@ impl Line<'_> {
     /// Waits for a segment and takes it in, or has sent again what was not acknowledged in time.
     async fn hear(&mut self) {
         let next = self.port.next();
-        match self.tcp.patience() {
+        let now = Instant::now();
+        match self.timer.due(&self.tcp, now) {
             None => self.tcp.receive(&next.await),
-            Some(patience) => match timeout(patience, next).await {
+            Some(due) if due <= now => self.tcp.repeat(),
+            Some(due) => match timeout_at(due.into(), next).await {
                 Ok(segment) => self.tcp.receive(&segment),
                 Err(_) => self.tcp.repeat(),
             },
