@@ -4,8 +4,8 @@
 //! backend the table picks; and it takes nothing in that comes from an address of its own. So the connection is made here ([`tcp`]), past this
 //! host's own TCP and routes to the VIP:
 //!
-//! * **mode `ipip`**: a raw socket sends each packet to the backend's address. The kernel puts the outer header on it, from this host's address on that route, as
-//!   the data path does
+//! * **mode `ipip`**: a raw socket sends each packet to the backend's address, in an outer header from this host's address on that route, as the data path
+//!   does
 //! * **mode `l2`**: a packet socket sends each to the MAC of the backend's neighbour entry
 //! * **what comes back** comes straight from the VIP to this host's address, and is heard at the link ([`ear`]), before any rule of the stack sees it
 //! * **the port** is held by a socket that listens and drops all ([`port`]): nobody else gets it, and the kernel, which knows nothing of the connection, does not answer with
@@ -76,8 +76,8 @@ pub(in crate::health) struct Passages {
 #[derive(Debug, Default)]
 struct Wires {
     link: Option<Arc<Socket>>,
-    /// By what is inside, and by what is outside.
-    tunnels: ByVersion<ByVersion<Option<Arc<Socket>>>>,
+    /// By what is outside.
+    tunnels: ByVersion<Option<Arc<Socket>>>,
 }
 
 impl Passages {
@@ -109,14 +109,13 @@ impl Passages {
         })
     }
 
-    fn tunnel(&self, inner: IpVersion, outer: IpVersion) -> io::Result<Arc<Socket>> {
-        opened(&mut lock(&self.wires).tunnels[inner][outer], || {
-            let protocol = match inner {
-                IpVersion::V4 => PROTO_IPIP,
-                IpVersion::V6 => PROTO_IPV6,
-            };
-            let socket = Socket::new(domain(outer), Type::RAW, Some(i32::from(protocol).into()))?;
-            // Tunnels that end at this host are none of its business.
+    fn tunnel(&self, outer: IpVersion) -> io::Result<Arc<Socket>> {
+        opened(&mut lock(&self.wires).tunnels[outer], || {
+            // In both versions of IP, who sends by it writes the header, and it receives what has this number for its protocol, which nothing has: not the packets of
+            // tunnels that end at this host, as a socket of their protocol would.
+            let protocol = Some(libc::IPPROTO_RAW.into());
+            let socket = Socket::new(domain(outer), Type::RAW, protocol)?;
+            // A stranger may send such packets too.
             port::drop_all(&socket)?;
             socket.set_nonblocking(true)?;
             Ok(socket)
@@ -272,13 +271,18 @@ impl Through {
         let vip = self.to.vip.ip();
         Ok(match self.to.by {
             Passage::Tunnel => {
-                let versions = (IpVersion::of(vip), IpVersion::of(self.backend));
+                let source = route.source.ok_or_else(|| {
+                    Failure::unasked("this host has no address on the route to it")
+                })?;
+                let socket = self.passages.tunnel(IpVersion::of(self.backend));
                 Wire {
-                    socket: self
-                        .passages
-                        .tunnel(versions.0, versions.1)
-                        .map_err(|error| unasked(&error))?,
+                    socket: socket.map_err(|error| unasked(&error))?,
                     to: SocketAddr::new(self.backend, 0).into(),
+                    tunnel: Some(Tunnel {
+                        source,
+                        backend: self.backend,
+                        inner: IpVersion::of(vip),
+                    }),
                 }
             }
             Passage::Link if route.gateway.is_some() || route.foreign_gateway => {
@@ -293,6 +297,7 @@ impl Through {
                 Wire {
                     socket: self.passages.link().map_err(|error| unasked(&error))?,
                     to: link_address(route.interface, ethertype(vip), mac),
+                    tunnel: None,
                 }
             }
         })
@@ -366,11 +371,16 @@ fn choose(
 struct Wire {
     socket: Arc<Socket>,
     to: SockAddr,
+    tunnel: Option<Tunnel>,
 }
 
 impl Wire {
-    fn send(&self, packet: &[u8]) -> io::Result<()> {
-        match self.socket.send_to(packet, &self.to) {
+    fn send(&self, packet: Vec<u8>) -> io::Result<()> {
+        let packet = match &self.tunnel {
+            None => packet,
+            Some(tunnel) => tunnel.wrap(&packet),
+        };
+        match self.socket.send_to(&packet, &self.to) {
             // As good as lost on the way: it is repeated.
             Err(error)
                 if error.kind() == io::ErrorKind::WouldBlock
@@ -380,6 +390,26 @@ impl Wire {
             }
             sent => sent.map(drop),
         }
+    }
+}
+
+/// What is around packets to a backend.
+#[derive(Clone, Copy, Debug)]
+struct Tunnel {
+    source: IpAddr,
+    backend: IpAddr,
+    inner: IpVersion,
+}
+
+impl Tunnel {
+    fn wrap(&self, packet: &[u8]) -> Vec<u8> {
+        let protocol = match self.inner {
+            IpVersion::V4 => PROTO_IPIP,
+            IpVersion::V6 => PROTO_IPV6,
+        };
+        let mut wrapped = packet::header(self.source, self.backend, protocol, packet.len());
+        wrapped.extend(packet);
+        wrapped
     }
 }
 
@@ -461,7 +491,7 @@ impl Line<'_> {
 
     fn send(&mut self) -> io::Result<()> {
         while let Some(segment) = self.tcp.next_out() {
-            self.wire.send(&self.packet(&segment))?;
+            self.wire.send(self.packet(&segment))?;
         }
         Ok(())
     }
@@ -484,7 +514,7 @@ impl Drop for Line<'_> {
     fn drop(&mut self) {
         for segment in self.tcp.end() {
             // What does not get there leaves the backend with a connection that nobody answers for, until it gives up.
-            let _ = self.wire.send(&self.packet(&segment));
+            let _ = self.wire.send(self.packet(&segment));
         }
         self.port.end();
     }
@@ -493,6 +523,32 @@ impl Drop for Line<'_> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_tunnels_header_says_what_is_inside_and_how_long_it_is() {
+        let four = IpAddr::from([10, 0, 0, 1]);
+        let six = IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]);
+        // Where the protocol is, and its number.
+        for (outer, inner, at, protocol) in [
+            (four, IpVersion::V4, 9, 4),
+            (six, IpVersion::V4, 6, 4),
+            (six, IpVersion::V6, 6, 41),
+        ] {
+            let tunnel = Tunnel {
+                source: outer,
+                backend: outer,
+                inner,
+            };
+            let wrapped = tunnel.wrap(&[7; 300]);
+            let header = wrapped.len() - 300;
+            assert_eq!(header, if outer.is_ipv4() { 20 } else { 40 });
+            assert_eq!(wrapped[header..], [7; 300]);
+            assert_eq!(wrapped[at], protocol);
+            let (length_at, length) = if outer.is_ipv4() { (2, 320) } else { (4, 300) };
+            let told = u16::from_be_bytes([wrapped[length_at], wrapped[length_at + 1]]);
+            assert_eq!(told, length);
+        }
+    }
 
     #[test]
     fn a_check_is_asked_from_no_vip_and_rather_from_the_interface_that_it_leaves_by() {
