@@ -7,7 +7,8 @@
 //! * **mode `ipip`**: a raw socket sends each packet to the backend's address, in an outer header from this host's address on that route, as the data path
 //!   does
 //! * **mode `l2`**: a packet socket sends each to the MAC of the backend's neighbour entry
-//! * **what comes back** comes straight from the VIP to this host's address, and is heard at the link ([`ear`]), before any rule of the stack sees it
+//! * **what comes back** comes straight from the VIP to this host's address, and is heard at the link ([`ear`]), behind XDP, traffic control and nftables'
+//!   `ingress` hook, and before any other rule
 //! * **the port** is held by a socket that listens and drops all ([`port`]): nobody else gets it, and the kernel, which knows nothing of the connection, does not answer with
 //!   a RST, which would go to the VIP by the kernel's routes
 //!
