@@ -182,3 +182,30 @@ fn a_dead_host_on_the_link_is_silent_however_short_the_timeout() {
         });
     }
 }
+
+#[test]
+fn no_check_is_asked_from_a_vip() {
+    for (network, vip) in VIPS {
+        let pair = Pair::new();
+        block_on(&pair.near, move || async move {
+            let (_, vips) = watch::channel(BTreeSet::from([network.here]));
+            let probe = Probe::through(
+                by_link(vip, PORT),
+                SocketAddr::new(network.there, PORT),
+                &tcp(),
+                &TlsClients::default(),
+                Arc::new(Passages::beside(vips)),
+            );
+            let error = format!(
+                "a TCP connection at the VIP {} by the MAC of {} could not be asked for: this host has no address of IPv{} to ask from that is no VIP",
+                SocketAddr::new(vip, PORT),
+                network.there,
+                if vip.is_ipv4() { 4 } else { 6 }
+            );
+            assert_eq!(
+                replied(&probe.ask().await),
+                (Reply::Unasked, error.as_str())
+            );
+        });
+    }
+}

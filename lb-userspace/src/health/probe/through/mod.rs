@@ -35,7 +35,7 @@ use lb_common::{
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream},
-    sync::OnceCell,
+    sync::{OnceCell, watch},
     time::timeout_at,
 };
 
@@ -69,8 +69,8 @@ pub(in crate::health) struct Passages {
     netlink: OnceCell<Netlink>,
     ears: Mutex<ByVersion<Option<Arc<Ear>>>>,
     wires: Mutex<Wires>,
-    /// Those of all checks: what is sent to one of them is a client's, and never a backend's answer.
-    vips: Mutex<BTreeSet<IpAddr>>,
+    /// Those of all services: what is sent to one of them is a client's, and never a backend's answer.
+    vips: Option<watch::Receiver<BTreeSet<IpAddr>>>,
 }
 
 /// Sockets that packets are sent by.
@@ -88,13 +88,17 @@ impl Passages {
             .await
     }
 
-    /// Tells the VIPs of all checks, from none of which any may be asked.
-    pub(in crate::health) fn set_vips(&self, vips: BTreeSet<IpAddr>) {
-        *lock(&self.vips) = vips;
+    /// On a host with these VIPs, from none of which it may be asked.
+    pub(in crate::health) fn beside(vips: watch::Receiver<BTreeSet<IpAddr>>) -> Self {
+        Self {
+            vips: Some(vips),
+            ..Self::default()
+        }
     }
 
     fn has_vip(&self, address: IpAddr) -> bool {
-        lock(&self.vips).contains(&address)
+        let vips = self.vips.as_ref();
+        vips.is_some_and(|vips| vips.borrow().contains(&address))
     }
 
     fn ear(&self, version: IpVersion) -> io::Result<Arc<Ear>> {
