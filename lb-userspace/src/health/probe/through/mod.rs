@@ -116,8 +116,8 @@ impl Passages {
 
     fn tunnel(&self, outer: IpVersion) -> io::Result<Arc<Socket>> {
         opened(&mut lock(&self.wires).tunnels[outer], || {
-            // In both versions of IP, who sends by it writes the header, and it receives what has this number for its protocol, which nothing has: not the packets of
-            // tunnels that end at this host, as a socket of their protocol would.
+            // In both versions of IP, who sends by it writes the header, and it receives what has this number for its protocol: nothing of this host's own tunnels, of which
+            // a socket of their protocol would be handed every packet.
             let protocol = Some(libc::IPPROTO_RAW.into());
             let socket = Socket::new(domain(outer), Type::RAW, protocol)?;
             // A stranger may send such packets too.
@@ -527,7 +527,48 @@ impl Drop for Line<'_> {
 
 #[cfg(test)]
 mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use lb_common::tcp::{ACK, SYN};
+
     use super::*;
+
+    #[tokio::test]
+    async fn what_came_before_this_host_could_not_send_is_delivered() {
+        let vip = SocketAddr::new(Ipv4Addr::new(198, 51, 100, 1).into(), 80);
+        let ear = Arc::new(Ear::open(IpVersion::V4).expect("tests of the network need root"));
+        let port = Port::open(ear, Ipv4Addr::LOCALHOST.into(), vip).unwrap();
+        let segment = |seq, flags, data: &[u8]| Segment {
+            seq,
+            ack: 1,
+            flags,
+            window: 1_000,
+            mss: None,
+            data: data.to_vec(),
+        };
+        let mut tcp = Tcp::new(0);
+        assert!(tcp.next_out().is_some());
+        tcp.receive(&segment(7, SYN | ACK, b""));
+        tcp.receive(&segment(8, ACK, b"before"));
+        let wire = Wire {
+            socket: Arc::new(Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap()),
+            // Of another version of IP than the socket: nothing can be sent there.
+            to: SocketAddr::new(Ipv6Addr::LOCALHOST.into(), 9).into(),
+            tunnel: None,
+        };
+        let mut line = Line {
+            wire,
+            port: &port,
+            vip,
+            tcp,
+            timer: Timer::default(),
+        };
+        let (mut near, far) = tokio::io::duplex(64);
+        assert!(line.carry(far).await.is_err());
+        let mut came = vec![];
+        near.read_to_end(&mut came).await.unwrap();
+        assert_eq!(came, b"before");
+    }
 
     #[test]
     fn a_tunnels_header_says_what_is_inside_and_how_long_it_is() {
