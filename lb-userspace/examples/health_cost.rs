@@ -4,6 +4,7 @@
 //! taken, beside the mark that the design sets for the whole idle daemon.
 
 use std::{
+    collections::BTreeSet,
     net::{Ipv4Addr, SocketAddr},
     sync::Arc,
     time::Duration,
@@ -108,6 +109,7 @@ fn cost(port: u16, kind: CheckKind, time: Duration) -> anyhow::Result<f64> {
         through: None,
     });
     let (_targets, watched) = watch::channel(targets.collect());
+    let (_, vips) = watch::channel(BTreeSet::new());
     let (sender, mut reports) = mpsc::channel(64);
     let (_stop, shutdown) = watch::channel(false);
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -116,6 +118,7 @@ fn cost(port: u16, kind: CheckKind, time: Duration) -> anyhow::Result<f64> {
     runtime.block_on(async {
         tokio::spawn(health::run(
             watched,
+            vips,
             sender,
             256,
             health::ProbeTimes::default(),

@@ -228,6 +228,7 @@ async fn run_parts(
     parts.start("the health checks", {
         let running = health::run(
             watched_targets,
+            watched_vips.clone(),
             health_reports,
             checks_at_once,
             probes.clone(),

@@ -11,9 +11,9 @@ mod times;
 pub mod track;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeSet, HashMap},
     io,
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant, SystemTime},
 };
@@ -34,7 +34,7 @@ use crate::model::{BackendName, Check, Health, HealthReport, LastError, Target};
 
 /// Checks `targets` until `shutdown` turns true or the receiver of `reports` is gone.
 ///
-/// How they went is noted in `times`. `at_once` is how many checks of all services are under way at once, at most. A target is a name and an address: one that stays in the list keeps its
+/// No check through a VIP is asked from one of `vips`, those of all services. How they went is noted in `times`. `at_once` is how many checks of all services are under way at once, at most. A target is a name and an address: one that stays in the list keeps its
 /// verdict, also when how it is checked changes. A report is sent whenever a target's verdict or the reason of its last failure changes, or that
 /// failure has ended.
 ///
@@ -42,6 +42,7 @@ use crate::model::{BackendName, Check, Health, HealthReport, LastError, Target};
 /// When no netlink socket is to be had.
 pub async fn run(
     mut targets: watch::Receiver<Vec<Target>>,
+    vips: watch::Receiver<BTreeSet<IpAddr>>,
     reports: mpsc::Sender<HealthReport>,
     at_once: usize,
     times: ProbeTimes,
@@ -50,7 +51,7 @@ pub async fn run(
     let shared = Arc::new(Shared {
         senses: Senses::open()?,
         tls: TlsClients::default(),
-        passages: Arc::default(),
+        passages: Arc::new(Passages::beside(vips)),
         reports,
         times,
     });

@@ -3,7 +3,7 @@
 mod refusing;
 mod through;
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr};
 
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -191,8 +191,9 @@ impl Checks {
         let (targets, watched) = watch::channel(targets);
         let (sender, reports) = mpsc::channel(64);
         let (stop, shutdown) = watch::channel(false);
+        let (_, vips) = watch::channel(BTreeSet::new());
         tokio::spawn(async move {
-            run(watched, sender, 256, ProbeTimes::default(), shutdown)
+            run(watched, vips, sender, 256, ProbeTimes::default(), shutdown)
                 .await
                 .unwrap();
             drop(stop);

@@ -8,10 +8,13 @@ use std::{
 };
 
 use futures::{Stream, StreamExt as _, TryStreamExt as _, channel::mpsc::UnboundedReceiver};
-use lb_common::{headers::ETHERTYPE_VLAN, net::VlanTag};
+use lb_common::{
+    headers::ETHERTYPE_VLAN,
+    net::{IpVersion, VlanTag},
+};
 use netlink_packet_route::{
     AddressFamily, RouteNetlinkMessage,
-    address::{AddressHeaderFlags, AddressMessage, AddressScope},
+    address::{AddressAttribute, AddressHeaderFlags, AddressMessage, AddressScope},
     link::{
         InfoData, InfoKind, InfoVlan, LinkAttribute, LinkFlags, LinkInfo, LinkLayerType,
         LinkMessage,
@@ -35,6 +38,9 @@ use super::way::{Entry, EntryState, Kind, Link, Route, Vlan};
 
 /// The kernel answers within microseconds; an answer that cannot be decoded never comes.
 const PATIENCE: Duration = Duration::from_secs(2);
+
+/// Index of the loopback interface of every network namespace.
+const LOOPBACK: u32 = 1;
 
 /// Why a question went without a usable answer.
 #[derive(Debug, thiserror::Error)]
@@ -282,6 +288,21 @@ impl Netlink {
         }))
     }
 
+    /// This host's addresses of one version of IP that it can speak from to hosts beyond a link, each with its interface: neither those of its loopback interface, nor those that are
+    /// deprecated or not yet known to be nobody else's.
+    ///
+    /// # Errors
+    /// When the kernel cannot be asked.
+    pub async fn addresses(&self, version: IpVersion) -> Result<Vec<(u32, IpAddr)>, Error> {
+        let mut request = self.handle.address().get();
+        request.message_mut().header.family = match version {
+            IpVersion::V4 => AddressFamily::Inet,
+            IpVersion::V6 => AddressFamily::Inet6,
+        };
+        let addresses = all(request.execute()).await?;
+        Ok(addresses.iter().filter_map(speaking).collect())
+    }
+
     /// The filters of traffic control on a link, ingress and egress: a name for each.
     ///
     /// # Errors
@@ -390,6 +411,32 @@ impl Netlink {
             },
         }
     }
+}
+
+/// An address that a host speaks from, and its interface.
+fn speaking(message: &AddressMessage) -> Option<(u32, IpAddr)> {
+    let unusable = AddressHeaderFlags::Tentative
+        | AddressHeaderFlags::Optimistic
+        | AddressHeaderFlags::Dadfailed
+        | AddressHeaderFlags::Deprecated;
+    let header = &message.header;
+    if header.index == LOOPBACK
+        || header.flags.intersects(unusable)
+        || matches!(header.scope, AddressScope::Host | AddressScope::Link)
+    {
+        return None;
+    }
+    let mut local = None;
+    let mut address = None;
+    for attribute in &message.attributes {
+        match attribute {
+            // On a link with one host at each end the other one is the other side's.
+            AddressAttribute::Local(ip) => local = Some(*ip),
+            AddressAttribute::Address(ip) => address = Some(*ip),
+            _ => (),
+        }
+    }
+    Some((header.index, local.or(address)?))
 }
 
 fn neighbour(interface: u32, address: IpAddr) -> NeighbourMessage {

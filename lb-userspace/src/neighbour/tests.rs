@@ -362,3 +362,27 @@ fn a_backend_on_this_host_that_cannot_be_served_is_unresolved() {
         assert_eq!(running.resolved(pod).await, NextHop::local(1_450));
     });
 }
+
+#[test]
+fn a_host_speaks_from_no_address_of_its_loopback_nor_from_a_deprecated_one() {
+    for network in [FOUR, SIX] {
+        let Network {
+            here,
+            nobody,
+            behind,
+            ..
+        } = network;
+        let pair = Pair::new();
+        let whole = if here.is_ipv4() { 32 } else { 128 };
+        pair.near.ip(&format!("addr add {behind}/{whole} dev lo"));
+        pair.near.ip(&format!(
+            "addr add {nobody}/{whole} dev near preferred_lft 0 nodad"
+        ));
+        let addresses = block_on(&pair.near, move || async move {
+            let netlink = Netlink::connect().unwrap();
+            netlink.addresses(IpVersion::of(here)).await.unwrap()
+        });
+        let addresses: Vec<_> = addresses.iter().map(|(_, address)| *address).collect();
+        assert_eq!(addresses, [here]);
+    }
+}

@@ -148,14 +148,7 @@ impl Probe {
         limit: Limit,
     ) -> Result<(), Failure> {
         let mut place = through.port().await;
-        let mut line = match timeout_at(limit.deadline, through.line(&mut place)).await {
-            Ok(line) => line?,
-            Err(_) => {
-                return Err(Failure::unasked(format!(
-                    "the way to it was not found within {limit}"
-                )));
-            }
-        };
+        let mut line = through.line(&mut place, limit).await?;
         match timeout_at(limit.deadline, line.open()).await {
             Ok(opened) => opened.map_err(|error| classify(&error))?,
             Err(_) => {
@@ -166,13 +159,20 @@ impl Probe {
         }
         let (near, far) = tokio::io::duplex(PIPE_BYTES);
         let mut asked = std::pin::pin!(self.ask_on(near, tls, limit));
-        tokio::select! {
+        let carried = tokio::select! {
             biased;
             done = &mut asked => return done,
-            () = line.carry(far) => (),
-        }
+            carried = line.carry(far) => carried,
+        };
         // The connection has ended: what came before is still to be read.
-        asked.await
+        let done = asked.await;
+        match carried {
+            // What is missing then is not for the backend to answer for.
+            Err(error) if done.is_err() => Err(Failure::unasked(format!(
+                "this host could not send: {error}"
+            ))),
+            Ok(()) | Err(_) => done,
+        }
     }
 
     /// Asks over a connection that stands.

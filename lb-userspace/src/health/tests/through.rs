@@ -155,3 +155,57 @@ fn every_kind_of_check_goes_through_the_vip_though_this_host_has_it_too() {
         });
     }
 }
+
+#[test]
+fn a_dead_host_on_the_link_is_silent_however_short_the_timeout() {
+    for (network, vip) in VIPS {
+        let pair = Pair::new();
+        block_on(&pair.near, move || async move {
+            let passages = Arc::<Passages>::default();
+            // The second is shorter than the time that is given to a neighbour.
+            for timeout in [Duration::from_millis(300), Duration::from_millis(25)] {
+                let check = Check { timeout, ..tcp() };
+                let probe = Probe::through(
+                    by_link(vip, PORT),
+                    SocketAddr::new(network.nobody, PORT),
+                    &check,
+                    &TlsClients::default(),
+                    passages.clone(),
+                );
+                let error = format!(
+                    "a TCP connection at the VIP {} by the MAC of {} found nobody on the link who has the backend's address",
+                    SocketAddr::new(vip, PORT),
+                    network.nobody
+                );
+                assert_eq!(replied(&probe.ask().await), (Reply::Silent, error.as_str()));
+            }
+        });
+    }
+}
+
+#[test]
+fn no_check_is_asked_from_a_vip() {
+    for (network, vip) in VIPS {
+        let pair = Pair::new();
+        block_on(&pair.near, move || async move {
+            let (_, vips) = watch::channel(BTreeSet::from([network.here]));
+            let probe = Probe::through(
+                by_link(vip, PORT),
+                SocketAddr::new(network.there, PORT),
+                &tcp(),
+                &TlsClients::default(),
+                Arc::new(Passages::beside(vips)),
+            );
+            let error = format!(
+                "a TCP connection at the VIP {} by the MAC of {} could not be asked for: this host has no address of IPv{} to ask from that is no VIP",
+                SocketAddr::new(vip, PORT),
+                network.there,
+                if vip.is_ipv4() { 4 } else { 6 }
+            );
+            assert_eq!(
+                replied(&probe.ask().await),
+                (Reply::Unasked, error.as_str())
+            );
+        });
+    }
+}

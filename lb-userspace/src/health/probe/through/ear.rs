@@ -1,14 +1,16 @@
 //! Hears what comes for ports of checks at the link: one packet socket for all of a version of IP.
 //!
-//! A filter in the kernel passes segments to these ports alone, so that other packets of this host cost a comparison for each port, and no more. (What
-//! the XDP program forwards never comes this far.) Checksums are not looked at: the kernel has not finished all of them there.
+//! A filter in the kernel ([`super::filter`]) lets segments from VIPs that are checked through, and what they are for is looked up here. (What the XDP program forwards
+//! never comes this far.) Checksums are not looked at: the kernel has not finished all of them there.
 
 use std::{
-    collections::{BTreeMap, btree_map::Entry},
+    collections::BTreeMap,
     io,
     mem::MaybeUninit,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::AsRawFd as _,
     sync::{Arc, Mutex},
+    time::{Duration, Instant},
 };
 
 use lb_common::{
@@ -17,39 +19,64 @@ use lb_common::{
     },
     net::IpVersion,
 };
-use socket2::{Domain, SockFilter, Socket, Type};
+use nix::sys::socket::{setsockopt, sockopt::RcvBufForce};
+use socket2::{Domain, Socket, Type};
 use tokio::{
     io::{Interest, unix::AsyncFd},
-    sync::mpsc,
     task::JoinHandle,
 };
 
-use super::{lock, port::drop_all, tcp::Segment};
+use super::{
+    filter::{LARGEST, any_source, from_sources},
+    inbox::Inbox,
+    lock,
+    port::drop_all,
+    tcp::Segment,
+};
 use crate::packet::link_address;
 
-/// Segments that wait for one check; what comes beyond them is sent again.
-const MOST_WAITING: usize = 256;
-/// Ports that are compared one by one; a filter for more would be longer than the kernel keeps (`net.core.optmem_max`).
-const MOST_PORTS: usize = 1_000;
-/// The largest packet: the kernel merges segments before they come here.
-const LARGEST: usize = 1 << 16;
+/// Bytes that the kernel keeps of what has come, with what it needs to keep them: so that a burst of one backend leaves room for the answers of others.
+const RECEIVE_BUFFER: usize = 4 << 20;
+/// `struct tpacket_stats`: packets, and those that were dropped.
+const STATISTICS_WORDS: usize = 2;
+/// How often it is looked, at most, whether that was too little.
+const LOOK_INTERVAL: Duration = Duration::from_secs(60);
 
-/// Instructions of classic BPF: load a byte, load a half word, load four times the low half of a byte into X, load a half word behind X, jump if equal, if greater
-/// or equal, if greater, if a bit is set, return.
-const LOAD_BYTE: u16 = 0x30;
-const LOAD_HALF: u16 = 0x28;
-const LOAD_HEADER_LEN: u16 = 0xb1;
-const LOAD_HALF_BEHIND: u16 = 0x48;
-const IF_EQUAL: u16 = 0x15;
-const IF_AT_LEAST: u16 = 0x35;
-const IF_GREATER: u16 = 0x25;
-const IF_ANY_BIT: u16 = 0x45;
-const RETURN: u16 = 0x06;
-const DROP: SockFilter = SockFilter::new(RETURN, 0, 0, 0);
-const TAKE: SockFilter = SockFilter::new(RETURN, 0, 0, LARGEST as u32);
+/// Who hears what.
+#[derive(Debug, Default)]
+struct Listeners {
+    /// By port and address of this host.
+    inboxes: BTreeMap<(u16, IpAddr), Arc<Inbox>>,
+    /// The VIPs and ports that they hear, and how many hear each.
+    sources: BTreeMap<SocketAddr, usize>,
+}
 
-/// By port and address.
-type Listeners = BTreeMap<(u16, IpAddr), mpsc::Sender<(SocketAddr, Segment)>>;
+impl Listeners {
+    /// Whether it is the first that hears its VIP.
+    fn add(&mut self, own: SocketAddr, inbox: Arc<Inbox>) -> bool {
+        let hearers = self.sources.entry(inbox.vip()).or_default();
+        *hearers += 1;
+        let is_first = *hearers == 1;
+        self.inboxes.insert(key(own), inbox);
+        is_first
+    }
+
+    /// Whether it was the last that heard its VIP.
+    fn remove(&mut self, own: SocketAddr) -> bool {
+        let Some(inbox) = self.inboxes.remove(&key(own)) else {
+            return false;
+        };
+        let Some(hearers) = self.sources.get_mut(&inbox.vip()) else {
+            return false;
+        };
+        *hearers -= 1;
+        let was_last = *hearers == 0;
+        if was_last {
+            self.sources.remove(&inbox.vip());
+        }
+        was_last
+    }
+}
 
 /// Hears packets of one version of IP.
 #[derive(Debug)]
@@ -77,6 +104,10 @@ impl Ear {
         socket.set_nonblocking(true)?;
         // Before it is bound to a protocol, so that it never hears what it is not to.
         drop_all(&socket)?;
+        // More than the system's limit takes CAP_NET_ADMIN; without it there is as much as that limit allows.
+        if setsockopt(&socket, RcvBufForce, &RECEIVE_BUFFER).is_err() {
+            socket.set_recv_buffer_size(RECEIVE_BUFFER)?;
+        }
         socket.bind(&link_address(0, ethertype, [0; 6]))?;
         // SAFETY: the socket owns its file descriptor, always names the same one, and is moved in: it stays open as long as this.
         let socket = Arc::new(unsafe { AsyncFd::register(socket) }?);
@@ -90,42 +121,50 @@ impl Ear {
         })
     }
 
-    /// Hears what comes for a port, until it is forgotten.
+    /// Hears what comes from a VIP for a port, until it is forgotten.
     ///
     /// # Errors
     /// When the kernel refuses the filter, or somebody has the port.
-    pub(super) fn listen(
-        &self,
-        own: SocketAddr,
-    ) -> io::Result<mpsc::Receiver<(SocketAddr, Segment)>> {
-        let (sender, receiver) = mpsc::channel(MOST_WAITING);
+    pub(super) fn listen(&self, own: SocketAddr, vip: SocketAddr) -> io::Result<Arc<Inbox>> {
         let mut listeners = lock(&self.listeners);
-        match listeners.entry(key(own)) {
-            Entry::Occupied(_) => return Err(io::Error::from_raw_os_error(libc::EADDRINUSE)),
-            Entry::Vacant(place) => place.insert(sender),
-        };
-        let filtered = self.filter(&listeners);
-        if filtered.is_err() {
-            listeners.remove(&key(own));
+        if listeners.inboxes.contains_key(&key(own)) {
+            return Err(io::Error::from_raw_os_error(libc::EADDRINUSE));
         }
-        filtered.map(|()| receiver)
+        let inbox = Arc::new(Inbox::new(vip));
+        if listeners.add(own, inbox.clone())
+            && let Err(error) = self.filter(&listeners)
+        {
+            listeners.remove(own);
+            return Err(error);
+        }
+        Ok(inbox)
     }
 
     /// Hears no more of it.
     pub(super) fn forget(&self, own: SocketAddr) {
         let mut listeners = lock(&self.listeners);
-        listeners.remove(&key(own));
-        if let Err(error) = self.filter(&listeners) {
-            tracing::debug!(%error, "packets for a check that is over are still heard");
+        if listeners.remove(own)
+            && let Err(error) = self.filter(&listeners)
+        {
+            tracing::debug!(%error, "packets from a VIP that is no longer checked are still heard");
         }
     }
 
+    /// Has the kernel let through what is heard, and little else.
     fn filter(&self, listeners: &Listeners) -> io::Result<()> {
-        let mut ports: Vec<u16> = listeners.keys().map(|(port, _)| *port).collect();
-        ports.dedup();
-        self.socket
-            .get_ref()
-            .attach_filter(&filter(self.version, &ports))
+        let socket = self.socket.get_ref();
+        let program = from_sources(self.version, listeners.sources.keys());
+        match socket.attach_filter(&program) {
+            Err(error) if error.raw_os_error() == Some(libc::ENOMEM) => {
+                // The old one and the new one were too much together: a small one between them makes room, and stays if there is none for the new one alone.
+                socket.attach_filter(&any_source(self.version))?;
+                if let Err(error) = socket.attach_filter(&program) {
+                    tracing::debug!(%error, "the kernel keeps no filter by VIPs: the daemon looks at every TCP packet that this host gets");
+                }
+                Ok(())
+            }
+            attached => attached,
+        }
     }
 }
 
@@ -139,46 +178,10 @@ fn key(own: SocketAddr) -> (u16, IpAddr) {
     (own.port(), own.ip())
 }
 
-/// The filter that takes TCP segments to some ports, sorted; of a packet from its IP header on.
-fn filter(version: IpVersion, ports: &[u16]) -> Vec<SockFilter> {
-    let mut program = match version {
-        IpVersion::V4 => vec![
-            SockFilter::new(LOAD_BYTE, 0, 0, 9),
-            SockFilter::new(IF_EQUAL, 1, 0, PROTO_TCP.into()),
-            DROP,
-            SockFilter::new(LOAD_HALF, 0, 0, 6),
-            SockFilter::new(IF_ANY_BIT, 0, 1, IPV4_OFFSET.into()),
-            DROP,
-            SockFilter::new(LOAD_HEADER_LEN, 0, 0, 0),
-            SockFilter::new(LOAD_HALF_BEHIND, 0, 0, 2),
-        ],
-        IpVersion::V6 => vec![
-            SockFilter::new(LOAD_BYTE, 0, 0, 6),
-            SockFilter::new(IF_EQUAL, 1, 0, PROTO_TCP.into()),
-            DROP,
-            SockFilter::new(LOAD_HALF, 0, 0, IPV6_LEN as u32 + 2),
-        ],
-    };
-    match ports {
-        [first, .., last] if ports.len() > MOST_PORTS => program.extend([
-            SockFilter::new(IF_AT_LEAST, 1, 0, (*first).into()),
-            DROP,
-            SockFilter::new(IF_GREATER, 1, 0, (*last).into()),
-            TAKE,
-        ]),
-        _ => program.extend(
-            ports
-                .iter()
-                .flat_map(|port| [SockFilter::new(IF_EQUAL, 0, 1, (*port).into()), TAKE]),
-        ),
-    }
-    program.push(DROP);
-    program
-}
-
 /// Gives what comes to whom it is for.
 async fn read(socket: Arc<AsyncFd<Socket>>, listeners: Arc<Mutex<Listeners>>) {
     let mut buffer = vec![MaybeUninit::<u8>::uninit(); LARGEST];
+    let mut looked = Instant::now();
     loop {
         let received = socket
             .async_io(Interest::READABLE, |socket| socket.recv(&mut buffer))
@@ -188,15 +191,54 @@ async fn read(socket: Arc<AsyncFd<Socket>>, listeners: Arc<Mutex<Listeners>>) {
             // An interface that went down: others are still heard.
             Err(_) => continue,
         };
+        if looked.elapsed() >= LOOK_INTERVAL {
+            looked = Instant::now();
+            warn_of_drops(socket.get_ref());
+        }
         // SAFETY: the kernel has written so many bytes.
         let packet = unsafe { std::slice::from_raw_parts(buffer.as_ptr().cast::<u8>(), length) };
         let Some((from, to, segment)) = parse(packet) else {
             continue;
         };
-        if let Some(listener) = lock(&listeners).get(&key(to)) {
-            // Whoever is too slow has it sent again.
-            let _ = listener.try_send((from, segment));
+        if let Some(inbox) = lock(&listeners).inboxes.get(&key(to)) {
+            inbox.put(from, segment);
         }
+    }
+}
+
+/// Packets that are lost are sent again; but a check may be over before.
+fn warn_of_drops(socket: &Socket) {
+    match drops(socket) {
+        Ok(0) => {}
+        Ok(packets) => tracing::warn!(
+            packets,
+            "more came for checks through VIPs than the daemon could take in: they may fail though their backends are well. See who sends so much \
+             from the VIPs' addresses to this host"
+        ),
+        Err(error) => {
+            tracing::debug!(%error, "it is not known what was lost for checks through VIPs");
+        }
+    }
+}
+
+/// Packets that the kernel had no room for, since the last call.
+fn drops(socket: &Socket) -> io::Result<u32> {
+    let mut counts = [0_u32; STATISTICS_WORDS];
+    let mut length = size_of_val(&counts) as libc::socklen_t;
+    // SAFETY: the option's value is plain integers, which outlive the call and are as many bytes as it is told.
+    let result = unsafe {
+        libc::getsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_PACKET,
+            libc::PACKET_STATISTICS,
+            counts.as_mut_ptr().cast(),
+            &raw mut length,
+        )
+    };
+    if result == 0 {
+        Ok(counts[1])
+    } else {
+        Err(io::Error::last_os_error())
     }
 }
 
@@ -332,40 +374,18 @@ mod tests {
         }
     }
 
-    /// What a filter makes of a packet, by a socket of the kernel's that has it.
-    fn takes(program: &[SockFilter], packet: &[u8]) -> bool {
-        let (near, far) = Socket::pair(Domain::UNIX, Type::DGRAM, None).unwrap();
-        far.attach_filter(program).unwrap();
-        far.set_nonblocking(true).unwrap();
-        // Whoever sends is not told that it was dropped.
-        near.send(packet).unwrap();
-        far.recv(&mut [MaybeUninit::uninit(); 256]).is_ok()
-    }
-
     #[test]
-    fn a_filter_takes_segments_to_its_ports_alone() {
-        for [from, to] in ENDS {
-            let bytes = packet(from, to);
-            let version = IpVersion::of(to.parse::<SocketAddr>().unwrap().ip());
-            let many: Vec<u16> = (3_000..6_000).step_by(2).collect();
-            for (ports, taken) in [
-                (&[][..], false),
-                (&[80, 3_999, 4_001][..], false),
-                (&[80, 4_000][..], true),
-                (&many[..], true),
-                (&many[600..], false),
-            ] {
-                let program = filter(version, ports);
-                assert_eq!(
-                    takes(&program, &bytes),
-                    taken,
-                    "{to} of {} ports",
-                    ports.len()
-                );
-            }
-            let mut other = bytes.clone();
-            other[if version == IpVersion::V4 { 9 } else { 6 }] = 17;
-            assert!(!takes(&filter(version, &[4_000]), &other));
-        }
+    fn a_vip_is_heard_as_long_as_anybody_hears_it() {
+        let at = |end: &str| end.parse::<SocketAddr>().unwrap();
+        let inbox = |vip| Arc::new(Inbox::new(at(vip)));
+        let mut listeners = Listeners::default();
+        assert!(listeners.add(at("10.0.0.1:4000"), inbox("198.51.100.1:80")));
+        assert!(!listeners.add(at("10.0.0.1:4001"), inbox("198.51.100.1:80")));
+        assert!(listeners.add(at("10.0.0.1:4002"), inbox("198.51.100.1:81")));
+        assert!(!listeners.remove(at("10.0.0.1:4000")));
+        assert!(!listeners.remove(at("10.0.0.1:4000")), "once");
+        assert!(listeners.remove(at("10.0.0.1:4001")));
+        let sources: Vec<_> = listeners.sources.keys().copied().collect();
+        assert_eq!(sources, [at("198.51.100.1:81")]);
     }
 }

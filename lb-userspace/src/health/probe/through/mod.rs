@@ -4,24 +4,28 @@
 //! backend the table picks; and it takes nothing in that comes from an address of its own. So the connection is made here ([`tcp`]), past this
 //! host's own TCP and routes to the VIP:
 //!
-//! * **mode `ipip`**: a raw socket sends each packet to the backend's address. The kernel puts the outer header on it, from this host's address on that route, as
-//!   the data path does
+//! * **mode `ipip`**: a raw socket sends each packet to the backend's address, in an outer header from this host's address on that route, as the data path
+//!   does
 //! * **mode `l2`**: a packet socket sends each to the MAC of the backend's neighbour entry
-//! * **what comes back** comes straight from the VIP to this host's address, and is heard at the link ([`ear`]), before any rule of the stack sees it
+//! * **what comes back** comes straight from the VIP to this host's address, and is heard at the link ([`ear`]), behind XDP, traffic control and nftables'
+//!   `ingress` hook, and before any other rule
 //! * **the port** is held by a socket that listens and drops all ([`port`]): nobody else gets it, and the kernel, which knows nothing of the connection, does not answer with
 //!   a RST, which would go to the VIP by the kernel's routes
 //!
 //! Nothing of the host is changed. It takes `CAP_NET_RAW`.
 
 mod ear;
+mod filter;
+mod inbox;
 mod port;
 mod tcp;
 
 use std::{
+    collections::BTreeSet,
     io,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use lb_common::{
@@ -31,20 +35,23 @@ use lb_common::{
 use socket2::{Domain, SockAddr, Socket, Type};
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream},
-    sync::OnceCell,
-    time::timeout,
+    sync::{OnceCell, watch},
+    time::timeout_at,
 };
 
 use self::{
     ear::Ear,
     port::Port,
-    tcp::{Segment, State, Tcp},
+    tcp::{Segment, State, Tcp, Timer},
 };
-use super::{super::track::Reply, Failure, classify};
+use super::{super::track::Reply, Failure, Limit, classify};
 use crate::{
     by_version::ByVersion,
     model::{Passage, ToVip},
-    neighbour::netlink::{Error, Netlink},
+    neighbour::{
+        netlink::{Error, Netlink},
+        way::Route,
+    },
     packet::{self, ethertype, link_address},
 };
 
@@ -62,14 +69,16 @@ pub(in crate::health) struct Passages {
     netlink: OnceCell<Netlink>,
     ears: Mutex<ByVersion<Option<Arc<Ear>>>>,
     wires: Mutex<Wires>,
+    /// Those of all services: what is sent to one of them is a client's, and never a backend's answer.
+    vips: Option<watch::Receiver<BTreeSet<IpAddr>>>,
 }
 
 /// Sockets that packets are sent by.
 #[derive(Debug, Default)]
 struct Wires {
     link: Option<Arc<Socket>>,
-    /// By what is inside, and by what is outside.
-    tunnels: ByVersion<ByVersion<Option<Arc<Socket>>>>,
+    /// By what is outside.
+    tunnels: ByVersion<Option<Arc<Socket>>>,
 }
 
 impl Passages {
@@ -77,6 +86,19 @@ impl Passages {
         self.netlink
             .get_or_try_init(|| async { Netlink::connect() })
             .await
+    }
+
+    /// On a host with these VIPs, from none of which it may be asked.
+    pub(in crate::health) fn beside(vips: watch::Receiver<BTreeSet<IpAddr>>) -> Self {
+        Self {
+            vips: Some(vips),
+            ..Self::default()
+        }
+    }
+
+    fn has_vip(&self, address: IpAddr) -> bool {
+        let vips = self.vips.as_ref();
+        vips.is_some_and(|vips| vips.borrow().contains(&address))
     }
 
     fn ear(&self, version: IpVersion) -> io::Result<Arc<Ear>> {
@@ -92,14 +114,13 @@ impl Passages {
         })
     }
 
-    fn tunnel(&self, inner: IpVersion, outer: IpVersion) -> io::Result<Arc<Socket>> {
-        opened(&mut lock(&self.wires).tunnels[inner][outer], || {
-            let protocol = match inner {
-                IpVersion::V4 => PROTO_IPIP,
-                IpVersion::V6 => PROTO_IPV6,
-            };
-            let socket = Socket::new(domain(outer), Type::RAW, Some(i32::from(protocol).into()))?;
-            // Tunnels that end at this host are none of its business.
+    fn tunnel(&self, outer: IpVersion) -> io::Result<Arc<Socket>> {
+        opened(&mut lock(&self.wires).tunnels[outer], || {
+            // In both versions of IP, who sends by it writes the header, and it receives what has this number for its protocol: nothing of this host's own tunnels, of which
+            // a socket of their protocol would be handed every packet.
+            let protocol = Some(libc::IPPROTO_RAW.into());
+            let socket = Socket::new(domain(outer), Type::RAW, protocol)?;
+            // A stranger may send such packets too.
             port::drop_all(&socket)?;
             socket.set_nonblocking(true)?;
             Ok(socket)
@@ -179,58 +200,94 @@ impl Through {
     }
 
     /// A connection that is to be opened, with the port that is in its place, or a new one.
-    pub(super) async fn line<'p>(&self, place: &'p mut Option<Port>) -> Result<Line<'p>, Failure> {
-        let (wire, own) = self.way().await?;
+    pub(super) async fn line<'p>(
+        &self,
+        place: &'p mut Option<Port>,
+        limit: Limit,
+    ) -> Result<Line<'p>, Failure> {
+        let Ok(way) = timeout_at(limit.deadline, self.way()).await else {
+            return Err(Failure::unasked(format!(
+                "the way to it was not found within {limit}"
+            )));
+        };
+        let (route, own) = way?;
+        let wire = self.wire(&route, limit).await?;
         drop(place.take_if(|port| port.own().ip() != own));
         let port = match place {
-            Some(port) => {
-                port.forget_what_came();
-                port
-            }
+            Some(port) => port,
             None => place.insert(self.port_at(own).map_err(|error| unasked(&error))?),
         };
+        port.begin();
         Ok(Line {
             wire,
             port,
             vip: self.to.vip,
             tcp: Tcp::new(fastrand::u32(..)),
+            timer: Timer::default(),
         })
     }
 
     fn port_at(&self, own: IpAddr) -> io::Result<Port> {
-        Port::open(self.passages.ear(IpVersion::of(own))?, own)
+        Port::open(self.passages.ear(IpVersion::of(own))?, own, self.to.vip)
     }
 
-    /// How packets get to the backend, and this host's address that it answers to.
-    async fn way(&self) -> Result<(Wire, IpAddr), Failure> {
+    async fn netlink(&self) -> Result<&Netlink, Failure> {
         let netlink = self.passages.netlink().await;
-        let netlink = netlink.map_err(|error| unasked(&error))?;
+        netlink.map_err(|error| unasked(&error))
+    }
+
+    /// The route to the backend, and this host's address that it answers to.
+    async fn way(&self) -> Result<(Route, IpAddr), Failure> {
+        let netlink = self.netlink().await?;
         let route = netlink.route(self.backend).await;
         let route = route.map_err(|error| no_route(&error))?;
         if route.local || !route.unicast {
             return Err(Failure::unasked("there is no route to another host there"));
         }
+        let own = self.own_address(netlink, &route).await?;
+        Ok((route, own))
+    }
+
+    /// The address that the kernel itself would speak from on the route to the backend, or if they are of different versions of IP, to the VIP; if that is a VIP, another one.
+    async fn own_address(&self, netlink: &Netlink, route: &Route) -> Result<IpAddr, Failure> {
         let vip = self.to.vip.ip();
-        let own = if vip.is_ipv4() == self.backend.is_ipv4() {
+        let version = IpVersion::of(vip);
+        let is_vip = |address: IpAddr| address == vip || self.passages.has_vip(address);
+        let first = if version == IpVersion::of(self.backend) {
             route.source
         } else {
-            own_address(netlink, vip).await
+            source_towards(netlink, vip).await
         };
-        let Some(own) = own else {
-            return Err(Failure::unasked(format!(
-                "this host has no address of IPv{} to ask from",
-                IpVersion::of(vip) as u8
-            )));
-        };
-        let wire = match self.to.by {
+        if let Some(own) = first.filter(|own| !is_vip(*own)) {
+            return Ok(own);
+        }
+        let others = netlink.addresses(version).await;
+        let others = others.map_err(|error| Failure::unasked(error.to_string()))?;
+        choose(&others, route.interface, is_vip).ok_or_else(|| {
+            Failure::unasked(format!(
+                "this host has no address of IPv{} to ask from that is no VIP",
+                version as u8
+            ))
+        })
+    }
+
+    /// How packets get to the backend.
+    async fn wire(&self, route: &Route, limit: Limit) -> Result<Wire, Failure> {
+        let vip = self.to.vip.ip();
+        Ok(match self.to.by {
             Passage::Tunnel => {
-                let versions = (IpVersion::of(vip), IpVersion::of(self.backend));
+                let source = route.source.ok_or_else(|| {
+                    Failure::unasked("this host has no address on the route to it")
+                })?;
+                let socket = self.passages.tunnel(IpVersion::of(self.backend));
                 Wire {
-                    socket: self
-                        .passages
-                        .tunnel(versions.0, versions.1)
-                        .map_err(|error| unasked(&error))?,
+                    socket: socket.map_err(|error| unasked(&error))?,
                     to: SocketAddr::new(self.backend, 0).into(),
+                    tunnel: Some(Tunnel {
+                        source,
+                        backend: self.backend,
+                        inner: IpVersion::of(vip),
+                    }),
                 }
             }
             Passage::Link if route.gateway.is_some() || route.foreign_gateway => {
@@ -239,18 +296,21 @@ impl Through {
                 ));
             }
             Passage::Link => {
-                let mac = self.mac(netlink, route.interface).await?;
+                let mac = timeout_at(limit.deadline, self.mac(route.interface)).await;
+                // A check without the time to wait for the neighbour's answer has got none.
+                let mac = mac.unwrap_or_else(|_| Err(nobody()))?;
                 Wire {
                     socket: self.passages.link().map_err(|error| unasked(&error))?,
                     to: link_address(route.interface, ethertype(vip), mac),
+                    tunnel: None,
                 }
             }
-        };
-        Ok((wire, own))
+        })
     }
 
     /// The MAC of the backend, which the kernel is told to ask for if it does not know it.
-    async fn mac(&self, netlink: &Netlink, interface: u32) -> Result<[u8; 6], Failure> {
+    async fn mac(&self, interface: u32) -> Result<[u8; 6], Failure> {
+        let netlink = self.netlink().await?;
         let mut asked = false;
         loop {
             let entry = netlink.entry(interface, self.backend).await;
@@ -259,16 +319,20 @@ impl Through {
                 return Ok(mac);
             }
             if asked {
-                return Err(Failure {
-                    reply: Reply::Silent,
-                    came: "found nobody on the link who has the backend's address".into(),
-                });
+                return Err(nobody());
             }
             asked = true;
             // A refusal shows as an entry that stays away.
             let _ = netlink.use_neighbour(interface, self.backend).await;
             tokio::time::sleep(ROUND_TRIP).await;
         }
+    }
+}
+
+fn nobody() -> Failure {
+    Failure {
+        reply: Reply::Silent,
+        came: "found nobody on the link who has the backend's address".into(),
     }
 }
 
@@ -288,26 +352,23 @@ fn no_route(error: &Error) -> Failure {
     }
 }
 
-/// This host's address on its route to a VIP, or if it has the VIP itself, another one that is not of its loopback alone.
-async fn own_address(netlink: &Netlink, vip: IpAddr) -> Option<IpAddr> {
-    if let Ok(route) = netlink.route(vip).await
-        && !route.local
-        && route.source.is_some()
-    {
-        return route.source;
-    }
-    nix::ifaddrs::getifaddrs().ok()?.find_map(|one| {
-        let address = one.address?;
-        let four = address.as_sockaddr_in().map(|at| IpAddr::V4(at.ip()));
-        let six = || address.as_sockaddr_in6().map(|at| IpAddr::V6(at.ip()));
-        four.or_else(six).filter(|own| {
-            let is_of_link = matches!(own, IpAddr::V6(six) if six.is_unicast_link_local());
-            own.is_ipv4() == vip.is_ipv4()
-                && *own != vip
-                && !is_of_link
-                && one.interface_name != "lo"
-        })
-    })
+/// This host's address on its route to a VIP that it does not have itself.
+async fn source_towards(netlink: &Netlink, vip: IpAddr) -> Option<IpAddr> {
+    let route = netlink.route(vip).await.ok()?;
+    route.source.filter(|_| !route.local)
+}
+
+/// An address to ask from, of several with their interfaces: rather one of the interface by which packets leave.
+fn choose(
+    addresses: &[(u32, IpAddr)],
+    interface: u32,
+    is_vip: impl Fn(IpAddr) -> bool,
+) -> Option<IpAddr> {
+    addresses
+        .iter()
+        .filter(|(_, address)| !is_vip(*address))
+        .min_by_key(|(at, _)| *at != interface)
+        .map(|(_, address)| *address)
 }
 
 /// A socket, and where it sends.
@@ -315,11 +376,16 @@ async fn own_address(netlink: &Netlink, vip: IpAddr) -> Option<IpAddr> {
 struct Wire {
     socket: Arc<Socket>,
     to: SockAddr,
+    tunnel: Option<Tunnel>,
 }
 
 impl Wire {
-    fn send(&self, packet: &[u8]) -> io::Result<()> {
-        match self.socket.send_to(packet, &self.to) {
+    fn send(&self, packet: Vec<u8>) -> io::Result<()> {
+        let packet = match &self.tunnel {
+            None => packet,
+            Some(tunnel) => tunnel.wrap(&packet),
+        };
+        match self.socket.send_to(&packet, &self.to) {
             // As good as lost on the way: it is repeated.
             Err(error)
                 if error.kind() == io::ErrorKind::WouldBlock
@@ -332,13 +398,34 @@ impl Wire {
     }
 }
 
+/// What is around packets to a backend.
+#[derive(Clone, Copy, Debug)]
+struct Tunnel {
+    source: IpAddr,
+    backend: IpAddr,
+    inner: IpVersion,
+}
+
+impl Tunnel {
+    fn wrap(&self, packet: &[u8]) -> Vec<u8> {
+        let protocol = match self.inner {
+            IpVersion::V4 => PROTO_IPIP,
+            IpVersion::V6 => PROTO_IPV6,
+        };
+        let mut wrapped = packet::header(self.source, self.backend, protocol, packet.len());
+        wrapped.extend(packet);
+        wrapped
+    }
+}
+
 /// One connection through the VIP. Dropping it ends it.
 #[derive(Debug)]
 pub(super) struct Line<'p> {
     wire: Wire,
-    port: &'p mut Port,
+    port: &'p Port,
     vip: SocketAddr,
     tcp: Tcp,
+    timer: Timer,
 }
 
 impl Line<'_> {
@@ -358,23 +445,28 @@ impl Line<'_> {
         }
     }
 
-    /// Carries what comes and goes, until the other side resets it or nothing can be sent any more: `here` is then closed.
-    pub(super) async fn carry(&mut self, here: DuplexStream) {
+    /// Carries what comes and goes, until the other side resets it or nobody reads any more: `here` is then closed.
+    ///
+    /// # Errors
+    /// When this host can send nothing any more. What came before has been carried then.
+    pub(super) async fn carry(&mut self, here: DuplexStream) -> io::Result<()> {
         let (mut reader, mut writer) = tokio::io::split(here);
         let mut buffer = vec![0; READ_BYTES];
         let (mut is_read, mut is_shut) = (false, false);
         loop {
             let incoming = self.tcp.take();
-            if self.send().is_err() || writer.write_all(&incoming).await.is_err() {
-                return;
+            let sent = self.send();
+            if writer.write_all(&incoming).await.is_err() {
+                return Ok(());
             }
+            sent?;
             if self.tcp.state() == State::Reset {
-                return;
+                return Ok(());
             }
             if self.tcp.is_done() && !is_shut {
                 is_shut = true;
                 if writer.shutdown().await.is_err() {
-                    return;
+                    return Ok(());
                 }
             }
             tokio::select! {
@@ -390,10 +482,12 @@ impl Line<'_> {
 
     /// Waits for a segment and takes it in, or has sent again what was not acknowledged in time.
     async fn hear(&mut self) {
-        let next = self.port.next_from(self.vip);
-        match self.tcp.patience() {
+        let next = self.port.next();
+        let now = Instant::now();
+        match self.timer.due(&self.tcp, now) {
             None => self.tcp.receive(&next.await),
-            Some(patience) => match timeout(patience, next).await {
+            Some(due) if due <= now => self.tcp.repeat(),
+            Some(due) => match timeout_at(due.into(), next).await {
                 Ok(segment) => self.tcp.receive(&segment),
                 Err(_) => self.tcp.repeat(),
             },
@@ -402,7 +496,7 @@ impl Line<'_> {
 
     fn send(&mut self) -> io::Result<()> {
         while let Some(segment) = self.tcp.next_out() {
-            self.wire.send(&self.packet(&segment))?;
+            self.wire.send(self.packet(&segment))?;
         }
         Ok(())
     }
@@ -425,7 +519,96 @@ impl Drop for Line<'_> {
     fn drop(&mut self) {
         for segment in self.tcp.end() {
             // What does not get there leaves the backend with a connection that nobody answers for, until it gives up.
-            let _ = self.wire.send(&self.packet(&segment));
+            let _ = self.wire.send(self.packet(&segment));
         }
+        self.port.end();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use lb_common::tcp::{ACK, SYN};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn what_came_before_this_host_could_not_send_is_delivered() {
+        let vip = SocketAddr::new(Ipv4Addr::new(198, 51, 100, 1).into(), 80);
+        let ear = Arc::new(Ear::open(IpVersion::V4).expect("tests of the network need root"));
+        let port = Port::open(ear, Ipv4Addr::LOCALHOST.into(), vip).unwrap();
+        let segment = |seq, flags, data: &[u8]| Segment {
+            seq,
+            ack: 1,
+            flags,
+            window: 1_000,
+            mss: None,
+            data: data.to_vec(),
+        };
+        let mut tcp = Tcp::new(0);
+        assert!(tcp.next_out().is_some());
+        tcp.receive(&segment(7, SYN | ACK, b""));
+        tcp.receive(&segment(8, ACK, b"before"));
+        let wire = Wire {
+            socket: Arc::new(Socket::new(Domain::IPV4, Type::DGRAM, None).unwrap()),
+            // Of another version of IP than the socket: nothing can be sent there.
+            to: SocketAddr::new(Ipv6Addr::LOCALHOST.into(), 9).into(),
+            tunnel: None,
+        };
+        let mut line = Line {
+            wire,
+            port: &port,
+            vip,
+            tcp,
+            timer: Timer::default(),
+        };
+        let (mut near, far) = tokio::io::duplex(64);
+        assert!(line.carry(far).await.is_err());
+        let mut came = vec![];
+        near.read_to_end(&mut came).await.unwrap();
+        assert_eq!(came, b"before");
+    }
+
+    #[test]
+    fn a_tunnels_header_says_what_is_inside_and_how_long_it_is() {
+        let four = IpAddr::from([10, 0, 0, 1]);
+        let six = IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1]);
+        // Where the protocol is, and its number.
+        for (outer, inner, at, protocol) in [
+            (four, IpVersion::V4, 9, 4),
+            (six, IpVersion::V4, 6, 4),
+            (six, IpVersion::V6, 6, 41),
+        ] {
+            let tunnel = Tunnel {
+                source: outer,
+                backend: outer,
+                inner,
+            };
+            let wrapped = tunnel.wrap(&[7; 300]);
+            let header = wrapped.len() - 300;
+            assert_eq!(header, if outer.is_ipv4() { 20 } else { 40 });
+            assert_eq!(wrapped[header..], [7; 300]);
+            assert_eq!(wrapped[at], protocol);
+            let (length_at, length) = if outer.is_ipv4() { (2, 320) } else { (4, 300) };
+            let told = u16::from_be_bytes([wrapped[length_at], wrapped[length_at + 1]]);
+            assert_eq!(told, length);
+        }
+    }
+
+    #[test]
+    fn a_check_is_asked_from_no_vip_and_rather_from_the_interface_that_it_leaves_by() {
+        let at = |host| IpAddr::from([10, 0, 0, host]);
+        let addresses = [(2, at(1)), (3, at(2)), (3, at(3)), (3, at(4))];
+        let chosen = |interface, vips: &[u8]| {
+            choose(&addresses, interface, |address| {
+                vips.iter().any(|vip| at(*vip) == address)
+            })
+        };
+        assert_eq!(chosen(3, &[]), Some(at(2)));
+        assert_eq!(chosen(3, &[2, 3]), Some(at(4)));
+        assert_eq!(chosen(3, &[2, 3, 4]), Some(at(1)), "of another interface");
+        assert_eq!(chosen(4, &[1]), Some(at(2)));
+        assert_eq!(chosen(3, &[1, 2, 3, 4]), None);
     }
 }

@@ -7,13 +7,9 @@ use std::{
 };
 
 use lb_common::net::IpVersion;
-use socket2::{SockFilter, Socket, Type};
-use tokio::sync::mpsc;
+use socket2::{Socket, Type};
 
-use super::{domain, ear::Ear, tcp::Segment};
-
-/// RET of a classic BPF program: so many bytes are taken.
-const RETURN: u16 = 0x06;
+use super::{domain, ear::Ear, filter::DROP, inbox::Inbox, tcp::Segment};
 
 /// The port.
 #[derive(Debug)]
@@ -21,27 +17,27 @@ pub(in crate::health::probe) struct Port {
     /// It listens, so that the kernel finds it, and answers nothing, since its filter comes first.
     _holder: Socket,
     own: SocketAddr,
-    heard: mpsc::Receiver<(SocketAddr, Segment)>,
+    inbox: Arc<Inbox>,
     ear: Arc<Ear>,
 }
 
 impl Port {
-    /// Takes a port of an address of this host, as the kernel gives them out.
+    /// Takes a port of an address of this host, as the kernel gives them out, for checks of a VIP.
     ///
     /// # Errors
     /// When there is none, or it cannot be listened to.
-    pub(super) fn open(ear: Arc<Ear>, own: IpAddr) -> io::Result<Self> {
+    pub(super) fn open(ear: Arc<Ear>, own: IpAddr, vip: SocketAddr) -> io::Result<Self> {
         let holder = Socket::new(domain(IpVersion::of(own)), Type::STREAM, None)?;
         drop_all(&holder)?;
         holder.bind(&SocketAddr::new(own, 0).into())?;
         holder.listen(1)?;
         let own = holder.local_addr()?.as_socket();
         let own = own.ok_or_else(|| io::Error::from_raw_os_error(libc::EAFNOSUPPORT))?;
-        let heard = ear.listen(own)?;
+        let inbox = ear.listen(own, vip)?;
         Ok(Self {
             _holder: holder,
             own,
-            heard,
+            inbox,
             ear,
         })
     }
@@ -51,21 +47,19 @@ impl Port {
         self.own
     }
 
-    /// Forgets what came for the connection before.
-    pub(super) fn forget_what_came(&mut self) {
-        while self.heard.try_recv().is_ok() {}
+    /// A connection begins: what came before is forgotten.
+    pub(super) fn begin(&self) {
+        self.inbox.open();
     }
 
-    /// The next segment from a VIP.
-    pub(super) async fn next_from(&mut self, vip: SocketAddr) -> Segment {
-        loop {
-            match self.heard.recv().await {
-                Some((from, segment)) if from == vip => return segment,
-                Some(_) => {}
-                // The ear lets go of nothing that is not given back.
-                None => std::future::pending().await,
-            }
-        }
+    /// It is over: nothing is kept that comes until the next.
+    pub(super) fn end(&self) {
+        self.inbox.close();
+    }
+
+    /// The next segment from the VIP.
+    pub(super) async fn next(&self) -> Segment {
+        self.inbox.next().await
     }
 }
 
@@ -80,5 +74,5 @@ impl Drop for Port {
 /// # Errors
 /// The kernel's.
 pub(super) fn drop_all(socket: &Socket) -> io::Result<()> {
-    socket.attach_filter(&[SockFilter::new(RETURN, 0, 0, 0)])
+    socket.attach_filter(&[DROP])
 }

@@ -3,7 +3,10 @@
 //! It asks, sends a request in order, takes in an answer in order, and ends with a RST; it never sends a FIN. What comes out of order, or beyond the
 //! window that it told, is left to the other side to send again. No option but the largest segment is told, so none has to be understood.
 
-use std::{collections::VecDeque, time::Duration};
+use std::{
+    collections::VecDeque,
+    time::{Duration, Instant},
+};
 
 use lb_common::tcp::{ACK, FIN, RST, SYN};
 
@@ -11,10 +14,10 @@ use lb_common::tcp::{ACK, FIN, RST, SYN};
 const PSH: u8 = 0x08;
 /// The largest segments sent and asked for, in bytes of data: with its headers and a tunnel's one fits into 1,280 bytes, which every way carries.
 const MOST_DATA: u16 = 1_180;
-/// What a peer takes that tells nothing (RFC 9293, section 3.7.1).
+/// What a peer takes that tells nothing (RFC 9293, section 3.7.1), and at the least one that tells: a request is not to become thousands of packets.
 const LEAST_DATA: u16 = 536;
 /// Bytes that are kept for whoever reads, at most: the window that is told.
-const WINDOW: usize = u16::MAX as usize;
+pub(super) const WINDOW: usize = u16::MAX as usize;
 /// Bytes that wait to be sent and acknowledged, at most.
 const MOST_UNSENT: usize = 64 << 10;
 /// Time to the first repetition; each takes twice as long as the one before.
@@ -119,8 +122,8 @@ impl Tcp {
         std::mem::take(&mut self.incoming)
     }
 
-    /// After which time without a segment something is to be sent again; none if all is acknowledged.
-    pub(super) fn patience(&self) -> Option<Duration> {
+    /// The time after which something is to be sent again; none if all is acknowledged.
+    fn patience(&self) -> Option<Duration> {
         let waits = match self.state {
             State::Asking => true,
             State::Open => !self.outgoing.is_empty(),
@@ -238,7 +241,7 @@ impl Tcp {
             self.next = self.sent;
             self.expected = segment.seq.wrapping_add(1);
             self.window = segment.window;
-            self.largest = segment.mss.unwrap_or(LEAST_DATA).clamp(1, MOST_DATA);
+            self.largest = segment.mss.unwrap_or(0).clamp(LEAST_DATA, MOST_DATA);
             self.owes_ack = true;
             self.repetitions = 0;
         }
@@ -294,6 +297,40 @@ impl Tcp {
             self.expected = self.expected.wrapping_add(1);
             self.is_done = true;
         }
+    }
+}
+
+/// When something is to be sent again: counted from when it was sent, or from when something before it was acknowledged (RFC 6298, section 5). Nothing else that is
+/// heard puts it off.
+#[derive(Debug, Default)]
+pub(super) struct Timer(Option<Started>);
+
+/// For the first byte that is not acknowledged, after so many repetitions, until when.
+#[derive(Clone, Copy, Debug)]
+struct Started {
+    unacknowledged: u32,
+    repetitions: u32,
+    due: Instant,
+}
+
+impl Timer {
+    /// When it is, for a connection that has sent all that it can; none if all is acknowledged.
+    pub(super) fn due(&mut self, tcp: &Tcp, now: Instant) -> Option<Instant> {
+        let started = tcp.patience().map(|patience| Started {
+            unacknowledged: tcp.unacknowledged,
+            repetitions: tcp.repetitions,
+            due: now + patience,
+        });
+        self.0 = match (self.0, started) {
+            (Some(before), Some(new))
+                if (before.unacknowledged, before.repetitions)
+                    == (new.unacknowledged, new.repetitions) =>
+            {
+                Some(before)
+            }
+            _ => started,
+        };
+        self.0.map(|started| started.due)
     }
 }
 
@@ -401,6 +438,42 @@ mod tests {
         // An acknowledgement of what was never sent.
         tcp.receive(&from_peer(THEIRS + 1, ISN.wrapping_add(9_000), ACK, &[]));
         assert_eq!(tcp.end()[0].seq, ISN.wrapping_add(1_501));
+    }
+
+    #[test]
+    fn a_peer_that_takes_tiny_segments_gets_those_that_every_peer_must_take() {
+        let mut tcp = Tcp::new(ISN);
+        all(&mut tcp);
+        let mut answer = from_peer(THEIRS, ISN.wrapping_add(1), SYN | ACK, &[]);
+        answer.mss = Some(1);
+        tcp.receive(&answer);
+        tcp.give(&[1; 600]);
+        assert_eq!(sent(&mut tcp), [(1, PSH | ACK, 536), (537, PSH | ACK, 64)]);
+    }
+
+    #[test]
+    fn nothing_that_is_heard_puts_a_repetition_off_but_an_acknowledgement() {
+        let begin = Instant::now();
+        let later = |ms| begin + Duration::from_millis(ms);
+        let mut timer = Timer::default();
+        let mut tcp = open();
+        assert_eq!(timer.due(&tcp, begin), None);
+        tcp.give(&[1; 700]);
+        all(&mut tcp);
+        assert_eq!(timer.due(&tcp, begin), Some(later(200)));
+        // Data, and acknowledgements of what was acknowledged before.
+        for data in [&b""[..], b"data"] {
+            tcp.receive(&from_peer(THEIRS + 1, ISN.wrapping_add(1), ACK, data));
+            all(&mut tcp);
+            assert_eq!(timer.due(&tcp, later(150)), Some(later(200)));
+        }
+        tcp.receive(&from_peer(THEIRS + 5, ISN.wrapping_add(537), ACK, &[]));
+        assert_eq!(timer.due(&tcp, later(160)), Some(later(360)));
+        tcp.repeat();
+        all(&mut tcp);
+        assert_eq!(timer.due(&tcp, later(360)), Some(later(760)));
+        tcp.receive(&from_peer(THEIRS + 5, ISN.wrapping_add(701), ACK, &[]));
+        assert_eq!(timer.due(&tcp, later(400)), None);
     }
 
     #[test]
