@@ -396,7 +396,6 @@ fn a_tie_is_of_the_entry_that_was_seen_last_and_else_of_the_older() {
     }
 }
 
-/// Its client has the port again within a second, at nearly the same sequence number; and what the former backend still sends refreshes the former entry.
 #[test]
 fn a_tie_of_two_young_ones_is_of_the_newer() {
     let older = live(State::Young, Word::CONTESTED);
@@ -405,6 +404,7 @@ fn a_tie_of_two_young_ones_is_of_the_newer() {
     assert_eq!(owner(newer, older, &data(at(0)), NOW, false), Owner::First);
 }
 
+/// Its client has the port again within a second, at nearly the same sequence number; and what the former backend still sends refreshes the former entry.
 #[test]
 fn a_tie_is_of_the_next_connection_and_not_of_one_that_is_closing() {
     let pin = live(State::Pin, Word::CONTESTED | Word::SECOND);

@@ -399,9 +399,7 @@ impl Reference {
             Ordering::Equal => match held[0].quiet(now).cmp(&held[1].quiet(now)) {
                 Ordering::Less => 0,
                 Ordering::Greater => 1,
-                Ordering::Equal if held.iter().all(Held::is_young) => {
-                    usize::from(!held[0].newer)
-                }
+                Ordering::Equal if held.iter().all(Held::is_young) => usize::from(!held[0].newer),
                 Ordering::Equal => usize::from(held[0].newer),
             },
         }
