@@ -83,7 +83,9 @@ impl Machine {
             tracing::subscriber::set_global_default(tracing_subscriber::registry().with(Log))
                 .unwrap();
         });
-        let capacity = Capacity::for_flows(1_000, 600, 2, 3, 10_000, 1).with_pairs(3);
+        let capacity = Capacity::for_flows(1_000, 600, 2, 3, 10_000, 1)
+            .with_pairs(3)
+            .with_affinities(100);
         let directory =
             std::env::temp_dir().join(format!("tether-words-{test}-{}", std::process::id()));
         std::fs::create_dir_all(&directory).unwrap();
@@ -106,7 +108,7 @@ impl Machine {
     fn config_with(&self, backends: &[&str], lines: &str) -> Config {
         let mut text = format!(
             "interfaces = [\"eth0\"]\nstate_dir = {:?}\n\
-             [limits]\nflows = 1000\nflows6 = 600\nservices = 2\nbackends = 3\ntable_slots = 10000\nnat_pairs = 3\n\
+             [limits]\nflows = 1000\nflows6 = 600\nservices = 2\nbackends = 3\ntable_slots = 10000\nnat_pairs = 3\nclients = 100\n\
              [[service]]\nname = \"chat\"\nvip = \"10.0.0.1\"\nport = 80\nmode = \"ipip\"\ntable_size = 1009\nmin_healthy = 0\n{lines}",
             self.directory
         );
