@@ -50,7 +50,11 @@ enum Command {
     /// Load every BPF program and hold what the verifier says of it against the budget
     Verifier,
     /// Run every test: verifier budget, model check, unit, property, packet and lab tests (needs root)
-    Test,
+    Test {
+        /// Also the tests that take long, whose promises others show in another mode, family or number
+        #[arg(long)]
+        long: bool,
+    },
     /// Show WebSocket connections surviving drains, a dead backend and a killed daemon (needs root)
     #[command(disable_help_flag = true)]
     Demo {
@@ -126,7 +130,7 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::Setup { check } => return setup::run(check),
         Command::BuildEbpf => build_ebpf::run()?,
         Command::Verifier => verifier::run()?,
-        Command::Test => test::run()?,
+        Command::Test { long } => test::run(long)?,
         Command::Demo { args } => demo::run(&args)?,
         Command::Torture { args } => torture::run(&args)?,
         Command::Bench { args } => bench::run(&args)?,

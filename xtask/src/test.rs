@@ -4,11 +4,37 @@ use anyhow::Result;
 
 use crate::{cargo, exec, kernels, root, setup, verifier};
 
-/// Runs everything, the quickest to fail first.
+/// Tests that take long, each beside a shorter one of the same promise: in another mode or family, with fewer kills, or with fewer packets.
+const LONG: [&str; 22] = [
+    "a_deadline_closes_what_is_left_at_a_pace_in_ipv6",
+    "a_deadline_closes_what_is_left_at_a_pace_with_dnat_in_ipv6",
+    "a_flood_of_handshakes_that_fills_the_table_is_reclaimed",
+    "a_flow_is_explained_in_dnat_in_ipv6",
+    "a_flow_is_explained_in_l2",
+    "a_full_backend_takes_no_new_connections_until_it_has_fewer",
+    "a_migration_that_is_killed_loses_no_flow",
+    "a_resize_killed_at_any_step_loses_no_entry",
+    "a_start_killed_at_any_moment_leaves_something_to_start_from",
+    "an_interface_that_does_not_forward_is_named_until_it_does",
+    "connections_outlive_upgrade_and_downgrade_l2_ipv6",
+    "connections_outlive_upgrade_and_downgrade_nat_ipv6",
+    "flows_are_told_of_in_nat_in_ipv6",
+    "flows_that_the_old_program_records_after_the_hold_are_copied_too",
+    "ipv6_connections_outlive_a_larger_and_a_smaller_flow_table",
+    "no_connection_on_the_link_breaks_but_those_of_a_killed_host",
+    "no_translated_ipv6_connection_breaks_but_those_of_a_killed_host",
+    "one_that_has_said_goodbye_is_waited_for_while_it_may_be_listening",
+    "the_same_port_connects_again_by_dnat_in_ipv6",
+    "the_same_port_connects_again_by_l2_in_ipv6",
+    "what_is_translated_and_watched_is_steered_as_ever",
+    "who_does_not_wait_for_the_idle_leaves_them_alone",
+];
+
+/// Runs everything, the quickest to fail first; those that take long only if they are wanted.
 ///
 /// # Errors
 /// If this is not root, setup fails, or any test does.
-pub(crate) fn run() -> Result<()> {
+pub(crate) fn run(long: bool) -> Result<()> {
     root::require("test")?;
     setup::ensure()?;
     verifier::run()?;
@@ -24,12 +50,13 @@ pub(crate) fn run() -> Result<()> {
     other_version()?;
     // Labs measure time and flood their networks, so they run one after the other; and they come last, being the slowest. Those of
     // guest need a kernel of `cargo xtask kernels`.
-    exec::run(workspace().args(["--exclude", "lab-guest"]).args([
-        "--test",
-        "*",
-        "--",
-        "--test-threads=1",
-    ]))?;
+    let skipped = LONG.iter().filter(|_| !long);
+    exec::run(
+        workspace()
+            .args(["--exclude", "lab-guest"])
+            .args(["--test", "*", "--", "--test-threads=1"])
+            .args(skipped.flat_map(|name| ["--skip", name])),
+    )?;
     kernels::smoke()
 }
 
@@ -72,4 +99,34 @@ fn model_check() -> Result<()> {
             .env("RUSTFLAGS", "--cfg loom")
             .env_remove("CARGO_ENCODED_RUSTFLAGS"),
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    use super::*;
+
+    fn sources(directory: &Path, text: &mut String) {
+        for entry in fs::read_dir(directory).expect("a directory of tests") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                sources(&path, text);
+            } else if path.extension().is_some_and(|extension| extension == "rs") {
+                *text += &fs::read_to_string(&path).expect("a source");
+            }
+        }
+    }
+
+    /// A name that is no test's would leave out nothing, and nobody would notice.
+    #[test]
+    fn what_takes_long_is_there() {
+        let mut text = String::new();
+        for directory in ["tests/tests", "lb-userspace/tests"] {
+            sources(&exec::workspace().join(directory), &mut text);
+        }
+        for name in LONG {
+            assert!(text.contains(&format!("fn {name}(")), "{name}");
+        }
+    }
 }
