@@ -10,6 +10,7 @@ pub mod bench;
 pub mod clock;
 pub mod counters;
 pub mod csum;
+pub mod flood;
 pub mod flow;
 pub mod hash;
 pub mod headers;

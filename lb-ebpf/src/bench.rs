@@ -1,11 +1,12 @@
-//! What only the bench and the packet tests load: floors to compare with, the harness that makes packets in the kernel, and
-//! programs that prepare a frame's surroundings.
+//! What only the bench, the packet tests and the labs load: floors to compare with, the harness that makes packets in the kernel, programs that
+//! prepare a frame's surroundings, and a generator of floods.
 //!
 //! A repeated test run hands each round the packet that the round before left behind. The harness therefore writes every byte of the headers
 //! anew, and takes off what an encapsulation put on, before it calls the program under test.
 #![no_std]
 #![no_main]
 
+mod flood;
 mod prepare;
 mod runtime;
 
