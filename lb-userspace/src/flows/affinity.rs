@@ -39,9 +39,8 @@ pub(super) struct Affinities {
     addresses: HashMap<u32, Address>,
     /// Clients that had to give way to others since the daemon started.
     evicted: u64,
-    /// Whether there may be clients of services that placed some in the pass before.
-    had_groups: bool,
-    has_begun: bool,
+    /// Whether nothing is left to forget: no service placed clients in the last pass, and those of before are forgotten.
+    is_clear: bool,
 }
 
 impl Affinities {
@@ -49,8 +48,7 @@ impl Affinities {
     pub(super) fn begin(&mut self, maps: &Maps) {
         *self = Self {
             evicted: self.evicted,
-            had_groups: !self.groups.is_empty() || !self.has_begun,
-            has_begun: true,
+            is_clear: self.is_clear,
             ..Self::default()
         };
         for id in 0..maps.services.len() {
@@ -125,11 +123,12 @@ impl Affinities {
     }
 
     /// Forgets the clients that have had no flow for too long, and those whose backend is gone. Gives how many are left, by service id.
-    pub(super) fn forget(&self, maps: &Maps, now: Tick) -> HashMap<u16, u64> {
+    pub(super) fn forget(&mut self, maps: &Maps, now: Tick) -> HashMap<u16, u64> {
         let mut clients = HashMap::new();
-        if self.groups.is_empty() && !self.had_groups {
+        if self.groups.is_empty() && self.is_clear {
             return clients;
         }
+        self.is_clear = self.groups.is_empty();
         for bucket in (0..maps.affinities.len()).map(|index| bucket(maps, index)) {
             for way in 0..WAYS {
                 let Some((key, word)) = bucket.read(way) else {
