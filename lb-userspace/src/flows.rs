@@ -11,7 +11,7 @@
 //! * [`sweeper`][]: passes over the tables, in steps
 //! * [`left`][]: what is left of some backends' flows, for whoever waits for the end of a drain
 
-mod affinity;
+pub(crate) mod affinity;
 mod census;
 mod churn;
 pub mod fill;

@@ -2,7 +2,6 @@
 
 use std::sync::atomic::Ordering;
 
-use aya::programs::{TestRun as _, TestRunOptions};
 use lab::packet::{
     BackendSpec, CLIENT, Client, Packet, SERVICE, VIP, World,
     kernel::{ELSEWHERE, FLOW_SEED, INGRESS, action},
@@ -17,7 +16,7 @@ use lb_common::{
 };
 use lb_userspace::dataplane::{
     array::{Array, Entry},
-    kernel::{Loaded, bpf::set_device, tap::Tapped},
+    kernel::{Loaded, bpf::set_device, run_once, tap::Tapped},
     maps::{Maps, now_ns},
 };
 
@@ -92,21 +91,6 @@ impl Watching {
         copy(&from.cpus, &to.cpus);
     }
 
-    fn run(&self, frame: &[u8]) -> (u32, Vec<u8>) {
-        let mut output = vec![0; frame.len() + 256];
-        let context: Vec<u8> = [0, frame.len() as u32, 0, INGRESS, 0, 0]
-            .into_iter()
-            .flat_map(u32::to_ne_bytes)
-            .collect();
-        let mut options = TestRunOptions::new();
-        options.data_in = Some(frame);
-        options.data_out = Some(&mut output);
-        options.ctx_in = Some(&context);
-        let ran = self.loaded.program().test_run(options).expect("it runs");
-        output.truncate(ran.data_size_out as usize);
-        (ran.return_value, output)
-    }
-
     /// What was told since this was asked last.
     fn told(&mut self) -> Told {
         std::iter::from_fn(|| {
@@ -122,7 +106,7 @@ impl Watching {
         world.now();
         self.copy(&world.maps);
         let frame = packet.bytes();
-        let (did, left) = self.run(&frame);
+        let (did, left) = run_once(self.loaded.program(), INGRESS, &frame).expect("it runs");
         let run = world.send(packet);
         let reason = run.reason();
         assert_eq!(did, run.outcome.action, "{reason:?}: {packet:?}");

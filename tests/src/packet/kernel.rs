@@ -20,7 +20,7 @@ use lb_common::{
 };
 use lb_userspace::{
     dataplane::{
-        kernel::{Loaded, bpf::set_device},
+        kernel::{Loaded, bpf::set_device, run_once},
         maps::Capacity,
     },
     objects,
@@ -325,24 +325,9 @@ impl Prepared {
             .program(name)
             .and_then(|program| program.try_into().ok())
             .expect("it was loaded above");
-        let mut output = vec![0; input.len() + 256];
-        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-        let context: Vec<u8> = [0, input.len() as u32, 0, INGRESS, 0, 0]
-            .into_iter()
-            .flat_map(u32::to_ne_bytes)
-            .collect();
-        let mut options = TestRunOptions::new();
-        options.data_in = Some(input);
-        options.data_out = Some(&mut output);
-        options.ctx_in = Some(&context);
-        let result = program
-            .test_run(options)
+        let (action, output) = run_once(program, INGRESS, input)
             .unwrap_or_else(|error| panic!("BPF_PROG_TEST_RUN of {name}: {error}"));
-        output.truncate(result.data_size_out as usize);
-        Outcome {
-            action: result.return_value,
-            output,
-        }
+        Outcome { action, output }
     }
 }
 

@@ -13,7 +13,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use aya::programs::{TestRun as _, TestRunOptions};
+use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use lb_common::{
     maps::{self as names, Instance},
     net::IpVersion,
@@ -114,27 +114,12 @@ impl Rehearsal {
     /// When the kernel does not run it, or it has counted nothing, which is a fault of this tether.
     pub fn run(&self, ifindex: u32, frame: &[u8]) -> Result<Rehearsed, Error> {
         self.copy();
-        let mut output = vec![0; frame.len() + GROWTH];
-        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-        let context: Vec<u8> = [0, frame.len() as u32, 0, ifindex, 0, 0]
-            .into_iter()
-            .flat_map(u32::to_ne_bytes)
-            .collect();
-        let mut options = TestRunOptions::new();
-        options.data_in = Some(frame);
-        options.data_out = Some(&mut output);
-        options.ctx_in = Some(&context);
-        let ran = self
-            .loaded
-            .program()
-            .test_run(options)
-            .map_err(|error| refused_call("rehearsing a packet")(system_error(error)))?;
-        output.truncate(ran.data_size_out as usize);
-        self.counted(ran.return_value, output)
-            .ok_or_else(|| Error::Bpf {
-                doing: "rehearsing a packet",
-                source: io::Error::other("it was not counted, which is a fault of this tether"),
-            })
+        let (action, frame) = run_once(self.loaded.program(), ifindex, frame)
+            .map_err(refused_call("rehearsing a packet"))?;
+        self.counted(action, frame).ok_or_else(|| Error::Bpf {
+            doing: "rehearsing a packet",
+            source: io::Error::other("it was not counted, which is a fault of this tether"),
+        })
     }
 
     /// The copies, as the last packet has left them. Of the other version of IP there are no flows in them.
@@ -171,6 +156,26 @@ impl Rehearsal {
             backend: (0..maps.capacity.backends).find(|id| was_counted(layout.backend(*id))),
         })
     }
+}
+
+/// Runs an XDP program with a frame that comes in by an interface of this network namespace. Gives the action, and the frame afterwards.
+///
+/// # Errors
+/// When the kernel does not run it.
+pub fn run_once(program: &Xdp, ifindex: u32, frame: &[u8]) -> io::Result<(u32, Vec<u8>)> {
+    let mut output = vec![0; frame.len() + GROWTH];
+    // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+    let context: Vec<u8> = [0, frame.len() as u32, 0, ifindex, 0, 0]
+        .into_iter()
+        .flat_map(u32::to_ne_bytes)
+        .collect();
+    let mut options = TestRunOptions::new();
+    options.data_in = Some(frame);
+    options.data_out = Some(&mut output);
+    options.ctx_in = Some(&context);
+    let ran = program.test_run(options).map_err(system_error)?;
+    output.truncate(ran.data_size_out as usize);
+    Ok((ran.return_value, output))
 }
 
 /// The same capacity with next to no room for flows of the other version of IP.

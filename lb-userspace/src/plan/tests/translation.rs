@@ -2,7 +2,10 @@
 
 use std::net::SocketAddr;
 
-use lb_common::nat::{self, FIRST_PORT, Pair, WORDS_OF_PAIR, slot_index};
+use lb_common::{
+    maglev::TENURE_TICKS,
+    nat::{self, FIRST_PORT, Pair, WORDS_OF_PAIR, slot_index},
+};
 
 use super::*;
 
