@@ -315,15 +315,16 @@ fn install_run_upgrade_and_remove(host: &Namespace) -> Result<()> {
     let clients = Clients::start(&network.client, &[CLIENT.parse()?], 1)?;
     write_config("", 100)?;
     unit.ask("start")?;
-    let status = unit.serves_instead_of(0)?;
+    // Systemd takes it for started once it serves, and not before.
+    let link = link_id(host, UPLINK).context("a start is over too early")?;
     unit.is("ActiveState", "active")?;
+    let status = unit.serves_instead_of(0)?;
     is_confined(status.pid)?;
     let native = Attachment {
         interface: UPLINK.into(),
         mode: "native".into(),
     };
     ensure!(status.attachments == [native], "{status:#?}");
-    let link = link_id(host, UPLINK)?;
     let vip: IpAddr = VIP.parse()?;
     let plan = Plan::new(SocketAddr::new(vip, PORT));
     let connections = clients.open(CONNECTIONS, plan, |_| {})?;
