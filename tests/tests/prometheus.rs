@@ -15,6 +15,7 @@ use anyhow::{Context as _, Result, ensure};
 use aya::maps::MapData;
 use lab::address::Family;
 use lab::config::{Config, SERVICE};
+use lab::dashboard;
 use lab::namespace::Namespace;
 use lab::passing;
 use lab::peer::client::Close;
@@ -124,6 +125,21 @@ impl Prometheus {
         })?;
         let body = text.split_once("\r\n\r\n").context("an answer")?.1;
         serde_json::from_str(body).with_context(|| body.to_owned())
+    }
+
+    /// What promtool prints of a query's answer: a line for each sample.
+    fn ask(&self, query: &str) -> Result<String> {
+        let mut command = Command::new("promtool");
+        command.args(["query", "instant", "http://127.0.0.1:9090", query]);
+        let output = self.host.output(command)?;
+        let words = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        ensure!(
+            output.status.success(),
+            "{query}: {} {}",
+            words(&output.stdout),
+            words(&output.stderr)
+        );
+        Ok(words(&output.stdout))
     }
 
     /// The alerts that fire.
@@ -434,6 +450,38 @@ fn alerts_fire_when_flows_find_no_room() -> Result<()> {
     // With an entry or without, each is where it was.
     assert_eq!(crowd::echo_all(&connections), [""; 0]);
     assert_eq!(crowd::breaks(&connections), [""; 0]);
+    stage.close();
+    Ok(())
+}
+
+#[test]
+fn every_query_of_the_dashboard_is_answered() -> Result<()> {
+    let stage = Stage::set(Topology::new(Place::Farm), 235, |_| {})?;
+    let prometheus = Prometheus::start(stage.lab.balancer())?;
+    prometheus.see_all_well()?;
+    let connections = stage.clients.open(30, stage.plan(), |_| {})?;
+    assert_eq!(crowd::echo_all(&connections), [""; 0]);
+    let (mut shown, mut troubles) = (0, 0);
+    for query in dashboard::queries()? {
+        // What is chosen by a comparison is there while something is amiss, and nothing is. It must be understood all the same.
+        let is_of_trouble = [" == ", " > "].iter().any(|sign| query.contains(sign))
+            && !query.contains("or vector(0)");
+        wait::until_seen(
+            &format!("there is an answer to {query}"),
+            SOON,
+            || prometheus.ask(&query),
+            |answer| is_of_trouble || !answer.is_empty(),
+        )?;
+        if is_of_trouble {
+            troubles += 1;
+        } else {
+            shown += 1;
+        }
+    }
+    assert!(
+        shown > 3 * troubles,
+        "{shown} are shown, {troubles} need not be"
+    );
     stage.close();
     Ok(())
 }
