@@ -7,12 +7,13 @@
 //! 4. the reconciler's first application: it waits, bounded, for first verdicts and next hops
 //! 5. the XDP program: attached, or its old version atomically replaced. On a fresh start this comes after the maps are whole; an
 //!    adopted instance's old program goes on forwarding until here
-//! 6. `ready`
+//! 6. `ready`, in the log and to a service manager that asks
 //!
 //! However the daemon ends, the data path goes on forwarding.
 
 mod file;
 pub mod lock;
+mod manager;
 mod parts;
 mod upkeep;
 
@@ -434,6 +435,7 @@ async fn serve(
                     pid = std::process::id(),
                     "ready"
                 );
+                manager::tell_ready();
             }
             _ = look.tick() => {
                 upkeep.open_again();
