@@ -11,6 +11,7 @@ pub mod clock;
 pub mod counters;
 pub mod csum;
 pub mod flow;
+pub mod guard;
 pub mod hash;
 pub mod headers;
 #[cfg(feature = "user")]
