@@ -171,7 +171,7 @@ pub const fn spend(paid_ns: u64, now_ns: u64, cost_ns: u64, burst_ns: u64) -> Op
     } else {
         paid_ns
     };
-    if now_ns - from < cost_ns {
+    if from + cost_ns > now_ns {
         None
     } else {
         Some(from + cost_ns)

@@ -7,7 +7,7 @@
 use core::mem::offset_of;
 
 use super::{SOURCES_IN_BUCKET, Source, below, is_some};
-use crate::{counters::spend, flow::table::Place};
+use crate::flow::table::Place;
 
 /// How far ahead the clock of another CPU can be, that has read it a moment later, in nanoseconds. What is further ahead is of a corrupt map.
 const AHEAD_NS: u64 = 1_000_000_000;
@@ -127,8 +127,14 @@ fn look_in<S: Sources>(sources: &S, bucket: S::Bucket, wanted: &Wanted) -> Found
 /// 1 if a place with these words is nobody's, or of a source that owes nothing and has no flow, else 0; without a branch.
 #[inline(always)]
 const fn is_free(fingerprint: u64, paid_ns: u64, flows: u64, wanted: &Wanted) -> u32 {
-    let owes = below(wanted.now_ns.saturating_sub(wanted.burst_ns), paid_ns)
-        & below(paid_ns, wanted.now_ns.saturating_add(AHEAD_NS));
+    // What [`saved_up`] says, in one comparison.
+    let since = wanted.now_ns.wrapping_sub(paid_ns);
+    let ahead = AHEAD_NS - 1;
+    let owes = is_some(paid_ns)
+        & below(
+            since.wrapping_add(ahead),
+            wanted.burst_ns.wrapping_add(ahead),
+        );
     (1 ^ (is_some(fingerprint) & (is_some(flows) | owes))) as u32
 }
 
@@ -189,13 +195,32 @@ pub fn pay<S: Sources>(
 #[inline(always)]
 #[must_use]
 pub const fn paid_after(paid_ns: u64, now_ns: u64, cost_ns: u64, burst_ns: u64) -> Option<u64> {
-    // Not a number of another clock, which would forgive all debts, but one of another CPU.
-    let now_ns = if paid_ns > now_ns && paid_ns - now_ns < AHEAD_NS {
-        paid_ns
+    let saved_ns = saved_up(paid_ns, now_ns, burst_ns);
+    if saved_ns < cost_ns {
+        return None;
+    }
+    let paid_ns = now_ns.wrapping_sub(saved_ns - cost_ns);
+    // Zero is who has never paid.
+    Some(paid_ns | (1 ^ is_some(paid_ns)))
+}
+
+/// Nanoseconds that a source has saved up which has paid up to a moment: all that it can if it has never paid. As with [`crate::counters::spend`], but
+/// that what is saved up may reach back to before the clock began: a host that has just started gives bursts too.
+#[inline(always)]
+#[must_use]
+pub const fn saved_up(paid_ns: u64, now_ns: u64, burst_ns: u64) -> u64 {
+    let since = now_ns.wrapping_sub(paid_ns);
+    let ahead = paid_ns.wrapping_sub(now_ns);
+    if paid_ns == 0 {
+        burst_ns
+    } else if ahead.wrapping_sub(1) < AHEAD_NS - 1 {
+        // Not a moment of another clock, which would forgive all debts, but one of another CPU.
+        0
+    } else if since < burst_ns {
+        since
     } else {
-        now_ns
-    };
-    spend(paid_ns, now_ns, cost_ns, burst_ns)
+        burst_ns
+    }
 }
 
 /// Whether a source has as many flows as it may have.
@@ -507,6 +532,7 @@ mod tests {
     /// Another CPU may have read the clock a moment later: that forgives nothing. What is much later is of a corrupt map, and starts over.
     #[test]
     fn a_clock_that_is_ahead_forgives_no_debts() {
+        assert_eq!(paid_after(NOW, NOW, COST, BURST), None);
         assert_eq!(paid_after(NOW + 1, NOW, COST, BURST), None);
         assert_eq!(paid_after(NOW + AHEAD_NS - 1, NOW, COST, BURST), None);
         assert_eq!(
@@ -517,6 +543,24 @@ mod tests {
             paid_after(u64::MAX, NOW, COST, BURST),
             Some(NOW - BURST + COST)
         );
+    }
+
+    /// What is saved up reaches back to before the clock began.
+    #[test]
+    fn a_host_that_has_just_started_gives_bursts_too() {
+        for start in [1, COST / 2, COST + 7, BURST - COST / 2, BURST, BURST + COST] {
+            let model = Model::new(2);
+            let at = place(&model, &wanted(77, 2, start)).unwrap();
+            let passed = |now: u64| {
+                (0..20)
+                    .filter(|_| pay(&model, at, now, COST, BURST))
+                    .count()
+            };
+            assert_eq!(passed(start), 5, "{start}");
+            assert_eq!(place(&model, &wanted(77, 2, start)), Some(at));
+            assert_eq!(passed(start + COST - 1), 0, "{start}");
+            assert_eq!(passed(start + 2 * COST), 2, "{start}");
+        }
     }
 
     #[test]
@@ -553,6 +597,17 @@ mod tests {
     }
 
     proptest! {
+        /// Who is told to be free has saved up all that it can, and the other way round.
+        #[test]
+        fn free_is_who_owes_nothing(
+            paid_ns in prop_oneof![Just(0), NOW - 2 * BURST..NOW + 9, NOW..NOW + 2 * AHEAD_NS, any::<u64>()],
+            now_ns in prop_oneof![Just(NOW), 0..2 * BURST],
+        ) {
+            let own = Wanted { now_ns, ..wanted(1, 2, NOW) };
+            let owes_nothing = saved_up(paid_ns, now_ns, BURST) == BURST;
+            prop_assert_eq!(is_free(2, paid_ns, 0, &own) == 1, owes_nothing);
+        }
+
         /// Each source has what it would have if it were alone, for as long as there are places.
         #[test]
         fn sources_do_not_disturb_each_other(
