@@ -1,4 +1,7 @@
 //! Guards: whom a service takes new flows from, and how many of one source. A flow that has an entry never meets its service's guard.
+//!
+//! * [`ranges`]: what a service's lists say about an address
+//! * [`sources`]: what a source is held to, and how CPUs share what is known of it
 
 pub mod ranges;
 pub mod sources;

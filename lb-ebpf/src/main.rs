@@ -176,10 +176,10 @@ fn steer_established<F: Family>(ctx: &XdpContext, frame: Bytes) -> Option<u32> {
     if nat::is_on::<F>() && maps::translates(service) {
         // The long way would only find that out again.
         if opens {
-            return Some(steer_or_guard(service));
+            return Some(guard_or(service, STEER));
         }
         let Some((sent, backend)) = nat::plain::<F>(ctx, service, &segment, &ends) else {
-            return Some(steer_or_guard(service));
+            return Some(guard_or(service, STEER));
         };
         (action, id) = (sent, backend);
     } else if opens {
@@ -201,7 +201,9 @@ fn steer_established<F: Family>(ctx: &XdpContext, frame: Bytes) -> Option<u32> {
         reason = Reason::Opened;
         action = forward::forward_plain::<F>(ctx, &segment, backend, state)?;
     } else {
-        let known = flow::established::<F>(service, &segment, ends.source)?;
+        let Some(known) = flow::established::<F>(service, &segment, ends.source) else {
+            return Some(guard_or(service, OTHER));
+        };
         action = forward::forward_plain::<F>(ctx, &segment, known.backend, known.state)?;
         id = known.id;
     }
@@ -211,13 +213,13 @@ fn steer_established<F: Family>(ctx: &XdpContext, frame: Bytes) -> Option<u32> {
     Some(action)
 }
 
-/// Where a segment goes on that is to be translated and is of no established flow, as far as is known.
+/// Where a segment goes on that is of no established flow, as far as is known: to the service's guard, if it has one.
 #[inline(always)]
-fn steer_or_guard(service: u16) -> u32 {
+fn guard_or(service: u16, other: u32) -> u32 {
     if maps::guards() && maps::is_guarded(service) {
         GUARD
     } else {
-        STEER
+        other
     }
 }
 

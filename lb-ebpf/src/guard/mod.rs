@@ -2,7 +2,7 @@
 //!
 //! ```text
 //!   tether --- of an established flow ---> out
-//!      |  a SYN
+//!      |  anything else
 //!      v
 //!    guard --- refused ---> counted and dropped
 //!      |  let pass
@@ -10,8 +10,7 @@
 //!   any, or steer ---> the flow's entry is found or made, as without a guard
 //! ```
 //!
-//! What comes to [`crate::any4`] by another way, as with VLAN tags or in mid-stream without an entry, is handed on to the guard from there ([`is_due`]),
-//! and comes back. That it has passed is noted in what the CPU keeps for itself ([`Passed`]), and taken from there: a note that was left behind lets one
+//! What comes to [`crate::any4`] by another way, as with VLAN tags, is handed on to the guard from there ([`is_due`]), and comes back. That it has passed is noted in what the CPU keeps for itself ([`Passed`]), and taken from there: a note that was left behind lets one
 //! more packet pass at worst.
 //!
 //! * [`known`]: whether the flow has an entry: then it is none of the guard's business

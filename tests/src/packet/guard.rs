@@ -24,7 +24,7 @@ const FIRST_RANGE: u32 = 3;
 /// Words of a source.
 const WORDS: usize = size_of::<Source>() / 8;
 
-/// What sources are held to. (By default to nothing, and each address of IPv4 is one, and of IPv6 each /64.)
+/// What sources are held to. Unless more is said, each address of IPv4 is one, and each /64 of IPv6.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
     /// What a new flow costs; nothing is no limit.
