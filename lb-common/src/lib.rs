@@ -12,6 +12,7 @@ pub mod counters;
 pub mod csum;
 pub mod flood;
 pub mod flow;
+pub mod guard;
 pub mod hash;
 pub mod headers;
 #[cfg(feature = "user")]

@@ -52,7 +52,8 @@ fn make(ctx: &XdpContext) -> Option<()> {
     // SAFETY: an entry of the map; a test run has one CPU.
     let orders = unsafe { &mut *orders };
     let state = orders.state;
-    let number = if orders.kind == Kind::Opening as u32 {
+    let is_numbered = orders.kind == Kind::Opening as u32 || orders.kind == Kind::Unknown as u32;
+    let number = if is_numbered {
         orders.state = state.wrapping_add(1);
         state
     } else {

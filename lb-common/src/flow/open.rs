@@ -92,7 +92,7 @@ const fn is_empty(word: Word) -> u32 {
 /// The number of the lowest bit that is set, of eight, one of which is. BPF has no instruction for it; this is a multiplication that brings
 /// another three bits to the top for each (de Bruijn).
 #[inline(always)]
-const fn lowest(bits: u32) -> u32 {
+pub(crate) const fn lowest(bits: u32) -> u32 {
     const SEQUENCE: u32 = 0b0001_1101;
     /// By these three bits, four bits each.
     const NUMBERS: u32 = 0x3457_2610;

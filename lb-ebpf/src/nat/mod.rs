@@ -28,6 +28,7 @@ use lb_common::{
     backend::{Backend, Forwarding},
     counters::HandedOn,
     flow::{bucket::WAYS, table::Place},
+    guard::Passed,
     headers::TCP_LEN,
     nat::TranslationWord,
     net::Address,
@@ -146,6 +147,9 @@ pub(crate) fn is_reply<F: Family>(source: <F as Parse>::Address, port: u16) -> b
 pub(crate) fn begin() {
     if let Some(noted) = maps::to_hand_on() {
         noted.barred = 0;
+    }
+    if maps::guards() {
+        maps::set_passed(Passed::NOTHING);
     }
 }
 
