@@ -1,5 +1,6 @@
 mod balance;
 mod dns;
+mod guard;
 mod health;
 mod nat;
 
@@ -29,6 +30,8 @@ backends = 64
 table_slots = 20_000
 nat_pairs = 70
 clients = 80
+prefixes = 90
+sources = 95
 checks = 99
 
 [[service]]
@@ -125,6 +128,8 @@ fn every_key_has_its_effect() {
         table_slots: 20_000,
         nat_pairs: 70,
         clients: 80,
+        prefixes: 90,
+        sources: 95,
     };
     assert_eq!((config.limits, config.checks_at_once), (limits, 99));
     let chat = &config.services[0];
@@ -190,6 +195,8 @@ fn what_is_not_said_has_a_default() {
         table_slots: 4_194_304,
         nat_pairs: 64,
         clients: 100_000,
+        prefixes: 65_536,
+        sources: 100_000,
     };
     assert_eq!((config.limits, config.checks_at_once), (limits, 256));
     let service = &config.services[0];

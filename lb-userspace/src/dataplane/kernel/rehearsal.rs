@@ -17,6 +17,7 @@ use aya::programs::{TestRun as _, TestRunOptions};
 use lb_common::{
     maps::{self as names, Instance},
     net::IpVersion,
+    service::Service,
     verdict::Reason,
 };
 
@@ -94,7 +95,9 @@ impl Rehearsals {
     /// # Errors
     /// When the memory for copies is not to be had, or the kernel refuses the program.
     pub fn prepare(&self, version: IpVersion) -> Result<Rehearsal, Error> {
-        let capacity = only(version, self.maps.capacity);
+        // Services that have come to be guarded since the instance was opened are so here too.
+        let guards = is_guarded(&self.maps);
+        let capacity = only(version, self.maps.capacity).guarding(guards);
         let mut maps = shapes::create_some(&capacity, &names::WRITTEN)?;
         maps.extend(shapes::create_some(&capacity, &[names::INSTANCE])?);
         for (name, map) in &self.shared {
@@ -151,6 +154,7 @@ impl Rehearsal {
         copy(&from.facts6, &to.facts6);
         copy(&from.nat6, &to.nat6);
         copy(&from.slots, &to.slots);
+        copy(&from.sources, &to.sources);
         copy(&from.ports, &to.ports);
         clear(&to.counters);
         clear(&to.cpus);
@@ -171,6 +175,12 @@ impl Rehearsal {
             backend: (0..maps.capacity.backends).find(|id| was_counted(layout.backend(*id))),
         })
     }
+}
+
+/// Whether a service has a guard.
+fn is_guarded(maps: &Maps) -> bool {
+    let mut services = (0..maps.services.len()).map(|id| maps.services.get(id));
+    services.any(|service| service.identity != 0 && service.traits & Service::GUARDED != 0)
 }
 
 /// The same capacity with next to no room for flows of the other version of IP.
