@@ -42,12 +42,22 @@ fn attempt(stage: &Stage) -> Plan {
     }
 }
 
+/// Packets that came to a reason by now. (The status is as of some moments ago.)
+fn packets(stage: &Stage, reason: &str) -> Result<u64> {
+    let metrics = stage.tether.metrics()?;
+    let start = format!("tether_reason_packets_total{{reason=\"{reason}\"");
+    let line = metrics.lines().find(|line| line.starts_with(&start));
+    let number = line.and_then(|line| line.rsplit(' ').next());
+    let number = number.with_context(|| format!("nothing of {reason} in {metrics}"))?;
+    number.parse().with_context(|| number.to_owned())
+}
+
 /// Attempts to connect, all of which are refused and counted for a reason.
 fn assert_refused(stage: &Stage, clients: &Clients, reason: &str) -> Result<()> {
-    let before = stage.tether.status()?.packets(reason);
+    let before = packets(stage, reason)?;
     for attempts in 1..=3 {
         assert!(clients.open_one(attempt(stage)).is_err(), "{reason}");
-        let after = stage.tether.status()?.packets(reason);
+        let after = packets(stage, reason)?;
         assert!(
             after >= before + attempts,
             "{reason}: {before}, then {after}"
@@ -160,7 +170,7 @@ fn the_first_guard_comes_by_a_reload() -> Result<()> {
     // The kernel takes its time over the programs. Until then the service is not closed to anybody.
     wait::until("the list is in force", SOON, || {
         let refused = denied.open_one(attempt(&stage)).is_err();
-        let counted = stage.tether.status().ok()?.packets("denied");
+        let counted = packets(&stage, "denied").ok()?;
         (refused && counted > 0).then_some(())
     })?;
     stage
@@ -227,7 +237,7 @@ fn rates(family: Family, seed: u64) -> Result<()> {
         };
         config.lines = format!("source_limit = {{ {prefix}new_per_second = 10, burst = 20 }}\n");
     })?;
-    let before = stage.tether.status()?;
+    let opened_before = packets(&stage, "opened")?;
     let mut burst = Burst {
         stage: &stage,
         source: stage.lab.sources()[0],
@@ -245,10 +255,9 @@ fn rates(family: Family, seed: u64) -> Result<()> {
     let last = begun.elapsed();
     let total = u64::from(burst.port - 20_000);
     let after = wait::until("all SYNs are counted", SOON, || {
-        let status = stage.tether.status().ok()?;
-        let counted = |reason| status.packets(reason) - before.packets(reason);
-        let seen = counted("opened") + counted("source_rate");
-        (seen >= total).then_some(counted("opened"))
+        let opened = packets(&stage, "opened").ok()? - opened_before;
+        let refused = packets(&stage, "source_rate").ok()?;
+        (opened + refused >= total).then_some(opened)
     })?;
     let whole = begun.elapsed();
     let (least, most) = (
@@ -279,7 +288,7 @@ fn a_source_that_is_limited_is_nothing_to_others() -> Result<()> {
         burst.send(200)?;
         connections.push(other.open_one(stage.plan())?);
     }
-    assert!(stage.tether.status()?.packets("source_rate") > 2_000);
+    assert!(packets(&stage, "source_rate")? > 2_000);
     assert_eq!(crowd::echo_all(&connections), [""; 0]);
     stage.close();
     Ok(())
@@ -376,7 +385,7 @@ fn floods(family: Family, seed: u64) -> Result<()> {
         stage.plan().talking(Duration::from_secs(1)),
         |_| {},
     )?;
-    let before = stage.tether.status()?;
+    let before = packets(&stage, "opened")?;
     let flood = SynFlood::start(
         stage.lab.client(),
         UPLINK,
@@ -392,15 +401,14 @@ fn floods(family: Family, seed: u64) -> Result<()> {
         },
     )?;
     wait::until("the flood's prefix has used up its burst", SOON, || {
-        let refused = stage.tether.status().ok()?.packets("source_rate");
+        let refused = packets(&stage, "source_rate").ok()?;
         (refused > 5_000).then_some(())
     })?;
     let newcomers = stage.clients.open(100, stage.plan(), |_| {})?;
     assert_eq!(crowd::echo_all(&newcomers), [""; 0]);
     assert_talking(&connections)?;
     let sent = flood.stop()?;
-    let after = stage.tether.status()?;
-    let opened = after.packets("opened") - before.packets("opened");
+    let opened = packets(&stage, "opened")? - before;
     assert!(opened < sent / 2, "{opened} of {sent} were let in");
     assert_talking(&connections)?;
     assert_eq!(crowd::breaks(&newcomers), [""; 0]);
