@@ -1,6 +1,7 @@
 mod balance;
 mod dns;
 mod file;
+mod guard;
 mod health;
 mod keys;
 mod mistakes;

@@ -86,7 +86,7 @@ impl Key {
         }
     }
 
-    fn service(self) -> u16 {
+    pub(super) fn service(self) -> u16 {
         match self {
             Self::V4(key) => key.service(),
             Self::V6(key) => key.service(),

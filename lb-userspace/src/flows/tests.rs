@@ -110,6 +110,9 @@ impl<K: Client> Fixture<K> {
             nat6_buckets: flow6_buckets,
             endpoints: 4,
             pairs: 4,
+            ranges: 16,
+            source_buckets: 4,
+            guards: false,
         };
         let maps = Maps::in_memory(capacity).unwrap();
         maps.instance.set(
@@ -127,7 +130,7 @@ impl<K: Client> Fixture<K> {
             identity: 1,
             vip: Address::default(),
             port: 80,
-            translates: 0,
+            traits: 0,
             affinity: 0,
             affinity_ticks: 0,
         };

@@ -1,3 +1,4 @@
+mod guard;
 mod slots;
 mod translation;
 mod vips;
@@ -44,6 +45,9 @@ impl Bench {
             nat6_buckets: 2,
             endpoints: 8,
             pairs: 8,
+            ranges: 16,
+            source_buckets: 2,
+            guards: false,
         };
         let maps = Maps::in_memory(capacity).unwrap();
         let now = Tick(10_000);
@@ -91,6 +95,7 @@ impl Bench {
         assert_eq!(self.observed.vips4, whole.vips4);
         assert_eq!(self.observed.vips6, whole.vips6);
         assert_eq!(self.observed.translations, whole.translations);
+        assert_eq!(self.observed.guards, whole.guards);
         assert_eq!(self.observed.endpoints4, whole.endpoints4);
         assert_eq!(self.observed.endpoints6, whole.endpoints6);
         plan.operations.iter().map(ToString::to_string).collect()
@@ -132,6 +137,7 @@ fn service(id: u16, size: u32, new: &[u32], old: &[u32]) -> resolve::Service<'st
         seed: ids::service_seed(&SEED, vip, 80),
         placing: Some(resolve::Placing::default()),
         placed_as: "chat",
+        guard: None,
         table: Some(resolve::Table {
             size,
             members: new

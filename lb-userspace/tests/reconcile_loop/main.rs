@@ -75,6 +75,7 @@ impl Daemon {
         let (_, attachments) = watch::channel(Vec::new());
         let (_, closed_egress) = watch::channel(Vec::new());
         let (_, hindrances) = watch::channel(Default::default());
+        let (_, unguarded) = watch::channel(None);
         let (own_vips, own_vips_input) = watch::channel(own);
         let (vip_output, vips) = watch::channel(BTreeSet::new());
         let (shutdown, shutdown_input) = watch::channel(false);
@@ -95,6 +96,7 @@ impl Daemon {
             answers: answer_inputs,
             own_vips: own_vips_input,
             hindrances,
+            unguarded,
             census: census_input,
             attachments,
             closed_egress,

@@ -26,6 +26,8 @@ backends = 64
 table_slots = 20_000
 nat_pairs = 70
 clients = 80
+prefixes = 90
+sources = 95
 checks = 99
 
 [[service]]
@@ -90,6 +92,8 @@ fn every_key_has_its_effect() {
         table_slots: 20_000,
         nat_pairs: 70,
         clients: 80,
+        prefixes: 90,
+        sources: 95,
     };
     assert_eq!((config.limits, config.checks_at_once), (limits, 99));
     let chat = &config.services[0];
@@ -155,6 +159,8 @@ fn what_is_not_said_has_a_default() {
         table_slots: 4_194_304,
         nat_pairs: 64,
         clients: 100_000,
+        prefixes: 65_536,
+        sources: 100_000,
     };
     assert_eq!((config.limits, config.checks_at_once), (limits, 256));
     let service = &config.services[0];

@@ -17,6 +17,7 @@ use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use lb_common::{
     maps::{self as names, Instance},
     net::IpVersion,
+    service::Service,
     verdict::Reason,
 };
 
@@ -94,7 +95,9 @@ impl Rehearsals {
     /// # Errors
     /// When the memory for copies is not to be had, or the kernel refuses the program.
     pub fn prepare(&self, version: IpVersion) -> Result<Rehearsal, Error> {
-        let capacity = only(version, self.maps.capacity);
+        // Services that have come to be guarded since the instance was opened are so here too.
+        let guards = is_guarded(&self.maps);
+        let capacity = only(version, self.maps.capacity).guarding(guards);
         let mut maps = shapes::create_some(&capacity, &names::WRITTEN)?;
         maps.extend(shapes::create_some(&capacity, &[names::INSTANCE])?);
         for (name, map) in &self.shared {
@@ -136,6 +139,7 @@ impl Rehearsal {
         copy(&from.facts6, &to.facts6);
         copy(&from.nat6, &to.nat6);
         copy(&from.slots, &to.slots);
+        copy(&from.sources, &to.sources);
         copy(&from.ports, &to.ports);
         clear(&to.counters);
         clear(&to.cpus);
@@ -176,6 +180,12 @@ pub fn run_once(program: &Xdp, ifindex: u32, frame: &[u8]) -> io::Result<(u32, V
     let ran = program.test_run(options).map_err(system_error)?;
     output.truncate(ran.data_size_out as usize);
     Ok((ran.return_value, output))
+}
+
+/// Whether a service has a guard.
+fn is_guarded(maps: &Maps) -> bool {
+    let mut services = (0..maps.services.len()).map(|id| maps.services.get(id));
+    services.any(|service| service.identity != 0 && service.traits & Service::GUARDED != 0)
 }
 
 /// The same capacity with next to no room for flows of the other version of IP.
