@@ -180,7 +180,7 @@ impl Rehearsal {
 /// Whether a service has a guard.
 fn is_guarded(maps: &Maps) -> bool {
     let mut services = (0..maps.services.len()).map(|id| maps.services.get(id));
-    services.any(|service| service.identity != 0 && service.traits & Service::GUARDED != 0)
+    services.any(|service| service.traits & Service::GUARDED != 0)
 }
 
 /// The same capacity with next to no room for flows of the other version of IP.
