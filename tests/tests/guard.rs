@@ -10,6 +10,7 @@ use lab::packet_socket::{FloodPlan, SynFlood, inject};
 use lab::peer::client::{Clients, Close, Connection, Plan};
 use lab::peer::crowd;
 use lab::stage::Stage;
+use lab::tether;
 use lab::topology::{CLIENT_PORT, Place, Topology, UPLINK};
 use lab::wait;
 
@@ -182,6 +183,59 @@ fn the_first_guard_comes_by_a_reload() -> Result<()> {
     let others = other.open(20, talking, |_| {})?;
     assert_talking(&connections)?;
     assert_talking(&others)?;
+    stage.close();
+    Ok(())
+}
+
+/// Of the layouts of another version, newer and older: what was refused is, and what a source has counts.
+#[test]
+fn guards_outlive_an_upgrade_and_a_downgrade() -> Result<()> {
+    const MOST: usize = 10;
+    let topology = Topology::new(Place::Farm);
+    let mut stage = Stage::set(topology, 83, |config| {
+        let denied = topology.sources()[0];
+        config.lines = format!("deny = [\"{denied}\"]\nsource_limit = {{ flows = {MOST} }}\n");
+    })?;
+    let (denied, full) = (at(&stage, 0)?, at(&stage, 1)?);
+    let connections = full.open(MOST, stage.plan().talking(PACE), |_| {})?;
+    for program in [tether::program_of_next_version()?, tether::program()?] {
+        assert_refused(&stage, &denied, "denied")?;
+        assert_refused(&stage, &full, "source_full")?;
+        stage.tether.kill()?;
+        stage.tether.become_program(program);
+        stage.tether.restart()?;
+        stage.wait_serving()?;
+        assert!(stage.tether.log().contains("flow tables migrated"));
+        assert_talking(&connections)?;
+    }
+    assert_refused(&stage, &denied, "denied")?;
+    assert_refused(&stage, &full, "source_full")?;
+    stage.close();
+    Ok(())
+}
+
+/// A daemon that starts again finds guards in force, and none is lifted meanwhile.
+#[test]
+fn guards_hold_while_there_is_no_daemon() -> Result<()> {
+    let topology = Topology::new(Place::Farm);
+    let mut stage = Stage::set(topology, 84, |config| {
+        config.lines = format!("deny = [\"{}\"]\n", topology.sources()[0]);
+    })?;
+    let (denied, other) = (at(&stage, 0)?, at(&stage, 1)?);
+    let talking = stage.plan().talking(PACE);
+    let connections = other.open(20, talking, |_| {})?;
+    let before = packets(&stage, "denied")?;
+    stage.tether.kill()?;
+    for _ in 0..3 {
+        assert!(denied.open_one(attempt(&stage)).is_err());
+    }
+    let more = other.open(20, talking, |_| {})?;
+    stage.tether.restart()?;
+    stage.wait_serving()?;
+    assert!(packets(&stage, "denied")? >= before + 3);
+    assert_refused(&stage, &denied, "denied")?;
+    assert_talking(&connections)?;
+    assert_talking(&more)?;
     stage.close();
     Ok(())
 }

@@ -22,7 +22,7 @@ use lb_common::{
 
 use crate::{
     dataplane::maps::Maps,
-    guard::sources::{FINGERPRINT, FLOWS, PAID, SourceFlows, WORDS, of_client},
+    guard::sources::{FINGERPRINT, FLOWS, PAID, SourceFlows, WORDS, of_client, owes},
 };
 
 /// What a pass knows of sources.
@@ -112,7 +112,6 @@ impl Sources {
         if self.counts.is_empty() && !self.may_be {
             return left;
         }
-        let earliest = now_ns.saturating_sub(self.longest_burst_ns);
         for_each(maps, |words| {
             let fingerprint = words[FINGERPRINT].load(Ordering::Acquire);
             if fingerprint == 0 {
@@ -121,7 +120,8 @@ impl Sources {
             if let Some(count) = self.counts.get(&fingerprint) {
                 count.write(&words[FLOWS]);
             }
-            let owes = words[PAID].load(Ordering::Acquire) > earliest;
+            let paid_ns = words[PAID].load(Ordering::Acquire);
+            let owes = owes(paid_ns, now_ns, self.longest_burst_ns);
             let is_gone = words[FLOWS].load(Ordering::Acquire) == 0
                 && !owes
                 // Somebody else may have taken the place since.

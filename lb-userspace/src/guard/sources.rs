@@ -77,13 +77,22 @@ pub fn affords(guard: &Guard, source: Option<Source>, now_ns: u64) -> Option<u64
     }
     let earliest = now_ns.saturating_sub(guard.burst_ns);
     let paid_ns = source.map_or(0, |source| source.paid_ns);
-    // As the data path does: what is from the future is of another clock.
-    let from = if paid_ns < earliest || paid_ns > now_ns {
+    let from = if paid_ns < earliest || is_of_another_clock(paid_ns, now_ns) {
         earliest
     } else {
         paid_ns
     };
-    Some((now_ns - from) / guard.cost_ns)
+    Some(now_ns.saturating_sub(from) / guard.cost_ns)
+}
+
+/// Whether a source owes anything at a moment that a burst of so many nanoseconds has not saved up yet.
+pub(crate) const fn owes(paid_ns: u64, now_ns: u64, burst_ns: u64) -> bool {
+    paid_ns > now_ns.saturating_sub(burst_ns) && !is_of_another_clock(paid_ns, now_ns)
+}
+
+/// Whether a number is so far in the future that it is no time of this machine's, as the data path has it. Clocks of its CPUs are read a moment apart.
+const fn is_of_another_clock(paid_ns: u64, now_ns: u64) -> bool {
+    paid_ns >= now_ns.saturating_add(1_000_000_000)
 }
 
 /// Places for sources.
@@ -160,14 +169,15 @@ mod tests {
                 ..Source::default()
             })
         };
-        let now = 50_000;
+        let now = 5_000_000_000;
         for (source, affords_now) in [
             (None, 10),
             (paid(0), 10),
             (paid(now), 0),
             (paid(now - 50), 0),
             (paid(now - 250), 2),
-            (paid(now + 1), 10),
+            (paid(now + 1), 0),
+            (paid(2 * now), 10),
         ] {
             assert_eq!(affords(&guard, source, now), Some(affords_now));
         }

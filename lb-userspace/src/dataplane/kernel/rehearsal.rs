@@ -185,7 +185,7 @@ pub fn run_once(program: &Xdp, ifindex: u32, frame: &[u8]) -> io::Result<(u32, V
 /// Whether a service has a guard.
 fn is_guarded(maps: &Maps) -> bool {
     let mut services = (0..maps.services.len()).map(|id| maps.services.get(id));
-    services.any(|service| service.identity != 0 && service.traits & Service::GUARDED != 0)
+    services.any(|service| service.traits & Service::GUARDED != 0)
 }
 
 /// The same capacity with next to no room for flows of the other version of IP.
