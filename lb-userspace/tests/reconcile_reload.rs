@@ -50,6 +50,8 @@ fn service_of(operation: &Operation) -> Option<u16> {
         | Operation::ClearBackend { id } => of_backend(id),
         Operation::WriteTable { service: id, .. }
         | Operation::NameTable { service: id, .. }
+        | Operation::WriteRanges { service: id, .. }
+        | Operation::WriteGuard { service: id, .. }
         | Operation::WriteService { id, .. }
         | Operation::ForgetHandovers { service: id, .. }
         | Operation::ClearService { id } => Some(id),

@@ -184,7 +184,7 @@ fn files_have_a_prefix_a_line() {
     let loaded = parse(Path::new("t.toml"), &text).unwrap();
     assert_eq!(loaded.warnings, []);
     let service = &loaded.config.services[0];
-    assert_eq!(service.list_files, [file.0.clone()]);
+    assert_eq!(service.list_files, std::slice::from_ref(&file.0));
     let guard = service.guard.as_ref().unwrap();
     let denied = |text: &str| guard.lists.match_of(text.parse().unwrap()).listed == Listed::Denied;
     assert!(

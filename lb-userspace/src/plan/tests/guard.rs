@@ -190,7 +190,8 @@ fn a_service_that_goes_leaves_no_guard() {
 fn whatever_somebody_else_has_changed_is_mended() {
     let guard = denying(&[20]);
     let wanted = [guarded(1, &guard)];
-    let breaks: [(&str, fn(&Maps)); 4] = [
+    type Break = fn(&Maps);
+    let breaks: [(&str, Break); 4] = [
         ("no guard", |maps| maps.guards.set(1, &Default::default())),
         ("another service's", |maps| {
             let guard = maps.guards.get(1);
