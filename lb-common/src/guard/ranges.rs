@@ -9,6 +9,11 @@ pub const STEPS: u32 = 24;
 pub trait Ranges {
     /// The range at an index; none if there is no such index.
     fn range(&self, index: u32) -> Option<Range>;
+    /// The same number, of which the compiler knows nothing: it would make branches of what has none.
+    #[inline(always)]
+    fn opaque(&self, number: u64) -> u64 {
+        number
+    }
 }
 
 /// What the ranges `of` a service say about an address, which is as [`super::in_order`] gives it.
@@ -28,7 +33,7 @@ pub fn listed<R: Ranges>(ranges: &R, of: RangesRef, address: [u64; 2]) -> Listed
             return Listed::Allowed;
         };
         // Forward if the address is not before it.
-        at = at.wrapping_add(half * begins_by(&middle, address) as u32);
+        at = at.wrapping_add(half * begins_by(ranges, &middle, address) as u32);
         len -= half;
         step += 1;
     }
@@ -36,15 +41,16 @@ pub fn listed<R: Ranges>(ranges: &R, of: RangesRef, address: [u64; 2]) -> Listed
         return Listed::Allowed;
     }
     match ranges.range(at) {
-        Some(range) if begins_by(&range, address) != 0 => Listed::of(range.listed),
+        Some(range) if begins_by(ranges, &range, address) != 0 => Listed::of(range.listed),
         _ => Listed::Allowed,
     }
 }
 
 /// 1 if a range begins with an address or before it, else 0; without a branch: of two outcomes of each step the kernel's verifier would make 2^24.
 #[inline(always)]
-const fn begins_by(range: &Range, address: [u64; 2]) -> u64 {
+fn begins_by<R: Ranges>(ranges: &R, range: &Range, address: [u64; 2]) -> u64 {
     let [high, low] = range.first;
+    let below = |number, other| below(number, other, |n| ranges.opaque(n));
     let is_after =
         below(address[0], high) | ((1 ^ below(high, address[0])) & below(address[1], low));
     1 ^ is_after

@@ -53,6 +53,11 @@ pub trait Sources {
     fn blur(&self, way: u32) -> u32 {
         way
     }
+    /// The same number, of which the compiler knows nothing: it would make branches of what has none.
+    #[inline(always)]
+    fn opaque(&self, number: u64) -> u64 {
+        number
+    }
 }
 
 /// A source that is looked for.
@@ -116,9 +121,9 @@ fn look_in<S: Sources>(sources: &S, bucket: S::Bucket, wanted: &Wanted) -> Found
         let fingerprint = sources.load(bucket, way, Part::Fingerprint);
         let paid_ns = sources.load(bucket, way, Part::Paid);
         let flows = sources.load(bucket, way, Part::Flows);
-        let is_other = is_some(fingerprint ^ wanted.fingerprint);
+        let is_other = is_some(fingerprint ^ wanted.fingerprint, |n| sources.opaque(n));
         found.held |= (1 ^ is_other as u32) << way;
-        found.free |= is_free(fingerprint, paid_ns, flows, wanted) << way;
+        found.free |= is_free(sources, [fingerprint, paid_ns, flows], wanted) << way;
         way += 1;
     }
     found
@@ -126,16 +131,22 @@ fn look_in<S: Sources>(sources: &S, bucket: S::Bucket, wanted: &Wanted) -> Found
 
 /// 1 if a place with these words is nobody's, or of a source that owes nothing and has no flow, else 0; without a branch.
 #[inline(always)]
-const fn is_free(fingerprint: u64, paid_ns: u64, flows: u64, wanted: &Wanted) -> u32 {
+fn is_free<S: Sources>(
+    sources: &S,
+    [fingerprint, paid_ns, flows]: [u64; 3],
+    wanted: &Wanted,
+) -> u32 {
+    let opaque = |number| sources.opaque(number);
     // What [`saved_up`] says, in one comparison.
     let since = wanted.now_ns.wrapping_sub(paid_ns);
     let ahead = AHEAD_NS - 1;
-    let owes = is_some(paid_ns)
+    let owes = is_some(paid_ns, opaque)
         & below(
             since.wrapping_add(ahead),
             wanted.burst_ns.wrapping_add(ahead),
+            opaque,
         );
-    (1 ^ (is_some(fingerprint) & (is_some(flows) | owes))) as u32
+    (1 ^ (is_some(fingerprint, opaque) & (is_some(flows, opaque) | owes))) as u32
 }
 
 /// Takes a place that was free. False if another was faster.
@@ -148,7 +159,7 @@ fn take<S: Sources>(sources: &S, place: Place, wanted: &Wanted) -> bool {
     let holder = sources.load(bucket, way, Part::Fingerprint);
     let paid_ns = sources.load(bucket, way, Part::Paid);
     let flows = sources.load(bucket, way, Part::Flows);
-    if is_free(holder, paid_ns, flows, wanted) == 0
+    if is_free(sources, [holder, paid_ns, flows], wanted) == 0
         || !sources.replace(bucket, way, Part::Fingerprint, holder, wanted.fingerprint)
     {
         return false;
@@ -201,7 +212,7 @@ pub const fn paid_after(paid_ns: u64, now_ns: u64, cost_ns: u64, burst_ns: u64) 
     }
     let paid_ns = now_ns.wrapping_sub(saved_ns - cost_ns);
     // Zero is who has never paid.
-    Some(paid_ns | (1 ^ is_some(paid_ns)))
+    Some(if paid_ns == 0 { 1 } else { paid_ns })
 }
 
 /// Nanoseconds that a source has saved up which has paid up to a moment: all that it can if it has never paid. As with [`crate::counters::spend`], but

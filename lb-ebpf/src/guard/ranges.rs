@@ -5,7 +5,7 @@ use lb_common::guard::{
     ranges::{self, Ranges},
 };
 
-use crate::maps;
+use crate::{hide, maps};
 
 /// The ranges of all services.
 struct RangeMap;
@@ -22,6 +22,11 @@ impl Ranges for RangeMap {
                 listed: range.add(2).read_volatile(),
             })
         }
+    }
+
+    #[inline(always)]
+    fn opaque(&self, number: u64) -> u64 {
+        hide::number(number)
     }
 }
 

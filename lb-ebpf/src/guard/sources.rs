@@ -13,7 +13,7 @@ use lb_common::{
     },
 };
 
-use crate::{flow::within_bucket, maps};
+use crate::{flow::within_bucket, hide, maps};
 
 /// The sources of all services.
 struct SourceMap;
@@ -64,6 +64,11 @@ impl Sources for SourceMap {
     fn set_word(&self, bucket: *mut SourceBucket, way: u32, value: u64) {
         // SAFETY: an entry of the map.
         unsafe { word(bucket, way, Part::Word).write_volatile(value) };
+    }
+
+    #[inline(always)]
+    fn opaque(&self, number: u64) -> u64 {
+        hide::number(number)
     }
 
     /// As in [`crate::flow`].
