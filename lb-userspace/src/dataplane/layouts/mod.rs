@@ -266,7 +266,7 @@ mod tests {
         let own = Layouts::own();
         let newer = |version, record: &str| match (version, record) {
             (6, "service") => &["affinity", "affinity_ticks", "guarded"][..],
-            (7, "service") => &["guarded"],
+            (7, "service") => &["guarded"][..],
             _ => &[],
         };
         for text in [VERSION_6, include_str!("version-7.txt")] {
