@@ -3,11 +3,12 @@
 
 use std::{path::Path, sync::Arc};
 
-use lb_common::clock::Tick;
+use lb_common::{clock::Tick, net::IpVersion};
 use lb_userspace::{
     config::{self, Config},
     dataplane::maps::{Capacity, Maps},
     flows::Census,
+    guard::{Guard, Lists},
     plan::{Operation, Plan},
     reconcile::State,
 };
@@ -54,6 +55,8 @@ fn service_of(operation: &Operation) -> Option<u16> {
         | Operation::WriteGuard { service: id, .. }
         | Operation::WriteService { id, .. }
         | Operation::ForgetHandovers { service: id, .. }
+        | Operation::WriteRanges { service: id, .. }
+        | Operation::WriteGuard { service: id, .. }
         | Operation::ClearService { id } => Some(id),
         Operation::SetWord { .. }
         | Operation::WritePair { .. }
@@ -91,6 +94,34 @@ fn services_that_are_the_same_in_a_new_file_are_not_written() {
     written.sort_unstable();
     written.dedup();
     assert_eq!(written, [2, 4], "{:?}", plan.operations);
+    // Lists that change are written, and nothing else of their service.
+    let guarded = |deny: &[&str]| {
+        let mut config = config(&directory, 50, &["four"]);
+        for service in &mut config.services {
+            let own = if service.name == "one" { deny } else { &[] };
+            let prefixes = ["192.0.2.0/24"].iter().chain(own);
+            let deny = prefixes.map(|text| text.parse().unwrap()).collect();
+            let lists = Lists::new(Vec::new(), deny);
+            service.guard = Some(Guard::new(IpVersion::V4, lists, None));
+        }
+        config
+    };
+    state.reload(guarded(&[])).unwrap();
+    apply(&mut state);
+    state.reload(guarded(&["198.51.100.7"])).unwrap();
+    let operations = apply(&mut state).operations;
+    assert!(
+        matches!(
+            operations[..],
+            [
+                Operation::WriteRanges { service: 1, .. },
+                Operation::WriteGuard { service: 1, .. }
+            ]
+        ),
+        "{operations:?}"
+    );
+    state.reload(config(&directory, 50, &["four"])).unwrap();
+    apply(&mut state);
     // Removed services are in no haste: their flows come first, and the others are left alone all the same.
     state.reload(config(&directory, 50, &[])).unwrap();
     let plan = apply(&mut state);

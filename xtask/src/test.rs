@@ -5,15 +5,17 @@ use anyhow::Result;
 use crate::{cargo, exec, kernels, root, setup, verifier};
 
 /// Tests that take long, each beside a shorter one of the same promise: in another mode or family, with fewer kills, or with fewer packets.
-const LONG: [&str; 25] = [
+const LONG: [&str; 27] = [
     "a_deadline_closes_what_is_left_at_a_pace_in_ipv6",
     "a_deadline_closes_what_is_left_at_a_pace_with_dnat_in_ipv6",
+    "a_flood_from_a_limited_prefix_does_not_keep_others_out_in_ipv6",
     "a_flood_of_handshakes_that_fills_the_table_is_reclaimed",
     "a_flow_is_explained_in_dnat_in_ipv6",
     "a_flow_is_explained_in_l2",
     "a_full_backend_takes_no_new_connections_until_it_has_fewer",
     "a_migration_that_is_killed_loses_no_flow",
     "a_resize_killed_at_any_step_loses_no_entry",
+    "a_source_has_so_many_flows_at_a_time_in_ipv6",
     "a_start_killed_at_any_moment_leaves_something_to_start_from",
     "alerts_fire_when_flows_find_no_room",
     "alerts_fire_while_removed_backends_leave_no_room_for_new_ones",

@@ -221,7 +221,11 @@ fn services_table(rows: &[ServiceRow], colours: Colours) -> String {
             Cell::new(row.flows.idle.to_string()),
             Cell::new(row.traffic.packets.to_string()),
             Cell::new(row.traffic.bytes.to_string()),
-            Cell::new(row.guard.as_ref().map_or("", |guard| guard.summary.as_str())),
+            Cell::new(
+                row.guard
+                    .as_ref()
+                    .map_or("", |guard| guard.summary.as_str()),
+            ),
         ]
     }));
     table(&lines, colours)

@@ -137,7 +137,7 @@ impl FromStr for Prefix {
                 return Err(NoPrefix::Malformed);
             }
             Some(bits) => bits
-                .parse()
+                .parse::<u8>()
                 .ok()
                 .filter(|&bits| bits <= most)
                 .ok_or(NoPrefix::TooLong { most })?,

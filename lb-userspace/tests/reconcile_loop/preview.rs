@@ -2,10 +2,11 @@
 
 use std::{net::Ipv4Addr, sync::Arc};
 
-use lb_common::backend::Serving;
+use lb_common::{backend::Serving, net::IpVersion};
 use lb_userspace::{
+    guard::{Guard, Lists},
     model::Health,
-    preview::{BackendChange, ServiceChange, ServicePreview},
+    preview::{BackendChange, GuardPreview, ServiceChange, ServicePreview},
 };
 
 use super::{B1, B2, Machine, backend, counted, running, serves, slots_of};
@@ -53,6 +54,26 @@ async fn a_preview_says_what_a_reload_then_does_and_changes_nothing_itself() {
 
     let same = daemon.preview(machine.config(&[B1, B2])).await.unwrap();
     assert!(same.is_empty() && same.unchanged == 1, "{same:?}");
+
+    let mut guarded = machine.config(&[B1, B2]);
+    let deny = vec!["192.0.2.0/24".parse().unwrap()];
+    let lists = Lists::new(Vec::new(), deny);
+    guarded.services[0].guard = Some(Guard::new(IpVersion::V4, lists, None));
+    let preview = daemon.preview(guarded).await.unwrap();
+    let [service] = &preview.services[..] else {
+        panic!("{preview:?}")
+    };
+    let expected = GuardPreview {
+        before: None,
+        after: Some("deny 1".to_owned()),
+        added: 1,
+        removed: 0,
+    };
+    assert_eq!(
+        (service.change, service.moved),
+        (ServiceChange::Changed, 0.0)
+    );
+    assert_eq!(service.guard.as_ref(), Some(&expected));
 
     let preview = daemon.preview(machine.config(&[B1, B3])).await.unwrap();
     assert_eq!(

@@ -396,6 +396,48 @@ fn a_service_without_an_id_is_named() {
 }
 
 #[test]
+fn a_guard_that_is_not_in_force_is_said_of_the_service_that_has_it() {
+    let machine = Machine::new("guard");
+    let deny = "deny = [\"192.0.2.0/24\"]\n";
+    let guarded = machine.config_with(&["b1"], deny);
+    let mut state = machine.adopt(guarded.clone()).unwrap();
+    machine.settle(&mut state);
+    let guard = service(&state).guard.unwrap();
+    assert_eq!((guard.summary.as_str(), guard.deny), ("deny 1", 1));
+    assert_eq!(service(&state).error, None);
+    assert!(state.is_unguarded(Some("no memory".to_owned())));
+    assert_eq!(service(&state).error.as_deref(), Some("no memory"));
+    assert!(!state.is_unguarded(Some("no memory".to_owned())), "no news");
+    // Who has no guard lacks none.
+    state.reload(machine.config(&["b1"])).unwrap();
+    let bare = service(&state);
+    assert_eq!((bare.guard, bare.error), (None, None));
+    state.reload(guarded).unwrap();
+    assert!(state.is_unguarded(None));
+    assert_eq!(service(&state).error, None);
+}
+
+#[test]
+fn room_for_guards_that_the_maps_have_otherwise_is_warned_of() {
+    let machine = Machine::new("room");
+    let mut other = machine.config(&["b1"]);
+    (other.limits.prefixes, other.limits.sources) = (9, 9);
+    machine.adopt(other).unwrap();
+    let said = said();
+    let [(_, of_ranges), (_, of_sources)] = &said[..] else {
+        panic!("not two things: {said:#?}");
+    };
+    assert!(
+        of_ranges.contains("prefixes = 65536 (not 9)"),
+        "{of_ranges}"
+    );
+    assert!(
+        of_sources.contains("100000 sources (not 9)"),
+        "{of_sources}"
+    );
+}
+
+#[test]
 fn a_table_that_fills_is_warned_of_once_a_crossing() {
     let machine = Machine::new("filling");
     let mut state = machine.adopt(machine.config(&["b1"])).unwrap();

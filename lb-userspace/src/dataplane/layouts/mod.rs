@@ -216,9 +216,9 @@ impl FromStr for Layouts {
 
 #[cfg(test)]
 mod tests {
+    use lb_common::maps::LAYOUTS_BYTES;
     #[cfg(not(feature = "next-abi"))]
     use lb_common::service::Service;
-    use lb_common::maps::LAYOUTS_BYTES;
 
     use super::*;
 
@@ -266,7 +266,7 @@ mod tests {
         let own = Layouts::own();
         let newer = |version, record: &str| match (version, record) {
             (6, "service") => &["affinity", "affinity_ticks", "guarded"][..],
-            (7, "service") => &["guarded"],
+            (7, "service") => &["guarded"][..],
             _ => &[],
         };
         for text in [VERSION_6, include_str!("version-7.txt")] {
