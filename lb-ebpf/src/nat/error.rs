@@ -13,7 +13,7 @@ use aya_ebpf::{
 use lb_common::{
     backend::{BackendState, Forwarding},
     flow::{FlowKey as _, table::Place},
-    nat::{TranslationWord, place_of},
+    nat::{Translation, TranslationWord, place_of},
     verdict::Reason,
 };
 
@@ -147,15 +147,21 @@ fn of_request<F: Family>(about: &AboutSegment<F>, tally: &mut Tally) -> Result<u
             return Err(Reason::ErrorUnrelayed);
         }
     };
-    tally.bytes = about.bytes();
-    if found.is_nat {
+    if found.pair != 0 {
         let place = place_of(found.slot);
-        let word = store::valid::<F>(place, &found.key, found.reference);
-        // A slot that names the place of another flow is of one that has ended, or moves at this moment.
-        if !word.is_some_and(|word| word.is_at(found.pair, about.source_port)) {
+        let translation = store::at::<F>(place).ok_or(Reason::ErrorUnrelayed)?;
+        let (word, seen) = store::load(translation);
+        let stamp = store::stamp::<F>(&found.key, found.reference);
+        if seen != stamp || !word.is_at(found.pair, about.source_port) {
+            let why = endpoint::astray::<F>(found.pair, about.source_port, found.slot);
+            if seen != Translation::BUSY && matches!(why, Reason::NotService) {
+                return Err(Reason::NotService);
+            }
+            tally.bytes = about.bytes();
             return Err(Reason::ErrorUnrelayed);
         }
     }
+    tally.bytes = about.bytes();
     let service = found.key.service();
     tally.service(service);
     tally.backend(found.reference.id());

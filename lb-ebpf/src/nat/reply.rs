@@ -119,22 +119,24 @@ fn find<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<u32, Reason> {
         slot,
         key,
         reference,
-        ..
+        pair,
     } = found;
     let place = place_of(slot);
     let translation = store::at::<F>(place).ok_or(Reason::Untranslated)?;
     let (word, seen) = store::load(translation);
     let stamp = store::stamp::<F>(&key, reference);
-    if found.is_nat {
-        // A slot that names the place of another flow is of one that has ended, or moves at this moment.
-        if seen != stamp || !word.is_at(found.pair, segment.destination_port) {
-            return Err(Reason::Untranslated);
-        }
-    } else if seen != stamp {
+    let is_its = seen == stamp && (pair == 0 || word.is_at(pair, segment.destination_port));
+    if !is_its && seen == Translation::BUSY {
+        return Err(Reason::Untranslated);
+    }
+    if !is_its && pair != 0 {
+        return Err(endpoint::astray::<F>(pair, segment.destination_port, slot));
+    }
+    if !is_its {
         if maps::is_held() {
             return Err(Reason::Held);
         }
-        if seen == Translation::BUSY || !store::begin(translation, seen) {
+        if !store::begin(translation, seen) {
             return Err(Reason::Untranslated);
         }
         store::give_back::<F>(word, slot);
