@@ -4,7 +4,7 @@
 //! value is exchanged in. Compare-and-exchange and exchange are full barriers (so the BPF instruction set promises); plain
 //! loads need x86-64's ordering. Nothing spins: what fails twice is given up, and the flow is served unpinned.
 //!
-//! The daemon only ever deletes or clamps, by one compare-and-exchange on the value; keys are left stale behind an empty
+//! The daemon only ever deletes, clamps or changes a mark, by one compare-and-exchange on the value; keys are left stale behind an empty
 //! value. It never inserts and never writes a key, so a daemon killed anywhere leaves nothing half done.
 
 use super::word::{State, Word};
