@@ -387,7 +387,10 @@ fn while_the_tables_are_held_nothing_new_is_made() {
         let aged = world.entry(CLIENT.key());
         world.hold(std::time::Duration::from_secs(60));
         let held = dropped(Reason::Held).of_backend(1);
+        // Of a flow that is not known nothing is, but that its packets come again: no client is reset.
         world.send(&OTHER.syn()).expect(&held);
+        world.send(&OTHER.ack()).expect(&held);
+        world.send(&OTHER.sends(FIN | ACK)).expect(&held);
         for packet in [
             flow.sends(RST),
             flow.sends(FIN | ACK),

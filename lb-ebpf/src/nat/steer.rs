@@ -126,9 +126,10 @@ fn as_translated(reason: Reason, backend: u32, segment: &Segment, barred: u32) -
 #[inline(always)]
 pub(crate) fn without_entry(reason: Reason, segment: &Segment) -> Reason {
     match reason {
-        Reason::Unpinned | Reason::Unadopted if maps::is_held() => Reason::Held,
-        Reason::Unpinned | Reason::Unadopted => Reason::Unrecorded,
         Reason::Stray if segment.tcp.has(RST) => Reason::ResetToDead,
+        // While programs are switched, another interface's may know the flow already.
+        Reason::Unpinned | Reason::Unadopted | Reason::Stray if maps::is_held() => Reason::Held,
+        Reason::Unpinned | Reason::Unadopted => Reason::Unrecorded,
         Reason::Stray if segment.tcp.continues() || segment.tcp.ends() => Reason::UnknownFlow,
         Reason::Stray => Reason::Untranslated,
         reason => reason,
