@@ -429,7 +429,7 @@ impl<K: TableKey> Sweep<K> {
                 (second, other)
             };
             let translation = table.translation((bucket, way), key, word, &common.seed);
-            if replace(table, (bucket, way), word, Word::EMPTY) {
+            if table.replace((bucket, way), word, Word::EMPTY) {
                 common.swept.duplicates += 1;
                 common.give_back((bucket, way), translation);
             }
@@ -451,7 +451,7 @@ impl<K: TableKey> Sweep<K> {
             if !is_contested(word) || !is_alone(table, place, key, seed) {
                 continue;
             }
-            if replace(table, place, word, word.without(Word::CONTESTED)) {
+            if table.replace(place, word, word.without(Word::CONTESTED)) {
                 mark_contested(table, key, seed);
                 self.unmarked.push(key);
             }
@@ -464,30 +464,14 @@ fn is_contested(word: Word) -> bool {
     word.is_live() && word.has(Word::CONTESTED)
 }
 
-/// The entries of a key.
-fn entries_of<K: TableKey>(
-    table: Table<'_, K>,
-    key: K,
-    seed: &Seed,
-) -> impl Iterator<Item = (Place, Word)> {
-    let places = table
-        .homes(key, seed)
-        .into_iter()
-        .flat_map(|bucket| (0..WAYS).map(move |way| (bucket, way)));
-    places.filter_map(move |place| {
-        let (found, word) = table.read(place)?;
-        (found == key).then_some((place, word))
-    })
-}
-
 /// Whether a key has no entry but the one at a place.
 fn is_alone<K: TableKey>(table: Table<'_, K>, place: Place, key: K, seed: &Seed) -> bool {
-    entries_of(table, key, seed).all(|(other, _)| other == place)
+    table.entries_of(key, seed).all(|(other, _)| other == place)
 }
 
 /// Marks the live entries of a key beside which there is a challenger, or one that began as such. False if one changed at that moment.
 fn mark_contested<K: TableKey>(table: Table<'_, K>, key: K, seed: &Seed) -> bool {
-    let entries: Vec<_> = entries_of(table, key, seed).collect();
+    let entries: Vec<_> = table.entries_of(key, seed).collect();
     let is_newer =
         |word: Word| word.is(State::Challenger) || (word.is_live() && word.has(Word::SECOND));
     let mut are_marked = true;
@@ -496,16 +480,8 @@ fn mark_contested<K: TableKey>(table: Table<'_, K>, key: K, seed: &Seed) -> bool
             .iter()
             .any(|&(other, word)| other != place && is_newer(word));
         if is_challenged && word.is_live() && !word.has(Word::CONTESTED) {
-            are_marked &= replace(table, place, word, word.with(Word::CONTESTED));
+            are_marked &= table.replace(place, word, word.with(Word::CONTESTED));
         }
     }
     are_marked
-}
-
-/// Changes the value at a place from what was seen.
-fn replace<K: TableKey>(table: Table<'_, K>, (bucket, way): Place, seen: Word, new: Word) -> bool {
-    let value = table.bucket(bucket).value(way);
-    value
-        .compare_exchange(seen.0, new.0, Ordering::SeqCst, Ordering::Relaxed)
-        .is_ok()
 }

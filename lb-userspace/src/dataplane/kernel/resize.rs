@@ -17,8 +17,9 @@ use super::{
     load::{Loaded, Prepared},
     local, migrate,
     pins::Pins,
+    rescue,
     shapes::{self, Opened, create_tables},
-    transfer::{Origin, Transfer, rescue},
+    transfer::{Origin, Transfer},
 };
 use crate::dataplane::maps::{Capacity, Maps};
 
@@ -110,7 +111,7 @@ fn finish(pins: &Pins, grace: &GracePeriod) -> Result<Option<Loaded>, Error> {
     attach::switch_all(pins, loaded.program_fd(), &mut || ())?;
     grace.wait();
     let mut copier = Copier::new(loaded)?;
-    rescue(&*old, &instance, &mut copier)?;
+    rescue::rescue(&*old, &instance, &mut copier)?;
     old.conclude(&copier.loaded().maps())?;
     pins.exchange_maps()?;
     pins.discard_staged()?;
