@@ -77,16 +77,20 @@ fn empty_in<M: Memory>(memory: &M, bucket: M::Bucket, key: &M::Key, is_known: &m
     let mut way = 0;
     while way < M::WAYS {
         *is_known |= memory.holds(bucket, way, key) && memory.value(bucket, way) != Word::EMPTY;
-        empty |= is_empty(memory.value(bucket, way)) << way;
+        let value = memory.value(bucket, way).0;
+        empty |= is_zero(value, memory.opaque(value.wrapping_neg())) << way;
         way += 1;
     }
     empty
 }
 
-/// 1 if a word is that of an empty place, else 0; without a branch.
+const _: () = assert!(Word::EMPTY.0 == 0);
+
+/// 1 if a number is 0, else 0; without a branch, which would be guessed wrong as often as not. `negated` is less than 0 by that number, and the compiler
+/// must not know it: it knows what this is for.
 #[inline(always)]
-const fn is_empty(word: Word) -> u32 {
-    (1 ^ ((word.0 | word.0.wrapping_neg()) >> 63)) as u32
+const fn is_zero(number: u64, negated: u64) -> u32 {
+    (1 ^ ((number | negated) >> 63)) as u32
 }
 
 /// The number of the lowest bit that is set, of eight, one of which is. BPF has no instruction for it; this is a multiplication that brings
@@ -113,10 +117,11 @@ mod tests {
     }
 
     #[test]
-    fn nothing_but_zero_is_empty() {
-        assert_eq!(is_empty(Word::EMPTY), 1);
-        for word in [1, Word::BUSY.0, 1 << 31, 1 << 32, 1 << 63, u64::MAX] {
-            assert_eq!(is_empty(Word(word)), 0, "{word:#x}");
+    fn nothing_but_zero_is_zero() {
+        let is_zero = |number: u64| is_zero(number, number.wrapping_neg());
+        assert_eq!(is_zero(Word::EMPTY.0), 1);
+        for number in [1, Word::BUSY.0, 1 << 31, 1 << 32, 1 << 63, u64::MAX] {
+            assert_eq!(is_zero(number), 0, "{number:#x}");
         }
     }
 }

@@ -45,6 +45,12 @@ pub trait Memory {
     fn blur(&self, way: u32) -> u32 {
         way
     }
+    /// A number, unchanged, but such that the compiler no longer knows where it came from: it would see through arithmetic that stands for a branch, and
+    /// make one of it. Elsewhere the identity.
+    #[inline(always)]
+    fn opaque(&self, number: u64) -> u64 {
+        number
+    }
     /// Carries what goes with an entry along as it moves: the flow's translation, and facts for people. The place that it leaves is busy by our hand.
     fn carry_facts(&self, from: Place, to: Place);
 }

@@ -310,6 +310,11 @@ impl<T: Table, const TRANSLATES: bool, const AT_ONCE: bool> Memory
     }
 
     #[inline(always)]
+    fn opaque(&self, number: u64) -> u64 {
+        hide::number(number)
+    }
+
+    #[inline(always)]
     fn carry_facts(&self, from: Place, to: Place) {
         if let (Some(source), Some(copy)) = (first_seen::<T>(from), first_seen::<T>(to)) {
             // SAFETY: entries of the map.
