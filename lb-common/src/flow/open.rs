@@ -1,7 +1,7 @@
 //! The straight way of a SYN: its flow has no entry, there is an empty place, and its pick takes new flows. So it is with most.
 //!
 //! Each bucket is read once, both at the same time, and without a branch that depends on what is in them: what is known of one decides nothing
-//! about the other, so the processor waits for memory once. Whatever is in doubt is left to [`super::steer::otherwise`].
+//! about the other, so the processor waits for memory once. The look after the insertion is made in the same way. Whatever is in doubt is left to [`super::steer::otherwise`].
 
 use super::{
     steer::World,
@@ -43,6 +43,9 @@ pub fn open<W: World>(world: &W, key: &W::Key, segment: &Segment, now: Tick) -> 
         return 0;
     }
     // What the one look above may have missed, an entry that moved or one that came meanwhile, this finds.
+    if holders(world, &subject) == 1 {
+        return id;
+    }
     match table::settled(world, &subject, word, place) {
         Inserted::At(_) => id,
         _ => 0,
@@ -82,6 +85,31 @@ fn empty_in<M: Memory>(memory: &M, bucket: M::Bucket, key: &M::Key, is_known: &m
         way += 1;
     }
     empty
+}
+
+/// How many places may hold a key: at least as many as do, and no more but rarely.
+#[inline(always)]
+fn holders<M: Memory>(memory: &M, subject: &Subject<M::Key>) -> u32 {
+    let [first, second] = subject.homes;
+    match (memory.bucket(first), memory.bucket(second)) {
+        (Some(one), Some(other)) => {
+            holders_in(memory, one, &subject.key) + holders_in(memory, other, &subject.key)
+        }
+        _ => 0,
+    }
+}
+
+/// The same in one bucket.
+#[inline(always)]
+fn holders_in<M: Memory>(memory: &M, bucket: M::Bucket, key: &M::Key) -> u32 {
+    let mut holders = 0;
+    let mut way = 0;
+    while way < M::WAYS {
+        let differs = memory.differs(bucket, way, key);
+        holders += is_zero(differs, memory.opaque(differs.wrapping_neg()));
+        way += 1;
+    }
+    holders
 }
 
 const _: () = assert!(Word::EMPTY.0 == 0);

@@ -31,6 +31,11 @@ pub trait Memory {
     fn holds(&self, bucket: Self::Bucket, way: u32, key: &Self::Key) -> bool {
         self.key(bucket, way) == *key
     }
+    /// 0 if a place holds `key`, or may hold it, as far as is told without a branch; else any number. It means as little as [`Memory::key`].
+    #[inline(always)]
+    fn differs(&self, bucket: Self::Bucket, way: u32, key: &Self::Key) -> u64 {
+        !self.holds(bucket, way, key) as u64
+    }
     /// Loads a value (acquire).
     fn value(&self, bucket: Self::Bucket, way: u32) -> Word;
     /// Stores the key of a place that is busy by our hand.

@@ -101,6 +101,11 @@ impl Table for Clients {
     }
 
     #[inline(always)]
+    fn differs(entry: *mut Entry, key: &Key) -> u64 {
+        V6::differs(entry, key)
+    }
+
+    #[inline(always)]
     fn store_key(entry: *mut Entry, key: &Key) {
         V6::store_key(entry, key);
     }

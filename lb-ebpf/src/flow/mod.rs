@@ -57,6 +57,8 @@ pub(crate) trait Table: nat::Carry {
     fn load_key(entry: *mut Self::Entry) -> Self::Key;
     /// Whether an entry's key is `key`.
     fn holds(entry: *mut Self::Entry, key: &Self::Key) -> bool;
+    /// 0 if an entry's key is `key`, or is like it in what differs most; else any number. Without a branch.
+    fn differs(entry: *mut Self::Entry, key: &Self::Key) -> u64;
     /// Stores an entry's key.
     fn store_key(entry: *mut Self::Entry, key: &Self::Key);
     /// Where an entry's value is.
@@ -271,6 +273,11 @@ impl<T: Table, const TRANSLATES: bool, const AT_ONCE: bool> Memory
     #[inline(always)]
     fn holds(&self, bucket: *mut T::Bucket, way: u32, key: &T::Key) -> bool {
         T::holds(entry::<T>(bucket, way), key)
+    }
+
+    #[inline(always)]
+    fn differs(&self, bucket: *mut T::Bucket, way: u32, key: &T::Key) -> u64 {
+        T::differs(entry::<T>(bucket, way), key)
     }
 
     #[inline(always)]

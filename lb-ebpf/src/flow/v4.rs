@@ -64,6 +64,11 @@ impl Table for V4 {
     }
 
     #[inline(always)]
+    fn differs(entry: *mut Entry, key: &Key) -> u64 {
+        Self::load_key(entry).0 ^ key.0
+    }
+
+    #[inline(always)]
     fn store_key(entry: *mut Entry, key: &Key) {
         // SAFETY: as above; the place is busy by our hand.
         unsafe { core::ptr::addr_of_mut!((*entry).key).write_volatile(key.0) }

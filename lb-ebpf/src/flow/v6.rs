@@ -71,6 +71,12 @@ impl Table for V6 {
             && load(entry, 0) == key.address[0]
     }
 
+    /// The first half of the address is left out: few keys that have all the rest in common differ in that.
+    #[inline(always)]
+    fn differs(entry: *mut Entry, key: &Key) -> u64 {
+        (load(entry, 2) ^ key.rest) | (load(entry, 1) ^ key.address[1])
+    }
+
     #[inline(always)]
     fn store_key(entry: *mut Entry, key: &Key) {
         store(entry, 0, key.address[0]);
