@@ -39,7 +39,7 @@ pub fn open<W: World>(world: &W, key: &W::Key, segment: &Segment, now: Tick) -> 
         return 0;
     };
     let word = Word::embryo(BackendRef::new(id, state.generation()), segment.seq, now);
-    if !table::occupy(world, &place, Word::EMPTY, key, word) {
+    if !table::take(world, &place, Word::EMPTY, key, word) {
         return 0;
     }
     // What the one look above may have missed, an entry that moved or one that came meanwhile, this finds.

@@ -336,7 +336,13 @@ pub fn reread<M: Memory>(memory: &M, place: Place, key: &M::Key) -> Option<Word>
 
 /// Claims a place that held `seen`, and fills it.
 #[inline(never)]
-pub(super) fn occupy<M: Memory>(
+fn occupy<M: Memory>(memory: &M, place: &Place, seen: Word, key: &M::Key, word: Word) -> bool {
+    take(memory, place, seen, key, word)
+}
+
+/// The same, in the midst of the caller.
+#[inline(always)]
+pub(super) fn take<M: Memory>(
     memory: &M,
     place: &Place,
     seen: Word,
