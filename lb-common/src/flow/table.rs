@@ -24,6 +24,9 @@ pub trait Memory {
     fn homes(&self, key: &Self::Key) -> [u32; 2];
     /// A bucket by its index; none if there is no such bucket.
     fn bucket(&self, index: u32) -> Option<Self::Bucket>;
+    /// Has the cache fetch a bucket, which may be needed soon.
+    #[inline(always)]
+    fn fetch(&self, _index: u32) {}
     /// Loads a key. It means something only between two equal loads of its value.
     fn key(&self, bucket: Self::Bucket, way: u32) -> Self::Key;
     /// Whether a place holds `key`: as [`Memory::key`], which it need not load whole.
@@ -182,8 +185,12 @@ impl<B: Copy> Glimpse<B> {
 /// Looks for a young or pinned entry of `key` that nobody is changing: the way of most packets, inlined and as short as can be.
 ///
 /// None is not the last word, [`look`] has it: the entry may be changing, or moving between its homes.
+///
+/// In a table that fills, many are in their second home: the processor would wait for memory once more to find them there, after it has waited for the first. So
+/// both are fetched at the same time.
 #[inline(always)]
 pub fn glance<M: Memory>(memory: &M, key: &M::Key) -> Option<Glimpse<M::Bucket>> {
+    memory.fetch(memory.homes(key)[1]);
     let mut home = 0;
     while home < 2 {
         let index = memory.homes(key)[home];

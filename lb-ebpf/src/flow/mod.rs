@@ -265,6 +265,15 @@ impl<T: Table, const TRANSLATES: bool, const AT_ONCE: bool> Memory
         T::bucket(index)
     }
 
+    /// By a load that nothing waits for: BPF has no other means.
+    #[inline(always)]
+    fn fetch(&self, index: u32) {
+        if let Some(bucket) = T::bucket(index) {
+            // SAFETY: an entry of the map.
+            let _ = unsafe { bucket.cast::<u64>().read_volatile() };
+        }
+    }
+
     #[inline(always)]
     fn key(&self, bucket: *mut T::Bucket, way: u32) -> T::Key {
         T::load_key(entry::<T>(bucket, way))
