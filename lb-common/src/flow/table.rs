@@ -7,7 +7,10 @@
 //! The daemon only ever deletes, clamps or changes a mark, by one compare-and-exchange on the value; keys are left stale behind an empty
 //! value. It never inserts and never writes a key, so a daemon killed anywhere leaves nothing half done.
 
-use super::word::{State, Word};
+use super::{
+    bits,
+    word::{State, Word},
+};
 use crate::clock::Tick;
 
 /// Buckets of entries, wherever they are: BPF map, mapped memory, a test's vector, a model checker's cells.
@@ -190,32 +193,39 @@ impl<B: Copy> Glimpse<B> {
 /// both are fetched at the same time.
 #[inline(always)]
 pub fn glance<M: Memory>(memory: &M, key: &M::Key) -> Option<Glimpse<M::Bucket>> {
-    memory.fetch(memory.homes(key)[1]);
-    let mut home = 0;
-    while home < 2 {
-        let index = memory.homes(key)[home];
-        if let Some(bucket) = memory.bucket(index) {
-            let mut way = 0;
-            while way < M::WAYS {
-                // Most places hold other keys: look at the key first, and let the loads below decide.
-                if memory.holds(bucket, way, key) {
-                    let word = memory.value(bucket, way);
-                    if word.is_open()
-                        && memory.holds(bucket, way, key)
-                        && memory.value(bucket, way) == word
-                    {
-                        let place = Place { index, way };
-                        return Some(Glimpse {
-                            bucket,
-                            place,
-                            word,
-                        });
-                    }
-                }
-                way += 1;
-            }
+    const { assert!(M::WAYS <= 8) };
+    let [first, second] = memory.homes(key);
+    memory.fetch(second);
+    if let Some(glimpse) = glance_in(memory, first, key) {
+        return Some(glimpse);
+    }
+    glance_in(memory, second, key)
+}
+
+/// The same in one of the two buckets.
+///
+/// Which place it is is told without a branch, that would be guessed wrong as often as not: what comes after waits for the bucket, and then begins anew.
+/// Of those that may hold the key two are looked at, since a former entry of the key may have left it behind.
+#[inline(always)]
+fn glance_in<M: Memory>(memory: &M, index: u32, key: &M::Key) -> Option<Glimpse<M::Bucket>> {
+    let bucket = memory.bucket(index)?;
+    let mut holders = bits::holders(memory, bucket, key);
+    let mut looks = 0;
+    while looks < 2 {
+        if holders == 0 {
+            return None;
         }
-        home += 1;
+        let way = bits::lowest(holders) % M::WAYS;
+        let word = memory.value(bucket, way);
+        if word.is_open() && memory.holds(bucket, way, key) && memory.value(bucket, way) == word {
+            return Some(Glimpse {
+                bucket,
+                place: Place { index, way },
+                word,
+            });
+        }
+        holders &= holders.wrapping_sub(1);
+        looks += 1;
     }
     None
 }
