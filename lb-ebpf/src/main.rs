@@ -19,6 +19,7 @@ mod local;
 mod maps;
 mod nat;
 mod parse;
+mod rewrite;
 mod runtime;
 mod service;
 mod watch;

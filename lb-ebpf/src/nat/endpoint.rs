@@ -2,16 +2,17 @@
 
 use lb_common::{
     flow::word::BackendRef,
-    nat::{DNAT_SERVICES, Endpoint, FIRST_PORT, SNAT_ADDRESSES, place_of, ports::Ports as _},
+    nat::{Endpoint, FIRST_PORT, SNAT_ADDRESSES, place_of, ports::Ports as _},
     verdict::Reason,
 };
 
-use super::{live::at_endpoint, ports::PortMaps};
+use super::ports::PortMaps;
 use crate::{
     family::Family,
     flow::{self, Table},
     maps,
     parse::Parse,
+    rewrite::{self, of_service},
 };
 
 /// The flow of a packet of an endpoint.
@@ -41,7 +42,7 @@ pub(super) fn flow<F: Family>(
     // SAFETY: an entry of the map. It does not change while the directory names it.
     let (own, own_port) = unsafe {
         (
-            super::load::<F>(core::ptr::addr_of!((*record).address)),
+            rewrite::load::<F>(core::ptr::addr_of!((*record).address)),
             core::ptr::addr_of!((*record).port).read_volatile(),
         )
     };
@@ -119,37 +120,12 @@ fn pair_with<F: Family>(record: *const Endpoint, address: <F as Parse>::Address)
             && let Some(pair) = maps::pair(id)
         {
             // SAFETY: an entry of the map. A pair does not change while anything names it.
-            let own = unsafe { super::load::<F>(core::ptr::addr_of!((*pair).address)) };
+            let own = unsafe { rewrite::load::<F>(core::ptr::addr_of!((*pair).address)) };
             if own == address {
                 return id;
             }
         }
         index += 1;
-    }
-    0
-}
-
-/// The flow of mode `dnat`, or to a backend on this host, that a client's address and port has at an endpoint, by any of its services but one
-/// (0 is none): what its slot would hold, or 0. Of two the one that `opens`, if that is wanted.
-#[inline(always)]
-pub(crate) fn of_service<F: Family>(
-    record: *const Endpoint,
-    endpoint: u32,
-    (client, port): (<F as Parse>::Address, u16),
-    but: u32,
-    opens: bool,
-) -> u32 {
-    let mut index = 0;
-    while index < DNAT_SERVICES {
-        // SAFETY: an entry of the map, and one of the services that it has.
-        let service = unsafe { maps::id_at(core::ptr::addr_of!((*record).services).cast(), index) };
-        index += 1;
-        if service != 0 && service as u32 != but {
-            let slot = at_endpoint::<F>(client, port, service, endpoint, opens);
-            if slot != 0 {
-                return slot;
-            }
-        }
     }
     0
 }

@@ -17,7 +17,7 @@ use lb_common::{
     verdict::Reason,
 };
 
-use super::{end, endpoint, rewrite, route, store};
+use super::{endpoint, route, store};
 use crate::{
     count::Tally,
     family::{Family, V4, V6},
@@ -25,6 +25,7 @@ use crate::{
     icmp::{self, AboutSegment},
     local, maps,
     parse::{Ends, Segment},
+    rewrite::{self, end},
 };
 
 // What a function returns that leaves the message to another. No XDP actions, and no ways.
@@ -185,7 +186,7 @@ fn leave<F: Family>(ctx: &XdpContext, way: u32, tally: &mut Tally) -> Result<u32
     if way == TO_BACKEND {
         return leave_to_backend::<F>(ctx, &about);
     }
-    let (vip, port) = super::vip::<F>(noted.service).ok_or(Reason::ErrorUnrelayed)?;
+    let (vip, port) = rewrite::vip::<F>(noted.service).ok_or(Reason::ErrorUnrelayed)?;
     let client = F::of_words(noted.client);
     let message = Ends::<F> {
         source: vip,
@@ -232,7 +233,7 @@ fn leave_to_backend<F: Family>(ctx: &XdpContext, about: &AboutSegment<F>) -> Res
             (address, address, word.port())
         }
         Some(Forwarding::Dnat) => {
-            let (vip, _) = super::vip::<F>(noted.service).ok_or(Reason::ErrorUnrelayed)?;
+            let (vip, _) = rewrite::vip::<F>(noted.service).ok_or(Reason::ErrorUnrelayed)?;
             (vip, client, client_port)
         }
         // The service's mode has changed, and the flow is of before that.
@@ -245,11 +246,11 @@ fn leave_to_backend<F: Family>(ctx: &XdpContext, about: &AboutSegment<F>) -> Res
     let action = forward::egress(ctx, hop)?;
     let message = Ends::<F> {
         source: teller,
-        destination: super::backend_address::<F>(backend),
+        destination: rewrite::backend_address::<F>(backend),
     };
     let quoted = rewrite::New::<F> {
         source: message.destination,
-        source_port: super::backend_port(backend),
+        source_port: rewrite::backend_port(backend),
         destination: source,
         destination_port: source_port,
     };
