@@ -21,6 +21,11 @@ pub const RECORDS: &str = "/dev/ttyS1";
 /// The hardware addresses of the guest's two network cards, which are each other's only neighbour.
 pub const CARDS: [&str; 2] = ["52:54:00:00:00:01", "52:54:00:00:00:02"];
 
+/// Where a guest that systemd runs finds the scripts of Tether's package.
+pub const SCRIPTS: &str = "/lab/package";
+/// A group there that nobody is a member of, by name and number.
+pub const GROUP: (&str, u32) = ("watchers", 990);
+
 /// What a guest is to do.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Plan {

@@ -46,6 +46,8 @@ pub enum Kind {
     Opening = 1,
     /// What the [`endpoint`]s of [`Orders::flows`] flows send in mid-stream, in random order.
     Replies = 2,
+    /// Mid-stream segments, each of a flow of its own, numbered upwards.
+    Unknown = 3,
 }
 
 /// The harness's orders and state.

@@ -80,8 +80,8 @@ pub struct CpuState {
     pub answer_paid_ns: u64,
     /// The next hop to a client that was looked for in vain last, until the daemon has taken note of it.
     pub unresolved: Unresolved,
-    /// Zero.
-    pub reserved: u64,
+    /// What the guard has found out of the packet that is on its way, if it has let it pass: a [`crate::guard::Passed`].
+    pub passed: u64,
     /// What is known of the packet that is on its way.
     pub handed_on: HandedOn,
     /// By where it leaves, if that is to a client.

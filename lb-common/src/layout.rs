@@ -16,6 +16,7 @@ use crate::{
         v4, v6,
         word::{self, State},
     },
+    guard::{Guard, Listed, Range, SOURCES_IN_BUCKET, Source, fingerprint},
     hash::Seed,
     maglev::Slot,
     maps::{Hold, Instance},
@@ -98,18 +99,70 @@ record!(
 record!(INSTANCE, "instance", Instance { flow_seed: SEED, fleet_seed } without { abi_version, reserved });
 record!(HOLD, "hold", Hold { until_ns } without { reserved });
 word!(TABLE_REF, "table_ref" { "offset" at 0, 32; "size" at 32, 24; "generation" at 56, 8 });
+/// A part of a service's traits, which are told apart here: the first of them was the whole of the number once.
+const fn service_trait(name: &'static str, of: u16) -> Field {
+    Field {
+        name,
+        at: offset_of!(Service, traits) * 8 + of.trailing_zeros() as usize,
+        bits: 1,
+        of: None,
+    }
+}
+const fn service_field(name: &'static str, at: usize, bits: usize) -> Field {
+    Field {
+        name,
+        at: at * 8,
+        bits,
+        of: None,
+    }
+}
+/// Record `service`.
+pub const SERVICE: Record = Record {
+    name: "service",
+    bits: size_of::<Service>() * 8,
+    fields: &[
+        Field {
+            name: "table",
+            at: offset_of!(Service, table) * 8,
+            bits: 64,
+            of: Some(&TABLE_REF),
+        },
+        Field {
+            name: "seed",
+            at: offset_of!(Service, seed) * 8,
+            bits: size_of::<Seed>() * 8,
+            of: Some(&SEED),
+        },
+        service_field("identity", offset_of!(Service, identity), 64),
+        service_field("vip", offset_of!(Service, vip), 128),
+        service_field("port", offset_of!(Service, port), 16),
+        service_trait("translates", Service::TRANSLATES),
+        service_trait("guarded", Service::GUARDED),
+        service_field("affinity", offset_of!(Service, affinity), 16),
+        service_field("affinity_ticks", offset_of!(Service, affinity_ticks), 16),
+    ],
+};
+const _: fn(Service) = |Service {
+                            table: _,
+                            seed: _,
+                            identity: _,
+                            vip: _,
+                            port: _,
+                            traits: _,
+                            affinity: _,
+                            affinity_ticks: _,
+                        }| ();
+word!(RANGES_REF, "ranges_ref" { "first" at 0, 32; "len" at 32, 32 });
+record!(GUARD, "guard", Guard { ranges: RANGES_REF, cost_ns, burst_ns, mask, flows } without { reserved, rest });
+record!(RANGE, "range", Range { first, listed });
 record!(
-    SERVICE,
-    "service",
-    Service {
-        table: TABLE_REF,
-        seed: SEED,
-        identity,
-        vip,
-        port,
-        translates,
-        affinity,
-        affinity_ticks
+    SOURCE,
+    "source",
+    Source {
+        fingerprint,
+        word,
+        paid_ns,
+        flows
     }
 );
 word!(BACKEND_STATE, "backend_state" {
@@ -155,7 +208,7 @@ record!(
     }
 );
 record!(COUNTER, "counter", Counter { packets, bytes });
-record!(CPU_STATE, "cpu_state", CpuState { notices_lost } without { adoption_paid_ns, reset_paid_ns, answer_paid_ns, unresolved, reserved, handed_on, hop });
+record!(CPU_STATE, "cpu_state", CpuState { notices_lost } without { adoption_paid_ns, reset_paid_ns, answer_paid_ns, unresolved, passed, handed_on, hop });
 record!(NOTICE, "notice", Notice { client, vip, backend, seq, ack, client_port, port, service } without { reserved });
 record!(FACTS, "facts", Facts { first_seen });
 
@@ -288,6 +341,10 @@ pub const RECORDS: &[&Record] = &[
     &INSTANCE,
     &HOLD,
     &SERVICE,
+    &RANGES_REF,
+    &GUARD,
+    &RANGE,
+    &SOURCE,
     &BACKEND,
     &VIP_BUCKET,
     &SLOT,
@@ -349,6 +406,10 @@ pub fn numbers() -> Vec<(String, u64)> {
         ("forwarding.in_ipv6", Forwarding::InIpv6 as u64),
         ("forwarding.nat", Forwarding::Nat as u64),
         ("forwarding.dnat", Forwarding::Dnat as u64),
+        ("listed.allowed", Listed::Allowed as u64),
+        ("listed.denied", Listed::Denied as u64),
+        ("listed.not_allowed", Listed::NotAllowed as u64),
+        ("sources.in_bucket", u64::from(SOURCES_IN_BUCKET)),
         ("tick.ns", crate::clock::TICK_NS),
         ("epoch.bytes", 1 << 20),
         ("nat.first_port", u64::from(nat::FIRST_PORT)),
@@ -360,6 +421,7 @@ pub fn numbers() -> Vec<(String, u64)> {
             "hash.stamp",
             nat::translation::stamp(mixed, word::BackendRef::new(5, 3)),
         ),
+        ("hash.source", fingerprint(7, 11, &seed)),
         ("hash.vip4", homes(crate::vip::VipEntry::key(7, 443))),
         ("hash.vip6", vip6),
         ("hash.vip6_homes", homes(vip6)),

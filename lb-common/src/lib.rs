@@ -10,7 +10,9 @@ pub mod bench;
 pub mod clock;
 pub mod counters;
 pub mod csum;
+pub mod flood;
 pub mod flow;
+pub mod guard;
 pub mod hash;
 pub mod headers;
 #[cfg(feature = "user")]

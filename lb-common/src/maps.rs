@@ -10,7 +10,7 @@ pub const ABI_VERSION: u32 = if cfg!(feature = "next-abi") {
 } else {
     THIS_VERSION
 };
-const THIS_VERSION: u32 = 7;
+const THIS_VERSION: u32 = 8;
 
 /// IPv4 flow table: array of [`crate::flow::v4::Bucket`].
 pub const FLOWS4: &str = "FLOWS4";
@@ -31,6 +31,12 @@ pub const HOLD: &str = "HOLD";
 /// Which backends clients keep: array of [`crate::flow::v6::Bucket`], whose keys have a client's address, as [`crate::net::Address::words`] gives it, and
 /// port 0, and whose values are those of pins. Written by the daemon alone, which is the only one to insert here.
 pub const AFFINITIES: &str = "AFFINITIES";
+/// What services ask of the clients of new flows, by service id: array of [`crate::guard::Guard`].
+pub const GUARDS: &str = "GUARDS";
+/// Ranges of client addresses, of all [`GUARDS`]: array of [`crate::guard::Range`].
+pub const RANGES: &str = "RANGES";
+/// What is known of sources: array of [`crate::guard::SourceBucket`].
+pub const SOURCES: &str = "SOURCES";
 /// All Maglev tables: array of [`crate::maglev::Slot`].
 pub const TABLES: &str = "TABLES";
 /// Services by id: array of [`crate::service::Service`].
@@ -79,8 +85,8 @@ pub const ANY_INDEX: u32 = 1;
 pub const CONTROL_INDEX: u32 = 3;
 /// Index in [`PROGRAMS`] of the program that gives packets to backends on this host, in IPv4; that of IPv6 follows.
 pub const LOCAL_INDEX: u32 = 5;
-/// Index in [`PROGRAMS`] of the program that steers flows of modes `nat` and `dnat`, in IPv4; that of IPv6 follows. It and all after it are there
-/// only if a service translates.
+/// Index in [`PROGRAMS`] of the program that steers flows of modes `nat` and `dnat`, in IPv4; that of IPv6 follows. It and all after it but
+/// [`GUARD_INDEX`] are there only if a service translates.
 pub const STEER_INDEX: u32 = 7;
 /// Index in [`PROGRAMS`] of the program that translates what clients send, in IPv4; that of IPv6 follows.
 pub const TRANSLATE_INDEX: u32 = 9;
@@ -88,16 +94,18 @@ pub const TRANSLATE_INDEX: u32 = 9;
 pub const REPLY_INDEX: u32 = 11;
 /// Index in [`PROGRAMS`] of the program that translates errors about packets of either side, in IPv4; that of IPv6 follows.
 pub const ERROR_INDEX: u32 = 13;
+/// Index in [`PROGRAMS`] of the program that guards services, in IPv4; that of IPv6 follows. They are there only if a service has a guard.
+pub const GUARD_INDEX: u32 = 15;
 /// Entries in [`PROGRAMS`].
-pub const PROGRAMS_LEN: u32 = 15;
+pub const PROGRAMS_LEN: u32 = 17;
 /// The instance's own facts: array of one [`Instance`].
 pub const INSTANCE: &str = "INSTANCE";
 
 /// Every map.
-pub const ALL: [&str; 27] = [
-    INSTANCE, LAYOUTS, FLOWS4, FACTS4, NAT4, FLOWS6, FACTS6, NAT6, SLOTS, HOLD, AFFINITIES, TABLES,
-    SERVICES, BACKENDS, VIPS4, VIPS6, ENDPOINTS, ENDPOINTS4, ENDPOINTS6, PAIRS, PORTS, LINKS,
-    COUNTERS, CPUS, EGRESS, NOTICES, PROGRAMS,
+pub const ALL: [&str; 30] = [
+    INSTANCE, LAYOUTS, FLOWS4, FACTS4, NAT4, FLOWS6, FACTS6, NAT6, SLOTS, HOLD, AFFINITIES, GUARDS,
+    RANGES, SOURCES, TABLES, SERVICES, BACKENDS, VIPS4, VIPS6, ENDPOINTS, ENDPOINTS4, ENDPOINTS6,
+    PAIRS, PORTS, LINKS, COUNTERS, CPUS, EGRESS, NOTICES, PROGRAMS,
 ];
 /// Those that no program uses.
 pub const OF_DAEMON: [&str; 2] = [INSTANCE, LAYOUTS];
@@ -107,8 +115,9 @@ pub const OF_FLOWS: [&str; 9] = [
 ];
 
 /// Those that the programs write, and the array of the programs themselves: a rehearsal, which changes nothing, has copies of its own.
-pub const WRITTEN: [&str; 12] = [
-    FLOWS4, FACTS4, NAT4, FLOWS6, FACTS6, NAT6, SLOTS, PORTS, COUNTERS, CPUS, NOTICES, PROGRAMS,
+pub const WRITTEN: [&str; 13] = [
+    FLOWS4, FACTS4, NAT4, FLOWS6, FACTS6, NAT6, SLOTS, SOURCES, PORTS, COUNTERS, CPUS, NOTICES,
+    PROGRAMS,
 ];
 
 /// What the daemon has inserted, while it moves flows to another table: array of [`crate::flow::copy::Order`]. Never pinned.
@@ -142,6 +151,8 @@ pub const HANDED_ON_TO: [&str; PROGRAMS_LEN as usize] = [
     "reply6",
     "error4",
     "error6",
+    "guard4",
+    "guard6",
 ];
 /// Name of the program that [`PROGRAM`] hands IPv6 packets on to.
 pub const IPV6_PROGRAM: &str = "tether6";
@@ -224,9 +235,17 @@ pub struct Constants {
     pub watches: u32,
     /// Buckets in [`AFFINITIES`].
     pub affinity_buckets: u32,
+    /// Whether services are guarded: 1, or 0.
+    pub guards: u32,
+    /// Ranges in [`RANGES`].
+    pub ranges: u32,
+    /// Buckets in [`SOURCES`].
+    pub source_buckets: u32,
+    /// Zero.
+    pub reserved: u32,
 }
 
-const _: () = assert!(size_of::<Instance>() == 64 && size_of::<Constants>() == 112);
+const _: () = assert!(size_of::<Instance>() == 64 && size_of::<Constants>() == 128);
 
 /// Name of the global in the BPF object that holds [`Constants`].
 pub const CONSTANTS: &str = "CONSTANTS";
@@ -248,6 +267,10 @@ pub mod default {
     pub const NAT_PAIRS: u32 = 64;
     /// Clients that keep their backends: 54 bytes each.
     pub const AFFINITIES: u32 = 100_000;
+    /// Ranges of client addresses: 24 bytes each.
+    pub const RANGES: u32 = 65_536;
+    /// Sources that are told apart: 54 bytes each.
+    pub const SOURCES: u32 = 100_000;
     /// Slots in the arena.
     pub const TABLE_SLOTS: u32 = 4_194_304;
     /// Adoptions a second on each CPU.
@@ -271,8 +294,8 @@ mod tests {
 
     /// A change of any of these numbers loses every flow that an older version has pinned, unless the version changes too.
     #[test]
-    fn what_version_7_finds_where() {
-        assert_eq!(ABI_VERSION, 7);
+    fn what_version_8_finds_where() {
+        assert_eq!(ABI_VERSION, 8);
         let seed = Seed::new([0x1234_5678_9abc_def0, 3, 5]);
         let key = v4::Key::new(0x0a00_0001, 40_000, 7);
         let slot = |client| slot_index(client, &seed, 0, 65_537);

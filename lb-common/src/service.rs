@@ -22,16 +22,23 @@ pub struct Service {
     pub identity: u64,
     /// Port, host byte order.
     pub port: u16,
-    /// 1 if one of its backends, those that drain among them, has a mode that translates (see [`crate::backend::Mode::translates`]), else 0. Set before the
-    /// first of these can be given a flow.
-    pub translates: u16,
+    /// What else is to be done with its packets: [`Service::TRANSLATES`] and [`Service::GUARDED`], each or none.
+    pub traits: u16,
     /// 0 if it places each flow for itself. Else it places clients, all flows of one at one backend: the number of those services that do so together.
     pub affinity: u16,
     /// How long a client without flows keeps its backend, in ticks.
     pub affinity_ticks: u16,
 }
 
+impl Service {
+    /// Of [`Service::traits`]: one of its backends, those that drain among them, has a mode that translates (see [`crate::backend::Mode::translates`]). Set
+    /// before the first of these can be given a flow.
+    pub const TRANSLATES: u16 = 1;
+    /// Of [`Service::traits`]: it has a [`crate::guard::Guard`]. Set after that is written.
+    pub const GUARDED: u16 = 2;
+}
+
 const _: () = assert!(size_of::<Service>() == 64 && offset_of!(Service, port) == 56);
 #[cfg(not(feature = "next-abi"))]
 const _: () = assert!(offset_of!(Service, identity) == 32 && offset_of!(Service, vip) == 40);
-const _: () = assert!(offset_of!(Service, translates) == 58);
+const _: () = assert!(offset_of!(Service, traits) == 58);

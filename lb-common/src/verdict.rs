@@ -155,6 +155,14 @@ reasons! {
     UnknownFlow = 40, "unknown_flow", Reset, Expected;
     /// Of mode `nat` or `dnat`, while the translation of its flow was being written or moved, or after it was lost: it comes again.
     Untranslated = 41, "untranslated", Drop, Expected;
+    /// It would make a flow, and its client's address is in a prefix that the service denies.
+    Denied = 42, "denied", Drop, Expected;
+    /// It would make a flow, and its client's address is in none of the prefixes that the service allows.
+    NotAllowed = 43, "not_allowed", Drop, Expected;
+    /// A SYN that would make a flow, and too many have come from its source lately.
+    SourceRate = 44, "source_rate", Drop, Expected;
+    /// It would make a flow, and its source has as many at the service as it may.
+    SourceFull = 45, "source_full", Drop, Expected;
 }
 
 impl Reason {

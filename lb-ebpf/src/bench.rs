@@ -1,11 +1,12 @@
-//! What only the bench and the packet tests load: floors to compare with, the harness that makes packets in the kernel, and
-//! programs that prepare a frame's surroundings.
+//! What only the bench, the packet tests and the labs load: floors to compare with, the harness that makes packets in the kernel, programs that
+//! prepare a frame's surroundings, and a generator of floods.
 //!
 //! A repeated test run hands each round the packet that the round before left behind. The harness therefore writes every byte of the headers
 //! anew, and takes off what an encapsulation put on, before it calls the program under test.
 #![no_std]
 #![no_main]
 
+mod flood;
 mod prepare;
 mod runtime;
 
@@ -51,7 +52,8 @@ fn make(ctx: &XdpContext) -> Option<()> {
     // SAFETY: an entry of the map; a test run has one CPU.
     let orders = unsafe { &mut *orders };
     let state = orders.state;
-    let number = if orders.kind == Kind::Opening as u32 {
+    let is_numbered = orders.kind == Kind::Opening as u32 || orders.kind == Kind::Unknown as u32;
+    let number = if is_numbered {
         orders.state = state.wrapping_add(1);
         state
     } else {

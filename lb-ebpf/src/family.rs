@@ -3,6 +3,7 @@
 use crate::{
     flow::Table,
     forward::{Answer, Header},
+    guard::Known,
     icmp::Icmp,
     nat::Translate,
     parse::Parse,
@@ -23,6 +24,7 @@ pub(crate) trait Family:
     + Answer
     + Icmp
     + Translate
+    + Known
 {
 }
 

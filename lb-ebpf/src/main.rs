@@ -13,6 +13,7 @@ mod count;
 mod family;
 mod flow;
 mod forward;
+mod guard;
 mod hide;
 mod icmp;
 mod local;
@@ -31,7 +32,9 @@ use aya_ebpf::{
 };
 use lb_common::{
     headers::{ETHERTYPE_IPV4, ETHERTYPE_IPV6},
-    maps::{ANY_INDEX, CONTROL_INDEX, IPV6_INDEX, LOCAL_INDEX, REPLY_INDEX, STEER_INDEX},
+    maps::{
+        ANY_INDEX, CONTROL_INDEX, GUARD_INDEX, IPV6_INDEX, LOCAL_INDEX, REPLY_INDEX, STEER_INDEX,
+    },
     net::IpVersion,
     tcp,
     verdict::{Reason, Verdict},
@@ -91,6 +94,8 @@ const STEER: u32 = u32::MAX - 5;
 const REPLY: u32 = u32::MAX - 6;
 /// It is for a backend on this host.
 const LOCAL: u32 = u32::MAX - 7;
+/// It is for a service with a guard, and may make a flow.
+const GUARD: u32 = u32::MAX - 8;
 
 /// Has the program go on with the packet that an action leaves it to, or ends with the action. By a jump from the main function, since what is
 /// called may have but half of the stack.
@@ -107,6 +112,7 @@ fn next<F: Family>(ctx: &XdpContext, action: u32) -> u32 {
         REPLY => hand_on(ctx, REPLY_INDEX + version),
         CONTROL => hand_on(ctx, CONTROL_INDEX + version),
         LOCAL => hand_on(ctx, LOCAL_INDEX + version),
+        GUARD => hand_on(ctx, GUARD_INDEX + version),
         action => action,
     }
 }
@@ -171,13 +177,16 @@ fn steer_established<F: Family>(ctx: &XdpContext, frame: Bytes) -> Option<u32> {
     if nat::is_on::<F>() && maps::translates(service) {
         // The long way would only find that out again.
         if opens {
-            return Some(STEER);
+            return Some(guard_or(service, STEER));
         }
         let Some((sent, backend)) = nat::plain::<F>(ctx, service, &segment, &ends) else {
-            return Some(STEER);
+            return Some(guard_or(service, STEER));
         };
         (action, id) = (sent, backend);
     } else if opens {
+        if maps::guards() && maps::is_guarded(service) {
+            return Some(GUARD);
+        }
         if maps::affinity(service) != 0 {
             return None;
         }
@@ -193,7 +202,9 @@ fn steer_established<F: Family>(ctx: &XdpContext, frame: Bytes) -> Option<u32> {
         reason = Reason::Opened;
         action = forward::forward_plain::<F>(ctx, &segment, backend, state)?;
     } else {
-        let known = flow::established::<F>(service, &segment, ends.source)?;
+        let Some(known) = flow::established::<F>(service, &segment, ends.source) else {
+            return Some(guard_or(service, OTHER));
+        };
         action = forward::forward_plain::<F>(ctx, &segment, known.backend, known.state)?;
         id = known.id;
     }
@@ -201,6 +212,16 @@ fn steer_established<F: Family>(ctx: &XdpContext, frame: Bytes) -> Option<u32> {
     tally.backend(id);
     tally.count(reason);
     Some(action)
+}
+
+/// Where a segment goes on that is of no established flow, as far as is known: to the service's guard, if it has one.
+#[inline(always)]
+fn guard_or(service: u16, other: u32) -> u32 {
+    if maps::guards() && maps::is_guarded(service) {
+        GUARD
+    } else {
+        other
+    }
 }
 
 /// Any packet but one of IPv6.
@@ -247,7 +268,7 @@ fn any<F: Family>(ctx: &XdpContext, network: Result<usize, Reason>) -> u32 {
             _ => (reason, xdp_action::XDP_DROP),
         },
     };
-    if action == CONTROL || action == STEER || action == REPLY || action == LOCAL {
+    if matches!(action, CONTROL | STEER | REPLY | LOCAL | GUARD) {
         return action;
     }
     tally.count(reason);
@@ -294,12 +315,16 @@ fn steer<F: Family>(
         }
         Err(reason) => return Err(reason),
     };
+    if guard::is_due(service) {
+        return Ok((Reason::NotService, GUARD));
+    }
     if nat::is_on::<F>() && maps::translates(service) {
         return Ok((Reason::NotService, STEER));
     }
     tally.service(service);
     flow::favour::<F>(service, &segment, ends.source);
     let steered = flow::otherwise::<F>(service, &segment, ends.source);
+    guard::settle(steered.reason);
     if steered.backend != 0 {
         tally.backend(steered.backend);
     }

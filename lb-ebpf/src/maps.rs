@@ -21,6 +21,7 @@ use lb_common::{
         table::Place,
         v4, v6,
     },
+    guard::{Guard, Passed, Range, SourceBucket},
     hash::Seed,
     maglev::{Slot, TableRef},
     maps::{BURST_NS, Constants, EGRESS_INTERFACES, Hold, NOTICES_BYTES, PROGRAMS_LEN},
@@ -96,6 +97,9 @@ maps! {
     PAIRS: Pair,
     PORTS: u64,
     LINKS: Link,
+    GUARDS: Guard,
+    RANGES: Range,
+    SOURCES: SourceBucket,
     COUNTERS: Counter,
     CPUS: CpuState,
     COPIES: Order,
@@ -146,6 +150,10 @@ static CONSTANTS: Constants = Constants {
     answer_cost_ns: 0,
     watches: 0,
     affinity_buckets: 1,
+    guards: 0,
+    ranges: 1,
+    source_buckets: 2,
+    reserved: 0,
 };
 
 macro_rules! constant {
@@ -507,10 +515,75 @@ pub(crate) fn service(id: u16) -> Option<*const Service> {
 /// Whether a service has backends whose flows are translated.
 #[inline(always)]
 pub(crate) fn translates(id: u16) -> bool {
+    has_trait(id, Service::TRANSLATES)
+}
+
+/// Whether a service has a guard.
+#[inline(always)]
+pub(crate) fn is_guarded(id: u16) -> bool {
+    has_trait(id, Service::GUARDED)
+}
+
+#[inline(always)]
+fn has_trait(id: u16, of: u16) -> bool {
     match service(id) {
         // SAFETY: an entry of the map. Volatile: the daemon may write it meanwhile.
-        Some(service) => unsafe { core::ptr::addr_of!((*service).translates).read_volatile() != 0 },
+        Some(service) => unsafe {
+            core::ptr::addr_of!((*service).traits).read_volatile() & of != 0
+        },
         None => false,
+    }
+}
+
+/// Whether any service has a guard. The verifier knows, and leaves out what is for those if none has.
+#[inline(always)]
+pub(crate) fn guards() -> bool {
+    constant!(guards) != 0
+}
+
+/// What a service asks of the clients of new flows.
+#[inline(always)]
+pub(crate) fn guard(service: u16) -> Option<*const Guard> {
+    GUARDS
+        .at(service as u32, services())
+        .map(<*mut _>::cast_const)
+}
+
+/// A range of client addresses.
+#[inline(always)]
+pub(crate) fn range(index: u32) -> Option<*const Range> {
+    RANGES
+        .at(index, constant!(ranges))
+        .map(<*mut _>::cast_const)
+}
+
+#[inline(always)]
+pub(crate) fn source_buckets() -> u32 {
+    constant!(source_buckets)
+}
+
+/// A bucket of what is known of sources.
+#[inline(always)]
+pub(crate) fn sources(index: u32) -> Option<*mut SourceBucket> {
+    SOURCES.at(index, source_buckets())
+}
+
+/// What the guard has found out of this packet, or of one before.
+#[inline(always)]
+pub(crate) fn passed() -> Passed {
+    match own_state() {
+        // SAFETY: a word of the map that only this CPU uses.
+        Some(state) => Passed(unsafe { core::ptr::addr_of!((*state).passed).read_volatile() }),
+        None => Passed::NOTHING,
+    }
+}
+
+/// Notes what the guard has found out of this packet.
+#[inline(always)]
+pub(crate) fn set_passed(passed: Passed) {
+    if let Some(state) = own_state() {
+        // SAFETY: as above.
+        unsafe { core::ptr::addr_of_mut!((*state).passed).write_volatile(passed.0) };
     }
 }
 

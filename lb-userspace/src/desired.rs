@@ -17,6 +17,7 @@ pub use self::{
 use crate::{
     balance::{Part, Policy},
     config::{self, Affinity, Config},
+    guard::Guard,
     ids,
     model::{Admin, Asked, BackendName, Check, Drains, OnDown},
     pace::Terms,
@@ -52,6 +53,8 @@ pub struct Service {
     pub affinity: Option<Affinity>,
     /// How new flows are spread.
     pub policy: Policy,
+    /// Whom it takes new flows from, and how many of one source; none: of all, and as many as come.
+    pub guard: Option<Guard>,
     /// Its mode: that of its backends.
     pub mode: Mode,
     /// How drains of its backends end.
@@ -118,6 +121,7 @@ pub fn services(config: &Config, drains: &Drains) -> Vec<Service> {
             min_healthy: service.min_healthy,
             affinity: service.affinity.clone(),
             policy: service.policy,
+            guard: service.guard.clone(),
             mode: service.mode,
             terms: terms(service, None),
             on_down: service.on_down,

@@ -9,15 +9,17 @@
 //! * [`churn`][]: flows that begin and end
 //! * [`fill`][]: how full a table is, in steps that are told
 //! * [`sweeper`][]: passes over the tables, in steps
+//! * `sources`: how many flows sources have
 //! * [`left`][]: what is left of some backends' flows, for whoever waits for the end of a drain
 
-mod affinity;
+pub(crate) mod affinity;
 mod census;
 mod churn;
 pub mod fill;
 pub mod judge;
 pub mod left;
 mod reclaim;
+mod sources;
 pub mod sweeper;
 #[cfg(test)]
 mod tests;
@@ -152,6 +154,8 @@ pub struct Census {
     pub ports: HashMap<u16, u32>,
     /// Clients that keep a backend, by the id of a service that places clients; absent is none.
     pub clients: HashMap<u16, u64>,
+    /// Sources that are told apart, of services that limit them.
+    pub sources: u64,
     /// What the sweep has changed.
     pub swept: Swept,
     /// Flows that began and ended since the daemon started, by service id; absent is none.
@@ -170,6 +174,7 @@ impl Default for Census {
             by_pair: HashMap::new(),
             ports: HashMap::new(),
             clients: HashMap::new(),
+            sources: 0,
             swept: Swept::default(),
             churn: HashMap::new(),
         }

@@ -16,6 +16,7 @@ pub mod doctor;
 pub mod explain;
 pub mod failpoint;
 pub mod flows;
+pub mod guard;
 pub mod health;
 pub mod history;
 mod http;

@@ -51,12 +51,28 @@ pub struct ServicePreview {
     /// The share of its table whose owner changes, 0 to 1: so many new flows go to another backend than they would have gone to. Added
     /// backends count as healthy.
     pub moved: f64,
+    /// What changes of whom it takes new flows from, and of how many from one source, if anything does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard: Option<GuardPreview>,
     /// Whether it would be in fail-open.
     pub fail_open: bool,
     /// Why it could not be served as configured.
     pub error: Option<String>,
     /// Its backends, those that stay as they are among them.
     pub backends: Vec<BackendPreview>,
+}
+
+/// What changes of a service's guard. Flows that it has stay, whoever they are of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GuardPreview {
+    /// The guard of today in a few words; none if it has none.
+    pub before: Option<String>,
+    /// The guard after the change.
+    pub after: Option<String>,
+    /// Prefixes that come into one of its lists.
+    pub added: u64,
+    /// Prefixes that go from one of its lists.
+    pub removed: u64,
 }
 
 /// What becomes of a service.

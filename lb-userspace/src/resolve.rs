@@ -15,6 +15,7 @@ use crate::{
         zone::{self, Capacity, Split, Zone},
     },
     desired::Endpoint,
+    guard::Guard,
     ids::{self, Numbered},
     model::{Admin, Health, Initial, OnDown, Suspension},
     pace::{self, Moment, Pace, Ramp},
@@ -38,6 +39,8 @@ pub struct ServiceFacts<'a> {
     pub wanted: Option<WantedService>,
     /// How it places clients, if it places them and not each flow for itself.
     pub affinity: Option<Affinity<'a>>,
+    /// Whom it takes new flows from, and how many of one source, if that is limited.
+    pub guard: Option<&'a Guard>,
     /// What becomes of the flows of its dead backends.
     pub on_down: OnDown,
     /// Over which time clients of its dead backends are told.
@@ -185,6 +188,8 @@ pub struct Service<'a> {
     pub placing: Option<Placing>,
     /// Under which name its table is made: services that place clients together have tables alike if their backends are.
     pub placed_as: &'a str,
+    /// Whom it takes new flows from, and how many of one source, if that is limited; nobody's are if it is removed, since it gets none.
+    pub guard: Option<&'a Guard>,
     /// Its table; none if it is removed, and keeps the table that it has.
     pub table: Option<Table<'a>>,
     /// Whether too few backends are usable, so that all active ones take new flows.
@@ -421,6 +426,7 @@ fn resolve_service<'a>(
         },
         placing: facts.wanted.map(|_| placing),
         placed_as: group.unwrap_or(facts.name),
+        guard: facts.wanted.and(facts.guard),
         spread: Spread {
             full: usable > 0 && members.is_empty(),
             backups: !fail_open && needs_backups && !backups.is_empty(),

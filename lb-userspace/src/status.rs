@@ -4,7 +4,7 @@
 
 pub(crate) mod schema;
 
-use std::{collections::BTreeMap, net::IpAddr, path::PathBuf};
+use std::{collections::BTreeMap, net::IpAddr, path::PathBuf, sync::Arc};
 
 use lb_common::backend::{Mode, Serving};
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,7 @@ use crate::{
     by_version::ByVersion,
     dns,
     flows::{Census, Counts, Fill},
+    guard::{Guard, Lists},
     ids,
     model::{Admin, Health, Suspension},
 };
@@ -260,6 +261,9 @@ pub struct ServiceStatus {
     /// Clients that keep a backend, if it places clients: as a pass over the flow tables finds them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clients: Option<u64>,
+    /// Whom it takes new flows from, and how many of one source, if that is limited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard: Option<GuardStatus>,
     /// Whether backends are usable, and all of them have as many connections as they may: new flows are dropped.
     #[serde(default)]
     pub full: bool,
@@ -272,6 +276,52 @@ pub struct ServiceStatus {
     pub error: Option<String>,
     /// Its backends; removed ones last.
     pub backends: Vec<BackendStatus>,
+}
+
+/// Whom a service takes new flows from, and how many of one source.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct GuardStatus {
+    /// The whole of it in a few words.
+    pub summary: String,
+    /// Prefixes that may open new flows, and no others, if there are any.
+    pub allow: u64,
+    /// Prefixes that may open none.
+    pub deny: u64,
+    /// What one source may have, if that is limited.
+    pub source_limit: Option<SourceLimitStatus>,
+    /// The prefixes, for explanations: there may be many, and they are not told.
+    #[serde(skip)]
+    pub lists: Arc<Lists>,
+}
+
+/// How many flows one source may open and have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct SourceLimitStatus {
+    /// Addresses with so many bits in common are one source.
+    pub prefix: u8,
+    /// New flows a second, in the long run; none is no limit.
+    pub new_per_second: Option<u32>,
+    /// New flows at once.
+    pub burst: u32,
+    /// Flows at a time; none is no limit.
+    pub flows: Option<u32>,
+}
+
+impl From<&Guard> for GuardStatus {
+    fn from(guard: &Guard) -> Self {
+        Self {
+            summary: guard.short(),
+            allow: guard.lists.allow.len() as u64,
+            deny: guard.lists.deny.len() as u64,
+            source_limit: guard.limit.map(|limit| SourceLimitStatus {
+                prefix: limit.prefix,
+                new_per_second: limit.new_per_second,
+                burst: limit.burst,
+                flows: limit.flows,
+            }),
+            lists: Arc::clone(&guard.lists),
+        }
+    }
 }
 
 /// A backend.
@@ -482,6 +532,7 @@ pub(crate) mod tests {
             fail_open: false,
             fail_open_flows: 0,
             clients: Some(5),
+            guard: None,
             full: false,
             balance: ServiceBalance::default(),
             resets_suspended: None,

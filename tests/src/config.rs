@@ -76,6 +76,8 @@ pub struct Config {
     pub flows: u32,
     /// The capacity for IPv6 flows.
     pub flows6: u32,
+    /// One more than there can be backends, those among them that are removed and have flows.
+    pub backend_limit: u32,
     /// More lines of the top level, whole ones.
     pub top: String,
     /// More lines of the service's table, whole ones.
@@ -116,6 +118,7 @@ impl Config {
             rise: 2,
             flows: 20_000,
             flows6: 20_000,
+            backend_limit: 256,
             top: String::new(),
             lines: String::new(),
             backends: backends.collect(),
@@ -128,13 +131,14 @@ impl Config {
     pub fn text(&self) -> String {
         let mut text = format!(
             "interfaces = {:?}\n{}\n\
-             [limits]\nflows = {}\nflows6 = {}\nservices = 16\nbackends = 256\ntable_slots = 524288\n\n\
+             [limits]\nflows = {}\nflows6 = {}\nservices = 16\nbackends = {}\ntable_slots = 524288\n\n\
              [[service]]\nname = \"{SERVICE}\"\nvip = \"{}\"\nport = {}\nmode = \"{}\"\n{}{}\n\
              [service.health]\ninterval = \"{}ms\"\ntimeout = \"{}ms\"\nfall = {}\nrise = {}\n",
             self.interfaces,
             self.top,
             self.flows,
             self.flows6,
+            self.backend_limit,
             self.vip,
             self.port,
             self.mode,

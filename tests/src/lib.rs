@@ -4,6 +4,8 @@
 pub mod address;
 pub mod browser;
 pub mod config;
+pub mod dashboard;
+pub mod flood;
 pub mod frame;
 pub mod fuzz;
 mod mounts;

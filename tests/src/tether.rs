@@ -3,12 +3,13 @@
 use std::fmt::Display;
 use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::net::TcpStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use lb_userspace::dataplane::kernel::bpf::Link;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -92,6 +93,19 @@ pub fn succeed(host: &Namespace, arguments: &[&str]) -> Result<String> {
         );
     }
     Ok(words(&output.stdout))
+}
+
+/// The id of the link that holds the program on an interface of `host`: another one if that was ever detached.
+///
+/// # Errors
+/// When the program is not attached there.
+pub fn link_id(host: &Namespace, interface: &str) -> Result<u32> {
+    let pin = Path::new(PINS).join(format!("link-{interface}"));
+    let info = host
+        .run(move || Link::from_pin(&pin)?.info())
+        .with_context(|| format!("open the link of {interface}"))?;
+    ensure!(info.ifindex != 0, "the link of {interface} is on nothing");
+    Ok(info.id)
 }
 
 /// The daemon. Dropping it kills it.

@@ -5,9 +5,9 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
+use lab::dashboard;
 use lab::stage::Stage;
 use lab::topology::{Place, Topology};
-use serde_json::Value;
 
 fn deploy(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -51,42 +51,10 @@ fn every_alert_fires_for_its_fault_and_for_nothing_else() -> Result<()> {
     Ok(())
 }
 
-/// The dashboard's queries, with its variables put in.
-fn dashboard() -> Result<Vec<String>> {
-    fn collect(value: &Value, all: &mut Vec<String>) {
-        match value {
-            Value::Object(members) => {
-                for (name, value) in members {
-                    match value {
-                        Value::String(text) if name == "expr" => all.push(text.clone()),
-                        other => collect(other, all),
-                    }
-                }
-            }
-            Value::Array(elements) => elements.iter().for_each(|one| collect(one, all)),
-            _ => {}
-        }
-    }
-    let text = std::fs::read_to_string(deploy("grafana/tether.json"))?;
-    let mut all = Vec::new();
-    collect(&serde_json::from_str(&text)?, &mut all);
-    ensure!(
-        all.len() > 20,
-        "the dashboard has only {} queries",
-        all.len()
-    );
-    let filled = |text: &String| {
-        text.replace("$instance", ".*")
-            .replace("$service", ".*")
-            .replace("$__rate_interval", "5m")
-    };
-    Ok(all.iter().map(filled).collect())
-}
-
 #[test]
 fn the_dashboards_queries_are_promql() -> Result<()> {
     let mut rules = "groups:\n- name: dashboard\n  rules:\n".to_owned();
-    for (n, query) in dashboard()?.iter().enumerate() {
+    for (n, query) in dashboard::queries()?.iter().enumerate() {
         let query = serde_json::to_string(query)?;
         rules += &format!("  - record: query:number_{n}:any\n    expr: {query}\n");
     }
@@ -166,7 +134,7 @@ fn every_query_asks_for_what_a_running_daemon_exports() -> Result<()> {
     // No interface of the lab is closed, so no sample shows its labels.
     let unseen = [("tether_egress_closed", "interface")];
     let rules = std::fs::read_to_string(deploy("prometheus/tether.rules.yml"))?;
-    let mut queries = dashboard()?;
+    let mut queries = dashboard::queries()?;
     // Summaries of alerts name no metric but in a query that an operator could ask.
     queries.extend(
         rules

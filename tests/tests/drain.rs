@@ -6,20 +6,13 @@ use anyhow::Result;
 use lab::address::Family;
 use lab::config::SERVICE;
 use lab::peer::client::{self, Connection};
-use lab::peer::crowd;
+use lab::peer::crowd::{self, assert_talking};
 use lab::stage::Stage;
 use lab::topology::{Place, Topology};
 use lab::wait;
 
 const SOON: Duration = Duration::from_secs(15);
 const PACE: Duration = Duration::from_millis(250);
-
-/// Every connection echoes again and again, and none has broken.
-fn assert_talking(connections: &[Connection]) -> Result<()> {
-    crowd::wait_for_echoes(connections, 3, SOON, |_| {})?;
-    assert_eq!(crowd::breaks(connections), [""; 0]);
-    Ok(())
-}
 
 #[test]
 fn by_command() -> Result<()> {

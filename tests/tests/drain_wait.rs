@@ -5,20 +5,13 @@ use std::time::Duration;
 use anyhow::Result;
 use lab::address::Family;
 use lab::config::SERVICE;
-use lab::peer::client::{Close, Connection};
-use lab::peer::crowd;
+use lab::peer::client::Close;
+use lab::peer::crowd::{self, assert_talking};
 use lab::stage::Stage;
 use lab::topology::{Place, Topology};
 
 const SOON: Duration = Duration::from_secs(15);
 const PACE: Duration = Duration::from_millis(250);
-
-/// Every connection echoes again and again, and none has broken.
-fn assert_talking(connections: &[Connection]) -> Result<()> {
-    crowd::wait_for_echoes(connections, 3, SOON, |_| {})?;
-    assert_eq!(crowd::breaks(connections), [""; 0]);
-    Ok(())
-}
 
 #[test]
 fn it_counts_down_and_returns_when_no_flow_is_left() -> Result<()> {

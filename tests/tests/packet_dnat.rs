@@ -5,7 +5,7 @@ use lab::packet::{
     nat::{OTHER, Opened, returned},
     reset_output,
 };
-use lb_common::{flow::word::Word, tcp::ACK, verdict::Reason};
+use lb_common::{flow::word::Word, service::Service, tcp::ACK, verdict::Reason};
 
 lab::in_both_versions![
     a_dnat_flow_that_would_collide_gets_another_backend,
@@ -35,7 +35,7 @@ fn a_dnat_flow_that_would_collide_gets_another_backend() {
     world.translate(&two, 2);
     world.service(2, VIP, 444, &[3, 2]);
     let mut record = world.maps.services.get(2);
-    record.translates = 1;
+    record.traits |= Service::TRANSLATES;
     world.maps.services.set(2, &record);
 
     let client = (0..1_000)

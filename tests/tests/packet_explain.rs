@@ -4,6 +4,7 @@ use std::sync::atomic::Ordering;
 
 use lab::packet::{
     BackendSpec, CLIENT, Client, Packet, World,
+    guard::Limits,
     kernel::{INGRESS, action},
     version,
 };
@@ -11,6 +12,7 @@ use lab::random::Random;
 use lb_common::{
     backend::Serving,
     flow::word::YOUNG_TICKS,
+    guard::Listed,
     tcp::{ACK, FIN, RST, SYN},
     verdict::Reason,
 };
@@ -25,6 +27,7 @@ lab::in_both_versions![
     a_rehearsal_agrees_with_the_packet_in_ipip,
     a_rehearsal_agrees_with_the_packet_in_nat,
     a_rehearsal_agrees_with_the_packet_in_dnat,
+    a_rehearsal_agrees_with_the_packet_of_a_guarded_service,
     what_is_for_no_service_is_rehearsed_too,
 ];
 
@@ -56,6 +59,9 @@ fn contents(maps: &Maps) -> Vec<u64> {
     words(&maps.pairs, &mut all);
     words(&maps.ports, &mut all);
     words(&maps.links, &mut all);
+    words(&maps.guards, &mut all);
+    words(&maps.ranges, &mut all);
+    words(&maps.sources, &mut all);
     words(&maps.counters, &mut all);
     words(&maps.cpus, &mut all);
     all
@@ -115,8 +121,8 @@ fn compare(world: &World, rehearsal: &Rehearsal, packet: &Packet) -> Reason {
     reason
 }
 
-/// Packets of all sorts, of few clients, to two backends whose state changes all the time.
-fn agree(world: &mut World, spec: fn(u32) -> BackendSpec) {
+/// Packets of all sorts, of few clients, to two backends whose state changes all the time. Gives what became of them.
+fn agree(world: &mut World, spec: fn(u32) -> BackendSpec) -> Vec<Reason> {
     let rehearsal = world.rehearsals().prepare(version()).expect("it is loaded");
     let mut random = Random::from_environment();
     let mut any = |below: u64| random.bits() % below;
@@ -174,6 +180,7 @@ fn agree(world: &mut World, spec: fn(u32) -> BackendSpec) {
             assert!(seen.contains(&reason), "no packet came to {reason:?}");
         }
     }
+    seen
 }
 
 fn agree_untranslated(spec: fn(u32) -> BackendSpec) {
@@ -210,6 +217,27 @@ fn a_rehearsal_agrees_with_the_packet_in_nat() {
 
 fn a_rehearsal_agrees_with_the_packet_in_dnat() {
     agree_translated(BackendSpec::dnat);
+}
+
+/// Also at a source's limits, of which a rehearsal takes nothing.
+fn a_rehearsal_agrees_with_the_packet_of_a_guarded_service() {
+    let mut world = World::guarding();
+    for id in [1, 2] {
+        world.backend(&BackendSpec::l2(id));
+    }
+    world.share_between(&[1, 2]);
+    world.limit(&Limits {
+        flows: 30,
+        ..Limits::burst(45)
+    });
+    let seen = agree(&mut world, BackendSpec::l2);
+    for reason in [Reason::SourceFull, Reason::SourceRate] {
+        assert!(seen.contains(&reason), "no packet came to {reason:?}");
+    }
+    world.list_all(Listed::Denied);
+    let rehearsal = world.rehearsals().prepare(version()).expect("it is loaded");
+    let other = Client(CLIENT.0, 50_000);
+    assert_eq!(compare(&world, &rehearsal, &other.syn()), Reason::Denied);
 }
 
 fn what_is_for_no_service_is_rehearsed_too() {

@@ -101,23 +101,6 @@ fn replied(packet: &Packet) -> Expect {
         .counting(packet.bytes().len() as u32)
 }
 
-fn shapes(plain: &Packet) -> Vec<Packet> {
-    vec![
-        plain.clone(),
-        plain.clone().payload(b"data of odd length."),
-        plain.clone().payload(&[0xff; 1_400]),
-        plain.clone().payload(&[0; 64]),
-        plain.clone().tcp_options(&[1; 40]),
-        plain.clone().padded(6),
-        plain.clone().tagged(0x8100, 0x2001),
-        plain.clone().tagged(0x8100, 0x0fff).tagged(0x88a8, 0xffff),
-        plain.clone().tos(0xb9),
-        plain.clone().ttl(2),
-        plain.clone().ttl(255),
-        plain.clone().with_tcp(|tcp| tcp.window = 0),
-    ]
-}
-
 fn segments_of_all_shapes_are_left_to_the_stack() {
     each(|world, backend| {
         let syn = CLIENT.syn();
@@ -125,7 +108,7 @@ fn segments_of_all_shapes_are_left_to_the_stack() {
             .send(&syn)
             .expect(&given(backend, &syn, Reason::Opened));
         let options = [CLIENT.ack().options(&[1; 8])];
-        for data in shapes(&CLIENT.ack()).iter().chain(&options) {
+        for data in CLIENT.ack().shapes().iter().chain(&options) {
             world
                 .send(data)
                 .expect(&given(backend, data, Reason::Established));
@@ -137,7 +120,7 @@ fn replies_of_all_shapes_are_translated() {
     each(|world, _| {
         world.send(&CLIENT.syn());
         for flags in [SYN | ACK, ACK, FIN | ACK, RST] {
-            for answer in shapes(&reply(CLIENT, flags)) {
+            for answer in reply(CLIENT, flags).shapes() {
                 world.leave(&answer).expect(&replied(&answer));
             }
         }

@@ -85,25 +85,16 @@ fn a_dnat_flow_goes_both_ways() {
     });
 }
 
-/// A segment as it is, and with what makes checksums, offsets and frames differ.
+/// A segment in all shapes that are no longer than a link takes.
 fn shapes(plain: &Packet) -> Vec<Packet> {
-    vec![
-        plain.clone(),
-        plain.clone().payload(b"data of odd length."),
-        plain.clone().payload(&[0xff; 1_400]),
-        plain.clone().payload(&[0; 64]),
-        plain.clone().tcp_options(&[1; 40]),
+    let mut shapes = plain.shapes();
+    shapes.extend([
         plain.clone().options(&[1; 4]),
         plain.clone().options(&[1; 40]).tcp_options(&[1; 12]),
-        plain.clone().padded(6),
-        plain.clone().tagged(0x8100, 0x2001),
-        plain.clone().tagged(0x8100, 0x0fff).tagged(0x88a8, 0xffff),
-        plain.clone().tos(0xb9),
-        plain.clone().ttl(2),
-        plain.clone().ttl(255),
-        plain.clone().with_tcp(|tcp| tcp.window = 0),
-        plain.clone().payload(&vec![0x3c; 1_460]),
-    ]
+        plain.clone().payload(&[0x3c; 1_460]),
+    ]);
+    shapes.retain(|packet| packet.length() <= 1_500);
+    shapes
 }
 
 fn segments_of_all_shapes_are_translated() {
@@ -112,16 +103,10 @@ fn segments_of_all_shapes_are_translated() {
         let world = World::with_translating(&backend);
         let flow = world.open(CLIENT);
         for data in shapes(&flow.ack()) {
-            if data.length() > 1_500 {
-                continue;
-            }
             let expected = flow.to_backend(&backend, &data, Reason::Established);
             world.send(&data).expect(&expected);
         }
         for answer in shapes(&flow.replies(ACK)) {
-            if answer.length() > 1_500 {
-                continue;
-            }
             world.send(&answer).expect(&flow.replied(&answer));
         }
     }

@@ -5,6 +5,7 @@ use std::time::Duration;
 use lab::packet::{
     BackendSpec, CLIENT, Client, Packet, Run, SERVICE, VIP, VIP_PORT, World,
     entries::backend,
+    guard::Limits,
     icmp::{About, message, quote},
     in_version,
     kernel::action,
@@ -14,6 +15,7 @@ use lb_common::{
     backend::Serving,
     bench::CROWD_LEN,
     flow::word::{BackendRef, State, Word},
+    guard::Listed,
     net::IpVersion,
     share::Share,
     tcp::{ACK, RST, SYN},
@@ -165,6 +167,10 @@ fn reach(reason: Reason) -> Run {
             drop(world);
             reach_translating(reason)
         }
+        Reason::Denied | Reason::NotAllowed | Reason::SourceRate | Reason::SourceFull => {
+            drop(world);
+            reach_guarded(reason)
+        }
         Reason::AnswerLimited => world.send_without_answers(&syn.ttl(1)),
         Reason::NoProgram => {
             let mut run = None;
@@ -174,6 +180,20 @@ fn reach(reason: Reason) -> Run {
             run.expect("it was sent")
         }
     }
+}
+
+/// The same for reasons of guards.
+fn reach_guarded(reason: Reason) -> Run {
+    let world = World::guarding();
+    match reason {
+        Reason::Denied => world.list_all(Listed::Denied),
+        Reason::NotAllowed => world.list_all(Listed::NotAllowed),
+        Reason::SourceRate => world.limit(&Limits::burst(1)),
+        Reason::SourceFull => world.limit(&Limits::flows(1)),
+        _ => panic!("{reason:?} is none of a guard's"),
+    }
+    world.send(&Client(CLIENT.0, 1_000).syn());
+    world.send(&CLIENT.syn())
 }
 
 /// The same for reasons of modes `nat` and `dnat`.

@@ -2,14 +2,15 @@
 
 use std::sync::atomic::Ordering;
 
-use aya::programs::{TestRun as _, TestRunOptions};
 use lab::packet::{
     BackendSpec, CLIENT, Client, Packet, SERVICE, VIP, World,
+    guard::Limits,
     kernel::{ELSEWHERE, FLOW_SEED, INGRESS, action},
     on_wire,
 };
 use lb_common::{
     flow::word::{State, YOUNG_TICKS},
+    guard::Listed,
     maps::{ABI_VERSION, Instance},
     tcp::{ACK, FIN, RST, SYN},
     verdict::Reason,
@@ -17,7 +18,7 @@ use lb_common::{
 };
 use lb_userspace::dataplane::{
     array::{Array, Entry},
-    kernel::{Loaded, bpf::set_device, tap::Tapped},
+    kernel::{Loaded, bpf::set_device, run_once, tap::Tapped},
     maps::{Maps, now_ns},
 };
 
@@ -27,6 +28,8 @@ type Told = Vec<(Head, Vec<u8>)>;
 lab::in_both_versions![
     what_is_watched_is_steered_as_ever_and_told_of_once,
     what_is_translated_and_watched_is_steered_as_ever,
+    what_is_guarded_and_watched_is_steered_as_ever,
+    what_a_guard_refuses_is_told_of,
     only_what_is_wanted_is_told_of,
 ];
 
@@ -89,22 +92,10 @@ impl Watching {
         copy(&from.pairs, &to.pairs);
         copy(&from.ports, &to.ports);
         copy(&from.links, &to.links);
+        copy(&from.guards, &to.guards);
+        copy(&from.ranges, &to.ranges);
+        copy(&from.sources, &to.sources);
         copy(&from.cpus, &to.cpus);
-    }
-
-    fn run(&self, frame: &[u8]) -> (u32, Vec<u8>) {
-        let mut output = vec![0; frame.len() + 256];
-        let context: Vec<u8> = [0, frame.len() as u32, 0, INGRESS, 0, 0]
-            .into_iter()
-            .flat_map(u32::to_ne_bytes)
-            .collect();
-        let mut options = TestRunOptions::new();
-        options.data_in = Some(frame);
-        options.data_out = Some(&mut output);
-        options.ctx_in = Some(&context);
-        let ran = self.loaded.program().test_run(options).expect("it runs");
-        output.truncate(ran.data_size_out as usize);
-        (ran.return_value, output)
     }
 
     /// What was told since this was asked last.
@@ -122,7 +113,7 @@ impl Watching {
         world.now();
         self.copy(&world.maps);
         let frame = packet.bytes();
-        let (did, left) = self.run(&frame);
+        let (did, left) = run_once(self.loaded.program(), INGRESS, &frame).expect("it runs");
         let run = world.send(packet);
         let reason = run.reason();
         assert_eq!(did, run.outcome.action, "{reason:?}: {packet:?}");
@@ -227,6 +218,55 @@ fn what_is_translated_and_watched_is_steered_as_ever() {
         (on_wire(client.0).into(), 41_000)
     );
     assert_eq!(Some(head.backend), backend);
+}
+
+fn what_is_guarded_and_watched_is_steered_as_ever() {
+    for translates in [false, true] {
+        let world = if translates {
+            let world = World::guarding_translating();
+            world.translate(&BackendSpec::nat(1), SERVICE);
+            world
+        } else {
+            World::guarding()
+        };
+        world.list_all(Listed::Allowed);
+        world.limit(&Limits {
+            flows: 9,
+            ..Limits::burst(9)
+        });
+        steered(&world);
+    }
+}
+
+fn what_a_guard_refuses_is_told_of() {
+    let world = World::guarding();
+    let mut watching = Watching::of(&world);
+    watching.listen(2, &ALL);
+    let other = Client(CLIENT.0, 41_000);
+    let mut refused = |reason: Reason| {
+        for packet in [other.syn(), other.syn().tagged(0x8100, 0x2001)] {
+            let (counted, backend, told) = watching.compare(&world, &packet);
+            assert_eq!((counted, backend), (reason, None));
+            let [(head, data)] = &told[..] else {
+                panic!("{reason:?} was told of {} times", told.len());
+            };
+            assert_eq!(Reason::from_code(head.reason as u8), Some(reason));
+            assert_eq!((head.service, head.backend), (u32::from(SERVICE), ANY));
+            assert_eq!(head.source, on_wire(CLIENT.0).into());
+            assert_eq!(*data, packet.bytes());
+        }
+    };
+    world.list_all(Listed::Denied);
+    refused(Reason::Denied);
+    world.list_all(Listed::NotAllowed);
+    refused(Reason::NotAllowed);
+    world.list_all(Listed::Allowed);
+    world.limit(&Limits::flows(1));
+    world.send(&CLIENT.syn());
+    refused(Reason::SourceFull);
+    world.limit(&Limits::burst(1));
+    world.send(&Client(CLIENT.0, 1_000).syn());
+    refused(Reason::SourceRate);
 }
 
 fn only_what_is_wanted_is_told_of() {

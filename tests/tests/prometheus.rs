@@ -4,19 +4,37 @@
 use std::collections::BTreeSet;
 use std::io::{Read as _, Write as _};
 use std::net::{IpAddr, TcpStream};
-use std::path::Path;
+use std::os::fd::AsFd as _;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
+use aya::maps::MapData;
+use lab::address::Family;
 use lab::config::{Config, SERVICE};
+use lab::dashboard;
 use lab::namespace::Namespace;
+use lab::passing;
 use lab::peer::client::Close;
+use lab::peer::crowd;
 use lab::running::Running;
 use lab::stage::Stage;
-use lab::topology::{Place, Topology};
+use lab::tether::PINS;
+use lab::topology::{Place, Topology, UPLINK};
+use lab::two_links::{self, SECOND};
 use lab::wait;
+use lb_common::clock::Tick;
+use lb_common::flow::v4;
+use lb_common::flow::word::Word;
+use lb_common::maps::FLOWS4;
+use lb_common::net::IpVersion;
+use lb_userspace::dataplane::array::Array;
+use lb_userspace::dataplane::kernel::bpf::Link;
+use lb_userspace::dataplane::maps::now;
+use lb_userspace::flows::judge::RECLAIM_PIN_TICKS;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
@@ -55,6 +73,11 @@ fn quick(rules: &str) -> Result<String> {
 /// When a daemon is stale.
 const STALE: &str = "tether_status_timestamp_seconds > 10";
 
+/// The shipped rules.
+fn shipped() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/prometheus/tether.rules.yml")
+}
+
 /// A running Prometheus on the balancer, which scrapes as deploy/README.md says.
 struct Prometheus {
     host: Arc<Namespace>,
@@ -64,7 +87,7 @@ struct Prometheus {
 impl Prometheus {
     fn start(host: &Arc<Namespace>) -> Result<Self> {
         let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
-        let rules = std::fs::read_to_string(deploy.join("prometheus/tether.rules.yml"))?;
+        let rules = std::fs::read_to_string(shipped())?;
         host.write("/run/rules.yml", &quick(&rules)?)?;
         // The configuration as people are told to write it.
         let readme = std::fs::read_to_string(deploy.join("README.md"))?;
@@ -104,6 +127,21 @@ impl Prometheus {
         serde_json::from_str(body).with_context(|| body.to_owned())
     }
 
+    /// What promtool prints of a query's answer: a line for each sample.
+    fn ask(&self, query: &str) -> Result<String> {
+        let mut command = Command::new("promtool");
+        command.args(["query", "instant", "http://127.0.0.1:9090", query]);
+        let output = self.host.output(command)?;
+        let words = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
+        ensure!(
+            output.status.success(),
+            "{query}: {} {}",
+            words(&output.stdout),
+            words(&output.stderr)
+        );
+        Ok(words(&output.stdout))
+    }
+
     /// The alerts that fire.
     fn firing(&self) -> Result<BTreeSet<String>> {
         let answer = self.get("/api/v1/alerts")?;
@@ -126,6 +164,21 @@ impl Prometheus {
         Ok(())
     }
 
+    /// Waits until it scrapes a daemon that is well.
+    fn see_all_well(&self) -> Result<()> {
+        wait::until_seen(
+            "it scrapes",
+            SOON,
+            || self.get("/api/v1/query?query=tether_backend_health"),
+            |answer| {
+                answer["data"]["result"]
+                    .as_array()
+                    .is_some_and(|all| all.len() >= 3)
+            },
+        )?;
+        self.see("all is well", &[])
+    }
+
     /// Waits until all of these fire, perhaps among others.
     fn see_among(&self, what: &str, alerts: &[&str]) -> Result<()> {
         wait::until_seen(
@@ -133,6 +186,17 @@ impl Prometheus {
             SOON,
             || self.firing(),
             |firing| alerts.iter().all(|&alert| firing.contains(alert)),
+        )?;
+        Ok(())
+    }
+
+    /// Waits until an alert does not fire any more, whatever others do.
+    fn see_no_more(&self, what: &str, alert: &str) -> Result<()> {
+        wait::until_seen(
+            &format!("{what}: {alert} does not fire"),
+            SOON,
+            || self.firing(),
+            |firing| !firing.contains(alert),
         )?;
         Ok(())
     }
@@ -152,17 +216,7 @@ fn restart_with(stage: &mut Stage, config: &Config) -> Result<()> {
 fn alerts_fire_for_faults_and_clear() -> Result<()> {
     let mut stage = Stage::set(Topology::new(Place::Farm), 96, |config| config.flows = 600)?;
     let prometheus = Prometheus::start(stage.lab.balancer())?;
-    wait::until_seen(
-        "it scrapes",
-        SOON,
-        || prometheus.get("/api/v1/query?query=tether_backend_health"),
-        |answer| {
-            answer["data"]["result"]
-                .as_array()
-                .is_some_and(|all| all.len() >= 3)
-        },
-    )?;
-    prometheus.see("all is well", &[])?;
+    prometheus.see_all_well()?;
 
     stage.lab.darken(0)?;
     prometheus.see("a dark backend", &["TetherBackendDown"])?;
@@ -244,9 +298,7 @@ fn alerts_fire_for_faults_and_clear() -> Result<()> {
     prometheus.see("a table half full", &["TetherTableFilling"])?;
     connections.extend(stage.clients.open(200, stage.plan(), |_| {})?);
     prometheus.see("a table nearly full", &["TetherTableNearlyFull"])?;
-    let roomy = stage
-        .config
-        .with_flows(lb_common::net::IpVersion::V4, 20_000);
+    let roomy = stage.config.with_flows(IpVersion::V4, 20_000);
     restart_with(&mut stage, &roomy)?;
     prometheus.see("a larger table", &[])?;
 
@@ -263,5 +315,192 @@ fn alerts_fire_for_faults_and_clear() -> Result<()> {
     prometheus.see("many flows end", &["TetherChurn", "TetherChurnHigh"])?;
     prometheus.see("and then no more", &[])?;
     stage.close();
+    Ok(())
+}
+
+/// Stops the daemon as a debugger does, so that it sees nothing of what is done behind its back. Returns when all of its threads have stopped.
+fn pause(stage: &Stage) -> Result<()> {
+    stage.tether.signal(Signal::SIGSTOP)?;
+    let tasks = format!("/proc/{}/task", stage.tether.pid()?);
+    let is_stopped = |task: std::io::Result<std::fs::DirEntry>| -> std::io::Result<bool> {
+        let text = std::fs::read_to_string(task?.path().join("stat"))?;
+        // The name before the state may have anything in it, brackets too.
+        Ok(text
+            .rsplit(") ")
+            .next()
+            .is_some_and(|rest| rest.starts_with('T')))
+    };
+    wait::until("the daemon has stopped", SOON, || {
+        let states: std::io::Result<Vec<bool>> =
+            std::fs::read_dir(&tasks).and_then(|all| all.map(is_stopped).collect());
+        states.is_ok_and(|all| !all.contains(&false)).then_some(())
+    })
+}
+
+#[test]
+fn an_alert_fires_while_another_program_has_the_interface() -> Result<()> {
+    let stage = Stage::set(Topology::new(Place::Farm), 231, |_| {})?;
+    let host = stage.lab.balancer();
+    let prometheus = Prometheus::start(host)?;
+    prometheus.see_all_well()?;
+
+    // The daemon would attach its program again before another could be.
+    pause(&stage)?;
+    host.run(|| Link::from_pin(&Path::new(PINS).join("link-eth0"))?.detach())
+        .context("detach the program")?;
+    let another = passing::pass_all(host, UPLINK)?;
+    stage.tether.signal(Signal::SIGCONT)?;
+    prometheus.see("another program is there", &["TetherNotAttached"])?;
+    drop(another);
+    prometheus.see("it is gone", &[])?;
+    stage.close();
+    Ok(())
+}
+
+#[test]
+fn an_alert_fires_while_an_interface_takes_no_frames() -> Result<()> {
+    // The router's end has neither a program nor GRO.
+    let lab = two_links::build(Place::Farm, Family::V4)?;
+    let stage = Stage::on(lab, 232, |config| config.interfaces = vec![UPLINK, SECOND])?;
+    let prometheus = Prometheus::start(stage.lab.balancer())?;
+    prometheus.see(
+        "what leaves by the second link is lost",
+        &["TetherEgressClosed"],
+    )?;
+    let _open = two_links::open(&stage.lab)?;
+    prometheus.see("it is not any more", &[])?;
+    stage.close();
+    Ok(())
+}
+
+#[test]
+fn alerts_fire_while_removed_backends_leave_no_room_for_new_ones() -> Result<()> {
+    let topology = Topology {
+        backends: 5,
+        ..Topology::new(Place::Farm)
+    };
+    // Room for four backends. (Number 0 is not used.)
+    let stage = Stage::set(topology, 233, |config| {
+        config.backend_limit = 5;
+        config.backends.truncate(3);
+    })?;
+    let host = stage.lab.balancer();
+    let prometheus = Prometheus::start(host)?;
+    prometheus.see_all_well()?;
+    let connections = stage.clients.open(60, stage.plan(), |_| {})?;
+    assert_eq!(crowd::spread(&connections).len(), 3);
+
+    // Two are replaced, and have flows, which they keep.
+    let mut replaced = stage.config.clone();
+    replaced.backends = Config::new(topology).backends.split_off(2);
+    host.write(lab::tether::CONFIG_PATH, &replaced.text())?;
+    stage.tether.signal(Signal::SIGHUP)?;
+    prometheus.see_among(
+        "a backend has no number",
+        &["TetherNotApplied", "TetherUnserved"],
+    )?;
+    assert_eq!(crowd::echo_all(&connections), [""; 0]);
+    host.write(lab::tether::CONFIG_PATH, &stage.config.text())?;
+    stage.tether.signal(Signal::SIGHUP)?;
+    prometheus.see("the old ones are wanted again", &[])?;
+    assert_eq!(crowd::breaks(&connections), [""; 0]);
+    stage.close();
+    Ok(())
+}
+
+/// Makes all flows as old as if they had said nothing for a day, which no test can wait for. To be called on the host that has the table.
+fn let_a_day_pass() -> Result<()> {
+    let map = MapData::from_pin(Path::new(PINS).join("maps").join(FLOWS4))?;
+    let buckets = Array::<v4::Bucket>::of_map(map.fd().as_fd(), map.info()?.max_entries())?;
+    let then = Tick(now().0.wrapping_sub(RECLAIM_PIN_TICKS + 1));
+    for entry in buckets.all().chunks_exact(size_of::<v4::Entry>() / 8) {
+        let value = &entry[std::mem::offset_of!(v4::Entry, value) / 8];
+        let seen = Word(value.load(Ordering::Acquire));
+        if seen.is_open() {
+            // As the daemon does it: what the data path has written meanwhile is newer, and stays.
+            let _ = value.compare_exchange(
+                seen.0,
+                seen.with_tick(then).0,
+                Ordering::SeqCst,
+                Ordering::Relaxed,
+            );
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn alerts_fire_when_flows_find_no_room() -> Result<()> {
+    // At the load that it is made for; there are 200 places.
+    let mut stage = Stage::set(Topology::new(Place::Farm), 234, |config| config.flows = 120)?;
+    let prometheus = Prometheus::start(stage.lab.balancer())?;
+    prometheus.see_all_well()?;
+
+    let mut connections = stage.clients.open(170, stage.plan(), |_| {})?;
+    prometheus.see("a table nearly full", &["TetherTableNearlyFull"])?;
+    stage.lab.balancer().run(let_a_day_pass)?;
+    prometheus.see_among("of flows that are idle for long", &["TetherEvictions"])?;
+    prometheus.see_no_more("no more go than must", "TetherEvictions")?;
+
+    connections.extend(stage.clients.open(300, stage.plan(), |_| {})?);
+    prometheus.see_among("a table that is full", &["TetherUnpinned"])?;
+    let roomy = stage.config.with_flows(IpVersion::V4, 20_000);
+    restart_with(&mut stage, &roomy)?;
+    prometheus.see("a larger table", &[])?;
+    // With an entry or without, each is where it was.
+    assert_eq!(crowd::echo_all(&connections), [""; 0]);
+    assert_eq!(crowd::breaks(&connections), [""; 0]);
+    stage.close();
+    Ok(())
+}
+
+#[test]
+fn every_query_of_the_dashboard_is_answered() -> Result<()> {
+    let stage = Stage::set(Topology::new(Place::Farm), 235, |_| {})?;
+    let prometheus = Prometheus::start(stage.lab.balancer())?;
+    prometheus.see_all_well()?;
+    let connections = stage.clients.open(30, stage.plan(), |_| {})?;
+    assert_eq!(crowd::echo_all(&connections), [""; 0]);
+    let (mut shown, mut troubles) = (0, 0);
+    for query in dashboard::queries()? {
+        // What is chosen by a comparison is there while something is amiss, and nothing is. It must be understood all the same.
+        let is_of_trouble = [" == ", " > "].iter().any(|sign| query.contains(sign))
+            && !query.contains("or vector(0)");
+        wait::until_seen(
+            &format!("there is an answer to {query}"),
+            SOON,
+            || prometheus.ask(&query),
+            |answer| is_of_trouble || !answer.is_empty(),
+        )?;
+        if is_of_trouble {
+            troubles += 1;
+        } else {
+            shown += 1;
+        }
+    }
+    assert!(
+        shown > 3 * troubles,
+        "{shown} are shown, {troubles} need not be"
+    );
+    stage.close();
+    Ok(())
+}
+
+#[test]
+fn every_alert_fires_in_a_lab() -> Result<()> {
+    let rules = std::fs::read_to_string(shipped())?;
+    let shipped: BTreeSet<&str> = rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "))
+        .collect();
+    // What tests of this file wait for.
+    let fired: BTreeSet<&str> = include_str!("prometheus.rs")
+        .split('"')
+        .filter(|quoted| {
+            let rest = quoted.strip_prefix("Tether");
+            rest.is_some_and(|rest| !rest.is_empty() && rest.chars().all(char::is_alphanumeric))
+        })
+        .collect();
+    assert_eq!(fired, shipped);
     Ok(())
 }

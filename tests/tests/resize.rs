@@ -5,7 +5,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use lab::address::Family;
 use lab::peer::client::Connection;
-use lab::peer::crowd;
+use lab::peer::crowd::{self, assert_talking};
 use lab::stage::Stage;
 use lab::tether::{CONFIG_PATH, Tether};
 use lab::topology::{Place, Topology};
@@ -15,13 +15,6 @@ use nix::sys::signal::Signal;
 
 const SOON: Duration = Duration::from_secs(30);
 const PACE: Duration = Duration::from_millis(250);
-
-/// Every connection echoes again and again, and none has broken.
-fn assert_talking(connections: &[Connection]) -> Result<()> {
-    crowd::wait_for_echoes(connections, 3, SOON, |_| {})?;
-    assert_eq!(crowd::breaks(connections), [""; 0]);
-    Ok(())
-}
 
 fn places(flows: u32) -> u64 {
     u64::from(buckets_for(flows)) * u64::from(WAYS)

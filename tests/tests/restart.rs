@@ -8,8 +8,8 @@ use lab::address::Family;
 use lab::config::{Config, SERVICE};
 use lab::namespace::Namespace;
 use lab::peer::backend::{Backend, PORT};
-use lab::peer::client::{Clients, Connection, Plan};
-use lab::peer::crowd;
+use lab::peer::client::{Clients, Plan};
+use lab::peer::crowd::{self, assert_talking};
 use lab::stage::Stage;
 use lab::tether::{CONFIG_PATH, PINS, Tether};
 use lab::topology::{Place, Topology};
@@ -17,13 +17,6 @@ use nix::sys::signal::Signal;
 
 const SOON: Duration = Duration::from_secs(15);
 const PACE: Duration = Duration::from_millis(250);
-
-/// Every connection echoes again and again, and none has broken.
-fn assert_talking(connections: &[Connection]) -> Result<()> {
-    crowd::wait_for_echoes(connections, 3, SOON, |_| {})?;
-    assert_eq!(crowd::breaks(connections), [""; 0]);
-    Ok(())
-}
 
 /// After a reboot of the host nothing is pinned and nothing remembered: flows are adopted, each with its next packet, and go where the table sends them;
 /// which is where they were if it is built of the same seed, the configuration's.

@@ -7,8 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, ensure};
 use lab::address::Family;
 use lab::namespace::Namespace;
-use lab::peer::client::Connection;
-use lab::peer::crowd;
+use lab::peer::crowd::{self, assert_talking};
 use lab::stage::Stage;
 use lab::tether::{self, CONFIG_PATH};
 use lab::topology::{Place, Topology};
@@ -16,13 +15,6 @@ use lb_common::maps::ABI_VERSION;
 
 const SOON: Duration = Duration::from_secs(30);
 const PACE: Duration = Duration::from_millis(250);
-
-/// Every connection echoes again and again, and none has broken.
-fn assert_talking(connections: &[Connection]) -> Result<()> {
-    crowd::wait_for_echoes(connections, 3, SOON, |_| {})?;
-    assert_eq!(crowd::breaks(connections), [""; 0]);
-    Ok(())
-}
 
 /// `tether upgrade-check` of the next version.
 fn check_with_next(host: &Namespace, more: &[&str]) -> Result<Output> {

@@ -25,7 +25,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use self::bom::Bom;
-use crate::{cargo, exec, root, setup};
+use crate::{cargo, exec, kernels, root, setup};
 
 /// The target of the binary that is shipped: it needs nothing of the machine but its kernel.
 const TARGET: &str = "x86_64-unknown-linux-musl";
@@ -33,10 +33,13 @@ const TARGET: &str = "x86_64-unknown-linux-musl";
 /// What to do.
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Afterwards, test them: install, upgrade, remove and purge the package in a file system of its own, run the image with the least privilege in
-    /// a lab, and validate the manifests for Kubernetes (needs root, podman and kubectl)
+    /// Afterwards, test them: install, upgrade, remove and purge the package in a file system of its own, run its unit under systemd, run the image
+    /// with the least privilege in a lab, and validate the manifests for Kubernetes (needs root, podman and kubectl)
     #[arg(long)]
     test: bool,
+    /// Afterwards, run the package's unit and scripts under Debian's systemd in an emulated machine, which is part of --test and needs no root
+    #[arg(long)]
+    unit: bool,
     /// Use the binary that is there, and do not build it again
     #[arg(long)]
     no_build: bool,
@@ -107,6 +110,9 @@ pub(crate) fn run(options: &Options) -> Result<()> {
             path.display(),
             fs::metadata(path)?.len() / 1000
         );
+    }
+    if options.test || options.unit {
+        kernels::systemd::test(&package)?;
     }
     if options.test {
         manifests::validate()?;

@@ -5,7 +5,7 @@ use anyhow::Result;
 use crate::{cargo, exec, kernels, root, setup, verifier};
 
 /// Tests that take long, each beside a shorter one of the same promise: in another mode or family, with fewer kills, or with fewer packets.
-const LONG: [&str; 22] = [
+const LONG: [&str; 25] = [
     "a_deadline_closes_what_is_left_at_a_pace_in_ipv6",
     "a_deadline_closes_what_is_left_at_a_pace_with_dnat_in_ipv6",
     "a_flood_of_handshakes_that_fills_the_table_is_reclaimed",
@@ -15,6 +15,9 @@ const LONG: [&str; 22] = [
     "a_migration_that_is_killed_loses_no_flow",
     "a_resize_killed_at_any_step_loses_no_entry",
     "a_start_killed_at_any_moment_leaves_something_to_start_from",
+    "alerts_fire_when_flows_find_no_room",
+    "alerts_fire_while_removed_backends_leave_no_room_for_new_ones",
+    "an_alert_fires_while_an_interface_takes_no_frames",
     "an_interface_that_does_not_forward_is_named_until_it_does",
     "connections_outlive_upgrade_and_downgrade_l2_ipv6",
     "connections_outlive_upgrade_and_downgrade_nat_ipv6",

@@ -43,7 +43,7 @@ pub(super) const fn is_single(bits: u32) -> bool {
 /// The number of the lowest bit that is set, of eight, one of which is. BPF has no instruction for it; this is a multiplication that brings
 /// another three bits to the top for each (de Bruijn).
 #[inline(always)]
-pub(super) const fn lowest(bits: u32) -> u32 {
+pub(crate) const fn lowest(bits: u32) -> u32 {
     const SEQUENCE: u32 = 0b0001_1101;
     /// By these three bits, four bits each.
     const NUMBERS: u32 = 0x3457_2610;

@@ -45,7 +45,7 @@ pub(crate) enum Order {
 }
 
 /// One word of memory.
-struct Cell {
+pub(crate) struct Cell {
     /// Taken before every access when accesses are interleaved. The checker remembers only the last access of a location when it looks
     /// for races, so that a load hides the load of another CPU before it from the store after it; a read-modify-write hides nothing.
     turn: AtomicU64,
@@ -55,7 +55,8 @@ struct Cell {
 }
 
 impl Cell {
-    fn new(order: Order, value: u64) -> Self {
+    /// One that holds a value.
+    pub(crate) fn new(order: Order, value: u64) -> Self {
         Self {
             turn: AtomicU64::new(0),
             interleaved: Count::new(value),
@@ -69,7 +70,8 @@ impl Cell {
         self.turn.fetch_add(1, SeqCst);
     }
 
-    fn load(&self) -> u64 {
+    /// Loads it.
+    pub(crate) fn load(&self) -> u64 {
         if self.order == Order::Stale {
             return self.stale.load(Acquire);
         }
@@ -77,7 +79,8 @@ impl Cell {
         self.interleaved.load(Relaxed)
     }
 
-    fn store(&self, value: u64) {
+    /// Stores to it.
+    pub(crate) fn store(&self, value: u64) {
         if self.order == Order::Stale {
             return self.stale.store(value, Release);
         }
@@ -86,7 +89,7 @@ impl Cell {
     }
 
     /// A BPF compare-and-exchange is a full barrier on either outcome.
-    fn compare_exchange(&self, seen: u64, new: u64) -> bool {
+    pub(crate) fn compare_exchange(&self, seen: u64, new: u64) -> bool {
         if self.order == Order::Stale {
             fence(SeqCst);
             let done = self.stale.compare_exchange(seen, new, AcqRel, Acquire);

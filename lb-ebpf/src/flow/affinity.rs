@@ -4,7 +4,7 @@ use lb_common::{
     flow::{
         bucket::Facts,
         table::Look,
-        v6::{Bucket, Entry, Key},
+        v6::{Bucket, Key},
         word::BackendRef,
     },
     nat,
@@ -13,7 +13,7 @@ use lb_common::{
 
 use super::Table;
 use crate::{
-    family::{Family, V6},
+    family::Family,
     maps,
     nat::Carry,
     parse::{Parse, Segment},
@@ -39,30 +39,23 @@ pub(crate) fn favour<F: Family>(service: u16, segment: &Segment, client: <F as P
 #[inline(never)]
 #[unsafe(no_mangle)]
 extern "C" fn backend_of_client(first: u64, second: u64, service: u32) -> u32 {
-    let key = Key::new([first, second], 0, service as u16);
+    let key = Clients::key([first, second], 0, service as u16);
     match super::look::<Clients>(&super::subject::<Clients>(key), &Look::ANY) {
         Some(entry) => entry.word.backend().raw(),
         None => BackendRef::NONE.raw(),
     }
 }
 
-/// The table of clients: entries as those of IPv6 flows, of both versions of IP. The daemon alone writes it.
+/// The table of clients, of both versions of IP: entries as those of IPv6 flows, with nothing beside them. The daemon alone writes it.
 struct Clients;
 
 impl Table for Clients {
     type Address = [u64; 2];
     type Key = Key;
-    type Entry = Entry;
-    type Bucket = Bucket;
 
     #[inline(always)]
     fn key(client: [u64; 2], port: u16, service: u16) -> Key {
-        V6::key(client, port, service)
-    }
-
-    #[inline(always)]
-    fn key_of_words(words: [u64; 3]) -> Key {
-        V6::key_of_words(words)
+        Key::new(client, port, service)
     }
 
     #[inline(always)]
@@ -88,31 +81,6 @@ impl Table for Clients {
     #[inline(always)]
     fn translations(_: u32) -> Option<*mut nat::Bucket> {
         None
-    }
-
-    #[inline(always)]
-    fn load_key(entry: *mut Entry) -> Key {
-        V6::load_key(entry)
-    }
-
-    #[inline(always)]
-    fn holds(entry: *mut Entry, key: &Key) -> bool {
-        V6::holds(entry, key)
-    }
-
-    #[inline(always)]
-    fn differs(entry: *mut Entry, key: &Key) -> u64 {
-        V6::differs(entry, key)
-    }
-
-    #[inline(always)]
-    fn store_key(entry: *mut Entry, key: &Key) {
-        V6::store_key(entry, key);
-    }
-
-    #[inline(always)]
-    fn value(entry: *mut Entry) -> *mut u64 {
-        V6::value(entry)
     }
 }
 

@@ -28,41 +28,49 @@ use lb_common::{
 pub(crate) use self::affinity::favour;
 use crate::{family::Family, hide, maps, nat, parse::Segment, watch};
 
-/// The flow table, in one version of IP.
-pub(crate) trait Table: nat::Carry {
-    /// An address.
-    type Address: Copy;
-    /// What identifies a flow.
-    type Key: FlowKey;
+/// What identifies a flow, as the entries of a table hold it.
+pub(crate) trait Held: FlowKey {
     /// An entry.
     type Entry;
     /// A bucket, which begins with [`WAYS`] entries.
     type Bucket;
 
+    /// A key from the words of [`copy::Order::key`].
+    fn of_words(words: [u64; 3]) -> Self;
+    /// Loads an entry's key.
+    fn load(entry: *mut Self::Entry) -> Self;
+    /// Whether an entry's key is this one.
+    fn is_in(&self, entry: *mut Self::Entry) -> bool;
+    /// 0 if an entry's key is this one, or is like it in what differs most; else any number. Without a branch.
+    fn differs(&self, entry: *mut Self::Entry) -> u64;
+    /// Stores it as an entry's key.
+    fn store(&self, entry: *mut Self::Entry);
+    /// Where an entry's value is.
+    fn value(entry: *mut Self::Entry) -> *mut u64;
+}
+
+type BucketOf<T> = <<T as Table>::Key as Held>::Bucket;
+type EntryOf<T> = <<T as Table>::Key as Held>::Entry;
+
+/// A table: the flow table in one version of IP, or that of clients.
+pub(crate) trait Table: nat::Carry {
+    /// An address.
+    type Address: Copy;
+    /// What identifies a flow.
+    type Key: Held;
+
     /// The key of a client's flow.
     fn key(client: Self::Address, port: u16, service: u16) -> Self::Key;
-    /// A key from the words of [`copy::Order::key`].
-    fn key_of_words(words: [u64; 3]) -> Self::Key;
     /// How many buckets there are.
     fn buckets() -> u32;
     /// A bucket.
-    fn bucket(index: u32) -> Option<*mut Self::Bucket>;
+    fn bucket(index: u32) -> Option<*mut <Self::Key as Held>::Bucket>;
     /// The facts that go with it.
     fn facts(index: u32) -> Option<*mut Facts>;
     /// How many buckets of translations there are: as many as of flows, or 0 if no service translates.
     fn nat_buckets() -> u32;
     /// The translations that go with a bucket.
     fn translations(index: u32) -> Option<*mut lb_common::nat::Bucket>;
-    /// Loads an entry's key.
-    fn load_key(entry: *mut Self::Entry) -> Self::Key;
-    /// Whether an entry's key is `key`.
-    fn holds(entry: *mut Self::Entry, key: &Self::Key) -> bool;
-    /// 0 if an entry's key is `key`, or is like it in what differs most; else any number. Without a branch.
-    fn differs(entry: *mut Self::Entry, key: &Self::Key) -> u64;
-    /// Stores an entry's key.
-    fn store_key(entry: *mut Self::Entry, key: &Self::Key);
-    /// Where an entry's value is.
-    fn value(entry: *mut Self::Entry) -> *mut u64;
 }
 
 /// The backend for a segment of an established flow that can be forwarded; none for anything else.
@@ -145,10 +153,10 @@ pub(crate) fn subject<T: Table>(key: T::Key) -> Subject<T::Key> {
 pub(crate) fn at<T: Table>(place: Place) -> Option<(T::Key, Word)> {
     let bucket = T::bucket(place.index)?;
     let entry = entry::<T>(bucket, place.way);
-    let value = T::value(entry);
+    let value = T::Key::value(entry);
     // SAFETY: an entry of the map. Volatile: others write it meanwhile.
     let word = Word(unsafe { value.read_volatile() });
-    let key = T::load_key(entry);
+    let key = T::Key::load(entry);
     // SAFETY: as above.
     let is_whole = word.is_entry() && unsafe { value.read_volatile() } == word.0;
     if is_whole { Some((key, word)) } else { None }
@@ -159,7 +167,7 @@ pub(crate) fn at<T: Table>(place: Place) -> Option<(T::Key, Word)> {
 pub(crate) fn is_empty<T: Table>(place: Place) -> bool {
     match T::bucket(place.index) {
         Some(bucket) => {
-            let value = T::value(entry::<T>(bucket, place.way));
+            let value = value::<T>(bucket, place.way);
             // SAFETY: an entry of the map. Volatile: others write it meanwhile.
             unsafe { value.read_volatile() == Word::EMPTY.0 }
         }
@@ -196,7 +204,7 @@ pub(crate) fn copy<T: Table>(
     kind: u32,
 ) -> Outcome {
     let maps = Maps::<T>::NEW;
-    let key = T::key_of_words(words);
+    let key = T::Key::of_words(words);
     let subject = Subject {
         key,
         homes: maps.homes(&key),
@@ -223,9 +231,9 @@ impl<T, const TRANSLATES: bool, const AT_ONCE: bool> Maps<T, TRANSLATES, AT_ONCE
 }
 
 #[inline(always)]
-fn entry<T: Table>(bucket: *mut T::Bucket, way: u32) -> *mut T::Entry {
+fn entry<T: Table>(bucket: *mut BucketOf<T>, way: u32) -> *mut EntryOf<T> {
     // SAFETY: in bounds, which the verifier proves.
-    unsafe { bucket.cast::<T::Entry>().add(within_bucket(way)) }
+    unsafe { bucket.cast::<EntryOf<T>>().add(within_bucket(way)) }
 }
 
 /// A way as an index that the verifier (6.1) sees to be below [`WAYS`]. It is anyway, so the compiler would leave out what shows it; which is well if
@@ -240,15 +248,15 @@ pub(crate) fn within_bucket(way: u32) -> usize {
 }
 
 #[inline(always)]
-fn value<T: Table>(bucket: *mut T::Bucket, way: u32) -> *mut u64 {
-    T::value(entry::<T>(bucket, way))
+fn value<T: Table>(bucket: *mut BucketOf<T>, way: u32) -> *mut u64 {
+    T::Key::value(entry::<T>(bucket, way))
 }
 
 impl<T: Table, const TRANSLATES: bool, const AT_ONCE: bool> Memory
     for Maps<T, TRANSLATES, AT_ONCE>
 {
     type Key = T::Key;
-    type Bucket = *mut T::Bucket;
+    type Bucket = *mut BucketOf<T>;
 
     const WAYS: u32 = WAYS;
 
@@ -258,7 +266,7 @@ impl<T: Table, const TRANSLATES: bool, const AT_ONCE: bool> Memory
     }
 
     #[inline(always)]
-    fn bucket(&self, index: u32) -> Option<*mut T::Bucket> {
+    fn bucket(&self, index: u32) -> Option<*mut BucketOf<T>> {
         if AT_ONCE {
             nat::touch::<T>(index);
         }
@@ -275,33 +283,33 @@ impl<T: Table, const TRANSLATES: bool, const AT_ONCE: bool> Memory
     }
 
     #[inline(always)]
-    fn key(&self, bucket: *mut T::Bucket, way: u32) -> T::Key {
-        T::load_key(entry::<T>(bucket, way))
+    fn key(&self, bucket: *mut BucketOf<T>, way: u32) -> T::Key {
+        T::Key::load(entry::<T>(bucket, way))
     }
 
     #[inline(always)]
-    fn holds(&self, bucket: *mut T::Bucket, way: u32, key: &T::Key) -> bool {
-        T::holds(entry::<T>(bucket, way), key)
+    fn holds(&self, bucket: *mut BucketOf<T>, way: u32, key: &T::Key) -> bool {
+        key.is_in(entry::<T>(bucket, way))
     }
 
     #[inline(always)]
-    fn differs(&self, bucket: *mut T::Bucket, way: u32, key: &T::Key) -> u64 {
-        T::differs(entry::<T>(bucket, way), key)
+    fn differs(&self, bucket: *mut BucketOf<T>, way: u32, key: &T::Key) -> u64 {
+        key.differs(entry::<T>(bucket, way))
     }
 
     #[inline(always)]
-    fn value(&self, bucket: *mut T::Bucket, way: u32) -> Word {
+    fn value(&self, bucket: *mut BucketOf<T>, way: u32) -> Word {
         // SAFETY: an entry of the map. Volatile: others write it meanwhile. On x86-64 every load has acquire ordering.
         Word(unsafe { value::<T>(bucket, way).read_volatile() })
     }
 
     #[inline(always)]
-    fn set_key(&self, bucket: *mut T::Bucket, way: u32, key: &T::Key) {
-        T::store_key(entry::<T>(bucket, way), key);
+    fn set_key(&self, bucket: *mut BucketOf<T>, way: u32, key: &T::Key) {
+        key.store(entry::<T>(bucket, way));
     }
 
     #[inline(always)]
-    fn replace(&self, bucket: *mut T::Bucket, way: u32, seen: Word, new: Word) -> bool {
+    fn replace(&self, bucket: *mut BucketOf<T>, way: u32, seen: Word, new: Word) -> bool {
         // SAFETY: an aligned word of the map.
         let (_, replaced) = unsafe {
             atomic_cxchg::<u64, { SeqCst }, { SeqCst }>(value::<T>(bucket, way), seen.0, new.0)
@@ -313,7 +321,7 @@ impl<T: Table, const TRANSLATES: bool, const AT_ONCE: bool> Memory
     }
 
     #[inline(always)]
-    fn publish(&self, bucket: *mut T::Bucket, way: u32, new: Word) {
+    fn publish(&self, bucket: *mut BucketOf<T>, way: u32, new: Word) {
         // SAFETY: an aligned word of the map. The old value was busy, by our hand.
         let _busy = unsafe { atomic_xchg::<u64, { SeqCst }>(value::<T>(bucket, way), new.0) };
     }

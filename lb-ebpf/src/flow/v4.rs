@@ -8,23 +8,16 @@ use lb_common::{
     nat,
 };
 
-use super::Table;
+use super::{Held, Table};
 use crate::{family::V4, maps};
 
 impl Table for V4 {
     type Address = u32;
     type Key = Key;
-    type Entry = Entry;
-    type Bucket = Bucket;
 
     #[inline(always)]
     fn key(client: u32, port: u16, service: u16) -> Key {
         Key::new(client, port, service)
-    }
-
-    #[inline(always)]
-    fn key_of_words(words: [u64; 3]) -> Key {
-        Key(words[0])
     }
 
     #[inline(always)]
@@ -51,27 +44,37 @@ impl Table for V4 {
     fn translations(index: u32) -> Option<*mut nat::Bucket> {
         maps::nat4(index)
     }
+}
+
+impl Held for Key {
+    type Entry = Entry;
+    type Bucket = Bucket;
 
     #[inline(always)]
-    fn load_key(entry: *mut Entry) -> Key {
+    fn of_words(words: [u64; 3]) -> Self {
+        Self(words[0])
+    }
+
+    #[inline(always)]
+    fn load(entry: *mut Entry) -> Self {
         // SAFETY: an entry of the map. Volatile: others write it meanwhile.
-        Key(unsafe { core::ptr::addr_of!((*entry).key).read_volatile() })
+        Self(unsafe { core::ptr::addr_of!((*entry).key).read_volatile() })
     }
 
     #[inline(always)]
-    fn holds(entry: *mut Entry, key: &Key) -> bool {
-        Self::load_key(entry).0 == key.0
+    fn is_in(&self, entry: *mut Entry) -> bool {
+        Self::load(entry).0 == self.0
     }
 
     #[inline(always)]
-    fn differs(entry: *mut Entry, key: &Key) -> u64 {
-        Self::load_key(entry).0 ^ key.0
+    fn differs(&self, entry: *mut Entry) -> u64 {
+        Self::load(entry).0 ^ self.0
     }
 
     #[inline(always)]
-    fn store_key(entry: *mut Entry, key: &Key) {
+    fn store(&self, entry: *mut Entry) {
         // SAFETY: as above; the place is busy by our hand.
-        unsafe { core::ptr::addr_of_mut!((*entry).key).write_volatile(key.0) }
+        unsafe { core::ptr::addr_of_mut!((*entry).key).write_volatile(self.0) }
     }
 
     #[inline(always)]

@@ -8,26 +8,16 @@ use lb_common::{
     nat,
 };
 
-use super::Table;
+use super::{Held, Table};
 use crate::{family::V6, maps};
 
 impl Table for V6 {
     type Address = [u64; 2];
     type Key = Key;
-    type Entry = Entry;
-    type Bucket = Bucket;
 
     #[inline(always)]
     fn key(client: [u64; 2], port: u16, service: u16) -> Key {
         Key::new(client, port, service)
-    }
-
-    #[inline(always)]
-    fn key_of_words(words: [u64; 3]) -> Key {
-        Key {
-            address: [words[0], words[1]],
-            rest: words[2],
-        }
     }
 
     #[inline(always)]
@@ -54,34 +44,47 @@ impl Table for V6 {
     fn translations(index: u32) -> Option<*mut nat::Bucket> {
         maps::nat6(index)
     }
+}
+
+impl Held for Key {
+    type Entry = Entry;
+    type Bucket = Bucket;
 
     #[inline(always)]
-    fn load_key(entry: *mut Entry) -> Key {
-        Key {
-            address: [load(entry, 0), load(entry, 1)],
-            rest: load(entry, 2),
+    fn of_words(words: [u64; 3]) -> Self {
+        Self {
+            address: [words[0], words[1]],
+            rest: words[2],
+        }
+    }
+
+    #[inline(always)]
+    fn load(entry: *mut Entry) -> Self {
+        Self {
+            address: [word(entry, 0), word(entry, 1)],
+            rest: word(entry, 2),
         }
     }
 
     /// Of the words that differ between clients the port's first: most places hold other keys.
     #[inline(always)]
-    fn holds(entry: *mut Entry, key: &Key) -> bool {
-        load(entry, 2) == key.rest
-            && load(entry, 1) == key.address[1]
-            && load(entry, 0) == key.address[0]
+    fn is_in(&self, entry: *mut Entry) -> bool {
+        word(entry, 2) == self.rest
+            && word(entry, 1) == self.address[1]
+            && word(entry, 0) == self.address[0]
     }
 
     /// The first half of the address is left out: few keys that have all the rest in common differ in that.
     #[inline(always)]
-    fn differs(entry: *mut Entry, key: &Key) -> u64 {
-        (load(entry, 2) ^ key.rest) | (load(entry, 1) ^ key.address[1])
+    fn differs(&self, entry: *mut Entry) -> u64 {
+        (word(entry, 2) ^ self.rest) | (word(entry, 1) ^ self.address[1])
     }
 
     #[inline(always)]
-    fn store_key(entry: *mut Entry, key: &Key) {
-        store(entry, 0, key.address[0]);
-        store(entry, 1, key.address[1]);
-        store(entry, 2, key.rest);
+    fn store(&self, entry: *mut Entry) {
+        set_word(entry, 0, self.address[0]);
+        set_word(entry, 1, self.address[1]);
+        set_word(entry, 2, self.rest);
     }
 
     #[inline(always)]
@@ -93,13 +96,13 @@ impl Table for V6 {
 
 /// A word of the key.
 #[inline(always)]
-fn load(entry: *mut Entry, word: usize) -> u64 {
+fn word(entry: *mut Entry, word: usize) -> u64 {
     // SAFETY: an entry of the map. Volatile: others write it meanwhile.
     unsafe { entry.cast::<u64>().add(word).read_volatile() }
 }
 
 #[inline(always)]
-fn store(entry: *mut Entry, word: usize, value: u64) {
+fn set_word(entry: *mut Entry, word: usize, value: u64) {
     // SAFETY: as above; the place is busy by our hand.
     unsafe { entry.cast::<u64>().add(word).write_volatile(value) }
 }

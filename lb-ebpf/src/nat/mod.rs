@@ -26,6 +26,7 @@ use aya_ebpf::programs::XdpContext;
 use lb_common::{
     backend::Forwarding,
     flow::{bucket::WAYS, table::Place},
+    guard::Passed,
     headers::TCP_LEN,
     nat::TranslationWord,
     verdict::Reason,
@@ -140,6 +141,9 @@ pub(crate) fn is_reply<F: Family>(source: <F as Parse>::Address, port: u16) -> b
 pub(crate) fn begin() {
     if let Some(noted) = maps::to_hand_on() {
         noted.barred = 0;
+    }
+    if maps::guards() {
+        maps::set_passed(Passed::NOTHING);
     }
 }
 

@@ -9,7 +9,7 @@ use lb_common::{
 use crate::{
     count::Tally,
     family::{Family, V4, V6},
-    flow, forward, hand_on, maps,
+    flow, forward, guard, hand_on, maps,
     parse::Segment,
     rewrite::{self, end, without_entry},
 };
@@ -80,6 +80,7 @@ fn steer<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<(Reason, u32)
     flow::favour::<F>(service, &segment, ends.source);
     let key = F::key(ends.source, segment.source_port, service);
     let steered = flow::translated::<F>(&key, &segment);
+    guard::settle(steered.reason);
     if steered.backend != 0 {
         tally.backend(steered.backend);
     }

@@ -14,7 +14,7 @@ use axum::{
 };
 use futures::stream;
 use hyper::body::Bytes;
-use lb_common::watch::MOST_KEPT;
+use lb_common::watch::{Filter, MOST_KEPT};
 use serde::{Deserialize, Serialize};
 use std::sync::{Arc, atomic::Ordering};
 use tokio::time::Instant;
@@ -125,6 +125,17 @@ fn not_yet() -> Response {
     http::error(StatusCode::SERVICE_UNAVAILABLE, text)
 }
 
+fn meaningless(text: String) -> Response {
+    http::error(StatusCode::BAD_REQUEST, text)
+}
+
+/// Begins to listen to what passes a filter, if the question for it means something; or gives the response that says why not.
+async fn listen(admin: &Admin, filter: Result<Filter, String>) -> Result<Listening, Response> {
+    let filter = filter.map_err(meaningless)?;
+    let watch = admin.watch.as_ref().ok_or_else(not_yet)?;
+    watch.listen(filter).await.map_err(|error| refused(&error))
+}
+
 fn endless(kind: &'static str, body: Body) -> Response {
     let mut response = ([(header::CONTENT_TYPE, kind)], body).into_response();
     response.extensions_mut().insert(Endless);
@@ -144,23 +155,10 @@ fn endless(kind: &'static str, body: Body) -> Response {
 pub(super) async fn flow_events(
     State(admin): State<Admin>,
     wish: Result<Query<Wish>, QueryRejection>,
-) -> Response {
+) -> Result<Response, Response> {
+    let Query(wish) = wish.map_err(|rejection| meaningless(rejection.body_text()))?;
     let status = admin.status.borrow().clone();
-    let filter = match wish {
-        Ok(Query(wish)) => wish.flows(&admin.maps, &status),
-        Err(rejection) => Err(rejection.body_text()),
-    };
-    let filter = match filter {
-        Ok(filter) => filter,
-        Err(text) => return http::error(StatusCode::BAD_REQUEST, text),
-    };
-    let Some(watch) = &admin.watch else {
-        return not_yet();
-    };
-    let listening = match watch.listen(filter).await {
-        Ok(listening) => listening,
-        Err(error) => return refused(&error),
-    };
+    let listening = listen(&admin, wish.flows(&admin.maps, &status)).await?;
     let clock = Clock::new();
     let first = stream::once(async { Ok::<_, Infallible>(Bytes::from_static(b"\n")) });
     let rest = stream::unfold(
@@ -178,7 +176,7 @@ pub(super) async fn flow_events(
         },
     );
     let body = Body::from_stream(stream::StreamExt::chain(first, rest));
-    endless("application/x-ndjson", body)
+    Ok(endless("application/x-ndjson", body))
 }
 
 fn events(admin: &Admin, clock: Clock, seen: &[Arc<Seen>]) -> String {
@@ -209,29 +207,17 @@ fn events(admin: &Admin, clock: Clock, seen: &[Arc<Seen>]) -> String {
 pub(super) async fn capture(
     State(admin): State<Admin>,
     asked: Result<Query<AskedCapture>, QueryRejection>,
-) -> Response {
-    let asked = match asked {
-        Ok(Query(asked)) => asked,
-        Err(rejection) => return http::error(StatusCode::BAD_REQUEST, rejection.body_text()),
-    };
+) -> Result<Response, Response> {
+    let Query(asked) = asked.map_err(|rejection| meaningless(rejection.body_text()))?;
     let seconds = asked.seconds.unwrap_or(SECONDS);
     if seconds > MOST_SECONDS {
         let text = format!("{seconds} seconds are too many: {MOST_SECONDS} at most");
-        return http::error(StatusCode::BAD_REQUEST, text);
+        return Err(meaningless(text));
     }
     let kept = asked.snap.unwrap_or(MOST_KEPT).min(MOST_KEPT);
     let status = admin.status.borrow().clone();
-    let filter = match asked.wish().packets(&admin.maps, &status, kept) {
-        Ok(filter) => filter,
-        Err(text) => return http::error(StatusCode::BAD_REQUEST, text),
-    };
-    let Some(watch) = &admin.watch else {
-        return not_yet();
-    };
-    let listening = match watch.listen(filter).await {
-        Ok(listening) => listening,
-        Err(error) => return refused(&error),
-    };
+    let filter = asked.wish().packets(&admin.maps, &status, kept);
+    let listening = listen(&admin, filter).await?;
     let (writer, begin) = Writer::begin(kept);
     let file = File {
         admin,
@@ -251,7 +237,7 @@ pub(super) async fn capture(
         let block = file.next().await?;
         Some((Ok::<_, Infallible>(Bytes::from(block)), file))
     });
-    endless("application/x-pcapng", Body::from_stream(body))
+    Ok(endless("application/x-pcapng", Body::from_stream(body)))
 }
 
 /// A file that grows.

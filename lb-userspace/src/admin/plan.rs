@@ -58,7 +58,7 @@ async fn plan(
         Ok(text) => text,
         Err(rejection) => return http::error(rejection.status(), rejection.body_text()),
     };
-    // It reads files of authorities.
+    // It reads files of authorities and of prefixes.
     let parsed = tokio::task::spawn_blocking(move || config::parse(&file, &text)).await;
     let config = match parsed {
         Ok(Ok(loaded)) => loaded.config,

@@ -17,8 +17,8 @@ pub struct Reloader {
     commands: mpsc::Sender<Command>,
     /// Makes reloads follow one another. The digest of the text that was read last; none if it could not be.
     turn: Mutex<Option<u64>>,
-    /// Files of authorities that the configuration in force names.
-    authorities: Mutex<BTreeSet<PathBuf>>,
+    /// Files that the configuration in force names and was read from.
+    named: Mutex<BTreeSet<PathBuf>>,
 }
 
 impl Reloader {
@@ -28,13 +28,13 @@ impl Reloader {
             path: first.path.clone(),
             commands,
             turn: Mutex::new(Some(first.digest)),
-            authorities: Mutex::new(authorities_of(first)),
+            named: Mutex::new(named_by(first)),
         }
     }
 
     /// Files that the configuration in force has been read from, beside its own.
-    pub async fn authorities(&self) -> BTreeSet<PathBuf> {
-        self.authorities.lock().await.clone()
+    pub async fn named(&self) -> BTreeSet<PathBuf> {
+        self.named.lock().await.clone()
     }
 
     /// Reads the file and has it applied. Gives the generation that it became.
@@ -69,10 +69,10 @@ impl Reloader {
         };
         let errors = match config {
             Ok(config) => {
-                let authorities = authorities_of(&config);
+                let named = named_by(&config);
                 match self.apply(config).await {
                     Ok(generation) => {
-                        *self.authorities.lock().await = authorities;
+                        *self.named.lock().await = named;
                         tracing::info!(path = %self.path.display(), generation, "configuration reloaded");
                         return Ok(generation);
                     }
@@ -118,8 +118,10 @@ impl Reloader {
     }
 }
 
-/// The files of authorities that a configuration names.
-fn authorities_of(config: &Config) -> BTreeSet<PathBuf> {
+/// The files that a configuration names and is read from: of authorities, and of prefixes.
+fn named_by(config: &Config) -> BTreeSet<PathBuf> {
+    let lists = config.services.iter();
+    let lists = lists.flat_map(|service| service.list_files.iter().cloned());
     let checks = config.services.iter().flat_map(|service| {
         let of_backends = service.backends.iter().map(|backend| &backend.check);
         of_backends.chain([&service.check])
@@ -129,6 +131,7 @@ fn authorities_of(config: &Config) -> BTreeSet<PathBuf> {
             Trust::Authorities(authorities) => Some(authorities.path().to_owned()),
             Trust::System | Trust::Anyone => None,
         })
+        .chain(lists)
         .collect()
 }
 

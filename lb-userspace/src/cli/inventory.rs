@@ -205,6 +205,7 @@ fn services_table(rows: &[ServiceRow], colours: Colours) -> String {
         "IDLE",
         "PACKETS",
         "BYTES",
+        "GUARD",
     ];
     let mut lines = vec![heading.map(Cell::heading)];
     lines.extend(rows.iter().map(|row| {
@@ -220,6 +221,7 @@ fn services_table(rows: &[ServiceRow], colours: Colours) -> String {
             Cell::new(row.flows.idle.to_string()),
             Cell::new(row.traffic.packets.to_string()),
             Cell::new(row.traffic.bytes.to_string()),
+            Cell::new(row.guard.as_ref().map_or("", |guard| guard.summary.as_str())),
         ]
     }));
     table(&lines, colours)

@@ -28,7 +28,7 @@ pub(super) fn counted(number: usize, what: &str) -> String {
     counted_as(number, what, &format!("{what}s"))
 }
 
-fn counted_as(number: usize, one: &str, more: &str) -> String {
+pub(super) fn counted_as(number: usize, one: &str, more: &str) -> String {
     format!("{number} {}", if number == 1 { one } else { more })
 }
 
@@ -208,6 +208,9 @@ fn service_lines(service: &ServiceStatus, now: u64) -> String {
     if let Some(error) = &service.error {
         text += &format!("  error: {error}\n");
     }
+    if let Some(guard) = &service.guard {
+        text += &format!("  guard: {}\n", guard.summary);
+    }
     let mut rows = vec![
         [
             "BACKEND",
@@ -327,6 +330,7 @@ mod tests {
           "tables":{"v4":{"capacity":1000,"use":0.013,"fill":"low"},"v6":{"capacity":500,"use":0.5,"fill":"half"}}},
         "services":[{"name":"chat","vip":"2001:db8::1","port":80,"mode":"ipip","removed":false,
           "fail_open":true,"resets_suspended":"fail-open","error":null,
+          "guard":{"summary":"deny 3","allow":0,"deny":3,"source_limit":null},
           "backends":[{"name":"b1","address":"10.0.1.11","port":80,"weight":100,"admin":"draining",
             "removed":false,"health":"refusing","serving":"existing-only","neighbour":"resolved",
             "last_error":"status 503","drain":{"deadline_s":0,"closed":0.256},
@@ -353,6 +357,7 @@ chat: pods: pods.example. does not resolve (request timed out); what stays in fo
 chat: pods: an address of pods.example. is not used: 127.0.0.1 is a loopback address
 
 chat  [2001:db8::1]:80  ipip  FAIL-OPEN: too few backends are usable, all active ones take flows  clients of dead backends are not told: it is in fail-open
+  guard: deny 3
   BACKEND  ADDRESS       WEIGHT  ADMIN     HEALTH    SERVING        NEIGHBOUR  ACTIVE  IDLE  DEADLINE     LAST ERROR
   b1       10.0.1.11:80  100     draining  refusing  existing-only  resolved   11      1     closing 25%  status 503
 

@@ -7,11 +7,13 @@ use serde::Serialize;
 
 use super::{
     ConfigFile, Daemon, Failure, ask,
-    listing::{counted, table},
+    listing::{counted, counted_as, table},
 };
 use crate::{
     config,
-    preview::{BackendChange, BackendPreview, Preview, ServiceChange, ServicePreview, Sides},
+    preview::{
+        BackendChange, BackendPreview, GuardPreview, Preview, ServiceChange, ServicePreview, Sides,
+    },
     words::word,
 };
 
@@ -112,6 +114,9 @@ fn service_lines(service: &ServicePreview) -> String {
     if let Some(error) = &service.error {
         let _ = writeln!(text, "  error: {error}");
     }
+    if let Some(guard) = &service.guard {
+        text += &guard_line(guard);
+    }
     let mut rows = vec![
         [
             "BACKEND", "ADDRESS", "CHANGE", "WEIGHT", "ADMIN", "SERVING", "SHARE", "ACTIVE", "IDLE",
@@ -123,6 +128,26 @@ fn service_lines(service: &ServicePreview) -> String {
         text += &table(&rows);
     }
     text
+}
+
+/// What changes of a guard.
+fn guard_line(guard: &GuardPreview) -> String {
+    let or_none = |text: &Option<String>| text.clone().unwrap_or_else(|| "none".to_owned());
+    let mut text = format!(
+        "  guard: {} -> {}",
+        or_none(&guard.before),
+        or_none(&guard.after)
+    );
+    if (guard.added, guard.removed) != (0, 0) {
+        // Writing to a String cannot fail.
+        let _ = write!(
+            text,
+            "; {} added, {} removed",
+            counted_as(guard.added as usize, "prefix", "prefixes"),
+            guard.removed
+        );
+    }
+    text + "\n"
 }
 
 fn row(backend: &BackendPreview) -> [String; 9] {
@@ -169,7 +194,8 @@ mod tests {
             "ended":[{"service":"chat","backend":"b9"}],
             "services":[{"name":"chat","vip":"10.0.0.1","port":80,"mode":"ipip","change":"changed",
               "table_size":{"before":65537,"after":65537},"min_healthy":{"before":1,"after":2},
-              "moved":0.5004,"fail_open":false,"error":null,"backends":[
+              "moved":0.5004,"fail_open":false,"error":null,
+              "guard":{"before":"deny 2","after":"deny 3, each /32: 100 flows","added":2,"removed":1},"backends":[
               {"name":"b1","address":"10.0.3.11","port":80,"change":"removed","weight":{"before":100,"after":null},
                "admin":{"before":"active","after":null},"serving":{"before":"new","after":"existing-only"},
                "share":{"before":0.5,"after":0.0},
@@ -188,6 +214,7 @@ mod tests {
 /etc/new.toml beside generation 4, which is in force; nothing is changed
 
 chat  10.0.0.1:80  ipip  changed, 50.0% of its table moves, min_healthy 1 -> 2
+  guard: deny 2 -> deny 3, each /32: 100 flows; 2 prefixes added, 1 removed
   BACKEND  ADDRESS       CHANGE   WEIGHT  ADMIN   SERVING               SHARE          ACTIVE  IDLE
   b1       10.0.3.11:80  removed  100     active  new -> existing-only  50.0% -> 0.0%  24      3
   b2       10.0.3.12:80  kept     100     active  new                   50.0%          9       0

@@ -36,6 +36,7 @@ pub use self::{
 use crate::{
     balance::{Part, Policy},
     dns::{Bounds, Question, Servers},
+    guard::Guard,
     model::{Admin, Check, OnDown},
 };
 
@@ -94,6 +95,11 @@ pub const AFFINITY_TIMEOUT: Duration = Duration::from_hours(3);
 pub const AFFINITY_TIMEOUTS: RangeInclusive<Duration> =
     Duration::from_secs(10)..=Duration::from_hours(72);
 
+/// The most that `prefixes` in `[limits]` may be.
+pub const MAX_PREFIXES: u32 = 1 << 22;
+/// The most that `new_per_second` and `burst` in `[service.source_limit]` may be.
+pub const MAX_RATE: u32 = 1_000_000;
+
 /// The most that `nat_pairs` in `[limits]` may be.
 pub const MAX_NAT_PAIRS: u32 = 2_000;
 
@@ -114,6 +120,10 @@ pub struct Limits {
     pub nat_pairs: u32,
     /// Clients that keep their backends.
     pub clients: u32,
+    /// Ranges that the lists of all services come to.
+    pub prefixes: u32,
+    /// Sources that are told apart.
+    pub sources: u32,
 }
 
 impl Limits {
@@ -153,6 +163,8 @@ pub struct Needs {
     pub table_slots: u64,
     /// Pairs of a SNAT address and a backend's address and port, whatever the service.
     pub nat_pairs: u64,
+    /// Ranges of client addresses: those of all lists, and the most of one service once more, since they are written anew beside them.
+    pub prefixes: u64,
 }
 
 impl Config {
@@ -161,12 +173,20 @@ impl Config {
         let services = &self.services;
         let backends: usize = services.iter().map(|service| service.backends.len()).sum();
         let sizes = || services.iter().map(|service| u64::from(service.table_size));
+        let guards = || services.iter().filter_map(|service| service.guard.as_ref());
+        let ranges = || guards().map(|guard| guard.ranges.len() as u64);
         Needs {
             services: services.len() as u64 + 1,
             backends: backends as u64 + 1,
             table_slots: sizes().sum::<u64>() + sizes().max().unwrap_or(0),
             nat_pairs: self.nat_pairs().len() as u64,
+            prefixes: ranges().sum::<u64>() + ranges().max().unwrap_or(0),
         }
+    }
+
+    /// Whether a service has a guard.
+    pub fn guards(&self) -> bool {
+        self.services.iter().any(|service| service.guard.is_some())
     }
 
     /// Whether a service at a VIP of this version has its addresses translated: modes `nat` and `dnat`.
@@ -220,6 +240,10 @@ pub struct Service {
     pub affinity: Option<Affinity>,
     /// How new flows are spread.
     pub policy: Policy,
+    /// Whom it takes new flows from, and how many of one source; none: of all, and as many as come.
+    pub guard: Option<Guard>,
+    /// The files that this was read from.
+    pub list_files: Vec<PathBuf>,
     /// Its backends; names, and pairs of address and port, are unique in the service.
     pub backends: Vec<Backend>,
     /// Names in the DNS that further backends come from; unique by their own names.

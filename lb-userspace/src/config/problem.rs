@@ -128,6 +128,32 @@ impl<'a> Findings<'a> {
         self.warnings.push(problem);
     }
 
+    /// Notes an error on a line of another file, counted from 1.
+    pub(super) fn error_in(
+        &mut self,
+        file: &Path,
+        line: usize,
+        object: &str,
+        wrong: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
+        let problem = elsewhere(file, line, object, wrong.into(), remedy.into());
+        self.errors.push(problem);
+    }
+
+    /// Notes a warning on a line of another file, counted from 1.
+    pub(super) fn warning_in(
+        &mut self,
+        file: &Path,
+        line: usize,
+        object: &str,
+        wrong: impl Into<String>,
+        remedy: impl Into<String>,
+    ) {
+        let problem = elsewhere(file, line, object, wrong.into(), remedy.into());
+        self.warnings.push(problem);
+    }
+
     fn problem(&self, span: &Range<usize>, object: &str, wrong: String, remedy: String) -> Problem {
         let offset = span.start.min(self.text.len());
         let line = self.line_starts.partition_point(|&start| start <= offset);
@@ -145,18 +171,37 @@ impl<'a> Findings<'a> {
         }
     }
 
-    /// The warnings if there was no error, else the errors; both in the order of the file.
+    /// The warnings if there was no error, else the errors; both in the order of the file, and then those of files that it names.
     pub(super) fn conclude(mut self) -> Result<Vec<Problem>, Problems> {
         if !self.errors.is_empty() {
             return Err(self.into_problems());
         }
-        self.warnings.sort_by_key(|problem| problem.place);
+        in_order(self.file, &mut self.warnings);
         Ok(self.warnings)
     }
 
-    /// The errors, in the order of the file.
+    /// The errors, in the same order.
     pub(super) fn into_problems(mut self) -> Problems {
-        self.errors.sort_by_key(|problem| problem.place);
+        in_order(self.file, &mut self.errors);
         Problems(self.errors)
+    }
+}
+
+/// Those of a file come first.
+fn in_order(file: &Path, problems: &mut [Problem]) {
+    problems.sort_by(|a, b| {
+        let is_other = |problem: &Problem| problem.file != file;
+        (is_other(a), &a.file, a.place).cmp(&(is_other(b), &b.file, b.place))
+    });
+}
+
+/// A problem on a line of another file than the configuration.
+fn elsewhere(file: &Path, line: usize, object: &str, wrong: String, remedy: String) -> Problem {
+    Problem {
+        file: file.to_owned(),
+        place: Some(Place { line, column: 1 }),
+        object: object.to_owned(),
+        wrong,
+        remedy,
     }
 }

@@ -13,7 +13,10 @@ use lb_common::{maps::default, nat::SNAT_ADDRESSES};
 use schemars::{JsonSchema, Schema, generate::SchemaSettings, transform::RecursiveTransform};
 use serde_json::Value;
 
-use super::{MAX_FLOWS, MAX_FLOWS6, MAX_NAT_PAIRS, MAX_WEIGHT, WEIGHT, spec::MOST_CHECKS};
+use super::{
+    MAX_FLOWS, MAX_FLOWS6, MAX_NAT_PAIRS, MAX_PREFIXES, MAX_RATE, MAX_WEIGHT, WEIGHT,
+    spec::MOST_CHECKS,
+};
 
 /// How a duration is written.
 const DURATION: &str = "^[0-9]+(ms|s|m|h)$";
@@ -130,6 +133,13 @@ struct Limits {
     /// Clients that keep their backends, of services with `affinity`.
     #[schemars(range(min = 1, max = MAX_FLOWS6), extend("default" = default::AFFINITIES))]
     clients: Option<u32>,
+    /// Ranges of client addresses that the `allow` and `deny` lists of all services come to: at most two for each prefix and one, and the most of one service
+    /// once more.
+    #[schemars(range(min = 1, max = MAX_PREFIXES), extend("default" = default::RANGES))]
+    prefixes: Option<u32>,
+    /// Sources of clients that are told apart at a time, of services with a `source_limit`.
+    #[schemars(range(min = 1, max = MAX_FLOWS6), extend("default" = default::SOURCES))]
+    sources: Option<u32>,
     /// Health checks that are under way at once, of all services.
     #[schemars(range(min = 1, max = MOST_CHECKS), extend("default" = 256))]
     checks: Option<u32>,
@@ -191,12 +201,43 @@ struct Service {
     /// What shares follow: weights, or weights that move by how many connections each backend has.
     #[schemars(extend("default" = "weights"))]
     balance: Option<Balance>,
+    /// Prefixes and addresses that may open new flows, and no others; without it, all may.
+    #[schemars(length(min = 1))]
+    allow: Option<Vec<String>>,
+    /// A file with more of them, one a line, and comments from `#` on.
+    #[schemars(regex(pattern = "^/"))]
+    allow_file: Option<String>,
+    /// Prefixes and addresses that may open none, whatever is allowed.
+    deny: Option<Vec<String>>,
+    /// A file with more of them, one a line, and comments from `#` on.
+    #[schemars(regex(pattern = "^/"))]
+    deny_file: Option<String>,
+    /// How many new flows, and how many at a time, one source may have.
+    source_limit: Option<SourceLimit>,
     /// How backends are checked; without it, by a TCP connection.
     health: Option<Health>,
     /// Who serves it.
     backend: Option<Vec<Backend>>,
     /// Names in the DNS whose addresses serve it too.
     dns: Option<Vec<Source>>,
+}
+
+/// How many flows one source of clients may open and have.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct SourceLimit {
+    /// Addresses with so many bits in common are one source, 1 to 32 of an IPv4 VIP; without it, 32, or 64 of an IPv6 VIP.
+    #[schemars(range(min = 1, max = 64))]
+    prefix: Option<u8>,
+    /// New flows a second, in the long run.
+    #[schemars(range(min = 1, max = MAX_RATE))]
+    new_per_second: Option<u32>,
+    /// New flows at once, after a while without any; without it, as many as `new_per_second`.
+    #[schemars(range(min = 1, max = MAX_RATE))]
+    burst: Option<u32>,
+    /// Flows at a time.
+    #[schemars(range(min = 1, max = MAX_FLOWS))]
+    flows: Option<u32>,
 }
 
 /// A name in the DNS whose addresses are backends.

@@ -3,6 +3,7 @@
 mod affinity;
 mod balance;
 mod dns;
+mod guard;
 mod health;
 mod interfaces;
 mod nat;
@@ -211,6 +212,8 @@ fn limits(root: &mut Reader<'_>, findings: &mut Findings<'_>) -> (Limits, usize,
         table_slots: default::TABLE_SLOTS,
         nat_pairs: default::NAT_PAIRS,
         clients: default::AFFINITIES,
+        prefixes: default::RANGES,
+        sources: default::SOURCES,
     };
     let mut spans = LimitSpans::default();
     let Some(mut table) = root.table("limits", "limits".to_owned(), findings) else {
@@ -263,6 +266,20 @@ fn limits(root: &mut Reader<'_>, findings: &mut Findings<'_>) -> (Limits, usize,
         &mut limits.clients,
         &mut None,
     );
+    // A range takes 24 bytes, and a search through them 24 steps at most.
+    take(
+        "prefixes",
+        1..=super::MAX_PREFIXES,
+        &mut limits.prefixes,
+        &mut spans.prefixes,
+    );
+    // A source takes 54 bytes, as a client does.
+    take(
+        "sources",
+        1..=super::MAX_FLOWS6,
+        &mut limits.sources,
+        &mut None,
+    );
     let checks = table.integer("checks", 1..=MOST_CHECKS, findings);
     table.finish(findings);
     let checks = checks.map_or(CHECKS, Spanned::into_inner);
@@ -276,6 +293,7 @@ struct LimitSpans {
     backends: Option<Range<usize>>,
     table_slots: Option<Range<usize>>,
     nat_pairs: Option<Range<usize>>,
+    prefixes: Option<Range<usize>>,
 }
 
 fn unique_services(services: &[PlacedService], findings: &mut Findings<'_>) {
@@ -364,6 +382,13 @@ fn within_limits(config: &Config, spans: &LimitSpans, findings: &mut Findings<'_
             "{} pairs of a SNAT address and a backend's address and port",
             needs.nat_pairs
         ),
+    );
+    exceeded(
+        &spans.prefixes,
+        "prefixes",
+        needs.prefixes,
+        limits.prefixes,
+        "the ranges of all services' allow and deny lists and room to write the largest anew beside them",
     );
 }
 

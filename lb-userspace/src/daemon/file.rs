@@ -1,4 +1,4 @@
-//! Notices that the configuration file, or a file of authorities that it names, has changed, however that was done: written in place, replaced by an editor's rename, or reached by
+//! Notices that the configuration file, or a file of authorities or prefixes that it names, has changed, however that was done: written in place, replaced by an editor's rename, or reached by
 //! symbolic links of which one now leads elsewhere, as Kubernetes swaps a ConfigMap.
 //!
 //! It looks, twice a second, at what the path leads to. That follows every link, works on every filesystem, needs no descriptor
@@ -70,7 +70,7 @@ impl Watched {
     }
 }
 
-/// Has the file loaded whenever it, or a file of authorities that it names, has changed, until `shutdown` turns true. What is refused is told by
+/// Has the file loaded whenever it, or a file that it names and was read from, has changed, until `shutdown` turns true. What is refused is told by
 /// the reloader, once for each change.
 pub(super) async fn run(
     path: PathBuf,
@@ -81,13 +81,13 @@ pub(super) async fn run(
     looks.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
     // The file may have changed since it was loaded.
     let mut file = Watched::UNKNOWN;
-    let mut authorities = BTreeMap::<PathBuf, Watched>::new();
+    let mut others = BTreeMap::<PathBuf, Watched>::new();
     loop {
         tokio::select! {
             () = shutdown::requested(&mut shutdown) => return,
             _ = looks.tick() => {}
         }
-        let (looked, named) = (path.clone(), reloader.authorities().await);
+        let (looked, named) = (path.clone(), reloader.named().await);
         let look = move || {
             let seen = named.into_iter().map(|path| (Seen::at(&path), path));
             (Seen::at(&looked), seen.collect::<Vec<_>>())
@@ -98,10 +98,10 @@ pub(super) async fn run(
         if file.look(seen) {
             reloader.reload_if_changed().await;
         }
-        authorities.retain(|path, _| named.iter().any(|(_, named)| named == path));
+        others.retain(|path, _| named.iter().any(|(_, named)| named == path));
         let mut news = false;
         for (seen, path) in named {
-            let watched = authorities.entry(path);
+            let watched = others.entry(path);
             news |= watched.or_insert(Watched::known(seen)).look(seen);
         }
         if news {
@@ -227,6 +227,26 @@ mod tests {
         fs::write(&ca, "no certificate").unwrap();
         assert!(watched.next().await.unwrap_err().contains("ca.pem"));
         fs::write(&ca, pem("third")).unwrap();
+        assert_eq!(watched.next().await.unwrap(), "chat");
+    }
+
+    // Time passes when nothing else is to be done.
+    #[tokio::test(start_paused = true)]
+    async fn lists_that_change_are_read_again() {
+        let mut watched = Bench::start("lists", |directory| {
+            let list = directory.join("deny.txt");
+            fs::write(&list, "192.0.2.0/24\n").unwrap();
+            let text = format!("{CONFIG}deny_file = {list:?}\n");
+            fs::write(directory.join("tether.toml"), text).unwrap();
+        });
+        let list = watched.directory.join("deny.txt");
+        tokio::time::sleep(3 * EVERY).await;
+        fs::write(&list, "192.0.2.0/24\n198.51.100.0/24 # another\n").unwrap();
+        assert_eq!(watched.next().await.unwrap(), "chat");
+        fs::write(&list, "192.0.2.0/24\nsomething\n").unwrap();
+        let wrong = watched.next().await.unwrap_err();
+        assert!(wrong.contains("deny.txt:2:1: "), "{wrong}");
+        fs::write(&list, "").unwrap();
         assert_eq!(watched.next().await.unwrap(), "chat");
     }
 

@@ -7,18 +7,18 @@
 //! 4. the reconciler's first application: it waits, bounded, for first verdicts and next hops
 //! 5. the XDP program: attached, or its old version atomically replaced. On a fresh start this comes after the maps are whole; an
 //!    adopted instance's old program goes on forwarding until here
-//! 6. `ready`
+//! 6. `ready`, in the log and to a service manager that asks
 //!
 //! However the daemon ends, the data path goes on forwarding.
 
 mod file;
 pub mod lock;
+mod manager;
 mod parts;
 mod upkeep;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    os::fd::AsFd as _,
     sync::Arc,
 };
 
@@ -36,12 +36,13 @@ use self::{
 };
 use crate::{
     admin::{self, Admin, Reloader},
+    chain::chain,
     config::Config,
     dataplane::{
-        kernel::{Kernel, Options, possible_cpus, runs},
+        kernel::{Kernel, Options, possible_cpus},
         maps::Capacity,
     },
-    dns, flows, health,
+    dns, flows, guard, health,
     history::{self, History},
     neighbour,
     notice::{self, Teller, Told},
@@ -97,6 +98,8 @@ fn options(config: &Config) -> Result<Options> {
         )
         .with_pairs(limits.nat_pairs)
         .with_affinities(limits.clients)
+        .with_guards(limits.prefixes, limits.sources)
+        .guarding(config.guards())
         .translating_flows_of(IpVersion::V4, config.translates(IpVersion::V4))
         .translating_flows_of(IpVersion::V6, config.translates(IpVersion::V6)),
         fleet_seed: config.fleet_seed,
@@ -155,6 +158,7 @@ async fn run_parts(
     let (own_vips, watched_own_vips) = watch::channel(None);
     let (hindrances, watched_hindrances) =
         watch::channel(neighbour::replies::Hindrances::default());
+    let (unguarded, watched_unguarded) = watch::channel(None);
     let (census, watched_census) = watch::channel(Arc::new(flows::Census::default()));
     let (attachments, watched_attachments) = watch::channel(vec![]);
     let (closed_egress, watched_closed_egress) = watch::channel(vec![]);
@@ -201,6 +205,7 @@ async fn run_parts(
         answers: answer_queue,
         own_vips: watched_own_vips,
         hindrances: watched_hindrances,
+        unguarded: watched_unguarded,
         census: watched_census.clone(),
         attachments: watched_attachments,
         closed_egress: watched_closed_egress,
@@ -289,6 +294,22 @@ async fn run_parts(
             neighbour::replies::run(watched_status.clone(), gate, hindrances, stopping.clone());
         async { running.await.context("no netlink socket") }
     });
+    parts.start("the watch over guards", {
+        let tap = kernel.tap();
+        let load: guard::programs::Load =
+            Arc::new(move || tap.guard().map_err(|error| chain(&error)));
+        let running = guard::programs::run(
+            watched_status.clone(),
+            maps.capacity.guards,
+            load,
+            unguarded,
+            stopping.clone(),
+        );
+        async {
+            running.await;
+            Ok(())
+        }
+    });
     parts.start("the watch over the host's own VIPs", {
         let running = neighbour::own::run(watched_vips, own_vips, stopping.clone());
         async { running.await.context("no netlink socket") }
@@ -364,7 +385,7 @@ async fn run_parts(
         }
     });
     if let Some(listener) = web_listener {
-        let program = kernel.program()?;
+        let tap = kernel.tap();
         let web = Web::new(
             maps,
             watched_status.clone(),
@@ -373,7 +394,7 @@ async fn run_parts(
             history,
             told,
         )
-        .with_runs(move || runs::counted(program.as_fd()));
+        .with_runs(move || tap.runs());
         let running = web::serve(listener, web, stopping.clone());
         parts.start("the metrics listener", async {
             running.await;
@@ -434,6 +455,7 @@ async fn serve(
                     pid = std::process::id(),
                     "ready"
                 );
+                manager::tell_ready();
             }
             _ = look.tick() => {
                 upkeep.open_again();

@@ -52,6 +52,12 @@ unsafe impl Entry for lb_common::nat::Pair {}
 // SAFETY: as above.
 unsafe impl Entry for lb_common::nat::Link {}
 // SAFETY: as above.
+unsafe impl Entry for lb_common::guard::Guard {}
+// SAFETY: as above.
+unsafe impl Entry for lb_common::guard::Range {}
+// SAFETY: as above.
+unsafe impl Entry for lb_common::guard::SourceBucket {}
+// SAFETY: as above.
 unsafe impl Entry for lb_common::watch::Filter {}
 // SAFETY: as above.
 unsafe impl Entry for lb_common::watch::Record {}

@@ -18,8 +18,9 @@ use lb_common::{
         bucket::{self, Facts},
         v4, v6,
     },
+    guard::{Guard, Range, SourceBucket},
     maglev::{Slot, TableRef},
-    maps::{Hold, Instance},
+    maps::{Hold, Instance, default},
     nat,
     net::IpVersion,
     service::Service,
@@ -53,6 +54,12 @@ pub struct Capacity {
     pub endpoints: u32,
     /// Pairs of a SNAT address and an endpoint; id 0 is never used, so one less can be held.
     pub pairs: u32,
+    /// Ranges of client addresses, of all services' guards.
+    pub ranges: u32,
+    /// Buckets of sources that are told apart.
+    pub source_buckets: u32,
+    /// Whether the programs guard services. No map's size follows from it: it can change while the maps live.
+    pub guards: bool,
 }
 
 impl Capacity {
@@ -77,7 +84,26 @@ impl Capacity {
             nat6_buckets: 0,
             endpoints: 0,
             pairs: 0,
+            ranges: default::RANGES,
+            source_buckets: bucket::buckets_for(default::SOURCES),
+            guards: false,
         }
+    }
+
+    /// The same with room for so many ranges of client addresses and so many sources.
+    #[must_use]
+    pub fn with_guards(self, ranges: u32, sources: u32) -> Self {
+        Self {
+            ranges,
+            source_buckets: bucket::buckets_for(sources),
+            ..self
+        }
+    }
+
+    /// The same for programs that guard services, or that do not.
+    #[must_use]
+    pub fn guarding(self, guards: bool) -> Self {
+        Self { guards, ..self }
     }
 
     /// The same with room for so many clients that keep their backends.
@@ -208,6 +234,12 @@ pub struct Maps {
     pub hold: Array<Hold>,
     /// Which backends clients keep: see [`lb_common::maps::AFFINITIES`].
     pub affinities: Array<v6::Bucket>,
+    /// What services ask of the clients of new flows, by service id.
+    pub guards: Array<Guard>,
+    /// Ranges of client addresses, of all guards.
+    pub ranges: Array<Range>,
+    /// What is known of sources.
+    pub sources: Array<SourceBucket>,
     /// All Maglev tables.
     pub tables: Array<Slot>,
     /// Services by id.
@@ -260,6 +292,9 @@ impl Maps {
             ports: Array::in_memory(capacity.pairs.max(1) * nat::WORDS_OF_PAIR)?,
             links: Array::in_memory(nat::LINKS_LEN)?,
             affinities: Array::in_memory(capacity.affinity_buckets)?,
+            guards: Array::in_memory(capacity.services)?,
+            ranges: Array::in_memory(capacity.ranges)?,
+            sources: Array::in_memory(capacity.source_buckets)?,
             tables: Array::in_memory(capacity.table_slots)?,
             services: Array::in_memory(capacity.services)?,
             backends: Array::in_memory(capacity.backends)?,
@@ -304,6 +339,9 @@ impl Maps {
             )?,
             links: Array::of_map(fd(names::LINKS).as_fd(), nat::LINKS_LEN)?,
             affinities: Array::of_map(fd(names::AFFINITIES).as_fd(), capacity.affinity_buckets)?,
+            guards: Array::of_map(fd(names::GUARDS).as_fd(), capacity.services)?,
+            ranges: Array::of_map(fd(names::RANGES).as_fd(), capacity.ranges)?,
+            sources: Array::of_map(fd(names::SOURCES).as_fd(), capacity.source_buckets)?,
             tables: Array::of_map(fd(names::TABLES).as_fd(), capacity.table_slots)?,
             services: Array::of_map(fd(names::SERVICES).as_fd(), capacity.services)?,
             backends: Array::of_map(fd(names::BACKENDS).as_fd(), capacity.backends)?,

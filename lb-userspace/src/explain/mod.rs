@@ -3,8 +3,10 @@
 //!
 //! * [`packet`][]: the packet, and what comes of it; pure
 //! * [`state`][]: slots and entries, from the maps
+//! * [`guard`][]: what the service's guard says
 //! * [`stages`][]: answers and reasons in words; pure
 
+mod guard;
 mod packet;
 mod stages;
 mod state;
@@ -29,6 +31,7 @@ use utoipa::ToSchema;
 
 use self::{packet::Built, state::Key};
 pub use self::{
+    guard::{GuardFacts, SourceFacts},
     packet::{Outer, Sent, flags_of},
     stages::Stage,
     state::{EntryFacts, SlotFacts},
@@ -168,6 +171,9 @@ pub struct Explanation {
     pub stages: Vec<Stage>,
     /// The service.
     pub service: Option<ServiceFacts>,
+    /// What the service's guard says to the client, if it has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard: Option<GuardFacts>,
     /// The backend that the client keeps, as SERVICE/BACKEND, if the service places clients: a new flow goes there while that takes new flows, whatever
     /// the table says.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -253,6 +259,12 @@ pub fn explain(
         },
         stages: Vec::new(),
         service: service.map(service_facts),
+        guard: key.and_then(|key| {
+            let guard = service?.guard.as_ref()?;
+            let (client, now_ns) = (question.client.ip(), maps::now_ns());
+            let id = key.service();
+            Some(guard::facts(maps, &seed, guard, client, id, now_ns))
+        }),
         kept: key.and_then(|key| state::kept(maps, &names, &seed, key)),
         slots: key
             .map(|key| state::slots(maps, &names, key, now))

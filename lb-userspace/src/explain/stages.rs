@@ -6,7 +6,7 @@ use lb_common::verdict::{Reason, Verdict};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{EntryFacts, Explanation, Question, Sent, SlotFacts};
+use super::{EntryFacts, Explanation, Question, Sent, SlotFacts, guard};
 use crate::{
     model::{Admin, Health},
     status::{BackendStatus, Neighbour, Status},
@@ -16,7 +16,7 @@ use crate::{
 /// A stage's answer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Stage {
-    /// Its name: `packet`, `service`, `flow`, `table`, `backend`, `forward` or `record`.
+    /// Its name: `packet`, `service`, `guard`, `flow`, `table`, `backend`, `forward` or `record`.
     pub stage: String,
     /// Its answer.
     pub answer: String,
@@ -33,6 +33,10 @@ pub(super) fn stages(
 ) -> Vec<Stage> {
     let mut all = vec![packet(question, explanation), service(explanation, status)];
     if explanation.service.is_some() && reason != Reason::NotService {
+        if let Some(facts) = &explanation.guard {
+            let (answer, why) = guard::words(facts, !explanation.entries.is_empty(), reason);
+            all.push(stage("guard", answer, why));
+        }
         all.push(flow(explanation));
         all.push(table(explanation, reason));
         all.push(backend(explanation, reason));

@@ -20,11 +20,8 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    dataplane::{
-        maps::Maps,
-        table::{Bucket, TableKey},
-    },
-    flows::judge,
+    dataplane::{maps::Maps, table::TableKey},
+    flows::{affinity, judge},
     inventory::{FlowState, Names},
 };
 
@@ -89,7 +86,7 @@ impl Key {
         }
     }
 
-    fn service(self) -> u16 {
+    pub(super) fn service(self) -> u16 {
         match self {
             Self::V4(key) => key.service(),
             Self::V6(key) => key.service(),
@@ -156,14 +153,7 @@ pub(super) fn kept(maps: &Maps, names: &Names<'_>, seed: &Seed, key: Key) -> Opt
         Key::V4(key) => key.client_address(),
         Key::V6(key) => key.client_address(),
     };
-    let key = v6::Key::new(client.words(), 0, service);
-    let buckets = key.homes(seed, maps.affinities.len()).into_iter();
-    let mut entries = buckets.flat_map(|index| {
-        let bucket = Bucket::<v6::Key>::over(maps.affinities.words(index));
-        (0..WAYS).filter_map(move |way| bucket.read(way))
-    });
-    let (_, word) = entries.find(|(found, _)| *found == key)?;
-    name_of(names, word.backend())
+    name_of(names, affinity::kept(maps, seed, client, service)?)
 }
 
 /// The entries of a flow, as they are found by who looks for one: each with its value.

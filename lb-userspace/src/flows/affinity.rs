@@ -39,9 +39,8 @@ pub(super) struct Affinities {
     addresses: HashMap<u32, Address>,
     /// Clients that had to give way to others since the daemon started.
     evicted: u64,
-    /// Whether there may be clients of services that placed some in the pass before.
-    had_groups: bool,
-    has_begun: bool,
+    /// Whether nothing is left to forget: no service placed clients in the last pass, and those of before are forgotten.
+    is_clear: bool,
 }
 
 impl Affinities {
@@ -49,8 +48,7 @@ impl Affinities {
     pub(super) fn begin(&mut self, maps: &Maps) {
         *self = Self {
             evicted: self.evicted,
-            had_groups: !self.groups.is_empty() || !self.has_begun,
-            has_begun: true,
+            is_clear: self.is_clear,
             ..Self::default()
         };
         for id in 0..maps.services.len() {
@@ -113,7 +111,7 @@ impl Affinities {
             };
             if let Some(backend) = backend {
                 let sight = Sight {
-                    key: v6::Key::new(client.words(), 0, member),
+                    key: key_of(client, member),
                     backend,
                     seen,
                     is_proven,
@@ -125,11 +123,12 @@ impl Affinities {
     }
 
     /// Forgets the clients that have had no flow for too long, and those whose backend is gone. Gives how many are left, by service id.
-    pub(super) fn forget(&self, maps: &Maps, now: Tick) -> HashMap<u16, u64> {
+    pub(super) fn forget(&mut self, maps: &Maps, now: Tick) -> HashMap<u16, u64> {
         let mut clients = HashMap::new();
-        if self.groups.is_empty() && !self.had_groups {
+        if self.groups.is_empty() && self.is_clear {
             return clients;
         }
+        self.is_clear = self.groups.is_empty();
         for bucket in (0..maps.affinities.len()).map(|index| bucket(maps, index)) {
             for way in 0..WAYS {
                 let Some((key, word)) = bucket.read(way) else {
@@ -187,18 +186,7 @@ impl Sight {
     /// Has the client keep the backend, unless it keeps another one already that takes new flows. True if a client had to give way.
     fn remember(&self, maps: &Maps, seed: &Seed, now: Tick) -> bool {
         let value = Word::live(State::Pin, self.backend, 0, self.seen, 0);
-        let homes = self.key.homes(seed, maps.affinities.len());
-        let places = || {
-            homes.into_iter().flat_map(|index| {
-                let bucket = bucket(maps, index);
-                (0..WAYS).map(move |way| (bucket, way))
-            })
-        };
-        let held = places().find_map(|(bucket, way)| {
-            let (found, word) = bucket.read(way)?;
-            (found == self.key).then(|| (bucket.value(way), word))
-        });
-        if let Some((place, word)) = held {
+        if let Some((place, word)) = find(maps, seed, self.key) {
             let is_same = word.backend() == self.backend;
             let is_later = judge::age(value, now) < judge::age(word, now);
             let has_moved = self.is_open && !takes_new(maps, word) && takes_new(maps, value);
@@ -210,8 +198,9 @@ impl Sight {
         if !takes_new(maps, value) {
             return false;
         }
-        let word_at = |(bucket, way): (Bucket<'_, v6::Key>, u32)| Word(load(bucket.value(way)));
-        let is_free = |place: &(Bucket<'_, v6::Key>, u32)| word_at(*place) == Word::EMPTY;
+        let homes = homes(maps, seed, self.key);
+        let word_at = |(bucket, way): Place<'_>| Word(load(bucket.value(way)));
+        let is_free = |place: &Place<'_>| word_at(*place) == Word::EMPTY;
         let free_in = |index| {
             let bucket = bucket(maps, index);
             (0..WAYS).filter(|&way| is_free(&(bucket, way))).count()
@@ -221,7 +210,7 @@ impl Sight {
         let free = (0..WAYS).map(|way| (own, way)).find(is_free);
         // What anybody can make up takes nothing from others.
         let quiet = || {
-            let oldest = places().max_by_key(|place| judge::age(word_at(*place), now));
+            let oldest = places(maps, homes).max_by_key(|place| judge::age(word_at(*place), now));
             oldest.filter(|place| {
                 self.is_proven && judge::age(word_at(*place), now) >= GIVES_WAY_TICKS
             })
@@ -239,6 +228,40 @@ impl Sight {
         place.value(way).store(value.0, Ordering::Release);
         gives_way
     }
+}
+
+/// The backend that a client keeps at a service.
+pub(crate) fn kept(maps: &Maps, seed: &Seed, client: Address, service: u16) -> Option<BackendRef> {
+    find(maps, seed, key_of(client, service)).map(|(_, word)| word.backend())
+}
+
+/// The key of a client at a service.
+fn key_of(client: Address, service: u16) -> v6::Key {
+    v6::Key::new(client.words(), 0, service)
+}
+
+/// A client's entry: where its value is, and what that was.
+fn find<'m>(maps: &'m Maps, seed: &Seed, key: v6::Key) -> Option<(&'m AtomicU64, Word)> {
+    places(maps, homes(maps, seed, key)).find_map(|(bucket, way)| {
+        let (found, word) = bucket.read(way)?;
+        (found == key).then(|| (bucket.value(way), word))
+    })
+}
+
+/// A place in the table of clients.
+type Place<'m> = (Bucket<'m, v6::Key>, u32);
+
+/// The places of two buckets.
+fn places(maps: &Maps, homes: [u32; 2]) -> impl Iterator<Item = Place<'_>> {
+    homes.into_iter().flat_map(move |index| {
+        let bucket = bucket(maps, index);
+        (0..WAYS).map(move |way| (bucket, way))
+    })
+}
+
+/// The two buckets that a key may be in.
+fn homes(maps: &Maps, seed: &Seed, key: v6::Key) -> [u32; 2] {
+    key.homes(seed, maps.affinities.len())
 }
 
 fn bucket(maps: &Maps, index: u32) -> Bucket<'_, v6::Key> {

@@ -18,6 +18,7 @@ use lb_common::{
     },
     hash::Seed,
     nat::{Pair, TranslationWord, slot_of},
+    net::IpVersion,
 };
 
 use super::{
@@ -29,6 +30,7 @@ use super::{
         self, Action, Gone, RECLAIM_PIN_TICKS, RECLAIM_YOUNG_TICKS, first_goes, may_be_duplicate,
     },
     reclaim::Reclaim,
+    sources::Sources,
     today::{closed, is_due, is_forgotten, today},
 };
 use crate::{
@@ -59,6 +61,7 @@ struct Common {
     scans: u64,
     tally: Tally,
     affinities: Affinities,
+    sources: Sources,
     /// Whether a pass has begun that is not over.
     is_passing: bool,
     swept: Swept,
@@ -83,6 +86,7 @@ impl Sweeper {
                 scans: 0,
                 tally: Tally::new(maps.backends.len(), maps.services.len()),
                 affinities: Affinities::default(),
+                sources: Sources::default(),
                 is_passing: false,
                 swept: Swept::default(),
                 churn: vec![Churn::default(); maps.services.len() as usize],
@@ -128,6 +132,7 @@ impl Common {
         if !self.is_passing {
             self.is_passing = true;
             self.affinities.begin(&self.maps);
+            self.sources.begin(&self.maps);
         }
     }
 
@@ -137,6 +142,7 @@ impl Common {
         let at = (self.clock)();
         let clients = self.affinities.forget(&self.maps, at);
         self.swept.clients = self.affinities.evicted();
+        let sources = self.sources.finish(&self.maps, maps::now_ns());
         let Counted {
             by_backend,
             by_service,
@@ -151,6 +157,7 @@ impl Common {
             by_pair,
             ports: self.ports(),
             clients,
+            sources,
             swept: self.swept,
             churn: (0..)
                 .zip(&self.churn)
@@ -173,12 +180,18 @@ impl Common {
     }
 
     /// Takes in that a client has a flow.
-    fn note_client(&mut self, key: impl TableKey, word: Word, now: Tick) {
+    fn note_client<K: TableKey>(&mut self, key: K, word: Word, now: Tick) {
         let (client, service) = (key.client_address(), key.service());
         let Self {
-            affinities, maps, ..
+            affinities,
+            sources,
+            maps,
+            seed,
+            ..
         } = self;
-        affinities.note(maps, &self.seed, client, service, word, now);
+        affinities.note(maps, seed, client, service, word, now);
+        let is_ipv6 = K::VERSION == IpVersion::V6;
+        sources.note(seed, client, is_ipv6, service, word);
     }
 
     /// Gives back the SNAT port of an entry that was just emptied, if it had one.

@@ -9,16 +9,12 @@ use lb_common::{
     backend::{BackendState, Forwarding, Serving},
     clock::Tick,
     flow::{
-        self, v4, v6,
+        v4, v6,
         word::{BackendRef, State, Word},
     },
     hash::Seed,
     maglev::{Slot, TableRef},
     maps::{ABI_VERSION, Instance},
-    nat::{
-        FIRST_PORT, Pair, Translation, TranslationWord, WORDS_OF_PAIR, slot_index, slot_of,
-        translation::stamp,
-    },
     net::{Address, IpVersion},
     service::Service,
     share::Share,
@@ -27,12 +23,12 @@ use proptest::prelude::*;
 
 use super::{
     Census, Churn, Counts, Sweeper, TableCensus,
-    judge::{CLOSED_TICKS, IDLE_TICKS, RECLAIM_PIN_TICKS, RECLAIM_YOUNG_TICKS},
+    judge::{CLOSED_TICKS, IDLE_TICKS},
     pick_of,
 };
 use crate::dataplane::{
     maps::{Capacity, Maps},
-    table::{Place, TableKey},
+    table::TableKey,
 };
 
 const NOW: Tick = Tick(2_000_000);
@@ -73,27 +69,20 @@ macro_rules! in_both_versions {
 }
 
 mod left;
+mod reclaim;
+mod translation;
 
 in_both_versions! {
     a_pass_counts_everything_in_steps
     embryos_expire_and_ended_flows_go
     entries_of_a_backend_whose_deadline_was_long_ago_go
     entries_of_a_dead_backend_whose_flows_go_elsewhere_are_forgotten
-    below_three_quarters_nothing_is_reclaimed
-    flows_that_need_their_entries_are_never_reclaimed
-    young_entries_go_first_and_only_as_many_as_are_too_many
-    then_pins_go_the_longest_idle_first_and_exceptions_never
-    a_table_full_of_exceptions_stays_full
-    a_slot_that_is_being_handed_over_protects_its_flows
     of_two_entries_of_a_key_the_older_goes_after_a_second_look
     a_contested_pair_is_no_duplicate
     an_entry_whose_challenger_is_gone_is_contested_no_more
     an_entry_is_contested_again_by_a_challenger_that_came_as_the_mark_went
     the_pick_is_the_slots_owner
     a_stopped_process_does_not_take_new_entries_for_old_ones
-    an_entry_that_goes_gives_back_its_port
-    a_port_that_is_anothers_by_now_is_not_given_back
-    a_translation_of_another_flow_is_none
     flows_that_begin_and_end_are_counted_by_service
 }
 
@@ -123,6 +112,9 @@ impl<K: Client> Fixture<K> {
             nat6_buckets: flow6_buckets,
             endpoints: 4,
             pairs: 4,
+            ranges: 16,
+            source_buckets: 4,
+            guards: false,
         };
         let maps = Maps::in_memory(capacity).unwrap();
         maps.instance.set(
@@ -140,7 +132,7 @@ impl<K: Client> Fixture<K> {
             identity: 1,
             vip: Address::default(),
             port: 80,
-            translates: 0,
+            traits: 0,
             affinity: 0,
             affinity_ticks: 0,
         };
@@ -184,42 +176,6 @@ impl<K: Client> Fixture<K> {
         for n in 0..entries {
             self.put(n / 4, n % 4, K::client(n, 0), word(n));
         }
-    }
-
-    /// Gives the entry at a place a translation, as the data path does.
-    fn put_translation(&self, (bucket, way): Place, key: K, word: TranslationWord) {
-        let array = match K::VERSION {
-            IpVersion::V4 => &self.maps.nat4,
-            IpVersion::V6 => &self.maps.nat6,
-        };
-        let mut translations = array.get(bucket);
-        translations.translations[way as usize] = Translation {
-            word: word.0,
-            stamp: stamp(key.mixed(&SEED), self.word(bucket, way).backend()),
-        };
-        array.set(bucket, &translations);
-    }
-
-    fn translate_without_port(&self, place: Place, key: K) {
-        self.put_translation(place, key, TranslationWord::new(0, 0));
-    }
-
-    /// The same with a port of a pair.
-    fn translate(&self, (bucket, way): Place, key: K, (pair, port): (u16, u16)) {
-        self.put_translation((bucket, way), key, TranslationWord::new(pair, port));
-        let slot = slot_index(pair, port);
-        let place = slot_of(flow::table::Place { index: bucket, way });
-        let word = self.maps.slots.word(slot / 2, 0);
-        word.fetch_or(u64::from(place) << (32 * (slot % 2)), Ordering::SeqCst);
-        let bit = u32::from(port - FIRST_PORT);
-        let word = u32::from(pair) * WORDS_OF_PAIR + bit / 64;
-        let bits = self.maps.ports.word(word, 0);
-        bits.fetch_or(1 << (bit % 64), Ordering::SeqCst);
-    }
-
-    fn slot(&self, pair: u16, port: u16) -> u32 {
-        let slot = slot_index(pair, port);
-        (self.maps.slots.get(slot / 2) >> (32 * (slot % 2))) as u32
     }
 
     fn homes(&self, key: K) -> [u32; 2] {
@@ -371,114 +327,6 @@ fn entries_of_a_dead_backend_whose_flows_go_elsewhere_are_forgotten<K: Client>()
     assert_eq!((used(&census), census.swept.rehashed), (4, 2));
     assert_eq!(fixture.word(1, 0), Word::EMPTY);
     assert_eq!(fixture.word(1, 1), Word::EMPTY);
-}
-
-fn below_three_quarters_nothing_is_reclaimed<K: Client>() {
-    let fixture = Fixture::<K>::new(25);
-    fixture.fill(75, |_| aged(State::Pin, OWNER, 2 * RECLAIM_PIN_TICKS));
-    let mut sweeper = fixture.sweeper();
-    for _ in 0..5 {
-        assert_eq!(used(&sweeper.pass()), 75);
-    }
-}
-
-fn young_entries_go_first_and_only_as_many_as_are_too_many<K: Client>() {
-    let fixture = Fixture::<K>::new(25);
-    fixture.fill(90, |n| {
-        if n < 40 {
-            aged(State::Young, OWNER, RECLAIM_YOUNG_TICKS)
-        } else {
-            aged(State::Pin, OWNER, 2 * RECLAIM_PIN_TICKS)
-        }
-    });
-    let mut sweeper = fixture.sweeper();
-    for _ in 0..5 {
-        sweeper.pass();
-    }
-    let census = sweeper.pass();
-    // One in a hundred more than too many, so that the use is below the limit.
-    assert_eq!((census.total().young, census.total().pin), (24, 50));
-    assert_eq!(census.swept.reclaimed, 16);
-}
-
-fn then_pins_go_the_longest_idle_first_and_exceptions_never<K: Client>() {
-    let fixture = Fixture::<K>::new(25);
-    // By age: exceptions, the oldest of all, then older and younger pins, then such as are in use.
-    fixture.fill(95, |n| match n {
-        0..30 => aged(State::Pin, OTHER, 9 * RECLAIM_PIN_TICKS),
-        30..40 => aged(State::Pin, OWNER, 5 * RECLAIM_PIN_TICKS),
-        40..60 => aged(State::Pin, OWNER, 2 * RECLAIM_PIN_TICKS),
-        _ => aged(State::Pin, OWNER, 10),
-    });
-    let mut sweeper = fixture.sweeper();
-    for _ in 0..5 {
-        sweeper.pass();
-    }
-    assert_eq!(used(&sweeper.pass()), 74);
-    let left = |range: std::ops::Range<u32>| {
-        range
-            .filter(|n| !fixture.word(n / 4, *n % 4).is(State::Empty))
-            .count()
-    };
-    assert_eq!(
-        (left(0..30), left(30..40), left(40..60), left(60..95)),
-        (30, 0, 9, 35)
-    );
-}
-
-fn a_table_full_of_exceptions_stays_full<K: Client>() {
-    let fixture = Fixture::<K>::new(25);
-    fixture.fill(100, |n| {
-        let state = if n % 2 == 0 { State::Pin } else { State::Young };
-        aged(state, OTHER, 9 * RECLAIM_PIN_TICKS)
-    });
-    let mut sweeper = fixture.sweeper();
-    for _ in 0..5 {
-        sweeper.pass();
-    }
-    let census = sweeper.pass();
-    assert_eq!((used(&census), census.swept.reclaimed), (100, 0));
-}
-
-fn flows_that_need_their_entries_are_never_reclaimed<K: Client>() {
-    for state in [
-        BackendState::new(0, Serving::New, Forwarding::Nat, 0, true),
-        BackendState::new(0, Serving::New, Forwarding::Dnat, 0, true),
-        // On this host.
-        BackendState::new(0, Serving::New, Forwarding::L2, 0, true).tagged(3),
-    ] {
-        let fixture = Fixture::<K>::new(25);
-        fixture.maps.set_state(OWNER, state);
-        fixture.fill(100, |n| {
-            let state = if n % 2 == 0 { State::Pin } else { State::Young };
-            aged(state, OWNER, 9 * RECLAIM_PIN_TICKS)
-        });
-        let mut sweeper = fixture.sweeper();
-        for _ in 0..5 {
-            sweeper.pass();
-        }
-        let census = sweeper.pass();
-        assert_eq!(
-            (used(&census), census.swept.reclaimed),
-            (100, 0),
-            "{state:?}"
-        );
-    }
-}
-
-fn a_slot_that_is_being_handed_over_protects_its_flows<K: Client>() {
-    let fixture = Fixture::<K>::new(25);
-    for slot in 10..41 {
-        // An unknown packet would go to the previous backend, so these entries are not recomputable for another ten minutes.
-        fixture
-            .maps
-            .tables
-            .set(slot, &Slot::new(OWNER, OTHER, Tick(NOW.0 - 1)));
-    }
-    fixture.fill(100, |_| aged(State::Young, OWNER, RECLAIM_YOUNG_TICKS));
-    let mut sweeper = fixture.sweeper();
-    sweeper.pass();
-    assert_eq!(used(&sweeper.pass()), 100);
 }
 
 fn of_two_entries_of_a_key_the_older_goes_after_a_second_look<K: Client>() {
@@ -653,31 +501,6 @@ async fn the_sweep_goes_on_until_it_is_told_to_stop() {
     sweep.await.unwrap();
 }
 
-#[test]
-fn each_table_is_relieved_by_its_own_use() {
-    let four = Fixture::<v4::Key>::new(25);
-    // The IPv6 table is full, but for its embryos, of what would be reclaimed under pressure; the IPv4 one is half empty of it.
-    let old = |state| aged(state, OWNER, 9 * RECLAIM_PIN_TICKS);
-    four.fill(50, |_| old(State::Pin));
-    let six = Fixture::<v6::Key> {
-        maps: Arc::clone(&four.maps),
-        clock: Arc::clone(&four.clock),
-        key: std::marker::PhantomData,
-    };
-    six.fill(8, |_| old(State::Young));
-    let mut sweeper = four.sweeper();
-    for _ in 0..5 {
-        sweeper.pass();
-    }
-    let census = sweeper.pass();
-    assert_eq!(census.tables.v4.counts.pin, 50);
-    assert_eq!(
-        (census.tables.v6.counts.young, census.swept.reclaimed),
-        (6, 2)
-    );
-    assert_eq!(census.total(), census.by_service[&0]);
-}
-
 fn flows_that_begin_and_end_are_counted_by_service<K: Client>() {
     let fixture = Fixture::<K>::new(16);
     let word = |state, flags| Word::live(state, BackendRef::new(OWNER, 0), 0, NOW, flags);
@@ -755,76 +578,4 @@ proptest! {
         only_takes_away::<v4::Key>(&entries, passes);
         only_takes_away::<v6::Key>(&entries, passes);
     }
-}
-
-/// Of two neighbouring ports, whose slots share a word, the one and not the other; and a pair's flows and ports are counted.
-fn an_entry_that_goes_gives_back_its_port<K: Client>() {
-    let fixture = Fixture::<K>::new(8);
-    let pair = Pair {
-        endpoint: 1,
-        ..Pair::default()
-    };
-    fixture.maps.pairs.set(2, &pair);
-    let (ended, lives, unported) = (K::client(1, 0), K::client(2, 0), K::client(3, 0));
-    fixture.put(5, 1, ended, aged(State::Closing, OWNER, 5_000));
-    fixture.put(5, 2, lives, aged(State::Pin, OWNER, 5_000));
-    fixture.put(6, 0, unported, aged(State::Pin, OWNER, 5_000));
-    fixture.translate((5, 1), ended, (2, 2_000));
-    fixture.translate((5, 2), lives, (2, 2_001));
-    // Mode `dnat` has none.
-    fixture.translate_without_port((6, 0), unported);
-    assert_eq!(fixture.maps.ports_in_use(2), 2);
-
-    let mut sweeper = fixture.sweeper();
-    let census = sweeper.pass();
-    assert_eq!((census.swept.ended, census.swept.ports), (1, 1));
-    assert_eq!(
-        (fixture.slot(2, 2_000), fixture.maps.ports_in_use(2)),
-        (0, 1)
-    );
-    assert_ne!(fixture.slot(2, 2_001), 0);
-    assert_eq!(census.by_pair, [(2, 1)].into());
-    assert_eq!(census.ports, [(2, 1)].into());
-    let census = sweeper.pass();
-    assert_eq!((census.swept.ports, census.by_pair), (1, [(2, 1)].into()));
-}
-
-fn a_port_that_is_anothers_by_now_is_not_given_back<K: Client>() {
-    let fixture = Fixture::<K>::new(8);
-    let key = K::client(1, 0);
-    fixture.put(5, 1, key, aged(State::Closing, OWNER, 5_000));
-    fixture.translate((5, 1), key, (2, 2_000));
-    let other = u64::from(slot_of(flow::table::Place { index: 3, way: 3 }));
-    let slot = slot_index(2, 2_000);
-    fixture
-        .maps
-        .slots
-        .set(slot / 2, &(other << (32 * (slot % 2))));
-    let census = fixture.sweeper().pass();
-    assert_eq!((census.swept.ended, census.swept.ports), (1, 0));
-    assert_eq!(u64::from(fixture.slot(2, 2_000)), other);
-    assert_eq!(fixture.maps.ports_in_use(2), 1);
-}
-
-/// What a former occupant of the place has left, and one that is being written.
-fn a_translation_of_another_flow_is_none<K: Client>() {
-    let fixture = Fixture::<K>::new(8);
-    let (former, key) = (K::client(1, 0), K::client(2, 0));
-    fixture.put(5, 1, former, aged(State::Pin, OWNER, 1));
-    fixture.translate((5, 1), former, (2, 2_000));
-    let read = |key, backend| {
-        let table = K::table(&fixture.maps);
-        table.translation((5, 1), key, aged(State::Pin, backend, 1), &SEED)
-    };
-    let word = TranslationWord::new(2, 2_000);
-    assert_eq!(read(former, OWNER), Some(word));
-    assert_eq!((read(key, OWNER), read(former, OTHER)), (None, None));
-    fixture.put(5, 1, key, aged(State::Closing, OWNER, 5_000));
-    let census = fixture.sweeper().pass();
-    assert_eq!((census.swept.ended, census.swept.ports), (1, 0));
-    assert_ne!(
-        fixture.slot(2, 2_000),
-        0,
-        "whoever has the place next gives it back"
-    );
 }

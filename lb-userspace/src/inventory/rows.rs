@@ -13,7 +13,7 @@ use super::Ids;
 use crate::{
     dataplane::maps::Maps,
     model::Suspension,
-    status::{BackendFlows, BackendStatus, ServiceStatus, Status, schema},
+    status::{BackendFlows, BackendStatus, GuardStatus, ServiceStatus, Status, schema},
 };
 
 /// Packets and bytes since the maps were made.
@@ -53,6 +53,9 @@ pub struct ServiceRow {
     pub fail_open: bool,
     /// Why dead backends' clients are not told, if they are not.
     pub resets_suspended: Option<Suspension>,
+    /// Whom it takes new flows from, and how many of one source, if that is limited.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guard: Option<GuardStatus>,
     /// Why it is not served as configured, if it is not.
     pub error: Option<String>,
     /// How many backends it has, by what they are given.
@@ -113,6 +116,7 @@ pub fn services(maps: &Maps, status: &Status) -> Vec<ServiceRow> {
             removed: service.removed,
             fail_open: service.fail_open,
             resets_suspended: service.resets_suspended,
+            guard: service.guard.clone(),
             error: service.error.clone(),
             backends: by_serving,
             flows,

@@ -1,8 +1,6 @@
-//! Which stretches of the arena are free.
+//! Which stretches of an array are free: of that of all tables, and of that of all ranges.
 
 use std::collections::BTreeMap;
-
-use lb_common::maglev::TableRef;
 
 /// Free stretches, by their first slot.
 pub(super) struct Arena {
@@ -10,11 +8,11 @@ pub(super) struct Arena {
 }
 
 impl Arena {
-    /// What of `slots` slots is left by the tables that are there.
-    pub(super) fn without<'t>(slots: u32, tables: impl Iterator<Item = &'t TableRef>) -> Self {
-        let mut taken: Vec<(u32, u32)> = tables
-            .filter(|table| table.size() > 0)
-            .map(|table| (table.offset(), table.offset().saturating_add(table.size())))
+    /// What of `slots` slots is left by what is there: each the first slot, and how many.
+    pub(super) fn without(slots: u32, taken: impl Iterator<Item = (u32, u32)>) -> Self {
+        let mut taken: Vec<(u32, u32)> = taken
+            .filter(|&(_, len)| len > 0)
+            .map(|(first, len)| (first, first.saturating_add(len)))
             .collect();
         taken.sort_unstable();
         let mut gaps = BTreeMap::new();
@@ -58,8 +56,8 @@ mod tests {
 
     #[test]
     fn the_smallest_stretch_that_fits_is_taken() {
-        let tables = [TableRef::new(10, 10, 0), TableRef::new(25, 5, 0)];
-        let mut arena = Arena::without(40, tables.iter());
+        let tables = [(10, 10), (25, 5)];
+        let mut arena = Arena::without(40, tables.into_iter());
         assert_eq!(arena.largest(), 10);
         assert_eq!(arena.take(5), Some(20));
         assert_eq!(arena.take(6), Some(0));
@@ -70,14 +68,9 @@ mod tests {
     }
 
     #[test]
-    fn tables_beyond_the_end_or_over_one_another_take_nothing_twice() {
-        let tables = [
-            TableRef::new(0, 10, 0),
-            TableRef::new(5, 10, 0),
-            TableRef::new(35, 10, 0),
-            TableRef::new(u32::MAX, 10, 0),
-        ];
-        let mut arena = Arena::without(40, tables.iter());
+    fn what_lies_beyond_the_end_or_over_one_another_takes_nothing_twice() {
+        let tables = [(0, 10), (5, 10), (35, 10), (u32::MAX, 10)];
+        let mut arena = Arena::without(40, tables.into_iter());
         assert_eq!(arena.take(20), Some(15));
         assert_eq!(arena.largest(), 0);
     }
@@ -86,16 +79,16 @@ mod tests {
         #[test]
         fn what_is_taken_never_overlaps(sizes in prop::collection::vec(1u32..50, 0..30)) {
             let mut arena = Arena::without(500, std::iter::empty());
-            let mut taken: Vec<TableRef> = Vec::new();
+            let mut taken: Vec<(u32, u32)> = Vec::new();
             for size in sizes {
                 if let Some(offset) = arena.take(size) {
                     prop_assert!(offset + size <= 500);
-                    for other in &taken {
-                        prop_assert!(offset >= other.offset() + other.size() || other.offset() >= offset + size);
+                    for &(other, len) in &taken {
+                        prop_assert!(offset >= other + len || other >= offset + size);
                     }
-                    taken.push(TableRef::new(offset, size, 0));
+                    taken.push((offset, size));
                 }
-                prop_assert_eq!(arena.largest(), Arena::without(500, taken.iter()).largest());
+                prop_assert_eq!(arena.largest(), Arena::without(500, taken.iter().copied()).largest());
             }
         }
     }

@@ -7,6 +7,7 @@
 mod arena;
 mod directory;
 mod entry;
+mod guard;
 mod observed;
 mod operation;
 mod tables;
@@ -20,6 +21,7 @@ use std::{
 
 use lb_common::{
     clock::Tick,
+    guard::RangesRef,
     maglev::{HANDOVER_TICKS, TableRef},
     net::IpVersion,
     service::Service,
@@ -32,7 +34,7 @@ use self::{
 };
 pub use self::{
     directory::Directory,
-    observed::{Observed, ObservedService, Translations, Unsettled},
+    observed::{Observed, ObservedGuard, ObservedService, Translations, Unsettled},
     operation::Operation,
     tables::{Tables, owners},
 };
@@ -80,6 +82,16 @@ pub enum Deferred {
         /// Slots of the largest free stretch.
         largest: u32,
     },
+    /// There is no free stretch for the ranges of its lists.
+    #[error(
+        "there is no room for the {ranges} ranges of its allow and deny lists, the largest free stretch has {largest}; what they were before stays in force: raise limits.prefixes, run `tether cleanup` and start anew, or shorten them"
+    )]
+    Ranges {
+        /// Ranges needed.
+        ranges: u32,
+        /// Ranges of the largest free stretch.
+        largest: u32,
+    },
     /// The directory of VIPs has no place.
     #[error(
         "the directory of VIPs has no place for it; raise limits.services, run `tether cleanup` and start anew"
@@ -111,6 +123,12 @@ pub fn plan(wanted: &Wanted<'_>, observed: &Observed, tables: &mut Tables, now: 
             .collect(),
         cleared: BTreeSet::new(),
         arena: None,
+        guarded: observed
+            .guards
+            .iter()
+            .map(|(&id, guard)| (id, guard.ranges))
+            .collect(),
+        ranges: None,
     };
     planner.clear_unlisted(wanted);
     let unnamed = planner.translations(wanted);
@@ -119,6 +137,7 @@ pub fn plan(wanted: &Wanted<'_>, observed: &Observed, tables: &mut Tables, now: 
         planner.service(wanted, service, tables);
     }
     planner.directory_and_removal(wanted);
+    planner.remove_guards(wanted);
     planner.remove_translations(wanted, unnamed);
     planner.handovers();
     planner.plan
@@ -134,6 +153,10 @@ struct Planner<'a> {
     cleared: BTreeSet<u16>,
     /// Free stretches of the arena; made when first asked for.
     arena: Option<Arena>,
+    /// The ranges as guards will name them once the operations so far are done, by service; a service without a guard has none.
+    guarded: BTreeMap<u16, RangesRef>,
+    /// Free stretches of the ranges; made when first asked for.
+    ranges: Option<Arena>,
 }
 
 impl Planner<'_> {
@@ -144,7 +167,7 @@ impl Planner<'_> {
     fn grace(&mut self) {
         self.push(Operation::Grace);
         self.plan.unsettled = Unsettled::default();
-        self.arena = None;
+        (self.arena, self.ranges) = (None, None);
     }
 
     /// States of backends that are there, then their next hops, then new backends.
@@ -221,18 +244,24 @@ impl Planner<'_> {
         }
         let table = held.map_or(TableRef::default(), |held| held.table);
         let mut named = table;
-        let translates = u16::from(
-            service
-                .backends
-                .iter()
-                .any(|backend| backend.mode.translates()),
-        );
+        let mut backends = service.backends.iter();
+        let mut traits = if backends.any(|backend| backend.mode.translates()) {
+            Service::TRANSLATES
+        } else {
+            0
+        };
+        if self.guard(service) {
+            traits |= Service::GUARDED;
+        } else if held.is_none() && service.guard.is_some() {
+            // Nobody is to find it open meanwhile.
+            return;
+        }
         let mut before = held.map(|held| held.entry);
         if let Some(entry) = &mut before
-            && entry.translates < translates
+            && entry.traits | traits != entry.traits
         {
-            // Before a slot names the first of these backends, also where the table is written in its place.
-            entry.translates = translates;
+            // Before a slot names the first of the backends that translate, also where the table is written in its place.
+            entry.traits |= traits;
             self.push(Operation::WriteService {
                 id: service.id,
                 entry: Box::new(*entry),
@@ -279,7 +308,7 @@ impl Planner<'_> {
             identity,
             vip: service.endpoint.vip.into(),
             port: service.endpoint.port,
-            translates,
+            traits,
             affinity: placing.group,
             affinity_ticks: placing.ticks,
         };
@@ -350,9 +379,10 @@ impl Planner<'_> {
     fn arena(&mut self) -> &mut Arena {
         self.arena.get_or_insert_with(|| {
             let unsettled = self.plan.unsettled.regions.iter();
+            let tables = self.named.values().chain(unsettled);
             Arena::without(
                 self.observed.capacity.table_slots,
-                self.named.values().chain(unsettled),
+                tables.map(|table| (table.offset(), table.size())),
             )
         })
     }
@@ -435,6 +465,7 @@ impl Planner<'_> {
     fn clear_service(&mut self, id: u16) {
         self.push(Operation::ClearService { id });
         self.cleared.insert(id);
+        self.clear_guard(id);
         if let Some(table) = self.named.remove(&id)
             && table.size() > 0
         {

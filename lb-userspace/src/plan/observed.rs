@@ -10,6 +10,7 @@ use lb_common::{
     backend::Backend,
     clock::Tick,
     flow::word::BackendRef,
+    guard::{Guard, RangesRef},
     maglev::{Slot, TableRef},
     nat::{Endpoint, Pair},
     net::IpVersion,
@@ -18,9 +19,12 @@ use lb_common::{
 };
 
 use super::{Operation, directory::Directory};
-use crate::dataplane::{
-    array::{Array, Entry},
-    maps::{Capacity, Maps},
+use crate::{
+    dataplane::{
+        array::{Array, Entry},
+        maps::{Capacity, Maps},
+    },
+    guard,
 };
 
 /// What the maps hold.
@@ -42,6 +46,8 @@ pub struct Observed {
     pub endpoints4: Vec<VipBucket>,
     /// The directory of IPv6 endpoints.
     pub endpoints6: Vec<VipBucket>,
+    /// Guards that ask anything, by service id.
+    pub guards: BTreeMap<u16, ObservedGuard>,
     /// What no longer is in use but may still be read.
     pub unsettled: Unsettled,
 }
@@ -85,6 +91,17 @@ impl ObservedService {
     }
 }
 
+/// A service's guard.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ObservedGuard {
+    /// Its entry.
+    pub entry: Guard,
+    /// Its ranges; none if the entry names some beyond their array's end.
+    pub ranges: RangesRef,
+    /// The [`guard::digest`] of its ranges.
+    pub digest: u64,
+}
+
 fn read_all<T: Entry>(array: &Array<T>) -> Vec<T> {
     (0..array.len()).map(|index| array.get(index)).collect()
 }
@@ -94,6 +111,8 @@ fn read_all<T: Entry>(array: &Array<T>) -> Vec<T> {
 pub struct Unsettled {
     /// Tables that were replaced.
     pub regions: Vec<TableRef>,
+    /// Ranges that were replaced.
+    pub ranges: Vec<RangesRef>,
     /// Backends whose state named another next hop before.
     pub hops: BTreeSet<u32>,
 }
@@ -110,10 +129,12 @@ impl Observed {
             translations: Translations::default(),
             endpoints4: read_all(&maps.endpoints4),
             endpoints6: read_all(&maps.endpoints6),
+            guards: BTreeMap::new(),
             unsettled,
         };
         for id in 0..u16::try_from(maps.services.len()).unwrap_or(u16::MAX) {
             observed.read_service(maps, id, now);
+            observed.read_guard(maps, id);
         }
         for id in 0..maps.backends.len() {
             observed.read_backend(maps, id);
@@ -174,8 +195,30 @@ impl Observed {
                 };
                 held[bucket as usize] = there.get(bucket);
             }
-            Operation::Grace => {}
+            Operation::WriteGuard { service, .. } => self.read_guard(maps, service),
+            // Until they are named, ranges written aside concern nobody.
+            Operation::WriteRanges { .. } | Operation::Grace => {}
         }
+    }
+
+    fn read_guard(&mut self, maps: &Maps, service: u16) {
+        let entry = maps.guards.get(u32::from(service));
+        if entry == Guard::default() {
+            self.guards.remove(&service);
+            return;
+        }
+        let mut ranges = RangesRef(entry.ranges);
+        if u64::from(ranges.first()) + u64::from(ranges.len()) > u64::from(maps.ranges.len()) {
+            ranges = RangesRef::default();
+        }
+        let indices = ranges.first()..ranges.first() + ranges.len();
+        let digest = guard::digest(indices.map(|index| maps.ranges.get(index)));
+        let observed = ObservedGuard {
+            entry,
+            ranges,
+            digest,
+        };
+        self.guards.insert(service, observed);
     }
 
     fn read_backend(&mut self, maps: &Maps, id: u32) {

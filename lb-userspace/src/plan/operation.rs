@@ -9,6 +9,7 @@ use std::{
 use lb_common::{
     backend::{Backend, BackendState, NextHop, Serving},
     clock::Tick,
+    guard::{Guard, Range, RangesRef},
     hash::Seed,
     maglev::{Slot, TableRef},
     nat::{Endpoint, Pair},
@@ -136,6 +137,22 @@ pub enum Operation {
         /// Its id.
         id: u16,
     },
+    /// Writes the ranges of a service's guard aside.
+    WriteRanges {
+        /// Whose.
+        service: u16,
+        /// Where they go.
+        to: RangesRef,
+        /// The ranges.
+        ranges: Arc<[Range]>,
+    },
+    /// Writes a service's guard, the name of its ranges last; one that asks nothing clears it.
+    WriteGuard {
+        /// Whose.
+        service: u16,
+        /// The guard.
+        guard: Box<Guard>,
+    },
 }
 
 /// Ids for people; 0 is none.
@@ -187,6 +204,12 @@ impl Operation {
             Self::ClearEndpoint { id } => {
                 maps.endpoints.set(u32::from(*id), &Endpoint::default());
             }
+            Self::WriteRanges { to, ranges, .. } => {
+                for (index, range) in (to.first()..).zip(ranges.iter()) {
+                    maps.ranges.set(index, range);
+                }
+            }
+            Self::WriteGuard { service, guard } => maps.guards.set(u32::from(*service), guard),
             Self::Grace => grace(),
             Self::ForgetHandovers { table, now, .. } => forget_handovers(maps, *table, *now),
             Self::ClearService { id } => {
@@ -222,7 +245,7 @@ const UNUSED_SERVICE: Service = Service {
     identity: 0,
     vip: Address([0; 16]),
     port: 0,
-    translates: 0,
+    traits: 0,
     affinity: 0,
     affinity_ticks: 0,
 };
@@ -356,6 +379,22 @@ impl fmt::Display for Operation {
             }
             Self::ClearPair { id } => write!(f, "pair {id}: clear"),
             Self::ClearEndpoint { id } => write!(f, "endpoint {id}: clear"),
+            Self::WriteRanges {
+                service,
+                to,
+                ranges,
+            } => {
+                let (len, first) = (ranges.len(), to.first());
+                write!(f, "service {service}: write {len} ranges at {first}, aside")
+            }
+            Self::WriteGuard { service, guard } if **guard == Guard::default() => {
+                write!(f, "service {service}: clear guard")
+            }
+            Self::WriteGuard { service, guard } => {
+                let ranges = RangesRef(guard.ranges);
+                let (len, first) = (ranges.len(), ranges.first());
+                write!(f, "service {service}: write guard, {len} ranges at {first}")
+            }
             Self::Grace => write!(f, "wait for a grace period"),
             Self::ForgetHandovers { service, .. } => {
                 write!(

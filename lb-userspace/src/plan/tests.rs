@@ -1,10 +1,13 @@
+mod guard;
+mod slots;
 mod translation;
+mod vips;
 
 use lb_common::{
     backend::{BackendState, Forwarding, Mode, NextHop, Serving},
-    maglev::{Slot, TENURE_TICKS},
+    maglev::Slot,
     net::Address,
-    vip::{VipBucket, VipEntry, WAYS, homes},
+    vip::{VipBucket, VipEntry, homes},
 };
 
 use super::*;
@@ -42,6 +45,9 @@ impl Bench {
             nat6_buckets: 2,
             endpoints: 8,
             pairs: 8,
+            ranges: 16,
+            source_buckets: 2,
+            guards: false,
         };
         let maps = Maps::in_memory(capacity).unwrap();
         let now = Tick(10_000);
@@ -89,6 +95,7 @@ impl Bench {
         assert_eq!(self.observed.vips4, whole.vips4);
         assert_eq!(self.observed.vips6, whole.vips6);
         assert_eq!(self.observed.translations, whole.translations);
+        assert_eq!(self.observed.guards, whole.guards);
         assert_eq!(self.observed.endpoints4, whole.endpoints4);
         assert_eq!(self.observed.endpoints6, whole.endpoints6);
         plan.operations.iter().map(ToString::to_string).collect()
@@ -130,6 +137,7 @@ fn service(id: u16, size: u32, new: &[u32], old: &[u32]) -> resolve::Service<'st
         seed: ids::service_seed(&SEED, vip, 80),
         placing: Some(resolve::Placing::default()),
         placed_as: "chat",
+        guard: None,
         table: Some(resolve::Table {
             size,
             members: new
@@ -150,6 +158,38 @@ fn service(id: u16, size: u32, new: &[u32], old: &[u32]) -> resolve::Service<'st
             .chain(old.iter().map(|&id| backend(id, Serving::ExistingOnly)))
             .collect(),
     }
+}
+
+/// The same service at an IPv6 VIP that all of this kind share; port 80 and the service's number.
+fn service6(id: u16) -> resolve::Service<'static> {
+    resolve::Service {
+        endpoint: Endpoint {
+            vip: VIP6,
+            port: 80 + id,
+        },
+        ..service(id, 13, &[u32::from(id)], &[])
+    }
+}
+
+const VIP6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
+
+/// The key of a VIP and port in its directory.
+fn key_of(vip: IpAddr, port: u16) -> u64 {
+    match vip {
+        IpAddr::V4(vip) => VipEntry::key(vip.to_bits(), port),
+        IpAddr::V6(_) => VipEntry::key6(Address::from(vip).words(), port),
+    }
+}
+
+/// What a directory holds for a VIP and port.
+fn find(directory: &[VipBucket], vip: IpAddr, port: u16) -> Option<u16> {
+    let key = key_of(vip, port);
+    homes(key, directory.len() as u32)
+        .into_iter()
+        .flat_map(|bucket| directory[bucket as usize].entries)
+        .map(VipEntry)
+        .find(|entry| entry.is_for(key))
+        .map(VipEntry::value)
 }
 
 #[test]
@@ -227,151 +267,6 @@ fn a_drain_stops_new_flows_before_the_table_is_built() {
         ]
     );
     assert!(bench.slots(1).iter().all(|slot| slot.current() == 1));
-}
-
-#[test]
-fn a_region_is_used_again_only_after_a_grace_period() {
-    let mut bench = Bench::new(26);
-    bench.converge(&[service(1, 13, &[1, 2], &[])]);
-    bench.converge(&[service(1, 13, &[1], &[2])]);
-    assert_eq!(
-        bench.converge(&[service(1, 13, &[1, 2], &[])])[1..],
-        [
-            "wait for a grace period",
-            "service 1: write table of 13 slots at 0, aside",
-            "service 1: name table of 13 slots at 0",
-        ]
-    );
-}
-
-#[test]
-fn without_room_a_table_of_the_same_size_is_written_in_place() {
-    let mut bench = Bench::new(20);
-    bench.converge(&[service(1, 13, &[1, 2], &[])]);
-    let before = bench.slots(1);
-    bench.now = bench.now.later(TENURE_TICKS);
-    let operations = bench.converge(&[service(1, 13, &[1], &[2])]);
-    assert_eq!(
-        operations[1..],
-        ["service 1: write table of 13 slots at 0, in place"]
-    );
-    for (old, new) in before.iter().zip(bench.slots(1)) {
-        assert_eq!(new, old.succeeded_by(1, bench.now));
-    }
-    assert_eq!(
-        bench.converge(&[service(1, 13, &[1], &[2])]),
-        [] as [&str; 0]
-    );
-}
-
-#[test]
-fn without_room_a_table_of_another_size_waits_and_says_so() {
-    let mut bench = Bench::new(20);
-    bench.converge(&[service(1, 13, &[1, 2], &[])]);
-    let wanted = [service(1, 11, &[1, 2], &[]), service(2, 13, &[3], &[])];
-    let plan = bench.plan(&wanted);
-    let deferred = |slots| Deferred::Arena { slots, largest: 7 };
-    assert_eq!(
-        plan.deferred,
-        BTreeMap::from([(1, deferred(11)), (2, deferred(13))])
-    );
-    bench.converge(&wanted);
-    assert_eq!(bench.slots(1).len(), 13, "the table of before serves on");
-    assert!(!bench.observed.services.contains_key(&2));
-    bench.converge(&[service(2, 13, &[3], &[])]);
-    let plan = bench.plan(&[service(2, 13, &[3], &[])]);
-    assert_eq!(
-        plan.deferred,
-        BTreeMap::new(),
-        "room comes with the other's removal"
-    );
-}
-
-#[test]
-fn slots_succeed_those_of_a_table_of_the_same_size_only() {
-    let mut bench = Bench::new(1_000);
-    bench.converge(&[service(1, 13, &[1], &[2])]);
-    bench.now = bench.now.later(TENURE_TICKS);
-    bench.converge(&[service(1, 13, &[2], &[1])]);
-    assert!(
-        bench
-            .slots(1)
-            .iter()
-            .all(|slot| *slot == Slot::new(2, 1, bench.now))
-    );
-    bench.converge(&[service(1, 17, &[2], &[1])]);
-    assert!(
-        bench
-            .slots(1)
-            .iter()
-            .all(|slot| *slot == Slot::new(2, 0, bench.now))
-    );
-}
-
-#[test]
-fn the_next_holder_of_a_services_id_inherits_nothing() {
-    let mut bench = Bench::new(1_000);
-    bench.converge(&[service(1, 13, &[1], &[])]);
-    bench.now = bench.now.later(TENURE_TICKS);
-    let mut next = service(1, 13, &[2], &[]);
-    next.endpoint.vip = [10, 0, 0, 99].into();
-    let operations = bench.converge(&[next.clone()]);
-    assert!(
-        operations.contains(&"service 1: clear".to_owned()),
-        "{operations:#?}"
-    );
-    assert_eq!(
-        operations.last().map(String::as_str),
-        Some("backend 1: clear")
-    );
-    assert!(
-        bench
-            .slots(1)
-            .iter()
-            .all(|slot| *slot == Slot::new(2, 0, bench.now))
-    );
-    assert_eq!(bench.converge(&[next]), [] as [&str; 0]);
-}
-
-#[test]
-fn a_backend_stays_as_long_as_a_slot_names_it() {
-    let mut bench = Bench::new(1_000);
-    bench.converge(&[service(1, 13, &[1], &[2])]);
-    bench.now = bench.now.later(TENURE_TICKS);
-    bench.converge(&[service(1, 13, &[2], &[1])]);
-    // Nobody wants backend 1 any more, but it is the previous owner of all slots.
-    assert_eq!(
-        bench.converge(&[service(1, 13, &[2], &[])]),
-        [] as [&str; 0]
-    );
-    bench.now = bench.now.later(HANDOVER_TICKS);
-    let wanted = [service(1, 13, &[2], &[])];
-    assert_eq!(
-        bench.converge(&wanted),
-        ["service 1: forget previous owners whose handover is over"]
-    );
-    assert_eq!(bench.converge(&wanted), ["backend 1: clear"]);
-    assert_eq!(bench.converge(&wanted), [] as [&str; 0]);
-}
-
-#[test]
-fn without_members_slots_have_no_owner_but_remember_the_last() {
-    let mut bench = Bench::new(1_000);
-    bench.converge(&[service(1, 13, &[1], &[])]);
-    bench.now = bench.now.later(TENURE_TICKS);
-    bench.converge(&[service(1, 17, &[], &[1])]);
-    assert!(
-        bench
-            .slots(1)
-            .iter()
-            .all(|slot| *slot == Slot::new(0, 1, bench.now))
-    );
-    assert_eq!(
-        bench.converge(&[service(1, 17, &[], &[1])]),
-        [] as [&str; 0]
-    );
-    bench.converge(&[service(1, 17, &[1], &[])]);
-    assert_eq!(bench.slots(1).len(), 17);
 }
 
 #[test]
@@ -472,161 +367,6 @@ fn what_somebody_else_broke_is_mended() {
         };
         assert_eq!(words(&bench.observed), words(&before), "{what}");
         assert_eq!(bench.converge(&wanted), [] as [&str; 0], "{what}");
-    }
-}
-
-/// As full as it gets: every word that is moved must be found before and after every operation.
-#[test]
-fn a_full_directory_makes_place_by_moving_words() {
-    for vip in ["10.0.0.1", "2001:db8::1"] {
-        let vip = vip.parse().unwrap();
-        let moves = (0..20)
-            .map(|start| fill_directory(vip, 1_000 + 977 * start))
-            .sum::<u32>();
-        assert!(moves > 0, "no word of {vip} was ever moved");
-    }
-}
-
-/// The key of a VIP and port in its directory.
-fn key_of(vip: IpAddr, port: u16) -> u64 {
-    match vip {
-        IpAddr::V4(vip) => VipEntry::key(vip.to_bits(), port),
-        IpAddr::V6(_) => VipEntry::key6(Address::from(vip).words(), port),
-    }
-}
-
-/// What a directory holds for a VIP and port.
-fn find(directory: &[VipBucket], vip: IpAddr, port: u16) -> Option<u16> {
-    let key = key_of(vip, port);
-    homes(key, directory.len() as u32)
-        .into_iter()
-        .flat_map(|bucket| directory[bucket as usize].entries)
-        .map(VipEntry)
-        .find(|entry| entry.is_for(key))
-        .map(VipEntry::value)
-}
-
-/// Lists services at ports from `start` on until the directory is full. Returns how many words were moved for them.
-fn fill_directory(vip: IpAddr, start: u16) -> u32 {
-    let buckets = 4;
-    let mut held = vec![VipBucket::default(); buckets];
-    let mut listed: Vec<(Endpoint, u16)> = Vec::new();
-    let mut moved = 0;
-    for id in 1.. {
-        // One VIP, so that its own entry takes one word of the sixteen.
-        let port = start + id;
-        let endpoint = Endpoint { vip, port };
-        let mut wanted = listed.clone();
-        wanted.push((endpoint, id));
-        let changes = directory::arrange(IpVersion::of(vip), &held, &wanted, &BTreeSet::new());
-        if !changes.unplaced.is_empty() {
-            assert_eq!(changes.unplaced, [id]);
-            break;
-        }
-        assert_eq!(changes.removals, []);
-        let mut writes_since_grace: BTreeSet<u64> = BTreeSet::new();
-        for operation in &changes.additions {
-            match *operation {
-                Operation::Grace => {
-                    moved += 1;
-                    writes_since_grace.clear();
-                }
-                Operation::SetWord {
-                    directory,
-                    bucket,
-                    way,
-                    entry,
-                } => {
-                    assert_eq!(directory, Directory::Vips(IpVersion::of(vip)));
-                    let old = held[bucket as usize].entries[way];
-                    assert!(
-                        old == 0 || !writes_since_grace.contains(&old),
-                        "cleared before readers could find the copy"
-                    );
-                    held[bucket as usize].entries[way] = entry.0;
-                    writes_since_grace.insert(entry.0);
-                }
-                ref other => panic!("{other}"),
-            }
-            for &(endpoint, id) in &listed {
-                let found = find(&held, endpoint.vip, endpoint.port);
-                assert_eq!(found, Some(id), "{endpoint} is lost");
-            }
-        }
-        listed = wanted;
-        assert!(listed.len() < buckets * WAYS, "more services than words");
-    }
-    assert!(listed.len() >= 10, "full at {} of 15", listed.len());
-    moved
-}
-
-/// The same service at an IPv6 VIP that all of this kind share; port 80 and the service's number.
-fn service6(id: u16) -> resolve::Service<'static> {
-    resolve::Service {
-        endpoint: Endpoint {
-            vip: VIP6,
-            port: 80 + id,
-        },
-        ..service(id, 13, &[u32::from(id)], &[])
-    }
-}
-
-const VIP6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
-
-#[test]
-fn an_ipv6_vip_is_listed_by_one_of_its_services_and_by_the_next_when_that_goes() {
-    let mut bench = Bench::new(1_000);
-    let (one, two) = (service6(1), service6(2));
-    bench.converge(&[one.clone(), two.clone()]);
-    let found = |bench: &Bench, port| find(&bench.observed.vips6, VIP6, port);
-    let all = |bench: &Bench| [0, 81, 82].map(|port| found(bench, port));
-    assert_eq!(all(&bench), [Some(1), Some(1), Some(2)]);
-    assert_eq!(bench.observed.vips4, bench.empty_directory());
-
-    // Its own entry names the other one before the first is cleared, and a grace period passes in between.
-    let operations = bench.converge(std::slice::from_ref(&two));
-    assert_eq!(all(&bench), [Some(2), None, Some(2)]);
-    let at = |what: &str| {
-        operations
-            .iter()
-            .position(|operation| operation.contains(what))
-            .unwrap_or_else(|| panic!("no {what:?} in {operations:#?}"))
-    };
-    let renamed = at("directory of IPv6: write");
-    assert!(renamed < at("wait for a grace period"), "{operations:#?}");
-    assert!(
-        at("wait for a grace period") < at("service 1: clear"),
-        "{operations:#?}"
-    );
-    assert_eq!(bench.converge(std::slice::from_ref(&two)), [] as [&str; 0]);
-
-    bench.converge(&[]);
-    assert_eq!(bench.observed.vips6, bench.empty_directory());
-}
-
-#[test]
-fn a_vip_that_the_host_owns_is_marked_in_ipv4_and_not_listed_by_itself_in_ipv6() {
-    let mut bench = Bench::new(1_000);
-    let wanted = [service(3, 13, &[3], &[]), service6(1)];
-    let vip4 = wanted[0].endpoint.vip;
-    let own = |bench: &Bench| {
-        [
-            find(&bench.observed.vips4, vip4, 0),
-            find(&bench.observed.vips6, VIP6, 0),
-        ]
-    };
-    bench.converge(&wanted);
-    assert_eq!(own(&bench), [Some(0), Some(1)]);
-    for (host_owned, expected) in [
-        (vec![vip4, VIP6], [Some(VipEntry::HOST_OWNED), None]),
-        (vec![VIP6], [Some(0), None]),
-        (vec![], [Some(0), Some(1)]),
-    ] {
-        bench.host_owned = host_owned.into_iter().collect();
-        assert_ne!(bench.converge(&wanted), [] as [&str; 0]);
-        assert_eq!(own(&bench), expected);
-        assert_eq!(find(&bench.observed.vips6, VIP6, 81), Some(1));
-        assert_eq!(bench.converge(&wanted), [] as [&str; 0]);
     }
 }
 

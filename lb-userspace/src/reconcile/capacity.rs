@@ -28,6 +28,7 @@ pub(super) fn fits(config: &Config, capacity: &Capacity) -> Result<(), String> {
             needs.nat_pairs,
             capacity.pairs.saturating_sub(1),
         ),
+        ("prefixes", needs.prefixes, capacity.ranges),
     ];
     untranslated(config, capacity)?;
     let short = sizes
@@ -73,6 +74,7 @@ pub(super) fn other_limits(config: &Config, capacity: &Capacity) -> Vec<String> 
             limits.nat_pairs,
             capacity.pairs.saturating_sub(1),
         ),
+        ("prefixes", limits.prefixes, capacity.ranges),
     ]
     .into_iter()
     .filter(|(_, configured, held)| configured != held)
@@ -86,14 +88,18 @@ pub(super) fn other_limits(config: &Config, capacity: &Capacity) -> Vec<String> 
             others.join(", ")
         ));
     }
-    // Limits that come to the same number of buckets are the same.
-    if bucket::buckets_for(limits.clients) != capacity.affinity_buckets {
-        let held = resize::flows_in(capacity.affinity_buckets);
-        warnings.push(format!(
-            "{path}: limits: the maps were made with room for {held} clients (not {}), which stays in force; to change that, stop the daemon, run \
-             `tether cleanup` (which forgets all flows) and start it again",
-            limits.clients
-        ));
+    for (what, configured, held) in [
+        ("clients", limits.clients, capacity.affinity_buckets),
+        ("sources", limits.sources, capacity.source_buckets),
+    ] {
+        // Limits that come to the same number of buckets are the same.
+        if bucket::buckets_for(configured) != held {
+            let held = resize::flows_in(held);
+            warnings.push(format!(
+                "{path}: limits: the maps were made with room for {held} {what} (not {configured}), which stays in force; to change that, stop the \
+                 daemon, run `tether cleanup` (which forgets all flows) and start it again"
+            ));
+        }
     }
     let sizes: Vec<String> = [IpVersion::V4, IpVersion::V6]
         .into_iter()

@@ -101,6 +101,11 @@ impl State {
                     fail_open_flows: service.fail_open_flows,
                     clients: (current && service.wanted.and(service.affinity.as_ref()).is_some())
                         .then(|| self.census.clients.get(&service.id).copied().unwrap_or(0)),
+                    guard: service
+                        .wanted
+                        .and(service.guard.as_ref())
+                        .filter(|_| current)
+                        .map(Into::into),
                     full: current && service.spread.full,
                     balance: spread_of(service),
                     resets_suspended: service.resets_suspended,
@@ -108,6 +113,7 @@ impl State {
                         .or_else(|| service.error.clone())
                         .or_else(|| self.hindrance(service))
                         .or_else(|| self.stranded(service))
+                        .or_else(|| self.unguarded(service))
                         .filter(|_| current),
                     backends: backends
                         .into_iter()
@@ -137,6 +143,12 @@ impl State {
             "backend {} is on this host, where packets are translated, and no IPv{of} packet is translated to an IPv{to} address: give its IPv{of} address",
             stranded.name
         ))
+    }
+
+    /// Why a service's guard is not in force, if it has one and that is not.
+    fn unguarded(&self, service: &ServiceRecord) -> Option<String> {
+        service.wanted.and(service.guard.as_ref())?;
+        self.unguarded.clone()
     }
 
     fn backend(&self, service: &ServiceRecord, backend: &BackendRecord) -> BackendStatus {
@@ -209,6 +221,7 @@ impl State {
                 fail_open: false,
                 fail_open_flows: 0,
                 clients: None,
+                guard: service.guard.as_ref().map(Into::into),
                 full: false,
                 balance: ServiceBalance::default(),
                 resets_suspended: None,

@@ -113,6 +113,8 @@ pub struct Inputs {
     pub own_vips: watch::Receiver<Option<BTreeSet<IpAddr>>>,
     /// Why packets that backends send back reach no clients.
     pub hindrances: watch::Receiver<Hindrances>,
+    /// Why no guard is in force, if none is.
+    pub unguarded: watch::Receiver<Option<String>>,
     /// What the flow tables hold.
     pub census: watch::Receiver<Arc<Census>>,
     /// Where the program is attached: only passed on to the status.
@@ -228,6 +230,7 @@ enum Event {
     Answer(dns::Report),
     OwnVips(Option<BTreeSet<IpAddr>>),
     Hindrances(Hindrances),
+    Unguarded(Option<String>),
     Census(Arc<Census>),
     Interfaces,
 }
@@ -257,6 +260,9 @@ impl Inputs {
             }
             Ok(()) = self.hindrances.changed() => {
                 Next::Event(Event::Hindrances(self.hindrances.borrow_and_update().clone()))
+            }
+            Ok(()) = self.unguarded.changed() => {
+                Next::Event(Event::Unguarded(self.unguarded.borrow_and_update().clone()))
             }
             Ok(()) = self.census.changed() => {
                 Next::Event(Event::Census(Arc::clone(&self.census.borrow_and_update())))
@@ -350,6 +356,7 @@ impl Worker {
             Event::Answer(report) => return state.answered(report),
             Event::OwnVips(own) => return own.is_some_and(|own| state.host_owns(own)),
             Event::Hindrances(hindrances) => return state.hindered(hindrances),
+            Event::Unguarded(why) => return state.is_unguarded(why),
             Event::Census(census) => state.counted(census),
             Event::Interfaces => {}
         }

@@ -18,10 +18,13 @@ use crate::{
     config::Config,
     desired::{self, Overlaid},
     flows::Census,
+    guard::Guard,
     model::{BackendName, Health},
     pace::Moment,
     plan::{self, Observed, Operation, Tables, Wanted, owners},
-    preview::{BackendChange, BackendPreview, Preview, ServiceChange, ServicePreview, Sides},
+    preview::{
+        BackendChange, BackendPreview, GuardPreview, Preview, ServiceChange, ServicePreview, Sides,
+    },
     resolve::{self, Found},
 };
 
@@ -157,6 +160,7 @@ impl Question {
                 after: Some(service.min_healthy),
             },
             moved: 0.0,
+            guard: guard_preview(None, service.guard.as_ref()),
             fail_open: false,
             error: Some(error.clone()),
             backends: vec![],
@@ -219,12 +223,18 @@ impl Service<'_> {
             deferred.or(today.error.as_ref())
         });
         let error_is_new = error.is_some() && error_today != error.as_ref();
+        let guarded = |record: &ServiceRecord| record.wanted.and(record.guard.clone());
+        let guard = guard_preview(
+            self.today.and_then(|(today, _)| guarded(today)).as_ref(),
+            guarded(record).as_ref(),
+        );
         let before = self.owners_before();
         let after = self.owners_after();
         let backends = self.backends(before.as_deref(), after);
         let same = change == ServiceChange::Changed
             && !(renamed || error_is_new || table_size.differ() || min_healthy.differ())
             && !self.places_anew()
+            && guard.is_none()
             && backends
                 .iter()
                 .all(|one| one.change == BackendChange::Kept && !one.serving.differ());
@@ -246,6 +256,7 @@ impl Service<'_> {
                 // No table is written: as it is, or, of a removed service, as it stays.
                 (_, None) => 0.0,
             },
+            guard,
             fail_open: resolved.fail_open,
             error,
             backends,
@@ -342,6 +353,24 @@ impl Service<'_> {
             })
             .collect()
     }
+}
+
+/// What changes of a guard, if anything does.
+fn guard_preview(before: Option<&Guard>, after: Option<&Guard>) -> Option<GuardPreview> {
+    if before == after {
+        return None;
+    }
+    let lists = |guard: Option<&Guard>| guard.map(|guard| Arc::clone(&guard.lists));
+    let (old, new) = (
+        lists(before).unwrap_or_default(),
+        lists(after).unwrap_or_default(),
+    );
+    Some(GuardPreview {
+        before: before.map(Guard::short),
+        after: after.map(Guard::short),
+        added: new.beyond(&old) as u64,
+        removed: old.beyond(&new) as u64,
+    })
 }
 
 fn is_changed(was: &BackendRecord, is: &BackendRecord) -> bool {

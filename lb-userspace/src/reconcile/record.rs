@@ -17,6 +17,7 @@ use crate::{
     balance::{Spread, Standing, level::Level},
     config::Affinity,
     desired::{self, Endpoint},
+    guard::Guard,
     ids::{Numbered, Quiet},
     model::{
         Admin, BackendName, Check, Health, HealthReport, LastError, OnDown, Passage, Suspension,
@@ -37,6 +38,8 @@ pub(super) struct ServiceRecord {
     pub(super) wanted: Option<WantedService>,
     /// As last wanted.
     pub(super) affinity: Option<Affinity>,
+    /// As last wanted.
+    pub(super) guard: Option<Guard>,
     /// As last wanted.
     pub(super) on_down: OnDown,
     /// As last wanted.

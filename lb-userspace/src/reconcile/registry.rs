@@ -62,6 +62,7 @@ impl Registry {
                     mode: Mode::L2,
                     wanted: None,
                     affinity: None,
+                    guard: None,
                     on_down: OnDown::default(),
                     reset_over: Duration::ZERO,
                     backends: Vec::new(),
@@ -249,6 +250,7 @@ impl Registry {
             mode: service.mode,
             wanted: None,
             affinity: None,
+            guard: None,
             on_down: OnDown::default(),
             reset_over: Duration::ZERO,
             backends: Vec::new(),
@@ -265,6 +267,7 @@ impl Registry {
         record.name.clone_from(&service.name);
         record.mode = service.mode;
         record.affinity.clone_from(&service.affinity);
+        record.guard.clone_from(&service.guard);
         record.on_down = service.on_down;
         record.reset_over = service.reset_over;
         record.unlisted = false;
@@ -470,6 +473,7 @@ impl Registry {
                         group: affinity.group.as_deref(),
                         timeout: affinity.timeout,
                     }),
+                guard: service.guard.as_ref(),
                 on_down: service.on_down,
                 reset_over: service.reset_over,
                 resets_were_suspended: service.resets_suspended.is_some(),

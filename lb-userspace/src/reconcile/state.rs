@@ -63,6 +63,8 @@ pub struct State {
     pub(super) host_owned: Option<BTreeSet<IpAddr>>,
     pub(super) deferred: BTreeMap<u16, Deferred>,
     pub(super) hindrances: Hindrances,
+    /// Why no guard is in force, if none is.
+    pub(super) unguarded: Option<String>,
     pub(super) generation: Generation,
     saved: Memory,
     /// Whether names or drains came or went since they were saved.
@@ -121,6 +123,7 @@ impl State {
             host_owned: None,
             deferred: BTreeMap::new(),
             hindrances: Hindrances::default(),
+            unguarded: None,
             generation: Generation {
                 accepted: 1,
                 ..Generation::default()
@@ -327,6 +330,13 @@ impl State {
         news
     }
 
+    /// Takes in why no guard is in force, if none is. False if it is no news.
+    pub fn is_unguarded(&mut self, why: Option<String>) -> bool {
+        let news = self.unguarded != why;
+        self.unguarded = why;
+        news
+    }
+
     /// Reads all maps anew, so that the next plan mends what somebody else has changed.
     pub fn observe(&mut self, now: Tick) {
         let unsettled = std::mem::take(&mut self.observed.unsettled);
@@ -336,6 +346,7 @@ impl State {
             || fresh.vips4 != self.observed.vips4
             || fresh.vips6 != self.observed.vips6
             || fresh.translations != self.observed.translations
+            || fresh.guards != self.observed.guards
         {
             tracing::warn!("the maps are not as they were left: mending them");
         }

@@ -73,6 +73,7 @@ fn service(backends: Vec<BackendFacts<'static>>) -> ServiceFacts<'static> {
             policy: Policy::default(),
         }),
         affinity: None,
+        guard: None,
         on_down: OnDown::Reset,
         reset_over: Duration::ZERO,
         resets_were_suspended: false,

@@ -9,6 +9,7 @@ use std::{
 use lb_common::{
     backend::{Backend, Mode, Serving},
     counters::{Counter, CpuState},
+    guard::{Guard, RangesRef},
     service::Service,
     verdict::Reason,
 };
@@ -106,6 +107,7 @@ fn a_status() -> Status {
             fail_open: true,
             fail_open_flows: 12,
             clients: Some(5),
+            guard: None,
             full: true,
             balance: ServiceBalance {
                 backups: true,
@@ -156,6 +158,11 @@ fn counted_maps() -> Arc<Maps> {
     let mut service: Service = maps.services.get(2);
     service.identity = service_identity(VIP, 80);
     maps.services.set(2, &service);
+    let guard = Guard {
+        ranges: RangesRef::new(7, 3).0,
+        ..Guard::default()
+    };
+    maps.guards.set(2, &guard);
     let backend = Backend {
         identity: backend_identity(("chat", VIP, 80), "b1", ADDRESS, 80, Mode::Ipip),
         ..Default::default()
@@ -206,6 +213,7 @@ async fn start(status: Status) -> (SocketAddr, watch::Sender<Arc<Status>>, watch
     counted.swept.reclaimed = 5;
     counted.swept.closed = 6;
     counted.swept.ports = 6;
+    counted.sources = 9;
     let churn = Churn {
         established: 70,
         fin: 8,
@@ -274,6 +282,10 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
         format!(r#"tether_snat_ports{{{backend},snat_address="10.0.2.100"}} 51000"#),
         "tether_snat_ports_most 64512".to_owned(),
         "tether_swept_ports_total 6".to_owned(),
+        "tether_guard_ranges 3".to_owned(),
+        "tether_guard_ranges_most 65536".to_owned(),
+        "tether_guard_sources 9".to_owned(),
+        "tether_guard_sources_most 166668".to_owned(),
         r#"tether_flows{version="4",state="pin"} 25"#.to_owned(),
         r#"tether_flows{version="6",state="pin"} 45"#.to_owned(),
         r#"tether_flow_capacity{version="4"} 100"#.to_owned(),

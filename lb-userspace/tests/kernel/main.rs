@@ -8,6 +8,7 @@
 mod attach;
 mod decap;
 mod egress;
+mod guard;
 mod local;
 #[path = "../model/mod.rs"]
 mod model;

@@ -122,7 +122,7 @@ pub(crate) fn serve(maps: &Maps, interface: &str) {
             identity: 1,
             vip: vip.into(),
             port: PORT,
-            translates: 0,
+            traits: 0,
             affinity: 0,
             affinity_ticks: 0,
         };

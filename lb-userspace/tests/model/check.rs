@@ -4,13 +4,16 @@ use std::{collections::BTreeSet, net::IpAddr, sync::atomic::Ordering, time::Dura
 
 use lb_common::{
     backend::{Mode, Serving},
+    guard::RangesRef,
     maglev::TableRef,
     net::{Address, IpVersion},
+    service::Service,
     vip::{VipEntry, WAYS, homes},
 };
 use lb_userspace::{
     balance::zone::Zone,
     dataplane::maps::Maps,
+    guard::Guard,
     model::{Admin, Health},
     plan::{Operation, Plan},
 };
@@ -38,6 +41,23 @@ impl World {
                 for table in &self.readable.tables {
                     assert!(!overlaps(to, table), "{operation}: may still be read");
                 }
+            }
+            Operation::WriteRanges { to, .. } => {
+                let overlaps = |other: &RangesRef| {
+                    let ends = |ranges: &RangesRef| ranges.first() + ranges.len();
+                    !other.is_empty() && to.first() < ends(other) && other.first() < ends(to)
+                };
+                for id in 0..self.maps.guards.len() {
+                    let held = RangesRef(self.maps.guards.get(id).ranges);
+                    assert!(!overlaps(&held), "{operation}: in use by service {id}");
+                }
+                for ranges in &self.readable.ranges {
+                    assert!(!overlaps(ranges), "{operation}: may still be read");
+                }
+            }
+            Operation::WriteGuard { service, .. } => {
+                let held = self.maps.guards.get(u32::from(*service)).ranges;
+                self.readable.ranges.push(RangesRef(held));
             }
             Operation::NameTable { service: id, .. }
             | Operation::WriteService { id, .. }
@@ -113,6 +133,7 @@ impl World {
             );
         }
         self.check_translations(operation);
+        self.check_guards(operation);
         for flow in &self.flows {
             let (id, generation) = flow.backend;
             let entry = self.maps.backends.get(id);
@@ -122,6 +143,32 @@ impl World {
                 "{operation}: the backend of a flow is gone: {flow:?}"
             );
         }
+    }
+
+    /// A service that says that it has a guard has one that was asked for, whole.
+    fn check_guards(&self, operation: &Operation) {
+        for id in 1..LIMITS.services as u16 {
+            let service = self.maps.services.get(u32::from(id));
+            let is_guarded = service.identity != 0 && service.traits & Service::GUARDED != 0;
+            if !is_guarded || self.unguarded.contains(&id) {
+                continue;
+            }
+            let entry = self.maps.guards.get(u32::from(id));
+            let is_wanted = self.guards.iter().any(|guard| self.is_in_force(id, guard));
+            assert!(is_wanted, "{operation}: service {id} has {entry:?}");
+        }
+    }
+
+    /// Whether a guard is what the maps hold for a service.
+    fn is_in_force(&self, id: u16, guard: &Guard) -> bool {
+        let entry = self.maps.guards.get(u32::from(id));
+        let ranges = RangesRef(entry.ranges);
+        let indices = ranges.first()..ranges.first() + ranges.len();
+        entry == guard.entry(ranges)
+            && IpVersion::of(self.maps.services.get(u32::from(id)).vip.into()) == guard.version
+            && indices
+                .map(|index| self.maps.ranges.get(index))
+                .eq(guard.ranges.iter().copied())
     }
 
     /// What a backend names is there, and what a reply is translated by stays as it was for as long as there is a flow.
@@ -260,7 +307,20 @@ impl World {
             }
             let mut services = self.config.services.iter();
             let wanted = services.find(|wanted| wanted.name == service.name);
-            let wanted = &wanted.expect("it is configured").backends;
+            let wanted = wanted.expect("it is configured");
+            let guarded = look_up(&self.maps, (service.vip, service.port));
+            let guarded = guarded.expect("a wanted service is listed");
+            let traits = self.maps.services.get(u32::from(guarded)).traits;
+            assert_eq!(
+                traits & Service::GUARDED != 0,
+                wanted.guard.is_some(),
+                "the guard of {}",
+                service.name
+            );
+            if let Some(guard) = &wanted.guard {
+                assert!(self.is_in_force(guarded, guard), "{}", service.name);
+            }
+            let wanted = &wanted.backends;
             let there = service.backends.iter().filter(|backend| !backend.removed);
             let there: BTreeSet<&str> = there.map(|b| b.name.as_str()).collect();
             let named: BTreeSet<&str> = wanted.iter().map(|b| b.name.as_str()).collect();

@@ -21,6 +21,7 @@ use lb_common::{
     backend::{BackendState, Mode, NextHop, Serving},
     clock::Tick,
     flow::{FlowKey as _, v4, v6},
+    guard::RangesRef,
     maglev::{PICK_ATTEMPTS, TableRef, slot_index},
     nat::{DNAT_SERVICES, Endpoint, Pair},
     net::IpVersion,
@@ -32,6 +33,7 @@ use lb_userspace::{
     desired::{self, Changes, Overlaid},
     dns::{Found, Question, Report},
     flows::{Census, Counts},
+    guard::Guard,
     model::{Admin, BackendName, HealthReport, NextHopReport},
     plan::Operation,
     reconcile::State,
@@ -55,6 +57,8 @@ const LIMITS: Limits = Limits {
     table_slots: 1_500,
     nat_pairs: 14,
     clients: 20,
+    prefixes: 30,
+    sources: 20,
 };
 const MODES: [Mode; 4] = [Mode::L2, Mode::Ipip, Mode::Nat, Mode::Dnat];
 const SNAT_ADDRESSES: usize = 3;
@@ -77,6 +81,7 @@ pub(crate) fn capacity(cpus: u32) -> Capacity {
         cpus,
     )
     .with_pairs(LIMITS.nat_pairs)
+    .with_guards(LIMITS.prefixes, LIMITS.sources)
     .translating_flows_of(IpVersion::V4, true)
     .translating_flows_of(IpVersion::V6, true)
 }
@@ -145,6 +150,7 @@ struct FlowTranslation {
 struct Readable {
     tables: Vec<TableRef>,
     hops: BTreeSet<(u32, usize)>,
+    ranges: Vec<RangesRef>,
 }
 
 struct World {
@@ -168,6 +174,10 @@ struct World {
     own: BTreeSet<IpAddr>,
     /// Identity and number of each backend with flows: they must stay together.
     numbers: HashMap<u64, (u32, u8)>,
+    /// All guards that were ever asked for.
+    guards: Vec<Guard>,
+    /// Services whose guard somebody else has cleared.
+    unguarded: BTreeSet<u16>,
 }
 
 impl World {
@@ -195,6 +205,8 @@ impl World {
             readable: Readable::default(),
             own: BTreeSet::new(),
             numbers: HashMap::new(),
+            guards: Vec::new(),
+            unguarded: BTreeSet::new(),
         }
     }
 
@@ -289,6 +301,9 @@ impl World {
 
     fn reload(&mut self, services: &[Option<ServicePlan>]) {
         let file = config(services, self.directory.0.clone());
+        let wanted = file.services.iter();
+        let guards = wanted.filter_map(|service| service.guard.clone());
+        self.guards.extend(guards);
         let overlaid = self.changes.over(&expanded(&file, &self.answers));
         let fits = fits(&overlaid.config);
         let result = self.state.reload(file.clone());
@@ -422,6 +437,10 @@ impl World {
                     self.maps.endpoints.set(id, &broken);
                 }
             }
+            Drift::Guard(id) => {
+                self.maps.guards.set(id, &Default::default());
+                self.unguarded.insert(id as u16);
+            }
             Drift::Slot(index) => self.maps.tables.word(index, 0).store(0, Ordering::SeqCst),
         }
     }
@@ -505,6 +524,9 @@ impl World {
     fn apply(&mut self, operation: &Operation) {
         self.check_nobody_reads(operation);
         operation.apply(&self.maps, &|| {});
+        if let Operation::WriteGuard { service, .. } = operation {
+            self.unguarded.remove(service);
+        }
         if matches!(operation, Operation::Grace) {
             self.readable = Readable::default();
         }
@@ -533,6 +555,10 @@ impl World {
                 0,
                 "backend {id} is left"
             );
+        }
+        for id in 0..self.maps.guards.len() {
+            let guard = self.maps.guards.get(id);
+            assert_eq!(guard, Default::default(), "the guard of {id} is left");
         }
         assert_eq!(directories(&self.maps), []);
         for id in 0..self.maps.endpoints.len() {
@@ -571,6 +597,7 @@ fn fits(config: &Config) -> bool {
         && needs.backends <= LIMITS.backends.into()
         && needs.table_slots <= LIMITS.table_slots.into()
         && needs.nat_pairs <= LIMITS.nat_pairs.into()
+        && needs.prefixes <= LIMITS.prefixes.into()
 }
 
 fn census(flows: &[Flow], scans: u64, at: Tick) -> Census {

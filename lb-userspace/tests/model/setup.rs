@@ -6,18 +6,19 @@ use std::{
     time::Duration,
 };
 
-use lb_common::backend::Mode;
+use lb_common::{backend::Mode, net::IpVersion};
 use lb_userspace::{
     balance::{Balance, Part, Policy, zone::Zone},
     config::{Affinity, Backend, BackendSpec, CLOSE_OVER, Config, DnsSource, Service},
     desired::Edit,
     dns::{Bounds, Found, Kind, Question},
+    guard::{Guard, Lists, Prefix, SourceLimit},
     model::{Check, OnDown},
 };
 
 use super::{
     BACKENDS, LIMITS, SNAT_ADDRESSES, VIPS,
-    strategy::{BackendPlan, EditPlan, ServicePlan},
+    strategy::{BackendPlan, EditPlan, GuardPlan, ServicePlan},
 };
 
 /// The only backend of the file that is not in the local zone.
@@ -103,6 +104,25 @@ pub(super) fn edit(service: usize, backend: usize, plan: &EditPlan, mode: Mode) 
     }
 }
 
+/// Whom a service at a VIP takes new flows from.
+fn guard(plan: &GuardPlan, vip: IpAddr) -> Guard {
+    let prefix = |&n: &u8| match vip {
+        IpAddr::V4(_) => Prefix::of([20 + n, 0, 0, 0].into(), 8 + n % 3),
+        IpAddr::V6(_) => Prefix::of(Ipv6Addr::new(n.into(), 1, 0, 0, 0, 0, 0, 0).into(), 32),
+    };
+    let lists = Lists::new(
+        plan.allow.iter().map(prefix).collect(),
+        plan.deny.iter().map(prefix).collect(),
+    );
+    let limit = plan.flows.map(|flows| SourceLimit {
+        prefix: 32,
+        new_per_second: Some(flows),
+        burst: flows,
+        flows: Some(flows),
+    });
+    Guard::new(IpVersion::of(vip), lists, limit)
+}
+
 pub(super) fn config(services: &[Option<ServicePlan>], state_dir: PathBuf) -> Config {
     let services = services.iter().enumerate().filter_map(|(n, plan)| {
         let plan = plan.as_ref()?;
@@ -166,6 +186,8 @@ pub(super) fn config(services: &[Option<ServicePlan>], state_dir: PathBuf) -> Co
                 group: plan.renamed.then(|| "group".to_owned()),
                 timeout: Duration::from_secs(60),
             }),
+            guard: plan.guard.as_ref().map(|plan| guard(plan, vip)),
+            list_files: Vec::new(),
             policy: Policy {
                 // Longer than most of what happens in a run.
                 balance: if matches!(plan.mode, Mode::Ipip | Mode::Dnat) {

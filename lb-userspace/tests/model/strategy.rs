@@ -48,6 +48,7 @@ pub(crate) enum Drift {
     EndpointWord(IpVersion, u32, usize),
     Endpoint(u32),
     Slot(u32),
+    Guard(u32),
 }
 
 /// A service as a test wants it; its VIP and port are those of its number.
@@ -62,6 +63,16 @@ pub(crate) struct ServicePlan {
     pub(super) backends: Vec<Option<BackendPlan>>,
     /// Whether more of its backends come from the DNS.
     pub(super) named: bool,
+    pub(super) guard: Option<GuardPlan>,
+}
+
+/// Whom a service takes new flows from: prefixes by number.
+#[derive(Clone, Debug)]
+pub(crate) struct GuardPlan {
+    pub(super) allow: BTreeSet<u8>,
+    pub(super) deny: BTreeSet<u8>,
+    /// Flows that one source may have.
+    pub(super) flows: Option<u32>,
 }
 
 #[derive(Clone, Debug)]
@@ -105,6 +116,7 @@ fn event() -> impl Strategy<Value = Event> {
             .prop_map(|(version, bucket, way)| Drift::EndpointWord(version, bucket, way)),
         (1..LIMITS.backends).prop_map(Drift::Endpoint),
         (0..LIMITS.table_slots).prop_map(Drift::Slot),
+        (1..LIMITS.services).prop_map(Drift::Guard),
     ];
     prop_oneof![
         3 => prop::collection::vec(prop::option::weighted(0.7, service()), SERVICES).prop_map(Event::Reload),
@@ -156,6 +168,16 @@ fn backend() -> impl Strategy<Value = BackendPlan> {
         })
 }
 
+fn guard() -> impl Strategy<Value = GuardPlan> {
+    let prefixes = || prop::collection::btree_set(0u8..20, 0..4);
+    let flows = prop::option::of(prop::sample::select(vec![1u32, 100]));
+    (prefixes(), prefixes(), flows).prop_map(|(allow, deny, flows)| GuardPlan {
+        allow,
+        deny,
+        flows,
+    })
+}
+
 fn service() -> impl Strategy<Value = ServicePlan> {
     let backends = prop::collection::vec(prop::option::weighted(0.8, backend()), BACKENDS);
     let size = prop::sample::select(vec![257, 257, 293]);
@@ -167,9 +189,10 @@ fn service() -> impl Strategy<Value = ServicePlan> {
         0u32..3,
         backends,
         prop::bool::weighted(0.4),
+        prop::option::weighted(0.5, guard()),
     )
         .prop_map(
-            |(renamed, mode, snat, size, min_healthy, backends, named)| ServicePlan {
+            |(renamed, mode, snat, size, min_healthy, backends, named, guard)| ServicePlan {
                 renamed,
                 mode,
                 snat,
@@ -177,6 +200,7 @@ fn service() -> impl Strategy<Value = ServicePlan> {
                 min_healthy,
                 backends,
                 named,
+                guard,
             },
         )
 }

@@ -271,6 +271,25 @@ impl Packet {
         self
     }
 
+    /// A segment as it is, and with what makes checksums, offsets and frames differ; without options of IP.
+    pub fn shapes(&self) -> Vec<Self> {
+        let plain = || self.clone();
+        vec![
+            plain(),
+            plain().payload(b"data of odd length."),
+            plain().payload(&[0xff; 1_400]),
+            plain().payload(&[0; 64]),
+            plain().tcp_options(&[1; 40]),
+            plain().padded(6),
+            plain().tagged(0x8100, 0x2001),
+            plain().tagged(0x8100, 0x0fff).tagged(0x88a8, 0xffff),
+            plain().tos(0xb9),
+            plain().ttl(2),
+            plain().ttl(255),
+            plain().with_tcp(|tcp| tcp.window = 0),
+        ]
+    }
+
     /// Its TCP segment.
     ///
     /// # Panics

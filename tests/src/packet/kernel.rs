@@ -20,7 +20,7 @@ use lb_common::{
 };
 use lb_userspace::{
     dataplane::{
-        kernel::{Loaded, bpf::set_device},
+        kernel::{Loaded, bpf::set_device, run_once},
         maps::Capacity,
     },
     objects,
@@ -107,7 +107,7 @@ impl Tether {
     /// network namespace where clients are routed, see [`super::nat`].
     pub fn translating() -> MutexGuard<'static, Self> {
         static TRANSLATING: OnceLock<Result<Mutex<Tether>, String>> = OnceLock::new();
-        Self::surrounded(&TRANSLATING, 16)
+        Self::surrounded(&TRANSLATING, 16, false)
     }
 
     /// The same with a flow table for as many flows as there are ports.
@@ -116,17 +116,31 @@ impl Tether {
         Self::surrounded(
             &TRANSLATING,
             lb_common::flow::bucket::buckets_for(PORTS_OF_PAIR),
+            false,
         )
+    }
+
+    /// As [`Self::small`], of programs that guard services.
+    pub fn guarding() -> MutexGuard<'static, Self> {
+        static GUARDING: OnceLock<Result<Mutex<Tether>, String>> = OnceLock::new();
+        Self::lock_or(&GUARDING, || Self::load(16, 0, true))
+    }
+
+    /// As [`Self::translating`], of programs that guard services.
+    pub fn guarding_translating() -> MutexGuard<'static, Self> {
+        static GUARDING: OnceLock<Result<Mutex<Tether>, String>> = OnceLock::new();
+        Self::surrounded(&GUARDING, 16, true)
     }
 
     fn surrounded(
         cell: &'static OnceLock<Result<Mutex<Self>, String>>,
         flow_buckets: u32,
+        guards: bool,
     ) -> MutexGuard<'static, Self> {
         let tether = Self::lock_or(cell, || {
             let surroundings = super::nat::surroundings()
                 .map_err(|error| format!("making the tests' network: {error:#}"))?;
-            let mut tether = Self::load(flow_buckets, super::nat::PAIRS)?;
+            let mut tether = Self::load(flow_buckets, super::nat::PAIRS, guards)?;
             tether.surroundings = Some(surroundings);
             Ok(tether)
         });
@@ -141,7 +155,7 @@ impl Tether {
         cell: &'static OnceLock<Result<Mutex<Self>, String>>,
         flow_buckets: u32,
     ) -> MutexGuard<'static, Self> {
-        Self::lock_or(cell, || Self::load(flow_buckets, 0))
+        Self::lock_or(cell, || Self::load(flow_buckets, 0, false))
     }
 
     fn lock_or(
@@ -161,7 +175,7 @@ impl Tether {
     }
 
     /// With room for `pairs` pairs of SNAT addresses and endpoints, or for none and no translations.
-    fn load(flow_buckets: u32, pairs: u32) -> Result<Self, String> {
+    fn load(flow_buckets: u32, pairs: u32, guards: bool) -> Result<Self, String> {
         let cpus = aya::util::nr_cpus().expect("reading the number of possible CPUs") as u32;
         let mut capacity = Capacity {
             flow4_buckets: flow_buckets,
@@ -175,6 +189,9 @@ impl Tether {
             nat6_buckets: 0,
             endpoints: 64,
             pairs: 0,
+            ranges: 64,
+            source_buckets: 4,
+            guards,
         };
         if pairs != 0 {
             capacity = capacity.translating(pairs);
@@ -325,24 +342,9 @@ impl Prepared {
             .program(name)
             .and_then(|program| program.try_into().ok())
             .expect("it was loaded above");
-        let mut output = vec![0; input.len() + 256];
-        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-        let context: Vec<u8> = [0, input.len() as u32, 0, INGRESS, 0, 0]
-            .into_iter()
-            .flat_map(u32::to_ne_bytes)
-            .collect();
-        let mut options = TestRunOptions::new();
-        options.data_in = Some(input);
-        options.data_out = Some(&mut output);
-        options.ctx_in = Some(&context);
-        let result = program
-            .test_run(options)
+        let (action, output) = run_once(program, INGRESS, input)
             .unwrap_or_else(|error| panic!("BPF_PROG_TEST_RUN of {name}: {error}"));
-        output.truncate(result.data_size_out as usize);
-        Outcome {
-            action: result.return_value,
-            output,
-        }
+        Outcome { action, output }
     }
 }
 

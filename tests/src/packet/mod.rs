@@ -9,6 +9,7 @@ pub mod check;
 pub mod entries;
 pub mod flow;
 pub mod frame;
+pub mod guard;
 pub mod icmp;
 pub mod kernel;
 pub mod nat;

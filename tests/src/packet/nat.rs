@@ -15,6 +15,7 @@ use lb_common::{
         slot_index, slot_of, translation,
     },
     net::{Address, IpVersion, VlanTag},
+    service::Service,
     tcp::{ACK, SYN},
     verdict::Reason,
     vip::VipEntry,
@@ -146,7 +147,7 @@ impl World {
     pub fn translate(&self, spec: &BackendSpec, service: u16) {
         self.endpoint(spec, service);
         let mut record = self.maps.services.get(u32::from(service));
-        record.translates = 1;
+        record.traits |= Service::TRANSLATES;
         self.maps.services.set(u32::from(service), &record);
     }
 

@@ -112,6 +112,16 @@ impl World {
         Self::of(Tether::translating_many, &[1])
     }
 
+    /// The same as [`World::new`] of programs that guard services.
+    pub fn guarding() -> Self {
+        Self::of(Tether::guarding, &[1])
+    }
+
+    /// The same as [`World::translating`] of programs that guard services.
+    pub fn guarding_translating() -> Self {
+        Self::of(Tether::guarding_translating, &[1])
+    }
+
     /// The same as [`World::new`] with `backend` as backend 1.
     pub fn with(backend: &BackendSpec) -> Self {
         let world = Self::new();
@@ -158,6 +168,9 @@ impl World {
         clear(&maps.flows6);
         clear(&maps.facts6);
         clear(&maps.affinities);
+        clear(&maps.guards);
+        clear(&maps.ranges);
+        clear(&maps.sources);
         clear(&maps.hold);
         clear(&maps.tables);
         clear(&maps.services);
@@ -176,6 +189,12 @@ impl World {
         clear(&maps.counters);
         clear(&maps.cpus);
         drop(self.notices());
+    }
+
+    /// Names of the programs that packets are handed on to.
+    pub fn programs(&self) -> Vec<&'static str> {
+        let programs = self.tether.loaded.handed_on_to();
+        programs.map(|(_, name, _)| name).collect()
     }
 
     /// What the program has told the daemon since this was asked last.
@@ -216,7 +235,7 @@ impl World {
 
     /// Whether flows of [`SERVICE`] are translated.
     pub fn translates(&self) -> bool {
-        self.maps.services.get(u32::from(SERVICE)).translates != 0
+        self.maps.services.get(u32::from(SERVICE)).traits & Service::TRANSLATES != 0
     }
 
     /// Has a service place clients and not flows.
@@ -279,7 +298,7 @@ impl World {
             identity: u64::from(id) | 1 << 63,
             vip: on_wire(vip).into(),
             port,
-            translates: 0,
+            traits: 0,
             affinity: 0,
             affinity_ticks: 0,
         };

@@ -105,3 +105,17 @@ pub fn wait_for_echoes(
         (there == goals.len()).then_some(())
     })
 }
+
+/// Asserts that each connection that talks echoes again and again, and that none has ever broken.
+///
+/// # Errors
+/// When one does not echo on in half a minute.
+///
+/// # Panics
+/// When one has broken.
+#[track_caller]
+pub fn assert_talking(connections: &[Connection]) -> Result<()> {
+    wait_for_echoes(connections, 3, Duration::from_secs(30), |_| {})?;
+    assert_eq!(breaks(connections), [""; 0]);
+    Ok(())
+}

@@ -1,6 +1,7 @@
 //! The torture lab: long-lived connections through a storm of events in one lab, none of which may break but those on a host that
 //! was killed. Half of them are silent until the end.
 
+mod floods;
 mod kills;
 mod kind;
 mod ledger;
@@ -14,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 
+pub use self::floods::{Deluge, Flooded, Flooding, flood};
 pub use self::kills::{Siege, Sieged, besiege};
 pub use self::kind::Kind;
 pub use self::pod::{Replayed, Schedule, replay};

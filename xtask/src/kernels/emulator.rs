@@ -11,7 +11,7 @@ use super::{
 use crate::exec;
 
 /// Where its packages come from: one release, so that they fit each other, whatever this machine runs.
-const SUITES: [Suite; 2] = [
+pub(super) const SUITES: [Suite; 2] = [
     ("debian", "bookworm"),
     ("debian-security", "bookworm-security"),
 ];

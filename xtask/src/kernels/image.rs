@@ -92,10 +92,7 @@ impl Contents<'_> {
             ));
         }
         for (place, program) in programs {
-            // Debug information is most of a program, and nobody debugs there. Names stay, for backtraces.
-            let mut strip = exec::command("strip");
-            strip.arg("--strip-debug").arg("-o").arg(stripped);
-            exec::run(strip.arg(program))?;
+            strip(program, stripped)?;
             archive.file(&place, stripped)?;
             libraries.append(&mut libraries_of(program)?);
         }
@@ -111,8 +108,21 @@ impl Contents<'_> {
     }
 }
 
+/// Copies a program without its debug information, which is most of it: nobody debugs in a guest. Names stay, for backtraces.
+///
+/// # Errors
+/// If it cannot be read or written.
+pub(super) fn strip(program: &Path, stripped: &Path) -> Result<()> {
+    let mut strip = exec::command("strip");
+    strip.arg("--strip-debug").arg("-o").arg(stripped);
+    exec::run(strip.arg(program))
+}
+
 /// The libraries that a program loads, its loader included; none if it is linked statically.
-fn libraries_of(program: &Path) -> Result<BTreeSet<String>> {
+///
+/// # Errors
+/// If there is no ldd to ask.
+pub(super) fn libraries_of(program: &Path) -> Result<BTreeSet<String>> {
     let mut ldd = exec::command("ldd");
     // A program without libraries makes ldd fail.
     let output = ldd

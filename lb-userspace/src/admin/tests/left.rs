@@ -49,6 +49,7 @@ fn populate(daemon: &Daemon) {
         fail_open: false,
         fail_open_flows: 0,
         clients: None,
+        guard: None,
         resets_suspended: None,
         error: None,
         backends: vec![

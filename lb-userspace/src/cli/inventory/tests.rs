@@ -6,6 +6,7 @@ use super::*;
 use crate::{
     cli::{Cli, Command},
     inventory::tests as shown,
+    status::GuardStatus,
 };
 
 fn flows_of(line: &str) -> Result<Flows, clap::Error> {
@@ -19,11 +20,15 @@ fn flows_of(line: &str) -> Result<Flows, clap::Error> {
 fn services_read_like_this() {
     let mut status = shown::a_status();
     status.services[1].fail_open = true;
+    status.services[1].guard = Some(GuardStatus {
+        summary: "deny 3".to_owned(),
+        ..GuardStatus::default()
+    });
     let rows = crate::inventory::services(&shown::maps_of(&status), &status);
     let expected = "\
-SERVICE  ENDPOINT          MODE  STATE      TAKING NEW  ACTIVE  IDLE  PACKETS  BYTES
+SERVICE  ENDPOINT          MODE  STATE      TAKING NEW  ACTIVE  IDLE  PACKETS  BYTES  GUARD
 chat     10.0.0.1:80       ipip  ok         2 of 2      4       2     0        0
-mail     [2001:db8::1]:25  ipip  FAIL-OPEN  1 of 1      2       1     0        0
+mail     [2001:db8::1]:25  ipip  FAIL-OPEN  1 of 1      2       1     0        0      deny 3
 ";
     assert_eq!(services_table(&rows, Colours(false)), expected);
     assert_eq!(services_table(&[], Colours(false)), "no services\n");

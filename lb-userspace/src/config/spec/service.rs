@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use lb_common::backend::Mode;
+use lb_common::{backend::Mode, net::IpVersion};
 use toml::{
     Spanned,
     de::{DeTable, DeValue},
@@ -22,7 +22,7 @@ use super::{
     },
     LARGEST_TABLE, affinity,
     balance::{self, Site},
-    dns,
+    dns, guard,
     health::{self, Health},
     nat::{self, Snat},
 };
@@ -102,6 +102,8 @@ pub(super) fn read(
     }
     let affinity = affinity::read(&mut reader, site, findings);
     let policy = balance::read(&mut reader, site, findings);
+    let version = vip.as_ref().map(|vip| IpVersion::of(*vip.get_ref()));
+    let guarded = guard::read(&mut reader, version, findings);
     let health = health::read(&mut reader, mode, &object, findings);
     let parent = Parent {
         name: name.as_ref().map(|name| *name.get_ref()),
@@ -168,6 +170,8 @@ pub(super) fn read(
             min_healthy,
             affinity,
             policy,
+            guard: guarded.guard,
+            list_files: guarded.files,
             drain_deadline: drain_deadline.map(Spanned::into_inner),
             close_over: close_over.map_or(CLOSE_OVER, Spanned::into_inner),
             on_down,

@@ -1,11 +1,14 @@
-//! Health checks: what each key means, and mistakes in tables within the table.
+//! Health checks: what each key means, and mistakes.
+
+use std::sync::Arc;
 
 use hyper::{Method, header::HeaderMap};
 use rustls::pki_types::{ServerName, pem::PemObject as _};
 
 use super::*;
 use crate::model::{
-    Authorities, CheckKind, GrpcCheck, HttpCheck, JsonEquals, Tls, Trust, WebSocketCheck,
+    Authorities, CheckKind, GrpcCheck, HttpCheck, JsonEquals, RequestTarget, Tls, Trust,
+    WebSocketCheck,
 };
 
 fn checked(lines: &str) -> Check {
@@ -322,5 +325,170 @@ fn a_file_of_authorities_must_be_one() {
         let remedy = "; name a readable file of certificates in PEM, with BEGIN CERTIFICATE";
         assert!(errors[0].starts_with(&before), "{}", errors[0]);
         assert!(errors[0].ends_with(remedy), "{}", errors[0]);
+    }
+}
+
+#[test]
+fn a_fast_check_has_a_timeout_no_longer_than_its_interval() {
+    let text = format!("{SMALL}[service.health]\ninterval = \"200ms\"\n");
+    let config = parse(Path::new("t.toml"), &text).unwrap().config;
+    assert_eq!(
+        config.services[0].backends[0].check.timeout,
+        Duration::from_millis(200)
+    );
+}
+
+#[test]
+fn each_mistake_in_a_check_has_its_place_object_and_remedy() {
+    for (line, expected) in [
+        (
+            "type = \"ssh\"",
+            r#"unknown type "ssh"; use "tcp", "http", "https", "websocket" or "grpc""#,
+        ),
+        (
+            "type = \"htps\"",
+            r#"unknown type "htps"; did you mean "https"?"#,
+        ),
+        (
+            "path = \"/\"",
+            r#"path belongs to checks of type "http" or "https" or "websocket"; set type = "http", or remove path"#,
+        ),
+        (
+            "host = \"a\"",
+            r#"host belongs to checks of type "http" or "https" or "websocket" or "grpc"; set type = "http", or remove host"#,
+        ),
+        (
+            "status = [200]",
+            r#"status belongs to checks of type "http" or "https"; set type = "http", or remove status"#,
+        ),
+        (
+            "type = \"websocket\"\nmethod = \"GET\"",
+            r#"method belongs to checks of type "http" or "https"; set type = "http", or remove method"#,
+        ),
+        (
+            "type = \"grpc\"\npath = \"/\"",
+            r#"path belongs to checks of type "http" or "https" or "websocket"; set type = "http", or remove path"#,
+        ),
+        (
+            "type = \"http\"\nping = true",
+            r#"ping belongs to checks of type "websocket"; set type = "websocket", or remove ping"#,
+        ),
+        (
+            "type = \"http\"\nservice = \"chat\"",
+            r#"service belongs to checks of type "grpc"; set type = "grpc", or remove service"#,
+        ),
+        (
+            "type = \"http\"\ntls = {}",
+            r#"tls belongs to checks of type "https" or "websocket" or "grpc"; set type = "https", or remove tls"#,
+        ),
+        (
+            "type = \"websocket\"\nping = 1",
+            "ping is a whole number, not true or false; write it like ping = true",
+        ),
+        (
+            "type = \"http\"\nmethod = \"get\"",
+            r#"unknown method "get"; use "GET", "HEAD", "OPTIONS" or "POST""#,
+        ),
+        (
+            "type = \"http\"\npath = \"/a#b\"",
+            r#"path is "/a#b"; begin it with / and encode blanks (%20)"#,
+        ),
+        (
+            "type = \"https\"\nhost = \"me@chat\"",
+            r#"host is "me@chat"; give a host name, or remove the key to use the backend's address"#,
+        ),
+        (
+            "type = \"https\"\nhost = \"-.-\"",
+            r#"no certificate is for the host "-.-"; give the name that it is for in tls.name"#,
+        ),
+        (
+            "type = \"http\"\nbody_contains = \"\"",
+            "body_contains is empty, which every body contains; give a few words that only a healthy answer has, or remove the key",
+        ),
+        (
+            "type = \"http\"\nmethod = \"HEAD\"\nbody_contains = \"ok\"",
+            r#"body_contains asks for a body, and a response to HEAD has none; set method = "GET", or remove body_contains"#,
+        ),
+        (
+            "type = \"http\"\nheaders = 1",
+            "headers is a whole number, not a table; write it like headers = { … }",
+        ),
+        (
+            "type = \"grpc\"\nservice = \"a\\nb\"",
+            "service is no name of a gRPC service; give its name, of at most 255 bytes, or remove the key to ask for the server as a whole",
+        ),
+        ("jitter = 51", "jitter is 51; give a number from 0 to 50"),
+        (
+            "doubt_interval = \"1ms\"",
+            "doubt_interval is 1ms; give a duration from 10ms to 1h",
+        ),
+        (
+            "startup_grace = \"2h\"",
+            "startup_grace is 2h; give a duration from 0s to 1h",
+        ),
+        ("at_once = 0", "at_once is 0; give a number from 1 to 16384"),
+        (
+            "through = \"loopback\"",
+            r#"through is "loopback"; use "address" (checks go to the backend's address) or "vip" (to the VIP, as clients' packets do)"#,
+        ),
+        (
+            "initial = \"down\"",
+            r#"initial is "down"; use "unknown" (no new flows before the first verdict) or "up""#,
+        ),
+        (
+            "interval = \"2\"",
+            r#"interval is "2", which is no duration; write a whole number and a unit: "500ms", "2s", "1m", "1h""#,
+        ),
+        (
+            "interval = \"2h\"",
+            "interval is 2h; give a duration from 10ms to 1h",
+        ),
+        (
+            "interval = 2",
+            "interval is a whole number, not a string; write it like interval = \"2s\"",
+        ),
+        (
+            "timeout = \"3s\"",
+            "timeout is longer than interval, so checks would overlap; lower timeout or raise interval",
+        ),
+        ("fall = 0", "fall is 0; give a number from 1 to 100"),
+        ("port = 0", "port is 0; give a number from 1 to 65535"),
+        (
+            "type = \"http\"\npath = \"health\"",
+            "path is \"health\"; begin it with / and encode blanks (%20)",
+        ),
+        (
+            "type = \"http\"\nhost = \"a b\"",
+            "host is \"a b\"; give a host name, or remove the key to use the backend's address",
+        ),
+        (
+            "type = \"http\"\nstatus = [99]",
+            "status 99 does not exist; list codes from 100 to 599, or ranges like \"200-299\"",
+        ),
+        (
+            "type = \"http\"\nstatus = [\"300-200\"]",
+            "status \"300-200\" is no range; list codes from 100 to 599, or ranges like \"200-299\"",
+        ),
+        (
+            "type = \"http\"\nstatus = []",
+            "status is empty, so no answer would be a yes; list codes from 100 to 599, or ranges like \"200-299\"",
+        ),
+    ] {
+        let errors = errors(&format!("{SMALL}[service.health]\n{line}\n"));
+        assert_eq!(errors.len(), 1, "{errors:#?}");
+        let number = 10 + line.lines().count();
+        let column = 1 + line.lines().last().unwrap().find("= ").unwrap() + 2;
+        // An element of a list is where the mistake is, if there is one.
+        let place = errors[0]
+            .strip_prefix(&format!("t.toml:{number}:"))
+            .unwrap();
+        let (at, rest) = place.split_once(": ").unwrap();
+        let at: usize = at.parse().unwrap();
+        assert!(
+            at == column || (at == column + 1 && line.contains('[')),
+            "{}",
+            errors[0]
+        );
+        assert_eq!(rest, format!("health of service \"chat\": {expected}"));
     }
 }

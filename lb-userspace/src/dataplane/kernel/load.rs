@@ -128,7 +128,7 @@ impl Loaded {
     }
 
     /// The programs that packets are handed on to, with their indices in [`names::PROGRAMS`]: those that translate only if the maps have room
-    /// for that, and those for backends on this host only if the kernel has taken all of them.
+    /// for that, those that guard only if services are to be guarded, and those for backends on this host only if the kernel has taken all of them.
     ///
     /// # Panics
     /// Never: loading has found them.
@@ -404,10 +404,14 @@ fn program_of<'a>(ebpf: &'a Ebpf, name: &str) -> &'a Xdp {
 
 /// The programs that packets are handed on to if the maps are of this capacity, by index.
 fn handed_on_to(capacity: &Capacity) -> impl Iterator<Item = (u32, &'static str)> + use<> {
-    let translates = capacity.translates();
+    let (translates, guards) = (capacity.translates(), capacity.guards);
     (0..)
         .zip(names::HANDED_ON_TO)
-        .filter(move |(index, _)| *index < names::STEER_INDEX || translates)
+        .filter(move |(index, _)| match *index {
+            names::GUARD_INDEX.. => guards,
+            names::STEER_INDEX.. => translates,
+            _ => true,
+        })
 }
 
 /// Whether a program that packets are handed on to is for backends on this host.
@@ -550,6 +554,10 @@ fn constants(capacity: Capacity, instance: &Instance) -> Constants {
         answer_cost_ns: 1_000_000_000 / default::ANSWERS_PER_SECOND,
         watches: 0,
         affinity_buckets: capacity.affinity_buckets,
+        guards: u32::from(capacity.guards),
+        ranges: capacity.ranges,
+        source_buckets: capacity.source_buckets,
+        reserved: 0,
     }
 }
 

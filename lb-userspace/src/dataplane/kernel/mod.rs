@@ -69,7 +69,7 @@ pub use self::{
     error::Error,
     load::{Loaded, possible_cpus},
     local::LocalReplies,
-    rehearsal::{Rehearsal, Rehearsals, Rehearsed},
+    rehearsal::{Rehearsal, Rehearsals, Rehearsed, run_once},
     tap::Tap,
     upgrade::{UpgradeCheck, Verdict, upgrade_check},
 };

@@ -13,10 +13,11 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use aya::programs::{TestRun as _, TestRunOptions};
+use aya::programs::{TestRun as _, TestRunOptions, Xdp};
 use lb_common::{
     maps::{self as names, Instance},
     net::IpVersion,
+    service::Service,
     verdict::Reason,
 };
 
@@ -94,7 +95,9 @@ impl Rehearsals {
     /// # Errors
     /// When the memory for copies is not to be had, or the kernel refuses the program.
     pub fn prepare(&self, version: IpVersion) -> Result<Rehearsal, Error> {
-        let capacity = only(version, self.maps.capacity);
+        // Services that have come to be guarded since the instance was opened are so here too.
+        let guards = is_guarded(&self.maps);
+        let capacity = only(version, self.maps.capacity).guarding(guards);
         let mut maps = shapes::create_some(&capacity, &names::WRITTEN)?;
         maps.extend(shapes::create_some(&capacity, &[names::INSTANCE])?);
         for (name, map) in &self.shared {
@@ -114,27 +117,12 @@ impl Rehearsal {
     /// When the kernel does not run it, or it has counted nothing, which is a fault of this tether.
     pub fn run(&self, ifindex: u32, frame: &[u8]) -> Result<Rehearsed, Error> {
         self.copy();
-        let mut output = vec![0; frame.len() + GROWTH];
-        // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
-        let context: Vec<u8> = [0, frame.len() as u32, 0, ifindex, 0, 0]
-            .into_iter()
-            .flat_map(u32::to_ne_bytes)
-            .collect();
-        let mut options = TestRunOptions::new();
-        options.data_in = Some(frame);
-        options.data_out = Some(&mut output);
-        options.ctx_in = Some(&context);
-        let ran = self
-            .loaded
-            .program()
-            .test_run(options)
-            .map_err(|error| refused_call("rehearsing a packet")(system_error(error)))?;
-        output.truncate(ran.data_size_out as usize);
-        self.counted(ran.return_value, output)
-            .ok_or_else(|| Error::Bpf {
-                doing: "rehearsing a packet",
-                source: io::Error::other("it was not counted, which is a fault of this tether"),
-            })
+        let (action, frame) = run_once(self.loaded.program(), ifindex, frame)
+            .map_err(refused_call("rehearsing a packet"))?;
+        self.counted(action, frame).ok_or_else(|| Error::Bpf {
+            doing: "rehearsing a packet",
+            source: io::Error::other("it was not counted, which is a fault of this tether"),
+        })
     }
 
     /// The copies, as the last packet has left them. Of the other version of IP there are no flows in them.
@@ -151,6 +139,7 @@ impl Rehearsal {
         copy(&from.facts6, &to.facts6);
         copy(&from.nat6, &to.nat6);
         copy(&from.slots, &to.slots);
+        copy(&from.sources, &to.sources);
         copy(&from.ports, &to.ports);
         clear(&to.counters);
         clear(&to.cpus);
@@ -171,6 +160,32 @@ impl Rehearsal {
             backend: (0..maps.capacity.backends).find(|id| was_counted(layout.backend(*id))),
         })
     }
+}
+
+/// Runs an XDP program with a frame that comes in by an interface of this network namespace. Gives the action, and the frame afterwards.
+///
+/// # Errors
+/// When the kernel does not run it.
+pub fn run_once(program: &Xdp, ifindex: u32, frame: &[u8]) -> io::Result<(u32, Vec<u8>)> {
+    let mut output = vec![0; frame.len() + GROWTH];
+    // struct xdp_md: data, data_end, data_meta, ingress_ifindex, rx_queue_index, egress_ifindex.
+    let context: Vec<u8> = [0, frame.len() as u32, 0, ifindex, 0, 0]
+        .into_iter()
+        .flat_map(u32::to_ne_bytes)
+        .collect();
+    let mut options = TestRunOptions::new();
+    options.data_in = Some(frame);
+    options.data_out = Some(&mut output);
+    options.ctx_in = Some(&context);
+    let ran = program.test_run(options).map_err(system_error)?;
+    output.truncate(ran.data_size_out as usize);
+    Ok((ran.return_value, output))
+}
+
+/// Whether a service has a guard.
+fn is_guarded(maps: &Maps) -> bool {
+    let mut services = (0..maps.services.len()).map(|id| maps.services.get(id));
+    services.any(|service| service.identity != 0 && service.traits & Service::GUARDED != 0)
 }
 
 /// The same capacity with next to no room for flows of the other version of IP.

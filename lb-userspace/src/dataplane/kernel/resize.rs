@@ -36,11 +36,12 @@ pub(super) fn open(
     grace: &GracePeriod,
     observe: &mut dyn FnMut(Step),
 ) -> Result<(Loaded, Option<Error>), Error> {
-    let complete = finish(pins, grace)?;
+    let complete = finish(pins, grace, wanted.guards)?;
     if shapes::pinned_version(&pins.maps())? != names::ABI_VERSION {
         return migrate::open(pins, wanted, grace, observe);
     }
     let (held, capacity, instance) = shapes::open_pinned(&pins.maps())?;
+    let capacity = capacity.guarding(wanted.guards);
     let mut refused = None;
     let resized = resized(&capacity, wanted);
     if resized != capacity {
@@ -80,8 +81,8 @@ pub(super) fn resized(capacity: &Capacity, wanted: &Capacity) -> Capacity {
     .translating_flows_of(IpVersion::V6, translates(IpVersion::V6))
 }
 
-/// Completes what a killed process has left, if links run its new program; else removes its traces.
-fn finish(pins: &Pins, grace: &GracePeriod) -> Result<Option<Loaded>, Error> {
+/// Completes what a killed process has left, if links run its new program; else removes its traces. The program guards services if `guards` says so.
+fn finish(pins: &Pins, grace: &GracePeriod, guards: bool) -> Result<Option<Loaded>, Error> {
     let staged = pins.staged();
     if !staged.join(names::FLOWS4).exists()
         || !attach::is_used(pins.directory(), shapes::pinned_id(&staged, names::FLOWS4)?)?
@@ -100,6 +101,7 @@ fn finish(pins: &Pins, grace: &GracePeriod) -> Result<Option<Loaded>, Error> {
         "a change of the flow tables was interrupted when its new program was in force already; completing it"
     );
     let (maps, capacity, instance) = shapes::open_pinned(&staged)?;
+    let capacity = capacity.guarding(guards);
     let old: Box<dyn Origin> = if shapes::pinned_version(&pins.maps())? == names::ABI_VERSION {
         let (maps, capacity, instance) = shapes::open_pinned(&pins.maps())?;
         Box::new(Own::new(maps, capacity, instance)?)

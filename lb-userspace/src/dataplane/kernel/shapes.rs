@@ -16,6 +16,7 @@ use lb_common::{
     backend::Backend,
     counters::{Counter, CpuState},
     flow::{bucket::Facts, copy, v4, v6},
+    guard::{Guard, Range, SourceBucket},
     maglev::Slot,
     maps::{self as names, Hold, Instance},
     nat,
@@ -244,6 +245,10 @@ fn pinned_capacity(directory: &Path) -> Result<Capacity, Error> {
         nat6_buckets: more_than_one(entries::<nat::Bucket>(directory, names::NAT6)?),
         endpoints: more_than_one(entries::<nat::Endpoint>(directory, names::ENDPOINTS)?),
         pairs: more_than_one(entries::<nat::Pair>(directory, names::PAIRS)?),
+        ranges: entries::<Range>(directory, names::RANGES)?,
+        source_buckets: entries::<SourceBucket>(directory, names::SOURCES)?,
+        // Whoever loads programs for them says so.
+        guards: false,
     };
     let possible = possible_cpus()?;
     if capacity.cpus < possible {
@@ -338,6 +343,9 @@ fn shapes(capacity: &Capacity) -> [Shape; names::ALL.len()] {
         ),
         shape::<Hold>(names::HOLD, 1),
         shape::<v6::Bucket>(names::AFFINITIES, capacity.affinity_buckets),
+        shape::<Guard>(names::GUARDS, capacity.services),
+        shape::<Range>(names::RANGES, capacity.ranges),
+        shape::<SourceBucket>(names::SOURCES, capacity.source_buckets),
         shape::<Slot>(names::TABLES, capacity.table_slots),
         shape::<Service>(names::SERVICES, capacity.services),
         shape::<Backend>(names::BACKENDS, capacity.backends),

@@ -1,7 +1,7 @@
-//! A program that watches, in the place of the one that runs otherwise, and back.
+//! A program that watches, in the place of the one that runs otherwise, and back; and programs that guard services, in the place of such that do not.
 //!
-//! Both are of the same object and the same maps: they do the same with every packet, and a packet that meets a part of the one and a part of the
-//! other is steered all the same. So the links are switched while traffic goes on, each atomically, as an upgrade does.
+//! All are of the same object and the same maps: they do the same with every packet (but for guards, if they know of none), and a packet that meets a part
+//! of the one and a part of the other is steered all the same. So the links are switched while traffic goes on, each atomically, as an upgrade does.
 //!
 //! A daemon that is killed meanwhile leaves the program that watches, which goes on forwarding. It tells nobody anything once the listeners' time is
 //! over ([`lb_common::watch::Filter::until_ns`]), and the next start puts its own program in its place, as it does with every other.
@@ -27,6 +27,7 @@ use super::{
     grace::GracePeriod,
     load::{Loaded, Prepared},
     pins::Pins,
+    runs::{self, Runs},
     shapes::{self, Opened, refused_call},
 };
 use crate::{
@@ -34,19 +35,61 @@ use crate::{
     dataplane::{array::Array, maps::Capacity},
 };
 
-/// What puts a program that watches in its place, and takes it away again.
+/// What puts programs in the place of those that run.
 #[derive(Debug)]
 pub struct Tap {
     pins: Arc<Pins>,
     grace: Arc<GracePeriod>,
     maps: Opened,
-    capacity: Capacity,
     instance: Instance,
-    /// The program that runs otherwise, and those that it hands packets on to.
+    running: Mutex<Running>,
+}
+
+/// What runs.
+#[derive(Debug)]
+struct Running {
+    /// What the programs were loaded for.
+    capacity: Capacity,
+    /// Those that run unless somebody watches.
+    usual: Usual,
+    /// Those that watch, while they are in their places, with the maps that they have for that.
+    watching: Option<(Loaded, Opened)>,
+}
+
+/// Programs that do not watch.
+#[derive(Debug)]
+struct Usual {
     program: OwnedFd,
+    /// Those that it hands packets on to.
     handed_on_to: Vec<(u32, OwnedFd)>,
-    /// The programs that watch, while they are in their places.
-    watching: Mutex<Option<Loaded>>,
+}
+
+impl Usual {
+    fn of(loaded: &Loaded) -> Result<Self, Error> {
+        let keep = |fd: BorrowedFd<'_>| {
+            fd.try_clone_to_owned()
+                .map_err(refused_call("keeping a program open"))
+        };
+        let mut handed_on_to = Vec::new();
+        for (index, name, program) in loaded.handed_on_to() {
+            let program = program.fd().map_err(|error| Error::program(name, error))?;
+            handed_on_to.push((index, keep(program.as_fd())?));
+        }
+        Ok(Self {
+            program: keep(loaded.program_fd())?,
+            handed_on_to,
+        })
+    }
+}
+
+impl Running {
+    /// The program on the links.
+    fn program(&self) -> BorrowedFd<'_> {
+        match &self.watching {
+            Some((loaded, _)) => loaded.program_fd(),
+            None => self.usual.program.as_fd(),
+        }
+    }
 }
 
 /// What a program that watches is told and tells.
@@ -65,15 +108,6 @@ impl Tap {
         pins: Arc<Pins>,
         grace: Arc<GracePeriod>,
     ) -> Result<Self, Error> {
-        let keep = |fd: BorrowedFd<'_>| {
-            fd.try_clone_to_owned()
-                .map_err(refused_call("keeping a program open"))
-        };
-        let mut handed_on_to = Vec::new();
-        for (index, name, program) in loaded.handed_on_to() {
-            let program = program.fd().map_err(|error| Error::program(name, error))?;
-            handed_on_to.push((index, keep(program.as_fd())?));
-        }
         let mut maps = loaded.keep_maps()?;
         let capacity = loaded.maps().capacity;
         // The programs know nothing of it, but a set of maps has one.
@@ -82,11 +116,12 @@ impl Tap {
             pins,
             grace,
             maps,
-            capacity,
             instance: loaded.instance(),
-            program: keep(loaded.program_fd())?,
-            handed_on_to,
-            watching: Mutex::new(None),
+            running: Mutex::new(Running {
+                capacity,
+                usual: Usual::of(loaded)?,
+                watching: None,
+            }),
         })
     }
 
@@ -95,18 +130,19 @@ impl Tap {
     /// # Errors
     /// When the kernel refuses it; then all is as it was.
     pub fn open(&self) -> Result<Tapped, Error> {
-        let mut watching = self.watching();
-        let watch = shapes::create_watch(self.capacity.cpus)?;
-        let tapped = Tapped::of(&watch, self.capacity.cpus)?;
-        let prepared = Prepared::watching(self.capacity, self.instance, &self.maps, &watch)?;
+        let mut running = self.running();
+        let capacity = running.capacity;
+        let watch = shapes::create_watch(capacity.cpus)?;
+        let tapped = Tapped::of(&watch, capacity.cpus)?;
+        let prepared = Prepared::watching(capacity, self.instance, &self.maps, &watch)?;
         let switched = prepared.load().and_then(|loaded| {
             attach::switch_all(&self.pins, loaded.program_fd(), &mut || ())?;
             Ok(loaded)
         });
         match switched {
-            Ok(loaded) => *watching = Some(loaded),
+            Ok(loaded) => running.watching = Some((loaded, watch)),
             Err(error) => {
-                if let Err(error) = self.put_back() {
+                if let Err(error) = self.put_back(&running.usual) {
                     tracing::error!(
                         error = chain(&error),
                         "a program that watches stays in its place, and tells nobody anything"
@@ -123,38 +159,79 @@ impl Tap {
     /// # Errors
     /// When the kernel refuses that; it can be tried again.
     pub fn close(&self) -> Result<(), Error> {
-        let mut watching = self.watching();
-        if watching.is_some() {
-            self.put_back()?;
+        let mut running = self.running();
+        if running.watching.is_some() {
+            self.put_back(&running.usual)?;
             self.grace.wait();
-            *watching = None;
+            running.watching = None;
         }
         Ok(())
     }
 
-    /// Attaches the program that is to run now, as [`attach::attach_all`] does.
-    pub(super) fn attach(&self, interfaces: &[String]) -> Result<Vec<Attached>, Error> {
-        let watching = self.watching();
-        let program = match &*watching {
-            Some(loaded) => loaded.program_fd(),
-            None => self.program.as_fd(),
+    /// Has services guarded from now on: puts programs that do so in the place of those that do not, if these run. The kernel's verifier takes some
+    /// seconds for them, in which everything goes on as before.
+    ///
+    /// # Errors
+    /// When the kernel refuses them; it can be tried again.
+    pub fn guard(&self) -> Result<(), Error> {
+        let mut running = self.running();
+        if running.capacity.guards {
+            return Ok(());
+        }
+        let capacity = running.capacity.guarding(true);
+        let usual = Prepared::with_maps(capacity, self.instance, &self.maps)?.load()?;
+        let usual = Usual::of(&usual)?;
+        // Whoever listens goes on to hear.
+        let watching = match &running.watching {
+            None => None,
+            Some((before, watch)) => {
+                let prepared = Prepared::watching(capacity, self.instance, &self.maps, watch);
+                match prepared.and_then(Prepared::load) {
+                    Ok(loaded) => Some(loaded),
+                    Err(error) => {
+                        before.connect()?;
+                        return Err(error);
+                    }
+                }
+            }
         };
-        attach::attach_all(&self.pins, program, interfaces)
+        running.capacity = capacity;
+        running.usual = usual;
+        if let (Some(loaded), Some(held)) = (watching, &mut running.watching) {
+            held.0 = loaded;
+        }
+        let switched = attach::switch_all(&self.pins, running.program(), &mut || ());
+        if switched.is_err() {
+            // Some links may have it: the next attempt begins anew, and comes to the same.
+            running.capacity = capacity.guarding(false);
+        }
+        switched
     }
 
-    fn put_back(&self) -> Result<(), Error> {
+    /// Attaches the program that is to run now, as [`attach::attach_all`] does.
+    pub(super) fn attach(&self, interfaces: &[String]) -> Result<Vec<Attached>, Error> {
+        attach::attach_all(&self.pins, self.running().program(), interfaces)
+    }
+
+    /// The runs of the program that runs unless somebody watches, since it was loaded; none while the kernel counts none, or while it is replaced.
+    pub fn runs(&self) -> Option<Runs> {
+        let running = self.running.try_lock().ok()?;
+        runs::counted(running.usual.program.as_fd())
+    }
+
+    fn put_back(&self, usual: &Usual) -> Result<(), Error> {
         let programs = self.maps[names::PROGRAMS].as_fd();
-        for (index, program) in &self.handed_on_to {
+        for (index, program) in &usual.handed_on_to {
             bpf::set_program(programs, *index, program.as_fd()).map_err(refused_call(
                 "putting an XDP program back in its place, that packets are handed on to",
             ))?;
         }
-        attach::switch_all(&self.pins, self.program.as_fd(), &mut || ())
+        attach::switch_all(&self.pins, usual.program.as_fd(), &mut || ())
     }
 
-    fn watching(&self) -> MutexGuard<'_, Option<Loaded>> {
+    fn running(&self) -> MutexGuard<'_, Running> {
         // Nothing panics while it is held.
-        self.watching.lock().unwrap_or_else(PoisonError::into_inner)
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

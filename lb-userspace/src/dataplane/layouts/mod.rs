@@ -216,6 +216,8 @@ impl FromStr for Layouts {
 
 #[cfg(test)]
 mod tests {
+    #[cfg(not(feature = "next-abi"))]
+    use lb_common::service::Service;
     use lb_common::maps::LAYOUTS_BYTES;
 
     use super::*;
@@ -261,25 +263,60 @@ mod tests {
     /// Everything of a version that is known here can be moved to this one, and back all that it knew.
     #[test]
     fn what_an_older_version_has_finds_its_place() {
-        let (own, old) = (Layouts::own(), Layouts::undescribed(6).unwrap());
-        assert_eq!(old.conflicts(&own).collect::<Vec<_>>(), [] as [&str; 0]);
-        let newer = |record| match record {
-            "service" => &["affinity", "affinity_ticks"][..],
+        let own = Layouts::own();
+        let newer = |version, record: &str| match (version, record) {
+            (6, "service") => &["affinity", "affinity_ticks", "guarded"][..],
+            (7, "service") => &["guarded"],
             _ => &[],
         };
-        let is_known = |record: &str| old.bytes_of(record) != 0;
-        for record in layout::RECORDS
-            .iter()
-            .filter(|record| record.bits % 64 == 0 && is_known(record.name))
-        {
-            for (from, to, dropped) in [(&old, &own, &[][..]), (&own, &old, newer(record.name))] {
-                let conversion = convert::Conversion::between(from, to, record.name);
-                let conversion = conversion.expect(record.name);
-                let (words, new_words) = conversion.words();
-                let mut moved = vec![0; new_words];
-                assert_eq!(conversion.apply(&vec![u64::MAX; words], &mut moved), Ok(()));
-                assert_eq!(conversion.dropped, dropped, "{}", record.name);
+        for text in [VERSION_6, include_str!("version-7.txt")] {
+            let old: Layouts = text.parse().unwrap();
+            assert_eq!(old.conflicts(&own).collect::<Vec<_>>(), [] as [&str; 0]);
+            let is_known = |record: &str| old.bytes_of(record) != 0;
+            for record in layout::RECORDS
+                .iter()
+                .filter(|record| record.bits % 64 == 0 && is_known(record.name))
+            {
+                let newer = newer(old.version, record.name);
+                for (from, to, dropped) in [(&old, &own, &[][..]), (&own, &old, newer)] {
+                    let conversion = convert::Conversion::between(from, to, record.name);
+                    let conversion = conversion.expect(record.name);
+                    let (words, new_words) = conversion.words();
+                    let mut all = vec![u64::MAX; words];
+                    if let Some(at) = from.place(record.name, "translates") {
+                        // Of 16 bits once, of which all but the first are zero.
+                        all[at / 64] &= !(0xfffe << (at % 64));
+                    }
+                    let mut moved = vec![0; new_words];
+                    assert_eq!(conversion.apply(&all, &mut moved), Ok(()));
+                    assert_eq!(conversion.dropped, dropped, "{}", record.name);
+                }
             }
+        }
+    }
+
+    /// A service that translates does so in the other version too, and is guarded in none by accident.
+    #[test]
+    #[cfg(not(feature = "next-abi"))]
+    fn traits_of_a_service_are_moved_one_by_one() {
+        let (own, old) = (
+            Layouts::own(),
+            include_str!("version-7.txt").parse().unwrap(),
+        );
+        let at = own.place("service", "translates").unwrap();
+        let traits = |word: u64| word >> (at % 64) & 0xffff;
+        for (from, to, before, after) in [
+            (&old, &own, 1, Service::TRANSLATES),
+            (&old, &own, 0, 0),
+            (&own, &old, Service::TRANSLATES | Service::GUARDED, 1),
+            (&own, &old, Service::GUARDED, 0),
+        ] {
+            let conversion = convert::Conversion::between(from, to, "service").unwrap();
+            let (words, new_words) = conversion.words();
+            let (mut raw, mut moved) = (vec![0; words], vec![0; new_words]);
+            raw[at / 64] = u64::from(before) << (at % 64);
+            conversion.apply(&raw, &mut moved).unwrap();
+            assert_eq!(traits(moved[at / 64]), u64::from(after));
         }
     }
 
@@ -287,9 +324,9 @@ mod tests {
     #[test]
     #[cfg(not(feature = "next-abi"))]
     fn a_layout_changes_with_its_version_only() {
-        let kept = include_str!("version-7.txt");
+        let kept = include_str!("version-8.txt");
         let own = Layouts::own();
-        assert_eq!(own.version, 7);
+        assert_eq!(own.version, 8);
         assert!(
             own.to_string() == kept,
             "the layouts are not those of layouts/version-{}.txt; raise ABI_VERSION, and keep what `tether upgrade-check --layouts` prints under its \

@@ -2,7 +2,10 @@
 
 use std::net::SocketAddr;
 
-use lb_common::nat::{self, FIRST_PORT, Pair, WORDS_OF_PAIR, slot_index};
+use lb_common::{
+    maglev::TENURE_TICKS,
+    nat::{self, FIRST_PORT, Pair, WORDS_OF_PAIR, slot_index},
+};
 
 use super::*;
 
@@ -76,7 +79,10 @@ fn pairs_and_endpoints_are_there_before_the_backend_that_names_them() {
         BackendState(entry.state).forwarding(),
         Some(Forwarding::Nat)
     );
-    assert_eq!(bench.maps.services.get(1).translates, 1);
+    assert_eq!(
+        bench.maps.services.get(1).traits,
+        lb_common::service::Service::TRANSLATES
+    );
     assert_eq!(endpoint_at(&bench, (BACKEND, 80).into()), Some(3));
 }
 
@@ -219,8 +225,11 @@ fn a_service_is_known_to_translate_before_a_slot_names_such_a_backend() {
     };
     assert!(at("service 1: write 10.0.0.1:80") < at("service 1: write table"));
     assert_eq!(bench.converge(&[both]), [] as [&str; 0]);
-    assert_eq!(bench.maps.services.get(1).translates, 1);
+    assert_eq!(
+        bench.maps.services.get(1).traits,
+        lb_common::service::Service::TRANSLATES
+    );
     bench.now = bench.now.later(TENURE_TICKS + HANDOVER_TICKS + 1);
     bench.converge(&[service(1, 13, &[2], &[])]);
-    assert_eq!(bench.maps.services.get(1).translates, 0);
+    assert_eq!(bench.maps.services.get(1).traits, 0);
 }

@@ -9,7 +9,7 @@ use super::{
     Metrics,
     write::{Family, Labels, Value},
 };
-use crate::status::BackendFlows;
+use crate::{guard::sources, status::BackendFlows};
 
 pub(super) fn encode(metrics: &Metrics, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let census = &metrics.census;
@@ -60,8 +60,39 @@ pub(super) fn encode(metrics: &Metrics, encoder: &mut DescriptorEncoder<'_>) -> 
         "Clients that kept a backend and had to give way to others, for want of room",
     )?
     .of(swept.clients)?;
+    guards(metrics, encoder)?;
     notices(metrics, encoder)?;
     tables(metrics, encoder)
+}
+
+/// Room for guards, and what of it is taken.
+fn guards(metrics: &Metrics, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
+    let maps = &metrics.maps;
+    for (name, help, number) in [
+        (
+            "guard_ranges",
+            "Ranges of client addresses that the allow and deny lists of all services come to",
+            sources::ranges_in_use(maps),
+        ),
+        (
+            "guard_ranges_most",
+            "Ranges of client addresses that there is room for: `prefixes` in [limits]",
+            maps.ranges.len().into(),
+        ),
+        (
+            "guard_sources",
+            "Sources of clients that are told apart, of services with a source_limit",
+            metrics.census.sources,
+        ),
+        (
+            "guard_sources_most",
+            "Places for sources of clients: `sources` in [limits] are six tenths of them",
+            sources::places(&maps.sources),
+        ),
+    ] {
+        Family::gauge(encoder, name, help)?.of(number)?;
+    }
+    Ok(())
 }
 
 fn notices(metrics: &Metrics, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {

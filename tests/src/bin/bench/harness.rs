@@ -250,6 +250,21 @@ impl Harness {
         self.run(packets)
     }
 
+    /// Runs `packets` segments in mid-stream, each of a flow of its own that nobody knows, from number `first` on.
+    pub(crate) fn run_unknown(&mut self, first: u32, packets: u32) -> Result<Timing> {
+        self.order(Orders {
+            kind: Kind::Unknown as u32,
+            flows: 0,
+            state: first,
+            destination: VIP,
+            port: u32::from(PORT),
+            seq: ISN + 1,
+            version: self.version as u32,
+            reserved: 0,
+        });
+        self.run(packets)
+    }
+
     /// Packets counted for a reason so far.
     pub(crate) fn packets(&self, reason: Reason) -> u64 {
         self.maps
@@ -448,7 +463,7 @@ fn serve(maps: &Maps, way: Way) {
             identity: 1,
             vip: address(way.version, VIP).into(),
             port: PORT,
-            translates: u16::from(translates),
+            traits: if translates { Service::TRANSLATES } else { 0 },
             affinity: 0,
             affinity_ticks: 0,
         },

@@ -5,6 +5,7 @@
 //! is measured is harness and program; the floors are measured in the same harness. What the daemon costs is measured on one that runs in a lab.
 
 mod control;
+mod guard;
 mod harness;
 mod plot;
 mod rows;

@@ -5,6 +5,7 @@ use std::time::Instant;
 use anyhow::{Result, ensure};
 use lb_common::{
     backend::Mode,
+    guard::Listed,
     maps::default,
     net::IpVersion::{self, V4, V6},
     verdict::Reason,
@@ -128,6 +129,28 @@ pub(crate) fn measure(only: &str, rounds: u32) -> Result<Vec<Row>> {
                 rows.push(opening(name, version, flows, rounds)?);
             }
         }
+        let name = format!("syn/flood/v{v}");
+        if wanted(&name) {
+            rows.push(flood(name, version, rounds)?);
+        }
+        let name = format!("unknown/v{v}");
+        if wanted(&name) {
+            rows.push(unknown(name, version, rounds)?);
+        }
+        for flows in SIZES {
+            let name = format!("guarded/ipip/v{v}/{flows}");
+            if wanted(&name) {
+                rows.push(guarded(&mut harness, name, flows, rounds)?);
+            }
+        }
+        let name = format!("guard/denied/v{v}");
+        if wanted(&name) {
+            rows.push(guard(name, version, Listed::Denied, rounds)?);
+        }
+        let name = format!("guard/syn/v{v}");
+        if wanted(&name) {
+            rows.push(guard(name, version, Listed::Allowed, rounds)?);
+        }
         let name = format!("non-vip/v{v}");
         if wanted(&name) {
             rows.push(non_vip(&mut harness, name, rounds)?);
@@ -214,6 +237,104 @@ fn opening(name: String, version: IpVersion, flows: u32, rounds: u32) -> Result<
         );
     }
     Ok(row(name, &timings, Some(("encap", &floors)), mark))
+}
+
+/// SYNs of ever new flows, in a table of the default size that is full of those of others.
+fn flood(name: String, version: IpVersion, rounds: u32) -> Result<Row> {
+    let mut harness = Harness::load(version, default::FLOWS)?;
+    harness.select(Program::Tether)?;
+    // Twice as many as are sized for: some more than there are places.
+    let mut first = 2 * default::FLOWS;
+    harness.run_opening(0, first)?;
+    let (mut timings, mut floors) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        harness.select(Program::FloorEncap)?;
+        floors.push(harness.run_established(1, PACKETS, true)?);
+        harness.select(Program::Tether)?;
+        let before = harness.packets(Reason::Opened);
+        timings.push(harness.run_opening(first, SYNS)?);
+        let counted = harness.packets(Reason::Opened) - before;
+        ensure!(
+            counted * 1_000 >= u64::from(SYNS) * 999,
+            "{name}: {counted} of {SYNS} SYNs were recorded"
+        );
+        first += SYNS;
+    }
+    Ok(row(name, &timings, Some(("encap", &floors)), None))
+}
+
+/// Segments in mid-stream of flows that nobody knows: adopted as far as the rate allows, and forwarded all.
+fn unknown(name: String, version: IpVersion, rounds: u32) -> Result<Row> {
+    let mut harness = Harness::load(version, default::FLOWS)?;
+    let (mut timings, mut floors) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        harness.forget();
+        harness.select(Program::FloorEncap)?;
+        floors.push(harness.run_established(1, PACKETS, true)?);
+        harness.select(Program::Tether)?;
+        let counted = |harness: &Harness| {
+            harness.packets(Reason::Adopted) + harness.packets(Reason::Unadopted)
+        };
+        let before = counted(&harness);
+        timings.push(harness.run_unknown(0, PACKETS)?);
+        are_all(&name, "were of an unknown flow", counted(&harness) - before)?;
+    }
+    Ok(row(name, &timings, Some(("encap", &floors)), None))
+}
+
+/// Segments of so many established flows of a guarded service in random order, beside the same of one without a guard, by programs that know of none.
+fn guarded(default_harness: &mut Harness, name: String, flows: u32, rounds: u32) -> Result<Row> {
+    let version = default_harness.version;
+    let mut large;
+    let plain = if flows > default::FLOWS {
+        large = Harness::load(version, flows)?;
+        &mut large
+    } else {
+        default_harness
+    };
+    let mut guarding = Harness::guarding(version, flows.max(default::FLOWS))?;
+    for harness in [&mut *plain, &mut guarding] {
+        harness.serve(Way::new(version, Mode::Ipip));
+        harness.pin(flows)?;
+        harness.select(Program::Tether)?;
+    }
+    guarding.guard(Listed::Allowed);
+    let (mut timings, mut floors) = (Vec::new(), Vec::new());
+    for _ in 0..rounds {
+        for (harness, timings) in [(&mut *plain, &mut floors), (&mut guarding, &mut timings)] {
+            let before = harness.packets(Reason::Established);
+            timings.push(harness.run_established(flows, PACKETS, true)?);
+            let counted = harness.packets(Reason::Established) - before;
+            are_all(&name, "were of an established flow", counted)?;
+        }
+    }
+    let floor = Some(("no guard", &floors[..]));
+    Ok(row(name, &timings, floor, Some(1.25)))
+}
+
+/// SYNs of ever new flows of a guarded service, whose clients are listed so.
+fn guard(name: String, version: IpVersion, clients: Listed, rounds: u32) -> Result<Row> {
+    let mut harness = Harness::guarding(version, default::FLOWS)?;
+    harness.guard(clients);
+    let reason = match clients {
+        Listed::Denied => Reason::Denied,
+        _ => Reason::Opened,
+    };
+    let (mut timings, mut floors) = (Vec::new(), Vec::new());
+    for round in 0..rounds {
+        harness.select(Program::FloorEncap)?;
+        floors.push(harness.run_established(1, PACKETS, true)?);
+        harness.select(Program::Tether)?;
+        let before = harness.packets(reason);
+        timings.push(harness.run_opening(round * SYNS, SYNS)?);
+        let counted = harness.packets(reason) - before;
+        ensure!(
+            counted * 1_000 >= u64::from(SYNS) * 999,
+            "{name}: {counted} of {SYNS} SYNs were counted as {}",
+            reason.name()
+        );
+    }
+    Ok(row(name, &timings, Some(("encap", &floors)), None))
 }
 
 /// Segments of so many flows in random order in a mode that translates, beside the same of the same flows in mode `ipip`, by the same program.

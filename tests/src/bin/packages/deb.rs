@@ -1,4 +1,4 @@
-//! The Debian package: installed, upgraded, removed and purged on a balancer in a lab, in a copy of this machine's file system that is gone
+//! The Debian package: installed, upgraded, rolled back, removed and purged on a balancer in a lab, in a copy of this machine's file system that is gone
 //! afterwards, while connections go on.
 
 use std::path::Path;
@@ -118,19 +118,21 @@ pub(crate) fn test(package: &Path) -> Result<()> {
         })
     };
 
-    inside("dpkg --install /run/new.deb")?;
-    let said = asked()?;
-    ensure!(
-        said.contains("try-restart tether.service")
-            && !said.contains("stop")
-            && !said.contains("disable"),
-        "{said}"
-    );
-    hold("the upgrade's scripts")?;
-    drop(daemon);
-    daemon = Daemon::start(host)?;
-    serving()?;
-    hold("the upgrade's restart")?;
+    for (package, change) in [("new.deb", "upgrade"), ("old.deb", "rollback")] {
+        inside(&format!("dpkg --install /run/{package}"))?;
+        let said = asked()?;
+        ensure!(
+            said.contains("try-restart tether.service")
+                && !said.contains("stop")
+                && !said.contains("disable"),
+            "{said}"
+        );
+        hold(&format!("the {change}'s scripts"))?;
+        drop(daemon);
+        daemon = Daemon::start(host)?;
+        serving()?;
+        hold(&format!("the {change}'s restart"))?;
+    }
 
     inside("dpkg --remove tether")?;
     ensure!(asked()?.contains("disable --now tether.service"));
@@ -148,6 +150,8 @@ pub(crate) fn test(package: &Path) -> Result<()> {
     inside("test ! -e /sys/fs/bpf/tether").context("a purge leaves maps")?;
     inside("test ! -e /etc/tether -a ! -e /var/lib/tether -a ! -e /usr/bin/tether")?;
     drop(backends);
-    println!("deb: installed, upgraded, removed and purged; 60 connections lived until the purge");
+    println!(
+        "deb: installed, upgraded, rolled back, removed and purged; 60 connections lived until the purge"
+    );
     Ok(())
 }

@@ -12,9 +12,11 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::{Parser, ValueEnum};
 use lab::address::Family;
+use lab::flood;
 use lab::topology::Place;
 use lab::torture::{
-    self, Forecast, Kind, LEAST, Outcome, Replayed, Report, Schedule, Siege, Sieged,
+    self, Deluge, Flooded, Forecast, Kind, LEAST, Outcome, Replayed, Report, Schedule, Siege,
+    Sieged,
 };
 use lb_userspace::failpoint;
 
@@ -41,6 +43,10 @@ struct Arguments {
     /// what is left at 40 s and is gone at 42 s.
     #[arg(long)]
     shutdown: bool,
+    /// Instead of a storm: floods of SYNs, of ACKs, of fragments, of ICMP and of handshakes, so many seconds of each at the generator's full rate, while
+    /// connections talk and others are opened. One lab after the other.
+    #[arg(long, value_name = "SECONDS", conflicts_with_all = ["shutdown", "kills"])]
+    floods: Option<u64>,
     /// Print the result once more as one line of JSON, last on standard output.
     #[arg(long)]
     json: bool,
@@ -88,6 +94,17 @@ fn main() -> Result<ExitCode> {
         let share = share_of(arguments.connections.into(), number);
         ["--connections".into(), share.to_string()]
     };
+    if let Some(seconds) = arguments.floods {
+        let mut flooded: Vec<Flooded> = vec![];
+        for lab in &labs {
+            // Each would take the processors from the others.
+            flooded.extend(labs::run(&[*lab], |_| {
+                let each = ["--floods".into(), seconds.to_string()];
+                [each, connections(0)].concat()
+            })?);
+        }
+        return deluges(&flooded, arguments.json);
+    }
     if arguments.shutdown {
         let replayed: Vec<Replayed> = labs::run(&labs, |number| {
             [vec!["--shutdown".into()], connections(number).to_vec()].concat()
@@ -137,6 +154,17 @@ fn alone(arguments: &Arguments) -> Result<ExitCode> {
             "{}",
             serde_json::to_string(&torture::besiege(&siege, say)?)?
         );
+        return Ok(ExitCode::SUCCESS);
+    }
+    if let Some(seconds) = arguments.floods {
+        let deluge = Deluge {
+            place,
+            family,
+            connections,
+            each: Duration::from_secs(seconds),
+            kinds: flood::Kind::ALL.to_vec(),
+        };
+        println!("{}", serde_json::to_string(&torture::flood(&deluge, say)?)?);
         return Ok(ExitCode::SUCCESS);
     }
     if arguments.shutdown {
@@ -210,6 +238,33 @@ fn replays(replayed: &[Replayed], json: bool) -> Result<ExitCode> {
         println!("{}", serde_json::to_string(replayed)?);
     }
     Ok(exit_code(replayed.iter().all(Replayed::is_good)))
+}
+
+/// Says what came of floods.
+fn deluges(flooded: &[Flooded], json: bool) -> Result<ExitCode> {
+    for lab in flooded {
+        for flooding in &lab.floods {
+            println!(
+                "{}: {}: {:.0} frames a second made, {:.0} a second came, for {:.0} s",
+                lab.mode,
+                flooding.kind.name(),
+                flooding.sent_per_second,
+                flooding.came_per_second,
+                flooding.seconds
+            );
+        }
+        println!(
+            "{}: {} of {} connections broke; {} of {} new ones failed",
+            lab.mode, lab.broken, lab.connections, lab.failed, lab.tried
+        );
+        for complaint in lab.complaints.iter().take(COMPLAINTS) {
+            println!("{}: {complaint}", lab.mode);
+        }
+    }
+    if json {
+        println!("{}", serde_json::to_string(flooded)?);
+    }
+    Ok(exit_code(flooded.iter().all(Flooded::is_good)))
 }
 
 fn exit_code(good: bool) -> ExitCode {

@@ -100,7 +100,7 @@ fn capacity() -> Result<Capacity> {
         default::TABLE_SLOTS,
         possible_cpus()?,
     );
-    Ok(capacity.translating(default::NAT_PAIRS))
+    Ok(capacity.translating(default::NAT_PAIRS).guarding(true))
 }
 
 /// Seeds are constants too, and the same in every run, so that so are the figures.

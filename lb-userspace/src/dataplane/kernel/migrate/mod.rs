@@ -1,8 +1,8 @@
 //! Taking over the maps of another version of Tether, older or newer, without a flow lost: see [`super::transfer`].
 //!
 //! What is where in them is told by what that version has pinned beside them ([`crate::dataplane::layouts`]). All maps are made anew, and everything in
-//! them is moved from the one layout to the other: services, backends, tables, directories and clients' affinities by the ids that they have, so that
-//! what the flows' entries refer to stays the same; entries by the program that alone inserts. Packets and bytes that the other version has counted go
+//! them is moved from the one layout to the other: services, backends, tables, directories, guards and clients' affinities by the ids that they have, so
+//! that what the flows' entries refer to stays the same; entries by the program that alone inserts. Packets and bytes that the other version has counted go
 //! on being counted, in the region of a CPU that there is not.
 //!
 //! * [`flows`][]: flow tables as this version lays them out
@@ -24,6 +24,7 @@ use std::{
 use lb_common::{
     backend::{Backend, BackendState},
     flow::{bucket::buckets_for, v4, v6},
+    guard::SOURCES_IN_BUCKET,
     maps::{self as names, Instance, default},
     nat,
     service::Service,
@@ -49,10 +50,13 @@ use crate::dataplane::{
 };
 
 /// Maps whose records are moved one by one, each to the place that it has, with the record's name.
-const MOVED: [(&str, &str); 11] = [
+const MOVED: [(&str, &str); 14] = [
     (names::SERVICES, "service"),
     (names::BACKENDS, "backend"),
     (names::AFFINITIES, "affinity"),
+    (names::GUARDS, "guard"),
+    (names::RANGES, "range"),
+    (names::SOURCES, "source"),
     (names::TABLES, "slot"),
     (names::VIPS4, "vip_bucket"),
     (names::VIPS6, "vip_bucket"),
@@ -63,7 +67,12 @@ const MOVED: [(&str, &str); 11] = [
     (names::LINKS, "link"),
 ];
 /// Those of them that not every version has: nothing is moved from one that has none.
-const NEWER: [&str; 1] = [names::AFFINITIES];
+const NEWER: [&str; 4] = [
+    names::AFFINITIES,
+    names::GUARDS,
+    names::RANGES,
+    names::SOURCES,
+];
 /// Maps that are moved in a way of their own.
 const READ: [(&str, &str); 10] = [
     (names::INSTANCE, "instance"),
@@ -99,7 +108,11 @@ pub(super) fn open(
         to = names::ABI_VERSION,
         "the pinned maps are of another version; taking over what is in them"
     );
-    let had = origin.image.capacity;
+    let mut had = origin.image.capacity.guarding(wanted.guards);
+    if !origin.words.contains_key(names::RANGES) {
+        // What that version had none of can have the size that is asked for.
+        (had.ranges, had.source_buckets) = (wanted.ranges, wanted.source_buckets);
+    }
     let mut transfer = Transfer {
         pins,
         grace,
@@ -461,6 +474,17 @@ fn capacity(
         nat6_buckets: more_than_one(records(names::NAT6, "translation") / ways),
         endpoints: more_than_one(records(names::ENDPOINTS, "endpoint")),
         pairs: more_than_one(records(names::PAIRS, "pair")),
+        ranges: if words.contains_key(names::RANGES) {
+            records(names::RANGES, "range")
+        } else {
+            default::RANGES
+        },
+        source_buckets: if words.contains_key(names::SOURCES) {
+            records(names::SOURCES, "source") / SOURCES_IN_BUCKET
+        } else {
+            buckets_for(default::SOURCES)
+        },
+        guards: false,
     };
     // Maps that have to be as long as these.
     let follow = [
@@ -472,7 +496,9 @@ fn capacity(
         (names::ENDPOINTS6, "vip_bucket", capacity.endpoint_buckets()),
         (names::LINKS, "link", nat::LINKS_LEN),
     ];
-    for (name, record, expected) in follow {
+    let guards = words.contains_key(names::GUARDS);
+    let guards = guards.then_some((names::GUARDS, "guard", capacity.services));
+    for (name, record, expected) in follow.into_iter().chain(guards) {
         let found = records(name, record);
         if found != expected {
             return Err(shapes::damaged(

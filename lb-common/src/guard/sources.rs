@@ -1,0 +1,706 @@
+//! What sources are held to: how fast they open flows, and how many they have at a time.
+//!
+//! CPUs share what is known of a source without locks. A fingerprint is exchanged to take a place, and each of the two words that count is exchanged by
+//! itself: so one CPU's payment or flow is not lost for another's. What a place changing hands can lose, or leave to who has it next, is what was under way
+//! at that moment.
+
+use core::mem::offset_of;
+
+use super::{SOURCES_IN_BUCKET, Source, below, is_some};
+use crate::flow::table::Place;
+
+/// How far ahead the clock of another CPU can be, that has read it a moment later, in nanoseconds. What is further ahead is of a corrupt map.
+const AHEAD_NS: u64 = 1_000_000_000;
+/// How often one CPU tries to change a word that others change at the same moment.
+const TRIES: u32 = 4;
+/// One flow more, among those that [`Source::flows`] has as opened.
+const OPENED: u64 = 1 << 32;
+
+/// A word of a [`Source`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(usize)]
+pub enum Part {
+    /// [`Source::fingerprint`].
+    Fingerprint = 0,
+    /// [`Source::word`].
+    Word = 1,
+    /// [`Source::paid_ns`].
+    Paid = 2,
+    /// [`Source::flows`].
+    Flows = 3,
+}
+
+const _: () = assert!(offset_of!(Source, fingerprint) == 8 * Part::Fingerprint as usize);
+const _: () = assert!(offset_of!(Source, word) == 8 * Part::Word as usize);
+const _: () = assert!(offset_of!(Source, paid_ns) == 8 * Part::Paid as usize);
+const _: () = assert!(offset_of!(Source, flows) == 8 * Part::Flows as usize);
+
+/// Buckets of sources, wherever they are: BPF map, mapped memory, a model checker's cells.
+pub trait Sources {
+    /// A bucket that has been found.
+    type Bucket: Copy;
+
+    /// A bucket by its index; none if there is no such bucket.
+    fn bucket(&self, index: u32) -> Option<Self::Bucket>;
+    /// Loads a word of the source at one of the [`SOURCES_IN_BUCKET`] ways.
+    fn load(&self, bucket: Self::Bucket, way: u32, part: Part) -> u64;
+    /// Compare-and-exchange on it, a full barrier. True if `seen` was there.
+    fn replace(&self, bucket: Self::Bucket, way: u32, part: Part, seen: u64, new: u64) -> bool;
+    /// Stores the word that is for people.
+    fn set_word(&self, bucket: Self::Bucket, way: u32, word: u64);
+    /// A way, unchanged, but such that the kernel's verifier no longer knows which: see [`crate::flow::table::Memory::blur`].
+    #[inline(always)]
+    fn blur(&self, way: u32) -> u32 {
+        way
+    }
+}
+
+/// A source that is looked for.
+#[derive(Clone, Copy, Debug)]
+pub struct Wanted {
+    /// Its fingerprint.
+    pub fingerprint: u64,
+    /// Its masked [`super::source_word`].
+    pub word: u64,
+    /// The two buckets where it may be, different ones.
+    pub homes: [u32; 2],
+    /// The present, nanoseconds of the coarse monotonic clock.
+    pub now_ns: u64,
+    /// Nanoseconds that it can save up: who has paid up to that long ago owes nothing.
+    pub burst_ns: u64,
+}
+
+/// The place of a source: that which it has, or one that it takes, of nobody or of another that is as good as nobody. None if there is no such place: then it
+/// goes unlimited, for whoever sends from many prefixes must not keep others out.
+#[inline(always)]
+pub fn place<S: Sources>(sources: &S, wanted: &Wanted) -> Option<Place> {
+    let mut attempt = 0;
+    // Who is outrun by another CPU may find that it has taken the place for the same source.
+    while attempt < 2 {
+        let [first, second] = wanted.homes;
+        let one = look_in(sources, sources.bucket(first)?, wanted);
+        let other = look_in(sources, sources.bucket(second)?, wanted);
+        let held = one.held | (other.held << SOURCES_IN_BUCKET);
+        let free = one.free | (other.free << SOURCES_IN_BUCKET);
+        if held | free == 0 {
+            return None;
+        }
+        let at = lowest(if held != 0 { held } else { free });
+        // 0 or 1.
+        let home = at / SOURCES_IN_BUCKET;
+        let place = Place {
+            index: first ^ ((first ^ second) * home),
+            way: sources.blur(at % SOURCES_IN_BUCKET),
+        };
+        if held != 0 || take(sources, place, wanted) {
+            return Some(place);
+        }
+        attempt += 1;
+    }
+    None
+}
+
+/// Places of a bucket, a bit for each.
+struct Found {
+    /// The wanted source has them: one, or none, or more for a moment after a race.
+    held: u32,
+    /// They can be taken.
+    free: u32,
+}
+
+#[inline(always)]
+fn look_in<S: Sources>(sources: &S, bucket: S::Bucket, wanted: &Wanted) -> Found {
+    let mut found = Found { held: 0, free: 0 };
+    let mut way = 0;
+    while way < SOURCES_IN_BUCKET {
+        let fingerprint = sources.load(bucket, way, Part::Fingerprint);
+        let paid_ns = sources.load(bucket, way, Part::Paid);
+        let flows = sources.load(bucket, way, Part::Flows);
+        let is_other = is_some(fingerprint ^ wanted.fingerprint);
+        found.held |= (1 ^ is_other as u32) << way;
+        found.free |= is_free(fingerprint, paid_ns, flows, wanted) << way;
+        way += 1;
+    }
+    found
+}
+
+/// 1 if a place with these words is nobody's, or of a source that owes nothing and has no flow, else 0; without a branch.
+#[inline(always)]
+const fn is_free(fingerprint: u64, paid_ns: u64, flows: u64, wanted: &Wanted) -> u32 {
+    // What [`saved_up`] says, in one comparison.
+    let since = wanted.now_ns.wrapping_sub(paid_ns);
+    let ahead = AHEAD_NS - 1;
+    let owes = is_some(paid_ns)
+        & below(
+            since.wrapping_add(ahead),
+            wanted.burst_ns.wrapping_add(ahead),
+        );
+    (1 ^ (is_some(fingerprint) & (is_some(flows) | owes))) as u32
+}
+
+/// Takes a place that was free. False if another was faster.
+#[inline(always)]
+fn take<S: Sources>(sources: &S, place: Place, wanted: &Wanted) -> bool {
+    let Some(bucket) = sources.bucket(place.index) else {
+        return false;
+    };
+    let way = place.way;
+    let holder = sources.load(bucket, way, Part::Fingerprint);
+    let paid_ns = sources.load(bucket, way, Part::Paid);
+    let flows = sources.load(bucket, way, Part::Flows);
+    if is_free(holder, paid_ns, flows, wanted) == 0
+        || !sources.replace(bucket, way, Part::Fingerprint, holder, wanted.fingerprint)
+    {
+        return false;
+    }
+    sources.set_word(bucket, way, wanted.word);
+    // What the holder has left, and not what another CPU has added for this source meanwhile.
+    if paid_ns != 0 {
+        sources.replace(bucket, way, Part::Paid, paid_ns, 0);
+    }
+    if flows != 0 {
+        sources.replace(bucket, way, Part::Flows, flows, 0);
+    }
+    true
+}
+
+/// Has the source at a place pay for a new flow. False if it has not saved up as much.
+#[inline(always)]
+pub fn pay<S: Sources>(
+    sources: &S,
+    place: Place,
+    now_ns: u64,
+    cost_ns: u64,
+    burst_ns: u64,
+) -> bool {
+    let Some(bucket) = sources.bucket(place.index) else {
+        return true;
+    };
+    let mut tries = 0;
+    while tries < TRIES {
+        let seen = sources.load(bucket, place.way, Part::Paid);
+        let Some(paid) = paid_after(seen, now_ns, cost_ns, burst_ns) else {
+            return false;
+        };
+        if sources.replace(bucket, place.way, Part::Paid, seen, paid) {
+            return true;
+        }
+        tries += 1;
+    }
+    // So many others have paid at this moment.
+    false
+}
+
+/// Up to when a source has paid after one more flow; none if it has not saved up as much.
+#[inline(always)]
+#[must_use]
+pub const fn paid_after(paid_ns: u64, now_ns: u64, cost_ns: u64, burst_ns: u64) -> Option<u64> {
+    let saved_ns = saved_up(paid_ns, now_ns, burst_ns);
+    if saved_ns < cost_ns {
+        return None;
+    }
+    let paid_ns = now_ns.wrapping_sub(saved_ns - cost_ns);
+    // Zero is who has never paid.
+    Some(paid_ns | (1 ^ is_some(paid_ns)))
+}
+
+/// Nanoseconds that a source has saved up which has paid up to a moment: all that it can if it has never paid. As with [`crate::counters::spend`], but
+/// that what is saved up may reach back to before the clock began: a host that has just started gives bursts too.
+#[inline(always)]
+#[must_use]
+pub const fn saved_up(paid_ns: u64, now_ns: u64, burst_ns: u64) -> u64 {
+    let since = now_ns.wrapping_sub(paid_ns);
+    let ahead = paid_ns.wrapping_sub(now_ns);
+    if paid_ns == 0 {
+        burst_ns
+    } else if ahead.wrapping_sub(1) < AHEAD_NS - 1 {
+        // Not a moment of another clock, which would forgive all debts, but one of another CPU.
+        0
+    } else if since < burst_ns {
+        since
+    } else {
+        burst_ns
+    }
+}
+
+/// Whether a source has as many flows as it may have.
+#[inline(always)]
+#[must_use]
+pub const fn is_full(flows: u64, limit: u32) -> bool {
+    (flows & (OPENED - 1)) + (flows >> 32) >= limit as u64
+}
+
+/// Whether the source at a place has as many flows as it may have.
+#[inline(always)]
+pub fn has_enough<S: Sources>(sources: &S, place: Place, limit: u32) -> bool {
+    match sources.bucket(place.index) {
+        Some(bucket) => is_full(sources.load(bucket, place.way, Part::Flows), limit),
+        None => false,
+    }
+}
+
+/// Counts one more flow of the source at a place. False if it has as many as it may have.
+#[inline(always)]
+pub fn count<S: Sources>(sources: &S, place: Place, limit: u32) -> bool {
+    let Some(bucket) = sources.bucket(place.index) else {
+        return true;
+    };
+    let mut tries = 0;
+    while tries < TRIES {
+        let seen = sources.load(bucket, place.way, Part::Flows);
+        if is_full(seen, limit) {
+            return false;
+        }
+        if sources.replace(
+            bucket,
+            place.way,
+            Part::Flows,
+            seen,
+            seen.wrapping_add(OPENED),
+        ) {
+            return true;
+        }
+        tries += 1;
+    }
+    // It is not counted now, but with the daemon's next count.
+    true
+}
+
+/// The number of the lowest bit that is set, of the eight places that a source may have, one of which is.
+#[inline(always)]
+const fn lowest(bits: u32) -> u32 {
+    const { assert!(2 * SOURCES_IN_BUCKET == 8) };
+    crate::flow::bits::lowest(bits)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
+
+    use super::*;
+    use crate::{flow::bucket::homes, guard::fingerprint, hash::Seed};
+    use proptest::{collection::vec, prelude::*};
+
+    const NOW: u64 = 1_000_000_000_000;
+    const COST: u64 = 100_000_000;
+    const BURST: u64 = 5 * COST;
+    const SEED: Seed = Seed::new([1, 0x9e37_79b9_7f4a_7c15, 0xc2b2_ae3d_27d4_eb4f]);
+    const SERVICE: u16 = 7;
+
+    /// Buckets in memory.
+    struct Model(Vec<[[AtomicU64; 4]; SOURCES_IN_BUCKET as usize]>);
+
+    impl Model {
+        fn new(buckets: u32) -> Self {
+            Self((0..buckets).map(|_| Default::default()).collect())
+        }
+
+        fn cell(&self, bucket: u32, way: u32, part: Part) -> &AtomicU64 {
+            &self.0[bucket as usize][way as usize][part as usize]
+        }
+
+        fn source(&self, place: Place) -> Source {
+            let load = |part| self.cell(place.index, place.way, part).load(SeqCst);
+            Source {
+                fingerprint: load(Part::Fingerprint),
+                word: load(Part::Word),
+                paid_ns: load(Part::Paid),
+                flows: load(Part::Flows),
+            }
+        }
+
+        fn put(&self, place: Place, source: Source) {
+            let store = |part, value| self.cell(place.index, place.way, part).store(value, SeqCst);
+            store(Part::Fingerprint, source.fingerprint);
+            store(Part::Word, source.word);
+            store(Part::Paid, source.paid_ns);
+            store(Part::Flows, source.flows);
+        }
+
+        fn places(&self) -> impl Iterator<Item = Place> + use<> {
+            let buckets = self.0.len() as u32;
+            (0..buckets)
+                .flat_map(|index| (0..SOURCES_IN_BUCKET).map(move |way| Place { index, way }))
+        }
+
+        /// All places that a source has.
+        fn held_by(&self, fingerprint: u64) -> Vec<Place> {
+            let places = self.places();
+            places
+                .filter(|place| self.source(*place).fingerprint == fingerprint)
+                .collect()
+        }
+    }
+
+    impl Sources for Model {
+        type Bucket = u32;
+
+        fn bucket(&self, index: u32) -> Option<u32> {
+            ((index as usize) < self.0.len()).then_some(index)
+        }
+
+        fn load(&self, bucket: u32, way: u32, part: Part) -> u64 {
+            self.cell(bucket, way, part).load(SeqCst)
+        }
+
+        fn replace(&self, bucket: u32, way: u32, part: Part, seen: u64, new: u64) -> bool {
+            let cell = self.cell(bucket, way, part);
+            cell.compare_exchange(seen, new, SeqCst, SeqCst).is_ok()
+        }
+
+        fn set_word(&self, bucket: u32, way: u32, word: u64) {
+            self.cell(bucket, way, Part::Word).store(word, SeqCst);
+        }
+    }
+
+    fn wanted(word: u64, buckets: u32, now_ns: u64) -> Wanted {
+        let fingerprint = fingerprint(word, SERVICE, &SEED);
+        Wanted {
+            fingerprint,
+            word,
+            homes: homes(fingerprint, buckets),
+            now_ns,
+            burst_ns: BURST,
+        }
+    }
+
+    /// A source that has a flow, or owes for one.
+    fn busy(n: u64) -> Source {
+        Source {
+            fingerprint: 2 * n + 2,
+            word: n,
+            paid_ns: if n.is_multiple_of(2) { NOW } else { 0 },
+            flows: n % 2,
+        }
+    }
+
+    #[test]
+    fn a_source_gets_a_place_and_finds_it_again() {
+        let model = Model::new(8);
+        let own = wanted(77, 8, NOW);
+        let place_of = |wanted: &Wanted| place(&model, wanted).unwrap();
+        let at = place_of(&own);
+        assert!(own.homes.contains(&at.index));
+        let fresh = Source {
+            fingerprint: own.fingerprint,
+            word: 77,
+            ..Source::default()
+        };
+        assert_eq!(model.source(at), fresh);
+        assert_eq!(place_of(&own), at);
+        let other = place_of(&wanted(78, 8, NOW));
+        assert_ne!(other, at);
+        assert_eq!(place_of(&wanted(77, 8, NOW + BURST)), at);
+    }
+
+    #[test]
+    fn an_idle_source_gives_way_and_leaves_nothing() {
+        let own = wanted(77, 2, NOW);
+        let [home, _] = own.homes;
+        for idle in [
+            Source {
+                paid_ns: NOW - BURST,
+                ..busy(1_000)
+            },
+            Source {
+                paid_ns: 0,
+                ..busy(1_000)
+            },
+            // Of another clock, and so of a corrupt map.
+            Source {
+                paid_ns: NOW + AHEAD_NS,
+                ..busy(1_000)
+            },
+            Source {
+                paid_ns: u64::MAX,
+                ..busy(1_000)
+            },
+            // Nobody's, whatever else is there.
+            Source {
+                fingerprint: 0,
+                flows: 3,
+                ..busy(1_000)
+            },
+        ] {
+            let model = Model::new(2);
+            for (n, place) in (0..).zip(model.places()) {
+                model.put(place, busy(n));
+            }
+            let at = Place {
+                index: home,
+                way: 2,
+            };
+            model.put(at, idle);
+            assert_eq!(place(&model, &own), Some(at), "{idle:?}");
+            let fresh = Source {
+                fingerprint: own.fingerprint,
+                word: 77,
+                ..Source::default()
+            };
+            assert_eq!(model.source(at), fresh, "{idle:?}");
+        }
+    }
+
+    #[test]
+    fn a_source_that_owes_or_has_a_flow_keeps_its_place() {
+        let own = wanted(77, 2, NOW);
+        for kept in [
+            Source {
+                paid_ns: NOW - BURST + 1,
+                ..busy(1_000)
+            },
+            Source {
+                paid_ns: NOW,
+                ..busy(1_000)
+            },
+            Source {
+                paid_ns: NOW + AHEAD_NS - 1,
+                ..busy(1_000)
+            },
+            Source {
+                paid_ns: 0,
+                flows: 1,
+                ..busy(1_000)
+            },
+            Source {
+                paid_ns: 0,
+                flows: 1 << 32,
+                ..busy(1_000)
+            },
+        ] {
+            let model = Model::new(2);
+            for (n, place) in (0..).zip(model.places()) {
+                model.put(place, busy(n));
+            }
+            let at = Place {
+                index: own.homes[1],
+                way: 1,
+            };
+            model.put(at, kept);
+            let before: Vec<_> = model.places().map(|place| model.source(place)).collect();
+            assert_eq!(place(&model, &own), None, "{kept:?}");
+            let after: Vec<_> = model.places().map(|place| model.source(place)).collect();
+            assert_eq!(before, after);
+        }
+    }
+
+    #[test]
+    fn a_source_that_is_there_is_found_before_a_free_place() {
+        let model = Model::new(2);
+        let own = wanted(77, 2, NOW);
+        let at = Place {
+            index: own.homes[1],
+            way: 3,
+        };
+        let held = Source {
+            fingerprint: own.fingerprint,
+            word: 77,
+            paid_ns: NOW,
+            flows: 5,
+        };
+        model.put(at, held);
+        assert_eq!(place(&model, &own), Some(at));
+        assert_eq!(model.source(at), held);
+    }
+
+    #[test]
+    fn without_buckets_there_is_no_place_and_no_limit() {
+        let model = Model::new(0);
+        assert_eq!(place(&model, &wanted(77, 2, NOW)), None);
+        let nowhere = Place { index: 5, way: 0 };
+        assert!(pay(&model, nowhere, NOW, COST, BURST));
+        assert!(count(&model, nowhere, 1));
+        assert!(!has_enough(&model, nowhere, 0));
+    }
+
+    #[test]
+    fn a_burst_is_let_pass_and_then_the_rate() {
+        let model = Model::new(2);
+        let at = place(&model, &wanted(77, 2, NOW)).unwrap();
+        let passed = |now: u64| {
+            (0..20)
+                .filter(|_| pay(&model, at, now, COST, BURST))
+                .count()
+        };
+        assert_eq!(passed(NOW), 5);
+        assert_eq!(passed(NOW + COST - 1), 0);
+        assert_eq!(passed(NOW + COST), 1);
+        assert_eq!(passed(NOW + 3 * COST), 2);
+        assert_eq!(passed(NOW + 100 * COST), 5);
+    }
+
+    /// Another CPU may have read the clock a moment later: that forgives nothing. What is much later is of a corrupt map, and starts over.
+    #[test]
+    fn a_clock_that_is_ahead_forgives_no_debts() {
+        assert_eq!(paid_after(NOW, NOW, COST, BURST), None);
+        assert_eq!(paid_after(NOW + 1, NOW, COST, BURST), None);
+        assert_eq!(paid_after(NOW + AHEAD_NS - 1, NOW, COST, BURST), None);
+        assert_eq!(
+            paid_after(NOW + AHEAD_NS, NOW, COST, BURST),
+            Some(NOW - BURST + COST)
+        );
+        assert_eq!(
+            paid_after(u64::MAX, NOW, COST, BURST),
+            Some(NOW - BURST + COST)
+        );
+    }
+
+    /// What is saved up reaches back to before the clock began.
+    #[test]
+    fn a_host_that_has_just_started_gives_bursts_too() {
+        for start in [1, COST / 2, COST + 7, BURST - COST / 2, BURST, BURST + COST] {
+            let model = Model::new(2);
+            let at = place(&model, &wanted(77, 2, start)).unwrap();
+            let passed = |now: u64| {
+                (0..20)
+                    .filter(|_| pay(&model, at, now, COST, BURST))
+                    .count()
+            };
+            assert_eq!(passed(start), 5, "{start}");
+            assert_eq!(place(&model, &wanted(77, 2, start)), Some(at));
+            assert_eq!(passed(start + COST - 1), 0, "{start}");
+            assert_eq!(passed(start + 2 * COST), 2, "{start}");
+        }
+    }
+
+    #[test]
+    fn as_many_flows_as_are_allowed_are_counted() {
+        let model = Model::new(2);
+        let at = place(&model, &wanted(77, 2, NOW)).unwrap();
+        assert!((0..3).all(|_| count(&model, at, 3)));
+        assert!(!count(&model, at, 3) && has_enough(&model, at, 3));
+        assert_eq!(model.source(at).flows, 3 << 32);
+        // The daemon has counted two of them, and one has ended.
+        let counted = Source {
+            flows: 2,
+            ..model.source(at)
+        };
+        model.put(at, counted);
+        assert!(!has_enough(&model, at, 3));
+        assert!(count(&model, at, 3) && !count(&model, at, 3));
+        assert_eq!(model.source(at).flows, 2 | 1 << 32);
+    }
+
+    #[test]
+    fn flows_are_as_many_as_both_numbers_together() {
+        assert!(is_full(0, 0) && is_full(1, 1) && is_full(1 << 32, 1));
+        assert!(!is_full(2 | 1 << 32, 4) && is_full(2 | 2 << 32, 4));
+        assert!(is_full(u64::MAX, u32::MAX));
+        assert!(!is_full(u64::from(u32::MAX) - 1, u32::MAX));
+    }
+
+    /// What one source did, in nanoseconds between its flows.
+    #[derive(Clone, Debug)]
+    enum Step {
+        Wait(u64),
+        Open(u8),
+    }
+
+    proptest! {
+        /// Who is told to be free has saved up all that it can, and the other way round.
+        #[test]
+        fn free_is_who_owes_nothing(
+            paid_ns in prop_oneof![Just(0), NOW - 2 * BURST..NOW + 9, NOW..NOW + 2 * AHEAD_NS, any::<u64>()],
+            now_ns in prop_oneof![Just(NOW), 0..2 * BURST],
+        ) {
+            let own = Wanted { now_ns, ..wanted(1, 2, NOW) };
+            let owes_nothing = saved_up(paid_ns, now_ns, BURST) == BURST;
+            prop_assert_eq!(is_free(2, paid_ns, 0, &own) == 1, owes_nothing);
+        }
+
+        /// Each source has what it would have if it were alone, for as long as there are places.
+        #[test]
+        fn sources_do_not_disturb_each_other(
+            steps in vec(
+                prop_oneof![
+                    (0..3 * COST).prop_map(Step::Wait),
+                    (0u8..6).prop_map(Step::Open),
+                    (0u8..6).prop_map(Step::Open),
+                ],
+                1..200,
+            ),
+        ) {
+            const LIMIT: u32 = 9;
+            let model = Model::new(16);
+            let mut now_ns = NOW;
+            // Tokens, in nanoseconds, as of when; and flows.
+            let mut expected = [(BURST, NOW, 0u32); 6];
+            for step in steps {
+                let number = match step {
+                    Step::Wait(ns) => {
+                        now_ns += ns;
+                        continue;
+                    }
+                    Step::Open(number) => number,
+                };
+                let (saved, since, flows) = &mut expected[usize::from(number)];
+                *saved = BURST.min(*saved + (now_ns - *since));
+                *since = now_ns;
+                let pays = *saved >= COST;
+                if pays {
+                    *saved -= COST;
+                }
+                let opens = pays && *flows < LIMIT;
+                *flows += u32::from(opens);
+
+                let at = place(&model, &wanted(u64::from(number) << 20, 16, now_ns));
+                let at = at.expect("six sources have places");
+                let paid = pay(&model, at, now_ns, COST, BURST);
+                prop_assert_eq!(paid, pays);
+                prop_assert_eq!(paid && count(&model, at, LIMIT), opens);
+            }
+        }
+
+        /// Whatever is in the map, a source has at most one place, and nobody who owes or has a flow loses his.
+        #[test]
+        fn places_change_hands_one_at_a_time(
+            before in vec((0u64..4, prop_oneof![Just(0), NOW - 2 * BURST..NOW + 9, any::<u64>()], 0u64..2), 8),
+            word in 0u64..4,
+        ) {
+            let model = Model::new(2);
+            let own = wanted(word, 2, NOW);
+            let kept: Vec<_> = model.places().zip(before).map(|(place, (n, paid_ns, flows))| {
+                let fingerprint = if n == 0 { 0 } else { 2 * n };
+                let source = Source { fingerprint, word: n, paid_ns, flows };
+                model.put(place, source);
+                (place, source, is_free(fingerprint, paid_ns, flows, &own) == 0)
+            }).collect();
+            let found = place(&model, &own);
+            prop_assert_eq!(found.is_some(), kept.iter().any(|(.., is_kept)| !is_kept));
+            prop_assert_eq!(model.held_by(own.fingerprint), Vec::from_iter(found));
+            for (place, source, is_kept) in kept {
+                prop_assert!(!is_kept || model.source(place) == source);
+                prop_assert!(found == Some(place) || model.source(place) == source);
+            }
+        }
+    }
+
+    /// Threads that open flows of few sources get no more than these may have, and what there is.
+    #[test]
+    fn threads_together_get_what_a_source_may_have() {
+        const THREADS: u64 = 4;
+        let model = Model::new(4);
+        let passed: u64 = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..THREADS)
+                .map(|_| {
+                    scope.spawn(|| {
+                        let own = wanted(5, 4, NOW);
+                        let opens = |_: &u32| {
+                            let at = place(&model, &own).unwrap();
+                            pay(&model, at, NOW, COST / 1_000, BURST)
+                        };
+                        (0..20_000).filter(opens).count() as u64
+                    })
+                })
+                .collect();
+            threads
+                .into_iter()
+                .map(|thread| thread.join().unwrap())
+                .sum()
+        });
+        assert_eq!(passed, 5_000);
+        let held = model.held_by(wanted(5, 4, NOW).fingerprint);
+        assert_eq!(held.len(), 1);
+        assert_eq!(model.source(held[0]).paid_ns, NOW);
+    }
+}

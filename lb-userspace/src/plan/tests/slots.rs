@@ -1,0 +1,150 @@
+//! Tables in the arena, and whom a slot had before.
+
+use lb_common::maglev::TENURE_TICKS;
+
+use super::*;
+
+#[test]
+fn a_region_is_used_again_only_after_a_grace_period() {
+    let mut bench = Bench::new(26);
+    bench.converge(&[service(1, 13, &[1, 2], &[])]);
+    bench.converge(&[service(1, 13, &[1], &[2])]);
+    assert_eq!(
+        bench.converge(&[service(1, 13, &[1, 2], &[])])[1..],
+        [
+            "wait for a grace period",
+            "service 1: write table of 13 slots at 0, aside",
+            "service 1: name table of 13 slots at 0",
+        ]
+    );
+}
+
+#[test]
+fn without_room_a_table_of_the_same_size_is_written_in_place() {
+    let mut bench = Bench::new(20);
+    bench.converge(&[service(1, 13, &[1, 2], &[])]);
+    let before = bench.slots(1);
+    bench.now = bench.now.later(TENURE_TICKS);
+    let operations = bench.converge(&[service(1, 13, &[1], &[2])]);
+    assert_eq!(
+        operations[1..],
+        ["service 1: write table of 13 slots at 0, in place"]
+    );
+    for (old, new) in before.iter().zip(bench.slots(1)) {
+        assert_eq!(new, old.succeeded_by(1, bench.now));
+    }
+    assert_eq!(
+        bench.converge(&[service(1, 13, &[1], &[2])]),
+        [] as [&str; 0]
+    );
+}
+
+#[test]
+fn without_room_a_table_of_another_size_waits_and_says_so() {
+    let mut bench = Bench::new(20);
+    bench.converge(&[service(1, 13, &[1, 2], &[])]);
+    let wanted = [service(1, 11, &[1, 2], &[]), service(2, 13, &[3], &[])];
+    let plan = bench.plan(&wanted);
+    let deferred = |slots| Deferred::Arena { slots, largest: 7 };
+    assert_eq!(
+        plan.deferred,
+        BTreeMap::from([(1, deferred(11)), (2, deferred(13))])
+    );
+    bench.converge(&wanted);
+    assert_eq!(bench.slots(1).len(), 13, "the table of before serves on");
+    assert!(!bench.observed.services.contains_key(&2));
+    bench.converge(&[service(2, 13, &[3], &[])]);
+    let plan = bench.plan(&[service(2, 13, &[3], &[])]);
+    assert_eq!(
+        plan.deferred,
+        BTreeMap::new(),
+        "room comes with the other's removal"
+    );
+}
+
+#[test]
+fn slots_succeed_those_of_a_table_of_the_same_size_only() {
+    let mut bench = Bench::new(1_000);
+    bench.converge(&[service(1, 13, &[1], &[2])]);
+    bench.now = bench.now.later(TENURE_TICKS);
+    bench.converge(&[service(1, 13, &[2], &[1])]);
+    assert!(
+        bench
+            .slots(1)
+            .iter()
+            .all(|slot| *slot == Slot::new(2, 1, bench.now))
+    );
+    bench.converge(&[service(1, 17, &[2], &[1])]);
+    assert!(
+        bench
+            .slots(1)
+            .iter()
+            .all(|slot| *slot == Slot::new(2, 0, bench.now))
+    );
+}
+
+#[test]
+fn the_next_holder_of_a_services_id_inherits_nothing() {
+    let mut bench = Bench::new(1_000);
+    bench.converge(&[service(1, 13, &[1], &[])]);
+    bench.now = bench.now.later(TENURE_TICKS);
+    let mut next = service(1, 13, &[2], &[]);
+    next.endpoint.vip = [10, 0, 0, 99].into();
+    let operations = bench.converge(&[next.clone()]);
+    assert!(
+        operations.contains(&"service 1: clear".to_owned()),
+        "{operations:#?}"
+    );
+    assert_eq!(
+        operations.last().map(String::as_str),
+        Some("backend 1: clear")
+    );
+    assert!(
+        bench
+            .slots(1)
+            .iter()
+            .all(|slot| *slot == Slot::new(2, 0, bench.now))
+    );
+    assert_eq!(bench.converge(&[next]), [] as [&str; 0]);
+}
+
+#[test]
+fn a_backend_stays_as_long_as_a_slot_names_it() {
+    let mut bench = Bench::new(1_000);
+    bench.converge(&[service(1, 13, &[1], &[2])]);
+    bench.now = bench.now.later(TENURE_TICKS);
+    bench.converge(&[service(1, 13, &[2], &[1])]);
+    // Nobody wants backend 1 any more, but it is the previous owner of all slots.
+    assert_eq!(
+        bench.converge(&[service(1, 13, &[2], &[])]),
+        [] as [&str; 0]
+    );
+    bench.now = bench.now.later(HANDOVER_TICKS);
+    let wanted = [service(1, 13, &[2], &[])];
+    assert_eq!(
+        bench.converge(&wanted),
+        ["service 1: forget previous owners whose handover is over"]
+    );
+    assert_eq!(bench.converge(&wanted), ["backend 1: clear"]);
+    assert_eq!(bench.converge(&wanted), [] as [&str; 0]);
+}
+
+#[test]
+fn without_members_slots_have_no_owner_but_remember_the_last() {
+    let mut bench = Bench::new(1_000);
+    bench.converge(&[service(1, 13, &[1], &[])]);
+    bench.now = bench.now.later(TENURE_TICKS);
+    bench.converge(&[service(1, 17, &[], &[1])]);
+    assert!(
+        bench
+            .slots(1)
+            .iter()
+            .all(|slot| *slot == Slot::new(0, 1, bench.now))
+    );
+    assert_eq!(
+        bench.converge(&[service(1, 17, &[], &[1])]),
+        [] as [&str; 0]
+    );
+    bench.converge(&[service(1, 17, &[1], &[])]);
+    assert_eq!(bench.slots(1).len(), 17);
+}

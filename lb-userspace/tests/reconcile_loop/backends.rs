@@ -1,0 +1,156 @@
+//! What becomes of a backend: drained, removed, replaced, full.
+
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::{Arc, atomic::Ordering},
+};
+
+use lb_common::backend::Serving;
+use lb_userspace::{desired::Refusal, model::Health, status::Status};
+
+use super::{B1, B2, Machine, backend, counted, name, running, serves};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_is_drained_removed_and_gone_when_its_last_flow_ends() {
+    let machine = Machine::new("life");
+    let daemon = running(&machine).await;
+    let status = daemon.status.borrow().clone();
+    assert!(serves(&status, "b1", Serving::New) && serves(&status, "b2", Serving::New));
+    assert_eq!(status.generation.applied, 1);
+    assert_eq!(daemon.targets.borrow().len(), 2);
+    assert_eq!(daemon.addresses.borrow().len(), 2);
+
+    daemon.drain("b2").await.unwrap();
+    daemon
+        .until("b2 drains", |status| {
+            serves(status, "b2", Serving::ExistingOnly)
+        })
+        .await;
+    daemon.undrain("b2").await.unwrap();
+    daemon
+        .until("b2 is back", |status| serves(status, "b2", Serving::New))
+        .await;
+    let error = daemon.drain("b3").await.unwrap_err();
+    assert!(matches!(error, Refusal::Absent(_)), "{error}");
+    assert!(
+        error.to_string().contains("there is no backend chat/b3"),
+        "{error}"
+    );
+
+    let id = (2, 0);
+    assert_eq!(IpAddr::from(machine.maps.backends.get(2).address), B2.1);
+    assert_eq!(daemon.reload(machine.config(&[B1])).await, Ok(4));
+    daemon.census.send_replace(Arc::new(counted(1, &[(id, 5)])));
+    let status = daemon
+        .until("b2 is removed", |status| {
+            backend(status, "b2").is_some_and(|b2| b2.removed && b2.flows.pin == 5)
+        })
+        .await;
+    assert!(serves(&status, "b2", Serving::ExistingOnly));
+    assert_eq!(status.flows.pin, 5);
+    for scans in 2..8 {
+        daemon
+            .census
+            .send_replace(Arc::new(counted(scans, &[(id, 1)])));
+    }
+    daemon
+        .until("one flow is left", |status| {
+            backend(status, "b2").is_some_and(|b2| b2.flows.pin == 1)
+        })
+        .await;
+    // Its clients learn of its death for as long as it has any.
+    assert_eq!(daemon.targets.borrow().len(), 2);
+    let mut scans = 8;
+    while backend(&daemon.status.borrow().clone(), "b2").is_some() {
+        let before = daemon.status.borrow().clone();
+        daemon.census.send_replace(Arc::new(counted(scans, &[])));
+        daemon
+            .until("the census is heard", |status| {
+                !Arc::ptr_eq(status, &before)
+            })
+            .await;
+        scans += 1;
+        assert!(scans < 100, "b2 never goes");
+    }
+    assert!(
+        scans >= 8 + 4,
+        "gone after {} scans, but it takes two full ones, each after one under way",
+        scans - 8
+    );
+    assert!(daemon.graces.load(Ordering::SeqCst) >= 3);
+    assert_eq!(machine.maps.backends.get(2).identity, 0);
+    assert_eq!(daemon.targets.borrow().len(), 1);
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_checks_of_a_replaced_backend_go_on_beside_those_of_the_new_one() {
+    let machine = Machine::new("replaced");
+    let daemon = running(&machine).await;
+    let moved = ("b2", Ipv4Addr::new(10, 0, 1, 99));
+    daemon.reload(machine.config(&[B1, moved])).await.unwrap();
+    daemon
+        .until("accepted", |status| status.generation.applied == 2)
+        .await;
+    let checked: BTreeSet<SocketAddr> = daemon
+        .targets
+        .borrow()
+        .iter()
+        .filter(|target| target.name == name("b2"))
+        .map(|target| target.address)
+        .collect();
+    let both = ["10.0.1.12:80", "10.0.1.99:80"].map(|address| address.parse().unwrap());
+    assert_eq!(checked, BTreeSet::from(both));
+    daemon.verdict("b2", "10.0.1.99:80", Health::Up).await;
+    let status = daemon
+        .until("the new one serves", |status| {
+            status.services[0]
+                .backends
+                .iter()
+                .any(|b| b.address == moved.1 && b.serving == Serving::New)
+        })
+        .await;
+    let old = status.services[0]
+        .backends
+        .iter()
+        .find(|b| b.address == B2.1)
+        .unwrap();
+    assert_eq!((old.removed, old.serving), (true, Serving::ExistingOnly));
+    daemon.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_backend_at_its_limit_takes_no_new_flows() {
+    let machine = Machine::new("limit");
+    let daemon = running(&machine).await;
+    let mut config = machine.config(&[B1, B2]);
+    config.services[0].backends[0].part.max_connections = Some(5);
+    daemon.reload(config).await.unwrap();
+    let full = |status: &Arc<Status>| backend(status, "b1").is_some_and(|b| b.balance.full);
+    daemon
+        .census
+        .send_replace(Arc::new(counted(1, &[((1, 0), 4)])));
+    daemon
+        .until("it is counted", |status| {
+            backend(status, "b1").is_some_and(|b| b.flows.pin == 4)
+        })
+        .await;
+    assert!(serves(&daemon.status.borrow(), "b1", Serving::New));
+    daemon
+        .census
+        .send_replace(Arc::new(counted(2, &[((1, 0), 5)])));
+    let status = daemon.until("it is full", full).await;
+    assert!(serves(&status, "b1", Serving::ExistingOnly));
+    assert!(serves(&status, "b2", Serving::New));
+    let state = machine.maps.state(1);
+    assert_eq!(state.serving(), Serving::ExistingOnly);
+    // Without its limit it is as before.
+    daemon.reload(machine.config(&[B1, B2])).await.unwrap();
+    daemon
+        .until("it serves again", |status| {
+            serves(status, "b1", Serving::New)
+        })
+        .await;
+    daemon.stop().await;
+}

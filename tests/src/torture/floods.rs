@@ -1,0 +1,171 @@
+//! Floods at the generator's full rate, one of each kind, upon connections that talk all the time, while visitors come and go.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Result, ensure};
+use serde::{Deserialize, Serialize};
+
+use super::visitors::Visitors;
+use super::{PATIENCE, patient};
+use crate::address::{self, Family, mac_of};
+use crate::flood::{Flood, Kind, Plan};
+use crate::peer::crowd;
+use crate::random::Random;
+use crate::stage::Stage;
+use crate::status::Status;
+use crate::topology::{BALANCER_PORT, Place, Topology};
+
+/// How often a connection says something.
+const PACE: Duration = Duration::from_secs(1);
+/// Echoes that each connection has during a flood, at least.
+const ECHOES: u64 = 2;
+/// Flows that the table is sized for, so that a flood of handshakes would fill it.
+const FLOWS: u32 = 100_000;
+/// What is no flood, in packets a second that come to Tether.
+const HARDLY: f64 = 10_000.0;
+
+/// What there is to get through.
+#[derive(Debug, Clone)]
+pub struct Deluge {
+    /// Where the backends are, and so the mode.
+    pub place: Place,
+    /// The versions of IP.
+    pub family: Family,
+    /// Connections that talk.
+    pub connections: usize,
+    /// How long each flood lasts, at least: it ends when each connection has had its echoes.
+    pub each: Duration,
+    /// The kinds, in turn.
+    pub kinds: Vec<Kind>,
+}
+
+/// One flood.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Flooding {
+    /// What it was made of.
+    pub kind: Kind,
+    /// How long it lasted.
+    pub seconds: f64,
+    /// Frames made a second.
+    pub sent_per_second: f64,
+    /// Packets a second that came to Tether, those of connections among them.
+    pub came_per_second: f64,
+}
+
+/// What came of floods in one lab.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Flooded {
+    /// The mode.
+    pub mode: String,
+    /// The floods.
+    pub floods: Vec<Flooding>,
+    /// Connections that talked.
+    pub connections: u64,
+    /// Those that broke.
+    pub broken: u64,
+    /// Connections that visitors tried to open meanwhile.
+    pub tried: u64,
+    /// Those that failed, or had no echo.
+    pub failed: u64,
+    /// Sentences about the broken and the failed.
+    pub complaints: Vec<String>,
+}
+
+impl Flooded {
+    /// Whether nothing broke and nobody was turned away.
+    #[must_use]
+    pub fn is_good(&self) -> bool {
+        self.broken == 0 && self.failed == 0 && self.complaints.is_empty() && self.tried > 0
+    }
+}
+
+/// Lets floods come over a lab of their own. What happens is told to `say`.
+///
+/// # Errors
+/// When the lab or Tether fails otherwise than by what is told, or there was hardly a flood.
+pub fn flood(deluge: &Deluge, mut say: impl FnMut(&str)) -> Result<Flooded> {
+    let mut random = Random::from_environment();
+    let topology = Topology::new(deluge.place).in_family(deluge.family);
+    let stage = Stage::set(topology, random.bits(), |config| {
+        [config.flows, config.flows6] = [FLOWS; 2];
+        // A check that a full link loses says nothing about a backend.
+        config.fall = 10;
+        config.timeout_ms = 900;
+        config.interval_ms = 1_000;
+    })?;
+    let talking = patient(stage.plan()).talking(PACE);
+    let half = deluge.connections / 2;
+    let mut crowd = stage.clients.open(half, talking, |_| {})?;
+    crowd.extend(
+        stage
+            .clients
+            .open(deluge.connections - half, talking.plain(), |_| {})?,
+    );
+    say(&format!("{} connections talk", crowd.len()));
+    let visitors = Visitors::start(&stage.lab, patient(stage.plan()), random.bits())?;
+    let mut floods = vec![];
+    for kind in &deluge.kinds {
+        let lab = &stage.lab;
+        let balancer = lab.topology().balancer_address();
+        let plan = Plan {
+            kind: *kind,
+            prefix: address::spoofed(deluge.family.vip()),
+            target: stage.target(),
+            macs: (lab.router_mac(BALANCER_PORT)?, mac_of(balancer)),
+            seed: random.bits(),
+        };
+        let before = came(&stage.tether.status()?);
+        let begun = Instant::now();
+        let flood = Flood::start(lab.router(), BALANCER_PORT, &plan)?;
+        crowd::wait_for_echoes(&crowd, ECHOES, 4 * PATIENCE, |_| {})?;
+        std::thread::sleep(deluge.each.saturating_sub(begun.elapsed()));
+        let sent = flood.stop()?;
+        let seconds = begun.elapsed().as_secs_f64();
+        let flooding = Flooding {
+            kind: *kind,
+            seconds,
+            sent_per_second: sent as f64 / seconds,
+            came_per_second: (came(&stage.tether.status()?) - before) as f64 / seconds,
+        };
+        say(&format!(
+            "{}: {:.0} frames a second for {seconds:.1} s, {:.0} of them came",
+            kind.name(),
+            flooding.sent_per_second,
+            flooding.came_per_second
+        ));
+        ensure!(
+            flooding.came_per_second > HARDLY,
+            "hardly a flood: {flooding:?}"
+        );
+        floods.push(flooding);
+    }
+    let visits = visitors.stop()?;
+    let mut complaints = crowd::echo_all(&crowd);
+    let breaks = crowd::breaks(&crowd);
+    let failures: Vec<String> = visits
+        .iter()
+        .filter_map(|visit| visit.failure.clone())
+        .collect();
+    let flooded = Flooded {
+        mode: stage.config.mode.to_owned(),
+        floods,
+        connections: crowd.len() as u64,
+        broken: breaks.len() as u64,
+        tried: visits.len() as u64,
+        failed: failures.len() as u64,
+        complaints: {
+            complaints.extend(breaks);
+            complaints.extend(failures);
+            complaints
+        },
+    };
+    if flooded.is_good() {
+        stage.close();
+    }
+    Ok(flooded)
+}
+
+/// Packets that have come to Tether's program so far.
+fn came(status: &Status) -> u64 {
+    status.reasons.values().map(|count| count.packets).sum()
+}
