@@ -98,7 +98,8 @@ fn options(config: &Config) -> Result<Options> {
         .with_pairs(limits.nat_pairs)
         .with_affinities(limits.clients)
         .translating_flows_of(IpVersion::V4, config.translates(IpVersion::V4))
-        .translating_flows_of(IpVersion::V6, config.translates(IpVersion::V6)),
+        .translating_flows_of(IpVersion::V6, config.translates(IpVersion::V6))
+        .measuring(config.measures()),
         fleet_seed: config.fleet_seed,
     })
 }

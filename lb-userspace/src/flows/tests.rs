@@ -121,6 +121,7 @@ impl<K: Client> Fixture<K> {
             nat6_buckets: flow6_buckets,
             endpoints: 4,
             pairs: 4,
+            measures: false,
         };
         let maps = Maps::in_memory(capacity).unwrap();
         maps.instance.set(

@@ -42,6 +42,7 @@ impl Bench {
             nat6_buckets: 2,
             endpoints: 8,
             pairs: 8,
+            measures: false,
         };
         let maps = Maps::in_memory(capacity).unwrap();
         let now = Tick(10_000);

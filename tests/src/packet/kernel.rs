@@ -107,7 +107,7 @@ impl Tether {
     /// network namespace where clients are routed, see [`super::nat`].
     pub fn translating() -> MutexGuard<'static, Self> {
         static TRANSLATING: OnceLock<Result<Mutex<Tether>, String>> = OnceLock::new();
-        Self::surrounded(&TRANSLATING, 16)
+        Self::surrounded(&TRANSLATING, 16, false)
     }
 
     /// The same with a flow table for as many flows as there are ports.
@@ -116,17 +116,25 @@ impl Tether {
         Self::surrounded(
             &TRANSLATING,
             lb_common::flow::bucket::buckets_for(PORTS_OF_PAIR),
+            false,
         )
+    }
+
+    /// As [`Tether::translating`], with the program before it that counts what clients send again.
+    pub fn measuring() -> MutexGuard<'static, Self> {
+        static MEASURING: OnceLock<Result<Mutex<Tether>, String>> = OnceLock::new();
+        Self::surrounded(&MEASURING, 16, true)
     }
 
     fn surrounded(
         cell: &'static OnceLock<Result<Mutex<Self>, String>>,
         flow_buckets: u32,
+        measures: bool,
     ) -> MutexGuard<'static, Self> {
         let tether = Self::lock_or(cell, || {
             let surroundings = super::nat::surroundings()
                 .map_err(|error| format!("making the tests' network: {error:#}"))?;
-            let mut tether = Self::load(flow_buckets, super::nat::PAIRS)?;
+            let mut tether = Self::load(flow_buckets, super::nat::PAIRS, measures)?;
             tether.surroundings = Some(surroundings);
             Ok(tether)
         });
@@ -141,7 +149,7 @@ impl Tether {
         cell: &'static OnceLock<Result<Mutex<Self>, String>>,
         flow_buckets: u32,
     ) -> MutexGuard<'static, Self> {
-        Self::lock_or(cell, || Self::load(flow_buckets, 0))
+        Self::lock_or(cell, || Self::load(flow_buckets, 0, false))
     }
 
     fn lock_or(
@@ -161,7 +169,7 @@ impl Tether {
     }
 
     /// With room for `pairs` pairs of SNAT addresses and endpoints, or for none and no translations.
-    fn load(flow_buckets: u32, pairs: u32) -> Result<Self, String> {
+    fn load(flow_buckets: u32, pairs: u32, measures: bool) -> Result<Self, String> {
         let cpus = aya::util::nr_cpus().expect("reading the number of possible CPUs") as u32;
         let mut capacity = Capacity {
             flow4_buckets: flow_buckets,
@@ -175,6 +183,7 @@ impl Tether {
             nat6_buckets: 0,
             endpoints: 64,
             pairs: 0,
+            measures,
         };
         if pairs != 0 {
             capacity = capacity.translating(pairs);
@@ -190,7 +199,7 @@ impl Tether {
         // A test run ends before anything is sent, so any interface will do for what is at that number.
         set_device(loaded.egress_fd(), ELSEWHERE, INGRESS)
             .map_err(|error| format!("admitting an egress interface: {error}"))?;
-        let prepared = Prepared::for_program(loaded.program());
+        let prepared = Prepared::for_program(loaded.entry());
         let notices = loaded
             .take_notices()
             .map_err(|error| format!("reading notices: {error}"))?;
@@ -245,7 +254,7 @@ impl Tether {
         let mut options = TestRunOptions::new();
         options.data_in = Some(frame);
         self.loaded
-            .program()
+            .entry()
             .test_run(options)
             .expect("BPF_PROG_TEST_RUN of tether")
             .return_value

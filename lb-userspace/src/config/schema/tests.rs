@@ -15,7 +15,7 @@ const EXAMPLE: &str = include_str!("../../../../examples/tether.toml");
 
 /// Every table of a configuration: what the documentation calls it, where it is in the schema, and a file that has it with an unknown key
 /// `oops`.
-const TABLES: [(&str, &str, &str); 10] = [
+const TABLES: [(&str, &str, &str); 11] = [
     ("Top level", "", "oops = 1\n"),
     ("[dns]", "/properties/dns", "[dns]\noops = 1\n"),
     (
@@ -29,6 +29,11 @@ const TABLES: [(&str, &str, &str); 10] = [
         "[[service]]",
         "/properties/service/items",
         "[[service]]\noops = 1\n",
+    ),
+    (
+        "[service.outlier]",
+        "/properties/service/items/properties/outlier",
+        "[[service]]\n[service.outlier]\noops = 1\n",
     ),
     (
         "[service.health]",
@@ -198,6 +203,7 @@ fn minimal(table: &str, line: &str) -> String {
     let before = match (table, key) {
         ("Top level", _) => TOP.to_owned(),
         ("[[service]]", _) => SERVICE.to_owned(),
+        ("[service.outlier]", _) => format!("{SERVICE}{table}\n"),
         ("[service.health]", "path" | "method" | "status") => {
             format!("{SERVICE}{table}\ntype = \"http\"\n")
         }

@@ -173,8 +173,9 @@ impl Rehearsal {
     }
 }
 
-/// The same capacity with next to no room for flows of the other version of IP.
+/// The same capacity with next to no room for flows of the other version of IP, for a program that counts nothing of what clients send again.
 fn only(version: IpVersion, capacity: Capacity) -> Capacity {
+    let capacity = capacity.measuring(false);
     match version {
         IpVersion::V4 => Capacity {
             flow6_buckets: 2,

@@ -99,7 +99,7 @@ pub(super) fn open(
         to = names::ABI_VERSION,
         "the pinned maps are of another version; taking over what is in them"
     );
-    let had = origin.image.capacity;
+    let had = origin.image.capacity.measuring(wanted.measures);
     let mut transfer = Transfer {
         pins,
         grace,
@@ -461,6 +461,7 @@ fn capacity(
         nat6_buckets: more_than_one(records(names::NAT6, "translation") / ways),
         endpoints: more_than_one(records(names::ENDPOINTS, "endpoint")),
         pairs: more_than_one(records(names::PAIRS, "pair")),
+        measures: false,
     };
     // Maps that have to be as long as these.
     let follow = [
