@@ -9,6 +9,7 @@ mod attach;
 mod decap;
 mod egress;
 mod local;
+mod measured;
 #[path = "../model/mod.rs"]
 mod model;
 #[path = "../../../tests/src/mounts.rs"]
