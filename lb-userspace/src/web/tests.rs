@@ -423,6 +423,10 @@ async fn the_news_begin_with_the_past_and_bring_the_backends_that_are_asked_for(
     let (names, opened) = news(address, "?open=[%22chat%22]", 3).await;
     assert_eq!(names, ["past", "now", "backends"]);
     assert_eq!(opened["backends"][0]["packets"], 40);
+    assert_eq!(
+        opened["backends"][0]["error"],
+        "ejected: clients repeat themselves"
+    );
     let (_, opened) = news(address, "?open=[%22other%22]", 3).await;
     assert_eq!(opened["backends"], serde_json::json!([]));
     for wrong in [

@@ -307,6 +307,10 @@ impl Prepared {
                     chain(&error)
                 );
                 self.measures = false;
+                // Who has the maps already sees that nothing is ever counted.
+                if let Some(maps) = Arc::get_mut(&mut self.maps) {
+                    maps.measured = None;
+                }
                 continue;
             }
             let is_local = name == names::LOCAL_REPLY_PROGRAM
