@@ -18,6 +18,7 @@ mod hide;
 mod icmp;
 mod local;
 mod maps;
+mod measure;
 mod nat;
 mod parse;
 mod rewrite;

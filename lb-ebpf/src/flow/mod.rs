@@ -132,6 +132,15 @@ pub(crate) fn translated<T: Table>(key: &T::Key, segment: &Segment) -> Steered {
     steer::otherwise(&Maps::<T, true>::NEW, key, &segment.tcp, maps::now())
 }
 
+/// The value of a flow's young or pinned entry, if it is found at a glance.
+#[inline(always)]
+pub(crate) fn glance<T: Table>(key: &T::Key) -> Option<Word> {
+    match table::glance(&Maps::<T>::NEW, key) {
+        Some(glimpse) => Some(glimpse.word),
+        None => None,
+    }
+}
+
 /// Looks for an entry of a flow.
 #[inline(always)]
 pub(crate) fn look<T: Table>(subject: &Subject<T::Key>, look: &Look) -> Option<Entry> {

@@ -115,6 +115,7 @@ impl<K: Client> Fixture<K> {
             ranges: 16,
             source_buckets: 4,
             guards: false,
+            measures: false,
         };
         let maps = Maps::in_memory(capacity).unwrap();
         maps.instance.set(
