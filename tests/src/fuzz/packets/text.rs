@@ -149,7 +149,7 @@ fn step(setting: Setting, line: &str) -> Option<Step> {
             is_backend(&id).then_some(Step::Change(id, node))
         }
         ["rebuild", place, first, ago] => {
-            let place = place.parse().ok().filter(is_place)?;
+            let place = place.parse::<usize>().ok().filter(is_place)?;
             let (first, ago) = (first.parse().ok()?, ago.parse().ok()?);
             Some(Step::Rebuild(place, first, ago))
         }
@@ -169,8 +169,8 @@ fn step(setting: Setting, line: &str) -> Option<Step> {
             at,
             bits,
         ] => Some(Step::Reply(Reply {
-            client: client.parse().ok().filter(is_client)?,
-            place: place.parse().ok().filter(is_place)?,
+            client: client.parse::<u16>().ok().filter(is_client)?,
+            place: place.parse::<usize>().ok().filter(is_place)?,
             flags: flags.parse().ok()?,
             seq: seq.parse().ok()?,
             ack: ack.parse().ok()?,
@@ -194,8 +194,8 @@ fn step(setting: Setting, line: &str) -> Option<Step> {
             at,
             bits,
         ] => Some(Step::Error(Told {
-            client: client.parse().ok().filter(is_client)?,
-            place: place.parse().ok().filter(is_place)?,
+            client: client.parse::<u16>().ok().filter(is_client)?,
+            place: place.parse::<usize>().ok().filter(is_place)?,
             what: what.parse().ok()?,
             quoted: quoted.parse().ok()?,
             is_about_request: about == "request",
@@ -204,8 +204,8 @@ fn step(setting: Setting, line: &str) -> Option<Step> {
             noise: noise(at, bits)?,
         })),
         ["keep", client, backend] => {
-            let client = client.parse().ok().filter(is_client)?;
-            let backend = backend.parse().ok().filter(is_backend)?;
+            let client = client.parse::<u16>().ok().filter(is_client)?;
+            let backend = backend.parse::<u32>().ok().filter(is_backend)?;
             Some(Step::Keep(client, backend))
         }
         _ => None,

@@ -252,9 +252,10 @@ impl Judge {
         let seen = reader::read(frame);
         // Of what the stack sends nothing contradicts itself. What does here is only to be left alone if it is from nowhere.
         let local = seen.ip.as_ref().filter(|ip| {
-            let is_local = |id: u32| scene::way_to(id) == Way::Local;
             (1..=scene.setting().backends())
-                .any(|id| is_local(id) && scene::end_of(id).0 == ip.source)
+                .filter(|id| scene::way_to(*id) == Way::Local)
+                .filter_map(scene::endpoint_of)
+                .any(|endpoint| scene::end_of(endpoint).0 == ip.source)
         });
         let segment = local.and_then(|ip| match ip.carried {
             Carried::Tcp(tcp) => Some((ip, tcp)),
