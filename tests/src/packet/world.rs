@@ -289,22 +289,26 @@ impl World {
         self.maps.services.set(u32::from(service), &entry);
     }
 
-    /// Has a client keep a backend at a service, as the daemon writes it.
+    /// Has a client keep a backend at a service, as the daemon writes it, whatever it kept before.
     ///
     /// # Panics
     /// If there is no room.
     pub fn keep(&self, client: Client, service: u16, backend: BackendRef) {
         let address = Address::from(on_wire(client.0));
         let key = v6::Key::new(address.words(), 0, service);
+        let value = Word::live(State::Pin, backend, 0, self.now(), 0).0;
         let affinities = &self.maps.affinities;
-        for index in key.homes(&FLOW_SEED, affinities.len()) {
-            let mut bucket = affinities.get(index);
-            let is_free = |entry: &&mut v6::Entry| entry.value == 0;
-            if let Some(entry) = bucket.entries.iter_mut().find(is_free) {
-                let value = Word::live(State::Pin, backend, 0, self.now(), 0).0;
-                *entry = v6::Entry { key, value };
-                affinities.set(index, &bucket);
-                return;
+        let homes = key.homes(&FLOW_SEED, affinities.len());
+        let is_own = |entry: &v6::Entry| entry.value != 0 && entry.key == key;
+        let is_free = |entry: &v6::Entry| entry.value == 0;
+        for suits in [&is_own as &dyn Fn(&v6::Entry) -> bool, &is_free] {
+            for index in homes {
+                let mut bucket = affinities.get(index);
+                if let Some(entry) = bucket.entries.iter_mut().find(|entry| suits(entry)) {
+                    *entry = v6::Entry { key, value };
+                    affinities.set(index, &bucket);
+                    return;
+                }
             }
         }
         panic!("no room for another client");
