@@ -29,13 +29,13 @@ use lb_common::{
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use self::{packet::Built, state::Key};
 pub use self::{
     guard::{GuardFacts, SourceFacts},
     packet::{Outer, Sent, flags_of},
     stages::Stage,
     state::{EntryFacts, SlotFacts},
 };
+use self::{packet::Built, state::Key};
 use crate::{
     chain::chain,
     dataplane::{

@@ -216,9 +216,9 @@ impl FromStr for Layouts {
 
 #[cfg(test)]
 mod tests {
+    use lb_common::maps::LAYOUTS_BYTES;
     #[cfg(not(feature = "next-abi"))]
     use lb_common::service::Service;
-    use lb_common::maps::LAYOUTS_BYTES;
 
     use super::*;
 
