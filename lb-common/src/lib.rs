@@ -22,6 +22,7 @@ pub mod maps;
 pub mod nat;
 pub mod net;
 pub mod notice;
+pub mod repeats;
 pub mod service;
 pub mod share;
 pub mod tcp;

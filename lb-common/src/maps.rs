@@ -86,7 +86,7 @@ pub const CONTROL_INDEX: u32 = 3;
 /// Index in [`PROGRAMS`] of the program that gives packets to backends on this host, in IPv4; that of IPv6 follows.
 pub const LOCAL_INDEX: u32 = 5;
 /// Index in [`PROGRAMS`] of the program that steers flows of modes `nat` and `dnat`, in IPv4; that of IPv6 follows. It and all after it but
-/// [`GUARD_INDEX`] are there only if a service translates.
+/// those from [`GUARD_INDEX`] on are there only if a service translates.
 pub const STEER_INDEX: u32 = 7;
 /// Index in [`PROGRAMS`] of the program that translates what clients send, in IPv4; that of IPv6 follows.
 pub const TRANSLATE_INDEX: u32 = 9;
@@ -96,8 +96,10 @@ pub const REPLY_INDEX: u32 = 11;
 pub const ERROR_INDEX: u32 = 13;
 /// Index in [`PROGRAMS`] of the program that guards services, in IPv4; that of IPv6 follows. They are there only if a service has a guard.
 pub const GUARD_INDEX: u32 = 15;
+/// Index in [`PROGRAMS`] of [`PROGRAM`] itself, which [`MEASURE_PROGRAM`] hands every packet on to. It is there only if that runs.
+pub const MAIN_INDEX: u32 = 17;
 /// Entries in [`PROGRAMS`].
-pub const PROGRAMS_LEN: u32 = 17;
+pub const PROGRAMS_LEN: u32 = 18;
 /// The instance's own facts: array of one [`Instance`].
 pub const INSTANCE: &str = "INSTANCE";
 
@@ -132,8 +134,21 @@ pub const TOLD: &str = "TOLD";
 /// Bytes in [`TOLD`], of a program that watches: some thousand whole packets, or ten times as many flow events.
 pub const TOLD_BYTES: u32 = 1 << 22;
 
+/// What clients send again, by backend: array of [`crate::repeats::Repeats`]. Never pinned.
+pub const REPEATS: &str = "REPEATS";
+/// The flows that are watched for it: array of twice [`crate::repeats::PLACES`] [`crate::repeats::Sample`]s, those for data and then those for SYNs. Never
+/// pinned.
+pub const SAMPLES: &str = "SAMPLES";
+/// Of which services that is counted: array of 64-bit words, by id; 1 or 0. Written by the daemon. Never pinned.
+pub const MEASURED: &str = "MEASURED";
+/// The maps that a program which measures has beside the instance's. Nothing in them outlives it.
+pub const OF_MEASURING: [&str; 3] = [REPEATS, SAMPLES, MEASURED];
+
 /// Name of the load balancer's XDP program.
 pub const PROGRAM: &str = "tether";
+/// Name of the program that is attached in its place while a service wants to know what its clients send again: it counts that, and hands every packet on to
+/// [`PROGRAM`].
+pub const MEASURE_PROGRAM: &str = "measure";
 /// What stands in [`PROGRAMS`]: names of programs, by index.
 pub const HANDED_ON_TO: [&str; PROGRAMS_LEN as usize] = [
     IPV6_PROGRAM,
@@ -153,6 +168,7 @@ pub const HANDED_ON_TO: [&str; PROGRAMS_LEN as usize] = [
     "error6",
     "guard4",
     "guard6",
+    PROGRAM,
 ];
 /// Name of the program that [`PROGRAM`] hands IPv6 packets on to.
 pub const IPV6_PROGRAM: &str = "tether6";

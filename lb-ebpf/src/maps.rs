@@ -27,6 +27,7 @@ use lb_common::{
     maps::{BURST_NS, Constants, EGRESS_INTERFACES, Hold, NOTICES_BYTES, PROGRAMS_LEN},
     nat::{self, Endpoint, Link, Pair},
     notice::Notice,
+    repeats::{PLACES, Repeats, Sample},
     service::Service,
     vip::VipBucket,
     watch::{self, Filter, Record},
@@ -105,6 +106,9 @@ maps! {
     COPIES: Order,
     LISTENERS: Filter,
     RECORDS: Record,
+    REPEATS: Repeats,
+    SAMPLES: Sample,
+    MEASURED: u64,
 }
 
 /// Where packets may leave. A frame that goes through a device map is sent together with others, one that goes to an interface by its number
@@ -233,6 +237,28 @@ pub(crate) fn told() -> *mut core::ffi::c_void {
 pub(crate) fn now_ns() -> u64 {
     // SAFETY: a helper without arguments.
     unsafe { bpf_ktime_get_coarse_ns() }
+}
+
+/// Whether what clients send again is counted of a service.
+#[inline(always)]
+pub(crate) fn is_measured(service: u16) -> bool {
+    match MEASURED.at(service as u32, services()) {
+        // SAFETY: an entry of the map. Volatile: the daemon writes it meanwhile.
+        Some(measured) => unsafe { measured.read_volatile() != 0 },
+        None => false,
+    }
+}
+
+/// A place for a flow that is watched for what its client sends again: those for SYNs come behind those for data.
+#[inline(always)]
+pub(crate) fn sample(index: u32) -> Option<*mut Sample> {
+    SAMPLES.at(index, 2 * PLACES)
+}
+
+/// What a backend's clients have sent again.
+#[inline(always)]
+pub(crate) fn repeats(backend: u32) -> Option<*mut Repeats> {
+    REPEATS.at(backend, constant!(backends))
 }
 
 /// What the verifier takes for a number from 0 to 3: the top bits of the count of jiffies.

@@ -315,8 +315,21 @@ fn resolve_service<'a>(
         .wanted
         .is_none_or(|wanted| usable >= wanted.min_healthy as usize);
     let fail_open = !enough && candidates().next().is_some();
+    // Who is ejected stands back for the others, if there are enough of those: it is worse than they are, and better than nobody.
+    let others = || {
+        candidates().filter(|backend| {
+            serving(backend) == Serving::New && backend.standing.ejected.is_none()
+        })
+    };
+    let needed = facts.wanted.map_or(1, |wanted| wanted.min_healthy.max(1));
+    let are_enough =
+        others().count() >= needed as usize && others().any(|backend| !backend.standing.is_full());
+    let stands_back = |backend: &BackendFacts<'_>| are_enough && backend.standing.ejected.is_some();
     let can_take_new = |backend: &&BackendFacts<'_>| {
-        may_take_new(backend) && serving(backend) == Serving::New && !backend.standing.is_full()
+        may_take_new(backend)
+            && serving(backend) == Serving::New
+            && !backend.standing.is_full()
+            && !stands_back(backend)
     };
     let is_backup = |backend: &BackendFacts<'_>| {
         let part = backend.wanted.map(|wanted| wanted.part);
@@ -363,7 +376,7 @@ fn resolve_service<'a>(
     let given = |backend: &BackendFacts<'_>| match serving(backend) {
         // One that is full has too much to do, whatever is wrong with the checks.
         _ if fail_open && may_take_new(&backend) && !backend.standing.is_full() => Serving::New,
-        // Full, of weight 0, or the service itself is removed.
+        // Full, ejected, of weight 0, or the service itself is removed.
         Serving::New if !can_take_new(&backend) => Serving::ExistingOnly,
         Serving::New if is_backup(backend) && !needs_backups => Serving::ExistingOnly,
         Serving::New if split == Split::Local && !is_local(backend) => Serving::ExistingOnly,

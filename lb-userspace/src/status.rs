@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use crate::{
-    balance::Balance,
+    balance::{Balance, outlier::Signal},
     by_version::ByVersion,
     dns,
     flows::{Census, Counts, Fill},
@@ -407,6 +407,8 @@ pub struct ServiceBalance {
     pub balance: Balance,
     /// How often its weights have moved to even out connections, since the daemon started.
     pub moves: u64,
+    /// How often a backend was ejected for what its clients send again, since the daemon started.
+    pub ejections: u64,
 }
 
 /// A backend's part in the balance.
@@ -425,6 +427,45 @@ pub struct BackendBalance {
     pub per_mille: u16,
     /// Whether it has begun to take new flows a short while ago, and gets less than its share.
     pub starting: bool,
+    /// Why it takes no new flows while others can, if its clients send much more again than its peers'.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub ejected: Option<EjectedStatus>,
+    /// What its clients send again, if its service wants to know.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub repeats: Option<RepeatsStatus>,
+}
+
+/// Why a backend is ejected, and for how long.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct EjectedStatus {
+    /// What its clients send again.
+    pub signal: Signal,
+    /// The same, in a sentence.
+    pub reason: String,
+    /// How many times it was ejected of late, this one included.
+    pub times: u32,
+    /// Seconds until it takes new flows again, rounded up.
+    pub left_s: u64,
+}
+
+/// What a backend's clients have sent in the latest window of time, and sent again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RepeatsStatus {
+    /// Connections: those whose handshake was finished, or whose SYN came again.
+    pub syns: ShareStatus,
+    /// Segments with data of the flows that were watched.
+    pub data: ShareStatus,
+}
+
+/// How much of something was sent again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ShareStatus {
+    /// How much there was.
+    pub samples: u64,
+    /// How much of it came again.
+    pub again: u64,
+    /// That in parts of a thousand.
+    pub per_mille: u32,
 }
 
 /// Whether a next hop is known.

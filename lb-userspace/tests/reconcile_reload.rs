@@ -55,8 +55,6 @@ fn service_of(operation: &Operation) -> Option<u16> {
         | Operation::WriteGuard { service: id, .. }
         | Operation::WriteService { id, .. }
         | Operation::ForgetHandovers { service: id, .. }
-        | Operation::WriteRanges { service: id, .. }
-        | Operation::WriteGuard { service: id, .. }
         | Operation::ClearService { id } => Some(id),
         Operation::SetWord { .. }
         | Operation::WritePair { .. }

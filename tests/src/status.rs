@@ -204,6 +204,39 @@ pub struct Balance {
     pub starting: bool,
     /// Whether it has as many connections as it may.
     pub full: bool,
+    /// Whether it is ejected.
+    pub ejected: Option<Ejected>,
+    /// What its clients send again, if its service wants to know.
+    pub repeats: Option<Repeats>,
+}
+
+/// See `Balance::ejected`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Ejected {
+    /// How many times it was of late.
+    pub times: u32,
+    /// For how many more seconds it is.
+    pub left_s: u64,
+}
+
+/// See `Balance::repeats`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Repeats {
+    /// Connections.
+    pub syns: Share,
+    /// Segments with data.
+    pub data: Share,
+}
+
+/// How much of something was sent again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+pub struct Share {
+    /// How much there was.
+    pub samples: u64,
+    /// How much of it came again.
+    pub again: u64,
+    /// That in parts of a thousand.
+    pub per_mille: u32,
 }
 
 /// See `Backend::flows`.

@@ -279,19 +279,16 @@ fn an_error_about_a_flow_without_a_port_is_dropped_and_one_of_dnat_goes_by_the_t
         let flow = world.open(CLIENT);
         let (request, _) = about_request(&backend, &flow, About::Expired, quote);
         let (reply, heard) = about_reply(&backend, &flow, About::Expired, quote);
-        // The flow is no more, but its port's slot names its place still.
+        // The flow is no more, but its port's slot names its place still: what is said of that is the host's.
         world.set_value(flow.place, Word::EMPTY);
-        if flow.source.0 == SNAT[0] {
-            let unrelayed = dropped(Reason::ErrorUnrelayed);
-            let of_nobody = unrelayed.clone().of_no_service();
-            world.send(&request).expect(&of_nobody);
-            world.send(&reply).expect(&unrelayed.of_backend(1));
+        world
+            .send(&request)
+            .expect(&passed(Reason::NotService).counting(0));
+        world.send(&reply).expect(&if flow.source.0 == SNAT[0] {
+            dropped(Reason::ErrorUnrelayed).of_backend(1)
         } else {
-            world
-                .send(&request)
-                .expect(&passed(Reason::NotService).counting(0));
-            world.send(&reply).expect(&relayed(&heard));
-        }
+            relayed(&heard)
+        });
         assert_eq!(world.entries(CLIENT.key()), []);
     }
 }

@@ -296,6 +296,9 @@ fn what_could_not_be_translated_back_does_not_go() {
             .send(&OTHER.syn())
             .expect(&dropped(Reason::Held).of_backend(1));
         world
+            .send(&OTHER.sends(FIN | ACK))
+            .expect(&dropped(Reason::Held).of_backend(1));
+        world
             .send(&data)
             .expect(&given(backend, &data, Reason::Established));
     });

@@ -4,13 +4,18 @@ use lab::packet::{
     BackendSpec, CLIENT, Packet, SERVICE, World, answered, dropped,
     entries::backend,
     forwarded,
+    kernel::FLOW_SEED,
     nat::{MODES, OTHER, THEIRS},
-    reset_output,
+    passed, reset_output,
 };
 use lb_common::{
     backend::Serving,
-    flow::word::{State, Word, YOUNG_TICKS},
-    tcp::{ACK, FIN, RST},
+    flow::{
+        FlowKey as _,
+        word::{BackendRef, State, Word, YOUNG_TICKS},
+    },
+    nat::{Translation, TranslationWord, translation::stamp},
+    tcp::{ACK, FIN, RST, SYN},
     verdict::Reason,
 };
 
@@ -23,6 +28,7 @@ lab::in_both_versions![
     a_reset_out_of_its_window_closes_nothing,
     replies_keep_a_pin_seen,
     a_reply_of_a_flow_that_is_changing_is_dropped_and_never_the_hosts,
+    what_comes_for_an_orphaned_port_is_the_hosts,
     mid_stream_without_an_entry_nat_resets_and_dnat_adopts,
     a_dead_backend_is_told_to_the_client,
     flows_of_another_mode_go_on_when_a_service_begins_to_translate,
@@ -225,28 +231,65 @@ fn a_reply_of_a_flow_that_is_changing_is_dropped_and_never_the_hosts() {
     let answer = flow.replies(ACK);
     let changing = dropped(Reason::Untranslated).of_no_service();
     let (key, value) = world.at(flow.place);
-    let word = world.translation(flow.place).expect("it is valid");
-    for (what, change) in [
-        ("its entry is being written", Word::BUSY),
-        ("its entry has moved on", Word::EMPTY),
-        (
-            "it is another flow's by now",
-            value.with_backend(backend(2)),
-        ),
-    ] {
-        world.set_value(flow.place, change);
-        println!("{what}");
-        world.send(&answer).expect(&changing);
-    }
+    world.set_value(flow.place, Word::BUSY);
+    world.send(&answer).expect(&changing);
     world.put(flow.place, key, value);
-    for stamp in [0, 1, 77] {
+    let word = world.translation(flow.place).expect("it is valid");
+    world.put_translation(flow.place, word, Translation::BUSY);
+    world.send(&answer).expect(&changing);
+    // And so with what the client sends.
+    world
+        .send(&flow.ack())
+        .expect(&dropped(Reason::Untranslated).of_backend(1));
+}
+
+/// The slot of a port whose flow is no more, or has another port, is an orphan: what comes for that port is no flow's.
+fn what_comes_for_an_orphaned_port_is_the_hosts() {
+    let world = World::with_translating(&BackendSpec::nat(1));
+    world.translate(&BackendSpec::dnat(2), SERVICE);
+    let flow = world.open(CLIENT);
+    let (key, value) = world.at(flow.place);
+    let word = world.translation(flow.place).expect("it is valid");
+    let slot = world.slot(1, flow.source.1);
+    let are_the_hosts = |what: &str| {
+        println!("{what}");
+        for flags in [SYN, SYN | ACK, ACK, RST, FIN | ACK] {
+            let own = flow.replies(flags).payload(b"own");
+            world.send(&own).expect(&passed(Reason::NotService));
+        }
+        assert_eq!(world.slot(1, flow.source.1), slot);
+    };
+    world.set_value(flow.place, Word::EMPTY);
+    are_the_hosts("its entry is gone");
+    world.set_value(flow.place, value.with_backend(backend(2)));
+    are_the_hosts("its entry is of another endpoint");
+    let mut second = world.maps.backends.get(2);
+    second.endpoint = 1;
+    world.maps.backends.set(2, &second);
+    are_the_hosts("its entry is of mode dnat at the same endpoint");
+    world.set_value(flow.place, value.with_backend(BackendRef::new(1, 1)));
+    are_the_hosts("its entry is of a backend that is no more");
+    world.put(flow.place, OTHER.key(), value);
+    are_the_hosts("its entry is another flow's");
+    world.put(flow.place, key, value);
+    for stamp in [0, 77] {
         world.put_translation(flow.place, word, stamp);
-        world.send(&answer).expect(&changing);
-        // And so with what the client sends.
+        are_the_hosts("its translation is another flow's");
+        // Of what the client sends nobody knows the port.
         world
             .send(&flow.ack())
             .expect(&dropped(Reason::Untranslated).of_backend(1));
     }
+    let stamp = stamp(key.mixed(&FLOW_SEED), value.backend());
+    world.put_translation(
+        flow.place,
+        TranslationWord::new(1, flow.source.1 ^ 1).proven(0),
+        stamp,
+    );
+    are_the_hosts("its translation has another port");
+    world.put_translation(flow.place, word, stamp);
+    let reply = flow.replies(ACK);
+    world.send(&reply).expect(&flow.replied(&reply));
 }
 
 fn mid_stream_without_an_entry_nat_resets_and_dnat_adopts() {
@@ -344,7 +387,10 @@ fn while_the_tables_are_held_nothing_new_is_made() {
         let aged = world.entry(CLIENT.key());
         world.hold(std::time::Duration::from_secs(60));
         let held = dropped(Reason::Held).of_backend(1);
+        // Of a flow that is not known nothing is, but that its packets come again: no client is reset.
         world.send(&OTHER.syn()).expect(&held);
+        world.send(&OTHER.ack()).expect(&held);
+        world.send(&OTHER.sends(FIN | ACK)).expect(&held);
         for packet in [
             flow.sends(RST),
             flow.sends(FIN | ACK),

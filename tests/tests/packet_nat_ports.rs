@@ -9,7 +9,7 @@ use lab::packet::{
 use lb_common::{
     clock::Tick,
     flow::word::{LINGER_RST_TICKS, State, Word},
-    nat::slot_of,
+    nat::{ports::EMBRYO_TICKS, slot_of},
     tcp::ACK,
     verdict::Reason,
 };
@@ -75,7 +75,12 @@ fn an_embryo_loses_its_port_to_another_once_it_had_its_time() {
     world
         .send(&CLIENT.syn())
         .expect(&dropped(Reason::NoPort).of_backend(1));
-    world.set_all(|now| Word::embryo(backend(1), 7, ago(now, 1)));
+    // The tick of its SYN may have ended right after that.
+    world.set_all(|now| Word::embryo(backend(1), 7, ago(now, EMBRYO_TICKS - 1)));
+    world
+        .send(&CLIENT.syn())
+        .expect(&dropped(Reason::NoPort).of_backend(1));
+    world.set_all(|now| Word::embryo(backend(1), 7, ago(now, EMBRYO_TICKS)));
     takes_over(&world);
 }
 

@@ -6,9 +6,11 @@
 //! * [`open`]: the straight way of a SYN whose flow has no entry
 //! * [`steer`]: what one packet does to the table, and which backend it gets
 //! * [`copy`]: how entries move to another table
+//! * `bits`: telling the places of a bucket apart
 //! * [`bucket`]: what the tables of both families have in common
 //! * [`v4`], [`v6`]: keys and buckets of IPv4 and of IPv6 flows
 
+pub(crate) mod bits;
 pub mod bucket;
 pub mod copy;
 pub mod life;

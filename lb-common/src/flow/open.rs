@@ -1,9 +1,11 @@
 //! The straight way of a SYN: its flow has no entry, there is an empty place, and its pick takes new flows. So it is with most.
 //!
 //! Each bucket is read once, both at the same time, and without a branch that depends on what is in them: what is known of one decides nothing
-//! about the other, so the processor waits for memory once. Whatever is in doubt is left to [`super::steer::otherwise`].
+//! about the other, so the processor waits for memory once. The look after the insertion is made in the same way. Whatever is in doubt is left to
+//! [`super::steer::otherwise`].
 
 use super::{
+    bits,
     steer::World,
     table::{self, Inserted, Memory, Place, Subject},
     word::{BackendRef, Word},
@@ -39,10 +41,13 @@ pub fn open<W: World>(world: &W, key: &W::Key, segment: &Segment, now: Tick) -> 
         return 0;
     };
     let word = Word::embryo(BackendRef::new(id, state.generation()), segment.seq, now);
-    if !table::occupy(world, &place, Word::EMPTY, key, word) {
+    if !table::take(world, &place, Word::EMPTY, key, word) {
         return 0;
     }
     // What the one look above may have missed, an entry that moved or one that came meanwhile, this finds.
+    if is_alone(world, &subject) {
+        return id;
+    }
     match table::settled(world, &subject, word, place) {
         Inserted::At(_) => id,
         _ => 0,
@@ -61,7 +66,7 @@ fn empty_place<M: Memory>(memory: &M, subject: &Subject<M::Key>) -> Option<Place
     if is_known || empty == 0 {
         return None;
     }
-    let at = lowest(empty);
+    let at = bits::lowest(empty);
     // 0 or 1.
     let home = at / M::WAYS;
     Some(Place {
@@ -73,50 +78,28 @@ fn empty_place<M: Memory>(memory: &M, subject: &Subject<M::Key>) -> Option<Place
 /// The empty places of a bucket, a bit for each. Tells whether another may have an entry of `key`.
 #[inline(always)]
 fn empty_in<M: Memory>(memory: &M, bucket: M::Bucket, key: &M::Key, is_known: &mut bool) -> u32 {
-    let mut empty = 0;
+    const { assert!(Word::EMPTY.0 == 0) };
+    let mut full = 0;
     let mut way = 0;
     while way < M::WAYS {
         *is_known |= memory.holds(bucket, way, key) && memory.value(bucket, way) != Word::EMPTY;
-        empty |= is_empty(memory.value(bucket, way)) << way;
+        full |= bits::unless_zero(memory, memory.value(bucket, way).0, way);
         way += 1;
     }
-    empty
+    bits::others::<M>(full)
 }
 
-/// 1 if a word is that of an empty place, else 0; without a branch.
+/// Whether one place alone holds a key, or may: false, now and then, where a former entry of it has left its key behind.
 #[inline(always)]
-const fn is_empty(word: Word) -> u32 {
-    (1 ^ ((word.0 | word.0.wrapping_neg()) >> 63)) as u32
-}
-
-/// The number of the lowest bit that is set, of eight, one of which is. BPF has no instruction for it; this is a multiplication that brings
-/// another three bits to the top for each (de Bruijn).
-#[inline(always)]
-pub(crate) const fn lowest(bits: u32) -> u32 {
-    const SEQUENCE: u32 = 0b0001_1101;
-    /// By these three bits, four bits each.
-    const NUMBERS: u32 = 0x3457_2610;
-    let lowest = bits & bits.wrapping_neg();
-    let three = ((lowest * SEQUENCE) >> 5) & 7;
-    (NUMBERS >> (4 * three)) & 7
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_lowest_bit_is_that_of_the_machine() {
-        for bits in 1_u32..256 {
-            assert_eq!(lowest(bits), bits.trailing_zeros(), "{bits:#b}");
-        }
-    }
-
-    #[test]
-    fn nothing_but_zero_is_empty() {
-        assert_eq!(is_empty(Word::EMPTY), 1);
-        for word in [1, Word::BUSY.0, 1 << 31, 1 << 32, 1 << 63, u64::MAX] {
-            assert_eq!(is_empty(Word(word)), 0, "{word:#x}");
-        }
-    }
+fn is_alone<M: Memory>(memory: &M, subject: &Subject<M::Key>) -> bool {
+    let [first, second] = subject.homes;
+    let Some(one) = memory.bucket(first) else {
+        return false;
+    };
+    let Some(other) = memory.bucket(second) else {
+        return false;
+    };
+    let in_one = bits::holders(memory, one, &subject.key);
+    let in_other = bits::holders(memory, other, &subject.key);
+    bits::is_single(in_one | (in_other << M::WAYS))
 }

@@ -4,10 +4,13 @@
 //! value is exchanged in. Compare-and-exchange and exchange are full barriers (so the BPF instruction set promises); plain
 //! loads need x86-64's ordering. Nothing spins: what fails twice is given up, and the flow is served unpinned.
 //!
-//! The daemon only ever deletes or clamps, by one compare-and-exchange on the value; keys are left stale behind an empty
+//! The daemon only ever deletes, clamps or changes a mark, by one compare-and-exchange on the value; keys are left stale behind an empty
 //! value. It never inserts and never writes a key, so a daemon killed anywhere leaves nothing half done.
 
-use super::word::{State, Word};
+use super::{
+    bits,
+    word::{State, Word},
+};
 use crate::clock::Tick;
 
 /// Buckets of entries, wherever they are: BPF map, mapped memory, a test's vector, a model checker's cells.
@@ -24,12 +27,20 @@ pub trait Memory {
     fn homes(&self, key: &Self::Key) -> [u32; 2];
     /// A bucket by its index; none if there is no such bucket.
     fn bucket(&self, index: u32) -> Option<Self::Bucket>;
+    /// Has the cache fetch a bucket, which may be needed soon.
+    #[inline(always)]
+    fn fetch(&self, _index: u32) {}
     /// Loads a key. It means something only between two equal loads of its value.
     fn key(&self, bucket: Self::Bucket, way: u32) -> Self::Key;
     /// Whether a place holds `key`: as [`Memory::key`], which it need not load whole.
     #[inline(always)]
     fn holds(&self, bucket: Self::Bucket, way: u32, key: &Self::Key) -> bool {
         self.key(bucket, way) == *key
+    }
+    /// 0 if a place holds `key`, or may hold it, as far as is told without a branch; else any number. It means as little as [`Memory::key`].
+    #[inline(always)]
+    fn differs(&self, bucket: Self::Bucket, way: u32, key: &Self::Key) -> u64 {
+        !self.holds(bucket, way, key) as u64
     }
     /// Loads a value (acquire).
     fn value(&self, bucket: Self::Bucket, way: u32) -> Word;
@@ -44,6 +55,12 @@ pub trait Memory {
     #[inline(always)]
     fn blur(&self, way: u32) -> u32 {
         way
+    }
+    /// A number, unchanged, but such that the compiler no longer knows where it came from: it would see through arithmetic that stands for a branch, and
+    /// make one of it. Elsewhere the identity.
+    #[inline(always)]
+    fn opaque(&self, number: u64) -> u64 {
+        number
     }
     /// Carries what goes with an entry along as it moves: the flow's translation, and facts for people. The place that it leaves is busy by our hand.
     fn carry_facts(&self, from: Place, to: Place);
@@ -171,33 +188,44 @@ impl<B: Copy> Glimpse<B> {
 /// Looks for a young or pinned entry of `key` that nobody is changing: the way of most packets, inlined and as short as can be.
 ///
 /// None is not the last word, [`look`] has it: the entry may be changing, or moving between its homes.
+///
+/// In a table that fills, many are in their second home: the processor would wait for memory once more to find them there, after it has waited for the first. So
+/// both are fetched at the same time.
 #[inline(always)]
 pub fn glance<M: Memory>(memory: &M, key: &M::Key) -> Option<Glimpse<M::Bucket>> {
-    let mut home = 0;
-    while home < 2 {
-        let index = memory.homes(key)[home];
-        if let Some(bucket) = memory.bucket(index) {
-            let mut way = 0;
-            while way < M::WAYS {
-                // Most places hold other keys: look at the key first, and let the loads below decide.
-                if memory.holds(bucket, way, key) {
-                    let word = memory.value(bucket, way);
-                    if word.is_open()
-                        && memory.holds(bucket, way, key)
-                        && memory.value(bucket, way) == word
-                    {
-                        let place = Place { index, way };
-                        return Some(Glimpse {
-                            bucket,
-                            place,
-                            word,
-                        });
-                    }
-                }
-                way += 1;
-            }
+    const { assert!(M::WAYS <= 8) };
+    let [first, second] = memory.homes(key);
+    memory.fetch(second);
+    if let Some(glimpse) = glance_in(memory, first, key) {
+        return Some(glimpse);
+    }
+    glance_in(memory, second, key)
+}
+
+/// The same in one of the two buckets.
+///
+/// Which place it is is told without a branch, that would be guessed wrong as often as not: what comes after waits for the bucket, and then begins anew.
+/// Of those that may hold the key two are looked at, since a former entry of the key may have left it behind.
+#[inline(always)]
+fn glance_in<M: Memory>(memory: &M, index: u32, key: &M::Key) -> Option<Glimpse<M::Bucket>> {
+    let bucket = memory.bucket(index)?;
+    let mut holders = bits::holders(memory, bucket, key);
+    let mut looks = 0;
+    while looks < 2 {
+        if holders == 0 {
+            return None;
         }
-        home += 1;
+        let way = bits::lowest(holders) % M::WAYS;
+        let word = memory.value(bucket, way);
+        if word.is_open() && memory.holds(bucket, way, key) && memory.value(bucket, way) == word {
+            return Some(Glimpse {
+                bucket,
+                place: Place { index, way },
+                word,
+            });
+        }
+        holders &= holders.wrapping_sub(1);
+        looks += 1;
     }
     None
 }
@@ -325,7 +353,13 @@ pub fn reread<M: Memory>(memory: &M, place: Place, key: &M::Key) -> Option<Word>
 
 /// Claims a place that held `seen`, and fills it.
 #[inline(never)]
-pub(super) fn occupy<M: Memory>(
+fn occupy<M: Memory>(memory: &M, place: &Place, seen: Word, key: &M::Key, word: Word) -> bool {
+    take(memory, place, seen, key, word)
+}
+
+/// The same, in the midst of the caller.
+#[inline(always)]
+pub(super) fn take<M: Memory>(
     memory: &M,
     place: &Place,
     seen: Word,

@@ -145,7 +145,7 @@ impl Word {
     /// An entry whose key is being written.
     pub const BUSY: Self = Self(State::Busy as u64);
 
-    /// Another entry of the same key exists or existed: look twice.
+    /// Another entry of the same key exists or existed: look twice. The daemon takes the mark off once that is gone for good.
     pub const CONTESTED: u64 = 1 << 58;
     /// Young or pin: a FIN or RST outside the window was seen and no data since.
     pub const HINT: u64 = 1 << 59;

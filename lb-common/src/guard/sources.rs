@@ -281,7 +281,7 @@ pub fn count<S: Sources>(sources: &S, place: Place, limit: u32) -> bool {
 #[inline(always)]
 const fn lowest(bits: u32) -> u32 {
     const { assert!(2 * SOURCES_IN_BUCKET == 8) };
-    crate::flow::open::lowest(bits)
+    crate::flow::bits::lowest(bits)
 }
 
 #[cfg(test)]
@@ -616,7 +616,7 @@ mod tests {
         ) {
             let own = Wanted { now_ns, ..wanted(1, 2, NOW) };
             let owes_nothing = saved_up(paid_ns, now_ns, BURST) == BURST;
-            prop_assert_eq!(is_free(2, paid_ns, 0, &own) == 1, owes_nothing);
+            prop_assert_eq!(is_free(&Model::new(0), [2, paid_ns, 0], &own) == 1, owes_nothing);
         }
 
         /// Each source has what it would have if it were alone, for as long as there are places.
@@ -674,7 +674,7 @@ mod tests {
                 let fingerprint = if n == 0 { 0 } else { 2 * n };
                 let source = Source { fingerprint, word: n, paid_ns, flows };
                 model.put(place, source);
-                (place, source, is_free(fingerprint, paid_ns, flows, &own) == 0)
+                (place, source, is_free(&model, [fingerprint, paid_ns, flows], &own) == 0)
             }).collect();
             let found = place(&model, &own);
             prop_assert_eq!(found.is_some(), kept.iter().any(|(.., is_kept)| !is_kept));

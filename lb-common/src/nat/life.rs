@@ -8,7 +8,7 @@ use super::TranslationWord;
 use crate::{
     clock::Tick,
     flow::{
-        life,
+        copy, life,
         word::{LATE_TICKS, State, Word, epoch_of, start_of},
     },
     tcp::{ACK, RST, SYN, Segment},
@@ -222,12 +222,7 @@ impl Flow {
         };
         let is_over = segment.has(RST) || translation.0 & BOTH_FINS == BOTH_FINS;
         let value = if is_over && !self.value.is(State::Closing) {
-            // 60 s, whatever it is an exception to: its state says how to translate it, and nobody else can know that.
-            self.value
-                .without(Word::EXCEPTION)
-                .with(Word::BY_RESET)
-                .with_state(State::Closing)
-                .with_tick(now)
+            over(self.value, now)
         } else if self.value.is(State::Young) {
             // Its tick is the moment of its promotion.
             self.value
@@ -236,6 +231,39 @@ impl Flow {
         };
         Self { value, translation }
     }
+
+    /// The same flow with what only another table, which was in use since both were alike, has seen of it: see [`copy::joined`]. Of two that are not of the
+    /// same port, or of two SYNs, it is ours.
+    #[inline(always)]
+    #[must_use]
+    pub const fn joined(self, theirs: Self, now: Tick) -> Self {
+        let (value, other) = (self.value, theirs.value);
+        let is_another_syn = value.is_nascent() && other.is_nascent() && value.isn() != other.isn();
+        let (pair, port) = (theirs.translation.pair(), theirs.translation.port());
+        if is_another_syn || !self.translation.is_at(pair, port) {
+            return self;
+        }
+        let value = copy::joined(value, other, now);
+        let translation = self.translation.joined(theirs.translation);
+        let is_over = translation.has(TranslationWord::PROVEN)
+            && translation.0 & BOTH_FINS == BOTH_FINS
+            && value.is_open();
+        Self {
+            value: if is_over { over(value, now) } else { value },
+            translation,
+        }
+    }
+}
+
+/// An entry whose flow both sides have ended, or one has reset. It lingers for 60 s, whatever it is an exception to: its state says how to translate it,
+/// and nobody else can know that.
+#[inline(always)]
+const fn over(value: Word, now: Tick) -> Word {
+    value
+        .without(Word::EXCEPTION)
+        .with(Word::BY_RESET)
+        .with_state(State::Closing)
+        .with_tick(now)
 }
 
 #[cfg(test)]
@@ -588,5 +616,41 @@ mod tests {
             assert!(flow.value.is(State::Pin));
             assert_eq!(flow.translation, TranslationWord::new(0, 0).proven(THEIRS));
         }
+    }
+
+    /// Each table has seen the segments of one interface: of one side, as where backends are behind another than clients.
+    #[test]
+    fn what_two_tables_have_seen_of_a_flow_is_all_of_it_once_they_are_joined() {
+        // Its answer, which alone makes the acknowledgement a proof.
+        assert_eq!(opened().joined(answered(), NOW), answered());
+        assert_eq!(answered().joined(opened(), NOW), answered());
+        assert_eq!(opened().joined(proven(), NOW), proven());
+        // Each FIN alone ends nothing.
+        let later = NOW.later(3);
+        let both = client_fin(proven()).joined(backend_fin(proven()), later);
+        let expected = over(proven().value, later);
+        assert_eq!(both.value, expected);
+        assert_eq!(both.translation, ended(client_fin, backend_fin).translation);
+        assert_eq!(
+            client_fin(proven()).joined(proven(), later),
+            client_fin(proven())
+        );
+        // A reset that one has seen.
+        let reset = proven().after_backend(&segment(RST | ACK, THEIRS + 1), ISN + 1, later);
+        assert_eq!(proven().joined(reset, later), reset);
+    }
+
+    #[test]
+    fn of_another_port_or_another_syn_nothing_is_taken() {
+        let other_port = Flow {
+            translation: TranslationWord::new(5, 2_001).proven(THEIRS),
+            ..proven()
+        };
+        assert_eq!(opened().joined(other_port, NOW), opened());
+        let other_syn = Flow {
+            value: Word::embryo(backend(), ISN + 7, NOW),
+            ..answered()
+        };
+        assert_eq!(opened().joined(other_syn, NOW), opened());
     }
 }

@@ -6,7 +6,7 @@
 
 use super::{FIRST_PORT, PORTS_OF_PAIR, WORDS_OF_PAIR, slot_of};
 use crate::{
-    clock::Tick,
+    clock::{Tick, ticks_proving},
     flow::{table::Place, word::Word},
     hash::scale,
 };
@@ -17,8 +17,8 @@ const WORDS_OF_LINE: u32 = 8;
 const LINES: u32 = 4;
 /// Ports that are looked at, if none was free, for one whose flow needs it no more.
 const SECOND_LOOKS: u32 = 8;
-/// Age from which an embryo must give up its port for another, in ticks: it has had more than 3 s, mostly.
-pub const EMBRYO_TICKS: u32 = 1;
+/// Age from which an embryo must give up its port for another, in ticks: 3 s, in which a backend has answered that does.
+pub const EMBRYO_TICKS: u32 = ticks_proving(3);
 
 /// The ports of all pairs, wherever they are.
 pub trait Ports {
@@ -130,6 +130,10 @@ mod tests {
     };
 
     use super::*;
+    use crate::{
+        clock::TICK_NS,
+        flow::word::{BackendRef, LINGER_RST_TICKS, State},
+    };
 
     thread_local! {
         static RANDOM: Cell<u32> = const { Cell::new(0x2545_f491) };
@@ -360,6 +364,38 @@ mod tests {
         });
         let all = PORTS_OF_PAIR - 16;
         assert_eq!((model.in_use(), model.marked()), (all as usize, all));
+    }
+
+    /// Whenever in its tick the SYN came: not before it has had 3 s, and then within two ticks.
+    #[test]
+    fn an_embryo_keeps_its_port_for_3_seconds_and_for_no_more_than_two_ticks() {
+        const SECOND_NS: u64 = 1_000_000_000;
+        let begin_ns = 1_000 * TICK_NS;
+        for into_tick_ns in [0, 1, SECOND_NS, TICK_NS - SECOND_NS, TICK_NS - 1] {
+            let syn_ns = begin_ns + into_tick_ns;
+            let backend = BackendRef::new(7, 3);
+            let embryo = Word::embryo(backend, 0, Tick::from_ns(syn_ns));
+            let challenger = Word::challenger(backend, 0, Tick::from_ns(syn_ns));
+            for word in [embryo, challenger] {
+                let spent_after = |ns| is_spent(word, Tick::from_ns(syn_ns + ns));
+                assert!(!spent_after(0), "at once");
+                assert!(!spent_after(1), "in the next tick");
+                assert!(!spent_after(3 * SECOND_NS), "{into_tick_ns}");
+                assert!(spent_after(2 * TICK_NS), "{into_tick_ns}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_flow_that_is_reset_keeps_its_port_while_it_lingers_and_one_that_lives_for_ever() {
+        let then = Tick(1_000);
+        let of = |state, flags| Word::live(state, BackendRef::new(7, 3), 0, then, flags);
+        let closing = of(State::Closing, Word::BY_RESET);
+        assert!(!is_spent(closing, then.later(LINGER_RST_TICKS - 1)));
+        assert!(is_spent(closing, then.later(LINGER_RST_TICKS)));
+        for state in [State::Young, State::Pin] {
+            assert!(!is_spent(of(state, 0), then.later(100_000)));
+        }
     }
 
     #[test]

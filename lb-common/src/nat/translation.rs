@@ -182,6 +182,32 @@ impl TranslationWord {
         }
     }
 
+    /// The same, with what another of the same pair and port has seen of the flow, of which both were once equal.
+    #[inline(always)]
+    pub const fn joined(self, theirs: Self) -> Self {
+        if !self.has(Self::PROVEN) {
+            let is_further = theirs.has(Self::PROVEN)
+                || (theirs.has(Self::ANSWERED) && !self.has(Self::ANSWERED));
+            return if is_further { theirs } else { self };
+        }
+        if theirs.has(Self::PROVEN) {
+            self.with_fin_of(theirs, Self::CLIENT_FIN)
+                .with_fin_of(theirs, Self::BACKEND_FIN)
+        } else {
+            self
+        }
+    }
+
+    /// With a FIN that only another has seen.
+    #[inline(always)]
+    const fn with_fin_of(self, theirs: Self, fin: u64) -> Self {
+        if self.has(fin) || !theirs.has(fin) {
+            return self;
+        }
+        let at: u64 = 0xff << Self::fin_at_shift(fin);
+        Self((self.0 & !at) | (theirs.0 & at) | fin)
+    }
+
     /// From a FIN to a sequence number, modular.
     #[inline(always)]
     const fn steps_beyond_fin(self, fin: u64, seq: u32) -> u8 {
@@ -266,6 +292,24 @@ mod tests {
                 let later = word.with_fin(fin, at.wrapping_add(by));
                 prop_assert_eq!(later.with_fin(fin, at), later);
                 prop_assert_eq!(later.sent_to(fin, at.wrapping_add(by)), later);
+            }
+        }
+
+        #[test]
+        fn what_either_has_seen_is_known_once_they_are_joined(isn: u32, at: u32, other in 0u32..1 << 31) {
+            const FINS: [u64; 2] = [TranslationWord::CLIENT_FIN, TranslationWord::BACKEND_FIN];
+            let new = TranslationWord::new(3, 2_000);
+            let (answered, proven) = (new.answered(isn), new.proven(isn));
+            for (less, more) in [(new, answered), (new, proven), (answered, proven)] {
+                prop_assert_eq!(less.joined(more), more);
+                prop_assert_eq!(more.joined(less), more);
+            }
+            prop_assert_eq!(answered.joined(new.answered(!isn)), answered);
+            for [fin, second] in [FINS, [FINS[1], FINS[0]]] {
+                let (one, two) = (proven.with_fin(fin, at), proven.with_fin(second, other));
+                prop_assert_eq!(one.joined(two), one.with_fin(second, other));
+                // Of two of one side ours counts.
+                prop_assert_eq!(one.joined(proven.with_fin(fin, other)), one);
             }
         }
 

@@ -4,6 +4,8 @@ use lb_common::{
     backend::Serving,
     clock::Tick,
     flow::{
+        open::open,
+        steer::established,
         table::Memory,
         v4::Key,
         word::{
@@ -147,6 +149,30 @@ fn a_syn_that_missed_an_entry_while_it_moved_challenges_it_all_the_same() {
         panic!("{:?}", rig.entries(FLOW));
     };
     assert!(pin.is(State::Pin) && challenger.is(State::Challenger));
+}
+
+/// An entry that goes leaves its key behind, until another takes its place.
+#[test]
+fn keys_that_were_left_behind_keep_no_flow_from_the_straight_ways() {
+    let rig = Rig::small(1);
+    let now = pinned(&rig);
+    rig.send(FLOW, syn(ELSEWHERE), now);
+    rig.send(FLOW, ack(ELSEWHERE + 1), now);
+    // The client has let go of its first connection, and the daemon of its entry, and then of the mark of the second.
+    rig.sweep(|_, word| !word.has(Word::SECOND));
+    let [home, _] = rig.homes(&FLOW);
+    let second = rig.value(home, 1);
+    assert!(second.is(State::Young), "{second:?}");
+    assert!(rig.replace(home, 1, second, second.without(Word::CONTESTED)));
+    assert_eq!(rig.key(home, 0), FLOW);
+    let known = established(&rig, &FLOW, &data(ELSEWHERE + 1), now);
+    let known = known.expect("it is an established flow");
+    assert_eq!((known.place.index, known.place.way), (home, 1));
+
+    rig.sweep(|_, _| true);
+    assert_eq!(open(&rig, &FLOW, &syn(ISN), now), 1);
+    assert!(rig.entry(FLOW).is(State::Embryo));
+    assert_eq!(rig.key(home, 1), FLOW, "left behind");
 }
 
 #[test]

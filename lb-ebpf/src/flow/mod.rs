@@ -41,6 +41,8 @@ pub(crate) trait Held: FlowKey {
     fn load(entry: *mut Self::Entry) -> Self;
     /// Whether an entry's key is this one.
     fn is_in(&self, entry: *mut Self::Entry) -> bool;
+    /// 0 if an entry's key is this one, or is like it in what differs most; else any number. Without a branch.
+    fn differs(&self, entry: *mut Self::Entry) -> u64;
     /// Stores it as an entry's key.
     fn store(&self, entry: *mut Self::Entry);
     /// Where an entry's value is.
@@ -128,6 +130,15 @@ pub(crate) fn otherwise<T: Table>(service: u16, segment: &Segment, client: T::Ad
 #[inline(always)]
 pub(crate) fn translated<T: Table>(key: &T::Key, segment: &Segment) -> Steered {
     steer::otherwise(&Maps::<T, true>::NEW, key, &segment.tcp, maps::now())
+}
+
+/// The value of a flow's young or pinned entry, if it is found at a glance.
+#[inline(always)]
+pub(crate) fn glance<T: Table>(key: &T::Key) -> Option<Word> {
+    match table::glance(&Maps::<T>::NEW, key) {
+        Some(glimpse) => Some(glimpse.word),
+        None => None,
+    }
 }
 
 /// Looks for an entry of a flow.
@@ -271,6 +282,15 @@ impl<T: Table, const TRANSLATES: bool, const AT_ONCE: bool> Memory
         T::bucket(index)
     }
 
+    /// By a load that nothing waits for: BPF has no other means.
+    #[inline(always)]
+    fn fetch(&self, index: u32) {
+        if let Some(bucket) = T::bucket(index) {
+            // SAFETY: an entry of the map.
+            let _ = unsafe { bucket.cast::<u64>().read_volatile() };
+        }
+    }
+
     #[inline(always)]
     fn key(&self, bucket: *mut BucketOf<T>, way: u32) -> T::Key {
         T::Key::load(entry::<T>(bucket, way))
@@ -279,6 +299,11 @@ impl<T: Table, const TRANSLATES: bool, const AT_ONCE: bool> Memory
     #[inline(always)]
     fn holds(&self, bucket: *mut BucketOf<T>, way: u32, key: &T::Key) -> bool {
         key.is_in(entry::<T>(bucket, way))
+    }
+
+    #[inline(always)]
+    fn differs(&self, bucket: *mut BucketOf<T>, way: u32, key: &T::Key) -> u64 {
+        key.differs(entry::<T>(bucket, way))
     }
 
     #[inline(always)]
@@ -315,6 +340,11 @@ impl<T: Table, const TRANSLATES: bool, const AT_ONCE: bool> Memory
     #[inline(always)]
     fn blur(&self, way: u32) -> u32 {
         way ^ maps::always_zero()
+    }
+
+    #[inline(always)]
+    fn opaque(&self, number: u64) -> u64 {
+        hide::number(number)
     }
 
     #[inline(always)]

@@ -67,6 +67,11 @@ impl Held for Key {
     }
 
     #[inline(always)]
+    fn differs(&self, entry: *mut Entry) -> u64 {
+        Self::load(entry).0 ^ self.0
+    }
+
+    #[inline(always)]
     fn store(&self, entry: *mut Entry) {
         // SAFETY: as above; the place is busy by our hand.
         unsafe { core::ptr::addr_of_mut!((*entry).key).write_volatile(self.0) }

@@ -74,6 +74,12 @@ impl Held for Key {
             && word(entry, 0) == self.address[0]
     }
 
+    /// The first half of the address is left out: few keys that have all the rest in common differ in that.
+    #[inline(always)]
+    fn differs(&self, entry: *mut Entry) -> u64 {
+        (word(entry, 2) ^ self.rest) | (word(entry, 1) ^ self.address[1])
+    }
+
     #[inline(always)]
     fn store(&self, entry: *mut Entry) {
         set_word(entry, 0, self.address[0]);

@@ -35,7 +35,7 @@ pub(crate) use self::known::Known;
 use crate::{
     count::Tally,
     family::{Family, V4, V6},
-    hand_on, maps, nat,
+    hand_on, maps, nat, rewrite,
 };
 
 // What a function returns that leaves the segment to another. No XDP actions.
@@ -79,14 +79,14 @@ fn admit<F: Family>(ctx: &XdpContext) -> u32 {
     let mut tally = Tally::new();
     match pass::<F>(ctx, &mut tally) {
         Ok(next) => next,
-        Err(reason) => nat::end(&tally, reason),
+        Err(reason) => rewrite::end(&tally, reason),
     }
 }
 
 /// Where a segment goes on that may pass, or why it may not.
 #[inline(always)]
 fn pass<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<u32, Reason> {
-    let (segment, ends) = nat::parse::<F>(ctx)?;
+    let (segment, ends) = rewrite::parse::<F>(ctx)?;
     tally.bytes = segment.bytes();
     let service = F::service(ends.destination, segment.destination_port)?;
     tally.service(service);

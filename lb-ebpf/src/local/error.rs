@@ -7,8 +7,8 @@ use lb_common::{backend::Backend, verdict::Reason};
 use crate::{
     family::Family,
     icmp::AboutSegment,
-    nat::{self, New},
     parse::Ends,
+    rewrite::{self, New},
 };
 
 /// Addresses the message to the backend, and leaves it to the stack. Who tells stays who it is: it came from there.
@@ -20,14 +20,14 @@ pub(crate) fn give_error<F: Family>(
 ) -> Result<u32, Reason> {
     let message = Ends::<F> {
         source: about.teller,
-        destination: nat::backend_address::<F>(backend),
+        destination: rewrite::backend_address::<F>(backend),
     };
     let quoted = New::<F> {
         source: message.destination,
-        source_port: nat::backend_port(backend),
+        source_port: rewrite::backend_port(backend),
         destination: about.ends.destination,
         destination_port: about.destination_port,
     };
-    nat::error_in_place::<F>(ctx, about, &message, &quoted)?;
+    rewrite::error_in_place::<F>(ctx, about, &message, &quoted)?;
     Ok(xdp_action::XDP_PASS)
 }

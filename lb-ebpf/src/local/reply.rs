@@ -15,8 +15,9 @@ use super::skb::{self, Packet, Sent};
 use crate::{
     count::Tally,
     family::{Family, V4, V6},
-    flow, maps, nat,
+    flow, maps,
     parse::Parse,
+    rewrite,
 };
 
 /// It is not sent.
@@ -72,7 +73,7 @@ where
         Some((_, state)) if state.generation() == backend.generation() => return TC_ACT_UNSPEC,
         _ => return lost(skb),
     }
-    let Some((vip, port)) = nat::vip::<F>(service as u32) else {
+    let Some((vip, port)) = rewrite::vip::<F>(service as u32) else {
         return lost(skb);
     };
     let heard = life::heard(value, maps::now());
@@ -120,7 +121,7 @@ where
     // SAFETY: an entry of the map. It does not change while the directory names it.
     let (address, port) = unsafe {
         (
-            nat::load::<F>(core::ptr::addr_of!((*record).address)),
+            rewrite::load::<F>(core::ptr::addr_of!((*record).address)),
             core::ptr::addr_of!((*record).port).read_volatile(),
         )
     };
@@ -128,6 +129,6 @@ where
     if address != source || port != packet.ports[0] {
         return None;
     }
-    let slot = nat::of_service::<F>(record, endpoint, (client, packet.ports[1]), 0, false);
+    let slot = rewrite::of_service::<F>(record, endpoint, (client, packet.ports[1]), 0, false);
     (slot != 0).then_some(slot)
 }

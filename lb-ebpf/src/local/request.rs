@@ -16,7 +16,7 @@ use crate::{
     count::Tally,
     family::{Family, V4, V6},
     flow, forward, icmp, maps,
-    nat::{self, New},
+    rewrite::{self, New},
 };
 
 /// It goes on to the backend: what a function returns that leaves the segment to another. No XDP action.
@@ -40,7 +40,7 @@ macro_rules! programs {
                 let mut tally = Tally::new();
                 match admit::<$family>(&XdpContext::new(ctx), &mut tally) {
                     Ok(next) => next,
-                    Err(reason) => nat::end(&tally, reason),
+                    Err(reason) => rewrite::end(&tally, reason),
                 }
             }
 
@@ -54,7 +54,7 @@ macro_rules! programs {
                         let room = icmp::room_on_the_way_to(tally.backend_id());
                         icmp::complain::<$family>(&ctx, room, reason)
                     }
-                    Err(reason) => return nat::end(&tally, reason),
+                    Err(reason) => return rewrite::end(&tally, reason),
                 };
                 tally.count(reason);
                 action
@@ -71,9 +71,9 @@ programs! {
 /// Whether a segment may go on: what comes back of it can be translated, and only for this flow.
 #[inline(always)]
 fn admit<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<u32, Reason> {
-    let (segment, ends) = nat::parse::<F>(ctx)?;
-    let noted = nat::steered(&segment, tally);
-    let reason = nat::without_entry(nat::reason_of(&noted), &segment);
+    let (segment, ends) = rewrite::parse::<F>(ctx)?;
+    let noted = rewrite::steered(&segment, tally);
+    let reason = rewrite::without_entry(rewrite::reason_of(&noted), &segment);
     match reason.verdict() {
         Verdict::Forward => {}
         Verdict::Reset => {
@@ -119,7 +119,7 @@ fn is_taken<F: Family>(
         if service == 0 || service == own {
             continue;
         }
-        let slot = nat::at_endpoint::<F>(client, port, service, endpoint, false);
+        let slot = rewrite::at_endpoint::<F>(client, port, service, endpoint, false);
         if slot == 0 {
             continue;
         }
@@ -136,7 +136,7 @@ fn is_taken<F: Family>(
         break;
     }
     if is_taken {
-        let slot = nat::at_endpoint::<F>(client, port, own, endpoint, true);
+        let slot = rewrite::at_endpoint::<F>(client, port, own, endpoint, true);
         if slot != 0
             && let Some((_, value)) = flow::at::<F>(place_of(slot))
             && value.is_nascent()
@@ -150,9 +150,9 @@ fn is_taken<F: Family>(
 /// Addresses the segment to the backend, and leaves it to the stack.
 #[inline(always)]
 fn give<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<Reason, Reason> {
-    let (segment, ends) = nat::parse::<F>(ctx)?;
-    let noted = nat::steered(&segment, tally);
-    let reason = nat::reason_of(&noted);
+    let (segment, ends) = rewrite::parse::<F>(ctx)?;
+    let noted = rewrite::steered(&segment, tally);
+    let reason = rewrite::reason_of(&noted);
     let (backend, state) = maps::backend(noted.backend()).ok_or(Reason::StaleGeneration)?;
     if !state.is_local() {
         // Since it was steered.
@@ -164,9 +164,9 @@ fn give<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<Reason, Reason
     let to = New::<F> {
         source: ends.source,
         source_port: segment.source_port,
-        destination: nat::backend_address::<F>(backend),
-        destination_port: nat::backend_port(backend),
+        destination: rewrite::backend_address::<F>(backend),
+        destination_port: rewrite::backend_port(backend),
     };
-    nat::packet_in_place::<F>(ctx, &segment, &to)?;
+    rewrite::packet_in_place::<F>(ctx, &segment, &to)?;
     Ok(reason)
 }

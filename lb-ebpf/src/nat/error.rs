@@ -13,11 +13,11 @@ use aya_ebpf::{
 use lb_common::{
     backend::{BackendState, Forwarding},
     flow::{FlowKey as _, table::Place},
-    nat::{TranslationWord, place_of},
+    nat::{Translation, TranslationWord, place_of},
     verdict::Reason,
 };
 
-use super::{end, endpoint, rewrite, route, store};
+use super::{endpoint, route, store};
 use crate::{
     count::Tally,
     family::{Family, V4, V6},
@@ -25,6 +25,7 @@ use crate::{
     icmp::{self, AboutSegment},
     local, maps,
     parse::{Ends, Segment},
+    rewrite::{self, end},
 };
 
 // What a function returns that leaves the message to another. No XDP actions, and no ways.
@@ -147,15 +148,21 @@ fn of_request<F: Family>(about: &AboutSegment<F>, tally: &mut Tally) -> Result<u
             return Err(Reason::ErrorUnrelayed);
         }
     };
-    tally.bytes = about.bytes();
-    if found.is_nat {
+    if found.pair != 0 {
         let place = place_of(found.slot);
-        let word = store::valid::<F>(place, &found.key, found.reference);
-        // A slot that names the place of another flow is of one that has ended, or moves at this moment.
-        if !word.is_some_and(|word| word.is_at(found.pair, about.source_port)) {
+        let translation = store::at::<F>(place).ok_or(Reason::ErrorUnrelayed)?;
+        let (word, seen) = store::load(translation);
+        let stamp = store::stamp::<F>(&found.key, found.reference);
+        if seen != stamp || !word.is_at(found.pair, about.source_port) {
+            let why = endpoint::astray::<F>(found.pair, about.source_port, found.slot);
+            if seen != Translation::BUSY && matches!(why, Reason::NotService) {
+                return Err(Reason::NotService);
+            }
+            tally.bytes = about.bytes();
             return Err(Reason::ErrorUnrelayed);
         }
     }
+    tally.bytes = about.bytes();
     let service = found.key.service();
     tally.service(service);
     tally.backend(found.reference.id());
@@ -179,7 +186,7 @@ fn leave<F: Family>(ctx: &XdpContext, way: u32, tally: &mut Tally) -> Result<u32
     if way == TO_BACKEND {
         return leave_to_backend::<F>(ctx, &about);
     }
-    let (vip, port) = super::vip::<F>(noted.service).ok_or(Reason::ErrorUnrelayed)?;
+    let (vip, port) = rewrite::vip::<F>(noted.service).ok_or(Reason::ErrorUnrelayed)?;
     let client = F::of_words(noted.client);
     let message = Ends::<F> {
         source: vip,
@@ -226,7 +233,7 @@ fn leave_to_backend<F: Family>(ctx: &XdpContext, about: &AboutSegment<F>) -> Res
             (address, address, word.port())
         }
         Some(Forwarding::Dnat) => {
-            let (vip, _) = super::vip::<F>(noted.service).ok_or(Reason::ErrorUnrelayed)?;
+            let (vip, _) = rewrite::vip::<F>(noted.service).ok_or(Reason::ErrorUnrelayed)?;
             (vip, client, client_port)
         }
         // The service's mode has changed, and the flow is of before that.
@@ -239,11 +246,11 @@ fn leave_to_backend<F: Family>(ctx: &XdpContext, about: &AboutSegment<F>) -> Res
     let action = forward::egress(ctx, hop)?;
     let message = Ends::<F> {
         source: teller,
-        destination: super::backend_address::<F>(backend),
+        destination: rewrite::backend_address::<F>(backend),
     };
     let quoted = rewrite::New::<F> {
         source: message.destination,
-        source_port: super::backend_port(backend),
+        source_port: rewrite::backend_port(backend),
         destination: source,
         destination_port: source_port,
     };

@@ -9,7 +9,7 @@
 //! * [`reply`]: the way back; [`endpoint`]: which flow that is
 //! * [`error`]: errors by ICMP about what either side has sent
 //! * [`store`]: translations in the map; [`ports`]: SNAT ports
-//! * [`rewrite`]: addresses, ports and checksums; [`mss`]: the clamp; [`route`]: the way to a client
+//! * [`mss`]: the clamp; [`route`]: the way to a client; [`rewrite`]: what they share with backends on this host
 
 mod endpoint;
 mod error;
@@ -17,40 +17,34 @@ mod live;
 mod mss;
 mod ports;
 mod reply;
-mod rewrite;
 mod route;
 mod steer;
 mod store;
 mod translate;
 
-use aya_ebpf::{bindings::xdp_action, programs::XdpContext};
+use aya_ebpf::programs::XdpContext;
 use lb_common::{
-    backend::{Backend, Forwarding},
-    counters::HandedOn,
+    backend::Forwarding,
     flow::{bucket::WAYS, table::Place},
     guard::Passed,
     headers::TCP_LEN,
     nat::TranslationWord,
-    net::Address,
-    verdict::{Reason, Verdict},
+    verdict::Reason,
     vip::VipEntry,
 };
 
 use lb_ebpf::packet::Frame;
 
 pub(crate) use self::{
-    endpoint::of_service,
-    live::{answers, at_endpoint},
-    rewrite::{New, Rewrite, error_in_place, packet_in_place},
-    steer::without_entry,
+    live::answers,
     store::{Carry, carry, copy, touch},
 };
 use crate::{
-    count::Tally,
     family::{Family, V4, V6},
     flow::{self, Table},
     forward, hide, maps,
-    parse::{self, Ends, Parse, Parsed, Segment},
+    parse::{Ends, Parse, Segment},
+    rewrite::{self, Rewrite},
     service::find,
 };
 
@@ -195,8 +189,8 @@ pub(crate) fn plain<F: Family>(
     let to = rewrite::New::<F> {
         source: address,
         source_port: port,
-        destination: backend_address::<F>(known.backend),
-        destination_port: backend_port(known.backend),
+        destination: rewrite::backend_address::<F>(known.backend),
+        destination_port: rewrite::backend_port(known.backend),
     };
     rewrite::plain::<F>(ctx, hop, &to)?;
     Some((action, known.id))
@@ -207,47 +201,7 @@ pub(crate) fn plain<F: Family>(
 fn snat_address<F: Family>(word: TranslationWord) -> Option<<F as Parse>::Address> {
     let pair = maps::pair(word.pair())?;
     // SAFETY: an entry of the map. A pair does not change while a translation names it.
-    Some(unsafe { load::<F>(core::ptr::addr_of!((*pair).address)) })
-}
-
-/// What a client of a service knows it by.
-#[inline(always)]
-pub(crate) fn vip<F: Family>(service: u32) -> Option<(<F as Parse>::Address, u16)> {
-    let service = maps::service(service as u16)?;
-    // SAFETY: an entry of the map. A VIP does not change while anything names its service.
-    unsafe {
-        let address = load::<F>(core::ptr::addr_of!((*service).vip));
-        let port = core::ptr::addr_of!((*service).port).read_volatile();
-        Some((address, port))
-    }
-}
-
-/// The TCP segment of a frame, and its ends, for a program that comes after one which has parsed it.
-#[inline(always)]
-pub(crate) fn parse<F: Family>(ctx: &XdpContext) -> Result<(Segment, Ends<F>), Reason> {
-    let network = parse::network_of::<F>(ctx).ok_or(Reason::Malformed)?;
-    match F::parse(ctx, network)? {
-        Parsed::Segment(segment, ends) => Ok((segment, ends)),
-        _ => Err(Reason::NotService),
-    }
-}
-
-/// What was noted of a segment whose flow is known. Tallies it. (Parsed apart: of all in one result the compiler would spill what an error has not, which
-/// the verifier refuses to see read.)
-#[inline(always)]
-pub(crate) fn steered(segment: &Segment, tally: &mut Tally) -> HandedOn {
-    let noted = maps::handed_on();
-    tally.bytes = segment.bytes();
-    tally.service(noted.service as u16);
-    tally.backend(noted.backend());
-    noted
-}
-
-/// Why a segment that was steered is forwarded.
-#[inline(always)]
-pub(crate) fn reason_of(noted: &HandedOn) -> Reason {
-    // SAFETY: the low byte was a reason when it was noted.
-    unsafe { core::mem::transmute::<u8, Reason>(noted.outcome as u8) }
+    Some(unsafe { rewrite::load::<F>(core::ptr::addr_of!((*pair).address)) })
 }
 
 /// The number that a segment acknowledges, whether or not it does.
@@ -257,38 +211,4 @@ fn acknowledged(ctx: &XdpContext, segment: &Segment) -> Result<u32, Reason> {
         .at(segment.transport(), TCP_LEN)
         .ok_or(Reason::Malformed)?;
     Ok(tcp.u32(8))
-}
-
-/// The action of a packet that ends here, once counted.
-#[inline(always)]
-pub(crate) fn end(tally: &Tally, reason: Reason) -> u32 {
-    tally.count(reason);
-    match reason.verdict() {
-        Verdict::Pass => xdp_action::XDP_PASS,
-        _ => xdp_action::XDP_DROP,
-    }
-}
-
-#[inline(always)]
-pub(crate) fn backend_address<F: Family>(backend: *const Backend) -> <F as Parse>::Address {
-    // SAFETY: an entry of the map. The address does not change while anything names the backend.
-    unsafe { load::<F>(core::ptr::addr_of!((*backend).address)) }
-}
-
-#[inline(always)]
-pub(crate) fn backend_port(backend: *const Backend) -> u16 {
-    // SAFETY: as above.
-    unsafe { core::ptr::addr_of!((*backend).port).read_volatile() }
-}
-
-/// Loads an address.
-///
-/// # Safety
-/// It is one in a map's entry.
-#[inline(always)]
-pub(crate) unsafe fn load<F: Parse>(address: *const Address) -> F::Address {
-    const _: () = assert!(size_of::<Address>() == 16 && align_of::<Address>() == 8);
-    let words = address.cast::<u64>();
-    // SAFETY: the two words of an aligned address.
-    unsafe { F::of_words([words.read_volatile(), words.add(1).read_volatile()]) }
 }

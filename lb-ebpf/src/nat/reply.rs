@@ -15,15 +15,15 @@ use lb_common::{
 };
 
 use super::{
-    end,
     endpoint::{self, Found},
     live::{BACKEND, end_former, live_on},
-    mss, rewrite, route, store,
+    mss, route, store,
 };
 use crate::{
     count::Tally,
     family::{Family, V4, V6},
     forward, icmp, maps,
+    rewrite::{self, end},
 };
 
 // What a function returns that leaves the segment to another. No XDP actions.
@@ -75,7 +75,7 @@ macro_rules! programs {
 
             #[inline(never)]
             fn $route(ctx: *mut xdp_md) -> u32 {
-                match super::parse::<$family>(&XdpContext::new(ctx)) {
+                match rewrite::parse::<$family>(&XdpContext::new(ctx)) {
                     Ok((segment, _)) => route::find::<$family>(ctx, segment.length),
                     Err(_) => route::NONE,
                 }
@@ -107,7 +107,7 @@ programs! {
 /// Finds the flow of a segment, and sees to what it changes of it. Notes the client. What is of no flow is the host's.
 #[inline(always)]
 fn find<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<u32, Reason> {
-    let (segment, ends) = super::parse::<F>(ctx)?;
+    let (segment, ends) = rewrite::parse::<F>(ctx)?;
     tally.bytes = segment.bytes();
     let found = endpoint::flow::<F>(
         maps::handed_on().endpoint,
@@ -119,22 +119,24 @@ fn find<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<u32, Reason> {
         slot,
         key,
         reference,
-        ..
+        pair,
     } = found;
     let place = place_of(slot);
     let translation = store::at::<F>(place).ok_or(Reason::Untranslated)?;
     let (word, seen) = store::load(translation);
     let stamp = store::stamp::<F>(&key, reference);
-    if found.is_nat {
-        // A slot that names the place of another flow is of one that has ended, or moves at this moment.
-        if seen != stamp || !word.is_at(found.pair, segment.destination_port) {
-            return Err(Reason::Untranslated);
-        }
-    } else if seen != stamp {
+    let is_its = seen == stamp && (pair == 0 || word.is_at(pair, segment.destination_port));
+    if !is_its && seen == Translation::BUSY {
+        return Err(Reason::Untranslated);
+    }
+    if !is_its && pair != 0 {
+        return Err(endpoint::astray::<F>(pair, segment.destination_port, slot));
+    }
+    if !is_its {
         if maps::is_held() {
             return Err(Reason::Held);
         }
-        if seen == Translation::BUSY || !store::begin(translation, seen) {
+        if !store::begin(translation, seen) {
             return Err(Reason::Untranslated);
         }
         store::give_back::<F>(word, slot);
@@ -163,7 +165,7 @@ fn find<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<u32, Reason> {
 #[inline(always)]
 fn clamp<F: Family>(ctx: &XdpContext) {
     let backend = maps::handed_on().backend();
-    if let Ok((segment, _)) = super::parse::<F>(ctx) {
+    if let Ok((segment, _)) = rewrite::parse::<F>(ctx) {
         mss::clamp::<F>(ctx, &segment, icmp::room_on_the_way_to(backend));
     }
 }
@@ -171,9 +173,9 @@ fn clamp<F: Family>(ctx: &XdpContext) {
 /// Writes the segment anew, for the client. `way` is what came of the search for it.
 #[inline(always)]
 fn leave<F: Family>(ctx: &XdpContext, way: u32, tally: &mut Tally) -> Result<u32, Reason> {
-    let (segment, _) = super::parse::<F>(ctx)?;
-    let noted = super::steered(&segment, tally);
-    let (vip, port) = super::vip::<F>(noted.service).ok_or(Reason::Untranslated)?;
+    let (segment, _) = rewrite::parse::<F>(ctx)?;
+    let noted = rewrite::steered(&segment, tally);
+    let (vip, port) = rewrite::vip::<F>(noted.service).ok_or(Reason::Untranslated)?;
     let to = rewrite::New::<F> {
         source: vip,
         source_port: port,

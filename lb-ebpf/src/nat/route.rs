@@ -12,7 +12,7 @@ use lb_common::{
     net::VlanTag,
 };
 
-use crate::{family::Family, maps};
+use crate::{family::Family, maps, rewrite};
 
 // What came of it: numbers, since that is what a BPF function returns.
 /// There is a way: the hop to the client is written.
@@ -60,7 +60,7 @@ pub(super) fn find<F: Family>(ctx: *mut xdp_md, length: u32) -> u32 {
         return NONE;
     };
     noted.mtu = 0;
-    let Some((vip, port)) = super::vip::<F>(noted.service) else {
+    let Some((vip, port)) = rewrite::vip::<F>(noted.service) else {
         return NONE;
     };
     let mut lookup = Lookup {

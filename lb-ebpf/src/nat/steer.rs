@@ -3,16 +3,15 @@
 use aya_ebpf::{bindings::xdp_md, macros::xdp, programs::XdpContext};
 use lb_common::{
     maps::{LOCAL_INDEX, TRANSLATE_INDEX},
-    tcp::RST,
     verdict::{Reason, Verdict},
 };
 
-use super::end;
 use crate::{
     count::Tally,
     family::{Family, V4, V6},
     flow, forward, guard, hand_on, maps,
     parse::Segment,
+    rewrite::{self, end, without_entry},
 };
 
 // What a function returns that leaves the segment to another. No XDP actions.
@@ -66,7 +65,7 @@ fn open<F: Family>(ctx: &XdpContext) -> u32 {
 
 #[inline(always)]
 fn steer<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<(Reason, u32), Reason> {
-    let (segment, ends) = super::parse::<F>(ctx)?;
+    let (segment, ends) = rewrite::parse::<F>(ctx)?;
     tally.bytes = segment.bytes();
     let service = F::service(ends.destination, segment.destination_port)?;
     tally.service(service);
@@ -120,18 +119,5 @@ fn as_translated(reason: Reason, backend: u32, segment: &Segment, barred: u32) -
         without_entry(reason, segment)
     } else {
         reason
-    }
-}
-
-/// What a reason means if no reply could be translated without an entry.
-#[inline(always)]
-pub(crate) fn without_entry(reason: Reason, segment: &Segment) -> Reason {
-    match reason {
-        Reason::Unpinned | Reason::Unadopted if maps::is_held() => Reason::Held,
-        Reason::Unpinned | Reason::Unadopted => Reason::Unrecorded,
-        Reason::Stray if segment.tcp.has(RST) => Reason::ResetToDead,
-        Reason::Stray if segment.tcp.continues() || segment.tcp.ends() => Reason::UnknownFlow,
-        Reason::Stray => Reason::Untranslated,
-        reason => reason,
     }
 }

@@ -13,16 +13,16 @@ use lb_common::{
 };
 
 use super::{
-    end, endpoint,
     live::{CLIENT, end_former, live_on},
     mss,
     ports::PortMaps,
-    rewrite, route, store,
+    route, store,
 };
 use crate::{
     count::Tally,
     family::{Family, V4, V6},
     flow, forward, hand_on, hide, icmp, maps,
+    rewrite::{self, end},
 };
 
 // What a function returns that leaves the segment to another. No XDP actions.
@@ -120,8 +120,8 @@ programs! {
 /// Sees to it that the flow has its translation, and to what the segment changes of it.
 #[inline(always)]
 fn prepare<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<u32, Reason> {
-    let (segment, ends) = super::parse::<F>(ctx)?;
-    let noted = super::steered(&segment, tally);
+    let (segment, ends) = rewrite::parse::<F>(ctx)?;
+    let noted = rewrite::steered(&segment, tally);
     let id = noted.backend();
     let (_, state) = maps::backend(id).ok_or(Reason::StaleGeneration)?;
     if !state.translates() {
@@ -252,14 +252,14 @@ fn pair_of(backend: *const lb_common::backend::Backend, index: u32) -> u16 {
 /// Looks whether the client has another flow with the same port at the same endpoint, by another service: the backend would take both for one.
 #[inline(always)]
 fn collide<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<u32, Reason> {
-    let (segment, ends) = super::parse::<F>(ctx)?;
-    let noted = super::steered(&segment, tally);
+    let (segment, ends) = rewrite::parse::<F>(ctx)?;
+    let noted = rewrite::steered(&segment, tally);
     let id = noted.backend();
     let (backend, _) = maps::backend(id).ok_or(Reason::Untranslated)?;
     let endpoint = maps::endpoint_of(backend);
     let record = maps::endpoint(endpoint).ok_or(Reason::Untranslated)?;
     let (client, port) = (ends.source, segment.source_port);
-    if endpoint::of_service::<F>(record, endpoint, (client, port), noted.service, false) == 0 {
+    if rewrite::of_service::<F>(record, endpoint, (client, port), noted.service, false) == 0 {
         return Ok(SEND_SYN);
     }
     let place = Place {
@@ -284,7 +284,7 @@ fn collide<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<u32, Reason
 /// Has a SYN tell the backend what fits the way to the client, if that is known.
 #[inline(always)]
 fn clamp<F: Family>(ctx: &XdpContext) {
-    if let Ok((segment, _)) = super::parse::<F>(ctx) {
+    if let Ok((segment, _)) = rewrite::parse::<F>(ctx) {
         // Of the least length: this packet does not go there.
         let least = (F::LEN + lb_common::headers::TCP_LEN) as u32;
         if route::find::<F>(ctx.ctx, least) == route::FOUND {
@@ -296,10 +296,10 @@ fn clamp<F: Family>(ctx: &XdpContext) {
 /// Writes the segment anew, for the backend.
 #[inline(always)]
 fn send<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<(Reason, u32), Reason> {
-    let (segment, ends) = super::parse::<F>(ctx)?;
-    let noted = super::steered(&segment, tally);
+    let (segment, ends) = rewrite::parse::<F>(ctx)?;
+    let noted = rewrite::steered(&segment, tally);
     let id = noted.backend();
-    let reason = super::reason_of(&noted);
+    let reason = rewrite::reason_of(&noted);
     let (backend, state) = maps::backend(id).ok_or(Reason::StaleGeneration)?;
     let word = TranslationWord(noted.translation as u64);
     let (source, source_port) = match state.forwarding() {
@@ -323,8 +323,8 @@ fn send<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<(Reason, u32),
     let to = rewrite::New::<F> {
         source,
         source_port,
-        destination: super::backend_address::<F>(backend),
-        destination_port: super::backend_port(backend),
+        destination: rewrite::backend_address::<F>(backend),
+        destination_port: rewrite::backend_port(backend),
     };
     rewrite::packet::<F>(ctx, &segment, &to)?;
     forward::write_head(F::ETHERTYPE, ctx, &segment, hop, state, 0)?;

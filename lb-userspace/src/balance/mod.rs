@@ -4,6 +4,7 @@
 //! * [`zone`]: how much stays in the balancer's own zone
 //! * [`slow_start`]: what a backend gets that begins to take new flows
 //! * [`level`]: weights that move until connections are even
+//! * [`outlier`]: which backends' clients send too much again
 //! * [`share`]: from factors to the weights of a table
 //!
 //! What the past decides is kept in a [`Standing`] for each backend; what the present alone decides is part of
@@ -11,6 +12,7 @@
 
 pub mod level;
 pub mod limit;
+pub mod outlier;
 pub mod share;
 pub mod slow_start;
 pub mod zone;
@@ -20,7 +22,11 @@ use std::time::Duration;
 use lb_common::clock::Tick;
 use serde::{Deserialize, Serialize};
 
-use self::{slow_start::Start, zone::Zone};
+use self::{
+    outlier::{Ejection, Outlier},
+    slow_start::Start,
+    zone::Zone,
+};
 use crate::flows::Counts;
 
 /// What a backend's share of new flows follows.
@@ -45,6 +51,8 @@ pub struct Policy {
     pub zone_enough: u32,
     /// How long a backend that begins to take new flows gets less than its share; zero is not at all.
     pub slow_start: Duration,
+    /// Whether what clients send again is counted, and what follows from it.
+    pub outlier: Option<Outlier>,
 }
 
 /// `zone_enough` of a service that does not say: of four backends one may fail.
@@ -58,6 +66,7 @@ impl Default for Policy {
             backup_below: 1,
             zone_enough: ZONE_ENOUGH,
             slow_start: Duration::ZERO,
+            outlier: None,
         }
     }
 }
@@ -87,6 +96,8 @@ pub struct Standing {
     pub start_factor: u8,
     /// The same by its connections.
     pub level_factor: u8,
+    /// Whether it takes no new flows for what its clients send again.
+    pub ejected: Option<Ejection>,
 }
 
 impl Default for Standing {
@@ -97,6 +108,7 @@ impl Default for Standing {
             start: Start::default(),
             start_factor: WHOLE,
             level_factor: WHOLE,
+            ejected: None,
         }
     }
 }

@@ -10,7 +10,7 @@ use lb_common::backend::Serving;
 
 use super::{
     Daemon, Failure,
-    listing::last_error,
+    listing::{ejection, last_error},
     table::{Cell, Colours, Columns, Style, table},
 };
 use crate::{
@@ -19,7 +19,7 @@ use crate::{
         BackendRow, FlowEnd, FlowQuery, FlowRow, FlowState, MOST_SORTED, ServiceRow, Sort,
     },
     model::{Admin, Health},
-    status::Neighbour,
+    status::{Neighbour, ShareStatus},
     words::{duration, word},
 };
 
@@ -312,7 +312,35 @@ fn backends_table(rows: &[BackendRow], now: u64, colours: Colours) -> String {
             ),
         ]
     }));
-    table(&lines, colours)
+    table(&lines, colours) + &repeats_table(rows, colours)
+}
+
+/// What clients send again, of those backends whose services want to know; nothing if there is none.
+fn repeats_table(rows: &[BackendRow], colours: Colours) -> String {
+    let heading = ["BACKEND", "SYNS AGAIN", "OF", "DATA AGAIN", "OF", "EJECTED"];
+    let mut lines = vec![heading.map(Cell::heading)];
+    let percent = |share: ShareStatus| format!("{:.1}%", f64::from(share.per_mille) / 10.0);
+    for row in rows {
+        let balance = &row.backend.balance;
+        let Some(repeats) = balance.repeats else {
+            continue;
+        };
+        lines.push([
+            Cell::new(format!("{}/{}", row.service, row.backend.name)),
+            Cell::new(percent(repeats.syns)),
+            Cell::new(repeats.syns.samples.to_string()),
+            Cell::new(percent(repeats.data)),
+            Cell::new(repeats.data.samples.to_string()),
+            Cell::styled(
+                balance.ejected.as_ref().map_or_else(String::new, ejection),
+                Style::Doubtful,
+            ),
+        ]);
+    }
+    if lines.len() == 1 {
+        return String::new();
+    }
+    format!("\n{}", table(&lines, colours))
 }
 
 impl Flows {

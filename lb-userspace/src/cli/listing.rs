@@ -5,7 +5,9 @@ use std::{fmt::Write as _, net::SocketAddr};
 use crate::{
     config::{Config, Limits},
     flows::Fill,
-    status::{BackendStatus, Difference, DnsStatus, DrainStatus, ServiceStatus, Status},
+    status::{
+        BackendStatus, Difference, DnsStatus, DrainStatus, EjectedStatus, ServiceStatus, Status,
+    },
     words::{duration, word},
 };
 
@@ -228,7 +230,26 @@ fn service_lines(service: &ServiceStatus, now: u64) -> String {
         .map(str::to_owned),
     ];
     rows.extend(service.backends.iter().map(|one| backend_row(one, now)));
-    text + &table(&rows)
+    text += &table(&rows);
+    for backend in &service.backends {
+        if let Some(ejected) = &backend.balance.ejected {
+            text += &format!("  {}: {}\n", backend.name, ejection(ejected));
+        }
+    }
+    text
+}
+
+/// Why a backend is ejected, and for how long.
+pub(super) fn ejection(ejected: &EjectedStatus) -> String {
+    let times = match ejected.times {
+        0 | 1 => String::new(),
+        times => format!(", {times} times of late"),
+    };
+    format!(
+        "ejected for another {}{times}: {}",
+        duration(ejected.left_s),
+        ejected.reason
+    )
 }
 
 fn backend_row(backend: &BackendStatus, now: u64) -> [String; 11] {
@@ -372,6 +393,17 @@ chat  [2001:db8::1]:80  ipip  FAIL-OPEN: too few backends are usable, all active
         let json = JSON.replace("\"attachments\"", "\"evacuated\":true,\"attachments\"");
         let text = status(&serde_json::from_str(&json).unwrap(), 1_800_000_100);
         let line = "evacuated: all backends are drained until `tether undrain --all`";
+        assert!(text.lines().any(|found| found == line), "{text}");
+    }
+
+    #[test]
+    fn an_ejected_backend_says_why() {
+        let json = JSON.replace(
+            "\"drain\":{",
+            "\"balance\":{\"ejected\":{\"signal\":\"data\",\"reason\":\"clients repeat\",\"times\":2,\"left_s\":61}},\"drain\":{",
+        );
+        let text = status(&serde_json::from_str(&json).unwrap(), 1_800_000_100);
+        let line = "  b1: ejected for another 1 min 1 s, 2 times of late: clients repeat";
         assert!(text.lines().any(|found| found == line), "{text}");
     }
 

@@ -196,6 +196,12 @@ impl Config {
         })
     }
 
+    /// Whether a service wants to know what its clients send again.
+    pub fn measures(&self) -> bool {
+        let mut services = self.services.iter();
+        services.any(|service| service.policy.outlier.is_some())
+    }
+
     /// All pairs of a SNAT address and a backend's address and port.
     fn nat_pairs(&self) -> BTreeSet<(IpAddr, SocketAddr)> {
         let of = |service: &Service, snat: IpAddr| -> Vec<_> {

@@ -214,6 +214,8 @@ struct Service {
     deny_file: Option<String>,
     /// How many new flows, and how many at a time, one source may have.
     source_limit: Option<SourceLimit>,
+    /// What its clients send again, compared between its backends; without it, that is not counted.
+    outlier: Option<Outlier>,
     /// How backends are checked; without it, by a TCP connection.
     health: Option<Health>,
     /// Who serves it.
@@ -356,6 +358,29 @@ enum Scalar {
     Text(String),
     Number(f64),
     Flag(bool),
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct Outlier {
+    /// How many times the median of its peers a backend's share of what is sent again is, that makes it an outlier.
+    #[schemars(range(min = 2, max = 100), extend("default" = 3))]
+    ratio: Option<u32>,
+    /// The least that this share is, percent.
+    #[schemars(range(min = 1, max = 100), extend("default" = 5))]
+    floor: Option<u32>,
+    /// Of fewer handshakes, or segments with data, in the window no share is judged.
+    #[schemars(range(min = 10, max = 1_000_000), extend("default" = 200))]
+    least: Option<u32>,
+    /// Percent of the backends that are ejected at a time, at most; but one, if there are two. 0: it is only counted.
+    #[schemars(range(min = 0, max = 100), extend("default" = 10))]
+    at_most: Option<u32>,
+    /// How long a backend is ejected for the first time; for the second twice as long, and so on up to ten times.
+    #[schemars(extend("default" = "30s", "x-least" = "1s", "x-most" = "1h"))]
+    eject_for: Option<Duration>,
+    /// The time that is looked back on.
+    #[schemars(extend("default" = "30s", "x-least" = "3s", "x-most" = "1h"))]
+    window: Option<Duration>,
 }
 
 #[derive(JsonSchema)]

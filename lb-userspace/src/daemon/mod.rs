@@ -101,7 +101,8 @@ fn options(config: &Config) -> Result<Options> {
         .with_guards(limits.prefixes, limits.sources)
         .guarding(config.guards())
         .translating_flows_of(IpVersion::V4, config.translates(IpVersion::V4))
-        .translating_flows_of(IpVersion::V6, config.translates(IpVersion::V6)),
+        .translating_flows_of(IpVersion::V6, config.translates(IpVersion::V6))
+        .measuring(config.measures()),
         fleet_seed: config.fleet_seed,
     })
 }

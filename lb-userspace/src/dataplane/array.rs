@@ -61,6 +61,10 @@ unsafe impl Entry for lb_common::guard::SourceBucket {}
 unsafe impl Entry for lb_common::watch::Filter {}
 // SAFETY: as above.
 unsafe impl Entry for lb_common::watch::Record {}
+// SAFETY: as above.
+unsafe impl Entry for lb_common::repeats::Repeats {}
+// SAFETY: as above.
+unsafe impl Entry for lb_common::repeats::Sample {}
 
 /// A mapped array of `T`. Every access is by whole, aligned 64-bit words, so a reader in the kernel sees each word whole.
 #[derive(Debug)]

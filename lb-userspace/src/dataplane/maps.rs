@@ -23,6 +23,7 @@ use lb_common::{
     maps::{Hold, Instance, default},
     nat,
     net::IpVersion,
+    repeats::{PLACES, Repeats, Sample},
     service::Service,
     vip::{self, VipBucket, VipEntry},
 };
@@ -60,6 +61,8 @@ pub struct Capacity {
     pub source_buckets: u32,
     /// Whether the programs guard services. No map's size follows from it: it can change while the maps live.
     pub guards: bool,
+    /// Whether the program counts what clients send again. The maps of that are never pinned, so this alone is of the program and not of the maps.
+    pub measures: bool,
 }
 
 impl Capacity {
@@ -87,6 +90,7 @@ impl Capacity {
             ranges: default::RANGES,
             source_buckets: bucket::buckets_for(default::SOURCES),
             guards: false,
+            measures: false,
         }
     }
 
@@ -104,6 +108,12 @@ impl Capacity {
     #[must_use]
     pub fn guarding(self, guards: bool) -> Self {
         Self { guards, ..self }
+    }
+
+    /// The same for a program that counts what clients send again, or for one that does not.
+    #[must_use]
+    pub fn measuring(self, measures: bool) -> Self {
+        Self { measures, ..self }
     }
 
     /// The same with room for so many clients that keep their backends.
@@ -266,6 +276,88 @@ pub struct Maps {
     pub counters: Array<Counter>,
     /// What each CPU keeps for itself.
     pub cpus: Array<CpuState>,
+    /// What clients send again, if that is counted.
+    pub measured: Option<Measured>,
+}
+
+/// What clients send again, as a program counts it.
+#[derive(Debug)]
+pub struct Measured {
+    /// Of which services: 1 or 0, by id.
+    services: Array<u64>,
+    /// By backend's id.
+    backends: Array<Repeats>,
+    /// The flows that are watched.
+    samples: Array<Sample>,
+}
+
+impl Measured {
+    /// In memory of our own.
+    fn in_memory(capacity: &Capacity) -> nix::Result<Self> {
+        Ok(Self {
+            services: Array::in_memory(capacity.services)?,
+            backends: Array::in_memory(capacity.backends)?,
+            samples: Array::in_memory(2 * PLACES)?,
+        })
+    }
+
+    /// The kernel's maps; `map` gives the file descriptor of each by its name in [`lb_common::maps`].
+    ///
+    /// # Errors
+    /// When the kernel refuses one of the mappings.
+    pub fn of_kernel<'a>(
+        capacity: &Capacity,
+        map: impl Fn(&'static str) -> BorrowedFd<'a>,
+    ) -> nix::Result<Self> {
+        use lb_common::maps as names;
+        Ok(Self {
+            services: Array::of_map(map(names::MEASURED), capacity.services)?,
+            backends: Array::of_map(map(names::REPEATS), capacity.backends)?,
+            samples: Array::of_map(map(names::SAMPLES), 2 * PLACES)?,
+        })
+    }
+
+    /// Has a service's segments be counted, or not.
+    pub fn measure(&self, service: u16, measures: bool) {
+        let word = self.services.word(u32::from(service), 0);
+        let measures = u64::from(measures);
+        if word.load(Ordering::Relaxed) != measures {
+            word.store(measures, Ordering::Relaxed);
+        }
+    }
+
+    /// Whether a service's segments are counted.
+    pub fn measures(&self, service: u16) -> bool {
+        self.services
+            .word(u32::from(service), 0)
+            .load(Ordering::Relaxed)
+            != 0
+    }
+
+    /// What was counted for a backend since the program was loaded, whoever had its id.
+    pub fn counted(&self, backend: u32) -> Repeats {
+        self.backends.get(backend)
+    }
+
+    /// Counts for a backend in the program's place: for tests.
+    pub fn count(&self, backend: u32, repeats: &Repeats) {
+        self.backends
+            .set(backend, &self.counted(backend).and(repeats));
+    }
+
+    /// Forgets everything: as it was when the program was loaded.
+    pub fn clear(&self) {
+        fn clear<T: super::array::Entry>(array: &Array<T>) {
+            for index in 0..array.len() {
+                for word in array.words(index) {
+                    word.store(0, Ordering::Relaxed);
+                }
+            }
+        }
+        clear(&self.services);
+        clear(&self.backends);
+        clear(&self.samples);
+    }
 }
 
 impl Maps {
@@ -302,10 +394,16 @@ impl Maps {
             vips6: Array::in_memory(capacity.vip_buckets())?,
             counters: Array::in_memory(capacity.counter_entries())?,
             cpus: Array::in_memory(capacity.cpus)?,
+            measured: if capacity.measures {
+                Some(Measured::in_memory(&capacity)?)
+            } else {
+                None
+            },
         })
     }
 
-    /// Maps the kernel's maps; `map` gives the file descriptor of each by its name in [`lb_common::maps`].
+    /// Maps the kernel's maps, but for those of what is measured, which are the program's; `map` gives the file descriptor of each by its name in
+    /// [`lb_common::maps`].
     ///
     /// # Errors
     /// When the kernel refuses one of the mappings.
@@ -349,6 +447,7 @@ impl Maps {
             vips6: Array::of_map(fd(names::VIPS6).as_fd(), capacity.vip_buckets())?,
             counters: Array::of_map(fd(names::COUNTERS).as_fd(), capacity.counter_entries())?,
             cpus: Array::of_map(fd(names::CPUS).as_fd(), capacity.cpus)?,
+            measured: None,
         })
     }
 

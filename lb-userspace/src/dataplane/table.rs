@@ -162,6 +162,29 @@ impl<'m, K: TableKey> Table<'m, K> {
         self.bucket(bucket).read(way)
     }
 
+    /// The entries of a key.
+    pub fn entries_of(self, key: K, seed: &Seed) -> impl Iterator<Item = (Place, Word)> {
+        let places = self
+            .homes(key, seed)
+            .into_iter()
+            .flat_map(|bucket| (0..WAYS).map(move |way| (bucket, way)));
+        places.filter_map(move |place| {
+            let (found, word) = self.read(place)?;
+            (found == key).then_some((place, word))
+        })
+    }
+
+    /// Changes the value at a place from what was seen: one compare-and-exchange.
+    ///
+    /// # Panics
+    /// If there is no such place.
+    pub fn replace(self, (bucket, way): Place, seen: Word, new: Word) -> bool {
+        let value = self.bucket(bucket).value(way);
+        value
+            .compare_exchange(seen.0, new.0, Ordering::SeqCst, Ordering::Relaxed)
+            .is_ok()
+    }
+
     /// Whether there are translations beside its entries.
     pub fn translates(self) -> bool {
         self.translations.is_some()
@@ -187,6 +210,40 @@ impl<'m, K: TableKey> Table<'m, K> {
         let translation = words[0].load(Ordering::Acquire);
         // One that is written anew meanwhile is another flow's.
         (words[1].load(Ordering::Acquire) == seen).then_some(TranslationWord(translation))
+    }
+
+    /// Changes the word of the translation at a place from what was seen: one compare-and-exchange. False too if there are none.
+    ///
+    /// # Panics
+    /// If there is no such place.
+    pub fn replace_translation(
+        self,
+        (bucket, way): Place,
+        seen: TranslationWord,
+        new: TranslationWord,
+    ) -> bool {
+        const WORDS: usize = size_of::<Translation>() / 8;
+        let Some(translations) = self.translations else {
+            return false;
+        };
+        let word = &translations.words(bucket)[way as usize * WORDS];
+        word.compare_exchange(seen.0, new.0, Ordering::SeqCst, Ordering::Relaxed)
+            .is_ok()
+    }
+
+    /// Writes the fact for people that goes with an entry: first seen, in ticks since boot.
+    ///
+    /// # Panics
+    /// If there is no such place.
+    pub fn set_first_seen(self, (bucket, way): Place, tick: u32) {
+        const OF_WORD: usize = size_of::<u64>() / size_of::<u32>();
+        let way = way as usize;
+        let word = &self.facts.words(bucket)[way / OF_WORD];
+        let shift = 32 * (way % OF_WORD);
+        let with_it =
+            |seen: u64| Some((seen & !(u64::from(u32::MAX) << shift)) | (u64::from(tick) << shift));
+        // It never fails, since there is always something to write.
+        let _ = word.fetch_update(Ordering::SeqCst, Ordering::SeqCst, with_it);
     }
 
     /// The facts for people about its entries, by bucket.
@@ -291,6 +348,11 @@ mod tests {
         };
         maps.flows6.set(3, &bucket);
 
+        let table = v4::Key::table(&maps);
+        table.set_first_seen((1, 2), 7);
+        table.set_first_seen((1, 3), 9);
+        table.set_first_seen((1, 2), 8);
+        assert_eq!(table.facts().get(1).first_seen, [0, 0, 8, 9]);
         assert_eq!(all(v4::Key::table(&maps)), [((1, 2), four, word)]);
         assert_eq!(all(v6::Key::table(&maps)), [((3, 1), six, word)]);
         assert_eq!(v4::Key::of_words(four.to_words()), four);

@@ -223,6 +223,13 @@ fn backend(explanation: &Explanation, reason: Reason) -> Stage {
     if let (Some(error), None) = (&backend.last_error, backend.last_error_ended) {
         why.push(format!("its check: {error}"));
     }
+    if let Some(ejected) = &backend.balance.ejected {
+        why.push(format!(
+            "ejected for another {}: {}",
+            duration(ejected.left_s),
+            ejected.reason
+        ));
+    }
     if let Some(drain) = &backend.drain {
         why.push(format!(
             "its drain's deadline: in {}, {:.0}% of its flows are closed",

@@ -44,8 +44,8 @@ use crate::{
 /// Duplicates are looked for in one of so many buckets a pass, since it takes a look at each entry's other home: a cache miss each.
 const DUPLICATES_EVERY: u32 = 16;
 
-/// Counts, expires, clamps, deduplicates and reclaims. Nothing but value words is written, each by one compare-and-exchange with what
-/// was seen, so it can be dropped between any two steps, and its process killed anywhere.
+/// Counts, expires, clamps, deduplicates, takes the mark off entries that are contested no more, and reclaims. Nothing but value words is written, each
+/// by one compare-and-exchange with what was seen, so it can be dropped between any two steps, and its process killed anywhere.
 pub struct Sweeper {
     common: Common,
     v4: Sweep<v4::Key>,
@@ -103,7 +103,7 @@ impl Sweeper {
 
     /// Sweeps up to `buckets` more buckets. At the end of a pass over both tables it gives the census, and the next step begins anew.
     ///
-    /// Two passes are to be further apart than any program run lasts: see `settle_suspects`.
+    /// Two passes are to be further apart than any program run lasts: see `settle_suspects` and `settle_contested`.
     pub fn step(&mut self, buckets: u32) -> Option<Census> {
         self.common.begin();
         let left = self.v4.step(buckets, &mut self.common);
@@ -213,6 +213,10 @@ struct Sweep<K> {
     reclaim: Reclaim,
     /// Pairs of entries with one key that this pass has met.
     suspects: Vec<(Place, Place)>,
+    /// Contested entries that this pass has found alone.
+    alone: Vec<Place>,
+    /// Keys whose entries are contested no more since the last pass.
+    unmarked: Vec<K>,
     /// What this pass has counted, once it is over the whole table.
     counted: Option<TableCensus>,
     /// What its places held a pass ago.
@@ -226,6 +230,8 @@ impl<K: TableKey> Sweep<K> {
             next: 0,
             reclaim: Reclaim::new(),
             suspects: Vec::new(),
+            alone: Vec::new(),
+            unmarked: Vec::new(),
             counted: None,
             places: Places::new(K::table(maps).buckets()),
             key: std::marker::PhantomData,
@@ -241,6 +247,7 @@ impl<K: TableKey> Sweep<K> {
         let table = K::table(&maps);
         if self.next == 0 {
             self.settle_suspects(table, common);
+            self.settle_contested(table, &common.seed);
         }
         let end = self.next.saturating_add(buckets).min(table.buckets());
         let now = (common.clock)();
@@ -310,6 +317,9 @@ impl<K: TableKey> Sweep<K> {
             }
             if looks_for_duplicates && may_be_duplicate(word) {
                 self.look_for_duplicate(table, (index, way), key, &common.seed);
+            }
+            if is_contested(word) && is_alone(table, place, key, &common.seed) {
+                self.alone.push(place);
             }
         }
     }
@@ -432,15 +442,59 @@ impl<K: TableKey> Sweep<K> {
                 (second, other)
             };
             let translation = table.translation((bucket, way), key, word, &common.seed);
-            if table
-                .bucket(bucket)
-                .value(way)
-                .compare_exchange(word.0, Word::EMPTY.0, Ordering::SeqCst, Ordering::Relaxed)
-                .is_ok()
-            {
+            if table.replace((bucket, way), word, Word::EMPTY) {
                 common.swept.duplicates += 1;
                 common.give_back((bucket, way), translation);
             }
         }
     }
+
+    /// Takes the mark off contested entries that the last pass has found alone, and that still are: their challengers are gone, and each of their packets
+    /// would go on taking a second look.
+    ///
+    /// A challenger that comes at this very moment may have found the mark, and not be there yet: it would be hidden behind an entry without one. So whoever
+    /// has lost it has it back if there is a challenger after all, at once or in the next pass, when no program run is left that has seen it.
+    fn settle_contested(&mut self, table: Table<'_, K>, seed: &Seed) {
+        self.unmarked
+            .retain(|key| !mark_contested(table, *key, seed));
+        for place in std::mem::take(&mut self.alone) {
+            let Some((key, word)) = table.read(place) else {
+                continue;
+            };
+            if !is_contested(word) || !is_alone(table, place, key, seed) {
+                continue;
+            }
+            if table.replace(place, word, word.without(Word::CONTESTED)) {
+                mark_contested(table, key, seed);
+                self.unmarked.push(key);
+            }
+        }
+    }
+}
+
+/// Whether an entry's key has, or had, another.
+fn is_contested(word: Word) -> bool {
+    word.is_live() && word.has(Word::CONTESTED)
+}
+
+/// Whether a key has no entry but the one at a place.
+fn is_alone<K: TableKey>(table: Table<'_, K>, place: Place, key: K, seed: &Seed) -> bool {
+    table.entries_of(key, seed).all(|(other, _)| other == place)
+}
+
+/// Marks the live entries of a key beside which there is a challenger, or one that began as such. False if one changed at that moment.
+fn mark_contested<K: TableKey>(table: Table<'_, K>, key: K, seed: &Seed) -> bool {
+    let entries: Vec<_> = table.entries_of(key, seed).collect();
+    let is_newer =
+        |word: Word| word.is(State::Challenger) || (word.is_live() && word.has(Word::SECOND));
+    let mut are_marked = true;
+    for &(place, word) in &entries {
+        let is_challenged = entries
+            .iter()
+            .any(|&(other, word)| other != place && is_newer(word));
+        if is_challenged && word.is_live() && !word.has(Word::CONTESTED) {
+            are_marked &= table.replace(place, word, word.with(Word::CONTESTED));
+        }
+    }
+    are_marked
 }

@@ -302,6 +302,14 @@ fn the_backend(was: &BackendStatus, now: &BackendStatus, name: &str) -> Option<C
             ),
         }
     }
+    match (&was.balance.ejected, &now.balance.ejected) {
+        (None, Some(ejected)) => say(Level::Warning, format!("ejected: {}", ejected.reason)),
+        (Some(before), Some(ejected)) if before.times != ejected.times => {
+            say(Level::Warning, format!("stays ejected: {}", ejected.reason))
+        }
+        (Some(_), None) => say(Level::Good, "no longer ejected".into()),
+        _ => {}
+    }
     if was.serving != now.serving {
         match now.serving {
             Serving::New => say(Level::Good, "takes new flows".into()),

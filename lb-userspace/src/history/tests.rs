@@ -4,9 +4,10 @@ use lb_common::{counters::Counter, verdict::Reason};
 
 use super::{changes::Level, *};
 use crate::{
+    balance::outlier::Signal,
     inventory::tests as shown,
     model::{Admin, Health, Suspension},
-    status::{AttachMode, Neighbour},
+    status::{AttachMode, EjectedStatus, Neighbour},
 };
 
 /// What is said when a status changes so.
@@ -69,6 +70,46 @@ fn a_backends_changes_are_one_sentence() {
         backend(&|b| b.weight = 7),
         one(Level::Info, "chat/b1: weight 7 instead of 100")
     );
+    assert_eq!(
+        backend(&|b| {
+            b.serving = Serving::ExistingOnly;
+            b.balance.ejected = Some(ejected(1, 30));
+        }),
+        one(
+            Level::Warning,
+            "chat/b1: ejected: clients repeat themselves, keeps the flows it has"
+        )
+    );
+}
+
+fn ejected(times: u32, left_s: u64) -> EjectedStatus {
+    EjectedStatus {
+        signal: Signal::Data,
+        reason: "clients repeat themselves".into(),
+        times,
+        left_s,
+    }
+}
+
+#[test]
+fn an_ejection_is_told_when_it_begins_again_and_when_it_ends() {
+    let mut before = shown::a_status();
+    before.services[0].backends[0].balance.ejected = Some(ejected(1, 30));
+    let told = |now: Option<EjectedStatus>| {
+        let mut after = before.clone();
+        after.services[0].backends[0].balance.ejected = now;
+        let told = changes(&before, &after).into_iter();
+        told.map(|change| (change.level, change.text))
+            .collect::<Vec<_>>()
+    };
+    // Time goes on all the while.
+    assert_eq!(told(Some(ejected(1, 29))), []);
+    let text = "stays ejected: clients repeat themselves";
+    assert_eq!(
+        told(Some(ejected(2, 60))),
+        [(Level::Warning, text.to_owned())]
+    );
+    assert_eq!(told(None), [(Level::Good, "no longer ejected".to_owned())]);
 }
 
 #[test]

@@ -48,6 +48,7 @@ impl Bench {
             ranges: 16,
             source_buckets: 2,
             guards: false,
+            measures: false,
         };
         let maps = Maps::in_memory(capacity).unwrap();
         let now = Tick(10_000);

@@ -31,6 +31,7 @@ pub(super) fn fits(config: &Config, capacity: &Capacity) -> Result<(), String> {
         ("prefixes", needs.prefixes, capacity.ranges),
     ];
     untranslated(config, capacity)?;
+    unmeasured(config, capacity)?;
     let short = sizes
         .into_iter()
         .find(|&(_, needed, held)| needed > u64::from(held));
@@ -59,6 +60,19 @@ fn untranslated(config: &Config, capacity: &Capacity) -> Result<(), String> {
             config.path.display(),
             version as u32
         )),
+    }
+}
+
+/// Whether the program counts what clients send again where a service wants to know.
+fn unmeasured(config: &Config, capacity: &Capacity) -> Result<(), String> {
+    let mut services = config.services.iter();
+    match services.find(|service| service.policy.outlier.is_some()) {
+        Some(service) if !capacity.measures => Err(format!(
+            "{}: service {:?}: outlier, where no service had it, takes effect only when the daemon starts; restart the daemon (flows go on)",
+            config.path.display(),
+            service.name
+        )),
+        _ => Ok(()),
     }
 }
 

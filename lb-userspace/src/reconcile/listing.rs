@@ -187,7 +187,7 @@ impl State {
                 Some(since_1970.map_or(0, |time| time.as_secs()))
             }),
             drain: self.drain_of(backend),
-            balance: balance_of(backend),
+            balance: balance_of(service, backend, self.planned),
             flows: counts.into(),
             snat: self.translations.snat(backend, &self.census),
         }

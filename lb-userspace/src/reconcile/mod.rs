@@ -6,6 +6,7 @@ mod differences;
 mod evacuation;
 mod listing;
 mod memory;
+mod outliers;
 mod preview;
 mod record;
 mod registry;

@@ -14,7 +14,7 @@ use lb_common::{
 
 use super::translations::Translations;
 use crate::{
-    balance::{Spread, Standing, level::Level},
+    balance::{Spread, Standing, level::Level, outlier},
     config::Affinity,
     desired::{self, Endpoint},
     guard::Guard,
@@ -59,6 +59,10 @@ pub(super) struct ServiceRecord {
     pub(super) spread: Spread,
     /// How its weights have moved.
     pub(super) level: Level,
+    /// When its backends were last judged by what their clients send again, if they are.
+    pub(super) judged: Option<Moment>,
+    /// How often one was ejected for that.
+    pub(super) ejections: u64,
     /// As last resolved.
     pub(super) resets_suspended: Option<Suspension>,
 }
@@ -101,6 +105,8 @@ pub(super) struct BackendRecord {
     /// What becomes of its flows if it is dead, as last resolved.
     pub(super) on_down: OnDown,
     pub(super) standing: Standing,
+    /// What its clients send again.
+    pub(super) sent: outlier::Memory,
     pub(super) quiet: Quiet,
     /// As last resolved.
     pub(super) serving: Serving,
@@ -283,6 +289,7 @@ pub(super) fn new_record(
         closed: None,
         on_down: OnDown::Reset,
         standing: Standing::default(),
+        sent: outlier::Memory::default(),
         quiet: Quiet::default(),
         serving: Serving::ExistingOnly,
         per_mille: 0,

@@ -18,7 +18,7 @@ use super::{
     weigh::tell_of_spread,
 };
 use crate::{
-    balance::{Spread, Standing, level::Level, slow_start::Start},
+    balance::{Spread, Standing, level::Level, outlier, slow_start::Start},
     dataplane::maps::Maps,
     desired::{self, Endpoint},
     flows::{Census, Counts},
@@ -73,6 +73,8 @@ impl Registry {
                     fail_open_flows: 0,
                     spread: Spread::default(),
                     level: Level::default(),
+                    judged: None,
+                    ejections: 0,
                     resets_suspended: None,
                 };
                 (id, record)
@@ -149,6 +151,7 @@ impl Registry {
                     start: Start::known(state.serving() == Serving::New),
                     ..Standing::default()
                 },
+                sent: outlier::Memory::default(),
                 quiet: Quiet::default(),
                 serving: state.serving(),
                 per_mille: 0,
@@ -261,6 +264,8 @@ impl Registry {
             fail_open_flows: 0,
             spread: Spread::default(),
             level: Level::default(),
+            judged: None,
+            ejections: 0,
             resets_suspended: None,
         });
         self.by_endpoint.insert(service.endpoint, id);

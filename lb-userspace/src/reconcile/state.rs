@@ -366,6 +366,7 @@ impl State {
         self.names_changed |= self.registry.retire(&self.observed, &self.census);
         self.registry.house();
         self.registry.weigh(&self.census, now.tick());
+        let judged_next = self.registry.judge(self.maps.measured.as_ref(), now);
         self.translations.renew(
             self.registry.translated(&self.hops),
             &self.observed,
@@ -386,7 +387,8 @@ impl State {
         let mut plan = plan::plan(&wanted, &self.observed, &mut self.tables, now.tick());
         self.translations.defer(&mut plan);
         let backends = services.iter().flat_map(|service| &service.backends);
-        self.due = backends.filter_map(|backend| backend.due).min();
+        let due = backends.filter_map(|backend| backend.due);
+        self.due = due.chain(judged_next).min();
         self.planned = Some(now);
         let outcomes = services
             .iter()
@@ -426,7 +428,7 @@ impl State {
         }
     }
 
-    /// When another plan is due though nothing happens: more flows are to be closed then.
+    /// When another plan is due though nothing happens: more flows are to be closed then, or backends to be judged by what their clients send again.
     pub fn due(&self) -> Option<Moment> {
         self.due
     }

@@ -5,12 +5,14 @@ use std::{collections::HashMap, time::Duration};
 use lb_common::{backend::Serving, clock::Tick};
 
 use super::{
+    outliers::{ejected_of, repeats_of},
     record::{BackendRecord, ServiceRecord},
     registry::Registry,
 };
 use crate::{
     balance::{self, Balance, Spread, WHOLE, level::Taker, limit, share, zone::Zone},
     flows::Census,
+    pace::Moment,
     resolve,
     status::{BackendBalance, ServiceBalance},
 };
@@ -152,8 +154,12 @@ pub(super) fn per_mille(service: &resolve::Service<'_>) -> HashMap<u32, u16> {
     ids.into_iter().zip(share::per_mille(&weights)).collect()
 }
 
-/// What the status says of a backend's part in the balance.
-pub(super) fn balance_of(backend: &BackendRecord) -> BackendBalance {
+/// What the status says of a backend's part in the balance, as of the moment of the latest plan.
+pub(super) fn balance_of(
+    service: &ServiceRecord,
+    backend: &BackendRecord,
+    planned: Option<Moment>,
+) -> BackendBalance {
     let part = backend.wanted.map(|wanted| wanted.part).unwrap_or_default();
     BackendBalance {
         max_connections: part.max_connections,
@@ -162,6 +168,8 @@ pub(super) fn balance_of(backend: &BackendRecord) -> BackendBalance {
         zone: backend.zone.clone(),
         per_mille: backend.per_mille,
         starting: backend.standing.start.began.is_some(),
+        ejected: ejected_of(backend, planned),
+        repeats: repeats_of(service, backend),
     }
 }
 
@@ -175,6 +183,7 @@ pub(super) fn spread_of(service: &ServiceRecord) -> ServiceBalance {
             .map(|wanted| wanted.policy.balance)
             .unwrap_or_default(),
         moves: service.level.moves,
+        ejections: service.ejections,
     }
 }
 

@@ -10,6 +10,7 @@ use lb_common::{
     backend::{Backend, Mode, Serving},
     counters::{Counter, CpuState},
     guard::{Guard, RangesRef},
+    repeats::Repeats,
     service::Service,
     verdict::Reason,
 };
@@ -20,6 +21,7 @@ use tokio::{
 
 use super::*;
 use crate::{
+    balance::outlier::Signal,
     by_version::ByVersion,
     dataplane::maps::Capacity,
     flows::{Churn, Counts, Fill},
@@ -28,8 +30,8 @@ use crate::{
     model::{Admin, Health},
     status::{
         AttachMode, Attachment, BackendBalance, BackendStatus, ClosedEgress, ConfigStatus,
-        Difference, DifferenceKind, DnsStatus, DrainStatus, FlowTable, Flows, Generation,
-        Neighbour, Reloads, ServiceBalance, ServiceStatus, SnatStatus,
+        Difference, DifferenceKind, DnsStatus, DrainStatus, EjectedStatus, FlowTable, Flows,
+        Generation, Neighbour, Reloads, RepeatsStatus, ServiceBalance, ServiceStatus, SnatStatus,
     },
 };
 
@@ -113,6 +115,7 @@ fn a_status() -> Status {
                 backups: true,
                 spills: true,
                 moves: 3,
+                ejections: 6,
                 ..Default::default()
             },
             resets_suspended: None,
@@ -137,6 +140,13 @@ fn a_status() -> Status {
                     max_connections: Some(500),
                     full: true,
                     per_mille: 250,
+                    ejected: Some(EjectedStatus {
+                        signal: Signal::Data,
+                        reason: "clients repeat themselves".to_owned(),
+                        times: 1,
+                        left_s: 25,
+                    }),
+                    repeats: Some(RepeatsStatus::default()),
                     ..Default::default()
                 },
                 flows: Default::default(),
@@ -151,8 +161,18 @@ fn a_status() -> Status {
 }
 
 fn counted_maps() -> Arc<Maps> {
-    let capacity = Capacity::for_flows(100, 50, 8, 8, 1_024, 2);
+    let capacity = Capacity::for_flows(100, 50, 8, 8, 1_024, 2).measuring(true);
     let maps = Maps::in_memory(capacity).unwrap();
+    let measured = maps.measured.as_ref().unwrap();
+    measured.count(
+        5,
+        &Repeats {
+            handshakes: 51,
+            syns: 2,
+            data: 530,
+            data_again: 54,
+        },
+    );
     let layout = capacity.counters();
     // The service has id 2, the backend id 5; the counters of two CPUs add up.
     let mut service: Service = maps.services.get(2);
@@ -274,6 +294,12 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
         format!("tether_service_backups_in_use{{{service}}} 1"),
         format!("tether_backend_full{{{backend}}} 1"),
         format!("tether_backend_max_connections{{{backend}}} 500"),
+        format!("tether_backend_handshakes_total{{{backend}}} 51"),
+        format!("tether_backend_syns_again_total{{{backend}}} 2"),
+        format!("tether_backend_data_segments_total{{{backend}}} 530"),
+        format!("tether_backend_data_segments_again_total{{{backend}}} 54"),
+        format!("tether_backend_ejected{{{backend}}} 1"),
+        format!("tether_service_ejections_total{{{service}}} 6"),
         format!("tether_backend_packets_total{{{backend}}} 40"),
         format!(r#"tether_backend_health{{{backend},health="up"}} 1"#),
         format!(r#"tether_backend_health{{{backend},health="down"}} 0"#),
@@ -409,6 +435,10 @@ async fn the_news_begin_with_the_past_and_bring_the_backends_that_are_asked_for(
     let (names, opened) = news(address, "?open=[%22chat%22]", 3).await;
     assert_eq!(names, ["past", "now", "backends"]);
     assert_eq!(opened["backends"][0]["packets"], 40);
+    assert_eq!(
+        opened["backends"][0]["error"],
+        "ejected: clients repeat themselves"
+    );
     let (_, opened) = news(address, "?open=[%22other%22]", 3).await;
     assert_eq!(opened["backends"], serde_json::json!([]));
     for wrong in [

@@ -3,7 +3,7 @@
 use lb_common::{
     flow::{v4, v6},
     guard::RangesRef,
-    maps::{GUARD_INDEX, IPV6_INDEX},
+    maps::{GUARD_INDEX, IPV6_INDEX, MAIN_INDEX},
     net::IpVersion,
     service::Service,
     tcp::{ACK, SYN},
@@ -59,7 +59,7 @@ fn guards_in(kernel: &Kernel) -> Vec<u32> {
     let handed_on_to = kernel.loaded().handed_on_to();
     handed_on_to
         .map(|(index, ..)| index)
-        .filter(|index| *index >= GUARD_INDEX)
+        .filter(|index| (GUARD_INDEX..MAIN_INDEX).contains(index))
         .collect()
 }
 

@@ -10,6 +10,7 @@ mod decap;
 mod egress;
 mod guard;
 mod local;
+mod measured;
 #[path = "../model/mod.rs"]
 mod model;
 #[path = "../../../tests/src/mounts.rs"]

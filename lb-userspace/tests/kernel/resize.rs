@@ -20,7 +20,7 @@ use lb_common::{
     },
     maps,
     net::IpVersion,
-    tcp::{ACK, SYN},
+    tcp::{ACK, FIN, SYN},
     verdict::Reason,
 };
 use lb_userspace::dataplane::{
@@ -521,6 +521,85 @@ fn rescue_what_came_late<K: Client>() {
             assert!(found[0].0.is(State::Young) && !found[0].0.has(Word::FOREIGN));
         }
         assert_talking::<K>(&mut Wire::new("wb", maps.clone()), &maps, 50);
+    });
+}
+
+/// The hold ends while one link still runs the old program, which goes on with flows that both tables know.
+#[test]
+fn what_the_old_program_changes_after_the_hold_is_not_lost() {
+    rescue_what_has_changed::<v4::Key>();
+    rescue_what_has_changed::<v6::Key>();
+}
+
+fn rescue_what_has_changed<K: Client>() {
+    const FAR: u32 = ISN.wrapping_add(1 << 31);
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        sandbox.veth("wa", "wb");
+        let interfaces = ["va", "wa"];
+        let mut kernel = Kernel::open(&sized::<K>(sandbox, &interfaces, 3_000)).unwrap();
+        kernel.attach().unwrap();
+        let first = kernel.maps();
+        serve(&first, "va");
+        // One of each for either interface, since either may be the one that is switched last.
+        let key = |what: u32, end: u32| K::client(0x0c00_0000 + 2 * what + end, 50_000);
+        let (opening, ending, reused) = (|end| key(0, end), |end| key(1, end), |end| key(2, end));
+        let own = BackendRef::new(PICKED + 1, 0);
+        let then = Tick(now().0.wrapping_sub(9));
+        let pin = Word::live(State::Pin, own, ISN >> 20, then, 0);
+        for end in [0, 1] {
+            assert!(put(&first, opening(end), Word::embryo(own, ISN, now()), 0));
+            assert!(put(&first, ending(end), pin, 7));
+            assert!(put(&first, reused(end), pin, 7));
+        }
+        drop(kernel);
+
+        let mut switched = 0;
+        let options = sized::<K>(sandbox, &interfaces, 6_000);
+        let observed = first.clone();
+        let kernel = Kernel::open_observed(&options, &mut |step| {
+            if step != Step::SwitchedOne || switched > 0 {
+                return;
+            }
+            switched += 1;
+            sleep(Duration::from_millis(1_100));
+            for (end, interface) in [(0, "vb"), (1, "wb")] {
+                let mut wire = Wire::new(interface, observed.clone());
+                wire.send(&[(opening(end), ISN + 1, ACK)]);
+                wire.send(&[(ending(end), ISN + 1, FIN | ACK)]);
+                wire.send(&[(reused(end), FAR, SYN)]);
+                wire.send(&[(reused(end), FAR + 1, ACK)]);
+            }
+        })
+        .unwrap();
+        assert!(kernel.not_resized().is_none());
+        let in_old = [0, 1].map(|end| find(&first, reused(end)).len());
+        assert_eq!(
+            in_old.iter().sum::<usize>(),
+            3,
+            "one link ran the old program: {in_old:?}"
+        );
+        let maps = kernel.maps();
+        for end in [0, 1] {
+            let found = find(&maps, opening(end));
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert!(found[0].0.is(State::Young), "{found:?}");
+            assert_eq!(found[0].0.backend(), own);
+            assert_ne!(found[0].1, 0, "when it was promoted");
+            let found = find(&maps, ending(end));
+            assert_eq!(found.len(), 1, "{found:?}");
+            assert!(found[0].0.is(State::Closing), "{found:?}");
+            let found = find(&maps, reused(end));
+            let of = |state| {
+                let mut words = found.iter().map(|(word, _)| word);
+                words.find(|word| word.is(state)).copied()
+            };
+            assert_eq!(found.len(), 2, "{found:?}");
+            assert_eq!(of(State::Pin), Some(pin.with(Word::CONTESTED)));
+            let second = of(State::Young).unwrap();
+            assert!(second.has(Word::SECOND) && second.has(Word::CONTESTED));
+            assert_eq!(second.epoch(), FAR >> 20);
+        }
     });
 }
 

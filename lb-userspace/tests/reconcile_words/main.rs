@@ -3,6 +3,7 @@
 
 mod drains;
 mod local;
+mod outliers;
 
 use std::{
     cell::RefCell,

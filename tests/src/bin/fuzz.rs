@@ -10,7 +10,11 @@ use anyhow::{Context as _, Result};
 use clap::Parser;
 use lab::fuzz::{
     api, config,
-    packets::{Case, contract::Breach, sabotage::Sabotage},
+    packets::{
+        Case,
+        contract::{Breach, Promise},
+        sabotage::Sabotage,
+    },
 };
 
 /// Sends random packets and events through the shipped programs, random text through the configuration's parser, and random requests to a
@@ -28,11 +32,19 @@ struct Options {
     #[arg(long)]
     seed: Option<u64>,
     /// Play one case of packets from a file instead, as it was printed.
-    #[arg(long, value_name = "FILE", conflicts_with = "sabotage")]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["sabotage", "break_"])]
     case: Option<PathBuf>,
     /// Break each promise about packets on purpose instead, and see that it is found. The time is shared by all of them.
     #[arg(long)]
     sabotage: bool,
+    /// Break them in this way alone, with the case that shows it.
+    #[arg(
+        long = "break",
+        value_enum,
+        value_name = "HOW",
+        conflicts_with = "sabotage"
+    )]
+    break_: Option<Sabotage>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -77,6 +89,9 @@ fn run(options: &Options) -> Result<bool> {
     let time = Duration::from_secs(options.seconds);
     if options.sabotage {
         return Ok(break_each(seed, time));
+    }
+    if let Some(sabotage) = options.break_ {
+        return Ok(break_one(sabotage, seed, time));
     }
     println!("cases from --seed {seed} on");
     match options.only {
@@ -158,32 +173,83 @@ fn report(seed: u64, breach: &Breach, case: &Case, sabotage: Option<Sabotage>) {
     println!("{}", shrunk.text());
 }
 
-/// Breaks each promise in turn, until that is found or its share of the time is over.
+/// Breaks each promise in turn, until that is found or its share of the time is over. A row for each. Whether all were found.
 fn break_each(first: u64, time: Duration) -> bool {
     let share = time / Sabotage::ALL.len() as u32;
-    let mut all_found = true;
-    for (sabotage, promises) in Sabotage::ALL {
-        let began = Instant::now();
-        let found = (0..)
-            .take_while(|_| began.elapsed() < share)
-            .find_map(|number| {
-                let case = Case::of_seed(first.wrapping_add(number));
-                let (_, breach) = case.play(Some(sabotage)).breach?;
-                Some((number + 1, breach))
-            });
-        match found {
-            Some((cases, breach)) if promises.contains(&breach.promise) => {
-                println!("{sabotage:?}: found in case {cases}: {breach}");
-            }
-            Some((_, breach)) => {
-                println!("{sabotage:?}: found, but as {breach}");
-                all_found = false;
-            }
-            None => {
-                println!("{sabotage:?}: NOT FOUND");
-                all_found = false;
-            }
+    let rows = Sabotage::ALL
+        .iter()
+        .map(|(sabotage, promises)| row(*sabotage, promises, look_for(*sabotage, first, share)));
+    // Each, also behind one that was not.
+    rows.filter(|found| !found).count() == 0
+}
+
+/// Breaks a promise in one way, and prints the shortest case that shows it.
+fn break_one(sabotage: Sabotage, first: u64, time: Duration) -> bool {
+    let found = look_for(sabotage, first, time);
+    if let Found::In { seed, breach, .. } = &found {
+        report(*seed, breach, &Case::of_seed(*seed), Some(sabotage));
+    }
+    let promises = Sabotage::ALL
+        .iter()
+        .find(|(one, _)| *one == sabotage)
+        .map_or::<&[Promise], _>(&[], |(_, promises)| promises);
+    row(sabotage, promises, found)
+}
+
+/// What came of a search for a promise that is broken.
+enum Found {
+    /// It was found.
+    In {
+        /// The case that showed it.
+        seed: u64,
+        /// How many packets that took.
+        packets: usize,
+        /// What was broken.
+        breach: Breach,
+    },
+    /// It was not, in so many packets.
+    Not(usize),
+}
+
+fn look_for(sabotage: Sabotage, first: u64, time: Duration) -> Found {
+    let began = Instant::now();
+    let mut packets = 0;
+    for seed in (0..).map(|number| first.wrapping_add(number)) {
+        let outcome = Case::of_seed(seed).play(Some(sabotage));
+        packets += outcome.packets;
+        if let Some((_, breach)) = outcome.breach {
+            return Found::In {
+                seed,
+                packets,
+                breach,
+            };
+        }
+        if began.elapsed() >= time {
+            break;
         }
     }
-    all_found
+    Found::Not(packets)
+}
+
+/// Prints what came of a search. Whether one of these promises was found broken.
+fn row(sabotage: Sabotage, promises: &[Promise], found: Found) -> bool {
+    let name = sabotage.name();
+    match found {
+        Found::In {
+            packets, breach, ..
+        } if promises.contains(&breach.promise) => {
+            println!("{name:<22} found after {packets:>6} packets: {breach}");
+            true
+        }
+        Found::In {
+            packets, breach, ..
+        } => {
+            println!("{name:<22} FOUND AS ANOTHER after {packets:>6} packets: {breach}");
+            false
+        }
+        Found::Not(packets) => {
+            println!("{name:<22} NOT FOUND in {packets:>6} packets");
+            false
+        }
+    }
 }

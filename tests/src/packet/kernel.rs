@@ -78,6 +78,17 @@ pub struct Tether {
     surroundings: Option<Namespace>,
 }
 
+/// What the programs do beside steering.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Beside {
+    /// Nothing.
+    Nothing,
+    /// They guard services.
+    Guarding,
+    /// They count what clients send again.
+    Measuring,
+}
+
 /// What comes of one packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
@@ -107,7 +118,7 @@ impl Tether {
     /// network namespace where clients are routed, see [`super::nat`].
     pub fn translating() -> MutexGuard<'static, Self> {
         static TRANSLATING: OnceLock<Result<Mutex<Tether>, String>> = OnceLock::new();
-        Self::surrounded(&TRANSLATING, 16, false)
+        Self::surrounded(&TRANSLATING, 16, Beside::Nothing)
     }
 
     /// The same with a flow table for as many flows as there are ports.
@@ -116,31 +127,37 @@ impl Tether {
         Self::surrounded(
             &TRANSLATING,
             lb_common::flow::bucket::buckets_for(PORTS_OF_PAIR),
-            false,
+            Beside::Nothing,
         )
     }
 
     /// As [`Self::small`], of programs that guard services.
     pub fn guarding() -> MutexGuard<'static, Self> {
         static GUARDING: OnceLock<Result<Mutex<Tether>, String>> = OnceLock::new();
-        Self::lock_or(&GUARDING, || Self::load(16, 0, true))
+        Self::lock_or(&GUARDING, || Self::load(16, 0, Beside::Guarding))
     }
 
     /// As [`Self::translating`], of programs that guard services.
     pub fn guarding_translating() -> MutexGuard<'static, Self> {
         static GUARDING: OnceLock<Result<Mutex<Tether>, String>> = OnceLock::new();
-        Self::surrounded(&GUARDING, 16, true)
+        Self::surrounded(&GUARDING, 16, Beside::Guarding)
+    }
+
+    /// As [`Self::translating`], with the program before it that counts what clients send again.
+    pub fn measuring() -> MutexGuard<'static, Self> {
+        static MEASURING: OnceLock<Result<Mutex<Tether>, String>> = OnceLock::new();
+        Self::surrounded(&MEASURING, 16, Beside::Measuring)
     }
 
     fn surrounded(
         cell: &'static OnceLock<Result<Mutex<Self>, String>>,
         flow_buckets: u32,
-        guards: bool,
+        beside: Beside,
     ) -> MutexGuard<'static, Self> {
         let tether = Self::lock_or(cell, || {
             let surroundings = super::nat::surroundings()
                 .map_err(|error| format!("making the tests' network: {error:#}"))?;
-            let mut tether = Self::load(flow_buckets, super::nat::PAIRS, guards)?;
+            let mut tether = Self::load(flow_buckets, super::nat::PAIRS, beside)?;
             tether.surroundings = Some(surroundings);
             Ok(tether)
         });
@@ -155,7 +172,7 @@ impl Tether {
         cell: &'static OnceLock<Result<Mutex<Self>, String>>,
         flow_buckets: u32,
     ) -> MutexGuard<'static, Self> {
-        Self::lock_or(cell, || Self::load(flow_buckets, 0, false))
+        Self::lock_or(cell, || Self::load(flow_buckets, 0, Beside::Nothing))
     }
 
     fn lock_or(
@@ -175,7 +192,7 @@ impl Tether {
     }
 
     /// With room for `pairs` pairs of SNAT addresses and endpoints, or for none and no translations.
-    fn load(flow_buckets: u32, pairs: u32, guards: bool) -> Result<Self, String> {
+    fn load(flow_buckets: u32, pairs: u32, beside: Beside) -> Result<Self, String> {
         let cpus = aya::util::nr_cpus().expect("reading the number of possible CPUs") as u32;
         let mut capacity = Capacity {
             flow4_buckets: flow_buckets,
@@ -191,7 +208,8 @@ impl Tether {
             pairs: 0,
             ranges: 64,
             source_buckets: 4,
-            guards,
+            guards: beside == Beside::Guarding,
+            measures: beside == Beside::Measuring,
         };
         if pairs != 0 {
             capacity = capacity.translating(pairs);
@@ -207,7 +225,7 @@ impl Tether {
         // A test run ends before anything is sent, so any interface will do for what is at that number.
         set_device(loaded.egress_fd(), ELSEWHERE, INGRESS)
             .map_err(|error| format!("admitting an egress interface: {error}"))?;
-        let prepared = Prepared::for_program(loaded.program());
+        let prepared = Prepared::for_program(loaded.entry());
         let notices = loaded
             .take_notices()
             .map_err(|error| format!("reading notices: {error}"))?;
@@ -262,7 +280,7 @@ impl Tether {
         let mut options = TestRunOptions::new();
         options.data_in = Some(frame);
         self.loaded
-            .program()
+            .entry()
             .test_run(options)
             .expect("BPF_PROG_TEST_RUN of tether")
             .return_value

@@ -40,9 +40,9 @@ pub const SNAT: [Ipv4Addr; 2] = [Ipv4Addr::new(10, 9, 0, 1), Ipv4Addr::new(10, 9
 /// A device of VLANs by which [`TAGGED`] clients are reached.
 const VLAN_DEVICE: u32 = 17;
 /// MAC address of the interface that clients are reached by.
-const OWN_MAC: [u8; 6] = [0x02, 0, 0, 0, 0x0c, 1];
+pub const OWN_MAC: [u8; 6] = [0x02, 0, 0, 0, 0x0c, 1];
 /// MAC address of the router that clients are behind.
-const ROUTER_MAC: [u8; 6] = [0x02, 0, 0, 0, 0x0c, 2];
+pub const ROUTER_MAC: [u8; 6] = [0x02, 0, 0, 0, 0x0c, 2];
 /// A client that no neighbour is known for.
 pub const UNHEARD: Client = Client(Ipv4Addr::new(203, 0, 113, 7), 40_000);
 /// A client behind a way of a MTU of [`NARROW_MTU`].
@@ -174,7 +174,12 @@ impl World {
         }
         self.maps.endpoints.set(spec.id, &endpoint);
         self.maps.backends.set(spec.id, &entry);
-        let (directory, key) = match on_wire(address_of(spec.id)) {
+        self.locate_endpoint(spec.id);
+    }
+
+    /// Has the directory name an endpoint at the address of the backend of the same id.
+    pub fn locate_endpoint(&self, id: u32) {
+        let (directory, key) = match on_wire(address_of(id)) {
             std::net::IpAddr::V4(address) => (
                 &self.maps.endpoints4,
                 VipEntry::key(address.to_bits(), BACKEND_PORT),
@@ -184,7 +189,7 @@ impl World {
                 VipEntry::key6(Address::from(address).words(), BACKEND_PORT),
             ),
         };
-        Self::put_into(directory, VipEntry::of(key, spec.id as u16));
+        Self::put_into(directory, VipEntry::of(key, id as u16));
     }
 
     /// Gives a backend a second SNAT address, by this pair.
@@ -198,7 +203,8 @@ impl World {
         self.maps.endpoints.set(backend, &endpoint);
     }
 
-    fn pair(&self, id: u16, address: Ipv4Addr, endpoint: u16) {
+    /// Writes a pair: a SNAT address toward an endpoint.
+    pub fn pair(&self, id: u16, address: Ipv4Addr, endpoint: u16) {
         let pair = Pair {
             address: on_wire(address).into(),
             endpoint,

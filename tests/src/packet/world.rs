@@ -17,9 +17,10 @@ use lb_common::{
     },
     hash::Seed,
     maglev::{Slot, TableRef, slot_index},
-    maps::{IPV6_INDEX, PROGRAMS, default},
+    maps::{IPV6_INDEX, MAIN_INDEX, PROGRAMS, default},
     net::{Address, IpVersion},
     notice::Notice,
+    repeats::Repeats,
     service::Service,
     tcp,
     verdict::Reason,
@@ -28,7 +29,7 @@ use lb_common::{
 use lb_userspace::dataplane::{
     array::{Array, Entry},
     kernel::{Rehearsals, bpf::remove},
-    maps::{self, Maps},
+    maps::{self, Maps, Measured},
 };
 
 use super::{
@@ -105,6 +106,43 @@ impl World {
     /// The same in an instance that has room for translations.
     pub fn translating() -> Self {
         Self::of(Tether::translating, &[1])
+    }
+
+    /// The same with what clients of [`SERVICE`] send again being counted.
+    ///
+    /// # Panics
+    /// If the kernel does not take the program that counts it.
+    pub fn measuring() -> Self {
+        let world = Self::of(Tether::measuring, &[1]);
+        let mut handed_on_to = world.tether.loaded.handed_on_to();
+        assert!(
+            handed_on_to.any(|(index, ..)| index == MAIN_INDEX),
+            "the kernel has not taken the program that counts"
+        );
+        drop(handed_on_to);
+        world.measure(SERVICE, true);
+        world
+    }
+
+    /// Has what clients of a service send again be counted, or not.
+    ///
+    /// # Panics
+    /// If there is no program for that.
+    pub fn measure(&self, service: u16, measures: bool) {
+        self.measured().measure(service, measures);
+    }
+
+    /// What the clients of a backend have sent again.
+    ///
+    /// # Panics
+    /// If there is no program that counts it.
+    pub fn repeats(&self, backend: u32) -> Repeats {
+        self.measured().counted(backend)
+    }
+
+    fn measured(&self) -> &Measured {
+        let measured = self.maps.measured.as_ref();
+        measured.expect("a world that measures")
     }
 
     /// The same with a flow table for as many flows as there are ports.
@@ -188,6 +226,9 @@ impl World {
         clear(&maps.links);
         clear(&maps.counters);
         clear(&maps.cpus);
+        if let Some(measured) = &maps.measured {
+            measured.clear();
+        }
         drop(self.notices());
     }
 
@@ -248,22 +289,26 @@ impl World {
         self.maps.services.set(u32::from(service), &entry);
     }
 
-    /// Has a client keep a backend at a service, as the daemon writes it.
+    /// Has a client keep a backend at a service, as the daemon writes it, whatever it kept before.
     ///
     /// # Panics
     /// If there is no room.
     pub fn keep(&self, client: Client, service: u16, backend: BackendRef) {
         let address = Address::from(on_wire(client.0));
         let key = v6::Key::new(address.words(), 0, service);
+        let value = Word::live(State::Pin, backend, 0, self.now(), 0).0;
         let affinities = &self.maps.affinities;
-        for index in key.homes(&FLOW_SEED, affinities.len()) {
-            let mut bucket = affinities.get(index);
-            let is_free = |entry: &&mut v6::Entry| entry.value == 0;
-            if let Some(entry) = bucket.entries.iter_mut().find(is_free) {
-                let value = Word::live(State::Pin, backend, 0, self.now(), 0).0;
-                *entry = v6::Entry { key, value };
-                affinities.set(index, &bucket);
-                return;
+        let homes = key.homes(&FLOW_SEED, affinities.len());
+        let is_own = |entry: &v6::Entry| entry.value != 0 && entry.key == key;
+        let is_free = |entry: &v6::Entry| entry.value == 0;
+        for suits in [&is_own as &dyn Fn(&v6::Entry) -> bool, &is_free] {
+            for index in homes {
+                let mut bucket = affinities.get(index);
+                if let Some(entry) = bucket.entries.iter_mut().find(|entry| suits(entry)) {
+                    *entry = v6::Entry { key, value };
+                    affinities.set(index, &bucket);
+                    return;
+                }
             }
         }
         panic!("no room for another client");

@@ -1,19 +1,21 @@
 //! A short run of each fuzzer, the promises broken on purpose, and every case that once broke one by itself.
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Result;
 use lab::fuzz::{
     api, config,
     packets::{Case, sabotage::Sabotage},
 };
+use lb_common::verdict::Reason;
 
 /// From a seed that is always the same: what chance finds is for `cargo xtask fuzz`.
 const FIRST: u64 = 1;
 
+/// Half of the cases are of services that need no translation, and half of those that do.
 #[test]
 fn no_promise_about_packets_is_broken() {
-    for seed in (FIRST..).take(60) {
+    for seed in (FIRST..).take(120) {
         let case = Case::of_seed(seed);
         if let Some((step, breach)) = case.play(None).breach {
             panic!(
@@ -24,26 +26,50 @@ fn no_promise_about_packets_is_broken() {
     }
 }
 
+/// Within so many packets as are judged in a second or two.
 #[test]
 fn each_promise_that_is_broken_is_found_out() {
     for (sabotage, promises) in Sabotage::ALL {
         let breach = (FIRST..)
-            .take(60)
-            .find_map(|seed| Case::of_seed(seed).play(Some(sabotage)).breach);
+            .take(200)
+            .find_map(|seed| Case::of_seed(seed).play(Some(*sabotage)).breach);
         let Some((_, breach)) = breach else {
-            panic!("{sabotage:?} is not found out");
+            panic!("{} is not found out", sabotage.name());
         };
         assert!(
             promises.contains(&breach.promise),
-            "{sabotage:?} is taken for {breach}"
+            "{} is taken for {breach}",
+            sabotage.name()
         );
+    }
+}
+
+/// The judge has nothing to say about what never comes.
+#[test]
+fn cases_meet_what_backends_and_routers_send() {
+    let mut met = BTreeMap::<Reason, u64>::new();
+    for seed in (FIRST..).take(120) {
+        for (reason, packets) in Case::of_seed(seed).play(None).reasons {
+            *met.entry(reason).or_default() += packets;
+        }
+    }
+    for (reason, least) in [
+        (Reason::Reply, 100),
+        (Reason::ErrorRelayed, 50),
+        (Reason::NoRouteBack, 5),
+        (Reason::ErrorUnrelayed, 5),
+        (Reason::UnknownFlow, 5),
+        (Reason::Collision, 1),
+    ] {
+        let packets = met.get(&reason).copied().unwrap_or_default();
+        assert!(packets >= least, "{packets} of {}: {met:?}", reason.name());
     }
 }
 
 /// Steps that have nothing to do with what is broken are left out, and what is left still breaks it.
 #[test]
 fn a_case_is_shrunk_to_what_is_needed() {
-    let (sabotage, _) = Sabotage::ALL[11];
+    let sabotage = Sabotage::Move;
     let case = (FIRST..)
         .map(Case::of_seed)
         .find(|case| case.play(Some(sabotage)).breach.is_some())

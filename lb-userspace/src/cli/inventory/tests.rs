@@ -4,9 +4,10 @@ use clap::Parser as _;
 
 use super::*;
 use crate::{
+    balance::outlier::Signal,
     cli::{Cli, Command},
     inventory::tests as shown,
-    status::GuardStatus,
+    status::{EjectedStatus, GuardStatus, RepeatsStatus},
 };
 
 fn flows_of(line: &str) -> Result<Flows, clap::Error> {
@@ -47,6 +48,39 @@ chat/b1  10.0.1.11:80  100     active  up      new      resolved   2       1    
 chat/b2  10.0.1.12:80  100     active  down    none     resolved   2       1     0        no answer
 ";
     assert_eq!(backends_table(&rows, 0, Colours(false)), expected);
+}
+
+#[test]
+fn what_clients_send_again_is_a_table_of_its_own() {
+    let mut status = shown::a_status();
+    let share = |samples, again, per_mille| ShareStatus {
+        samples,
+        again,
+        per_mille,
+    };
+    let [one, other] = &mut status.services[0].backends[..] else {
+        panic!("two backends");
+    };
+    one.balance.repeats = Some(RepeatsStatus::default());
+    other.balance.repeats = Some(RepeatsStatus {
+        syns: share(400, 4, 10),
+        data: share(6_000, 1_830, 305),
+    });
+    other.balance.ejected = Some(EjectedStatus {
+        signal: Signal::Data,
+        reason: "clients repeat themselves".into(),
+        times: 1,
+        left_s: 25,
+    });
+    let rows = crate::inventory::backends(&shown::maps_of(&status), &status, |_| true);
+    let expected = "
+BACKEND  SYNS AGAIN  OF   DATA AGAIN  OF    EJECTED
+chat/b1  0.0%        0    0.0%        0
+chat/b2  1.0%        400  30.5%       6000  ejected for another 25 s: clients repeat themselves
+";
+    assert_eq!(repeats_table(&rows, Colours(false)), expected);
+    assert!(backends_table(&rows, 0, Colours(false)).ends_with(expected));
+    assert_eq!(repeats_table(&rows[2..], Colours(false)), "");
 }
 
 fn row(client: &str, age_s: Option<u64>) -> FlowRow {

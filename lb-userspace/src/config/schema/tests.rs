@@ -15,7 +15,7 @@ const EXAMPLE: &str = include_str!("../../../../examples/tether.toml");
 
 /// Every table of a configuration: what the documentation calls it, where it is in the schema, and a file that has it with an unknown key
 /// `oops`.
-const TABLES: [(&str, &str, &str); 11] = [
+const TABLES: [(&str, &str, &str); 12] = [
     ("Top level", "", "oops = 1\n"),
     ("[dns]", "/properties/dns", "[dns]\noops = 1\n"),
     (
@@ -34,6 +34,11 @@ const TABLES: [(&str, &str, &str); 11] = [
         "[service.source_limit]",
         "/properties/service/items/properties/source_limit",
         "[[service]]\n[service.source_limit]\noops = 1\n",
+    ),
+    (
+        "[service.outlier]",
+        "/properties/service/items/properties/outlier",
+        "[[service]]\n[service.outlier]\noops = 1\n",
     ),
     (
         "[service.health]",
@@ -203,6 +208,7 @@ fn minimal(table: &str, line: &str) -> String {
     let before = match (table, key) {
         ("Top level", _) => TOP.to_owned(),
         ("[[service]]", _) => SERVICE.to_owned(),
+        ("[service.outlier]", _) => format!("{SERVICE}{table}\n"),
         ("[service.health]", "path" | "method" | "status") => {
             format!("{SERVICE}{table}\ntype = \"http\"\n")
         }

@@ -11,7 +11,7 @@ use super::{
     },
     service::valid_name,
 };
-use crate::balance::{Balance, Part, Policy, ZONE_ENOUGH, zone::Zone};
+use crate::balance::{Balance, Part, Policy, ZONE_ENOUGH, outlier::Outlier, zone::Zone};
 
 /// What the top level says that matters here.
 #[derive(Clone, Copy, Debug)]
@@ -93,6 +93,7 @@ pub(super) struct Written {
     zone_enough: Option<Spanned<u32>>,
     slow_start: Option<Spanned<Duration>>,
     balance: Balance,
+    outlier: Option<Outlier>,
 }
 
 /// Reads a service's keys.
@@ -121,7 +122,62 @@ pub(super) fn read(
         backup_below: reader.integer("backup_below", 1..=1 << 18, findings),
         zone_enough: reader.integer("zone_enough", 1..=100, findings),
         slow_start,
+        outlier: outlier(reader, site, findings),
     }
+}
+
+/// The shortest window: with a step of half a second.
+const SHORTEST_WINDOW: Duration = Duration::from_secs(3);
+/// The longest window, and the longest first ejection.
+const LONGEST_WINDOW: Duration = Duration::from_hours(1);
+
+/// Reads the table `outlier`, if it is there.
+fn outlier(
+    parent: &mut Reader<'_>,
+    site: &Site<'_>,
+    findings: &mut Findings<'_>,
+) -> Option<Outlier> {
+    let object = format!("outlier of {}", parent.object);
+    let mut reader = parent.table("outlier", object, findings)?;
+    let ratio = reader.integer("ratio", 2..=100, findings);
+    let floor = reader.integer("floor", 1..=100, findings);
+    let least = reader.integer("least", 10..=1_000_000, findings);
+    let at_most = reader.integer("at_most", 0..=100, findings);
+    let eject_for = reader.duration(
+        "eject_for",
+        Duration::from_secs(1)..=LONGEST_WINDOW,
+        findings,
+    );
+    let window = reader.duration("window", SHORTEST_WINDOW..=LONGEST_WINDOW, findings);
+    if let Some(at_most) = &at_most
+        && *at_most.get_ref() != 0
+    {
+        let why = "goes by what this load balancer's clients send again";
+        alone(at_most, "at_most", why, site, &reader.object, findings);
+    }
+    if let (Some(eject_for), Some(0)) = (
+        &eject_for,
+        at_most.as_ref().map(|at_most| *at_most.get_ref()),
+    ) {
+        findings.warning(
+            &eject_for.span(),
+            &reader.object,
+            "eject_for has no effect, for at_most is 0: no backend is ejected",
+            "remove it, or raise at_most",
+        );
+    }
+    reader.finish(findings);
+    let default = Outlier::DEFAULT;
+    // Load balancers of a fleet see different clients, and are to have the same tables.
+    let ejected = if site.is_fleet { 0 } else { default.at_most };
+    Some(Outlier {
+        ratio: ratio.map_or(default.ratio, Spanned::into_inner),
+        floor: floor.map_or(default.floor, Spanned::into_inner),
+        least: least.map_or(default.least, Spanned::into_inner),
+        at_most: at_most.map_or(ejected, Spanned::into_inner),
+        eject_for: eject_for.map_or(default.eject_for, Spanned::into_inner),
+        window: window.map_or(default.window, Spanned::into_inner),
+    })
 }
 
 impl Written {
@@ -159,6 +215,7 @@ impl Written {
             backup_below: self
                 .backup_below
                 .map_or(min_healthy.max(1), Spanned::into_inner),
+            outlier: self.outlier,
         }
     }
 }

@@ -187,3 +187,88 @@ fn balance_is_by_weights_or_by_connections_too_but_not_in_fleets() {
         ]
     );
 }
+
+/// [`SMALL`] with a table of what makes an outlier, and these lines in it.
+fn with_outlier(lines: &str) -> String {
+    const BACKEND: &str = "[[service.backend]]";
+    SMALL.replace(BACKEND, &format!("[service.outlier]\n{lines}{BACKEND}"))
+}
+
+#[test]
+fn outliers_are_looked_for_where_that_is_asked_for() {
+    use crate::balance::outlier::Outlier;
+    let of = |text: &str| {
+        let config = parse(Path::new("t.toml"), text).unwrap().config;
+        assert_eq!(
+            config.measures(),
+            config.services[0].policy.outlier.is_some()
+        );
+        config.services[0].policy.outlier
+    };
+    assert_eq!(of(SMALL), None);
+    assert_eq!(of(&with_outlier("")), Some(Outlier::DEFAULT));
+    let all =
+        "ratio = 4\nfloor = 2\nleast = 50\nat_most = 25\neject_for = \"1m\"\nwindow = \"10s\"\n";
+    let expected = Outlier {
+        ratio: 4,
+        floor: 2,
+        least: 50,
+        at_most: 25,
+        eject_for: Duration::from_secs(60),
+        window: Duration::from_secs(10),
+    };
+    assert_eq!(of(&with_outlier(all)), Some(expected));
+    assert_eq!(warnings(&with_outlier(all)), [""; 0]);
+    // Written in a line it is the same.
+    let inline = SMALL.replace("mode", "outlier = { at_most = 0 }\nmode");
+    let counted = Outlier {
+        at_most: 0,
+        ..Outlier::DEFAULT
+    };
+    assert_eq!(of(&inline), Some(counted));
+    // The load balancers of a fleet count, each for itself, and choose alike.
+    let in_fleet = format!("fleet_seed = \"0123456789abcdef\"\n{}", with_outlier(""));
+    assert_eq!(of(&in_fleet), Some(counted));
+}
+
+#[test]
+fn what_is_odd_about_outliers_is_told() {
+    for (line, wrong) in [
+        (
+            "ratio = 1",
+            "8:9: outlier of service \"chat\": ratio is 1; give a number from 2 to 100",
+        ),
+        (
+            "window = \"2s\"",
+            "8:10: outlier of service \"chat\": window is 2s; give a duration from 3s to 1h",
+        ),
+        (
+            "at_mots = 5",
+            "8:1: outlier of service \"chat\": unknown key \"at_mots\"; did you mean at_most?",
+        ),
+    ] {
+        let text = with_outlier(&format!("{line}\n"));
+        assert_eq!(errors(&text), [format!("t.toml:{wrong}")]);
+    }
+    assert_eq!(
+        error_of("mode", "outlier = true\nmode"),
+        "t.toml:6:11: service \"chat\": outlier is true or false, not a table; write it like outlier = { … }"
+    );
+    assert_eq!(
+        warnings(&with_outlier("at_most = 0\neject_for = \"1m\"\n")),
+        [
+            "t.toml:9:13: outlier of service \"chat\": eject_for has no effect, for at_most is 0: no backend is ejected; remove it, or raise at_most"
+        ]
+    );
+    let in_fleet = |lines| {
+        let text = with_outlier(lines);
+        format!("fleet_seed = \"0123456789abcdef\"\n{text}")
+    };
+    assert_eq!(warnings(&in_fleet("at_most = 0\n")), [""; 0]);
+    assert_eq!(
+        errors(&in_fleet("at_most = 5\n")),
+        [
+            "t.toml:9:11: outlier of service \"chat\": at_most goes by what this load balancer's clients send again, so the load balancers of a fleet (fleet_seed) would choose differently for the same flow; remove at_most; or remove fleet_seed, if this load balancer is alone"
+        ]
+    );
+}

@@ -8,7 +8,7 @@ fn each_mistake_has_its_place_object_and_remedy() {
         (
             "mode = \"ipip\"",
             "mode = \"ipip\"\ncolour = 1",
-            r#"t.toml:7:1: service "chat": unknown key "colour"; remove it; known here are name, vip, port, mode, snat, table_size, min_healthy, drain_deadline, close_over, reset_over, on_down, affinity, affinity_timeout, affinity_group, slow_start, balance, backup_below, zone_enough, health, backend, dns"#,
+            r#"t.toml:7:1: service "chat": unknown key "colour"; remove it; known here are name, vip, port, mode, snat, table_size, min_healthy, drain_deadline, close_over, reset_over, on_down, affinity, affinity_timeout, affinity_group, slow_start, balance, backup_below, zone_enough, outlier, allow, allow_file, deny, deny_file, source_limit, health, backend, dns"#,
         ),
         (
             "port = 80",

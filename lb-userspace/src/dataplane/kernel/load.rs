@@ -31,7 +31,7 @@ use crate::{
     chain::chain,
     dataplane::{
         array::Array,
-        maps::{Capacity, Maps},
+        maps::{Capacity, Maps, Measured},
     },
     failpoint, objects,
 };
@@ -48,6 +48,8 @@ pub struct Prepared {
     instance: Instance,
     /// Why the kernel has not taken the programs for backends on this host, if it has not.
     no_local: Option<String>,
+    /// Whether the program that counts what clients send again comes first. Not if the kernel has not taken it.
+    measures: bool,
 }
 
 /// Lets aya put [`Constants`] into the object.
@@ -78,24 +80,35 @@ impl Loaded {
         self.0.instance
     }
 
-    /// The program.
+    /// The program that steers.
     ///
     /// # Panics
     /// Never: loading has found it.
     pub fn program(&self) -> &Xdp {
-        self.0
-            .ebpf
-            .program(names::PROGRAM)
-            .and_then(|program| program.try_into().ok())
-            .expect("the program was loaded under this name")
+        program_of(&self.0.ebpf, names::PROGRAM)
     }
 
-    /// The program's file descriptor.
+    /// The program that packets come to first: that, or the one which counts what clients send again and hands them on to it.
+    ///
+    /// # Panics
+    /// Never: loading has found it.
+    pub fn entry(&self) -> &Xdp {
+        program_of(
+            &self.0.ebpf,
+            if self.0.measures {
+                names::MEASURE_PROGRAM
+            } else {
+                names::PROGRAM
+            },
+        )
+    }
+
+    /// The file descriptor of [`Loaded::entry`].
     ///
     /// # Panics
     /// Never: the program is loaded.
     pub fn program_fd(&self) -> BorrowedFd<'_> {
-        self.program().fd().expect("the program is loaded").as_fd()
+        self.entry().fd().expect("the program is loaded").as_fd()
     }
 
     /// The program that translates what backends on this host send back, on egress.
@@ -128,14 +141,20 @@ impl Loaded {
     }
 
     /// The programs that packets are handed on to, with their indices in [`names::PROGRAMS`]: those that translate only if the maps have room
-    /// for that, those that guard only if services are to be guarded, and those for backends on this host only if the kernel has taken all of them.
+    /// for that, those that guard only if services are to be guarded, those for backends on this host only if the kernel has taken all of them, and the
+    /// one that steers only if another comes before it.
     ///
     /// # Panics
     /// Never: loading has found them.
     pub fn handed_on_to(&self) -> impl Iterator<Item = (u32, &'static str, &Xdp)> {
         let has_local = self.0.no_local.is_none();
+        let main = self
+            .0
+            .measures
+            .then_some((names::MAIN_INDEX, names::PROGRAM));
         handed_on_to(&self.0.maps.capacity)
             .filter(move |(index, _)| has_local || !is_local(*index))
+            .chain(main)
             .map(|(index, name)| (index, name, program_of(&self.0.ebpf, name)))
     }
 
@@ -233,14 +252,18 @@ impl Loaded {
             .expect("the program was loaded with this map")
     }
 
-    /// The instance's maps by name, kept open, but for [`names::INSTANCE`]. To be asked for before [`Loaded::take_notices`].
+    /// The instance's maps by name, kept open, but for [`names::INSTANCE`], and those of what is measured. To be asked for before [`Loaded::take_notices`].
     ///
     /// # Errors
     /// When there are no file descriptors left.
     pub(super) fn keep_maps(&self) -> Result<Opened, Error> {
         let keep = refused_call("keeping a map open");
+        let measured = names::OF_MEASURING
+            .into_iter()
+            .filter(|_| self.0.maps.measured.is_some());
         let maps: io::Result<Opened> = names::ALL
             .into_iter()
+            .chain(measured)
             .filter_map(|name| Some((name, self.map_fd(name)?)))
             .map(|(name, map)| Ok((name, map.try_clone_to_owned()?)))
             .collect();
@@ -274,9 +297,23 @@ impl Prepared {
             .into_iter()
             .chain(handed_on_to.iter().map(|(_, name)| *name))
             .chain([names::LOCAL_REPLY_PROGRAM])
+            .chain(self.measures.then_some(names::MEASURE_PROGRAM))
             .collect();
         for (name, loaded) in load_programs(&mut self.ebpf, &names) {
             let Err(error) = loaded else { continue };
+            if name == names::MEASURE_PROGRAM {
+                // All else goes on, and no backend is held to be an outlier.
+                tracing::warn!(
+                    "what clients send again cannot be counted: {}",
+                    chain(&error)
+                );
+                self.measures = false;
+                // Who has the maps already sees that nothing is ever counted.
+                if let Some(maps) = Arc::get_mut(&mut self.maps) {
+                    maps.measured = None;
+                }
+                continue;
+            }
             let is_local = name == names::LOCAL_REPLY_PROGRAM
                 || handed_on_to
                     .iter()
@@ -361,19 +398,30 @@ impl Prepared {
         let mut loader = EbpfLoader::new();
         loader.override_global(names::CONSTANTS, &constants, true);
         let ebpf = loader.load(objects::TETHER).map_err(refused("the maps"))?;
+        let own = if capacity.measures && !opened.contains_key(names::REPEATS) {
+            shapes::create_measure(&capacity)?
+        } else {
+            Opened::new()
+        };
         let of_programs = opened
             .iter()
+            .chain(&own)
             .filter(|(name, _)| !names::OF_DAEMON.contains(name));
         for (name, map) in of_programs {
             stand_in(&ebpf, name, map.as_fd())?;
         }
-        let maps = Maps::of_kernel(capacity, |name| opened[name].as_fd())
-            .map_err(|errno| refused_call("mapping the maps' memory")(errno.into()))?;
+        let mapped = |errno: nix::Error| refused_call("mapping the maps' memory")(errno.into());
+        let mut maps = Maps::of_kernel(capacity, |name| opened[name].as_fd()).map_err(mapped)?;
+        if capacity.measures {
+            let map = |name: &'static str| own.get(name).unwrap_or_else(|| &opened[name]).as_fd();
+            maps.measured = Some(Measured::of_kernel(&capacity, map).map_err(mapped)?);
+        }
         Ok(Self {
             ebpf,
             maps: Arc::new(maps),
             instance,
             no_local: None,
+            measures: capacity.measures,
         })
     }
 }
@@ -405,7 +453,7 @@ fn program_of<'a>(ebpf: &'a Ebpf, name: &str) -> &'a Xdp {
 /// The programs that packets are handed on to if the maps are of this capacity, by index.
 fn handed_on_to(capacity: &Capacity) -> impl Iterator<Item = (u32, &'static str)> + use<> {
     let (translates, guards) = (capacity.translates(), capacity.guards);
-    (0..)
+    (0..names::MAIN_INDEX)
         .zip(names::HANDED_ON_TO)
         .filter(move |(index, _)| match *index {
             names::GUARD_INDEX.. => guards,

@@ -14,7 +14,7 @@
 //! * [`pins`][]: the pin directory
 //! * [`load`][]: maps and program, private or pinned; `shapes`: what each map has to be
 //! * [`resize`][]: other sizes for the flow tables; `migrate`: maps of another version; `transfer`: what both do with flows; `mirror`: what is to be
-//!   copied; `copier`: the program that inserts it
+//!   copied; `copier`: the program that inserts it; `rescue`: what the old program has recorded too late for that
 //! * [`rehearsal`][]: the program run with a built packet, on copies of what it writes
 //! * [`tap`][]: a program that watches in the place of the one that runs otherwise, and back
 //! * [`seed`][]: the fleet's seed that is kept with the maps
@@ -45,6 +45,7 @@ mod migrate;
 mod mirror;
 pub mod pins;
 pub mod rehearsal;
+mod rescue;
 pub mod resize;
 pub mod runs;
 pub mod seed;

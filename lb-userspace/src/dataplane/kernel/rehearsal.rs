@@ -188,8 +188,9 @@ fn is_guarded(maps: &Maps) -> bool {
     services.any(|service| service.traits & Service::GUARDED != 0)
 }
 
-/// The same capacity with next to no room for flows of the other version of IP.
+/// The same capacity with next to no room for flows of the other version of IP, for a program that counts nothing of what clients send again.
 fn only(version: IpVersion, capacity: Capacity) -> Capacity {
+    let capacity = capacity.measuring(false);
     match version {
         IpVersion::V4 => Capacity {
             flow6_buckets: 2,

@@ -17,8 +17,9 @@ use super::{
     load::{Loaded, Prepared},
     local, migrate,
     pins::Pins,
+    rescue,
     shapes::{self, Opened, create_tables},
-    transfer::{Origin, Transfer, rescue},
+    transfer::{Origin, Transfer},
 };
 use crate::dataplane::maps::{Capacity, Maps};
 
@@ -40,7 +41,7 @@ pub(super) fn open(
         return migrate::open(pins, wanted, grace, observe);
     }
     let (held, capacity, instance) = shapes::open_pinned(&pins.maps())?;
-    let capacity = capacity.guarding(wanted.guards);
+    let capacity = capacity.guarding(wanted.guards).measuring(wanted.measures);
     let mut refused = None;
     let resized = resized(&capacity, wanted);
     if resized != capacity {
@@ -58,8 +59,9 @@ pub(super) fn open(
         }
     }
     let loaded = match complete {
-        Some(loaded) => loaded,
-        None => {
+        // What has been completed measures nothing.
+        Some(loaded) if !wanted.measures => loaded,
+        _ => {
             let (held, ..) = shapes::open_pinned(&pins.maps())?;
             Prepared::with_maps(capacity, instance, &held)?.load()?
         }
@@ -112,7 +114,7 @@ fn finish(pins: &Pins, grace: &GracePeriod, guards: bool) -> Result<Option<Loade
     attach::switch_all(pins, loaded.program_fd(), &mut || ())?;
     grace.wait();
     let mut copier = Copier::new(loaded)?;
-    rescue(&*old, &instance, &mut copier)?;
+    rescue::rescue(&*old, &instance, &mut copier)?;
     old.conclude(&copier.loaded().maps())?;
     pins.exchange_maps()?;
     pins.discard_staged()?;
@@ -129,7 +131,7 @@ struct Own {
 
 impl Own {
     fn new(held: Opened, capacity: Capacity, instance: names::Instance) -> Result<Self, Error> {
-        let maps = Prepared::with_maps(capacity, instance, &held)?.maps();
+        let maps = Prepared::with_maps(capacity.measuring(false), instance, &held)?.maps();
         Ok(Self { held, maps })
     }
 }

@@ -20,6 +20,7 @@ use lb_common::{
     maglev::Slot,
     maps::{self as names, Hold, Instance},
     nat,
+    repeats::{PLACES, Repeats, Sample},
     service::Service,
     vip::VipBucket,
     watch,
@@ -90,6 +91,22 @@ pub(super) fn create_watch(cpus: u32) -> Result<Opened, Error> {
             name: names::TOLD,
             kind: Kind::Ring(names::TOLD_BYTES),
         },
+    ]
+    .into_iter()
+    .map(|shape| Ok((shape.name, shape.create()?)))
+    .collect()
+}
+
+/// Creates the maps that a program which measures has beside the instance's.
+pub(super) fn create_measure(capacity: &Capacity) -> Result<Opened, Error> {
+    let entries = |name, bytes: usize, entries: u32| Shape {
+        name,
+        kind: Kind::Whole(bytes as u64 * u64::from(entries)),
+    };
+    [
+        entries(names::REPEATS, size_of::<Repeats>(), capacity.backends),
+        entries(names::SAMPLES, size_of::<Sample>(), 2 * PLACES),
+        entries(names::MEASURED, size_of::<u64>(), capacity.services),
     ]
     .into_iter()
     .map(|shape| Ok((shape.name, shape.create()?)))
@@ -249,6 +266,7 @@ fn pinned_capacity(directory: &Path) -> Result<Capacity, Error> {
         source_buckets: entries::<SourceBucket>(directory, names::SOURCES)?,
         // Whoever loads programs for them says so.
         guards: false,
+        measures: false,
     };
     let possible = possible_cpus()?;
     if capacity.cpus < possible {

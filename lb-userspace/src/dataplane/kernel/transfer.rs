@@ -16,18 +16,20 @@
 //!
 //! The process may be killed anywhere. A hold ends by itself. Which of two sets of maps is the instance's is told by the program that the links
 //! run: as long as none runs the new one, the next start removes the new set and begins anew; once one does, the next start completes
-//! what is left. And should a hold have ended before the switch was complete, because this process was stopped for so long, what the old
-//! program has recorded since is copied too ([`rescue`]).
+//! what is left. And should a hold have ended before the switch was complete, because this process was stopped for so long, or killed, what the old
+//! program has recorded since is copied too ([`super::rescue`]).
+//!
+//! Until then one link may run the new program and another the old one. Flows that were there before go on, whichever way their packets come: both
+//! know them. So do those that begin, if all their packets come one way. If their two sides' packets come by two such links, as may be in modes `nat` and `dnat`,
+//! they cannot begin: the host resets what is not known on the other, and the client sends its SYN again until all links run one program.
 
 use std::{os::fd::AsFd as _, sync::Arc, time::Duration};
 
 use lb_common::{
-    clock::Tick,
     flow::{
         bucket::{LOAD, WAYS},
         copy::Kind,
         v4, v6,
-        word::Word,
     },
     hash::Seed,
     maps::Instance,
@@ -42,6 +44,7 @@ use super::{
     local,
     mirror::{Mirror, remove},
     pins::Pins,
+    rescue,
     shapes::Opened,
 };
 use crate::{
@@ -153,7 +156,7 @@ impl Transfer<'_> {
         (self.observe)(Step::Switched);
         let done_ns = maps::now_ns();
         if done_ns >= held_until_ns {
-            rescue(self.origin, &self.instance, &mut copier)?;
+            rescue::rescue(self.origin, &self.instance, &mut copier)?;
         }
         self.origin.conclude(&copier.loaded().maps())?;
         self.pins.exchange_maps()?;
@@ -308,56 +311,5 @@ fn insert<K: TableKey>(
             limit: Limits::flows_key(K::VERSION),
             homeless,
         }),
-    }
-}
-
-/// Copies entries that the old program has recorded after the hold of its tables had ended, and that the new tables lack; nobody writes the old
-/// ones any more.
-///
-/// What else it has written since is of no weight: no flow depends on it.
-pub(super) fn rescue(
-    old: &dyn Origin,
-    instance: &Instance,
-    copier: &mut Copier,
-) -> Result<(), Error> {
-    old.refresh()?;
-    rescue_from::<v4::Key>(old, instance, copier)?;
-    rescue_from::<v6::Key>(old, instance, copier)
-}
-
-fn rescue_from<K: TableKey>(
-    old: &dyn Origin,
-    instance: &Instance,
-    copier: &mut Copier,
-) -> Result<(), Error> {
-    let until_ns = old.held_until();
-    let (since, now) = (Tick::from_ns(until_ns), maps::now());
-    let mut mirror = Mirror::<K>::new(
-        old.maps().clone(),
-        instance.flow_seed,
-        old.is_of_this_version(),
-    );
-    mirror.refresh();
-    let ticks = now.0.wrapping_sub(since.0);
-    let late = mirror
-        .entries(now)
-        .filter(|traveller| age(traveller.word, now) <= ticks);
-    let copied = copier.insert(late, Kind::Rescue)?;
-    if copied.done > 0 || copied.homeless > 0 {
-        tracing::warn!(
-            copied.done,
-            copied.homeless,
-            version = K::VERSION as u32,
-            "flows that began while the flow tables were being switched were copied afterwards"
-        );
-    }
-    Ok(())
-}
-
-fn age(word: Word, now: Tick) -> u32 {
-    if word.is_nascent() {
-        word.nascent_age(now)
-    } else {
-        word.age(now)
     }
 }

@@ -3,6 +3,7 @@
 use lb_common::clock::Tick;
 
 use super::*;
+use crate::balance::outlier::{Ejection, Signal};
 
 fn full(id: u32, health: Health) -> BackendFacts<'static> {
     backend(id, |b| {
@@ -313,4 +314,84 @@ fn a_backend_that_starts_gets_less_than_its_share() {
         ..wanted
     });
     assert_eq!(per_mille(&one(facts)), [500, 500]);
+}
+
+fn ejected(id: u32, health: Health) -> BackendFacts<'static> {
+    backend(id, |b| {
+        b.health = health;
+        b.standing.ejected = Some(Ejection {
+            signal: Signal::Data,
+            share: 300,
+            peers: 10,
+            times: 1,
+            until: NOW.later(Duration::from_secs(30)),
+        });
+    })
+}
+
+#[test]
+fn an_ejected_backend_keeps_its_flows_and_takes_no_new_ones() {
+    use Serving::{ExistingOnly, New};
+    let facts = vec![up(1), ejected(2, Health::Up), up(3)];
+    let (serving, members) = outcome(facts);
+    assert_eq!(
+        (serving, members),
+        (vec![New, ExistingOnly, New], vec![1, 3])
+    );
+    // Being ejected changes nothing of what is worse.
+    let (serving, _) = outcome(vec![
+        up(1),
+        ejected(2, Health::Refusing),
+        ejected(3, Health::Down),
+    ]);
+    assert_eq!(serving, [New, ExistingOnly, Serving::None]);
+}
+
+#[test]
+fn whoever_is_ejected_is_better_than_nobody() {
+    use Serving::{ExistingOnly, New};
+    // The only other one falls, is full, or is drained.
+    for other in [
+        fallen(1, 0),
+        full(1, Health::Up),
+        admin(1, Admin::Draining, Health::Up),
+    ] {
+        let given = one(service(vec![other, ejected(2, Health::Up)]));
+        assert_eq!(given.backends[1].serving, New);
+        assert!(!given.fail_open && !given.spread.full);
+        assert_eq!(members(&given), [2]);
+    }
+    let (serving, members) = outcome(vec![ejected(1, Health::Up), ejected(2, Health::Up)]);
+    assert_eq!((serving, members), (vec![New, New], vec![1, 2]));
+    // It is usable, and does its part where that many are needed.
+    for (min_healthy, expected) in [(0, ExistingOnly), (2, ExistingOnly), (3, New)] {
+        let mut facts = service(vec![up(1), up(2), ejected(3, Health::Up)]);
+        facts.wanted = facts.wanted.map(|wanted| WantedService {
+            min_healthy,
+            ..wanted
+        });
+        let given = one(facts);
+        assert_eq!(given.backends[2].serving, expected, "{min_healthy}");
+        assert!(!given.fail_open);
+    }
+}
+
+#[test]
+fn in_fail_open_whoever_is_ejected_takes_new_flows_too() {
+    let given = one(service(vec![
+        fallen(1, 0),
+        ejected(2, Health::Refusing),
+        backend(3, |b| b.health = Health::Refusing),
+    ]));
+    assert!(given.fail_open);
+    assert_eq!(members(&given), [1, 2, 3]);
+}
+
+#[test]
+fn backups_stand_in_for_ejected_primaries() {
+    let mut facts = with_backups(2, 0, 2, 1);
+    facts.backends[0].standing.ejected = ejected(1, Health::Up).standing.ejected;
+    let given = one(facts);
+    assert_eq!(members(&given), [2, 7, 8]);
+    assert!(given.spread.backups);
 }

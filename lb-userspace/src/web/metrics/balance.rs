@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use lb_common::repeats::Repeats;
 use prometheus_client::encoding::DescriptorEncoder;
 
 use super::{
@@ -42,7 +43,59 @@ pub(super) fn services(
     )?;
     services
         .iter()
-        .try_for_each(|(labels, service, _)| moves.add(labels, service.balance.moves))
+        .try_for_each(|(labels, service, _)| moves.add(labels, service.balance.moves))?;
+    let mut ejections = Family::counter(
+        encoder,
+        "service_ejections",
+        "How often a backend of a service was ejected for what its clients send again, since the daemon started",
+    )?;
+    services
+        .iter()
+        .try_for_each(|(labels, service, _)| ejections.add(labels, service.balance.ejections))
+}
+
+/// What clients send again, of backends whose services want to know, each by its place among the backends.
+pub(super) fn repeats(
+    backends: &[(Labels, &BackendStatus)],
+    counted: &[(usize, Repeats)],
+    encoder: &mut DescriptorEncoder<'_>,
+) -> fmt::Result {
+    let mut counter = |name, help, of: fn(&Repeats) -> u64| {
+        let mut family = Family::counter(encoder, name, help)?;
+        counted
+            .iter()
+            .try_for_each(|(at, repeats)| family.add(&backends[*at].0, of(repeats)))
+    };
+    counter(
+        "backend_handshakes",
+        "Handshakes with a backend that clients have finished, if its service has outlier",
+        |repeats| repeats.handshakes,
+    )?;
+    counter(
+        "backend_syns_again",
+        "Connections to a backend whose SYN was sent again, if its service has outlier",
+        |repeats| repeats.syns,
+    )?;
+    counter(
+        "backend_data_segments",
+        "Segments with data of a sample of a backend's flows, if its service has outlier",
+        |repeats| repeats.data,
+    )?;
+    counter(
+        "backend_data_segments_again",
+        "Those of backend_data_segments that had been sent before",
+        |repeats| repeats.data_again,
+    )?;
+    let mut ejected = Family::gauge(
+        encoder,
+        "backend_ejected",
+        "Whether a backend takes no new flows, while others can, for what its clients send again; if its service has outlier",
+    )?;
+    for (at, _) in counted {
+        let (labels, backend) = &backends[*at];
+        ejected.add(labels, backend.balance.ejected.is_some())?;
+    }
+    Ok(())
 }
 
 pub(super) fn backends(

@@ -38,7 +38,7 @@ pub(super) struct Metrics {
 impl Metrics {
     /// In the OpenMetrics text format.
     pub(super) fn text(self) -> Result<String, fmt::Error> {
-        // A backend has fifteen lines of some 140 bytes: growing to that by doubling would copy it all some more times.
+        // A backend has fifteen lines of some 140 bytes, and five more with what its clients send again: growing to that by doubling would copy it all some more times.
         let backends: usize = self
             .status
             .services

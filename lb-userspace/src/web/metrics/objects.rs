@@ -147,11 +147,16 @@ pub(super) fn backends(
     let services = metrics.status.services.iter();
     let mut backends: Vec<(Labels, &BackendStatus)> = Vec::new();
     let mut counters = Vec::new();
+    let mut repeats = Vec::new();
     for service in services {
         let endpoint = SocketAddr::new(service.vip, service.port).to_string();
         for backend in &service.backends {
             if let Some(id) = ids.backend(service, backend) {
                 counters.push((backends.len(), metrics.maps.counter(layout.backend(id))));
+                if let (Some(measured), Some(_)) = (&metrics.maps.measured, backend.balance.repeats)
+                {
+                    repeats.push((backends.len(), measured.counted(id)));
+                }
             }
             backends.push((labels(&service.name, &endpoint, backend), backend));
         }
@@ -223,7 +228,8 @@ pub(super) fn backends(
     }
     drains(&backends, encoder)?;
     ports(&backends, encoder)?;
-    balance::backends(&backends, encoder)
+    balance::backends(&backends, encoder)?;
+    balance::repeats(&backends, &repeats, encoder)
 }
 
 fn ports(

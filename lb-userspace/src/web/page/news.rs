@@ -242,7 +242,7 @@ struct Backend {
     active: u64,
     idle: u64,
     packets: u64,
-    /// Of the last check, while it lasts.
+    /// Of the last check, while it lasts; else why it is ejected.
     error: Option<String>,
 }
 
@@ -265,7 +265,11 @@ pub(super) fn backends(web: &Web, open: &[String]) -> Opened {
         error: row
             .backend
             .last_error
-            .filter(|_| row.backend.last_error_ended.is_none()),
+            .filter(|_| row.backend.last_error_ended.is_none())
+            .or_else(|| {
+                let ejected = row.backend.balance.ejected?;
+                Some(format!("ejected: {}", ejected.reason))
+            }),
         name: row.backend.name,
     };
     Opened {

@@ -14,7 +14,9 @@ use aya::{
 };
 use lb_common::{
     hash::Seed,
-    maps::{ABI_VERSION, COPY_PROGRAM, Instance, LOCAL_REPLY_PROGRAM, PROGRAM, default},
+    maps::{
+        ABI_VERSION, COPY_PROGRAM, Instance, LOCAL_REPLY_PROGRAM, MEASURE_PROGRAM, PROGRAM, default,
+    },
 };
 use lb_userspace::{
     dataplane::{
@@ -83,6 +85,7 @@ fn cost_of_watching() -> Result<Vec<Cost>> {
 /// The programs that packets come to, first or later.
 fn steering(loaded: &Loaded) -> Result<BTreeMap<String, ProgramInfo>> {
     let mut programs = BTreeMap::from([(PROGRAM.to_owned(), loaded.program().info()?)]);
+    programs.insert(MEASURE_PROGRAM.to_owned(), loaded.entry().info()?);
     for (_, name, program) in loaded.handed_on_to() {
         programs.insert(name.to_owned(), program.info()?);
     }
@@ -100,7 +103,10 @@ fn capacity() -> Result<Capacity> {
         default::TABLE_SLOTS,
         possible_cpus()?,
     );
-    Ok(capacity.translating(default::NAT_PAIRS).guarding(true))
+    Ok(capacity
+        .translating(default::NAT_PAIRS)
+        .guarding(true)
+        .measuring(true))
 }
 
 /// Seeds are constants too, and the same in every run, so that so are the figures.

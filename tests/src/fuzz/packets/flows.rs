@@ -7,7 +7,10 @@ use std::{
 
 use lb_common::tcp::{ACK, FIN, RST, SYN};
 
-use super::reader::Tcp;
+use super::{
+    reader::Tcp,
+    scene::{self, End, Service},
+};
 
 /// A flow: a client's address and port, and the service's id.
 pub type FlowId = (IpAddr, u16, u16);
@@ -18,10 +21,43 @@ const NEAR: u32 = 1 << 20;
 const FAR: u32 = 1 << 23;
 /// How far beyond its SYN a client's first acknowledgement may be.
 const PROMOTION_WINDOW: u32 = 1 << 17;
+/// Most data that a backend may take with a SYN (RFC 7413).
+const MOST_DATA_OF_SYN: u32 = 0xffff;
+
+/// How much of a flow is seen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kind {
+    /// Whether its service translates. Then what a backend has answered decides whose a segment of a contested name is, and a proven flow may end the
+    /// one that had its name before: too much to follow from outside, so nothing is asked of these but that they stay with what was theirs.
+    pub is_translated: bool,
+    /// Whether what its backend sends is seen too: then it is proven by that, and by nothing else.
+    pub sees_both: bool,
+}
+
+impl Kind {
+    /// Of a service's flow to a backend.
+    #[must_use]
+    pub fn of(service: &Service, backend: u32) -> Self {
+        Self {
+            is_translated: service.way.translates(),
+            sees_both: scene::way_to(backend).sees_both(),
+        }
+    }
+}
 
 /// What is remembered of one flow.
 #[derive(Clone, Debug, Default)]
 pub struct Flow {
+    /// Whether its service translates, see [`Kind::is_translated`].
+    is_translated: bool,
+    /// What a backend takes for its client, for each translation that it has left with: the backend and that.
+    held: BTreeSet<(u32, End)>,
+    /// Whether it may have a translation that it has not left with: its SYN was recorded, and refused for something else.
+    is_hidden: bool,
+    /// Where it has left for last, and as whom.
+    left: Option<(u32, End)>,
+    /// The SYN that waits for its backend's answer, or for the client's acknowledgement of that.
+    nascent: Option<Nascent>,
     /// The backend that it is pinned to, once its client has answered.
     pinned: Option<Pinned>,
     /// SYNs that got an entry, beside a pinned flow or not: sequence number and backend.
@@ -30,6 +66,16 @@ pub struct Flow {
     seen: BTreeSet<u32>,
     /// Whether a SYN has come beside a live entry: from then on there may be two flows of one name.
     contested: bool,
+}
+
+/// A SYN whose handshake is seen from both sides.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Nascent {
+    seq: u32,
+    backend: u32,
+    source: End,
+    /// The sequence number of the backend's SYN.
+    answered: Option<u32>,
 }
 
 /// A flow that has proven itself.
@@ -61,6 +107,7 @@ impl Flow {
     pub fn due(&self, tcp: &Tcp) -> Due {
         match self.pinned {
             Some(pinned) if !self.contested => Due::To(pinned.backend),
+            Some(_) if self.is_translated => Due::Anywhere,
             Some(pinned) if self.is_clearly_of(&pinned, tcp) => Due::To(pinned.backend),
             Some(_) => Due::ToOneOf(self.seen.clone()),
             None => Due::Anywhere,
@@ -91,11 +138,50 @@ impl Flow {
     /// Whether it is pinned and nothing has ended it: whoever says that there is no such flow has forgotten it.
     #[must_use]
     pub fn is_alive(&self) -> bool {
-        self.pinned.is_some_and(|pinned| !pinned.ended)
+        let is_told_apart = !(self.is_translated && self.contested);
+        is_told_apart && self.pinned.is_some_and(|pinned| !pinned.ended)
+    }
+
+    /// The backend that it lives on, if that is beyond doubt.
+    #[must_use]
+    pub fn home(&self) -> Option<u32> {
+        self.pinned
+            .filter(|_| self.is_alive() && !self.contested)
+            .map(|pinned| pinned.backend)
+    }
+
+    /// Whether a SYN has come beside a live entry.
+    #[must_use]
+    pub const fn is_contested(&self) -> bool {
+        self.contested
+    }
+
+    /// Whether it has left for a backend with this translation, or may have one that nobody has seen.
+    #[must_use]
+    pub fn may_be(&self, backend: u32, source: End) -> bool {
+        self.is_hidden || self.held.contains(&(backend, source))
+    }
+
+    /// The translation that it has for as long as it lives: if it is beyond doubt which.
+    #[must_use]
+    pub fn translation(&self) -> Option<(u32, End)> {
+        let home = self.home()?;
+        let mut held = self.held.iter().filter(|(backend, _)| *backend == home);
+        match (held.next(), held.next()) {
+            (Some(one), None) if !self.is_hidden => Some(*one),
+            _ => None,
+        }
+    }
+
+    /// Where it has left for last, and as whom.
+    #[must_use]
+    pub const fn left(&self) -> Option<(u32, End)> {
+        self.left
     }
 
     /// A SYN of it was recorded and went to a backend. `challenges` if that was beside a live flow.
-    fn opened(&mut self, seq: u32, backend: u32, challenges: bool) {
+    fn opened(&mut self, seq: u32, backend: u32, challenges: bool, kind: Kind) {
+        self.is_translated = kind.is_translated;
         if challenges {
             self.contested = true;
         } else {
@@ -107,33 +193,113 @@ impl Flow {
         self.seen.insert(backend);
     }
 
-    /// A segment concerned a backend, and was not sent to it: the flow's entry may be as if it had been.
-    fn concerned(&mut self, tcp: &Tcp, backend: u32) {
+    /// A SYN has found no entry of the flow, and made one: what it had before is not its any more.
+    fn begun_anew(&mut self) {
+        self.held.clear();
+        self.is_hidden = false;
+        self.nascent = None;
+    }
+
+    /// A segment has left for a backend, which takes its client for `source`.
+    fn left_for(&mut self, tcp: &Tcp, backend: u32, source: End, kind: Kind) {
+        self.left = Some((backend, source));
         if tcp.flags & SYN != 0 {
-            self.opened(tcp.seq, backend, !self.seen.is_empty());
+            let is_again = self.nascent.is_some_and(|nascent| {
+                (nascent.seq, nascent.backend, nascent.source) == (tcp.seq, backend, source)
+            });
+            if !is_again {
+                self.nascent = kind.sees_both.then_some(Nascent {
+                    seq: tcp.seq,
+                    backend,
+                    source,
+                    answered: None,
+                });
+            }
+        }
+        if kind.sees_both {
+            self.held.insert((backend, source));
+        }
+    }
+
+    /// A segment of its backend's came back, for what that takes for the client. `surely` if it is known to have been this flow's.
+    fn replied(&mut self, tcp: &Tcp, backend: u32, source: End, surely: bool) {
+        if tcp.flags & (FIN | RST) != 0
+            && let Some(pinned) = &mut self.pinned
+        {
+            pinned.ended = true;
+        }
+        let Some(nascent) = &mut self.nascent else {
+            return;
+        };
+        let is_its = (nascent.backend, nascent.source) == (backend, source);
+        if !is_its || tcp.flags & (SYN | ACK | RST) != SYN | ACK {
+            return;
+        }
+        match tcp.ack.wrapping_sub(nascent.seq.wrapping_add(1)) {
+            0 if surely => nascent.answered = Some(tcp.seq),
+            // It may have been told, and may be proven by that: from here on nobody knows from outside.
+            0..=MOST_DATA_OF_SYN => self.nascent = None,
+            _ => {}
+        }
+    }
+
+    /// Whether a segment proves that the flow's client has heard what the backend has answered.
+    fn is_proven_by(&self, tcp: &Tcp, backend: u32) -> bool {
+        self.nascent.is_some_and(|nascent| {
+            nascent.backend == backend
+                && nascent.answered == Some(tcp.ack.wrapping_sub(1))
+                && tcp.seq.wrapping_sub(nascent.seq) <= PROMOTION_WINDOW
+        })
+    }
+
+    /// A segment concerned a backend, and was not sent to it: the flow's entry may be as if it had been.
+    fn concerned(&mut self, tcp: &Tcp, backend: u32, kind: Kind) {
+        if tcp.flags & SYN != 0 {
+            self.opened(tcp.seq, backend, !self.seen.is_empty(), kind);
+            self.is_hidden |= kind.sees_both;
+            self.nascent = None;
         } else if self.pinned.is_some() {
-            self.passed(tcp, backend, false);
+            self.passed(tcp, backend, false, kind);
         } else {
             self.seen.insert(backend);
+            // It may be proven.
+            self.nascent = None;
         }
     }
 
     /// A segment went to a backend by its entry, or was adopted.
-    fn passed(&mut self, tcp: &Tcp, backend: u32, adopted: bool) {
+    fn passed(&mut self, tcp: &Tcp, backend: u32, adopted: bool, kind: Kind) {
+        self.is_translated = kind.is_translated;
         self.seen.insert(backend);
+        if adopted && kind.is_translated {
+            // There was no entry of it.
+            self.begun_anew();
+            self.pinned = None;
+            self.syns.clear();
+            self.contested = false;
+        }
         let continues = tcp.flags & ACK != 0 && tcp.flags & (SYN | FIN | RST) == 0;
         let ends = tcp.flags & (FIN | RST) != 0;
         let follows_a_syn = self
             .syns
             .iter()
             .any(|(isn, _)| tcp.seq.wrapping_sub(*isn) <= PROMOTION_WINDOW);
-        let is_promoted = continues
-            && self
-                .syns
-                .iter()
-                .any(|(isn, to)| *to == backend && tcp.seq.wrapping_sub(*isn) <= PROMOTION_WINDOW);
+        let is_promoted = if kind.sees_both {
+            continues && self.is_proven_by(tcp, backend)
+        } else {
+            continues
+                && self.syns.iter().any(|(isn, to)| {
+                    *to == backend && tcp.seq.wrapping_sub(*isn) <= PROMOTION_WINDOW
+                })
+        };
+        let is_told_apart = !(kind.is_translated && self.contested);
         let Some(pinned) = &mut self.pinned else {
-            if adopted || is_promoted {
+            if adopted || (is_promoted && is_told_apart) {
+                if let Some(nascent) = self.nascent.filter(|_| kind.sees_both && !adopted) {
+                    // Of all that it may have had, this it has.
+                    self.held = BTreeSet::from([(backend, nascent.source)]);
+                    self.is_hidden = false;
+                }
                 self.pinned = Some(Pinned {
                     backend,
                     seq: tcp.seq,
@@ -141,6 +307,7 @@ impl Flow {
                     // Of two that came before it, this may be either.
                     muddied: self.contested,
                 });
+                self.nascent = None;
             }
             return;
         };
@@ -156,9 +323,9 @@ impl Flow {
     }
 }
 
-/// All flows of a case.
+/// All flows of a case, and of each endpoint's translations the flow that had it last.
 #[derive(Clone, Debug, Default)]
-pub struct Flows(BTreeMap<FlowId, Flow>);
+pub struct Flows(BTreeMap<FlowId, Flow>, BTreeMap<(u32, End), FlowId>);
 
 impl Flows {
     /// A flow; an empty one, if nothing is known of it.
@@ -168,21 +335,61 @@ impl Flows {
     }
 
     /// A SYN was recorded and went to a backend, see [`Flow::opened`].
-    pub fn opened(&mut self, id: FlowId, seq: u32, backend: u32, challenges: bool) {
+    pub fn opened(&mut self, id: FlowId, seq: u32, backend: u32, challenges: bool, kind: Kind) {
         self.0
             .entry(id)
             .or_default()
-            .opened(seq, backend, challenges);
+            .opened(seq, backend, challenges, kind);
+    }
+
+    /// A SYN has found no entry of its flow.
+    pub fn begun_anew(&mut self, id: FlowId) {
+        self.0.entry(id).or_default().begun_anew();
+    }
+
+    /// A segment has left for a backend, which takes its client for `source`.
+    pub fn left_for(&mut self, id: FlowId, tcp: &Tcp, backend: u32, source: End, kind: Kind) {
+        self.0
+            .entry(id)
+            .or_default()
+            .left_for(tcp, backend, source, kind);
+        if kind.sees_both
+            && let Some(endpoint) = scene::endpoint_of(backend)
+        {
+            self.1.insert((endpoint, source), id);
+        }
+    }
+
+    /// A segment of a backend's was for what that takes for a flow's client: of the flow, `surely`, or perhaps.
+    pub fn replied(&mut self, id: FlowId, tcp: &Tcp, backend: u32, source: End, surely: bool) {
+        if let Some(flow) = self.0.get_mut(&id) {
+            flow.replied(tcp, backend, source, surely);
+        }
+    }
+
+    /// The flow that has left for an endpoint with a translation last.
+    #[must_use]
+    pub fn holder(&self, endpoint: u32, source: End) -> Option<FlowId> {
+        self.1.get(&(endpoint, source)).copied()
+    }
+
+    /// Whether any flow may have a translation that nobody has seen.
+    #[must_use]
+    pub fn is_any_hidden(&self) -> bool {
+        self.0.values().any(|flow| flow.is_hidden)
     }
 
     /// A segment went to a backend by its entry, or was adopted.
-    pub fn passed(&mut self, id: FlowId, tcp: &Tcp, backend: u32, adopted: bool) {
-        self.0.entry(id).or_default().passed(tcp, backend, adopted);
+    pub fn passed(&mut self, id: FlowId, tcp: &Tcp, backend: u32, adopted: bool, kind: Kind) {
+        self.0
+            .entry(id)
+            .or_default()
+            .passed(tcp, backend, adopted, kind);
     }
 
     /// A segment concerned a backend, and was not sent to it, see [`Flow::concerned`].
-    pub fn concerned(&mut self, id: FlowId, tcp: &Tcp, backend: u32) {
-        self.0.entry(id).or_default().concerned(tcp, backend);
+    pub fn concerned(&mut self, id: FlowId, tcp: &Tcp, backend: u32, kind: Kind) {
+        self.0.entry(id).or_default().concerned(tcp, backend, kind);
     }
 
     /// Time passes: flows that have ended may be forgotten.
@@ -202,6 +409,8 @@ impl Flows {
             }
             flow.syns.retain(|(_, to)| *to != backend);
             flow.seen.remove(&backend);
+            flow.held.retain(|(to, _)| *to != backend);
+            flow.nascent = flow.nascent.filter(|nascent| nascent.backend != backend);
         }
     }
 }

@@ -1,27 +1,30 @@
 //! Packets: cases of random packets and events, sent through the shipped programs, and judged against the contract.
 //!
-//! A case is a sequence of [`Step`]s that its seed makes, in a fresh [`World`]. What comes of each packet is judged by [`contract`], which knows nothing
-//! of the data path but what the design promises. A case that breaks a promise is made shorter until every step of it is needed, and is printed as
+//! A case is a sequence of [`Step`]s that its seed makes, in a fresh [`World`] of a [`Setting`]. What comes of each packet is judged by [`contract`], which
+//! knows nothing of the data path but what the design promises. A case that breaks a promise is made shorter until every step of it is needed, and is printed as
 //! text that a test can keep, see [`Case::parse`].
 
 pub mod contract;
 pub mod flows;
 pub mod reader;
+pub mod returns;
 pub mod sabotage;
 pub mod scene;
 pub mod step;
 mod text;
 
-use lb_common::net::IpVersion;
+use std::collections::BTreeMap;
+
+use lb_common::{net::IpVersion, verdict::Reason};
 
 pub use self::step::Step;
 use self::{
     contract::{Breach, Judge, Observed},
     sabotage::Sabotage,
-    scene::{SERVICES, Scene},
+    scene::{SERVICES, Scene, Setting},
     step::Maker,
 };
-use crate::packet::{Run, World, check::Which, in_version};
+use crate::packet::{Run, World, check::Which, in_version, on_wire};
 
 /// How many steps a case has.
 pub const STEPS: usize = 150;
@@ -31,6 +34,8 @@ pub const STEPS: usize = 150;
 pub struct Case {
     /// The version of IP of the services.
     pub version: IpVersion,
+    /// What there is of services.
+    pub setting: Setting,
     /// What happens, in order.
     pub steps: Vec<Step>,
 }
@@ -40,6 +45,8 @@ pub struct Case {
 pub struct Outcome {
     /// How many packets were sent.
     pub packets: usize,
+    /// For which reasons they were counted, and how many for each.
+    pub reasons: BTreeMap<Reason, u64>,
     /// What was broken, by the step of this number.
     pub breach: Option<(usize, Breach)>,
 }
@@ -53,10 +60,15 @@ impl Case {
         } else {
             IpVersion::V6
         };
+        let setting = if (seed / 2).is_multiple_of(2) {
+            Setting::Plain
+        } else {
+            Setting::Translating
+        };
         let mut steps = Vec::with_capacity(STEPS);
         in_version(version, || {
-            let mut maker = Maker::new(seed);
-            let mut scene = Scene::healthy();
+            let mut maker = Maker::new(seed, setting);
+            let mut scene = Scene::healthy(setting);
             for _ in 0..STEPS {
                 let step = maker.step(&scene);
                 if let Step::Change(id, node) = &step {
@@ -65,7 +77,11 @@ impl Case {
                 steps.push(step);
             }
         });
-        Self { version, steps }
+        Self {
+            version,
+            setting,
+            steps,
+        }
     }
 
     /// Plays it.
@@ -73,43 +89,20 @@ impl Case {
     pub fn play(&self, sabotage: Option<Sabotage>) -> Outcome {
         let mut outcome = Outcome {
             packets: 0,
+            reasons: BTreeMap::new(),
             breach: None,
         };
         in_version(self.version, || {
-            let mut world = World::new();
-            let mut scene = Scene::new(&mut world);
-            let mut judge = Judge::default();
+            let mut play = Play::new(self.setting, sabotage);
             for (number, step) in self.steps.iter().enumerate() {
-                match step {
-                    Step::Send(frame) => {
-                        outcome.packets += 1;
-                        let mut came = observed(&world.send_bytes(frame, 0));
-                        if let Some(sabotage) = sabotage {
-                            sabotage.strike(&scene, frame, &mut came);
-                        }
-                        if let Err(breach) = judge.judge(&scene, frame, &came) {
-                            outcome.breach = Some((number, breach));
-                            return;
-                        }
-                    }
-                    Step::Wait(ticks) => {
-                        world.age(*ticks);
-                        judge.age();
-                    }
-                    Step::Change(id, node) => {
-                        let before = scene.node(*id).map(|node| node.generation);
-                        scene.change(&world, *id, *node);
-                        if before != Some(node.generation) {
-                            judge.renew(*id);
-                        }
-                    }
-                    Step::Rebuild(place, first, ago) => {
-                        let now = crate::packet::world::tick();
-                        let since = crate::packet::flow::ago(now, *ago);
-                        Scene::rebuild(&mut world, &SERVICES[*place], *first, since);
-                    }
+                let sent = play.step(step);
+                outcome.packets += usize::from(sent.is_some());
+                if let Some(Err(breach)) = sent {
+                    outcome.breach = Some((number, breach));
+                    break;
                 }
             }
+            outcome.reasons = play.reasons;
         });
         outcome
     }
@@ -122,6 +115,7 @@ impl Case {
         };
         let mut least = Self {
             version: self.version,
+            setting: self.setting,
             steps: self.steps[..=last].to_vec(),
         };
         let mut chunk = least.steps.len().div_ceil(2);
@@ -141,6 +135,107 @@ impl Case {
             chunk /= 2;
         }
         least
+    }
+}
+
+/// A case that is being played.
+struct Play {
+    world: World,
+    scene: Scene,
+    judge: Judge,
+    sabotage: Option<Sabotage>,
+    reasons: BTreeMap<Reason, u64>,
+}
+
+impl Play {
+    fn new(setting: Setting, sabotage: Option<Sabotage>) -> Self {
+        let mut world = match setting {
+            Setting::Plain => World::new(),
+            Setting::Translating => World::translating(),
+        };
+        let scene = Scene::new(&mut world, setting);
+        Self {
+            world,
+            scene,
+            judge: Judge::default(),
+            sabotage,
+            reasons: BTreeMap::new(),
+        }
+    }
+
+    /// Plays a step. If a packet was sent, gives what the judge says of that.
+    fn step(&mut self, step: &Step) -> Option<Result<(), Breach>> {
+        match step {
+            Step::Send(frame) => return Some(self.send(frame)),
+            Step::Reply(reply) => {
+                let (frame, is_local) = reply.frame(&self.scene, &self.judge);
+                return Some(if is_local {
+                    self.leave(&frame)
+                } else {
+                    self.send(&frame)
+                });
+            }
+            Step::Error(error) => {
+                let frame = error.frame(&self.scene, &self.judge);
+                return Some(self.send(&frame));
+            }
+            Step::Wait(ticks) => {
+                self.world.age(*ticks);
+                self.judge.age();
+            }
+            Step::Change(id, node) => {
+                let before = self.scene.node(*id).map(|node| node.generation);
+                self.scene.change(&self.world, *id, *node);
+                self.judge.changed();
+                if before != Some(node.generation) {
+                    self.judge.renew(*id);
+                }
+            }
+            Step::Rebuild(place, first, ago) => {
+                let now = crate::packet::world::tick();
+                let since = crate::packet::flow::ago(now, *ago);
+                Scene::rebuild(&mut self.world, &SERVICES[*place], *first, since);
+                self.judge.changed();
+            }
+            Step::Keep(number, backend) => {
+                let client = self.scene.setting().client(*number);
+                if let Some(service) = scene::service_of(*backend) {
+                    let holder = self.scene.holder(*backend);
+                    self.world.keep(client, service.id, holder);
+                    self.judge.keep(on_wire(client.0), *backend);
+                }
+            }
+        }
+        None
+    }
+
+    fn count(&mut self, came: &Observed) {
+        for (reason, packets) in &came.reasons {
+            *self.reasons.entry(*reason).or_default() += packets;
+        }
+    }
+
+    /// A frame comes in.
+    fn send(&mut self, frame: &[u8]) -> Result<(), Breach> {
+        if let Some(sabotage) = self.sabotage {
+            sabotage.tamper(&self.world, &self.scene);
+        }
+        let mut came = observed(&self.world.send_bytes(frame, 0));
+        self.count(&came);
+        if let Some(sabotage) = self.sabotage {
+            sabotage.strike(&self.scene, frame, &mut came);
+        }
+        self.judge.judge(&self.scene, frame, &came)
+    }
+
+    /// The stack sends a frame out.
+    fn leave(&mut self, frame: &[u8]) -> Result<(), Breach> {
+        let mut came = observed(&self.world.leave_bytes(frame));
+        self.count(&came);
+        if let Some(sabotage) = self.sabotage {
+            sabotage.strike_leaving(frame, &mut came);
+        }
+        self.judge.judge_leaving(&self.scene, frame, &came)
     }
 }
 

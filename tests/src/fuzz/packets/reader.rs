@@ -226,6 +226,12 @@ impl<'a> Ip<'a> {
         self.bytes.get(..self.length)
     }
 
+    /// Whether it is a part of a packet: what it is a part of is not all here.
+    #[must_use]
+    pub fn is_fragment(&self) -> bool {
+        self.is_ipv4() && u16_at(self.bytes, 6).is_some_and(|word| word & 0x3fff != 0)
+    }
+
     /// Whether the packet is of IPv4.
     #[must_use]
     pub const fn is_ipv4(&self) -> bool {
@@ -268,7 +274,7 @@ impl<'a> Ip<'a> {
 }
 
 /// The one's complement sum of 16-bit words (RFC 1071): all ones over bytes that hold a right checksum.
-fn sum(bytes: &[u8]) -> u16 {
+pub(super) fn sum(bytes: &[u8]) -> u16 {
     let total: u64 = bytes
         .chunks(2)
         .map(|pair| u64::from(pair[0]) << 8 | u64::from(*pair.get(1).unwrap_or(&0)))

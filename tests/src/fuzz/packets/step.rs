@@ -7,7 +7,10 @@ use lb_common::{
     tcp::{ACK, FIN, RST, SYN},
 };
 
-use super::scene::{BACKENDS, Node, OWN_VIP, SERVICES, Scene, Service};
+use super::{
+    returns::{Noise, Reply, Told},
+    scene::{Node, OWN_VIP, Scene, Service, Setting},
+};
 use crate::{
     packet::{
         Client, Packet, VIP,
@@ -28,48 +31,80 @@ pub enum Step {
     Wait(u32),
     /// A backend changes.
     Change(u32, Node),
-    /// A service's table changes, that many ticks ago: the place of the service in [`SERVICES`], and the backend of the first slot.
+    /// A service's table changes, that many ticks ago: the place of the service in [`super::scene::SERVICES`], and the backend of the first slot.
     Rebuild(usize, u32, u32),
+    /// A backend sends something back.
+    Reply(Reply),
+    /// A router tells of what was sent on.
+    Error(Told),
+    /// A client, by its number, keeps a backend of a service that places clients.
+    Keep(u16, u32),
 }
-
-/// How many clients there are: with all services, fewer flows than the table has places.
-const CLIENTS: u64 = 12;
 
 /// A client's connection to a service as the maker of steps sees it.
 #[derive(Clone, Copy, Debug, Default)]
 struct Stream {
     isn: u32,
     next: u32,
+    /// The sequence number of the backend's SYN, and where its stream is.
+    theirs: u32,
+    their_next: u32,
+}
+
+/// What is to come of a connection that was begun, if nothing comes between.
+#[derive(Clone, Copy, Debug)]
+enum Due {
+    /// The backend's answer.
+    Answer(u16, usize),
+    /// The client's acknowledgement of it.
+    Acknowledgement(u16, usize),
+    /// A SYN of a client that has just come to keep a backend.
+    Open(u16, usize),
 }
 
 /// Makes steps, the same ones of the same random numbers.
 pub struct Maker {
     random: Random,
+    setting: Setting,
     streams: Vec<Stream>,
+    due: Vec<Due>,
     last: Vec<u8>,
 }
 
 impl Maker {
     /// Of a seed.
     #[must_use]
-    pub fn new(seed: u64) -> Self {
+    pub fn new(seed: u64, setting: Setting) -> Self {
+        let flows = usize::from(setting.clients()) * setting.services().len();
         Self {
             random: Random::new(seed),
-            streams: vec![Stream::default(); CLIENTS as usize * SERVICES.len()],
+            setting,
+            streams: vec![Stream::default(); flows],
+            due: Vec::new(),
             last: Vec::new(),
         }
     }
 
     /// The next step, in a scene.
     pub fn step(&mut self, scene: &Scene) -> Step {
-        match self.random.below(100) {
-            0..=1 => Step::Wait(self.pick(&[1, 6, 8, 31, 150, 2_500, 1 << 21])),
-            2..=5 => self.change(scene),
-            6 => {
-                let service = self.random.below(SERVICES.len() as u64) as usize;
+        if !self.due.is_empty() && self.random.below(4) != 0 {
+            return match self.due.remove(0) {
+                Due::Answer(client, place) => self.answer(client, place),
+                Due::Acknowledgement(client, place) => self.acknowledgement(client, place),
+                Due::Open(client, place) => self.open(client, place),
+            };
+        }
+        match (self.random.below(100), self.setting) {
+            (0..=1, _) => Step::Wait(self.pick(&[1, 6, 8, 31, 150, 2_500, 1 << 21])),
+            (2..=5, _) => self.change(scene),
+            (6, _) => {
+                let service = self.place();
                 let first = self.random.below(3) as u32;
                 Step::Rebuild(service, first, self.pick(&[0, 10, 200]))
             }
+            (7, Setting::Translating) => self.keep(),
+            (8..=29, Setting::Translating) => self.reply(),
+            (30..=37, Setting::Translating) => self.told(),
             _ => {
                 let mut frame = self.packet().bytes();
                 if self.random.below(4) == 0 {
@@ -78,6 +113,183 @@ impl Maker {
                 self.last.clone_from(&frame);
                 Step::Send(frame)
             }
+        }
+    }
+
+    /// A service, by its place.
+    fn place(&mut self) -> usize {
+        self.random.below(self.setting.services().len() as u64) as usize
+    }
+
+    /// A flow that something comes back here by, by the numbers of its client and its service: mostly one that was begun.
+    fn flow_of_returns(&mut self) -> (u16, usize) {
+        let services = self.setting.services();
+        let flows: Vec<(u16, usize)> = (0..self.setting.clients())
+            .flat_map(|client| (0..services.len()).map(move |place| (client, place)))
+            .filter(|(client, place)| {
+                let is_begun = self.streams[self.index(*client, *place)].next != 0;
+                is_begun && services[*place].needs_entries()
+            })
+            .collect();
+        if flows.is_empty() || self.chance(8) {
+            return (self.number(), self.place());
+        }
+        self.pick(&flows)
+    }
+
+    /// Where a stream is among the others.
+    fn index(&self, client: u16, place: usize) -> usize {
+        usize::from(client) * self.setting.services().len() + place
+    }
+
+    fn stream(&mut self, client: u16, place: usize) -> &mut Stream {
+        let index = self.index(client, place);
+        &mut self.streams[index]
+    }
+
+    fn keep(&mut self) -> Step {
+        let services = self.setting.services();
+        let Some(place) = services.iter().position(|service| service.has_affinity) else {
+            return self.told();
+        };
+        let backends: Vec<u32> = services[place].ids().collect();
+        let client = self.number();
+        self.due.push(Due::Open(client, place));
+        Step::Keep(client, self.pick(&backends))
+    }
+
+    /// A client's SYN.
+    fn open(&mut self, client: u16, place: usize) -> Step {
+        let isn = self.random.bits() as u32;
+        let stream = self.stream(client, place);
+        (stream.isn, stream.next) = (isn, isn.wrapping_add(1));
+        let service = self.setting.services()[place];
+        let from = self.setting.client(client);
+        let packet = Packet::tcp((from.0, from.1), (service.vip, service.port), SYN).seq(isn);
+        Step::Send(packet.bytes())
+    }
+
+    /// What a backend answers to a SYN.
+    fn answer(&mut self, client: u16, place: usize) -> Step {
+        let theirs = self.random.bits() as u32;
+        let mss = self.pick(&[0, 536, 1_460, 9_000]);
+        let stream = self.stream(client, place);
+        (stream.theirs, stream.their_next) = (theirs, theirs.wrapping_add(1));
+        let ack = stream.isn.wrapping_add(1);
+        Step::Reply(Reply {
+            mss,
+            ..Self::plain(client, place, SYN | ACK, theirs, ack)
+        })
+    }
+
+    /// What the client answers to that.
+    fn acknowledgement(&mut self, client: u16, place: usize) -> Step {
+        let stream = *self.stream(client, place);
+        let service = self.setting.services()[place];
+        let from = self.setting.client(client);
+        let packet = Packet::tcp((from.0, from.1), (service.vip, service.port), ACK)
+            .seq(stream.isn.wrapping_add(1))
+            .ack(stream.their_next);
+        Step::Send(packet.bytes())
+    }
+
+    fn plain(client: u16, place: usize, flags: u8, seq: u32, ack: u32) -> Reply {
+        Reply {
+            client,
+            place,
+            flags,
+            seq,
+            ack,
+            length: 0,
+            ttl: 64,
+            mss: 0,
+            tags: 0,
+            astray: 0,
+            from_outside: false,
+            noise: Noise::default(),
+        }
+    }
+
+    /// What a backend sends, in good order or not.
+    fn reply(&mut self) -> Step {
+        let (client, place) = self.flow_of_returns();
+        let fresh = self.random.bits() as u32;
+        let mut stream = *self.stream(client, place);
+        let ack = stream.next;
+        let (flags, seq, ack) = match self.random.below(16) {
+            0..=1 => return self.answer(client, place),
+            // The same answer again.
+            2 => (SYN | ACK, stream.theirs, stream.isn.wrapping_add(1)),
+            // To a SYN with data, which it has taken (RFC 7413).
+            3 => (SYN | ACK, fresh, stream.isn.wrapping_add(1 + fresh % 500)),
+            // Far along, as after much that was lost.
+            4 => {
+                let far = self.pick(&[1 << 19, 1 << 20, 1 << 22]);
+                stream.their_next = stream.their_next.wrapping_add(far);
+                (ACK, stream.their_next, ack)
+            }
+            // A guess.
+            5 => (ACK, fresh, ack),
+            6 => (FIN | ACK, stream.their_next, ack),
+            7 => (self.pick(&[RST, RST | ACK]), stream.their_next, ack),
+            8 => (self.pick(&[RST, FIN | ACK]), fresh, ack),
+            9 => (self.random.bits() as u8, stream.their_next, fresh),
+            _ => (ACK, stream.their_next, ack),
+        };
+        let length: u16 = self.pick(&[0, 1, 100, 1_260, 1_261, 1_440, 1_460, 1_500]);
+        if flags == ACK && seq == stream.their_next {
+            stream.their_next = stream.their_next.wrapping_add(u32::from(length));
+        }
+        *self.stream(client, place) = stream;
+        let mut reply = Self::plain(client, place, flags, seq, ack);
+        reply.length = length;
+        if self.chance(12) {
+            reply.ttl = self.pick(&[0, 1, 2, 255]);
+        }
+        if self.chance(8) {
+            reply.mss = self.pick(&[100, 1_460, 65_535]);
+        }
+        if self.chance(8) {
+            reply.tags = self.pick(&[1, 2]);
+        }
+        if self.chance(16) {
+            reply.astray = self.pick(&[1, 0x8000]);
+        }
+        reply.from_outside = self.chance(16);
+        reply.noise = self.noise();
+        Step::Reply(reply)
+    }
+
+    /// An error about what was sent on, or about what has come back.
+    fn told(&mut self) -> Step {
+        let (client, place) = self.flow_of_returns();
+        let mut told = Told {
+            client,
+            place,
+            what: self.random.below(3) as usize,
+            quoted: self.random.below(4) as usize,
+            is_about_request: self.chance(2),
+            ttl: 64,
+            astray: 0,
+            noise: self.noise(),
+        };
+        if self.chance(12) {
+            told.ttl = self.pick(&[0, 1, 2, 255]);
+        }
+        if self.chance(16) {
+            told.astray = self.pick(&[1, 0x8000]);
+        }
+        Step::Error(told)
+    }
+
+    /// A byte in eight frames changes on the way.
+    fn noise(&mut self) -> Noise {
+        if !self.chance(8) {
+            return Noise::default();
+        }
+        Noise {
+            at: self.random.below(100) as u16,
+            bits: 1 << self.random.below(8),
         }
     }
 
@@ -90,7 +302,7 @@ impl Maker {
     }
 
     fn change(&mut self, scene: &Scene) -> Step {
-        let id = 1 + self.random.below(u64::from(BACKENDS)) as u32;
+        let id = 1 + self.random.below(u64::from(self.setting.backends())) as u32;
         let before = *scene.node(id).expect("one of the backends");
         let mut node = before;
         match self.random.below(10) {
@@ -110,34 +322,46 @@ impl Maker {
     }
 
     fn packet(&mut self) -> Packet {
-        let client = self.client();
-        let place = self.random.below(SERVICES.len() as u64) as usize;
-        let service = SERVICES[place];
+        let returns = matches!(self.setting, Setting::Translating) && self.chance(2);
+        let (number, place) = if returns {
+            self.flow_of_returns()
+        } else {
+            (self.number(), self.place())
+        };
         if self.chance(12) {
-            return self.about(client, &service);
+            let service = self.setting.services()[place];
+            return self.about(self.setting.client(number), &service);
         }
-        let packet = self.segment(client, place);
+        let packet = self.segment(number, place);
         self.adorn(packet)
     }
 
-    fn client(&mut self) -> Client {
-        let number = self.random.below(CLIENTS) as u16;
-        Client(Ipv4Addr::new(198, 51, 100, number as u8), 40_000 + number)
+    /// A client, by its number.
+    fn number(&mut self) -> u16 {
+        self.random.below(u64::from(self.setting.clients())) as u16
     }
 
     /// A segment of a client's connection, in good order or not.
-    fn segment(&mut self, client: Client, place: usize) -> Packet {
-        let service = SERVICES[place];
-        let index = usize::from(client.1 - 40_000) * SERVICES.len() + place;
+    fn segment(&mut self, number: u16, place: usize) -> Packet {
+        let service = self.setting.services()[place];
+        let client = self.setting.client(number);
         let fresh = self.random.bits() as u32;
-        let mut stream = self.streams[index];
+        let mut stream = *self.stream(number, place);
         let mut length = 0;
         let (flags, seq) = match self.random.below(24) {
             0..=2 => {
                 stream = Stream {
                     isn: fresh,
                     next: fresh.wrapping_add(1),
+                    ..stream
                 };
+                if service.needs_entries() && !self.chance(4) {
+                    let due = [
+                        Due::Answer(number, place),
+                        Due::Acknowledgement(number, place),
+                    ];
+                    self.due.extend(due);
+                }
                 (SYN, fresh)
             }
             // The same SYN again.
@@ -169,11 +393,15 @@ impl Maker {
         if flags & SYN == 0 && seq == stream.next {
             stream.next = stream.next.wrapping_add(length as u32);
         }
-        self.streams[index] = stream;
+        *self.stream(number, place) = stream;
         let port = if self.chance(40) { 81 } else { service.port };
-        Packet::tcp((client.0, client.1), (service.vip, port), flags)
+        let packet = Packet::tcp((client.0, client.1), (service.vip, port), flags)
             .seq(seq)
-            .payload(&vec![0x5a; length])
+            .payload(&vec![0x5a; length]);
+        if flags & ACK != 0 && service.needs_entries() {
+            return packet.ack(stream.their_next);
+        }
+        packet
     }
 
     /// The same packet with what headers may have, and some that they must not have.
@@ -191,6 +419,10 @@ impl Maker {
         if self.chance(16) {
             let length = self.pick(&[4, 12, 40]);
             packet = packet.tcp_options(&vec![1; length]);
+        }
+        if self.chance(16) {
+            let [high, low] = self.pick::<u16>(&[100, 1_240, 1_460, 9_000]).to_be_bytes();
+            packet = packet.tcp_options(&[2, 4, high, low]);
         }
         if self.chance(16) {
             let extension = match self.random.below(4) {

@@ -4,16 +4,24 @@ use lb_common::{backend::Serving, net::IpVersion};
 
 use super::{
     Case, Step,
-    scene::{BACKENDS, Node, SERVICES},
+    returns::{Noise, Reply, Told},
+    scene::{Node, Setting},
 };
+
+/// Behind the version of IP: the setting, if it is not the plain one.
+const TRANSLATING: &str = "translating";
 
 impl Case {
     /// The case as text that [`Case::parse`] reads.
     #[must_use]
     pub fn text(&self) -> String {
-        let mut lines = vec![match self.version {
-            IpVersion::V4 => "ipv4".to_owned(),
-            IpVersion::V6 => "ipv6".to_owned(),
+        let version = match self.version {
+            IpVersion::V4 => "ipv4",
+            IpVersion::V6 => "ipv6",
+        };
+        let mut lines = vec![match self.setting {
+            Setting::Plain => version.to_owned(),
+            Setting::Translating => format!("{version} {TRANSLATING}"),
         }];
         lines.extend(self.steps.iter().map(|step| match step {
             Step::Send(frame) => {
@@ -36,6 +44,39 @@ impl Case {
                 )
             }
             Step::Rebuild(place, first, ago) => format!("rebuild {place} {first} {ago}"),
+            Step::Reply(reply) => format!(
+                "reply {} {} {} {} {} {} {} {} {} {} {} {} {}",
+                reply.client,
+                reply.place,
+                reply.flags,
+                reply.seq,
+                reply.ack,
+                reply.length,
+                reply.ttl,
+                reply.mss,
+                reply.tags,
+                reply.astray,
+                if reply.from_outside { "outside" } else { "own" },
+                reply.noise.at,
+                reply.noise.bits,
+            ),
+            Step::Error(told) => format!(
+                "error {} {} {} {} {} {} {} {} {}",
+                told.client,
+                told.place,
+                told.what,
+                told.quoted,
+                if told.is_about_request {
+                    "request"
+                } else {
+                    "reply"
+                },
+                told.ttl,
+                told.astray,
+                told.noise.at,
+                told.noise.bits,
+            ),
+            Step::Keep(client, backend) => format!("keep {client} {backend}"),
         }));
         lines.join("\n")
     }
@@ -49,20 +90,38 @@ impl Case {
             .lines()
             .map(str::trim)
             .filter(|line| !line.is_empty() && !line.starts_with('#'));
-        let version = match lines.next() {
-            Some("ipv4") => IpVersion::V4,
-            Some("ipv6") => IpVersion::V6,
-            other => return Err(format!("the first line is ipv4 or ipv6, not {other:?}")),
+        let first = lines.next().unwrap_or_default();
+        let words: Vec<&str> = first.split_whitespace().collect();
+        let version = match words.first() {
+            Some(&"ipv4") => IpVersion::V4,
+            Some(&"ipv6") => IpVersion::V6,
+            _ => return Err(format!("the first line is ipv4 or ipv6, not {first:?}")),
+        };
+        let setting = match words[1..] {
+            [] => Setting::Plain,
+            [TRANSLATING] => Setting::Translating,
+            _ => {
+                return Err(format!(
+                    "behind the version there may be {TRANSLATING}, and nothing else: {first:?}"
+                ));
+            }
         };
         let steps = lines
-            .map(|line| step(line).ok_or_else(|| format!("no step: {line}")))
+            .map(|line| step(setting, line).ok_or_else(|| format!("no step: {line}")))
             .collect::<Result<_, _>>()?;
-        Ok(Self { version, steps })
+        Ok(Self {
+            version,
+            setting,
+            steps,
+        })
     }
 }
 
-fn step(line: &str) -> Option<Step> {
+fn step(setting: Setting, line: &str) -> Option<Step> {
     let words: Vec<&str> = line.split_whitespace().collect();
+    let is_client = |number: &u16| *number < setting.clients();
+    let is_place = |place: &usize| *place < setting.services().len();
+    let is_backend = |id: &u32| (1..=setting.backends()).contains(id);
     match words[..] {
         ["send", hex] => {
             let bytes = (0..hex.len()).step_by(2);
@@ -87,20 +146,77 @@ fn step(line: &str) -> Option<Step> {
                 },
                 elsewhere: place == "elsewhere",
             };
-            (1..=BACKENDS)
-                .contains(&id)
-                .then_some(Step::Change(id, node))
+            is_backend(&id).then_some(Step::Change(id, node))
         }
         ["rebuild", place, first, ago] => {
-            let place: usize = place.parse().ok()?;
-            (place < SERVICES.len()).then_some(Step::Rebuild(
-                place,
-                first.parse().ok()?,
-                ago.parse().ok()?,
-            ))
+            let place = place.parse::<usize>().ok().filter(is_place)?;
+            let (first, ago) = (first.parse().ok()?, ago.parse().ok()?);
+            Some(Step::Rebuild(place, first, ago))
+        }
+        [
+            "reply",
+            client,
+            place,
+            flags,
+            seq,
+            ack,
+            length,
+            ttl,
+            mss,
+            tags,
+            astray,
+            from,
+            at,
+            bits,
+        ] => Some(Step::Reply(Reply {
+            client: client.parse::<u16>().ok().filter(is_client)?,
+            place: place.parse::<usize>().ok().filter(is_place)?,
+            flags: flags.parse().ok()?,
+            seq: seq.parse().ok()?,
+            ack: ack.parse().ok()?,
+            length: length.parse().ok()?,
+            ttl: ttl.parse().ok()?,
+            mss: mss.parse().ok()?,
+            tags: tags.parse().ok()?,
+            astray: astray.parse().ok()?,
+            from_outside: from == "outside",
+            noise: noise(at, bits)?,
+        })),
+        [
+            "error",
+            client,
+            place,
+            what,
+            quoted,
+            about,
+            ttl,
+            astray,
+            at,
+            bits,
+        ] => Some(Step::Error(Told {
+            client: client.parse::<u16>().ok().filter(is_client)?,
+            place: place.parse::<usize>().ok().filter(is_place)?,
+            what: what.parse().ok()?,
+            quoted: quoted.parse().ok()?,
+            is_about_request: about == "request",
+            ttl: ttl.parse().ok()?,
+            astray: astray.parse().ok()?,
+            noise: noise(at, bits)?,
+        })),
+        ["keep", client, backend] => {
+            let client = client.parse::<u16>().ok().filter(is_client)?;
+            let backend = backend.parse::<u32>().ok().filter(is_backend)?;
+            Some(Step::Keep(client, backend))
         }
         _ => None,
     }
+}
+
+fn noise(at: &str, bits: &str) -> Option<Noise> {
+    Some(Noise {
+        at: at.parse().ok()?,
+        bits: bits.parse().ok()?,
+    })
 }
 
 #[cfg(test)]

@@ -108,7 +108,11 @@ pub(super) fn open(
         to = names::ABI_VERSION,
         "the pinned maps are of another version; taking over what is in them"
     );
-    let mut had = origin.image.capacity.guarding(wanted.guards);
+    let mut had = origin
+        .image
+        .capacity
+        .guarding(wanted.guards)
+        .measuring(wanted.measures);
     if !origin.words.contains_key(names::RANGES) {
         // What that version had none of can have the size that is asked for.
         (had.ranges, had.source_buckets) = (wanted.ranges, wanted.source_buckets);
@@ -485,6 +489,7 @@ fn capacity(
             buckets_for(default::SOURCES)
         },
         guards: false,
+        measures: false,
     };
     // Maps that have to be as long as these.
     let follow = [

@@ -100,7 +100,7 @@ fn replace_ports(tcp: Bytes, source: u16, destination: u16) -> u64 {
 
 /// A frame without VLAN tags and a packet without anything between its headers, to a next hop without tags.
 #[inline(always)]
-pub(super) fn plain<F: Family>(ctx: &XdpContext, hop: &NextHop, new: &New<F>) -> Option<()> {
+pub(crate) fn plain<F: Family>(ctx: &XdpContext, hop: &NextHop, new: &New<F>) -> Option<()> {
     let frame = Frame::of(ctx).at(0, F::PLAIN_LEN)?;
     let ip = frame.after(ETH_LEN);
     F::take_a_hop(ip).ok()?;
@@ -111,7 +111,7 @@ pub(super) fn plain<F: Family>(ctx: &XdpContext, hop: &NextHop, new: &New<F>) ->
 
 /// Any frame, whose head stays as it is.
 #[inline(always)]
-pub(super) fn packet<F: Family>(
+pub(crate) fn packet<F: Family>(
     ctx: &XdpContext,
     segment: &Segment,
     new: &New<F>,
@@ -153,7 +153,7 @@ fn headers<F: Family>(ctx: &XdpContext, segment: &Segment) -> Result<(Bytes, Byt
 /// A message about a segment: its own ends and those of the segment that it quotes, and all checksums, that of the segment if so much of it is
 /// quoted. The message's hop is taken off it.
 #[inline(always)]
-pub(super) fn error<F: Family>(
+pub(crate) fn error<F: Family>(
     ctx: &XdpContext,
     about: &AboutSegment<F>,
     ends: &Ends<F>,

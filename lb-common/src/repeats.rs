@@ -1,0 +1,384 @@
+//! What clients send again: which of a flow's segments are repeats, and how they are counted. A backend that loses packets, or answers too late, has clients
+//! that repeat themselves, whatever its health checks say.
+//!
+//! Of data, some flows are watched at a time: each place of an array is one flow's for as long as it sends, and then whoever's comes next. So what is counted
+//! is a sample, and within it the share of repeats is exact. Handshakes are counted all.
+
+use core::mem::{offset_of, size_of};
+
+use crate::clock::Tick;
+
+/// Flows whose data is watched at once, at most; and as many whose SYN was sent again. A power of two.
+pub const PLACES: u32 = 4_096;
+/// Segments of one flow that count in a tick, at most: nobody's own bad network is to speak for a backend.
+pub const MOST_A_TICK: u32 = 8;
+/// A flow that has been silent for so many ticks, at least one of them whole, leaves its place to another.
+const IDLE_TICKS: u32 = 2;
+/// What lies further than this from what was seen is of another connection on the same port, bytes: no window is as large.
+const FARTHEST: u32 = 1 << 26;
+
+/// What the clients of one backend have sent, and sent again. Counters that only grow, in memory that all CPUs share.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C)]
+pub struct Repeats {
+    /// Handshakes that clients have finished.
+    pub handshakes: u64,
+    /// Connections whose SYN came again.
+    pub syns: u64,
+    /// Segments with data, of watched flows.
+    pub data: u64,
+    /// Those of them whose data had come before.
+    pub data_again: u64,
+}
+
+const _: () = assert!(size_of::<Repeats>() == 32 && offset_of!(Repeats, data_again) == 24);
+
+/// One of the counters of [`Repeats`], as the number of its word.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u32)]
+pub enum Counted {
+    /// [`Repeats::handshakes`].
+    Handshake = 0,
+    /// [`Repeats::syns`].
+    Syn = 1,
+    /// [`Repeats::data`].
+    Data = 2,
+    /// [`Repeats::data_again`].
+    DataAgain = 3,
+}
+
+impl Repeats {
+    /// What has been counted since an earlier moment.
+    #[must_use]
+    pub const fn since(&self, earlier: &Self) -> Self {
+        Self {
+            handshakes: self.handshakes.wrapping_sub(earlier.handshakes),
+            syns: self.syns.wrapping_sub(earlier.syns),
+            data: self.data.wrapping_sub(earlier.data),
+            data_again: self.data_again.wrapping_sub(earlier.data_again),
+        }
+    }
+
+    /// Both together.
+    #[must_use]
+    pub const fn and(&self, other: &Self) -> Self {
+        Self {
+            handshakes: self.handshakes.wrapping_add(other.handshakes),
+            syns: self.syns.wrapping_add(other.syns),
+            data: self.data.wrapping_add(other.data),
+            data_again: self.data_again.wrapping_add(other.data_again),
+        }
+    }
+}
+
+/// A place, and the flow that has it. Two words that are written one after the other and by whichever CPU has the flow's packet: should two CPUs meet here,
+/// a segment is counted wrongly, and that is all.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[repr(C, align(16))]
+pub struct Sample {
+    /// The flow's fingerprint (bits 32-63), and the number of the byte after the last that it has sent (0-31).
+    pub flow: u64,
+    /// When it sent last, in ticks (bits 0-31), and how many of its segments have counted in that tick (32-63).
+    pub seen: u64,
+}
+
+const _: () = assert!(size_of::<Sample>() == 16 && offset_of!(Sample, seen) == 8);
+
+/// What a segment makes of a place, and what it counts as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Noted {
+    /// The place from now on.
+    pub sample: Sample,
+    /// Whether it counts.
+    pub counts: bool,
+    /// Whether it is a repeat, if it counts.
+    pub is_again: bool,
+}
+
+impl Sample {
+    /// Nobody's place.
+    pub const EMPTY: Self = Self { flow: 0, seen: 0 };
+
+    #[inline(always)]
+    const fn new(fingerprint: u32, end: u32, now: Tick, counted: u32) -> Self {
+        Self {
+            flow: ((fingerprint as u64) << 32) | end as u64,
+            seen: ((counted as u64) << 32) | now.0 as u64,
+        }
+    }
+
+    #[inline(always)]
+    const fn is_of(self, fingerprint: u32) -> bool {
+        (self.flow >> 32) as u32 == fingerprint
+    }
+
+    #[inline(always)]
+    const fn is_free(self, now: Tick) -> bool {
+        self.flow == 0 || now.age(self.seen as u32, 31) >= IDLE_TICKS
+    }
+
+    /// With a segment of `length` bytes of data, at least 1, that begins at `seq`.
+    ///
+    /// A probe whether the other side is still there counts as nothing: it repeats the last byte on purpose. So does a window probe, which may.
+    #[inline(always)]
+    #[must_use]
+    pub const fn with_data(self, fingerprint: u32, seq: u32, length: u32, now: Tick) -> Noted {
+        let end = seq.wrapping_add(length);
+        let stays = Noted {
+            sample: self,
+            counts: false,
+            is_again: false,
+        };
+        if !self.is_of(fingerprint) {
+            return if self.is_free(now) {
+                // As far as is known, it comes for the first time.
+                Noted {
+                    sample: Self::new(fingerprint, end, now, 1),
+                    counts: true,
+                    is_again: false,
+                }
+            } else {
+                stays
+            };
+        }
+        let before = if self.seen as u32 == now.0 {
+            (self.seen >> 32) as u32
+        } else {
+            0
+        };
+        let last = self.flow as u32;
+        let ahead = end.wrapping_sub(last);
+        // Modulo 2^32, and so is what is behind.
+        let is_ahead = ahead != 0 && ahead < 1 << 31;
+        if length == 1 && ahead == 0 {
+            return Noted {
+                sample: Self::new(fingerprint, last, now, before),
+                ..stays
+            };
+        }
+        let counts = before < MOST_A_TICK;
+        let counted = before + counts as u32;
+        let distance = if is_ahead {
+            ahead
+        } else {
+            ahead.wrapping_neg()
+        };
+        if distance > FARTHEST {
+            return Noted {
+                sample: Self::new(fingerprint, end, now, before),
+                ..stays
+            };
+        }
+        Noted {
+            sample: Self::new(fingerprint, if is_ahead { end } else { last }, now, counted),
+            counts,
+            is_again: counts && !is_ahead,
+        }
+    }
+
+    /// With a SYN that has come before, in a place among those for SYNs. It counts once for its connection, however often it comes, as long as nobody else
+    /// has taken the place. `fingerprint` is of the flow and the SYN's number.
+    #[inline(always)]
+    #[must_use]
+    pub const fn with_syn(self, fingerprint: u32, now: Tick) -> Noted {
+        let counts = !self.is_of(fingerprint) && self.is_free(now);
+        Noted {
+            sample: if counts {
+                Self::new(fingerprint, 0, now, 1)
+            } else {
+                self
+            },
+            counts,
+            is_again: counts,
+        }
+    }
+
+    /// With a SYN that begins another connection of a flow: what the former one has sent is nothing to it.
+    #[inline(always)]
+    #[must_use]
+    pub const fn anew(self, fingerprint: u32) -> Self {
+        if self.is_of(fingerprint) {
+            Self::EMPTY
+        } else {
+            self
+        }
+    }
+}
+
+/// The place of a flow, and its fingerprint, which is never 0, so that no flow is taken for nobody: both of its key mixed under a secret, so that nobody can
+/// aim at another's place.
+#[inline(always)]
+#[must_use]
+pub const fn place(mixed: u64) -> (u32, u32) {
+    let fingerprint = (mixed >> 32) as u32 | 1;
+    (mixed as u32 & (PLACES - 1), fingerprint)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const NOW: Tick = Tick(1_000);
+    const FLOW: u32 = 0xabcd_ef01;
+
+    /// Segments of one flow, each by where it begins and its length: which count, and which of them as repeats.
+    fn told(segments: &[(u32, u32)]) -> Vec<(bool, bool)> {
+        let mut sample = Sample::EMPTY;
+        segments
+            .iter()
+            .zip(NOW.0..)
+            .map(|(&(seq, length), tick)| {
+                // One in each tick, so that none is too many.
+                let noted = sample.with_data(FLOW, seq, length, Tick(tick));
+                sample = noted.sample;
+                (noted.counts, noted.is_again)
+            })
+            .collect()
+    }
+
+    const NEW: (bool, bool) = (true, false);
+    const AGAIN: (bool, bool) = (true, true);
+    const NOTHING: (bool, bool) = (false, false);
+
+    #[test]
+    fn what_ends_where_the_flow_has_been_is_a_repeat() {
+        assert_eq!(
+            told(&[
+                (100, 50),
+                (150, 50),
+                (150, 50),
+                (100, 50),
+                (120, 10),
+                (200, 1)
+            ]),
+            [NEW, NEW, AGAIN, AGAIN, AGAIN, NEW]
+        );
+        // New data behind old is new, and a gap is no repeat; what fills it is, for it has been sent before.
+        assert_eq!(
+            told(&[(100, 50), (120, 60), (300, 100), (180, 120)]),
+            [NEW, NEW, NEW, AGAIN]
+        );
+    }
+
+    #[test]
+    fn numbers_wrap() {
+        let start = u32::MAX - 19;
+        assert_eq!(
+            told(&[(start, 10), (start + 10, 30), (start + 10, 30), (20, 5)]),
+            [NEW, NEW, AGAIN, NEW]
+        );
+    }
+
+    #[test]
+    fn a_probe_counts_as_nothing() {
+        // The last byte once more, as often as it comes.
+        assert_eq!(
+            told(&[(100, 50), (149, 1), (149, 1), (150, 50)]),
+            [NEW, NOTHING, NOTHING, NEW]
+        );
+        // Any other byte is data.
+        assert_eq!(told(&[(100, 50), (148, 1)]), [NEW, AGAIN]);
+    }
+
+    #[test]
+    fn another_connection_on_the_same_port_begins_anew() {
+        assert_eq!(
+            told(&[(100, 50), (0x8000_0000, 50), (0x8000_0000, 50)]),
+            [NEW, NOTHING, AGAIN]
+        );
+        let sample = Sample::EMPTY.with_data(FLOW, 100, 50, NOW).sample;
+        assert_eq!(sample.anew(FLOW), Sample::EMPTY);
+        assert_eq!(sample.anew(FLOW ^ 2), sample);
+    }
+
+    #[test]
+    fn a_place_is_a_flows_for_as_long_as_it_sends() {
+        let other = FLOW ^ 2;
+        let mut sample = Sample::EMPTY.with_data(FLOW, 100, 50, NOW).sample;
+        let noted = sample.with_data(other, 7, 50, NOW.later(IDLE_TICKS - 1));
+        assert_eq!((noted.sample, noted.counts), (sample, false));
+        sample = sample.with_data(FLOW, 150, 50, NOW.later(1)).sample;
+        let noted = sample.with_data(other, 7, 50, NOW.later(IDLE_TICKS));
+        assert!(!noted.counts);
+        let noted = sample.with_data(other, 7, 50, NOW.later(IDLE_TICKS + 1));
+        assert!(noted.counts && !noted.is_again);
+        let again = noted
+            .sample
+            .with_data(other, 7, 50, NOW.later(IDLE_TICKS + 1));
+        assert!(again.is_again);
+    }
+
+    #[test]
+    fn no_flow_counts_for_more_than_some_segments_in_a_tick() {
+        let mut sample = Sample::EMPTY;
+        let mut counted = 0;
+        for n in 0..100 {
+            let noted = sample.with_data(FLOW, n * 10, 10, NOW);
+            sample = noted.sample;
+            counted += u32::from(noted.counts);
+        }
+        assert_eq!(counted, MOST_A_TICK);
+        // What did not count was seen all the same.
+        let noted = sample.with_data(FLOW, 990, 10, NOW.later(1));
+        assert!(noted.counts && noted.is_again);
+    }
+
+    #[test]
+    fn a_syn_counts_once_however_often_it_comes() {
+        let noted = Sample::EMPTY.with_syn(FLOW, NOW);
+        assert!(noted.counts);
+        for later in [0, 1, 100] {
+            let again = noted.sample.with_syn(FLOW, NOW.later(later));
+            assert_eq!((again.sample, again.counts), (noted.sample, false));
+        }
+        // That of another one waits for the place.
+        assert!(!noted.sample.with_syn(FLOW ^ 2, NOW).counts);
+        assert!(
+            noted
+                .sample
+                .with_syn(FLOW ^ 2, NOW.later(IDLE_TICKS))
+                .counts
+        );
+    }
+
+    #[test]
+    fn counts_are_told_apart_by_moments() {
+        let earlier = Repeats {
+            handshakes: u64::MAX,
+            syns: 1,
+            data: 2,
+            data_again: 3,
+        };
+        let step = Repeats {
+            handshakes: 4,
+            syns: 5,
+            data: 6,
+            data_again: 7,
+        };
+        assert_eq!(earlier.and(&step).since(&earlier), step);
+    }
+
+    proptest! {
+        /// A sender that sends every byte once, in order, repeats nothing; one that sends each segment twice repeats every second one.
+        #[test]
+        fn repeats_are_told_from_what_is_new(start: u32, mixed: u64, lengths in prop::collection::vec(2u32..70_000, 1..200)) {
+            let (place, fingerprint) = place(mixed);
+            prop_assert!(place < PLACES && fingerprint != 0);
+            let (mut once, mut twice) = (Sample::EMPTY, Sample::EMPTY);
+            let mut seq = start;
+            for (length, tick) in lengths.into_iter().zip(NOW.0..) {
+                let now = Tick(tick);
+                let noted = once.with_data(fingerprint, seq, length, now);
+                prop_assert!(noted.counts && !noted.is_again);
+                once = noted.sample;
+                let first = twice.with_data(fingerprint, seq, length, now);
+                let second = first.sample.with_data(fingerprint, seq, length, now);
+                prop_assert!(!first.is_again && second.is_again);
+                twice = second.sample;
+                seq = seq.wrapping_add(length);
+            }
+            prop_assert_eq!(once.flow, twice.flow);
+        }
+    }
+}

@@ -1,0 +1,312 @@
+//! `outlier`: a backend whose clients send much more again than those of its peers takes no new flows for a while. Pure.
+//!
+//! A backend may be ill in a way that its checks do not find: it loses some packets, or answers too late. Its clients then repeat themselves. So do all
+//! clients whose own networks are bad, but those are everybody's: what matters is the difference from the peers.
+//!
+//! * [`Window`]: counts of the latest time, in steps
+//! * [`judge`]: who is ejected, and who is back
+
+use std::{collections::VecDeque, time::Duration};
+
+use lb_common::repeats::Repeats;
+use serde::{Deserialize, Serialize};
+
+use crate::pace::Moment;
+
+/// What a service says of outliers, as configured.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Outlier {
+    /// How many times the peers' median a share is that makes an outlier.
+    pub ratio: u32,
+    /// The least that such a share is, percent.
+    pub floor: u32,
+    /// Of fewer handshakes, or segments, no share is judged.
+    pub least: u32,
+    /// The most backends that are ejected at a time, percent; but one, if there are two. 0 is none: it is only counted.
+    pub at_most: u32,
+    /// How long a backend is ejected for the first time.
+    pub eject_for: Duration,
+    /// The time that is looked back on.
+    pub window: Duration,
+}
+
+impl Outlier {
+    /// That of a service which says nothing more than that it wants it.
+    pub const DEFAULT: Self = Self {
+        ratio: 3,
+        floor: 5,
+        least: 200,
+        at_most: 10,
+        eject_for: Duration::from_secs(30),
+        window: Duration::from_secs(30),
+    };
+
+    /// The time from step to step.
+    #[must_use]
+    pub fn step(&self) -> Duration {
+        self.window / STEPS
+    }
+
+    /// The most of so many backends that are ejected at a time.
+    #[must_use]
+    pub fn most(&self, backends: usize) -> usize {
+        if self.at_most == 0 || backends < 2 {
+            return 0;
+        }
+        let share = backends * self.at_most as usize / 100;
+        share.clamp(1, backends - 1)
+    }
+}
+
+/// Steps of a window.
+const STEPS: u32 = 6;
+/// An ejection is at most so many times as long as the first.
+const MOST_TIMES: u32 = 10;
+
+/// What is sent again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum Signal {
+    /// SYNs.
+    Syns,
+    /// Data.
+    Data,
+}
+
+impl Signal {
+    const ALL: [Self; 2] = [Self::Syns, Self::Data];
+}
+
+/// How much of something was sent again.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Share {
+    /// How much was sent, or is known to have arrived.
+    pub samples: u64,
+    /// How much of it came again.
+    pub again: u64,
+}
+
+impl Share {
+    /// Of what was counted.
+    #[must_use]
+    pub fn of(counted: &Repeats, signal: Signal) -> Self {
+        let (samples, again) = match signal {
+            // A connection whose SYN came again may never have come to more.
+            Signal::Syns => (
+                counted.handshakes.saturating_add(counted.syns),
+                counted.syns,
+            ),
+            Signal::Data => (counted.data, counted.data_again),
+        };
+        // Two CPUs may have counted these while they were read.
+        Self {
+            samples,
+            again: again.min(samples),
+        }
+    }
+
+    /// In parts of a thousand; 0 of nothing.
+    #[must_use]
+    pub fn per_mille(self) -> u32 {
+        let share = u128::from(self.again) * 1_000 / u128::from(self.samples.max(1));
+        share as u32
+    }
+}
+
+/// What was counted for one backend in the latest time.
+#[derive(Clone, Debug, Default)]
+pub struct Window {
+    last: Option<Repeats>,
+    steps: VecDeque<Repeats>,
+}
+
+impl Window {
+    /// A step is over: what has been counted since any moment by now. The first time it says nothing.
+    pub fn step(&mut self, counted: Repeats) {
+        if let Some(last) = self.last.replace(counted) {
+            self.steps.push_back(counted.since(&last));
+        }
+        while self.steps.len() > STEPS as usize {
+            self.steps.pop_front();
+        }
+    }
+
+    /// What was counted so far counts no more.
+    pub fn forget(&mut self) {
+        self.steps.clear();
+    }
+
+    /// What was counted in all its steps.
+    #[must_use]
+    pub fn total(&self) -> Repeats {
+        let sum = |sum: Repeats, step: &Repeats| sum.and(step);
+        self.steps.iter().fold(Repeats::default(), sum)
+    }
+}
+
+/// Why a backend takes no new flows, and for how long.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Ejection {
+    /// What its clients sent again.
+    pub signal: Signal,
+    /// Their share of it, in parts of a thousand.
+    pub share: u32,
+    /// The median of its peers' shares then.
+    pub peers: u32,
+    /// How many times it was ejected of late, this one included.
+    pub times: u32,
+    /// When it ends.
+    pub until: Moment,
+}
+
+/// What is remembered of one backend.
+#[derive(Clone, Debug, Default)]
+pub struct Memory {
+    /// What its clients sent.
+    pub window: Window,
+    /// Whether it is ejected.
+    pub ejected: Option<Ejection>,
+    /// How many times it was, and when it came back from the last.
+    before: Option<(u32, Moment)>,
+}
+
+impl Memory {
+    /// Of an ejection that has been.
+    fn is_back(&mut self, now: Moment) {
+        if let Some(ejection) = self.ejected.take() {
+            self.before = Some((ejection.times, now));
+            self.window.forget();
+        }
+    }
+
+    fn eject(&mut self, policy: &Outlier, finding: Finding, now: Moment) {
+        let times = match (self.ejected, self.before) {
+            (Some(ejection), _) => ejection.times,
+            (None, Some((times, back))) => {
+                // One is forgiven for each time of a first ejection that it was back for.
+                let forgiven = now.since(back).as_millis() / policy.eject_for.as_millis().max(1);
+                times.saturating_sub(u32::try_from(forgiven).unwrap_or(u32::MAX))
+            }
+            (None, None) => 0,
+        };
+        let times = times.saturating_add(1);
+        self.ejected = Some(Ejection {
+            signal: finding.signal,
+            share: finding.share,
+            peers: finding.peers,
+            times,
+            until: now.later(policy.eject_for * times.min(MOST_TIMES)),
+        });
+        // It is judged by what comes from now on.
+        self.window.forget();
+    }
+}
+
+/// What makes a backend an outlier.
+#[derive(Clone, Copy, Debug)]
+struct Finding {
+    signal: Signal,
+    share: u32,
+    peers: u32,
+}
+
+/// Says who is ejected and who is back, of those backends of a service that could take new flows by their own admin state and health. With fewer than
+/// `min_healthy` that take new flows nobody is ejected. In fail-open, where `may_eject` is false, nobody is ejected anew.
+pub fn judge(
+    policy: &Outlier,
+    min_healthy: usize,
+    may_eject: bool,
+    backends: &mut [&mut Memory],
+    now: Moment,
+) {
+    let shares = Signal::ALL.map(|signal| {
+        let all = backends.iter();
+        all.map(|memory| {
+            let share = Share::of(&memory.window.total(), signal);
+            let is_enough = share.samples >= u64::from(policy.least);
+            is_enough.then_some((share.per_mille(), memory.ejected.is_some()))
+        })
+        .collect::<Vec<_>>()
+    });
+    let findings: Vec<Option<Finding>> = (0..backends.len())
+        .map(|at| {
+            let found = Signal::ALL.iter().zip(&shares);
+            found
+                .filter_map(|(&signal, shares)| find(policy, signal, shares, at))
+                .max_by_key(|finding| finding.share)
+        })
+        .collect();
+    for (memory, finding) in backends.iter_mut().zip(&findings) {
+        let is_over = memory.ejected.is_some_and(|ejection| ejection.until <= now);
+        match finding {
+            // It has not got better: what it has is judged like anybody's.
+            Some(finding) if is_over && may_eject => memory.eject(policy, *finding, now),
+            _ if is_over => memory.is_back(now),
+            _ => {}
+        }
+    }
+    let room = backends.len().saturating_sub(min_healthy.max(1));
+    let most = policy.most(backends.len()).min(room);
+    let mut ejected: Vec<usize> = (0..backends.len())
+        .filter(|&at| backends[at].ejected.is_some())
+        .collect();
+    // There may be fewer backends than there were, or fewer are allowed: who would be back first is.
+    ejected.sort_by_key(|&at| backends[at].ejected.map(|ejection| ejection.until));
+    let surplus = ejected.len().saturating_sub(most);
+    for &at in &ejected[..surplus] {
+        backends[at].is_back(now);
+    }
+    if !may_eject || surplus > 0 {
+        return;
+    }
+    let mut worst: Vec<(usize, Finding)> = findings
+        .into_iter()
+        .enumerate()
+        .filter_map(|(at, finding)| Some((at, finding?)))
+        .filter(|(at, _)| backends[*at].ejected.is_none())
+        .collect();
+    worst.sort_by_key(|(_, finding)| std::cmp::Reverse(finding.share));
+    for (at, finding) in worst.into_iter().take(most - ejected.len()) {
+        backends[at].eject(policy, finding, now);
+    }
+}
+
+/// Ends an ejection whose time is over, of a backend that cannot take new flows anyhow.
+pub fn expire(memory: &mut Memory, now: Moment) {
+    if memory.ejected.is_some_and(|ejection| ejection.until <= now) {
+        memory.is_back(now);
+    }
+}
+
+/// Whether a backend is an outlier by one signal. Each share comes with whether its backend is ejected: such are nobody's peers.
+fn find(
+    policy: &Outlier,
+    signal: Signal,
+    shares: &[Option<(u32, bool)>],
+    at: usize,
+) -> Option<Finding> {
+    let (share, _) = shares[at]?;
+    let mut peers: Vec<u32> = shares
+        .iter()
+        .enumerate()
+        .filter(|(other, _)| *other != at)
+        .filter_map(|(_, share)| *share)
+        .filter(|(_, is_ejected)| !is_ejected)
+        .map(|(share, _)| share)
+        .collect();
+    peers.sort_unstable();
+    let median = match peers.len() {
+        0 => return None,
+        odd if odd % 2 == 1 => peers[odd / 2],
+        even => (peers[even / 2 - 1] + peers[even / 2]) / 2,
+    };
+    let is_far = share >= median.saturating_mul(policy.ratio) && share >= policy.floor * 10;
+    is_far.then_some(Finding {
+        signal,
+        share,
+        peers: median,
+    })
+}
+
+#[cfg(test)]
+mod tests;
