@@ -12,7 +12,7 @@ use lb_common::{
 use crate::{
     count::Tally,
     family::Family,
-    maps,
+    hide, maps,
     parse::{self, Ends, Parse, Parsed, Segment},
 };
 
@@ -21,7 +21,12 @@ use crate::{
 pub(crate) fn parse<F: Family>(ctx: &XdpContext) -> Result<(Segment, Ends<F>), Reason> {
     let network = parse::network_of::<F>(ctx).ok_or(Reason::Malformed)?;
     match F::parse(ctx, network)? {
-        Parsed::Segment(segment, ends) => Ok((segment, ends)),
+        Parsed::Segment(mut segment, ends) => {
+            // Else the compiler may store, on the way of what is no segment, a byte of whatever a register has; which the verifier refuses if that is a
+            // pointer.
+            segment.tcp.flags = hide::bits::<0xff>(segment.tcp.flags.into()) as u8;
+            Ok((segment, ends))
+        }
         _ => Err(Reason::NotService),
     }
 }
