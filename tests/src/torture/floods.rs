@@ -1,8 +1,12 @@
 //! Floods at the generator's full rate, one of each kind, upon connections that talk all the time, while visitors come and go.
+//!
+//! Where addresses are translated each new connection takes one of 64,512 ports, so a flood would leave none: there the service limits sources. Elsewhere the flow
+//! table alone stands up to it.
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
+use lb_common::net::IpVersion;
 use serde::{Deserialize, Serialize};
 
 use super::visitors::Visitors;
@@ -21,6 +25,11 @@ const PACE: Duration = Duration::from_secs(1);
 const ECHOES: u64 = 2;
 /// Flows that the table is sized for, so that a flood of handshakes would fill it.
 const FLOWS: u32 = 100_000;
+/// What holds a flood to so much that SNAT ports are left for others: prefixes count as sources that are as long as this in each version of IP, so that a flood comes
+/// from few.
+const LIMITED: [(IpVersion, u8); 2] = [(IpVersion::V4, 16), (IpVersion::V6, 48)];
+/// New connections that such a source may open a second, at once, and have.
+const LIMITS: [u32; 3] = [1_000, 3_000, 20_000];
 /// What is no flood, in packets a second that come to Tether.
 const HARDLY: f64 = 10_000.0;
 
@@ -92,6 +101,9 @@ pub fn flood(deluge: &Deluge, mut say: impl FnMut(&str)) -> Result<Flooded> {
         config.fall = 10;
         config.timeout_ms = 900;
         config.interval_ms = 1_000;
+        if deluge.place.is_translated() {
+            config.lines += &limits(deluge.family.vip());
+        }
     })?;
     let talking = patient(stage.plan()).talking(PACE);
     let half = deluge.connections / 2;
@@ -163,6 +175,16 @@ pub fn flood(deluge: &Deluge, mut say: impl FnMut(&str)) -> Result<Flooded> {
         stage.close();
     }
     Ok(flooded)
+}
+
+/// The line of a service that limits sources.
+fn limits(version: IpVersion) -> String {
+    let [rate, burst, flows] = LIMITS;
+    let prefix = LIMITED.iter().find(|(of, _)| *of == version);
+    format!(
+        "source_limit = {{ prefix = {}, new_per_second = {rate}, burst = {burst}, flows = {flows} }}\n",
+        prefix.map_or(0, |(_, prefix)| *prefix)
+    )
 }
 
 /// Packets that have come to Tether's program so far.
