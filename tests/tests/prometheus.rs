@@ -233,7 +233,8 @@ fn alerts_fire_for_faults_and_clear() -> Result<()> {
     stage.wait_serving()?;
     let b1 = format!("{SERVICE}/b1");
     stage.lab.balancer().write(HANG, "")?;
-    stage.tether.succeed(&["weight", &b1, "50"])?;
+    // It is answered once it is in force, which is not now.
+    let _weighed = stage.tether.begin(&["weight", &b1, "50"])?;
     prometheus.see("a reconciler that hangs", &["TetherStale"])?;
     stage.lab.balancer().sh(&format!("rm {HANG}"))?;
     prometheus.see("it goes on", &[])?;
