@@ -24,6 +24,8 @@ use crate::{
 pub const MASS_FALL_MS: u64 = 10_000;
 /// Of fewer backends than this no fall is suspect.
 pub const MASS_FALL_MINIMUM: usize = 4;
+/// A backend may be the first of many to fall when checks of at least one in so many others fail too.
+const FALTERING_ONE_IN: usize = 4;
 
 /// What is known of a service.
 #[derive(Clone, Debug)]
@@ -98,9 +100,11 @@ pub struct BackendFacts<'a> {
     pub health: Health,
     /// When it fell, if it is down and was not so before, in milliseconds of any steady clock.
     pub fell_at_ms: Option<u64>,
+    /// Since when its checks have failed, if the latest one did; by the same clock.
+    pub faltered_at_ms: Option<u64>,
     /// Since when it serves nothing, if it does.
     pub died: Option<Moment>,
-    /// Until when its clients are not told that it is down, if it was when nobody's were told.
+    /// Until when its clients are not told that it is down, if it was when nobody's were told, or may be the first of many to fall.
     pub spared: Option<Moment>,
     /// Within this time a check of it begins and ends.
     pub next_check: Duration,
@@ -234,7 +238,7 @@ pub struct Backend {
     pub serving: Serving,
     /// Since when it serves nothing, if it does.
     pub died: Option<Moment>,
-    /// Until when its clients are not told that it is down, if it was when nobody's were told.
+    /// Until when its clients are not told that it is down, if it was when nobody's were told, or may be the first of many to fall.
     pub spared: Option<Moment>,
     /// Which of its flows are closed.
     pub pace: Option<Pace>,
@@ -347,12 +351,19 @@ fn resolve_service<'a>(
     } else {
         None
     };
-    // What was dark together may be light together, and is not found so in one moment: each has another check before its clients are told.
+    // What was dark together may be light together, and is not found so in one moment: each has another check before its clients are told. Nor does
+    // what goes dark together fall in one moment: the first have a check's time, so that it is not their clients who pay for those who fall last.
     let spared = |backend: &BackendFacts<'_>| match backend.health {
         Health::Down if resets_suspended.is_some() || facts.resets_were_suspended => {
             Some(now.later(backend.next_check))
         }
-        Health::Down => backend.spared.filter(|until| *until > now),
+        Health::Down => match backend.spared {
+            Some(until) => (until > now).then_some(until),
+            None if backend.died.is_none() && may_be_the_first(backend, &facts.backends) => {
+                Some(now.later(backend.next_check))
+            }
+            None => None,
+        },
         Health::Unknown | Health::Up | Health::Refusing => None,
     };
     let given = |backend: &BackendFacts<'_>| match serving(backend) {
@@ -541,6 +552,27 @@ fn fell_together<'f>(backends: impl Iterator<Item = &'f BackendFacts<'f>>) -> bo
     falls
         .windows(suspect)
         .any(|window| window[suspect - 1] - window[0] <= MASS_FALL_MS)
+}
+
+/// Whether so many others falter since about when a backend fell that these may be the first signs of a fall of many.
+fn may_be_the_first(fallen: &BackendFacts<'_>, all: &[BackendFacts<'_>]) -> bool {
+    let Some(fell_at) = fallen.fell_at_ms else {
+        return false;
+    };
+    // By address: what one host serves at several ports is lost as one.
+    let mut others: BTreeMap<IpAddr, bool> = BTreeMap::new();
+    for other in all {
+        if other.wanted.is_none() || other.address == fallen.address {
+            continue;
+        }
+        let falters = other.health != Health::Down
+            && other
+                .faltered_at_ms
+                .is_some_and(|since| since.abs_diff(fell_at) <= MASS_FALL_MS);
+        *others.entry(other.address).or_default() |= falters;
+    }
+    let faltering = others.values().filter(|falters| **falters).count();
+    faltering > 0 && faltering * FALTERING_ONE_IN >= others.len()
 }
 
 /// The way to a backend with what its mode needs on top.

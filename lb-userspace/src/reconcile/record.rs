@@ -80,6 +80,8 @@ pub(super) struct BackendRecord {
     pub(super) health: Health,
     pub(super) last_error: Option<LastError>,
     pub(super) fell_at_ms: Option<u64>,
+    /// Since when its checks have failed, if the latest one did.
+    pub(super) faltered_at_ms: Option<u64>,
     pub(super) held: Option<Serving>,
     /// It was on this host when it was found in the maps.
     pub(super) held_local: bool,
@@ -91,7 +93,7 @@ pub(super) struct BackendRecord {
     pub(super) terms: Terms,
     /// Since when it serves nothing, if it does.
     pub(super) died: Option<Moment>,
-    /// Until when its clients are not told that it is down, as last resolved.
+    /// Until when its clients are not told that it is down though all others' are, as last resolved.
     pub(super) spared: Option<Moment>,
     /// The share of its flows that is closed, as last resolved.
     pub(super) closed: Option<Share>,
@@ -110,6 +112,11 @@ impl BackendRecord {
     pub(super) fn heard(&mut self, report: &HealthReport, now_ms: u64) -> bool {
         let error_is_news = self.last_error != report.last_error;
         self.last_error.clone_from(&report.last_error);
+        let fails = report
+            .last_error
+            .as_ref()
+            .is_some_and(|last| last.ended.is_none());
+        self.faltered_at_ms = fails.then(|| self.faltered_at_ms.unwrap_or(now_ms));
         if report.health == Health::Unknown || report.health == self.health {
             return error_is_news;
         }
@@ -235,6 +242,7 @@ impl BackendRecord {
             wanted: self.wanted,
             health: self.health,
             fell_at_ms: self.fell_at_ms,
+            faltered_at_ms: self.faltered_at_ms,
             died: self.died,
             spared: self.spared,
             next_check: self.check.longest_gap(),
@@ -270,6 +278,7 @@ pub(super) fn new_record(
         health: Health::Unknown,
         last_error: None,
         fell_at_ms: None,
+        faltered_at_ms: None,
         held: None,
         held_local: false,
         held_share: None,

@@ -132,6 +132,7 @@ impl Registry {
                 health: Health::Unknown,
                 last_error: None,
                 fell_at_ms: None,
+                faltered_at_ms: None,
                 held: Some(state.serving()),
                 held_local: state.is_local(),
                 held_share: (state.serving() == Serving::None)

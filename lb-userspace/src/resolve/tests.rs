@@ -23,6 +23,7 @@ fn backend(id: u32, change: impl Fn(&mut BackendFacts<'static>)) -> BackendFacts
         }),
         health: Health::Up,
         fell_at_ms: None,
+        faltered_at_ms: None,
         spared: None,
         next_check: Duration::from_secs(3),
         died: None,
@@ -528,6 +529,88 @@ fn what_was_down_while_nobody_was_told_has_another_check_before_its_clients_are(
         (second.serving, second.spared),
         (Serving::ExistingOnly, None)
     );
+}
+
+/// A switch that dies takes its backends one after the other, as their checks come round: clients of the first are not reset before it is known how many
+/// there will be.
+#[test]
+fn what_may_be_the_first_of_many_falls_has_another_check_before_its_clients_are_told() {
+    let faltering = |id, since_ms| backend(id, |b| b.faltered_at_ms = Some(since_ms));
+    let first = |others: Vec<BackendFacts<'static>>| {
+        let mut all = vec![fallen(1, 20_000)];
+        all.extend(others);
+        one(service(all)).backends[0]
+    };
+    let spared = Some(NOW.later(Duration::from_secs(3)));
+    // Of three one other is enough, and of more a quarter of them.
+    let given = first(vec![faltering(2, 19_000), up(3)]);
+    assert_eq!(
+        (given.serving, given.died, given.spared, given.due),
+        (Serving::ExistingOnly, None, spared, spared)
+    );
+    let others = |faltering_ones: u32| -> Vec<BackendFacts<'static>> {
+        (2..9)
+            .map(|id| match id < 2 + faltering_ones {
+                true => faltering(id, 19_000),
+                false => up(id),
+            })
+            .collect()
+    };
+    assert_eq!(first(others(2)).spared, spared);
+    assert_eq!(first(others(1)).serving, Serving::None);
+
+    // A lone death waits for nothing: nor for one that has failed for long, or falls long after, or is the same host at another port.
+    assert_eq!(first(vec![up(2), up(3)]).serving, Serving::None);
+    for since in [9_999, 30_001] {
+        let given = first(vec![faltering(2, since), up(3)]);
+        assert_eq!((given.serving, given.died), (Serving::None, Some(NOW)));
+    }
+    let mut port = faltering(2, 19_000);
+    port.address = fallen(1, 0).address;
+    port.port = 81;
+    assert_eq!(first(vec![port, up(3)]).serving, Serving::None);
+    let mut removed = faltering(2, 19_000);
+    removed.wanted = None;
+    assert_eq!(first(vec![removed, up(3)]).serving, Serving::None);
+}
+
+#[test]
+fn the_first_of_many_falls_is_spared_for_one_check_and_once() {
+    let given = |facts: &ServiceFacts<'static>, ms: i64| {
+        let now = Moment(NOW.0 + ms);
+        resolve(&SEED, std::slice::from_ref(facts), now).remove(0)
+    };
+    let others = (2..9).map(|id| backend(id, |b| b.faltered_at_ms = Some(0)));
+    let mut facts = service([fallen(1, 0)].into_iter().chain(others).collect());
+    // One after the other, in steps of half a second; with the fifth it is a fall of many.
+    for step in 0..8 {
+        let service = given(&facts, step * 500);
+        for (fact, backend) in facts.backends.iter_mut().zip(&service.backends) {
+            assert_ne!(backend.serving, Serving::None, "step {step}");
+            fact.spared = backend.spared;
+        }
+        let many = service.resets_suspended == Some(Suspension::MassFall);
+        assert_eq!(many, step >= 4, "step {step}");
+        facts.resets_were_suspended = many;
+        if let Some(next) = facts.backends.get_mut(step as usize + 1) {
+            *next = fallen(next.numbered.id, step as u64 * 500 + 500);
+        }
+    }
+
+    // Or the others go on failing without an end, or recover: what is down has had its check.
+    for falters in [Some(0), None] {
+        let others = (2..9).map(|id| backend(id, |b| b.faltered_at_ms = falters));
+        let mut facts = service([fallen(1, 0)].into_iter().chain(others).collect());
+        facts.backends[0].spared = Some(Moment(NOW.0 + 3_000));
+        let first = given(&facts, 2_999).backends[0];
+        assert_eq!(first.serving, Serving::ExistingOnly);
+        facts.backends[0].spared = first.spared;
+        let first = given(&facts, 3_000).backends[0];
+        let dead_now = Some(Moment(NOW.0 + 3_000));
+        assert_eq!((first.serving, first.died), (Serving::None, dead_now));
+        (facts.backends[0].spared, facts.backends[0].died) = (first.spared, first.died);
+        assert_eq!(given(&facts, 3_001).backends[0].serving, Serving::None);
+    }
 }
 
 /// Who is dead takes nothing new, whatever becomes of the flows that it has.

@@ -1,13 +1,13 @@
 //! When drains end, and what outlives a restart of that.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use lb_common::backend::Serving;
 use lb_userspace::{
     config::Config,
     desired::Refusal,
     flows::{Census, Churn},
-    model::{Admin, Asked, Health, HealthReport},
+    model::{Admin, Asked, Health, HealthReport, LastError},
     pace::Moment,
     reconcile::State,
 };
@@ -223,6 +223,53 @@ fn a_restart_goes_on_telling_a_dead_backends_clients_where_it_was() {
     machine.settle_at(&mut state, after(44));
     assert_eq!(share(&machine, 2), None);
     assert_eq!(drain(&state, "b2"), Some((3_590, 1.0)));
+}
+
+#[test]
+fn clients_of_one_that_dies_while_checks_of_others_fail_are_told_after_another_check() {
+    for others_fail in [true, false] {
+        let machine = Machine::new(&format!("first-of-many-{others_fail}"));
+        let mut state = machine.adopt(machine.config(&["b1", "b2"])).unwrap();
+        let tell = |state: &mut State, number: u8, health, last_error, now_ms| {
+            let report = HealthReport {
+                name: name(&format!("b{number}")),
+                address: ([10, 0, 1, number], 80).into(),
+                health,
+                last_error,
+            };
+            assert!(state.heard(report, now_ms));
+        };
+        let failure = |ended| {
+            Some(LastError {
+                text: "no answer within 1 s".into(),
+                ended,
+            })
+        };
+        for number in [1, 2] {
+            tell(&mut state, number, Health::Up, None, 0);
+        }
+        machine.settle_at(&mut state, after(0));
+        tell(&mut state, 1, Health::Up, failure(None), 1_000);
+        if !others_fail {
+            let ended = Some(SystemTime::UNIX_EPOCH);
+            tell(&mut state, 1, Health::Up, failure(ended), 1_500);
+        }
+        tell(&mut state, 2, Health::Down, failure(None), 2_000);
+        machine.settle_at(&mut state, after(2));
+        let serving = || machine.maps.state(2).serving();
+        if others_fail {
+            assert_eq!(serving(), Serving::ExistingOnly);
+            // A check each 2 s, give or take a tenth, of 1 s at most.
+            assert_eq!(
+                state.due(),
+                Some(after(2).later(Duration::from_millis(3_200)))
+            );
+            machine.settle_at(&mut state, after(5));
+            assert_eq!(serving(), Serving::ExistingOnly);
+            machine.settle_at(&mut state, after(6));
+        }
+        assert_eq!(serving(), Serving::None);
+    }
 }
 
 /// What the configuration and the commands make of both backends.
