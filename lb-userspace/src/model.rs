@@ -77,9 +77,9 @@ pub enum OnDown {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Suspension {
-    /// Over half of the service's backends fell at once: this machine's own eyes are in doubt.
+    /// Over half of the service's hosts fell at once: this machine's own eyes are in doubt.
     MassFall,
-    /// Over half of the backends of all services fell at once.
+    /// Over half of the hosts of all services fell at once.
     MassFallEverywhere,
     /// Too few backends are usable, and all active ones take flows: perhaps it is the check that is wrong.
     FailOpen,
@@ -90,8 +90,8 @@ pub enum Suspension {
 impl std::fmt::Display for Suspension {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::MassFall => "over half of its backends fell within 10 s",
-            Self::MassFallEverywhere => "over half of all services' backends fell within 10 s",
+            Self::MassFall => "over half of its backends' hosts fell within 10 s",
+            Self::MassFallEverywhere => "over half of all services' hosts fell within 10 s",
             Self::FailOpen => "it is in fail-open",
             Self::BelowMinHealthy => {
                 "fewer backends than min_healthy are usable, and no other is active"

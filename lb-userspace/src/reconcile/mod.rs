@@ -346,8 +346,7 @@ impl Worker {
                 unanswered.extend(once_applied(reply, result));
             }
             Event::Health(report) => {
-                let since = self.begun.elapsed().as_millis();
-                return state.heard(report, u64::try_from(since).unwrap_or(u64::MAX));
+                return state.heard(report, u64::try_from(moment().0).unwrap_or(0));
             }
             Event::NextHop(report) => return state.next_hop(report),
             Event::Answer(report) => return state.answered(report),

@@ -270,7 +270,7 @@ impl State {
         }
     }
 
-    /// Takes in a verdict; `now_ms` is of any steady clock. False if it is no news.
+    /// Takes in a verdict; `now_ms` is since boot, as [`Moment`] has it. False if it is no news.
     pub fn heard(&mut self, report: HealthReport, now_ms: u64) -> bool {
         self.registry.heard(report, now_ms)
     }

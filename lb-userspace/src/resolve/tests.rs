@@ -41,10 +41,15 @@ fn up(id: u32) -> BackendFacts<'static> {
     backend(id, |_| {})
 }
 
+/// When that is of which a test tells in milliseconds since most of a minute ago.
+const fn at(ms: u64) -> u64 {
+    NOW.0 as u64 - 50_000 + ms
+}
+
 fn fallen(id: u32, at_ms: u64) -> BackendFacts<'static> {
     backend(id, |b| {
         b.health = Health::Down;
-        b.fell_at_ms = Some(at_ms);
+        b.fell_at_ms = Some(at(at_ms));
     })
 }
 
@@ -339,6 +344,91 @@ fn a_fall_of_most_backends_of_the_instance_suspends_resets_everywhere() {
     assert_eq!(alone[0].resets_suspended, None);
 }
 
+/// A host that serves at many ports is one host to lose.
+#[test]
+fn a_fall_of_one_host_with_many_ports_is_no_fall_of_many() {
+    let at_port = |id, port, host: &BackendFacts<'static>| {
+        let address = host.address;
+        backend(id, |b| (b.address, b.port) = (address, port))
+    };
+    let dead = fallen(1, 0);
+    let mut ports: Vec<_> = (2..6)
+        .map(|id| BackendFacts {
+            health: Health::Down,
+            fell_at_ms: dead.fell_at_ms,
+            ..at_port(id, 80 + id as u16, &dead)
+        })
+        .collect();
+    ports.push(dead.clone());
+    let beside = |more: Vec<BackendFacts<'static>>| {
+        let mut all = ports.clone();
+        all.extend(more);
+        one(service(all))
+    };
+    for more in [vec![up(6)], vec![up(6), up(7), up(8)]] {
+        let service = beside(more);
+        assert_eq!(service.resets_suspended, None);
+        let dead = &service.backends[..5];
+        assert!(dead.iter().all(|b| b.serving == Serving::None), "{dead:?}");
+    }
+    // Nor is one dead of which a port says something still.
+    let refusing = backend(0, |b| {
+        (b.address, b.port) = ([10, 0, 1, 7].into(), 81);
+        b.health = Health::Refusing;
+    });
+    let most = beside(vec![fallen(6, 0), fallen(7, 0), up(8)]);
+    assert_eq!(most.resets_suspended, Some(Suspension::MassFall));
+    let half = beside(vec![fallen(6, 0), fallen(7, 0), up(8), refusing]);
+    assert_eq!(half.resets_suspended, None);
+}
+
+/// This machine sees the others well enough: then those that fell are dead, however many they are.
+#[test]
+fn a_fall_of_many_is_believed_after_a_minute_of_good_checks_beside_it() {
+    let given = |facts: &ServiceFacts<'static>, ms: i64| {
+        let now = Moment(NOW.0 + ms);
+        resolve(&SEED, std::slice::from_ref(facts), now).remove(0)
+    };
+    let ends = Moment(NOW.0 + 10_000);
+    let mut facts = service(vec![fallen(1, 0), fallen(2, 0), fallen(3, 0), up(4)]);
+    let doubted = given(&facts, 9_999);
+    assert_eq!(doubted.resets_suspended, Some(Suspension::MassFall));
+    assert_eq!(doubted.backends[0].due, Some(ends), "time ends that");
+    assert_eq!(doubted.backends[3].due, None);
+    facts.resets_were_suspended = true;
+    let believed = given(&facts, 10_000);
+    assert_eq!(believed.resets_suspended, None);
+    // As with whatever has suspended resets.
+    let spared = Some(ends.later(Duration::from_secs(3)));
+    assert_eq!(
+        (believed.backends[0].serving, believed.backends[0].due),
+        (Serving::ExistingOnly, spared)
+    );
+    facts.resets_were_suspended = false;
+    facts.backends[0].spared = spared;
+    assert_eq!(given(&facts, 13_000).backends[0].serving, Serving::None);
+
+    // Not while the only other one falters.
+    facts.backends[3].faltered_at_ms = Some(at(0));
+    let doubted = given(&facts, 1_000_000);
+    assert_eq!(doubted.resets_suspended, Some(Suspension::MassFall));
+    assert_eq!(doubted.backends[0].due, None, "no time ends that");
+    // Whatever another service sees well is seen by the same eyes.
+    let mut other = service(vec![up(5)]);
+    other.id = 2;
+    let mut first = service(vec![fallen(1, 0), fallen(2, 0), up(4)]);
+    first.backends.push(fallen(3, 0));
+    first.backends[2].health = Health::Refusing;
+    first.wanted = Some(WantedService {
+        table_size: 1009,
+        min_healthy: 0,
+        policy: Policy::default(),
+    });
+    let why = |now| resolve(&SEED, &[first.clone(), other.clone()], now)[1].resets_suspended;
+    assert_eq!(why(NOW), Some(Suspension::MassFallEverywhere));
+    assert_eq!(why(ends), None);
+}
+
 #[test]
 fn suspended_resets_have_a_cause_and_the_gravest_is_told() {
     let why = |backends| one(service(backends)).resets_suspended;
@@ -535,7 +625,7 @@ fn what_was_down_while_nobody_was_told_has_another_check_before_its_clients_are(
 /// there will be.
 #[test]
 fn what_may_be_the_first_of_many_falls_has_another_check_before_its_clients_are_told() {
-    let faltering = |id, since_ms| backend(id, |b| b.faltered_at_ms = Some(since_ms));
+    let faltering = |id, since_ms| backend(id, |b| b.faltered_at_ms = Some(at(since_ms)));
     let first = |others: Vec<BackendFacts<'static>>| {
         let mut all = vec![fallen(1, 20_000)];
         all.extend(others);
@@ -580,7 +670,7 @@ fn the_first_of_many_falls_is_spared_for_one_check_and_once() {
         let now = Moment(NOW.0 + ms);
         resolve(&SEED, std::slice::from_ref(facts), now).remove(0)
     };
-    let others = (2..9).map(|id| backend(id, |b| b.faltered_at_ms = Some(0)));
+    let others = (2..9).map(|id| backend(id, |b| b.faltered_at_ms = Some(at(0))));
     let mut facts = service([fallen(1, 0)].into_iter().chain(others).collect());
     // One after the other, in steps of half a second; with the fifth it is a fall of many.
     for step in 0..8 {
@@ -598,7 +688,7 @@ fn the_first_of_many_falls_is_spared_for_one_check_and_once() {
     }
 
     // Or the others go on failing without an end, or recover: what is down has had its check.
-    for falters in [Some(0), None] {
+    for falters in [Some(at(0)), None] {
         let others = (2..9).map(|id| backend(id, |b| b.faltered_at_ms = falters));
         let mut facts = service([fallen(1, 0)].into_iter().chain(others).collect());
         facts.backends[0].spared = Some(Moment(NOW.0 + 3_000));
