@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 
-use super::storm::{Flood, Removal, SYNS_PER_SECOND, Storm};
+use super::storm::{Flood, Removal, SYNS_PER_SECOND, Storm, WAVE};
 use super::{INTERVALS_MS, PATIENCE};
 use crate::address::{self, mac_of};
 use crate::packet_socket::{FloodPlan, SynFlood};
@@ -298,7 +298,8 @@ impl Storm<'_> {
     }
 
     /// A backend's host loses its power while its clients are quiet, as most are most of the time. Once it is found to be down its
-    /// talkers speak, and are told; then there is a new host in its place. The silent ones notice nothing before the end.
+    /// talkers speak, and half of its silent ones; they are told, by nobody but Tether, since nobody else is there. Then there is a new host in
+    /// its place. The other silent ones notice nothing before the end.
     pub(super) fn backend_kill(&mut self) -> Result<String> {
         let name = self.any_backend();
         let (index, _) = self.stage.backend(&name)?;
@@ -312,11 +313,11 @@ impl Storm<'_> {
                 there.then(|| (client, history.lives.len() - 1))
             })
             .collect();
-        let talkers: Vec<&Connection> = theirs
+        let (talkers, silent): (Vec<&Connection>, Vec<&Connection>) = theirs
             .iter()
             .map(|(client, _)| &self.crowd[*client])
-            .filter(|connection| connection.talks())
-            .collect();
+            .partition(|connection| connection.talks());
+        let early = &silent[..silent.len().div_ceil(2)];
         crowd::set_pace(talkers.iter().copied(), None);
 
         self.ledger.breaks();
@@ -333,19 +334,27 @@ impl Storm<'_> {
             self.ledger.dooms(*client, *life, verdict);
         }
         crowd::set_pace(talkers.iter().copied(), Some(self.forecast.pace));
-        // A client that finds no way back is the judgement's to tell.
-        let _ = wait::until("its talkers are elsewhere", PATIENCE, || {
-            let elsewhere = |c: &&Connection| {
-                let history = c.history();
-                history.failure.is_some()
-                    || history.current().is_some_and(|life| life.backend != name)
-            };
-            talkers.iter().all(elsewhere).then_some(())
-        });
+        let wait_elsewhere = |clients: &[&Connection]| {
+            // A client that finds no way back is the judgement's to tell.
+            let _ = wait::until("its clients are elsewhere", PATIENCE, || {
+                let elsewhere = |c: &&Connection| {
+                    let history = c.history();
+                    history.failure.is_some()
+                        || history.current().is_some_and(|life| life.backend != name)
+                };
+                clients.iter().all(elsewhere).then_some(())
+            });
+        };
+        wait_elsewhere(&talkers);
+        for wave in early.chunks(WAVE) {
+            crowd::echo_all(wave.iter().copied());
+            wait_elsewhere(wave);
+        }
         let told = format!(
-            "{name} with {} connections, {} of them silent, found out after {took:.1?}",
+            "{name} with {} connections, {} of them silent, of which {} spoke, found out after {took:.1?}",
             theirs.len(),
-            theirs.len() - talkers.len()
+            silent.len(),
+            early.len()
         );
         self.stage.renew(index)?;
         self.wait_up()?;
