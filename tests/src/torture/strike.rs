@@ -173,21 +173,44 @@ impl Storm<'_> {
         Ok(format!("{name} answered 503 for {lasts:.1?}"))
     }
 
+    /// It closes its listeners, or only says no: then whoever came to it would be let in, and seen.
     pub(super) fn refusing(&mut self) -> Result<String> {
         let name = self.any_backend();
-        self.ledger.breaks();
-        self.stage.backend(&name)?.1.close_listeners()?;
+        let is_deaf = self.random.below(2) == 0;
+        if is_deaf {
+            self.ledger.breaks();
+            self.stage.backend(&name)?.1.close_listeners()?;
+        } else {
+            self.stage.backend(&name)?.1.answer(Answer::Status(503));
+        }
         self.stage
             .tether
             .wait_status("it is refusing", PATIENCE, |status| {
                 status.health(&name) == "refusing" && status.serving(&name) == "existing-only"
             })?;
-        self.ledger.verdict();
-        // For some visitors to find it closed, if they could.
+        if is_deaf {
+            self.ledger.verdict();
+        }
+        self.ledger.closes(&name);
+        // For some visitors to come to it, if they could.
         self.breathe();
-        self.stage.backend(&name)?.1.open_listeners()?;
+        self.reopens(&name);
+        let how = if is_deaf {
+            self.stage.backend(&name)?.1.open_listeners()?;
+            "its listeners closed"
+        } else {
+            self.stage.backend(&name)?.1.answer(Answer::Status(200));
+            "503"
+        };
         self.wait_up()?;
-        Ok(name)
+        Ok(format!("{name}, {how}"))
+    }
+
+    /// A backend may take new flows again, unless it drains: to be told before anything is done to that end.
+    fn reopens(&mut self, name: &str) {
+        if self.draining.as_deref() != Some(name) {
+            self.ledger.opens(name);
+        }
     }
 
     pub(super) fn daemon_kill(&mut self) -> Result<String> {
@@ -330,6 +353,7 @@ impl Storm<'_> {
             })?;
         let (verdict, took) = (Instant::now(), since.elapsed());
         self.ledger.verdict();
+        self.ledger.closes(&name);
         for (client, life) in &theirs {
             self.ledger.dooms(*client, *life, verdict);
         }
@@ -356,6 +380,7 @@ impl Storm<'_> {
             silent.len(),
             early.len()
         );
+        self.reopens(&name);
         self.stage.renew(index)?;
         self.wait_up()?;
         Ok(told)
