@@ -54,7 +54,11 @@ pub mod tc;
 mod transfer;
 mod upgrade;
 
-use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc};
+use std::{
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use aya::maps::{MapData, RingBuf};
 
@@ -74,7 +78,7 @@ pub use self::{
 };
 use self::{grace::GracePeriod, pins::Pins};
 use super::maps::{Capacity, Maps};
-use crate::{chain::chain, failpoint};
+use crate::{capabilities, chain::chain, failpoint};
 
 /// What an instance is to be.
 #[derive(Clone, Debug)]
@@ -111,7 +115,7 @@ impl Kernel {
     /// then links run the new program already.
     ///
     /// # Errors
-    /// When there is no bpffs, another daemon has the directory, pinned maps are not what this version can use, or the kernel
+    /// When the process lacks rights, there is no bpffs, another daemon has the directory, pinned maps are not what this version can use, or the kernel
     /// refuses maps or program. Each says what to do.
     pub fn open(options: &Options) -> Result<Self, Error> {
         Self::open_observed(options, &mut |_| {
@@ -127,6 +131,11 @@ impl Kernel {
         options: &Options,
         observe: &mut dyn FnMut(resize::Step),
     ) -> Result<Self, Error> {
+        let rights = capabilities::effective(Path::new("/proc/self"));
+        let missing = rights.map(capabilities::missing).unwrap_or_default();
+        if !missing.is_empty() {
+            return Err(Error::Capabilities { missing });
+        }
         let pins = Arc::new(Pins::open(&options.bpffs)?);
         let grace = Arc::new(GracePeriod::new()?);
         let adopted = pins.has_maps();
