@@ -83,8 +83,6 @@ pub enum Suspension {
     MassFallEverywhere,
     /// Too few backends are usable, and all active ones take flows: perhaps it is the check that is wrong.
     FailOpen,
-    /// Too few backends are usable, and there is none that could be used all the same.
-    BelowMinHealthy,
 }
 
 impl std::fmt::Display for Suspension {
@@ -93,9 +91,6 @@ impl std::fmt::Display for Suspension {
             Self::MassFall => "over half of its backends' hosts fell within 10 s",
             Self::MassFallEverywhere => "over half of all services' hosts fell within 10 s",
             Self::FailOpen => "it is in fail-open",
-            Self::BelowMinHealthy => {
-                "fewer backends than min_healthy are usable, and no other is active"
-            }
         })
     }
 }

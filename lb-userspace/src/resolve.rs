@@ -349,9 +349,8 @@ fn resolve_service<'a>(
         Some(Suspension::MassFallEverywhere)
     } else if fail_open {
         Some(Suspension::FailOpen)
-    } else if !enough {
-        Some(Suspension::BelowMinHealthy)
     } else {
+        // Also where nobody is usable because the operator has drained all: no check has said so, and whoever is dead is.
         None
     };
     // What was dark together may be light together, and is not found so in one moment: each has another check before its clients are told. Nor does

@@ -271,9 +271,40 @@ fn with_nobody_to_open_for_there_is_no_fail_open() {
     ]);
     let service = one(facts);
     assert!(!service.fail_open);
-    // Below min_healthy: nobody is declared dead.
-    assert_eq!(service.backends[1].serving, Serving::ExistingOnly);
     assert_eq!(service.table.unwrap().members, []);
+}
+
+/// Maintenance: that nobody is usable is the operator's doing, and says nothing about checks.
+#[test]
+fn clients_of_one_that_dies_drained_with_all_others_are_told() {
+    let draining = |id, health| admin(id, Admin::Draining, health);
+    let weightless = backend(3, |b| {
+        b.wanted = Some(WantedBackend {
+            admin: Admin::Active,
+            weight: 0,
+            initial: Initial::Unknown,
+            part: Part::default(),
+        });
+    });
+    for others in [
+        vec![draining(1, Health::Up)],
+        vec![admin(1, Admin::Disabled, Health::Refusing), weightless],
+        vec![],
+    ] {
+        let mut all = vec![draining(2, Health::Down)];
+        all.extend(others);
+        let service = one(service(all));
+        assert_eq!((service.fail_open, service.resets_suspended), (false, None));
+        assert_eq!(service.backends[0].serving, Serving::None);
+    }
+    // A fall of many is suspect all the same.
+    let many = (1..5).map(|id| {
+        let mut fallen = fallen(id, 0);
+        fallen.wanted = draining(id, Health::Down).wanted;
+        fallen
+    });
+    let many = one(service(many.collect()));
+    assert_eq!(many.resets_suspended, Some(Suspension::MassFall));
 }
 
 #[test]
@@ -436,11 +467,6 @@ fn suspended_resets_have_a_cause_and_the_gravest_is_told() {
     assert_eq!(
         why(vec![fallen(1, 0), fallen(2, 0)]),
         Some(Suspension::FailOpen)
-    );
-    let draining = |id| admin(id, Admin::Draining, Health::Up);
-    assert_eq!(
-        why(vec![draining(1), draining(2)]),
-        Some(Suspension::BelowMinHealthy)
     );
     let most = vec![fallen(1, 0), fallen(2, 0), fallen(3, 0), up(4)];
     assert_eq!(why(most), Some(Suspension::MassFall));
