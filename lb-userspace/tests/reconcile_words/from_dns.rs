@@ -1,11 +1,15 @@
 //! What was ordered of backends from the DNS, and answers that lack them.
 
-use std::time::Duration;
+use std::{
+    collections::BTreeSet,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use lb_userspace::{
     desired::{Edit, Refusal, may_be_answered},
     dns::{Found, Kind, Question, Report},
-    model::Admin,
+    model::{Admin, Health, HealthReport, NextHopReport},
     pace::Moment,
     reconcile::State,
 };
@@ -24,12 +28,18 @@ fn answer(state: &mut State, hosts: &[u8]) {
         port: None,
         weight: None,
     });
-    let question = Question {
+    let report = Report {
+        question: question(),
+        result: Ok(found.collect()),
+    };
+    assert!(state.answered(report));
+}
+
+fn question() -> Question {
+    Question {
         name: "pods.example.".into(),
         kind: Kind::Address,
-    };
-    let result = Ok(found.collect());
-    assert!(state.answered(Report { question, result }));
+    }
 }
 
 fn after(seconds: u64) -> Moment {
@@ -119,6 +129,51 @@ fn what_was_ordered_ends_with_the_source_or_an_hour_after_the_last_answer_that_h
     said();
     state.reload(machine.config(&[])).unwrap();
     assert_said(Level::WARN, &["chat/pods-10.0.1.2", "ends with it"]);
+}
+
+/// What left the DNS while no daemon ran is not put back by the next one.
+#[test]
+fn what_the_last_run_remembers_of_the_dns_is_no_first_word() {
+    let machine = Machine::new("dns-first-word");
+    let config = || machine.config_with(&[], SOURCE);
+    let mut state = machine.adopt(config()).unwrap();
+    answer(&mut state, &[1, 2]);
+    machine.settle_at(&mut state, after(0));
+    let hear_of_all_else = |state: &mut State| {
+        state.host_owns(BTreeSet::new());
+        for host in [1, 2] {
+            let address = IpAddr::from([10, 0, 1, host]);
+            state.next_hop(NextHopReport {
+                address,
+                next_hop: None,
+                on_link: true,
+            });
+            let report = HealthReport {
+                name: name(&format!("pods-{address}")),
+                address: SocketAddr::new(address, 80),
+                health: Health::Up,
+                last_error: None,
+            };
+            state.heard(report, 0);
+        }
+    };
+    let mut state = machine.adopt(config()).unwrap();
+    hear_of_all_else(&mut state);
+    assert!(!state.is_informed());
+    answer(&mut state, &[1, 2]);
+    assert!(state.is_informed());
+
+    // That it does not answer is a word.
+    let mut state = machine.adopt(config()).unwrap();
+    hear_of_all_else(&mut state);
+    assert!(!state.is_informed());
+    let report = Report {
+        question: question(),
+        result: Err("no answer".into()),
+    };
+    assert!(state.answered(report));
+    assert!(state.is_informed());
+    assert_eq!(admin(&status(&state), FIRST), Some(Admin::Active));
 }
 
 #[test]
