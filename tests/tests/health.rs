@@ -1,6 +1,6 @@
 //! A backend that refuses new work keeps its flows; clients of one whose host is gone are told by a RST.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 use lab::address::Family;
@@ -317,6 +317,63 @@ fn flows_of_a_dead_backend_go_where_the_table_sends_them() -> Result<()> {
         .tether
         .wait_status("flows are adopted", SOON, |s| s.packets("adopted") > 0)?;
     assert_eq!(status.packets("backend_dead"), 0, "tether resets nobody");
+    stage.close();
+    Ok(())
+}
+
+/// b2's host dies in a service that tells its clients over a time: some of those who speak are reset soon, some late, and each of them once.
+#[test]
+fn clients_of_a_dead_backend_are_told_over_the_time_that_is_set() -> Result<()> {
+    const OVER: Duration = Duration::from_secs(6);
+    let stage = Stage::set(Topology::new(Place::Farm), 36, |config| {
+        config.lines = "reset_over = \"6s\"\n".into();
+    })?;
+    let mut plan = stage.plan();
+    plan.patience = Duration::from_secs(60);
+    plan.reconnect = true;
+    let connections = stage.clients.open(240, plan, |_| {})?;
+    let theirs = crowd::on(&connections, "b2");
+    let held = theirs.len();
+    assert!(held > 40, "{held} on b2");
+    stage.lab.darken(1)?;
+    stage
+        .tether
+        .wait_status("b2 serves none", SOON, |s| s.serving("b2") == "none")?;
+    let told = Instant::now();
+    // Each says something, and TCP says it again after 0.2 s, 0.6 s, 1.4 s, 3 s and 6.2 s if there is no answer: until it is its turn.
+    crowd::set_pace(&connections, Some(PACE));
+    wait::until("its clients are elsewhere", Duration::from_secs(60), || {
+        theirs
+            .iter()
+            .all(|c| c.backend().is_some_and(|b| b != "b2"))
+            .then_some(())
+    })?;
+    let mut ends = vec![];
+    for connection in &theirs {
+        let history = connection.history();
+        let breaks: Vec<_> = history.breaks().collect();
+        let [(life, Break::Reset)] = breaks[..] else {
+            anyhow::bail!("not one reset: {breaks:?}");
+        };
+        let end = life.end.as_ref().context("it broke")?;
+        ends.push(end.at.saturating_duration_since(told));
+    }
+    ends.sort_unstable();
+    let last = ends[held - 1];
+    assert!(last >= OVER / 2, "the last after {last:?}");
+    assert!(
+        last < OVER + Duration::from_secs(9),
+        "the last after {last:?}"
+    );
+    let soon = ends.iter().filter(|end| **end < OVER * 3 / 4).count();
+    assert!(
+        soon * 5 > held && soon * 5 < held * 4,
+        "{soon} of {held} within three quarters of the time"
+    );
+    let broken = connections
+        .iter()
+        .filter(|c| c.history().breaks().count() > 0);
+    assert_eq!(broken.count(), held, "others never noticed");
     stage.close();
     Ok(())
 }
