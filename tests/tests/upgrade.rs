@@ -389,6 +389,44 @@ fn it_is_told_beforehand_whether_a_program_can_take_over() -> Result<()> {
         said(&nowhere)
     );
 
+    // A file that these maps do not hold is refused by the start, and by the look before it, of either version.
+    let whole = stage.config.text();
+    let large = whole.replace("mode = ", "table_size = 524287\nmode = ");
+    let large = large.replace("table_slots = 524288", "table_slots = 2000000");
+    ensure!(
+        large.contains("table_size") && large.contains("2000000"),
+        "{large}"
+    );
+    balancer.write(CONFIG_PATH, &large)?;
+    let own = balancer.output(tether::command(&[
+        "upgrade-check",
+        "--config",
+        CONFIG_PATH,
+    ])?)?;
+    let other = check_with_next(&balancer, &["--config", CONFIG_PATH])?;
+    for refused in [own, other] {
+        assert_eq!(refused.status.code(), Some(3), "{}", said(&refused));
+        assert!(
+            said(&refused).contains("too few for what is configured"),
+            "{}",
+            said(&refused)
+        );
+    }
+    balancer.write(CONFIG_PATH, &whole)?;
+    // Nor can it say so without the rights to ask the kernel whether it takes the program.
+    let mut powerless = Command::new("setpriv");
+    powerless
+        .arg("--bounding-set=-perfmon,-sys_admin")
+        .arg(tether::program_of_next_version()?)
+        .arg("upgrade-check");
+    let powerless = balancer.output(powerless)?;
+    assert_eq!(powerless.status.code(), Some(1), "{}", said(&powerless));
+    assert!(
+        said(&powerless).contains("CAP_PERFMON missing"),
+        "{}",
+        said(&powerless)
+    );
+
     // Without the description, nobody can say what is where. (Version 6 is known without, but that is not what is pinned.)
     stage.tether.kill()?;
     balancer.sh("rm /sys/fs/bpf/tether/maps/LAYOUTS")?;

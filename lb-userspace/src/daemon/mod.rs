@@ -81,7 +81,11 @@ pub fn run(config: Config) -> Result<()> {
     ended
 }
 
-fn options(config: &Config) -> Result<Options> {
+/// What a configuration asks of the kernel.
+///
+/// # Errors
+/// When the number of CPUs cannot be had.
+pub(crate) fn options(config: &Config) -> Result<Options> {
     let limits = &config.limits;
     let cpus = possible_cpus()?;
     Ok(Options {

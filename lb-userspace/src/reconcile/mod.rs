@@ -22,7 +22,7 @@ use std::{
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use self::{memory::FILES as MEMORY_FILES, state::State};
+pub use self::{capacity::fits, memory::FILES as MEMORY_FILES, state::State};
 
 use crate::{
     config::Config,
