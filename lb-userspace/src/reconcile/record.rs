@@ -105,7 +105,39 @@ pub(super) struct BackendRecord {
     pub(super) per_mille: u16,
 }
 
+/// What the checks say of a backend.
+#[derive(Clone, Debug)]
+pub(super) struct Verdict {
+    health: Health,
+    last_error: Option<LastError>,
+    fell_at_ms: Option<u64>,
+}
+
+impl Verdict {
+    pub(super) fn of(backend: &BackendRecord) -> Self {
+        Self {
+            health: backend.health,
+            last_error: backend.last_error.clone(),
+            fell_at_ms: backend.fell_at_ms,
+        }
+    }
+}
+
 impl BackendRecord {
+    /// The same with a verdict that is known already: what is checked is what was checked before, though it is another object now. (Until its checks
+    /// say so again all of a service whose mode or VIP is changed would be unknown, and whoever is known next would be the only one to take new flows.)
+    pub(super) fn judged(self, verdict: Option<&Verdict>) -> Self {
+        let Some(verdict) = verdict.cloned() else {
+            return self;
+        };
+        Self {
+            health: verdict.health,
+            last_error: verdict.last_error,
+            fell_at_ms: verdict.fell_at_ms,
+            ..self
+        }
+    }
+
     /// Takes in a verdict. False if it is no news.
     pub(super) fn heard(&mut self, report: &HealthReport, now_ms: u64) -> bool {
         let error_is_news = self.last_error != report.last_error;

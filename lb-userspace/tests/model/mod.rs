@@ -6,6 +6,7 @@
 mod check;
 mod setup;
 mod strategy;
+mod verdicts;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -32,7 +33,7 @@ use lb_userspace::{
     desired::{self, Changes, Overlaid},
     dns::{Found, Question, Report},
     flows::{Census, Counts},
-    model::{Admin, BackendName, HealthReport, NextHopReport},
+    model::{Admin, BackendName, NextHopReport},
     plan::Operation,
     reconcile::State,
 };
@@ -41,6 +42,7 @@ use self::{
     check::{directories, look_up, places},
     setup::{config, endpoint, found, question},
     strategy::{Drift, EditPlan, Event, ServicePlan},
+    verdicts::Verdicts,
 };
 
 pub(crate) use self::strategy::life;
@@ -87,6 +89,7 @@ pub(crate) fn play(events: &[Event], open: impl FnMut() -> Arc<Maps> + 'static) 
     for event in events {
         world.happen(event);
         world.converge();
+        world.speak_for_new_objects();
     }
     world.leave();
 }
@@ -163,6 +166,8 @@ struct World {
     scans: u64,
     now: Tick,
     now_ms: u64,
+    /// What the checks of a daemon have found out.
+    verdicts: Verdicts,
     readable: Readable,
     /// VIPs that the host itself has, as the state was told.
     own: BTreeSet<IpAddr>,
@@ -192,6 +197,7 @@ impl World {
             scans: 0,
             now,
             now_ms: 0,
+            verdicts: Verdicts::new(),
             readable: Readable::default(),
             own: BTreeSet::new(),
             numbers: HashMap::new(),
@@ -203,14 +209,8 @@ impl World {
         match event {
             Event::Reload(services) => self.reload(services),
             Event::Verdict(service, backend, health) => {
-                if let Some((name, address)) = self.named(*service, *backend) {
-                    let report = HealthReport {
-                        name,
-                        address,
-                        health: *health,
-                        last_error: None,
-                    };
-                    self.state.heard(report, self.now_ms);
+                if let Some(key) = self.named(*service, *backend) {
+                    self.judge(key, *health);
                 }
             }
             Event::NextHop(service, backend, mac) => {
@@ -385,7 +385,8 @@ impl World {
     fn restart(&mut self) {
         // Adoption begins with a grace period.
         self.readable = Readable::default();
-        // A new daemon has counted nothing yet.
+        // A new daemon has counted nothing yet, and checked nobody.
+        self.verdicts.clear();
         let census = Arc::new(census(&[], 0, self.now));
         self.scans = 0;
         self.maps = (self.start)();
