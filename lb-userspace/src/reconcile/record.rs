@@ -22,7 +22,7 @@ use crate::{
         Admin, BackendName, Check, Health, HealthReport, LastError, OnDown, Passage, Suspension,
         ToVip,
     },
-    pace::{Moment, Terms},
+    pace::{Closing, Moment, Terms},
     resolve::{BackendFacts, Found, Hop, WantedBackend, WantedService},
 };
 
@@ -87,8 +87,10 @@ pub(super) struct BackendRecord {
     pub(super) held_share: Option<Share>,
     /// Since when it is drained or removed, if it is.
     pub(super) drained: Option<Moment>,
-    /// How that ends.
+    /// How that is to end.
     pub(super) terms: Terms,
+    /// How it ends, if its terms say that it does.
+    pub(super) closing: Option<Closing>,
     /// Since when it serves nothing, if it does.
     pub(super) died: Option<Moment>,
     /// Until when its clients are not told that it is down, as last resolved.
@@ -176,7 +178,12 @@ impl BackendRecord {
             self.died = Some(now.earlier(Duration::from_millis(passed)));
         }
         let before = self.drained;
-        self.drained = self.is_drained().then(|| before.unwrap_or(now));
+        // Not after now, whatever a clock said that was set wrong.
+        self.drained = self
+            .is_drained()
+            .then(|| before.map_or(now, |begun| begun.min(now)));
+        let due = self.drained.and_then(|begun| self.terms.ramp(begun));
+        self.closing = due.map(|due| Closing::next(self.closing, due, self.closed, now));
         self.drained != before
     }
 
@@ -270,7 +277,7 @@ impl BackendRecord {
             died: self.died,
             spared: self.spared,
             next_check: self.check.longest_gap(),
-            closing: self.drained.and_then(|begun| self.terms.ramp(begun)),
+            closing: self.closing.map(|closing| closing.ramp()),
             held: self.held,
             hop: self.hop(vip, hops),
             standing: self.standing,
@@ -307,6 +314,7 @@ pub(super) fn new_record(
         held_share: None,
         drained: None,
         terms: backend.terms,
+        closing: None,
         died: None,
         spared: None,
         closed: None,

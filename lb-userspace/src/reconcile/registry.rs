@@ -24,7 +24,7 @@ use crate::{
     flows::{Census, Counts},
     ids::{Numbered, Pool, Quiet},
     model::{BackendName, Check, Health, HealthReport, OnDown, Suspension, Target},
-    pace::{Moment, Terms},
+    pace::{Closing, Moment, Terms},
     plan::Observed,
     resolve::{self, Affinity, Found, ServiceFacts, WantedService},
 };
@@ -143,6 +143,7 @@ impl Registry {
                 terms: memory
                     .drain(held.identity)
                     .map_or(Terms::NONE, |(_, terms)| terms),
+                closing: state.all_closed_since().map(Closing::found),
                 died: None,
                 spared: None,
                 closed: state.share(),
