@@ -37,6 +37,7 @@ use lb_userspace::{
     plan::Operation,
     reconcile::State,
 };
+use proptest::sample::Index;
 
 use self::{
     check::{directories, look_up, places},
@@ -83,8 +84,9 @@ pub(crate) fn capacity(cpus: u32) -> Capacity {
     .translating_flows_of(IpVersion::V6, true)
 }
 
-/// Plays a life to its end. At each start of a daemon, `open` gives its maps: new ones of [`capacity`] first, and then these with what they hold.
-pub(crate) fn play(events: &[Event], open: impl FnMut() -> Arc<Maps> + 'static) {
+/// Plays a life to its end. At each start of a daemon, `open` gives its maps: new ones of [`capacity`] first, and then these with what they hold. Gives how
+/// many daemons died when a part of a plan was applied.
+pub(crate) fn play(events: &[Event], open: impl FnMut() -> Arc<Maps> + 'static) -> usize {
     let mut world = World::new(Box::new(open));
     for event in events {
         world.happen(event);
@@ -92,6 +94,7 @@ pub(crate) fn play(events: &[Event], open: impl FnMut() -> Arc<Maps> + 'static) 
         world.speak_for_new_objects();
     }
     world.leave();
+    world.died_amid
 }
 
 /// What the DNS has said.
@@ -173,6 +176,8 @@ struct World {
     own: BTreeSet<IpAddr>,
     /// Identity and number of each backend with flows: they must stay together.
     numbers: HashMap<u64, (u32, u8)>,
+    /// Deaths with a part of a plan applied, not none and not all of it.
+    died_amid: usize,
 }
 
 impl World {
@@ -201,6 +206,7 @@ impl World {
             readable: Readable::default(),
             own: BTreeSet::new(),
             numbers: HashMap::new(),
+            died_amid: 0,
         }
     }
 
@@ -277,13 +283,7 @@ impl World {
                 self.state.observe(self.now);
             }
             Event::Restart => self.restart(),
-            Event::Die(after) => {
-                let plan = self.state.plan(self.now);
-                for operation in plan.operations.iter().take(*after) {
-                    self.apply(operation);
-                }
-                self.restart();
-            }
+            Event::Die(last, at) => self.die(last, at),
         }
     }
 
@@ -393,6 +393,26 @@ impl World {
         let (maps, file) = (Arc::clone(&self.maps), self.file.clone());
         self.state = State::adopt(maps, SEED, file, census, self.now).unwrap();
         self.own.clear();
+    }
+
+    /// The daemon dies somewhere in the plan that follows an event.
+    fn die(&mut self, last: &Event, at: &Index) {
+        let saved = (self.answers.clone(), self.changes.clone());
+        self.happen(last);
+        let plan = self.state.plan(self.now);
+        let count = at.index(plan.operations.len() + 1);
+        for operation in &plan.operations[..count] {
+            self.apply(operation);
+        }
+        self.died_amid += usize::from(0 < count && count < plan.operations.len());
+        if matches!(last, Event::Answer(..) | Event::Reload(_)) {
+            // Answers, and which of them are asked for no longer, are saved with what has come of that.
+            let (answers, changes) = saved;
+            let overlaid = changes.over(&expanded(&self.file, &answers));
+            self.answers = answers;
+            self.take(overlaid);
+        }
+        self.restart();
     }
 
     /// Somebody else writes to the maps, but nothing that a flow rests on.
