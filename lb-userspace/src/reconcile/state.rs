@@ -67,6 +67,8 @@ pub struct State {
     saved: Memory,
     /// Whether names or drains came or went since they were saved.
     names_changed: bool,
+    /// Whether they could not be saved when that was tried last.
+    is_unsaved: bool,
     /// The moment of the latest plan.
     pub(super) planned: Option<Moment>,
     due: Option<Moment>,
@@ -127,6 +129,7 @@ impl State {
             },
             saved,
             names_changed: true,
+            is_unsaved: false,
             planned: None,
             due: None,
             config,
@@ -408,10 +411,30 @@ impl State {
         if self.deferred.is_empty() && self.registry.homeless.is_empty() {
             self.generation.applied = self.generation.resolved;
         }
-        if std::mem::take(&mut self.names_changed)
-            && let Err(error) = self.save(&self.ordered.clone(), self.changes.clone())
-        {
-            tracing::warn!(%error, "names of removed backends, and since when backends are drained, would not survive a restart");
+        if self.names_changed {
+            self.save_news();
+        }
+    }
+
+    /// Saves what came or went. What cannot be saved now is tried again after the next plan, which is due with the next full comparison at the latest.
+    fn save_news(&mut self) {
+        match self.save(&self.ordered.clone(), self.changes.clone()) {
+            Ok(()) => {
+                if self.is_unsaved {
+                    tracing::info!("what was not saved is saved now");
+                }
+                self.names_changed = false;
+                self.is_unsaved = false;
+            }
+            Err(error) => {
+                if !self.is_unsaved {
+                    tracing::warn!(
+                        %error,
+                        "names of removed backends, answers of the DNS, and since when backends are drained, would not survive a restart; saving them is tried again"
+                    );
+                }
+                self.is_unsaved = true;
+            }
         }
     }
 

@@ -12,7 +12,7 @@ use lb_userspace::{
     reconcile::State,
 };
 
-use super::{Machine, NOW, admin, name, said, status};
+use super::{Machine, NOW, admin, assert_said, name, said, status};
 
 /// Seconds until a backend's deadline, and the part of its flows that is closed.
 fn drain(state: &State, name: &str) -> Option<(u64, f64)> {
@@ -278,6 +278,36 @@ fn a_restart_goes_on_telling_a_dead_backends_clients_where_it_was() {
     machine.settle_at(&mut state, after(44));
     assert_eq!(share(&machine, 2), None);
     assert_eq!(drain(&state, "b2"), Some((3_590, 1.0)));
+}
+
+#[test]
+fn what_cannot_be_saved_is_saved_once_it_can_be_and_said_once() {
+    let machine = Machine::new("unsaved");
+    let terms = "drain_deadline = \"60s\"\n";
+    let without = || machine.config_with(&["b1"], terms);
+    let mut state = machine
+        .adopt(machine.config_with(&["b1", "b2"], terms))
+        .unwrap();
+    machine.settle_at(&mut state, after(0));
+    // Something else is in the place of the directory: not even root can write there.
+    std::fs::remove_dir_all(&machine.directory).unwrap();
+    std::fs::write(&machine.directory, "").unwrap();
+    state.reload(without()).unwrap();
+    said();
+    machine.settle_at(&mut state, after(10));
+    assert_said(
+        tracing::Level::WARN,
+        &["would not survive a restart", "tried again"],
+    );
+    machine.settle_at(&mut state, after(20));
+    assert_eq!(said(), []);
+
+    std::fs::remove_file(&machine.directory).unwrap();
+    machine.settle_at(&mut state, after(30));
+    let mut state = machine.adopt(without()).unwrap();
+    machine.settle_at(&mut state, after(40));
+    assert_eq!(drain(&state, "b2"), Some((30, 0.0)));
+    assert_eq!(said(), []);
 }
 
 /// What the configuration and the commands make of both backends.
