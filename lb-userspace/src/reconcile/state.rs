@@ -253,24 +253,28 @@ impl State {
     /// Ends a drain.
     ///
     /// # Errors
-    /// When there is no such backend, it is drained nevertheless, with all others or because the configuration itself wants it, or the end cannot
-    /// be remembered.
+    /// When there is no such backend, it would be drained nevertheless, with all others or because the configuration itself wants it, or the end
+    /// cannot be remembered; all stays as it was.
     pub fn undrain(&mut self, name: &BackendName) -> Result<(), Refusal> {
-        let admin = self.configured(name)?;
+        match self.configured(name)? {
+            Admin::Active if self.ordered.all.is_some() => {
+                return Err(Refusal::Invalid(format!(
+                    "{name} is drained with all others; `tether undrain --all` ends that"
+                )));
+            }
+            Admin::Active => {}
+            Admin::Draining | Admin::Disabled => {
+                return Err(Refusal::Invalid(format!(
+                    "{name} is not active in {}; set admin = \"active\" there and reload",
+                    self.config.path.display()
+                )));
+            }
+        }
         let mut ordered = self.ordered.clone();
         if ordered.backends.remove(name).is_some() {
             self.set_ordered(ordered)?;
         }
-        match admin {
-            Admin::Active if self.ordered.all.is_some() => Err(Refusal::Invalid(format!(
-                "{name} is drained with all others; `tether undrain --all` ends that"
-            ))),
-            Admin::Active => Ok(()),
-            Admin::Draining | Admin::Disabled => Err(Refusal::Invalid(format!(
-                "{name} is not active in {}; set admin = \"active\" there and reload",
-                self.config.path.display()
-            ))),
-        }
+        Ok(())
     }
 
     /// Takes in a verdict; `now_ms` is of any steady clock. False if it is no news.

@@ -356,6 +356,35 @@ fn an_evacuated_host_drains_all_also_those_to_come_and_over_a_restart() {
 }
 
 #[test]
+fn an_end_of_a_drain_that_is_refused_changes_nothing() {
+    let machine = Machine::new("undrain");
+    let config = |admin| {
+        let mut config = machine.config(&["b1", "b2"]);
+        config.services[0].backends[1].admin = admin;
+        config
+    };
+    let mut state = machine.adopt(config(Admin::Active)).unwrap();
+    state.drain(&name("b1"), None).unwrap();
+    state.drain(&name("b2"), None).unwrap();
+    state.drain_all(None).unwrap();
+    let accepted = status(&state).generation.accepted;
+    state.undrain(&name("b1")).unwrap_err();
+    assert_eq!(status(&state).generation.accepted, accepted);
+    state.undrain_all().unwrap();
+    assert_eq!(admins(&state), [Some(Admin::Draining); 2]);
+
+    state.reload(config(Admin::Disabled)).unwrap();
+    let error = state.undrain(&name("b2")).unwrap_err();
+    assert!(error.to_string().contains("not active"), "{error}");
+    state.reload(config(Admin::Active)).unwrap();
+    assert_eq!(admins(&state), [Some(Admin::Draining); 2]);
+    for backend in ["b1", "b2"] {
+        state.undrain(&name(backend)).unwrap();
+    }
+    assert_eq!(admins(&state), [Some(Admin::Active); 2]);
+}
+
+#[test]
 fn flows_that_begin_in_fail_open_are_counted() {
     let machine = Machine::new("fail-open");
     let mut config = machine.config(&["b1"]);
