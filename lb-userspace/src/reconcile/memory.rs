@@ -328,7 +328,7 @@ impl Memory {
     /// Saves it, whole or not at all: under another name first, then renamed.
     ///
     /// # Errors
-    /// When it cannot be written, or the file there was not read; the file is then as it was.
+    /// When it cannot be written, or the file there was not read; the file is then as it was. Or when its name cannot be synced: then it may be either.
     pub(super) fn save(&self, directory: &Path) -> io::Result<()> {
         if self.is_unread {
             return Err(io::Error::other(
@@ -346,7 +346,16 @@ impl Memory {
         failpoint::pass(failpoint::Place::MemoryWritten);
         fs::rename(&aside, path(directory))?;
         failpoint::pass(failpoint::Place::MemoryRenamed);
-        Ok(())
+        sync_names(directory)
+    }
+}
+
+/// Has the names in a directory outlive a loss of power: that a file is synced says nothing of its name.
+fn sync_names(directory: &Path) -> io::Result<()> {
+    match fs::File::open(directory)?.sync_all() {
+        // Not every file system knows of that for directories.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+        synced => synced,
     }
 }
 
