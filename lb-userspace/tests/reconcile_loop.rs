@@ -30,7 +30,7 @@ use lb_userspace::{
     model::{Admin, BackendName, Health, HealthReport, NextHopReport, Target},
     preview::{BackendChange, Preview, ServiceChange, ServicePreview},
     reconcile::{self, Command, Inputs, Outputs},
-    status::{BackendStatus, DifferenceKind, Status},
+    status::{Attachments, BackendStatus, DifferenceKind, Status},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -71,7 +71,7 @@ impl Daemon {
         let (answers, answer_inputs) = mpsc::channel(16);
         let (question_output, questions) = watch::channel(BTreeMap::new());
         let (census, census_input) = watch::channel(Arc::new(counted(0, &[])));
-        let (_, attachments) = watch::channel(Vec::new());
+        let (_, attachments) = watch::channel(Attachments::default());
         let (_, closed_egress) = watch::channel(Vec::new());
         let (_, hindrances) = watch::channel(Default::default());
         let (own_vips, own_vips_input) = watch::channel(own);

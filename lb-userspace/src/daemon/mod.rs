@@ -46,7 +46,7 @@ use crate::{
     neighbour,
     notice::{self, Teller, Told},
     reconcile::{self, Inputs, Outputs},
-    status::{ConfigStatus, Flows, Generation, Reloads, Status},
+    status::{Attachments, ConfigStatus, Flows, Generation, Reloads, Status},
     watch::{self as packets, Watch},
     web::{self, Web},
 };
@@ -156,7 +156,7 @@ async fn run_parts(
     let (hindrances, watched_hindrances) =
         watch::channel(neighbour::replies::Hindrances::default());
     let (census, watched_census) = watch::channel(Arc::new(flows::Census::default()));
-    let (attachments, watched_attachments) = watch::channel(vec![]);
+    let (attachments, watched_attachments) = watch::channel(Attachments::default());
     let (closed_egress, watched_closed_egress) = watch::channel(vec![]);
     let (status, watched_status) = watch::channel(Arc::new(starting(&config)));
     let (stop, stopping) = watch::channel(false);
@@ -387,7 +387,7 @@ async fn run_parts(
         attachments: &attachments,
         listeners: &listeners,
         readers,
-        is_attached: false,
+        trouble: None,
         is_open: true,
     };
     let ended = serve(upkeep, &mut parts, &mut signals, watched_status, &reloader).await;
@@ -461,6 +461,7 @@ fn starting(config: &Config) -> Status {
         },
         evacuated: false,
         attachments: vec![],
+        detached: vec![],
         closed_egress: vec![],
         dns: vec![],
         flows: Flows::default(),

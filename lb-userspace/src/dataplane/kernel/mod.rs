@@ -61,7 +61,7 @@ use aya::maps::{MapData, RingBuf};
 use lb_common::maps::Instance;
 
 pub use self::{
-    attach::{Attached, XdpMode},
+    attach::{Attached, Seen, XdpMode},
     cleanup::{Removed, cleanup},
     decap::{attach_decap, detach_decap},
     egress::{Egress, Refusal},
@@ -101,6 +101,15 @@ pub struct Kernel {
     not_resized: Option<Error>,
     grace: Arc<GracePeriod>,
     local: Arc<LocalReplies>,
+}
+
+/// What [`Kernel::attach_again`] has found and done.
+#[derive(Debug)]
+pub struct Renewal {
+    /// Each configured interface.
+    pub interfaces: Vec<(String, Seen)>,
+    /// Why replies of backends on this host are not translated on every interface, if they are to be and are not.
+    pub replies: Option<Error>,
 }
 
 impl Kernel {
@@ -227,6 +236,24 @@ impl Kernel {
         let attached = self.tap.attach(&self.interfaces)?;
         self.local.renew()?;
         Ok(attached)
+    }
+
+    /// Sees to it that the program is still on each configured interface: one may have been recreated, or somebody may have detached it. What is wrong
+    /// with one keeps no other from being attached.
+    ///
+    /// # Errors
+    /// When nothing can be seen to: the pins cannot be read.
+    pub fn attach_again(&mut self) -> Result<Renewal, Error> {
+        let interfaces = self.tap.attach_each(&self.interfaces)?;
+        let replies = if self.local.is_in_order()? {
+            None
+        } else {
+            self.local.renew().err()
+        };
+        Ok(Renewal {
+            interfaces,
+            replies,
+        })
     }
 
     /// What translates replies of backends on this host.
