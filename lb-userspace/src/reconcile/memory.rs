@@ -298,6 +298,13 @@ impl Memory {
         }
     }
 
+    /// What [`Memory::load`] would find, if it is understood; nothing is said or set aside.
+    pub(super) fn peek(directory: &Path) -> Self {
+        let text = fs::read(path(directory)).ok();
+        let understood = text.and_then(|text| Self::understood(&text).ok());
+        understood.unwrap_or_default()
+    }
+
     fn understood(text: &[u8]) -> io::Result<Self> {
         let memory: Self = serde_json::from_slice(text)?;
         if memory.version != VERSION {

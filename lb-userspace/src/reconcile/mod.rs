@@ -22,7 +22,10 @@ use std::{
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use self::{memory::FILES as MEMORY_FILES, state::State};
+pub use self::{
+    memory::FILES as MEMORY_FILES,
+    state::{State, would_fit},
+};
 
 use crate::{
     config::Config,

@@ -20,7 +20,7 @@ use super::{
 use crate::{
     by_version::ByVersion,
     config::Config,
-    dataplane::maps::Maps,
+    dataplane::maps::{Capacity, Maps},
     desired::{self, Changes, Edit, Expanded, Overlaid, Refusal},
     flows::{Census, Fill},
     model::{Admin, Asked, BackendName, Drains, HealthReport, NextHopReport, Target},
@@ -570,6 +570,18 @@ impl State {
         }
         Ok(())
     }
+}
+
+/// Whether maps of a capacity would hold what a daemon begins with: the file, with what the last one remembered. Changes nothing.
+///
+/// # Errors
+/// When they would not: what there is too little of, and what to do.
+pub fn would_fit(file: &Config, capacity: &Capacity) -> Result<(), String> {
+    let saved = Memory::peek(&file.state_dir);
+    let answers = Answers::restore(&saved.answers);
+    let expanded = desired::expand(file, |source| answers.of(source));
+    let overlaid = saved.changes.over(&expanded.config);
+    capacity::fits(&overlaid.config, capacity)
 }
 
 /// Says which changes made at runtime have ended with what the file says now.

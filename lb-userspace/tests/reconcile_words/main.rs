@@ -17,10 +17,11 @@ use lb_userspace::{
     by_version::ByVersion,
     config::{self, Config},
     dataplane::maps::{Capacity, Maps},
+    desired::Edit,
     flows::{Census, Counts, Fill, TableCensus},
     model::{Admin, BackendName},
     pace::Moment,
-    reconcile::{Error, State},
+    reconcile::{Error, State, would_fit},
     status::{ServiceStatus, Status},
 };
 use tracing::Level;
@@ -246,11 +247,15 @@ fn what_does_not_fit_the_maps_is_refused_with_what_to_do() {
         }
     };
     refused(machine.adopt(larger.clone()).err().unwrap().to_string());
+    refused(would_fit(&larger, &machine.maps.capacity).unwrap_err());
 
     let mut state = machine.adopt(machine.config(&["b1"])).unwrap();
-    let error = state.reload(larger).unwrap_err();
+    let error = state.reload(larger.clone()).unwrap_err();
     assert_eq!(status(&state).config.error.as_ref(), Some(&error));
     refused(error);
+    // What was changed at runtime counts, before a start as after it.
+    state.edit(&name("b1"), &Edit::Remove).unwrap();
+    would_fit(&larger, &machine.maps.capacity).unwrap();
 }
 
 #[test]

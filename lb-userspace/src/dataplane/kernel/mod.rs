@@ -70,7 +70,7 @@ pub use self::{
     local::LocalReplies,
     rehearsal::{Rehearsal, Rehearsals, Rehearsed},
     tap::Tap,
-    upgrade::{UpgradeCheck, Verdict, upgrade_check},
+    upgrade::{UpgradeCheck, Verdict, foreseen_capacity, upgrade_check},
 };
 use self::{grace::GracePeriod, pins::Pins};
 use super::maps::{Capacity, Maps};

@@ -13,14 +13,14 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{
-    attach,
+    Options, attach,
     error::Error,
     migrate::Foreign,
     pins::{self, MAPS},
-    shapes,
+    resize, shapes,
 };
 use crate::dataplane::{
-    maps::{Maps, now},
+    maps::{Capacity, Maps, now},
     table::TableKey,
 };
 
@@ -100,6 +100,23 @@ pub fn upgrade_check(bpffs: &Path) -> Result<UpgradeCheck, Error> {
         Err(error) => return Err(error),
     }
     Ok(check)
+}
+
+/// The capacity that maps which are pinned would have once [`Kernel::open`](super::Kernel::open) had opened them; none if there are none.
+///
+/// # Errors
+/// When they cannot be looked at, or would not be taken over.
+pub fn foreseen_capacity(options: &Options) -> Result<Option<Capacity>, Error> {
+    let maps = options.bpffs.join(MAPS);
+    if !maps.is_dir() {
+        return Ok(None);
+    }
+    let held = if shapes::pinned_version(&maps)? == names::ABI_VERSION {
+        shapes::pinned_capacity(&maps)?
+    } else {
+        Foreign::open(&maps)?.capacity()
+    };
+    Ok(Some(resize::resized(&held, &options.capacity)))
 }
 
 fn look(bpffs: &Path, check: &mut UpgradeCheck) -> Result<Verdict, Error> {
