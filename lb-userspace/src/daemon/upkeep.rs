@@ -1,4 +1,4 @@
-//! What somebody else may undo while the daemon runs, and is put right again: the program's attachment, and what the state directory
+//! What somebody else may undo while the daemon runs, and is put right again: the program's attachment, the pins, and what the state directory
 //! holds.
 
 use std::{io, path::Path, time::Duration};
@@ -56,9 +56,15 @@ impl Upkeep<'_> {
     pub(super) fn attach_again(&mut self) {
         let trouble = match tokio::task::block_in_place(|| self.kernel.attach_again()) {
             Ok(Renewal {
+                is_pinned_again,
                 interfaces,
                 replies,
             }) => {
+                if is_pinned_again {
+                    tracing::warn!(
+                        "the pin directory was removed, or maps in it; they are pinned again"
+                    );
+                }
                 self.publish(interfaces);
                 replies.map(|error| {
                     format!(

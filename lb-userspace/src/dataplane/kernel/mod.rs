@@ -72,7 +72,7 @@ pub use self::{
     tap::Tap,
     upgrade::{UpgradeCheck, Verdict, foreseen_capacity, upgrade_check},
 };
-use self::{grace::GracePeriod, pins::Pins};
+use self::{grace::GracePeriod, pins::Pins, shapes::Opened};
 use super::maps::{Capacity, Maps};
 use crate::{chain::chain, failpoint};
 
@@ -93,6 +93,8 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Kernel {
     loaded: Loaded,
+    /// Its maps, kept open, so that they can be pinned again.
+    maps: Opened,
     pins: Arc<Pins>,
     tap: Arc<Tap>,
     interfaces: Vec<String>,
@@ -106,6 +108,8 @@ pub struct Kernel {
 /// What [`Kernel::attach_again`] has found and done.
 #[derive(Debug)]
 pub struct Renewal {
+    /// The maps were not pinned, and are again.
+    pub is_pinned_again: bool,
     /// Each configured interface.
     pub interfaces: Vec<(String, Seen)>,
     /// Why replies of backends on this host are not translated on every interface, if they are to be and are not.
@@ -156,6 +160,7 @@ impl Kernel {
             }
             loaded?
         };
+        let (maps, ..) = shapes::open_pinned(&pins.maps())?;
         let fleet_seed = options.fleet_seed.unwrap_or(loaded.instance().fleet_seed);
         let tap = Tap::new(&loaded, Arc::clone(&pins), Arc::clone(&grace))?;
         let local_reply = match loaded.local_reply_fd() {
@@ -168,6 +173,7 @@ impl Kernel {
         let local = LocalReplies::new(local_reply, Arc::clone(&pins), options.interfaces.clone())?;
         Ok(Self {
             loaded,
+            maps,
             pins,
             tap: Arc::new(tap),
             interfaces: options.interfaces.clone(),
@@ -238,12 +244,13 @@ impl Kernel {
         Ok(attached)
     }
 
-    /// Sees to it that the program is still on each configured interface: one may have been recreated, or somebody may have detached it. What is wrong
-    /// with one keeps no other from being attached.
+    /// Sees to it that the maps are still pinned, and the program on each configured interface: one may have been recreated, or somebody may have
+    /// removed pins or detached the program. What is wrong with one keeps no other from being attached.
     ///
     /// # Errors
-    /// When nothing can be seen to: the pins cannot be read.
+    /// When nothing can be seen to: the pins cannot be read, or made again.
     pub fn attach_again(&mut self) -> Result<Renewal, Error> {
+        let is_pinned_again = self.pin_again()?;
         let interfaces = self.tap.attach_each(&self.interfaces)?;
         let replies = if self.local.is_in_order()? {
             None
@@ -251,9 +258,23 @@ impl Kernel {
             self.local.renew().err()
         };
         Ok(Renewal {
+            is_pinned_again,
             interfaces,
             replies,
         })
+    }
+
+    /// True if that was called for.
+    fn pin_again(&mut self) -> Result<bool, Error> {
+        if !self.pins.is_in_place() {
+            let directory = self.pins.directory().to_owned();
+            // What else has the pins needs only to know where they are.
+            self.pins = Arc::new(Pins::open(&directory)?);
+        } else if self.pins.has_all(&self.maps) {
+            return Ok(false);
+        }
+        self.pins.pin_again(&self.maps)?;
+        Ok(true)
     }
 
     /// What translates replies of backends on this host.
