@@ -16,7 +16,7 @@ pub use self::check::{
     Authorities, Check, CheckKind, GrpcCheck, HttpCheck, Initial, JsonEquals, RequestTarget, Tls,
     Trust, WebSocketCheck,
 };
-use crate::pace::Moment;
+use crate::{ids::Numbered, pace::Moment};
 
 /// What the operator wants of a backend.
 #[derive(
@@ -172,6 +172,8 @@ pub struct Asked {
 pub struct Target {
     /// Whose health it is.
     pub name: BackendName,
+    /// Which object has that name now: to another one the verdict is told again.
+    pub object: Numbered,
     /// Where the check goes.
     pub address: SocketAddr,
     /// How it is checked.

@@ -125,7 +125,9 @@ fn a_port_in_use_is_told_with_the_key_that_changes_it() -> Result<()> {
         &output,
         &["127.0.0.1:9477", "`listen` in [metrics]", "in use"],
     );
-    Ok(())
+    let kept = lab.balancer().list("/run/tether")?;
+    assert_eq!(kept, ["lock"], "nobody answers at the socket");
+    assert_nothing_left(&lab)
 }
 
 #[test]

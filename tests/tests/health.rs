@@ -1,18 +1,21 @@
 //! A backend that refuses new work keeps its flows; clients of one whose host is gone are told by a RST.
 
+use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use lab::address::Family;
-use lab::config::Check;
+use lab::address::{Family, Network};
+use lab::config::{Check, Config};
 use lab::frame::{Segment, flags};
 use lab::packet_socket::Capture;
 use lab::peer::backend::Answer;
-use lab::peer::client::{Break, Connection};
+use lab::peer::client::{Break, Connection, Plan};
 use lab::peer::crowd;
 use lab::stage::Stage;
-use lab::topology::{CLIENT_PORT, Place, Topology};
+use lab::tether;
+use lab::topology::{CLIENT_PORT, Place, Topology, UPLINK};
 use lab::wait;
+use lb_common::net::IpVersion;
 
 const SOON: Duration = Duration::from_secs(15);
 const PACE: Duration = Duration::from_millis(250);
@@ -421,5 +424,44 @@ fn when_all_go_dark_nobody_is_reset() -> Result<()> {
     assert_eq!(seen.iter().find(is_reset), None);
     assert_eq!(crowd::breaks(&connections), [""; 0]);
     stage.close();
+    Ok(())
+}
+
+/// Other objects are made of a service's backends then, and what their checks have found out stays true: nobody is unknown, and nobody is flooded by being
+/// the first who is known.
+#[test]
+fn a_service_with_another_mode_or_vip_serves_from_all_its_backends_at_once() -> Result<()> {
+    let stage = Stage::set(Topology::new(Place::Segment), 38, |_| {})?;
+    let other_vip = Network::Vips.host(IpVersion::V4, 2);
+    for host in stage.lab.backends() {
+        tether::succeed(host, &["decap", "--interface", UPLINK])?;
+        host.ip(&format!("address add {other_vip} dev lo"))?;
+    }
+    let connections = stage.clients.open(60, stage.plan().talking(PACE), |_| {})?;
+    let mut config = stage.config.clone();
+    config.mode = "ipip";
+    assert_all_serve(&stage, &config)?;
+    config.vip = other_vip;
+    assert_all_serve(&stage, &config)?;
+    crowd::wait_for_echoes(&connections, 3, SOON, |_| {})?;
+    assert_eq!(crowd::breaks(&connections), [""; 0]);
+    stage.close();
+    Ok(())
+}
+
+/// With another configuration all three backends are up and take new flows.
+fn assert_all_serve(stage: &Stage, config: &Config) -> Result<()> {
+    let status = stage.tether.reload(&config.text())?;
+    let backends = status.services.iter().flat_map(|service| &service.backends);
+    let wanted: Vec<_> = backends
+        .filter(|backend| !backend.removed)
+        .map(|backend| (backend.health.as_str(), backend.serving.as_str()))
+        .collect();
+    assert_eq!(wanted, [("up", "new"); 3]);
+    assert!(status.services.iter().all(|service| !service.fail_open));
+    let plan = Plan::new(SocketAddr::new(config.vip, config.port));
+    let newcomers = stage.clients.open(60, plan, |_| {})?;
+    let spread = crowd::spread(&newcomers);
+    assert_eq!(spread.len(), 3, "{spread:?}");
     Ok(())
 }

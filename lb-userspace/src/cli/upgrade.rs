@@ -45,7 +45,7 @@ impl UpgradeCheckCommand {
         let check = match &self.config {
             Some(path) => {
                 let config = load(path, |_| ())?;
-                let fits = |capacity: &Capacity| reconcile::fits(&config, capacity);
+                let fits = |capacity: &Capacity| reconcile::would_fit(&config, capacity);
                 let asked = Asked {
                     capacity: daemon::options(&config)?.capacity,
                     fits: &fits,

@@ -17,7 +17,7 @@ use crate::{
 ///
 /// # Errors
 /// When they do not: what there is too little of, and what to do.
-pub fn fits(config: &Config, capacity: &Capacity) -> Result<(), String> {
+pub(super) fn fits(config: &Config, capacity: &Capacity) -> Result<(), String> {
     let needs = config.needs();
     let sizes = [
         ("services", needs.services, capacity.services),

@@ -22,7 +22,10 @@ use std::{
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use self::{capacity::fits, memory::FILES as MEMORY_FILES, state::State};
+pub use self::{
+    memory::FILES as MEMORY_FILES,
+    state::{State, would_fit},
+};
 
 use crate::{
     config::Config,
@@ -34,7 +37,7 @@ use crate::{
     neighbour::replies::Hindrances,
     pace::Moment,
     preview::Preview,
-    status::{Attachment, ClosedEgress, Status},
+    status::{Attachments, ClosedEgress, Status},
 };
 
 /// What people ask for.
@@ -115,8 +118,8 @@ pub struct Inputs {
     pub hindrances: watch::Receiver<Hindrances>,
     /// What the flow tables hold.
     pub census: watch::Receiver<Arc<Census>>,
-    /// Where the program is attached: only passed on to the status.
-    pub attachments: watch::Receiver<Vec<Attachment>>,
+    /// Where the program is attached, and where it is not: only passed on to the status.
+    pub attachments: watch::Receiver<Attachments>,
     /// Where packets cannot leave: only passed on to the status.
     pub closed_egress: watch::Receiver<Vec<ClosedEgress>>,
     /// True, or closed: stop, and leave the data path as it is.
@@ -406,9 +409,12 @@ impl Worker {
         set(&outputs.addresses, state.addresses());
         set(&outputs.questions, state.questions());
         set(&outputs.vips, state.vips());
-        let attachments = inputs.attachments.borrow().clone();
+        let Attachments { attached, detached } = inputs.attachments.borrow().clone();
         let closed_egress = inputs.closed_egress.borrow().clone();
-        let status = state.status(attachments, closed_egress, self.begun.elapsed());
+        let status = Status {
+            detached,
+            ..state.status(attached, closed_egress, self.begun.elapsed())
+        };
         outputs.status.send_replace(Arc::new(status));
     }
 }

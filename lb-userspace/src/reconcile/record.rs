@@ -22,7 +22,7 @@ use crate::{
         Admin, BackendName, Check, Health, HealthReport, LastError, OnDown, Passage, Suspension,
         ToVip,
     },
-    pace::{Moment, Terms},
+    pace::{Closing, Moment, Terms},
     resolve::{BackendFacts, Found, Hop, WantedBackend, WantedService},
 };
 
@@ -89,8 +89,10 @@ pub(super) struct BackendRecord {
     pub(super) held_share: Option<Share>,
     /// Since when it is drained or removed, if it is.
     pub(super) drained: Option<Moment>,
-    /// How that ends.
+    /// How that is to end.
     pub(super) terms: Terms,
+    /// How it ends, if its terms say that it does.
+    pub(super) closing: Option<Closing>,
     /// Since when it serves nothing, if it does.
     pub(super) died: Option<Moment>,
     /// Until when its clients are not told that it is down though all others' are, as last resolved.
@@ -107,7 +109,42 @@ pub(super) struct BackendRecord {
     pub(super) per_mille: u16,
 }
 
+/// What the checks say of a backend.
+#[derive(Clone, Debug)]
+pub(super) struct Verdict {
+    health: Health,
+    last_error: Option<LastError>,
+    fell_at_ms: Option<u64>,
+    faltered_at_ms: Option<u64>,
+}
+
+impl Verdict {
+    pub(super) fn of(backend: &BackendRecord) -> Self {
+        Self {
+            health: backend.health,
+            last_error: backend.last_error.clone(),
+            fell_at_ms: backend.fell_at_ms,
+            faltered_at_ms: backend.faltered_at_ms,
+        }
+    }
+}
+
 impl BackendRecord {
+    /// The same with a verdict that is known already: what is checked is what was checked before, though it is another object now. (Until its checks
+    /// say so again all of a service whose mode or VIP is changed would be unknown, and whoever is known next would be the only one to take new flows.)
+    pub(super) fn judged(self, verdict: Option<&Verdict>) -> Self {
+        let Some(verdict) = verdict.cloned() else {
+            return self;
+        };
+        Self {
+            health: verdict.health,
+            last_error: verdict.last_error,
+            fell_at_ms: verdict.fell_at_ms,
+            faltered_at_ms: verdict.faltered_at_ms,
+            ..self
+        }
+    }
+
     /// Takes in a verdict. False if it is no news.
     pub(super) fn heard(&mut self, report: &HealthReport, now_ms: u64) -> bool {
         let error_is_news = self.last_error != report.last_error;
@@ -151,7 +188,12 @@ impl BackendRecord {
             self.died = Some(now.earlier(Duration::from_millis(passed)));
         }
         let before = self.drained;
-        self.drained = self.is_drained().then(|| before.unwrap_or(now));
+        // Not after now, whatever a clock said that was set wrong.
+        self.drained = self
+            .is_drained()
+            .then(|| before.map_or(now, |begun| begun.min(now)));
+        let due = self.drained.and_then(|begun| self.terms.ramp(begun));
+        self.closing = due.map(|due| Closing::next(self.closing, due, self.closed, now));
         self.drained != before
     }
 
@@ -246,7 +288,7 @@ impl BackendRecord {
             died: self.died,
             spared: self.spared,
             next_check: self.check.longest_gap(),
-            closing: self.drained.and_then(|begun| self.terms.ramp(begun)),
+            closing: self.closing.map(|closing| closing.ramp()),
             held: self.held,
             hop: self.hop(vip, hops),
             standing: self.standing,
@@ -284,6 +326,7 @@ pub(super) fn new_record(
         held_share: None,
         drained: None,
         terms: backend.terms,
+        closing: None,
         died: None,
         spared: None,
         closed: None,

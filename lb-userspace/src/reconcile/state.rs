@@ -21,7 +21,7 @@ use super::{
 use crate::{
     by_version::ByVersion,
     config::Config,
-    dataplane::maps::Maps,
+    dataplane::maps::{Capacity, Maps},
     desired::{self, Change, Changes, Edit, Expanded, Overlaid, Refusal},
     flows::{Census, Fill},
     model::{Admin, Asked, BackendName, Drains, HealthReport, NextHopReport, Target},
@@ -74,6 +74,8 @@ pub struct State {
     saved: Memory,
     /// Whether names or drains came or went since they were saved.
     names_changed: bool,
+    /// Whether they could not be saved when that was tried last.
+    is_unsaved: bool,
     /// The moment of the latest plan.
     pub(super) planned: Option<Moment>,
     due: Option<Moment>,
@@ -135,6 +137,7 @@ impl State {
             },
             saved,
             names_changed: true,
+            is_unsaved: false,
             planned: None,
             due: None,
             config,
@@ -258,28 +261,33 @@ impl State {
     /// Ends a drain.
     ///
     /// # Errors
-    /// When there is no such backend, it is drained nevertheless, with all others or because the configuration itself wants it, or the end cannot
-    /// be remembered.
+    /// When there is no such backend, it would be drained nevertheless, with all others or because the configuration itself wants it, or the end
+    /// cannot be remembered; all stays as it was.
     pub fn undrain(&mut self, name: &BackendName) -> Result<(), Refusal> {
         let admin = match self.configured(name) {
             // The DNS has left it out.
             Err(_) if self.ordered.backends.contains_key(name) => Admin::Active,
             configured => configured?,
         };
+        match admin {
+            Admin::Active if self.ordered.all.is_some() => {
+                return Err(Refusal::Invalid(format!(
+                    "{name} is drained with all others; `tether undrain --all` ends that"
+                )));
+            }
+            Admin::Active => {}
+            Admin::Draining | Admin::Disabled => {
+                return Err(Refusal::Invalid(format!(
+                    "{name} is not active in {}; set admin = \"active\" there and reload",
+                    self.config.path.display()
+                )));
+            }
+        }
         let mut ordered = self.ordered.clone();
         if ordered.backends.remove(name).is_some() {
             self.set_ordered(ordered)?;
         }
-        match admin {
-            Admin::Active if self.ordered.all.is_some() => Err(Refusal::Invalid(format!(
-                "{name} is drained with all others; `tether undrain --all` ends that"
-            ))),
-            Admin::Active => Ok(()),
-            Admin::Draining | Admin::Disabled => Err(Refusal::Invalid(format!(
-                "{name} is not active in {}; set admin = \"active\" there and reload",
-                self.config.path.display()
-            ))),
-        }
+        Ok(())
     }
 
     /// Takes in a verdict; `now_ms` is since boot, as [`Moment`] has it. False if it is no news.
@@ -421,10 +429,30 @@ impl State {
         if self.deferred.is_empty() && self.registry.homeless.is_empty() {
             self.generation.applied = self.generation.resolved;
         }
-        if std::mem::take(&mut self.names_changed)
-            && let Err(error) = self.save(&self.ordered.clone(), self.changes.clone())
-        {
-            tracing::warn!(%error, "names of removed backends, and since when backends are drained, would not survive a restart");
+        if self.names_changed {
+            self.save_news();
+        }
+    }
+
+    /// Saves what came or went. What cannot be saved now is tried again after the next plan, which is due with the next full comparison at the latest.
+    fn save_news(&mut self) {
+        match self.save(&self.ordered.clone(), self.changes.clone()) {
+            Ok(()) => {
+                if self.is_unsaved {
+                    tracing::info!("what was not saved is saved now");
+                }
+                self.names_changed = false;
+                self.is_unsaved = false;
+            }
+            Err(error) => {
+                if !self.is_unsaved {
+                    tracing::warn!(
+                        %error,
+                        "names of removed backends, answers of the DNS, and since when backends are drained, would not survive a restart; saving them is tried again"
+                    );
+                }
+                self.is_unsaved = true;
+            }
         }
     }
 
@@ -601,6 +629,18 @@ impl State {
         }
         Ok(())
     }
+}
+
+/// Whether maps of a capacity would hold what a daemon begins with: the file, with what the last one remembered. Changes nothing.
+///
+/// # Errors
+/// When they would not: what there is too little of, and what to do.
+pub fn would_fit(file: &Config, capacity: &Capacity) -> Result<(), String> {
+    let saved = Memory::peek(&file.state_dir);
+    let answers = Answers::restore(&saved.answers);
+    let expanded = desired::expand(file, |source| answers.of(source));
+    let overlaid = saved.changes.over(&expanded.config);
+    capacity::fits(&overlaid.config, capacity)
 }
 
 /// Says which changes made at runtime have ended with what the file says now.

@@ -65,7 +65,7 @@ use aya::maps::{MapData, RingBuf};
 use lb_common::maps::Instance;
 
 pub use self::{
-    attach::{Attached, XdpMode},
+    attach::{Attached, Seen, XdpMode},
     cleanup::{Removed, cleanup},
     decap::{attach_decap, detach_decap},
     egress::{Egress, Refusal},
@@ -74,9 +74,9 @@ pub use self::{
     local::LocalReplies,
     rehearsal::{Rehearsal, Rehearsals, Rehearsed},
     tap::Tap,
-    upgrade::{Asked, UpgradeCheck, Verdict, upgrade_check},
+    upgrade::{Asked, UpgradeCheck, Verdict, foreseen_capacity, upgrade_check},
 };
-use self::{grace::GracePeriod, pins::Pins};
+use self::{grace::GracePeriod, pins::Pins, shapes::Opened};
 use super::maps::{Capacity, Maps};
 use crate::{capabilities, chain::chain, failpoint};
 
@@ -97,6 +97,8 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Kernel {
     loaded: Loaded,
+    /// Its maps, kept open, so that they can be pinned again.
+    maps: Opened,
     pins: Arc<Pins>,
     tap: Arc<Tap>,
     interfaces: Vec<String>,
@@ -105,6 +107,17 @@ pub struct Kernel {
     not_resized: Option<Error>,
     grace: Arc<GracePeriod>,
     local: Arc<LocalReplies>,
+}
+
+/// What [`Kernel::attach_again`] has found and done.
+#[derive(Debug)]
+pub struct Renewal {
+    /// The maps were not pinned, and are again.
+    pub is_pinned_again: bool,
+    /// Each configured interface.
+    pub interfaces: Vec<(String, Seen)>,
+    /// Why replies of backends on this host are not translated on every interface, if they are to be and are not.
+    pub replies: Option<Error>,
 }
 
 impl Kernel {
@@ -156,6 +169,7 @@ impl Kernel {
             }
             loaded?
         };
+        let (maps, ..) = shapes::open_pinned(&pins.maps())?;
         let fleet_seed = options.fleet_seed.unwrap_or(loaded.instance().fleet_seed);
         let tap = Tap::new(&loaded, Arc::clone(&pins), Arc::clone(&grace))?;
         let local_reply = match loaded.local_reply_fd() {
@@ -168,6 +182,7 @@ impl Kernel {
         let local = LocalReplies::new(local_reply, Arc::clone(&pins), options.interfaces.clone())?;
         Ok(Self {
             loaded,
+            maps,
             pins,
             tap: Arc::new(tap),
             interfaces: options.interfaces.clone(),
@@ -236,6 +251,39 @@ impl Kernel {
         let attached = self.tap.attach(&self.interfaces)?;
         self.local.renew()?;
         Ok(attached)
+    }
+
+    /// Sees to it that the maps are still pinned, and the program on each configured interface: one may have been recreated, or somebody may have
+    /// removed pins or detached the program. What is wrong with one keeps no other from being attached.
+    ///
+    /// # Errors
+    /// When nothing can be seen to: the pins cannot be read, or made again.
+    pub fn attach_again(&mut self) -> Result<Renewal, Error> {
+        let is_pinned_again = self.pin_again()?;
+        let interfaces = self.tap.attach_each(&self.interfaces)?;
+        let replies = if self.local.is_in_order()? {
+            None
+        } else {
+            self.local.renew().err()
+        };
+        Ok(Renewal {
+            is_pinned_again,
+            interfaces,
+            replies,
+        })
+    }
+
+    /// True if that was called for.
+    fn pin_again(&mut self) -> Result<bool, Error> {
+        if !self.pins.is_in_place() {
+            let directory = self.pins.directory().to_owned();
+            // What else has the pins needs only to know where they are.
+            self.pins = Arc::new(Pins::open(&directory)?);
+        } else if self.pins.has_all(&self.maps) {
+            return Ok(false);
+        }
+        self.pins.pin_again(&self.maps)?;
+        Ok(true)
     }
 
     /// What translates replies of backends on this host.

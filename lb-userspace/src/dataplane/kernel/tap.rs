@@ -21,7 +21,7 @@ use lb_common::{
 };
 
 use super::{
-    attach::{self, Attached},
+    attach::{self, Attached, Seen},
     bpf,
     error::Error,
     grace::GracePeriod,
@@ -140,6 +140,16 @@ impl Tap {
             None => self.program.as_fd(),
         };
         attach::attach_all(&self.pins, program, interfaces)
+    }
+
+    /// The same where it is not, as [`attach::attach_each`] does.
+    pub(super) fn attach_each(&self, interfaces: &[String]) -> Result<Vec<(String, Seen)>, Error> {
+        let watching = self.watching();
+        let program = match &*watching {
+            Some(loaded) => loaded.program_fd(),
+            None => self.program.as_fd(),
+        };
+        attach::attach_each(&self.pins, program, interfaces)
     }
 
     fn put_back(&self) -> Result<(), Error> {

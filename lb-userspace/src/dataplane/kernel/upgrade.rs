@@ -16,7 +16,7 @@ use schemars::JsonSchema;
 use serde::Serialize;
 
 use super::{
-    attach,
+    Options, attach,
     error::Error,
     load::{Loaded, possible_cpus},
     migrate::Foreign,
@@ -181,6 +181,23 @@ fn is_taken(like: Option<Capacity>) -> Result<(), Error> {
     Loaded::private(capacity, instance)
         .map(drop)
         .map_err(Error::of_this_kernel)
+}
+
+/// The capacity that maps which are pinned would have once [`Kernel::open`](super::Kernel::open) had opened them; none if there are none.
+///
+/// # Errors
+/// When they cannot be looked at, or would not be taken over.
+pub fn foreseen_capacity(options: &Options) -> Result<Option<Capacity>, Error> {
+    let maps = options.bpffs.join(MAPS);
+    if !maps.is_dir() {
+        return Ok(None);
+    }
+    let held = if shapes::pinned_version(&maps)? == names::ABI_VERSION {
+        shapes::pinned_capacity(&maps)?
+    } else {
+        Foreign::open(&maps)?.capacity()
+    };
+    Ok(Some(resize::resized(&held, &options.capacity)))
 }
 
 fn look(bpffs: &Path, check: &mut UpgradeCheck) -> Result<(Verdict, Capacity), Error> {

@@ -137,6 +137,11 @@ pub(super) struct Foreign {
 }
 
 impl Foreign {
+    /// The capacity that maps of this version need for what is in them.
+    pub(super) fn capacity(&self) -> Capacity {
+        self.image.capacity
+    }
+
     /// Opens them, and sees whether all that is in them can be moved; changes nothing.
     pub(super) fn open(directory: &Path) -> Result<Self, Error> {
         let layouts = shapes::pinned_layouts(directory)?;
