@@ -17,6 +17,7 @@ use hyper::{Response, body::Bytes, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use lb_userspace::{
     health,
+    ids::Numbered,
     model::{
         BackendName, Check, CheckKind, GrpcCheck, Health, HttpCheck, JsonEquals, RequestTarget,
         Target, Tls, Trust, WebSocketCheck,
@@ -103,6 +104,10 @@ fn cost(port: u16, kind: CheckKind, time: Duration) -> anyhow::Result<f64> {
         name: BackendName {
             service: "chat".to_owned(),
             backend: format!("b{n}"),
+        },
+        object: Numbered {
+            id: n + 1,
+            generation: 0,
         },
         address: (Ipv4Addr::from_bits(0x7f01_0001 + n), port).into(),
         check: check.clone(),

@@ -12,7 +12,7 @@ use lb_common::backend::Mode;
 
 pub use self::{
     changes::{Change, Changes, Edit, Overlaid, Refusal},
-    named::{Expanded, expand},
+    named::{Expanded, expand, may_be_answered},
 };
 use crate::{
     balance::{Part, Policy},

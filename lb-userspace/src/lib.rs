@@ -3,6 +3,7 @@
 pub mod admin;
 pub mod balance;
 pub mod by_version;
+mod capabilities;
 mod chain;
 pub mod cli;
 #[cfg(test)]

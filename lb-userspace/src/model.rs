@@ -16,7 +16,7 @@ pub use self::check::{
     Authorities, Check, CheckKind, GrpcCheck, HttpCheck, Initial, JsonEquals, RequestTarget, Tls,
     Trust, WebSocketCheck,
 };
-use crate::pace::Moment;
+use crate::{ids::Numbered, pace::Moment};
 
 /// What the operator wants of a backend.
 #[derive(
@@ -77,25 +77,20 @@ pub enum OnDown {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize, utoipa::ToSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Suspension {
-    /// Over half of the service's backends fell at once: this machine's own eyes are in doubt.
+    /// Over half of the service's hosts fell at once: this machine's own eyes are in doubt.
     MassFall,
-    /// Over half of the backends of all services fell at once.
+    /// Over half of the hosts of all services fell at once.
     MassFallEverywhere,
     /// Too few backends are usable, and all active ones take flows: perhaps it is the check that is wrong.
     FailOpen,
-    /// Too few backends are usable, and there is none that could be used all the same.
-    BelowMinHealthy,
 }
 
 impl std::fmt::Display for Suspension {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str(match self {
-            Self::MassFall => "over half of its backends fell within 10 s",
-            Self::MassFallEverywhere => "over half of all services' backends fell within 10 s",
+            Self::MassFall => "over half of its backends' hosts fell within 10 s",
+            Self::MassFallEverywhere => "over half of all services' hosts fell within 10 s",
             Self::FailOpen => "it is in fail-open",
-            Self::BelowMinHealthy => {
-                "fewer backends than min_healthy are usable, and no other is active"
-            }
         })
     }
 }
@@ -177,6 +172,8 @@ pub struct Asked {
 pub struct Target {
     /// Whose health it is.
     pub name: BackendName,
+    /// Which object has that name now: to another one the verdict is told again.
+    pub object: Numbered,
     /// Where the check goes.
     pub address: SocketAddr,
     /// How it is checked.

@@ -121,6 +121,21 @@ impl Ramp {
         Some(self.from.later(next).min(self.complete()))
     }
 
+    /// One that goes on from a share, as if it had grown to that just now.
+    #[must_use]
+    pub fn going_on(self, share: Option<Share>, now: Moment) -> Self {
+        // The longest time after which it is this share.
+        let passed = share.map_or(Duration::ZERO, |share| {
+            let next = u128::from(share.parts()) + 1;
+            let ms = (next * self.over.as_millis()).div_ceil(u128::from(Share::ALL.parts()));
+            Duration::from_millis(u64::try_from(ms).unwrap_or(u64::MAX).saturating_sub(1))
+        });
+        Self {
+            from: now.earlier(passed.min(self.over)),
+            ..self
+        }
+    }
+
     /// When the share is all.
     pub fn complete(&self) -> Moment {
         self.from.later(self.over)
@@ -128,6 +143,48 @@ impl Ramp {
 
     fn step(&self) -> Duration {
         (self.over / STEPS).clamp(SHORTEST_STEP, LONGEST_STEP)
+    }
+}
+
+/// How a drain ends: as it was meant to, and as it comes about.
+///
+/// The two differ if the deadline passes while nobody looks, as when no daemon runs, or if it is past already when it is asked for. Nobody is closed at
+/// once for that: the share grows from what it is, at its pace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Closing {
+    due: Ramp,
+    ramp: Ramp,
+}
+
+impl Closing {
+    /// One that was found complete, since then.
+    pub fn found(all_since: Tick) -> Self {
+        let ramp = Ramp {
+            from: all_since.into(),
+            over: Duration::ZERO,
+        };
+        Self { due: ramp, ramp }
+    }
+
+    /// What becomes of one, if there was one, with the end that is meant now; `closed` is the share so far.
+    #[must_use]
+    pub fn next(before: Option<Self>, due: Ramp, closed: Option<Share>, now: Moment) -> Self {
+        let ramp = match before {
+            _ if now < due.from => due,
+            Some(before) if before.due == due => before.ramp,
+            // That it is over, and since when, is a fact.
+            Some(before) if closed == Some(Share::ALL) => Ramp {
+                from: before.ramp.complete().earlier(due.over),
+                ..due
+            },
+            _ => due.going_on(closed, now),
+        };
+        Self { due, ramp }
+    }
+
+    /// How it comes about.
+    pub fn ramp(&self) -> Ramp {
+        self.ramp
     }
 }
 
@@ -245,6 +302,21 @@ mod tests {
         }
 
         #[test]
+        fn a_ramp_goes_on_from_where_it_was(over_ms in 0u64..90_000_000, other_ms in 0u64..90_000_000, part in 0u32..=1_000, later in 0i64..100_000_000) {
+            let now = START.later(Duration::from_millis(over_ms * u64::from(part) / 1_000));
+            let (ramp, later) = (ramp(over_ms), Moment(now.0 + later));
+            let share = ramp.share(now);
+            prop_assert_eq!(ramp.going_on(share, later).share(later), share);
+            // At another pace, too: nobody who was closed is not, and hardly anybody else is.
+            let other = self::ramp(other_ms).going_on(share, later).share(later).unwrap();
+            let share = share.unwrap();
+            if other_ms > 0 && share < Share::ALL {
+                let a_step = (u64::from(Share::ALL.parts()) * 1_000).div_ceil(other_ms) as u32;
+                prop_assert!(other.parts().abs_diff(share.parts()) <= a_step + 1);
+            }
+        }
+
+        #[test]
         fn a_tick_begins_when_it_begins(tick: u32) {
             let moment = Moment::from(Tick(tick));
             prop_assert_eq!(moment.tick(), Tick(tick));
@@ -265,6 +337,57 @@ mod tests {
         assert_eq!(from(&terms), Some(70_000));
         terms.deadline = None;
         assert_eq!(from(&terms), None);
+    }
+
+    #[test]
+    fn a_deadline_that_nobody_saw_pass_closes_nobody_at_once() {
+        let at = |seconds: i64| Moment(START.0 + seconds * 1_000);
+        let parts = |closing: Closing, seconds| {
+            let share = closing.ramp().share(at(seconds));
+            share.map(Share::parts)
+        };
+        let due = ramp(20_000);
+        let seen_in_time = Closing::next(None, due, None, at(-5));
+        assert_eq!(seen_in_time.ramp(), due);
+        let closing = Closing::next(Some(seen_in_time), due, None, at(1));
+        assert_eq!(closing, seen_in_time, "a late look does not move it");
+
+        let missed = Closing::next(None, due, None, at(900));
+        assert_eq!(
+            (parts(missed, 900), parts(missed, 910)),
+            (Some(0), Some(32_768))
+        );
+        // The next look, and a daemon that starts in the middle of it.
+        let half = Some(Share::of_parts(32_768));
+        assert_eq!(Closing::next(Some(missed), due, half, at(910)), missed);
+        let restarted = Closing::next(None, due, half, at(930));
+        assert_eq!(
+            (parts(restarted, 930), parts(restarted, 940)),
+            (Some(32_768), Some(65_536))
+        );
+        // Other terms in the middle of it.
+        let faster = Closing::next(Some(missed), ramp(2_000), half, at(910));
+        assert_eq!(
+            (parts(faster, 910), parts(faster, 911)),
+            (Some(32_768), Some(65_536))
+        );
+        let put_off = Ramp {
+            from: at(1_000),
+            ..due
+        };
+        let put_off = Closing::next(Some(missed), put_off, half, at(910));
+        assert_eq!(
+            (parts(put_off, 910), parts(put_off, 1_010)),
+            (None, Some(32_768))
+        );
+        // What is over is over since then, whatever is meant now and whoever looks.
+        let all = Some(Share::ALL);
+        let slower = Closing::next(Some(missed), ramp(90_000), all, at(2_000));
+        assert_eq!(slower.ramp().complete(), at(920));
+        let found = Closing::found(at(920).tick());
+        let found = Closing::next(Some(found), due, all, at(2_000));
+        assert_eq!(found.ramp().complete().tick(), at(920).tick());
+        assert_eq!(parts(found, 2_000), Some(65_536));
     }
 
     #[test]

@@ -23,8 +23,12 @@ use crate::{
 
 /// A fall of many backends within this time is suspect, in milliseconds.
 pub const MASS_FALL_MS: u64 = 10_000;
-/// Of fewer backends than this no fall is suspect.
+/// Of fewer hosts than this no fall is suspect.
 pub const MASS_FALL_MINIMUM: usize = 4;
+/// So long after it a fall of many is suspect, while another host is seen to be well; and until that is so.
+pub const MASS_FALL_DOUBT: Duration = Duration::from_secs(60);
+/// A backend may be the first of many to fall when checks of at least one in so many others fail too.
+const FALTERING_ONE_IN: usize = 4;
 
 /// What is known of a service.
 #[derive(Clone, Debug)]
@@ -99,11 +103,13 @@ pub struct BackendFacts<'a> {
     pub wanted: Option<WantedBackend>,
     /// What the checks say.
     pub health: Health,
-    /// When it fell, if it is down and was not so before, in milliseconds of any steady clock.
+    /// When it fell, if it is down and was not so before, in milliseconds since boot, as [`Moment`] has them.
     pub fell_at_ms: Option<u64>,
+    /// Since when its checks have failed, if the latest one did; by the same clock.
+    pub faltered_at_ms: Option<u64>,
     /// Since when it serves nothing, if it does.
     pub died: Option<Moment>,
-    /// Until when its clients are not told that it is down, if it was when nobody's were told.
+    /// Until when its clients are not told that it is down, if it was when nobody's were told, or may be the first of many to fall.
     pub spared: Option<Moment>,
     /// Within this time a check of it begins and ends.
     pub next_check: Duration,
@@ -239,7 +245,7 @@ pub struct Backend {
     pub serving: Serving,
     /// Since when it serves nothing, if it does.
     pub died: Option<Moment>,
-    /// Until when its clients are not told that it is down, if it was when nobody's were told.
+    /// Until when its clients are not told that it is down, if it was when nobody's were told, or may be the first of many to fall.
     pub spared: Option<Moment>,
     /// Which of its flows are closed.
     pub pace: Option<Pace>,
@@ -263,7 +269,7 @@ pub fn resolve<'a>(
 ) -> Vec<Service<'a>> {
     let everywhere = services.iter().flat_map(|service| &service.backends);
     // When most of what this machine sees has died at once, then perhaps its own sight has.
-    let blind = fell_together(everywhere);
+    let blind = fell_together(everywhere, now);
     // A group is called by the lowest number of its services, of which none is 0.
     let mut groups = BTreeMap::new();
     for service in services {
@@ -298,7 +304,7 @@ fn resolve_service<'a>(
     fleet_seed: &[u64; 4],
     facts: &ServiceFacts<'a>,
     placing: Placing,
-    blind: bool,
+    blind: Option<Doubt>,
     now: Moment,
 ) -> Service<'a> {
     let may_take_new = |backend: &&BackendFacts<'_>| {
@@ -354,23 +360,30 @@ fn resolve_service<'a>(
         zone::split(capacity, policy.zone_enough)
     };
     // What is most in doubt comes first: a mass fall is also what most fail-opens come from.
-    let resets_suspended = if fell_together(facts.backends.iter()) {
+    let fell_together = fell_together(facts.backends.iter(), now);
+    let resets_suspended = if fell_together.is_some() {
         Some(Suspension::MassFall)
-    } else if blind {
+    } else if blind.is_some() {
         Some(Suspension::MassFallEverywhere)
     } else if fail_open {
         Some(Suspension::FailOpen)
-    } else if !enough {
-        Some(Suspension::BelowMinHealthy)
     } else {
+        // Also where nobody is usable because the operator has drained all: no check has said so, and whoever is dead is.
         None
     };
-    // What was dark together may be light together, and is not found so in one moment: each has another check before its clients are told.
+    // What was dark together may be light together, and is not found so in one moment: each has another check before its clients are told. Nor does
+    // what goes dark together fall in one moment: the first have a check's time, so that it is not their clients who pay for those who fall last.
     let spared = |backend: &BackendFacts<'_>| match backend.health {
         Health::Down if resets_suspended.is_some() || facts.resets_were_suspended => {
             Some(now.later(backend.next_check))
         }
-        Health::Down => backend.spared.filter(|until| *until > now),
+        Health::Down => match backend.spared {
+            Some(until) => (until > now).then_some(until),
+            None if backend.died.is_none() && may_be_the_first(backend, &facts.backends) => {
+                Some(now.later(backend.next_check))
+            }
+            None => None,
+        },
         Health::Unknown | Health::Up | Health::Refusing => None,
     };
     let given = |backend: &BackendFacts<'_>| match serving(backend) {
@@ -395,8 +408,11 @@ fn resolve_service<'a>(
             let told = died.filter(|_| is_reset);
             let (pace, due) = pace::pace(backend.closing, told, facts.reset_over, now);
             let spared = spared(backend);
-            // While resets are suspended it is not time that ends that.
-            let spared_until = spared.filter(|_| resets_suspended.is_none());
+            // While resets are suspended it is not time that ends that, but for a fall of many.
+            let spared_until = match resets_suspended {
+                None => spared,
+                Some(_) => spared.and_then(|_| fell_together.or(blind)?.ends),
+            };
             Backend {
                 numbered: backend.numbered,
                 identity: backend.identity,
@@ -542,24 +558,77 @@ pub fn own_serving(
     }
 }
 
-/// Whether over half of at least four backends fell within ten seconds of one another and are down still.
-fn fell_together<'f>(backends: impl Iterator<Item = &'f BackendFacts<'f>>) -> bool {
-    let mut all = 0;
-    let mut falls: Vec<u64> = Vec::new();
+/// That a fall of many may be this machine's own blindness.
+#[derive(Clone, Copy, Debug)]
+struct Doubt {
+    /// When that ends by itself; none while nobody is seen to be well.
+    ends: Option<Moment>,
+}
+
+/// What is seen of one host, whatever ports it serves at.
+#[derive(Clone, Copy, Debug)]
+struct Host {
+    /// Nothing that it serves is there.
+    is_down: bool,
+    /// Some of it is up, and its latest check was good.
+    is_well: bool,
+    /// When the last of what fell did so.
+    fell_at_ms: Option<u64>,
+}
+
+/// Whether over half of at least four hosts fell within ten seconds of one another, not long ago or with nobody well beside them, and are down still.
+fn fell_together<'f>(
+    backends: impl Iterator<Item = &'f BackendFacts<'f>>,
+    now: Moment,
+) -> Option<Doubt> {
+    let mut hosts: BTreeMap<IpAddr, Host> = BTreeMap::new();
     for backend in backends.filter(|backend| backend.wanted.is_some()) {
-        all += 1;
-        if backend.health == Health::Down {
-            falls.extend(backend.fell_at_ms);
-        }
+        let host = hosts.entry(backend.address).or_insert(Host {
+            is_down: true,
+            is_well: false,
+            fell_at_ms: None,
+        });
+        host.is_down &= backend.health == Health::Down;
+        host.is_well |= backend.health == Health::Up && backend.faltered_at_ms.is_none();
+        host.fell_at_ms = host.fell_at_ms.max(backend.fell_at_ms);
     }
-    if all < MASS_FALL_MINIMUM {
-        return false;
+    if hosts.len() < MASS_FALL_MINIMUM {
+        return None;
     }
+    let down = hosts.values().filter(|host| host.is_down);
+    let mut falls: Vec<u64> = down.filter_map(|host| host.fell_at_ms).collect();
     falls.sort_unstable();
-    let suspect = all / 2 + 1;
-    falls
+    let suspect = hosts.len() / 2 + 1;
+    let together = falls
         .windows(suspect)
-        .any(|window| window[suspect - 1] - window[0] <= MASS_FALL_MS)
+        .rfind(|window| window[suspect - 1] - window[0] <= MASS_FALL_MS)?;
+    if !hosts.values().any(|host| host.is_well) {
+        return Some(Doubt { ends: None });
+    }
+    let last = i64::try_from(together[suspect - 1]).unwrap_or(i64::MAX);
+    let ends = Moment(last).later(MASS_FALL_DOUBT);
+    (now < ends).then_some(Doubt { ends: Some(ends) })
+}
+
+/// Whether so many others falter since about when a backend fell that these may be the first signs of a fall of many.
+fn may_be_the_first(fallen: &BackendFacts<'_>, all: &[BackendFacts<'_>]) -> bool {
+    let Some(fell_at) = fallen.fell_at_ms else {
+        return false;
+    };
+    // By address: what one host serves at several ports is lost as one.
+    let mut others: BTreeMap<IpAddr, bool> = BTreeMap::new();
+    for other in all {
+        if other.wanted.is_none() || other.address == fallen.address {
+            continue;
+        }
+        let falters = other.health != Health::Down
+            && other
+                .faltered_at_ms
+                .is_some_and(|since| since.abs_diff(fell_at) <= MASS_FALL_MS);
+        *others.entry(other.address).or_default() |= falters;
+    }
+    let faltering = others.values().filter(|falters| **falters).count();
+    faltering > 0 && faltering * FALTERING_ONE_IN >= others.len()
 }
 
 /// The way to a backend with what its mode needs on top.

@@ -41,6 +41,9 @@ pub struct Status {
     pub evacuated: bool,
     /// Where the program is attached.
     pub attachments: Vec<Attachment>,
+    /// Interfaces that the program should be attached to, and is not.
+    #[serde(default)]
+    pub detached: Vec<Detached>,
     /// Interfaces on the way to backends that only packets which came in by them can leave by.
     pub closed_egress: Vec<ClosedEgress>,
     /// Names in the DNS that backends come from.
@@ -151,6 +154,24 @@ pub struct Attachment {
     pub interface: String,
     /// How it is attached.
     pub mode: AttachMode,
+}
+
+/// An interface that the program should be attached to, and is not: no traffic is served there.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct Detached {
+    /// Name of the interface.
+    pub interface: String,
+    /// Why, and what to do.
+    pub reason: String,
+}
+
+/// Where the program is attached, and where it should be.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Attachments {
+    /// Where it is.
+    pub attached: Vec<Attachment>,
+    /// Where it should be, and is not.
+    pub detached: Vec<Detached>,
 }
 
 /// An interface on the way to backends that packets which came in by another interface cannot leave by.
@@ -554,6 +575,7 @@ pub(crate) mod tests {
                 reloads: Reloads::default(),
             },
             attachments: Vec::new(),
+            detached: Vec::new(),
             closed_egress: Vec::new(),
             flows: Flows::default(),
             services: Vec::new(),

@@ -3,7 +3,10 @@
 
 mod model;
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 
 use lb_userspace::dataplane::maps::Maps;
 use proptest::prelude::*;
@@ -11,9 +14,19 @@ use proptest::prelude::*;
 proptest! {
     #![proptest_config(ProptestConfig { cases: 96, max_shrink_iters: 2_000, ..ProptestConfig::default() })]
 
-    #[test]
-    fn every_operation_leaves_the_data_path_whole(events in model::life()) {
+    fn lives(events in model::life()) {
         let maps = Arc::new(Maps::in_memory(model::capacity(1)).unwrap());
-        model::play(&events, move || Arc::clone(&maps));
+        let died_amid = model::play(&events, move || Arc::clone(&maps));
+        DIED_AMID.fetch_add(died_amid, Ordering::Relaxed);
     }
+}
+
+/// Daemons that died when a part of a plan was applied.
+static DIED_AMID: AtomicUsize = AtomicUsize::new(0);
+
+#[test]
+fn every_operation_leaves_the_data_path_whole() {
+    lives();
+    let died_amid = DIED_AMID.load(Ordering::Relaxed);
+    assert!(died_amid > 0, "no daemon died in the middle of a plan");
 }

@@ -19,6 +19,8 @@ pub struct Status {
     pub evacuated: bool,
     /// Where the XDP program is attached.
     pub attachments: Vec<Attachment>,
+    /// Where it should be attached, and is not.
+    pub detached: Vec<Detached>,
     /// Interfaces that packets which came in by another one cannot leave by.
     pub closed_egress: Vec<ClosedEgress>,
     /// The flow tables, both together.
@@ -56,6 +58,15 @@ pub struct Attachment {
     pub interface: String,
     /// `native` or `generic`.
     pub mode: String,
+}
+
+/// See `Status::detached`.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Detached {
+    /// The interface's name.
+    pub interface: String,
+    /// Why.
+    pub reason: String,
 }
 
 /// See `Status::closed_egress`.

@@ -26,6 +26,8 @@ pub const PINS: &str = "/sys/fs/bpf/tether";
 /// The environment variable that tells the failpoint at which the daemon under test ends itself: its number, counted from 1 as they are
 /// passed, or its name.
 pub const DIE_AT: &str = "TETHER_DIE_AT";
+/// The environment variable that names a file from whose existence on failpoints count.
+pub const DIES_ONCE: &str = "TETHER_DIES_ONCE";
 /// The environment variable that names a file during whose existence the daemon under test applies nothing: its reconciler hangs before an operation.
 pub const HANGS_WHILE: &str = "TETHER_HANGS_WHILE";
 /// What one that ends itself says then, before the place.
@@ -169,6 +171,19 @@ impl Tether {
     pub fn restart_to_die(&mut self, failpoint: impl Display) -> Result<()> {
         let mut command = Command::new(&self.program);
         command.env(DIE_AT, failpoint.to_string());
+        self.launch(command)
+    }
+
+    /// The same with a daemon that counts failpoints from when there is a file in its view of the file system: so that it ends at something
+    /// that it was told meanwhile.
+    ///
+    /// # Errors
+    /// As [`Tether::restart`].
+    pub fn restart_to_die_once(&mut self, failpoint: impl Display, file: &str) -> Result<()> {
+        let mut command = Command::new(&self.program);
+        command
+            .env(DIE_AT, failpoint.to_string())
+            .env(DIES_ONCE, file);
         self.launch(command)
     }
 

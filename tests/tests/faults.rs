@@ -54,10 +54,23 @@ fn assert_nothing_left(lab: &Lab) -> Result<()> {
 #[test]
 fn a_missing_capability_is_named() -> Result<()> {
     let (lab, config) = ground()?;
-    let without = "--bounding-set=-bpf,-sys_admin";
-    let output = run(&lab, &config.text(), &["setpriv", without])?;
-    assert_told(&output, &["CAP_BPF", "CAP_NET_ADMIN", "CAP_PERFMON"]);
-    assert_nothing_left(&lab)
+    for (without, missing) in [
+        ("-bpf,-sys_admin", "CAP_BPF"),
+        ("-perfmon,-sys_admin", "CAP_PERFMON"),
+        ("-net_admin", "CAP_NET_ADMIN"),
+        ("-net_admin,-sys_admin", "CAP_NET_ADMIN"),
+        ("-all,+net_raw", "CAP_NET_ADMIN, CAP_PERFMON, CAP_BPF"),
+    ] {
+        let without = format!("--bounding-set={without}");
+        let output = run(&lab, &config.text(), &["setpriv", &without])?;
+        let told = format!("{missing} missing: ");
+        let needs = "CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_NET_RAW";
+        assert_told(&output, &[&told, needs]);
+        let more = format!(", {told}");
+        assert!(!said(&output).contains(&more), "{}", said(&output));
+        assert_nothing_left(&lab)?;
+    }
+    Ok(())
 }
 
 #[test]
@@ -112,7 +125,9 @@ fn a_port_in_use_is_told_with_the_key_that_changes_it() -> Result<()> {
         &output,
         &["127.0.0.1:9477", "`listen` in [metrics]", "in use"],
     );
-    Ok(())
+    let kept = lab.balancer().list("/run/tether")?;
+    assert_eq!(kept, ["lock"], "nobody answers at the socket");
+    assert_nothing_left(&lab)
 }
 
 #[test]

@@ -1,18 +1,21 @@
 //! A backend that refuses new work keeps its flows; clients of one whose host is gone are told by a RST.
 
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
-use lab::address::Family;
-use lab::config::Check;
+use lab::address::{Family, Network};
+use lab::config::{Check, Config};
 use lab::frame::{Segment, flags};
 use lab::packet_socket::Capture;
 use lab::peer::backend::Answer;
-use lab::peer::client::{Break, Connection};
+use lab::peer::client::{Break, Connection, Plan};
 use lab::peer::crowd;
 use lab::stage::Stage;
-use lab::topology::{CLIENT_PORT, Place, Topology};
+use lab::tether;
+use lab::topology::{CLIENT_PORT, Place, Topology, UPLINK};
 use lab::wait;
+use lb_common::net::IpVersion;
 
 const SOON: Duration = Duration::from_secs(15);
 const PACE: Duration = Duration::from_millis(250);
@@ -321,25 +324,85 @@ fn flows_of_a_dead_backend_go_where_the_table_sends_them() -> Result<()> {
     Ok(())
 }
 
-/// When every backend seems gone, it may well be this machine: nobody is reset, and who waits is served when they are back, whichever is found to be so first.
+/// b2's host dies in a service that tells its clients over a time: some of those who speak are reset soon, some late, and each of them once.
+#[test]
+fn clients_of_a_dead_backend_are_told_over_the_time_that_is_set() -> Result<()> {
+    const OVER: Duration = Duration::from_secs(6);
+    let stage = Stage::set(Topology::new(Place::Farm), 36, |config| {
+        config.lines = "reset_over = \"6s\"\n".into();
+    })?;
+    let mut plan = stage.plan();
+    plan.patience = Duration::from_secs(60);
+    plan.reconnect = true;
+    let connections = stage.clients.open(240, plan, |_| {})?;
+    let theirs = crowd::on(&connections, "b2");
+    let held = theirs.len();
+    assert!(held > 40, "{held} on b2");
+    stage.lab.darken(1)?;
+    stage
+        .tether
+        .wait_status("b2 serves none", SOON, |s| s.serving("b2") == "none")?;
+    let told = Instant::now();
+    // Each says something, and TCP says it again after 0.2 s, 0.6 s, 1.4 s, 3 s and 6.2 s if there is no answer: until it is its turn.
+    crowd::set_pace(&connections, Some(PACE));
+    wait::until("its clients are elsewhere", Duration::from_secs(60), || {
+        theirs
+            .iter()
+            .all(|c| c.backend().is_some_and(|b| b != "b2"))
+            .then_some(())
+    })?;
+    let mut ends = vec![];
+    for connection in &theirs {
+        let history = connection.history();
+        let breaks: Vec<_> = history.breaks().collect();
+        let [(life, Break::Reset)] = breaks[..] else {
+            anyhow::bail!("not one reset: {breaks:?}");
+        };
+        let end = life.end.as_ref().context("it broke")?;
+        ends.push(end.at.saturating_duration_since(told));
+    }
+    ends.sort_unstable();
+    let last = ends[held - 1];
+    assert!(last >= OVER / 2, "the last after {last:?}");
+    assert!(
+        last < OVER + Duration::from_secs(9),
+        "the last after {last:?}"
+    );
+    let soon = ends.iter().filter(|end| **end < OVER * 3 / 4).count();
+    assert!(
+        soon * 5 > held && soon * 5 < held * 4,
+        "{soon} of {held} within three quarters of the time"
+    );
+    let broken = connections
+        .iter()
+        .filter(|c| c.history().breaks().count() > 0);
+    assert_eq!(broken.count(), held, "others never noticed");
+    stage.close();
+    Ok(())
+}
+
+/// When every backend seems gone, it may well be this machine: nobody is reset, neither while they fall one after the other nor when they rise, and who waits
+/// is served when they are back, whichever is found to be so first.
 #[test]
 fn when_all_go_dark_nobody_is_reset() -> Result<()> {
     let stage = Stage::set(Topology::new(Place::Farm), 33, |_| {})?;
     let mut plan = stage.plan();
     plan.patience = Duration::from_secs(60);
     plan.reconnect = true;
-    let connections = stage.clients.open(60, plan, |_| {})?;
+    let connections = stage.clients.open(60, plan.talking(PACE), |_| {})?;
+    let capture = Capture::start(stage.lab.router(), CLIENT_PORT)?;
     for index in 0..3 {
         stage.lab.darken(index)?;
     }
+    // They talk all the while, so that whoever is reset before the last has fallen is seen to be.
     stage
         .tether
         .wait_status("the service fails open", SOON, |s| s.services[0].fail_open)?;
-    let capture = Capture::start(stage.lab.router(), CLIENT_PORT)?;
-    crowd::set_pace(&connections, Some(PACE));
+    let before = capture.segments().len();
     let spoke = |s: &Segment| s.ip.destination == stage.config.vip && !s.tcp.payload.is_empty();
     let sources = || {
-        let spoke = capture.segments().into_iter().filter(spoke);
+        let since = capture.segments().into_iter().skip(before);
+        let spoke = since.filter(spoke);
         spoke
             .map(|s| (s.ip.source, s.tcp.source))
             .collect::<std::collections::BTreeSet<_>>()
@@ -352,12 +415,7 @@ fn when_all_go_dark_nobody_is_reset() -> Result<()> {
     for index in 0..3 {
         stage.lab.brighten(index)?;
     }
-    wait::until("everyone is answered", Duration::from_secs(60), || {
-        connections
-            .iter()
-            .all(|c| c.history().current().is_some_and(|life| life.echoes > 0))
-            .then_some(())
-    })?;
+    crowd::wait_for_echoes(&connections, 1, Duration::from_secs(60), |_| {})?;
     stage.tether.wait_status("all are up", SOON, |status| {
         ["b1", "b2", "b3"].iter().all(|b| status.health(b) == "up")
     })?;
@@ -366,5 +424,44 @@ fn when_all_go_dark_nobody_is_reset() -> Result<()> {
     assert_eq!(seen.iter().find(is_reset), None);
     assert_eq!(crowd::breaks(&connections), [""; 0]);
     stage.close();
+    Ok(())
+}
+
+/// Other objects are made of a service's backends then, and what their checks have found out stays true: nobody is unknown, and nobody is flooded by being
+/// the first who is known.
+#[test]
+fn a_service_with_another_mode_or_vip_serves_from_all_its_backends_at_once() -> Result<()> {
+    let stage = Stage::set(Topology::new(Place::Segment), 38, |_| {})?;
+    let other_vip = Network::Vips.host(IpVersion::V4, 2);
+    for host in stage.lab.backends() {
+        tether::succeed(host, &["decap", "--interface", UPLINK])?;
+        host.ip(&format!("address add {other_vip} dev lo"))?;
+    }
+    let connections = stage.clients.open(60, stage.plan().talking(PACE), |_| {})?;
+    let mut config = stage.config.clone();
+    config.mode = "ipip";
+    assert_all_serve(&stage, &config)?;
+    config.vip = other_vip;
+    assert_all_serve(&stage, &config)?;
+    crowd::wait_for_echoes(&connections, 3, SOON, |_| {})?;
+    assert_eq!(crowd::breaks(&connections), [""; 0]);
+    stage.close();
+    Ok(())
+}
+
+/// With another configuration all three backends are up and take new flows.
+fn assert_all_serve(stage: &Stage, config: &Config) -> Result<()> {
+    let status = stage.tether.reload(&config.text())?;
+    let backends = status.services.iter().flat_map(|service| &service.backends);
+    let wanted: Vec<_> = backends
+        .filter(|backend| !backend.removed)
+        .map(|backend| (backend.health.as_str(), backend.serving.as_str()))
+        .collect();
+    assert_eq!(wanted, [("up", "new"); 3]);
+    assert!(status.services.iter().all(|service| !service.fail_open));
+    let plan = Plan::new(SocketAddr::new(config.vip, config.port));
+    let newcomers = stage.clients.open(60, plan, |_| {})?;
+    let spread = crowd::spread(&newcomers);
+    assert_eq!(spread.len(), 3, "{spread:?}");
     Ok(())
 }

@@ -1,13 +1,15 @@
 //! A larger flow table, and another seed, by a restart: no connection notices.
 
+use std::net::Ipv4Addr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use lab::address::Family;
+use lab::config::BackendSpec;
 use lab::peer::client::Connection;
 use lab::peer::crowd::{self, assert_talking};
 use lab::stage::Stage;
-use lab::tether::{CONFIG_PATH, Tether};
+use lab::tether::{self, CONFIG_PATH, Tether};
 use lab::topology::{Place, Topology};
 use lb_common::flow::bucket::{WAYS, buckets_for};
 use lb_common::net::IpVersion;
@@ -165,6 +167,49 @@ fn a_table_that_would_be_too_small_stays_and_the_daemon_serves() -> Result<()> {
         .wait_status("the table is counted", SOON, |status| {
             status.flows.tables.v4.capacity == places(flows)
         })?;
+    stage.close();
+    Ok(())
+}
+
+/// What keeps a daemon from starting is found out before the tables are moved and links run another program.
+#[test]
+fn a_daemon_that_cannot_start_changes_nothing() -> Result<()> {
+    let mut stage = Stage::set(Topology::new(Place::Farm), 49, |_| {})?;
+    let connections = stage
+        .clients
+        .open(100, stage.plan().talking(PACE), |_| {})?;
+    stage.tether.terminate()?;
+    let balancer = stage.lab.balancer();
+    let program = || balancer.sh("ip link show dev eth0");
+    let before = program()?;
+    let larger = stage
+        .config
+        .with_flows(IpVersion::V4, 4 * stage.config.flows);
+    let mut many = larger.clone();
+    many.backends.extend((0..260u16).map(|n| BackendSpec {
+        name: format!("more{n}"),
+        address: Ipv4Addr::from_bits(0x0a09_0000 + u32::from(n) + 1).into(),
+        weight: 100,
+        lines: String::new(),
+    }));
+    let many = many.text().replace("backends = 256", "backends = 512");
+    let refused = |text: &str, part: &str| -> Result<()> {
+        balancer.write(CONFIG_PATH, text)?;
+        let output = balancer.output(tether::command(&["run", "--config", CONFIG_PATH])?)?;
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{said}");
+        assert!(said.contains(part), "no {part:?}: {said}");
+        assert_eq!(program()?, before);
+        Ok(())
+    };
+    refused(&many, "the maps were made with backends = 256")?;
+    let taken = balancer.run(|| std::net::TcpListener::bind("127.0.0.1:9477"))?;
+    refused(&larger.text(), "127.0.0.1:9477")?;
+    drop(taken);
+    balancer.write(CONFIG_PATH, &stage.config.text())?;
+    stage.tether.restart()?;
+    stage.wait_serving()?;
+    assert_talking(&connections)?;
     stage.close();
     Ok(())
 }

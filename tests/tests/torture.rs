@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use lab::address::Family;
 use lab::topology::Place;
-use lab::torture::{self, Forecast, Kind, Report, Schedule, Siege};
+use lab::torture::{self, Forecast, Kind, Report, Schedule, Siege, Sieged};
 
 const PACE: Duration = Duration::from_secs(1);
 
@@ -107,8 +107,18 @@ fn a_daemon_that_dies_at_any_moment_breaks_nothing() -> Result<()> {
     };
     let sieged = torture::besiege(&siege, |line| eprintln!("{line}"))?;
     assert_eq!(sieged.complaints, [""; 0]);
-    assert_eq!((sieged.broken, sieged.failed), (0, 0), "{sieged:?}");
+    let Sieged {
+        broken,
+        failed,
+        to_draining,
+        ..
+    } = sieged;
+    assert_eq!((broken, failed, to_draining), (0, 0, 0), "{sieged:?}");
     assert!(!sieged.failpoints.is_empty(), "{sieged:?}");
+    for order in ["a reload", "a drain", "a verdict"] {
+        let mut orders = sieged.orders.keys();
+        assert!(orders.any(|what| what.ends_with(order)), "{sieged:?}");
+    }
     Ok(())
 }
 

@@ -220,3 +220,48 @@ fn an_interface_that_takes_no_frames_is_named_and_used_once_it_does() -> Result<
     stage.close();
     Ok(())
 }
+
+#[test]
+fn an_interface_that_is_gone_is_named_and_the_other_goes_on() -> Result<()> {
+    let lab = build(Place::Farm, Family::V4)?;
+    let _open = open(&lab)?;
+    let stage = Stage::on(lab, 28, |config| config.interfaces = vec![UPLINK, SECOND])?;
+    stage.lab.balancer().ip(&format!("link del {SECOND}"))?;
+    let status = stage
+        .tether
+        .wait_status("it is named", 2 * SOON, |status| {
+            !status.detached.is_empty()
+        })?;
+    let attached: Vec<_> = status
+        .attachments
+        .iter()
+        .map(|one| &one.interface)
+        .collect();
+    assert_eq!(attached, [UPLINK]);
+    let [gone] = &status.detached[..] else {
+        panic!("{:?}", status.detached)
+    };
+    assert_eq!(gone.interface, SECOND);
+    let listing = stage.tether.succeed(&["status"])?;
+    assert!(
+        listing.contains("NOT ATTACHED to eth1: ") && listing.contains("attached to eth0 ("),
+        "{listing}"
+    );
+    assert!(
+        stage
+            .tether
+            .metrics()?
+            .contains("tether_detached{interface=\"eth1\"} 1")
+    );
+    // The backends are reached through the router now, by the interface that is left.
+    stage
+        .tether
+        .wait_status("another way is found", SOON, |status| {
+            let mut backends = status.services.iter().flat_map(|service| &service.backends);
+            backends.all(|backend| backend.neighbour == "resolved" && backend.serving == "new")
+        })?;
+    let connections = stage.clients.open(CONNECTIONS, stage.plan(), |_| {})?;
+    assert_eq!(crowd::echo_all(&connections), [""; 0]);
+    stage.close();
+    Ok(())
+}

@@ -232,6 +232,106 @@ fn a_migration_that_is_killed_loses_no_flow() -> Result<()> {
     Ok(())
 }
 
+/// The flows of b1 are closed by a deadline, and clients of b2, which is dead, are told over a time: whoever takes over goes on with both where they are.
+#[test]
+fn what_is_closed_at_a_pace_goes_on_so_through_upgrade_and_downgrade() -> Result<()> {
+    const DEADLINE: Duration = Duration::from_secs(1);
+    const CLOSE_OVER: Duration = Duration::from_secs(30);
+    let mut stage = Stage::set(Topology::new(Place::Farm), 57, |config| {
+        config.lines =
+            "drain_deadline = \"1s\"\nclose_over = \"30s\"\nreset_over = \"60s\"\n".into();
+    })?;
+    let mut plan = stage.plan();
+    plan.patience = Duration::from_secs(90);
+    plan.reconnect = true;
+    let silent = stage.clients.open(150, plan, |_| {})?;
+    let connections = stage.clients.open(240, plan.talking(PACE), |_| {})?;
+    let (drained, others) = (crowd::on(&connections, "b1"), crowd::on(&connections, "b3"));
+    let dead = crowd::on(&silent, "b2");
+    ensure!(
+        drained.len() > 40 && others.len() > 40 && dead.len() > 20,
+        "{:?}",
+        crowd::spread(&connections)
+    );
+    stage.lab.darken(1)?;
+    stage.tether.wait_status("b2 serves none", SOON, |status| {
+        status.serving("b2") == "none"
+    })?;
+    let begun = std::time::Instant::now();
+    stage.tether.succeed(&["drain", "chat/b1"])?;
+    let closed = |status: &lab::status::Status| {
+        let drain = status.backend("b1").and_then(|b1| b1.drain.as_ref());
+        drain.map_or(0.0, |drain| drain.closed)
+    };
+    let status = stage
+        .tether
+        .wait_status("b1's flows are closed", SOON, |status| closed(status) > 0.0)?;
+    let mut was = closed(&status);
+    for (round, (program, version)) in [
+        (tether::program_of_next_version()?, ABI_VERSION + 1),
+        (tether::program()?, ABI_VERSION),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        stage.tether.kill()?;
+        stage.tether.become_program(program);
+        stage.tether.restart()?;
+        stage.tether.wait_ready()?;
+        let log = stage.tether.log();
+        ensure!(
+            log.contains("flow tables migrated") && log.contains(&format!("\"to\":{version}")),
+            "{log}"
+        );
+        // Neither back nor ahead of what time has come to.
+        let now = closed(&stage.tether.status()?);
+        let since = begun.elapsed().saturating_sub(DEADLINE);
+        let most = since.as_secs_f64() / CLOSE_OVER.as_secs_f64() + 0.02;
+        ensure!(
+            now >= was && now <= most,
+            "{was} of b1 was closed, and {now} is by now; at most {most}"
+        );
+        was = now;
+        // Of the dead one's clients who speak now some are told, and not all.
+        let half = dead.len() / 2;
+        let speaking = &dead[round * half..][..half];
+        crowd::set_pace(speaking.iter().copied(), Some(PACE));
+        let are_told = || {
+            let told = speaking.iter().filter(|c| c.history().breaks().count() > 0);
+            told.count()
+        };
+        let told = lab::wait::until("some are told", SOON, || {
+            Some(are_told()).filter(|&told| told > 0)
+        })?;
+        ensure!(told < half, "all {half} are told at once");
+    }
+    lab::wait::until("b1's clients are elsewhere", 2 * CLOSE_OVER, || {
+        let is_elsewhere =
+            |c: &&lab::peer::client::Connection| c.backend().is_some_and(|b| b != "b1");
+        drained.iter().all(is_elsewhere).then_some(())
+    })?;
+    let mut ends = vec![];
+    for connection in &drained {
+        let history = connection.history();
+        let breaks: Vec<_> = history.breaks().collect();
+        let [(life, lab::peer::client::Break::Reset)] = breaks[..] else {
+            anyhow::bail!("not one reset: {breaks:?}");
+        };
+        let end = life.end.as_ref().context("it broke")?;
+        ends.push(end.at.saturating_duration_since(begun));
+    }
+    ends.sort_unstable();
+    let (first, last) = (ends[0], ends[ends.len() - 1]);
+    ensure!(first >= DEADLINE, "the first after {first:?}");
+    ensure!(
+        last - first >= CLOSE_OVER / 2,
+        "from {first:?} to {last:?}: not at a pace"
+    );
+    assert_eq!(crowd::breaks(others.iter().copied()), [""; 0]);
+    stage.close();
+    Ok(())
+}
+
 #[test]
 fn it_is_told_beforehand_whether_a_program_can_take_over() -> Result<()> {
     let mut stage = Stage::set(Topology::new(Place::Farm), 55, |_| {})?;
@@ -279,6 +379,44 @@ fn it_is_told_beforehand_whether_a_program_can_take_over() -> Result<()> {
         said(&nowhere).contains("mount -t bpf"),
         "{}",
         said(&nowhere)
+    );
+
+    // A file that these maps do not hold is refused by the start, and by the look before it, of either version.
+    let whole = stage.config.text();
+    let large = whole.replace("mode = ", "table_size = 524287\nmode = ");
+    let large = large.replace("table_slots = 524288", "table_slots = 2000000");
+    ensure!(
+        large.contains("table_size") && large.contains("2000000"),
+        "{large}"
+    );
+    balancer.write(CONFIG_PATH, &large)?;
+    let own = balancer.output(tether::command(&[
+        "upgrade-check",
+        "--config",
+        CONFIG_PATH,
+    ])?)?;
+    let other = check_with_next(&balancer, &["--config", CONFIG_PATH])?;
+    for refused in [own, other] {
+        assert_eq!(refused.status.code(), Some(3), "{}", said(&refused));
+        assert!(
+            said(&refused).contains("too few for what is configured"),
+            "{}",
+            said(&refused)
+        );
+    }
+    balancer.write(CONFIG_PATH, &whole)?;
+    // Nor can it say so without the rights to ask the kernel whether it takes the program.
+    let mut powerless = Command::new("setpriv");
+    powerless
+        .arg("--bounding-set=-perfmon,-sys_admin")
+        .arg(tether::program_of_next_version()?)
+        .arg("upgrade-check");
+    let powerless = balancer.output(powerless)?;
+    assert_eq!(powerless.status.code(), Some(1), "{}", said(&powerless));
+    assert!(
+        said(&powerless).contains("CAP_PERFMON missing"),
+        "{}",
+        said(&powerless)
     );
 
     // Without the description, nobody can say what is where. (Version 6 is known without, but that is not what is pinned.)

@@ -62,6 +62,44 @@ fn a_program_that_was_detached_is_attached_again() -> Result<()> {
 }
 
 #[test]
+fn a_pin_directory_that_was_removed_is_made_again_and_the_next_daemon_knows_the_flows() -> Result<()>
+{
+    let mut stage = Stage::set(Topology::new(Place::Farm), 73, |_| {})?;
+    let plan = Plan {
+        patience: 2 * SOON,
+        ..stage.plan()
+    };
+    let connections = stage.clients.open(60, plan.talking(PACE), |_| {})?;
+    let host = stage.lab.balancer();
+    let before = host.list(PINS)?;
+    host.sh(&format!("rm -r {PINS}"))?;
+    wait::until_seen(
+        "all of it is back",
+        SOON,
+        || host.list(PINS),
+        |names| *names == before,
+    )?;
+    wait::until("it is told", SOON, || {
+        stage
+            .tether
+            .log()
+            .contains("they are pinned again")
+            .then_some(())
+    })?;
+    assert_eq!(crowd::echo_all(&connections), [""; 0]);
+    stage.tether.kill()?;
+    stage.tether.restart()?;
+    stage.tether.wait_ready()?;
+    let log = stage.tether.log();
+    assert!(log.contains("\"adopted\":true"), "{log}");
+    assert_eq!(crowd::echo_all(&connections), [""; 0]);
+    assert_eq!(crowd::breaks(&connections), [""; 0]);
+    assert_eq!(stage.tether.status()?.packets("adopted"), 0);
+    stage.close();
+    Ok(())
+}
+
+#[test]
 fn a_state_directory_that_was_removed_is_made_again() -> Result<()> {
     let mut stage = Stage::set(Topology::new(Place::Farm), 72, |_| {})?;
     stage.tether.succeed(&["drain", &format!("{SERVICE}/b3")])?;

@@ -313,7 +313,7 @@ fn named(name: Result<Named, PathRejection>) -> Result<BackendName, Malformed> {
 /// It keeps those it has. Holds over restarts, until it is undrained. With a deadline of this drain's own, if one is given.
 #[utoipa::path(post, path = "/v1/services/{service}/backends/{backend}/drain", tag = "changes",
     params(("service" = String, Path, description = "Name of the service"), ("backend" = String, Path, description = "Name of the backend"), Terms),
-    responses((status = 200, description = "It is remembered", body = Done),
+    responses((status = 200, description = "It is remembered and in force", body = Done),
         (status = 400, description = "A name is no text, or a time is no duration", body = Failure),
         (status = 403, description = "Not for this user", body = Failure),
         (status = 404, description = "No such backend", body = Failure),
@@ -334,7 +334,7 @@ async fn drain(
 /// It takes new flows again, as its health allows.
 #[utoipa::path(post, path = "/v1/services/{service}/backends/{backend}/undrain", tag = "changes",
     params(("service" = String, Path, description = "Name of the service"), ("backend" = String, Path, description = "Name of the backend")),
-    responses((status = 200, description = "It is remembered", body = Done),
+    responses((status = 200, description = "It is remembered and in force", body = Done),
         (status = 400, description = "A name is no text", body = Failure),
         (status = 403, description = "Not for this user", body = Failure),
         (status = 404, description = "No such backend", body = Failure),
@@ -354,7 +354,7 @@ async fn undrain(
 ///
 /// All backends are drained together, also those that are configured later, until that is ended. With a deadline, if one is given.
 #[utoipa::path(post, path = "/v1/drain", tag = "changes", params(Terms),
-    responses((status = 200, description = "It is remembered", body = Done),
+    responses((status = 200, description = "It is remembered and in force", body = Done),
         (status = 400, description = "A time is no duration", body = Failure),
         (status = 403, description = "Not for this user", body = Failure),
         (status = 500, description = "It cannot be remembered, and is not done", body = Failure),
@@ -372,7 +372,7 @@ async fn drain_all(
 ///
 /// Backends that are drained by name stay so.
 #[utoipa::path(post, path = "/v1/undrain", tag = "changes",
-    responses((status = 200, description = "It is remembered", body = Done),
+    responses((status = 200, description = "It is remembered and in force", body = Done),
         (status = 403, description = "Not for this user", body = Failure),
         (status = 500, description = "It cannot be remembered, and is not done", body = Failure),
         (status = 503, description = "The daemon is busy, or stopping", body = Failure)))]

@@ -48,6 +48,7 @@ fn some_status() -> Status {
         },
         evacuated: false,
         attachments: vec![],
+        detached: vec![],
         closed_egress: vec![],
         dns: vec![],
         flows: Default::default(),

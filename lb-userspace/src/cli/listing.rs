@@ -88,13 +88,17 @@ pub(super) fn status(status: &Status, now: u64) -> String {
         ),
     ];
     let [head @ .., last] = lines;
+    let detached = status
+        .detached
+        .iter()
+        .map(|one| format!("NOT ATTACHED to {}: {}", one.interface, one.reason));
     let closed = status.closed_egress.iter().map(|egress| {
         format!(
             "no packet that came in by another interface leaves by {}: {}",
             egress.interface, egress.reason
         )
     });
-    for line in head.into_iter().chain(closed).chain([last]) {
+    for line in head.into_iter().chain(detached).chain(closed).chain([last]) {
         text += &line;
         text.push('\n');
     }
@@ -343,6 +347,7 @@ mod tests {
           {"service":"chat","backend":"b2","change":"removed","now":null,"file":"10.0.1.12:80, weight 100"},
           {"service":"chat","backend":"b3","change":"added","now":"10.0.1.13:80, weight 100","file":null}]},
         "attachments":[{"interface":"eth0","mode":"native"}],
+        "detached":[{"interface":"eth1","reason":"it is gone"}],
         "closed_egress":[{"interface":"br0","reason":"its driver cannot"}],
         "dns":[{"service":"chat","source":"pods","query":"pods.example.","type":"srv","addresses":["10.0.1.20"],"failures":3,
           "error":"request timed out","ignored":["127.0.0.1 is a loopback address"]},
@@ -365,6 +370,7 @@ mod tests {
 tether 0.1.0, pid 1, up 1 h 1 min
 configuration /etc/tether/tether.toml, generation 3 applied (4 accepted, 4 resolved)
 attached to eth0 (native)
+NOT ATTACHED to eth1: it is gone
 no packet that came in by another interface leaves by br0: its driver cannot
 flows: 12 pinned, 1 young, 0 embryos, 0 closing; in use: 1.3% of 1000 entries for IPv4, 50.0% of 500 entries for IPv6
 the IPv6 flow table fills up: raise flows6 in [limits] and restart the daemon, which loses no flow

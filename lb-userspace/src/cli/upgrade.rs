@@ -5,9 +5,14 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{BPFFS, Failure, load};
-use crate::dataplane::{
-    kernel::{UpgradeCheck, Verdict, upgrade_check},
-    layouts::Layouts,
+use crate::{
+    daemon,
+    dataplane::{
+        kernel::{Asked, UpgradeCheck, Verdict, upgrade_check},
+        layouts::Layouts,
+        maps::Capacity,
+    },
+    reconcile,
 };
 
 /// What `tether upgrade-check` ends with.
@@ -16,7 +21,7 @@ pub(super) const EXIT_STATUS: &str = "Exit status: 0 this program can take over,
 
 #[derive(Args, Debug, PartialEq, Eq)]
 pub(super) struct UpgradeCheckCommand {
-    /// The configuration that names the pin directory.
+    /// The configuration that names the pin directory, and that the maps are to hold.
     #[arg(long, value_name = "FILE", conflicts_with = "bpffs")]
     config: Option<PathBuf>,
     /// The pin directory.
@@ -37,11 +42,18 @@ impl UpgradeCheckCommand {
             print!("{}", Layouts::own());
             return Ok(());
         }
-        let bpffs = match &self.config {
-            Some(path) => load(path, |_| ())?.bpffs,
-            None => self.bpffs.clone(),
+        let check = match &self.config {
+            Some(path) => {
+                let config = load(path, |_| ())?;
+                let fits = |capacity: &Capacity| reconcile::would_fit(&config, capacity);
+                let asked = Asked {
+                    capacity: daemon::options(&config)?.capacity,
+                    fits: &fits,
+                };
+                upgrade_check(&config.bpffs, Some(asked))?
+            }
+            None => upgrade_check(&self.bpffs, None)?,
         };
-        let check = upgrade_check(&bpffs)?;
         if self.json {
             println!(
                 "{}",
@@ -70,6 +82,9 @@ fn text(check: &UpgradeCheck) -> String {
         ),
         Verdict::Migratable => format!(
             "the maps in {directory} have layout version {pinned}; this tether would take over what is in them, to version {own}\n"
+        ),
+        Verdict::Refused if check.pinned_version.is_none() => format!(
+            "nothing is pinned in {directory}; this tether (version {own}) would refuse to start\n"
         ),
         Verdict::Refused => format!(
             "the maps in {directory} have layout version {pinned}; this tether (version {own}) would refuse to start, and forwarding would go on as it is\n"
@@ -120,6 +135,11 @@ mod tests {
             ..check.clone()
         };
         assert!(text(&refused).contains("forwarding would go on as it is"));
+        let refused_anew = UpgradeCheck {
+            pinned_version: None,
+            ..refused
+        };
+        assert!(!text(&refused_anew).contains("forwarding"));
         let nothing = UpgradeCheck {
             verdict: Verdict::Nothing,
             pinned_version: None,

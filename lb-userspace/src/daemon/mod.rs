@@ -1,13 +1,15 @@
 //! `tether run`: starts the parts in order, connects them, and ends them.
 //!
 //! 1. the state directory's lock
-//! 2. the instance in the kernel: adopted if its maps are pinned, else created
-//! 3. health checks, next hops, the host's own VIPs, the sweep of the flow tables, notices to backends, the admin socket,
+//! 2. the admin socket and the metrics listener, which are served later; and whether maps that are pinned have room for what is configured. What
+//!    fails here has changed nothing
+//! 3. the instance in the kernel: adopted if its maps are pinned, else created
+//! 4. health checks, next hops, the host's own VIPs, the sweep of the flow tables, notices to backends, the admin socket,
 //!    the metrics listener, the reconciler
-//! 4. the reconciler's first application: it waits, bounded, for first verdicts and next hops
-//! 5. the XDP program: attached, or its old version atomically replaced. On a fresh start this comes after the maps are whole; an
+//! 5. the reconciler's first application: it waits, bounded, for first verdicts and next hops
+//! 6. the XDP program: attached, or its old version atomically replaced. On a fresh start this comes after the maps are whole; an
 //!    adopted instance's old program goes on forwarding until here
-//! 6. `ready`, in the log and to a service manager that asks
+//! 7. `ready`, in the log and to a service manager that asks
 //!
 //! However the daemon ends, the data path goes on forwarding.
 
@@ -19,12 +21,15 @@ mod upkeep;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    os::unix::fs::FileTypeExt as _,
+    path::PathBuf,
     sync::Arc,
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Error, Result, anyhow};
 use lb_common::net::IpVersion;
 use tokio::{
+    net::{TcpListener, UnixListener},
     signal::unix::{Signal, SignalKind, signal},
     sync::{mpsc, watch},
 };
@@ -39,7 +44,7 @@ use crate::{
     chain::chain,
     config::Config,
     dataplane::{
-        kernel::{Kernel, Options, possible_cpus},
+        kernel::{Kernel, Options, foreseen_capacity, possible_cpus},
         maps::Capacity,
     },
     dns, flows, guard, health,
@@ -47,7 +52,7 @@ use crate::{
     neighbour,
     notice::{self, Teller, Told},
     reconcile::{self, Inputs, Outputs},
-    status::{ConfigStatus, Flows, Generation, Reloads, Status},
+    status::{Attachments, ConfigStatus, Flows, Generation, Reloads, Status},
     watch::{self as packets, Watch},
     web::{self, Web},
 };
@@ -69,20 +74,30 @@ pub fn run(config: Config) -> Result<()> {
         Signals::catch().context("signals could not be caught")?
     };
     let mut state = StateDir::take(&config.state_dir)?;
-    let kernel = Kernel::open(&options(&config)?)?;
+    let sockets = runtime.block_on(Sockets::open(&config, &state))?;
+    let options = options(&config)?;
+    // What cannot be looked at is told by opening.
+    if let Ok(Some(capacity)) = foreseen_capacity(&options) {
+        reconcile::would_fit(&config, &capacity).map_err(Error::msg)?;
+    }
+    let kernel = Kernel::open(&options)?;
     if let Some(error) = kernel.not_resized() {
         tracing::error!(
             "{}: limits: the flow tables stay as large as they are: {error}",
             config.path.display()
         );
     }
-    let ended = runtime.block_on(run_parts(config, &mut state, kernel, signals));
+    let ended = runtime.block_on(run_parts(config, &mut state, sockets, kernel, signals));
     // A thread that hangs in a read of a file must not keep the process, and with it the lock.
     runtime.shutdown_timeout(STOP_PATIENCE);
     ended
 }
 
-fn options(config: &Config) -> Result<Options> {
+/// What a configuration asks of the kernel.
+///
+/// # Errors
+/// When the number of CPUs cannot be had.
+pub(crate) fn options(config: &Config) -> Result<Options> {
     let limits = &config.limits;
     let cpus = possible_cpus()?;
     Ok(Options {
@@ -105,6 +120,54 @@ fn options(config: &Config) -> Result<Options> {
         .measuring(config.measures()),
         fleet_seed: config.fleet_seed,
     })
+}
+
+/// Sockets that others connect to. They are opened first, so that one that is taken is told before anything has begun, and who connects meanwhile
+/// waits.
+struct Sockets {
+    readers: admin::Readers,
+    admin: UnixListener,
+    web: Option<TcpListener>,
+    /// The admin socket's file.
+    file: SocketFile,
+}
+
+/// A file that goes with the daemon, however that ends.
+struct SocketFile(PathBuf);
+
+impl Sockets {
+    async fn open(config: &Config, state: &StateDir) -> Result<Self> {
+        let file = SocketFile(state.socket());
+        let readers = admin::Readers::named(config.admin_group.as_deref(), &config.path)?;
+        let admin = admin::listen(&file.0, readers).with_context(|| {
+            format!("{}: the admin socket could not be opened", file.0.display())
+        })?;
+        let web = match config.metrics {
+            Some(address) => Some(web::listen(address).await.with_context(|| {
+                format!(
+                    "{address}: the metrics listener could not be opened; set `listen` in [metrics] to another address, or to \"off\""
+                )
+            })?),
+            None => None,
+        };
+        Ok(Self {
+            readers,
+            admin,
+            web,
+            file,
+        })
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        let is_socket =
+            std::fs::symlink_metadata(&self.0).is_ok_and(|found| found.file_type().is_socket());
+        // It is only a socket without a listener now; the next daemon replaces it all the same.
+        if is_socket && let Err(error) = std::fs::remove_file(&self.0) {
+            tracing::debug!(%error, "the admin socket could not be removed");
+        }
+    }
 }
 
 /// What a signal asks for.
@@ -144,9 +207,16 @@ impl Signals {
 async fn run_parts(
     config: Config,
     state: &mut StateDir,
+    sockets: Sockets,
     mut kernel: Kernel,
     mut signals: Signals,
 ) -> Result<()> {
+    let Sockets {
+        readers,
+        admin: admin_listener,
+        web: web_listener,
+        file: socket,
+    } = sockets;
     let maps = kernel.maps();
     let (commands, command_queue) = mpsc::channel(QUEUE);
     let (health_reports, health_queue) = mpsc::channel(QUEUE);
@@ -161,25 +231,11 @@ async fn run_parts(
         watch::channel(neighbour::replies::Hindrances::default());
     let (unguarded, watched_unguarded) = watch::channel(None);
     let (census, watched_census) = watch::channel(Arc::new(flows::Census::default()));
-    let (attachments, watched_attachments) = watch::channel(vec![]);
+    let (attachments, watched_attachments) = watch::channel(Attachments::default());
     let (closed_egress, watched_closed_egress) = watch::channel(vec![]);
     let (status, watched_status) = watch::channel(Arc::new(starting(&config)));
     let (stop, stopping) = watch::channel(false);
     let (listeners, later_listeners) = mpsc::channel(1);
-
-    // Sockets first: what is taken is said before anything begins.
-    let socket = state.socket();
-    let readers = admin::Readers::named(config.admin_group.as_deref(), &config.path)?;
-    let admin_listener = admin::listen(&socket, readers)
-        .with_context(|| format!("{}: the admin socket could not be opened", socket.display()))?;
-    let web_listener = match config.metrics {
-        Some(address) => Some(web::listen(address).await.with_context(|| {
-            format!(
-                "{address}: the metrics listener could not be opened; set `listen` in [metrics] to another address, or to \"off\""
-            )
-        })?),
-        None => None,
-    };
 
     let reloader = Arc::new(Reloader::new(&config, commands.clone()));
     let history = History::default();
@@ -409,17 +465,14 @@ async fn run_parts(
         attachments: &attachments,
         listeners: &listeners,
         readers,
-        is_attached: false,
+        trouble: None,
         is_open: true,
     };
     let ended = serve(upkeep, &mut parts, &mut signals, watched_status, &reloader).await;
     // Nobody is left to listen only if every part has ended already.
     stop.send_replace(true);
     parts.end().await;
-    // It is only a socket without a listener now; the next daemon replaces it all the same.
-    if let Err(error) = std::fs::remove_file(&socket) {
-        tracing::debug!(%error, "the admin socket could not be removed");
-    }
+    drop(socket);
     ended?;
     tracing::info!("stopped; the data path goes on forwarding, `tether cleanup` removes it");
     Ok(())
@@ -484,6 +537,7 @@ fn starting(config: &Config) -> Status {
         },
         evacuated: false,
         attachments: vec![],
+        detached: vec![],
         closed_egress: vec![],
         dns: vec![],
         flows: Flows::default(),

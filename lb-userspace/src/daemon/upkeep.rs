@@ -1,4 +1,4 @@
-//! What somebody else may undo while the daemon runs, and is put right again: the program's attachment, and what the state directory
+//! What somebody else may undo while the daemon runs, and is put right again: the program's attachment, the pins, and what the state directory
 //! holds.
 
 use std::{io, path::Path, time::Duration};
@@ -11,8 +11,8 @@ use tokio::{
 use super::lock::{self, StateDir};
 use crate::{
     admin,
-    dataplane::kernel::{self, Attached, Kernel, XdpMode},
-    status::{AttachMode, Attachment},
+    dataplane::kernel::{self, Kernel, Renewal, Seen, XdpMode},
+    status::{AttachMode, Attachment, Attachments, Detached},
 };
 
 /// Time between two looks.
@@ -23,13 +23,13 @@ pub(super) struct Upkeep<'a> {
     pub(super) kernel: &'a mut Kernel,
     pub(super) state: &'a mut StateDir,
     /// To the status.
-    pub(super) attachments: &'a watch::Sender<Vec<Attachment>>,
+    pub(super) attachments: &'a watch::Sender<Attachments>,
     /// To the admin API.
     pub(super) listeners: &'a mpsc::Sender<UnixListener>,
     /// Who may read there.
     pub(super) readers: admin::Readers,
-    /// As of the latest look; what fails again and again is said once.
-    pub(super) is_attached: bool,
+    /// Why interfaces could not be seen to, as of the latest look; what fails again and again is said once.
+    pub(super) trouble: Option<String>,
     /// As of the latest look.
     pub(super) is_open: bool,
 }
@@ -41,38 +41,86 @@ impl Upkeep<'_> {
     /// When an interface cannot have it.
     pub(super) fn attach(&mut self) -> Result<(), kernel::Error> {
         let attached = tokio::task::block_in_place(|| self.kernel.attach())?;
-        self.attachments
-            .send_replace(attached.iter().map(attachment).collect());
-        self.is_attached = true;
+        let attached = attached
+            .into_iter()
+            .map(|one| attachment(one.interface, one.mode));
+        self.attachments.send_replace(Attachments {
+            attached: attached.collect(),
+            detached: vec![],
+        });
         Ok(())
     }
 
     /// Sees to it that the program is still attached: an interface may have been recreated, or somebody may have detached the
-    /// program. The status shows whether it is.
+    /// program. The status shows where it is, and where it is not.
     pub(super) fn attach_again(&mut self) {
-        let attached = tokio::task::block_in_place(|| {
-            if self.kernel.is_attached()? {
-                return Ok(None);
-            }
-            self.kernel.attach().map(Some)
-        });
-        match attached {
-            Ok(None) => self.is_attached = true,
-            Ok(Some(attached)) => {
-                tracing::warn!(
-                    "the program was detached, or an interface recreated; it is attached again"
-                );
-                self.attachments
-                    .send_replace(attached.iter().map(attachment).collect());
-                self.is_attached = true;
+        let trouble = match tokio::task::block_in_place(|| self.kernel.attach_again()) {
+            Ok(Renewal {
+                is_pinned_again,
+                interfaces,
+                replies,
+            }) => {
+                if is_pinned_again {
+                    tracing::warn!(
+                        "the pin directory was removed, or maps in it; they are pinned again"
+                    );
+                }
+                self.publish(interfaces);
+                replies.map(|error| {
+                    format!(
+                        "replies of backends on this host are not translated everywhere: {error}"
+                    )
+                })
             }
             Err(error) => {
-                if self.is_attached {
-                    tracing::error!(%error, "the program is not attached, and no traffic is served there; trying again");
-                    self.attachments.send_replace(vec![]);
-                }
-                self.is_attached = false;
+                let error = error.to_string();
+                // Where it is attached is not to be seen.
+                self.attachments.send_if_modified(|held| {
+                    let attached = std::mem::take(&mut held.attached);
+                    let is_news = !attached.is_empty();
+                    held.detached
+                        .extend(attached.into_iter().map(|one| Detached {
+                            interface: one.interface,
+                            reason: error.clone(),
+                        }));
+                    is_news
+                });
+                Some(error)
             }
+        };
+        if let Some(error) = trouble.as_ref().filter(|_| self.trouble.is_none()) {
+            tracing::error!(%error, "the interfaces cannot be seen to; trying again");
+        }
+        self.trouble = trouble;
+    }
+
+    /// Tells what each interface was found to be, and says what is news.
+    fn publish(&self, interfaces: Vec<(String, Seen)>) {
+        let mut now = Attachments::default();
+        let before = self.attachments.borrow().clone();
+        for (interface, seen) in interfaces {
+            match seen {
+                Seen::Still(mode) => now.attached.push(attachment(interface, mode)),
+                Seen::Again(attached) => {
+                    tracing::warn!(
+                        interface,
+                        "the program was detached, or the interface recreated; it is attached again"
+                    );
+                    now.attached.push(attachment(interface, attached.mode));
+                }
+                Seen::Not(error) => {
+                    if !before.detached.iter().any(|one| one.interface == interface) {
+                        tracing::error!(interface, %error, "the program is not attached, and no traffic is served there; trying again");
+                    }
+                    now.detached.push(Detached {
+                        interface,
+                        reason: error.to_string(),
+                    });
+                }
+            }
+        }
+        if now != before {
+            self.attachments.send_replace(now);
         }
     }
 
@@ -124,10 +172,10 @@ enum OpenError {
     Socket(#[from] io::Error),
 }
 
-fn attachment(attached: &Attached) -> Attachment {
+fn attachment(interface: String, mode: XdpMode) -> Attachment {
     Attachment {
-        interface: attached.interface.clone(),
-        mode: match attached.mode {
+        interface,
+        mode: match mode {
             XdpMode::Native => AttachMode::Native,
             XdpMode::Generic => AttachMode::Generic,
         },

@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use super::may_be_answered;
 use crate::{
     config::{Backend, BackendSpec, Config, Service, weight_broken},
     model::BackendName,
@@ -91,6 +92,11 @@ impl Changes {
         self.0.iter()
     }
 
+    /// Ends what is otherwise of a backend.
+    pub fn forget(&mut self, name: &BackendName) {
+        self.0.remove(name);
+    }
+
     /// The changes after an edit; `base` is what they are laid over.
     ///
     /// # Errors
@@ -156,7 +162,7 @@ impl Changes {
         }
     }
 
-    /// Lays the changes over a configuration, which wins where both cannot be.
+    /// Lays the changes over a configuration, which wins where both cannot be. Changes of a backend from the DNS outlive an answer without it.
     pub fn over(&self, base: &Config) -> Overlaid {
         let mut config = base.clone();
         let mut changes = Self::default();
@@ -172,6 +178,7 @@ impl Changes {
                 );
                 continue;
             };
+            let may_return = may_be_answered(service, &name.backend);
             let mut backends = service.backends.iter_mut();
             let held = backends.find(|backend| backend.name == name.backend);
             match (change, held) {
@@ -179,6 +186,7 @@ impl Changes {
                     puts.entry(&name.service).or_default().push((name, spec));
                     continue;
                 }
+                (Change::Weight(_) | Change::Removed, None) if may_return => {}
                 (Change::Weight(_) | Change::Removed, None) => {
                     drop(name, format!("{name} is not there any more"));
                     continue;

@@ -1,6 +1,8 @@
 //! A file with what the DNS says in the place of names. Pure: the same file and answers make the same backends on every load balancer of a
 //! fleet, with the same names.
 
+use std::net::IpAddr;
+
 use crate::{
     config::{BackendSpec, Config, DnsSource, Service},
     dns::Found,
@@ -64,6 +66,21 @@ fn take(service: &mut Service, source: &DnsSource, found: &Found) -> Result<(), 
     service.has_slots_for(service.backends.len() + 1)?;
     service.backends.push(backend);
     Ok(())
+}
+
+/// Whether a backend has a name as the answers to one of the service's sources give it, be it among them now or not.
+pub fn may_be_answered(service: &Service, backend: &str) -> bool {
+    let is_address = |text: &str| text.parse::<IpAddr>().is_ok();
+    service.dns.iter().any(|source| {
+        let rest = backend.strip_prefix(source.name.as_str());
+        let Some(rest) = rest.and_then(|rest| rest.strip_prefix('-')) else {
+            return false;
+        };
+        let with_port = rest.rsplit_once('-');
+        is_address(rest)
+            || with_port
+                .is_some_and(|(address, port)| is_address(address) && port.parse::<u16>().is_ok())
+    })
 }
 
 /// The name of a backend: a function of the source's name and the address, so that it is the same everywhere and at all times.

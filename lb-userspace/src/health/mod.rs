@@ -36,7 +36,7 @@ use crate::model::{BackendName, Check, Health, HealthReport, LastError, Target};
 ///
 /// No check through a VIP is asked from one of `vips`, those of all services. How they went is noted in `times`. `at_once` is how many checks of all services are under way at once, at most. A target is a name and an address: one that stays in the list keeps its
 /// verdict, also when how it is checked changes. A report is sent whenever a target's verdict or the reason of its last failure changes, or that
-/// failure has ended.
+/// failure has ended, and again for each other object that takes a target's place.
 ///
 /// # Errors
 /// When no netlink socket is to be had.
@@ -211,7 +211,11 @@ async fn watch_one(shared: Arc<Shared>, mut orders: watch::Receiver<Order>) {
                 if changed.is_err() {
                     return;
                 }
+                let before = target.object;
                 Order { target, places } = orders.borrow_and_update().clone();
+                if target.object != before {
+                    news.retell();
+                }
                 probe = shared.probe(&target);
                 track.set_rules(rules(&target.check));
             }
@@ -220,13 +224,20 @@ async fn watch_one(shared: Arc<Shared>, mut orders: watch::Receiver<Order>) {
 }
 
 /// What was said of a target.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq, Eq)]
 struct News {
     health: Health,
     last_error: Option<LastError>,
+    /// Whether there is somebody to whom it was not said.
+    untold: bool,
 }
 
 impl News {
+    /// What is known is news to somebody.
+    fn retell(&mut self) {
+        self.untold = true;
+    }
+
     /// What is to be said of the last error after another check; none if nothing has changed.
     fn of(&mut self, health: Health, error: Option<String>) -> Option<Option<LastError>> {
         let lasting = |last: &&LastError| last.ended.is_none();
@@ -246,8 +257,12 @@ impl News {
             }),
             (None, last) => last.clone(),
         };
-        let said = Self { health, last_error };
-        if said.health == self.health && said.last_error == self.last_error {
+        let said = Self {
+            health,
+            last_error,
+            untold: false,
+        };
+        if said == *self {
             return None;
         }
         *self = said;

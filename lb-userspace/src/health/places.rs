@@ -98,13 +98,20 @@ mod tests {
     use futures::FutureExt as _;
 
     use super::*;
-    use crate::model::{BackendName, Check};
+    use crate::{
+        ids::Numbered,
+        model::{BackendName, Check},
+    };
 
     fn target(service: &str, at_once: usize) -> Target {
         Target {
             name: BackendName {
                 service: service.into(),
                 backend: "b1".into(),
+            },
+            object: Numbered {
+                id: 1,
+                generation: 0,
             },
             address: SocketAddr::from((Ipv4Addr::LOCALHOST, 80)),
             check: Check {

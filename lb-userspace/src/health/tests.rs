@@ -12,11 +12,16 @@ use tokio::{
 
 use super::*;
 use crate::{
+    ids::Numbered,
     model::{CheckKind, HttpCheck, RequestTarget},
     testnet::{FOUR, Host, Network, PATIENCE, Pair, SIX, block_on},
 };
 
 const PORT: u16 = 80;
+const FIRST: Numbered = Numbered {
+    id: 1,
+    generation: 0,
+};
 
 fn tcp() -> Check {
     Check {
@@ -46,6 +51,7 @@ fn target(address: IpAddr, check: Check) -> Target {
             service: "chat".into(),
             backend: address.to_string(),
         },
+        object: FIRST,
         address: SocketAddr::new(address, PORT),
         check,
         through: None,
@@ -402,6 +408,49 @@ fn targets_that_stay_are_not_disturbed() {
             (report.address.ip(), report.health),
             (FOUR.there, Health::Up)
         );
+    });
+}
+
+/// A reload that changes a service's mode or VIP makes new objects of its backends, and what is checked stays the same.
+#[test]
+fn another_object_in_a_targets_place_is_told_the_verdict() {
+    let pair = Arc::new(Pair::new());
+    let _server = serve(&pair);
+    block_on(&pair.near, || async {
+        // Nobody serves there: it is refused, for as long as this test runs.
+        let closed = Target {
+            address: SocketAddr::new(FOUR.there, PORT + 1),
+            ..target(FOUR.behind, tcp())
+        };
+        let mut checks = Checks::start(vec![target(FOUR.there, tcp()), closed.clone()]);
+        let (mut up, mut refusing) = (false, false);
+        while !(up && refusing) {
+            let report = checks.next().await;
+            up |= report.health == Health::Up;
+            refusing |= report.health == Health::Refusing;
+        }
+        let same_id = Numbered {
+            generation: 1,
+            ..FIRST
+        };
+        for object in [Numbered { id: 2, ..FIRST }, same_id] {
+            let of = |target: Target| Target { object, ..target };
+            let targets = vec![of(target(FOUR.there, tcp())), of(closed.clone())];
+            checks.targets.send(targets).unwrap();
+            let mut told = [checks.next().await, checks.next().await];
+            told.sort_unstable_by_key(|report| report.address);
+            assert_eq!(
+                told.each_ref().map(|report| report.address.port()),
+                [PORT, PORT + 1]
+            );
+            let healths = told.each_ref().map(|report| report.health);
+            assert_eq!(healths, [Health::Up, Health::Refusing]);
+            let [up, refusing] = told.map(|report| report.last_error.map(|last| last.ended));
+            assert_eq!((up, refusing), (None, Some(None)));
+        }
+        // And once each.
+        let more = tokio::time::timeout(tcp().interval * 4, checks.reports.recv());
+        assert!(more.await.is_err(), "told twice");
     });
 }
 

@@ -89,13 +89,10 @@ impl Answers {
         self.0.retain(|question, _| asked.contains_key(question));
     }
 
-    /// Whether everything that a file asks was answered, now or by the last run, or at least asked.
+    /// Whether everything that a file asks was asked by this daemon, answered or not. What the last run remembers is no word of the server's: it may be old,
+    /// and of addresses that are others' by now.
     pub(super) fn are_known(&self, file: &Config) -> bool {
-        let known = |question: &Question| {
-            self.0
-                .get(question)
-                .is_some_and(|known| known.asked || !known.found.is_empty())
-        };
+        let known = |question: &Question| self.0.get(question).is_some_and(|known| known.asked);
         questions(file).keys().all(known)
     }
 }

@@ -13,9 +13,14 @@ use crate::{
 impl State {
     /// Every backend that is otherwise than the file says, by name.
     pub(super) fn differences(&self) -> Vec<Difference> {
+        // One that waits for an answer that has its backend again changes nothing now.
+        let is_laid = |(name, change): &(&BackendName, &Change)| {
+            matches!(change, Change::Put(_)) || find(&self.base, name).is_some()
+        };
         let changed = self
             .changes
             .iter()
+            .filter(is_laid)
             .map(|(name, change)| self.difference(name, change));
         let drained = self.ordered.backends.keys().filter_map(|name| {
             let backend = find(&self.config, name)?;

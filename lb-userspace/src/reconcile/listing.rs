@@ -53,6 +53,7 @@ impl State {
             },
             evacuated: self.ordered.all.is_some(),
             attachments,
+            detached: Vec::new(),
             closed_egress,
             dns: self.sources(),
             flows: Flows::new(&self.census, self.fill),

@@ -60,6 +60,9 @@ pub(super) struct Memory {
     /// This machine's clocks.
     #[serde(skip)]
     clocks: Clocks,
+    /// The file is there and could not be read: it may be good, and is not replaced.
+    #[serde(skip)]
+    is_unread: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -204,6 +207,7 @@ impl Memory {
             evacuated,
             drains: drains.collect(),
             clocks: clocks.clone(),
+            is_unread: self.is_unread,
             drained: ordered.backends.keys().cloned().collect(),
             changes,
             answers,
@@ -266,25 +270,43 @@ impl Memory {
         self.backends.get(&identity).cloned()
     }
 
-    /// What was saved in a state directory; nothing if nothing was. What cannot be used is set aside and told: it must not keep the
-    /// configuration from being served.
+    /// What was saved in a state directory; nothing if nothing was. What cannot be used is set aside and told, but for the drains in it: it must not
+    /// keep the configuration from being served. What cannot be read stays where it is.
     pub(super) fn load(directory: &Path) -> Self {
-        let read = Self::read(directory).unwrap_or_else(|error| {
-            set_aside(directory, &error);
-            Self::default()
-        });
+        let read = match fs::read(path(directory)) {
+            Ok(text) => Self::understood(&text).unwrap_or_else(|error| {
+                let drains = Self::drains_of(&text);
+                set_aside(directory, &error, drains.is_some());
+                drains.unwrap_or_default()
+            }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Self::default(),
+            Err(error) => {
+                tracing::error!(
+                    file = %path(directory).display(), %error,
+                    "what the last run remembered cannot be read: {LOST_DRAINS}; {LOST_REST}. Nothing is remembered in its place: restart the daemon once it \
+                     can be read, or remove it"
+                );
+                Self {
+                    is_unread: true,
+                    ..Self::default()
+                }
+            }
+        };
         Self {
             clocks: Clocks::read(),
             ..read
         }
     }
 
-    fn read(directory: &Path) -> io::Result<Self> {
-        let text = match fs::read(path(directory)) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Self::default()),
-            other => other?,
-        };
-        let memory: Self = serde_json::from_slice(&text)?;
+    /// What [`Memory::load`] would find, if it is understood; nothing is said or set aside.
+    pub(super) fn peek(directory: &Path) -> Self {
+        let text = fs::read(path(directory)).ok();
+        let understood = text.and_then(|text| Self::understood(&text).ok());
+        understood.unwrap_or_default()
+    }
+
+    fn understood(text: &[u8]) -> io::Result<Self> {
+        let memory: Self = serde_json::from_slice(text)?;
         if memory.version != VERSION {
             let wrong = format!(
                 "it has form {}, and this version knows {VERSION}",
@@ -295,11 +317,31 @@ impl Memory {
         Ok(memory)
     }
 
+    /// The drains by command, without their deadlines, in a text of whatever form; none if they are not all found.
+    fn drains_of(text: &[u8]) -> Option<Self> {
+        #[derive(Deserialize)]
+        struct Drained {
+            drained: BTreeSet<BackendName>,
+            evacuated: Option<serde::de::IgnoredAny>,
+        }
+        let Drained { drained, evacuated } = serde_json::from_slice(text).ok()?;
+        Some(Self {
+            drained,
+            evacuated: evacuated.map(|_| Evacuated { asked: None }),
+            ..Self::default()
+        })
+    }
+
     /// Saves it, whole or not at all: under another name first, then renamed.
     ///
     /// # Errors
-    /// When it cannot be written; the file is then as it was.
+    /// When it cannot be written, or the file there was not read; the file is then as it was. Or when its name cannot be synced: then it may be either.
     pub(super) fn save(&self, directory: &Path) -> io::Result<()> {
+        if self.is_unread {
+            return Err(io::Error::other(
+                "the file there could not be read when the daemon started; restart the daemon once it can be, or remove it",
+            ));
+        }
         DirBuilder::new()
             .recursive(true)
             .mode(0o700)
@@ -311,7 +353,16 @@ impl Memory {
         failpoint::pass(failpoint::Place::MemoryWritten);
         fs::rename(&aside, path(directory))?;
         failpoint::pass(failpoint::Place::MemoryRenamed);
-        Ok(())
+        sync_names(directory)
+    }
+}
+
+/// Has the names in a directory outlive a loss of power: that a file is synced says nothing of its name.
+fn sync_names(directory: &Path) -> io::Result<()> {
+    match fs::File::open(directory)?.sync_all() {
+        // Not every file system knows of that for directories.
+        Err(error) if error.kind() == io::ErrorKind::InvalidInput => Ok(()),
+        synced => synced,
     }
 }
 
@@ -320,20 +371,23 @@ pub(super) fn path(directory: &Path) -> PathBuf {
     directory.join(FILE)
 }
 
+const LOST_DRAINS: &str = "backends that were drained with `tether drain` take new flows unless they are drained again, and so do all after a `tether drain --all`";
+const KEPT_DRAINS: &str =
+    "what was drained with `tether drain` stays so, without a deadline of its own";
+const LOST_REST: &str = "what was changed at runtime is as the configuration says, and what was removed from that is listed by its addresses; deadlines of drains count anew";
+
 /// Keeps an unusable file for people to look at, and says what is lost with it.
-fn set_aside(directory: &Path, error: &io::Error) {
-    const LOST: &str = "backends that were drained with `tether drain` take new flows unless they are drained again, and so do all after a `tether drain --all`; what was changed at \
-                         runtime is as the configuration says, and what was removed from that is listed by its addresses; deadlines of \
-                         drains count anew";
+fn set_aside(directory: &Path, error: &io::Error, has_drains: bool) {
+    let drains = if has_drains { KEPT_DRAINS } else { LOST_DRAINS };
     let (file, broken) = (path(directory), directory.join(BROKEN));
     match fs::rename(&file, &broken) {
         Ok(()) => tracing::error!(
             file = %file.display(), kept = %broken.display(), %error,
-            "what the last run remembered cannot be used: {LOST}"
+            "what the last run remembered cannot be used: {drains}; {LOST_REST}"
         ),
         Err(rename) => tracing::error!(
             file = %file.display(), %error, %rename,
-            "what the last run remembered cannot be used, nor be set aside: {LOST}"
+            "what the last run remembered cannot be used, nor be set aside: {drains}; {LOST_REST}"
         ),
     }
 }
@@ -427,6 +481,44 @@ mod tests {
         // Started 2,000 s later by the wall clock, and running for 100 s: that was 1,900 s before the start.
         let after = clocks("two", 3_000_500);
         assert_eq!(after.moment(&date), Moment(-2_000_000));
+    }
+
+    #[test]
+    fn drains_in_a_file_of_another_form_are_found() {
+        let directory = directory("newer");
+        fs::create_dir_all(&directory).unwrap();
+        let b1 = r#"{"service":"chat","backend":"b1"}"#;
+        for (text, drained, all) in [
+            (
+                format!(r#"{{"version":2,"drained":[{b1}],"evacuated":null,"more":[1]}}"#),
+                true,
+                false,
+            ),
+            // All that is beside them may mean something else now.
+            (
+                format!(
+                    r#"{{"version":2,"drained":[{b1}],"evacuated":{{"until":7}},"services":{{}},"asked":7}}"#
+                ),
+                true,
+                true,
+            ),
+            // What may be another thing is not taken for drains.
+            (
+                r#"{"version":2,"drained":["chat/b1"]}"#.to_owned(),
+                false,
+                false,
+            ),
+            (r#"{"version":2,"drains":[]}"#.to_owned(), false, false),
+        ] {
+            fs::write(path(&directory), &text).unwrap();
+            let ordered = Memory::load(&directory).ordered();
+            let names: Vec<String> = ordered.backends.keys().map(ToString::to_string).collect();
+            assert_eq!(names, &["chat/b1"][..usize::from(drained)], "{text}");
+            assert_eq!(ordered.all, all.then_some(Evacuation { asked: None }));
+            let kept = fs::read_to_string(directory.join(BROKEN)).unwrap();
+            assert_eq!(kept, text);
+        }
+        fs::remove_dir_all(directory).unwrap();
     }
 
     #[test]

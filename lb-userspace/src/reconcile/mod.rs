@@ -23,7 +23,10 @@ use std::{
 
 use tokio::sync::{mpsc, oneshot, watch};
 
-pub use self::{memory::FILES as MEMORY_FILES, state::State};
+pub use self::{
+    memory::FILES as MEMORY_FILES,
+    state::{State, would_fit},
+};
 
 use crate::{
     config::Config,
@@ -35,7 +38,7 @@ use crate::{
     neighbour::replies::Hindrances,
     pace::Moment,
     preview::Preview,
-    status::{Attachment, ClosedEgress, Status},
+    status::{Attachments, ClosedEgress, Status},
 };
 
 /// What people ask for.
@@ -45,7 +48,7 @@ pub enum Command {
     Reload {
         /// The configuration.
         config: Box<Config>,
-        /// Told the generation that it became, or why it cannot be applied to this instance.
+        /// Told the generation that it became once that is applied, or why it cannot be applied to this instance.
         reply: oneshot::Sender<Result<u64, String>>,
     },
     /// A reload was refused: said in the status until the next good one.
@@ -59,7 +62,7 @@ pub enum Command {
         name: BackendName,
         /// A deadline of this drain's own.
         asked: Option<Asked>,
-        /// Told when it is remembered, or why it is refused.
+        /// Told when it is remembered and applied, or why it is refused.
         reply: oneshot::Sender<Result<(), Refusal>>,
     },
     /// A backend is to be otherwise than the file says; survives restarts.
@@ -68,7 +71,7 @@ pub enum Command {
         name: BackendName,
         /// How.
         edit: Edit,
-        /// Told when it is remembered, or why it is refused.
+        /// Told when it is remembered and applied, or why it is refused.
         reply: oneshot::Sender<Result<(), Refusal>>,
     },
     /// What a configuration would change, if it were the next: nothing is done.
@@ -82,19 +85,19 @@ pub enum Command {
     Undrain {
         /// Which.
         name: BackendName,
-        /// Told when it is remembered, or why it is refused.
+        /// Told when it is remembered and applied, or why it is refused.
         reply: oneshot::Sender<Result<(), Refusal>>,
     },
     /// No backend is to take new flows, nor any that is yet to come, until undrained together; survives restarts.
     DrainAll {
         /// A deadline of this drain's own.
         asked: Option<Asked>,
-        /// Told when it is remembered, or that it cannot be.
+        /// Told when it is remembered and applied, or that it cannot be.
         reply: oneshot::Sender<Result<(), Refusal>>,
     },
     /// The end of the drain of all backends.
     UndrainAll {
-        /// Told when it is remembered, or that it cannot be.
+        /// Told when it is remembered and applied, or that it cannot be.
         reply: oneshot::Sender<Result<(), Refusal>>,
     },
 }
@@ -118,8 +121,8 @@ pub struct Inputs {
     pub unguarded: watch::Receiver<Option<String>>,
     /// What the flow tables hold.
     pub census: watch::Receiver<Arc<Census>>,
-    /// Where the program is attached: only passed on to the status.
-    pub attachments: watch::Receiver<Vec<Attachment>>,
+    /// Where the program is attached, and where it is not: only passed on to the status.
+    pub attachments: watch::Receiver<Attachments>,
     /// Where packets cannot leave: only passed on to the status.
     pub closed_egress: watch::Receiver<Vec<ClosedEgress>>,
     /// True, or closed: stop, and leave the data path as it is.
@@ -183,6 +186,7 @@ pub async fn run(
         grace,
         begun,
         outputs,
+        unanswered: Vec::new(),
     };
     if let Some(own) = inputs.own_vips.borrow_and_update().clone() {
         worker.state.host_owns(own);
@@ -207,6 +211,7 @@ pub async fn run(
         }
         worker.converge(&mut inputs).await;
         worker.publish(&inputs);
+        worker.answer();
         let mut news = false;
         let until = worker.due().map_or(comparison, |due| due.min(comparison));
         while !news && Instant::now() < until {
@@ -295,13 +300,14 @@ struct Worker {
     grace: Grace,
     begun: Instant,
     outputs: Outputs,
+    /// Tells people that what they asked for is in force, once it is.
+    unanswered: Vec<Box<dyn FnOnce() + Send>>,
 }
 
 impl Worker {
     /// Takes in what happened; false if it is what was known already.
     fn take_in(&mut self, event: Event) -> bool {
-        let state = &mut self.state;
-        // Whoever asked may have gone meanwhile: what was asked is done all the same.
+        let (state, unanswered) = (&mut self.state, &mut self.unanswered);
         match event {
             Event::Command(Command::Reload { config, reply }) => {
                 let result = state.reload(*config);
@@ -309,19 +315,19 @@ impl Worker {
                     Ok(generation) => tracing::info!(generation, "configuration accepted"),
                     Err(error) => tracing::error!(%error, "configuration refused"),
                 }
-                let _ = reply.send(result);
+                unanswered.extend(once_applied(reply, result));
             }
             Event::Command(Command::RejectedConfig { error }) => state.rejected(error),
             Event::Command(Command::Drain { name, asked, reply }) => {
                 let result = state.drain(&name, asked);
                 let deadline = asked.map(|asked| asked.deadline);
                 tracing::info!(backend = %name, ?deadline, ?result, "drain");
-                let _ = reply.send(result);
+                unanswered.extend(once_applied(reply, result));
             }
             Event::Command(Command::Edit { name, edit, reply }) => {
                 let result = state.edit(&name, &edit);
                 tracing::info!(backend = %name, ?edit, ?result, "changed at runtime");
-                let _ = reply.send(result);
+                unanswered.extend(once_applied(reply, result));
             }
             Event::Command(Command::Preview { config, reply }) => {
                 match state.ask_about(*config, moment()) {
@@ -336,22 +342,21 @@ impl Worker {
             Event::Command(Command::Undrain { name, reply }) => {
                 let result = state.undrain(&name);
                 tracing::info!(backend = %name, ?result, "undrain");
-                let _ = reply.send(result);
+                unanswered.extend(once_applied(reply, result));
             }
             Event::Command(Command::DrainAll { asked, reply }) => {
                 let result = state.drain_all(asked);
                 let deadline = asked.map(|asked| asked.deadline);
                 tracing::info!(?deadline, ?result, "drain of all backends");
-                let _ = reply.send(result);
+                unanswered.extend(once_applied(reply, result));
             }
             Event::Command(Command::UndrainAll { reply }) => {
                 let result = state.undrain_all();
                 tracing::info!(?result, "end of the drain of all backends");
-                let _ = reply.send(result);
+                unanswered.extend(once_applied(reply, result));
             }
             Event::Health(report) => {
-                let since = self.begun.elapsed().as_millis();
-                return state.heard(report, u64::try_from(since).unwrap_or(u64::MAX));
+                return state.heard(report, u64::try_from(moment().0).unwrap_or(0));
             }
             Event::NextHop(report) => return state.next_hop(report),
             Event::Answer(report) => return state.answered(report),
@@ -393,6 +398,13 @@ impl Worker {
         }
     }
 
+    /// Tells people that what they asked for is in force.
+    fn answer(&mut self) {
+        for tell in self.unanswered.drain(..) {
+            tell();
+        }
+    }
+
     /// When the next plan is due though nothing happens.
     fn due(&self) -> Option<Instant> {
         let wait = self.state.due()?.since(moment());
@@ -405,11 +417,27 @@ impl Worker {
         set(&outputs.addresses, state.addresses());
         set(&outputs.questions, state.questions());
         set(&outputs.vips, state.vips());
-        let attachments = inputs.attachments.borrow().clone();
+        let Attachments { attached, detached } = inputs.attachments.borrow().clone();
         let closed_egress = inputs.closed_egress.borrow().clone();
-        let status = state.status(attachments, closed_egress, self.begun.elapsed());
+        let status = Status {
+            detached,
+            ..state.status(attached, closed_egress, self.begun.elapsed())
+        };
         outputs.status.send_replace(Arc::new(status));
     }
+}
+
+/// Answers a refusal at once; gives what answers a yes, for when that is true of the maps. Whoever asked may have gone meanwhile: what was asked is
+/// done all the same.
+fn once_applied<T: Send + 'static, E: Send + 'static>(
+    reply: oneshot::Sender<Result<T, E>>,
+    result: Result<T, E>,
+) -> Option<Box<dyn FnOnce() + Send>> {
+    if result.is_err() {
+        let _ = reply.send(result);
+        return None;
+    }
+    Some(Box::new(move || drop(reply.send(result))))
 }
 
 /// Now.

@@ -415,7 +415,7 @@ fn moved(before: &[u32], after: &[u32]) -> f64 {
 }
 
 impl Registry {
-    /// What is known once `services` are wanted, if new backends are found to be healthy.
+    /// What is known once `services` are wanted, if new backends that were not checked before are found to be healthy.
     fn foreseen(&self, services: Vec<desired::Service>) -> Self {
         let known: BTreeSet<_> = self
             .services()
@@ -425,7 +425,7 @@ impl Registry {
         let mut after = self.clone();
         after.replace(services);
         for backend in after.backends_mut() {
-            if !known.contains(&backend.numbered) {
+            if !known.contains(&backend.numbered) && backend.health == Health::Unknown {
                 backend.health = Health::Up;
             }
         }

@@ -23,7 +23,7 @@ use crate::{
         Admin, BackendName, Check, Health, HealthReport, LastError, OnDown, Passage, Suspension,
         ToVip,
     },
-    pace::{Moment, Terms},
+    pace::{Closing, Moment, Terms},
     resolve::{BackendFacts, Found, Hop, WantedBackend, WantedService},
 };
 
@@ -87,6 +87,8 @@ pub(super) struct BackendRecord {
     pub(super) health: Health,
     pub(super) last_error: Option<LastError>,
     pub(super) fell_at_ms: Option<u64>,
+    /// Since when its checks have failed, if the latest one did.
+    pub(super) faltered_at_ms: Option<u64>,
     pub(super) held: Option<Serving>,
     /// It was on this host when it was found in the maps.
     pub(super) held_local: bool,
@@ -94,11 +96,13 @@ pub(super) struct BackendRecord {
     pub(super) held_share: Option<Share>,
     /// Since when it is drained or removed, if it is.
     pub(super) drained: Option<Moment>,
-    /// How that ends.
+    /// How that is to end.
     pub(super) terms: Terms,
+    /// How it ends, if its terms say that it does.
+    pub(super) closing: Option<Closing>,
     /// Since when it serves nothing, if it does.
     pub(super) died: Option<Moment>,
-    /// Until when its clients are not told that it is down, as last resolved.
+    /// Until when its clients are not told that it is down though all others' are, as last resolved.
     pub(super) spared: Option<Moment>,
     /// The share of its flows that is closed, as last resolved.
     pub(super) closed: Option<Share>,
@@ -114,11 +118,51 @@ pub(super) struct BackendRecord {
     pub(super) per_mille: u16,
 }
 
+/// What the checks say of a backend.
+#[derive(Clone, Debug)]
+pub(super) struct Verdict {
+    health: Health,
+    last_error: Option<LastError>,
+    fell_at_ms: Option<u64>,
+    faltered_at_ms: Option<u64>,
+}
+
+impl Verdict {
+    pub(super) fn of(backend: &BackendRecord) -> Self {
+        Self {
+            health: backend.health,
+            last_error: backend.last_error.clone(),
+            fell_at_ms: backend.fell_at_ms,
+            faltered_at_ms: backend.faltered_at_ms,
+        }
+    }
+}
+
 impl BackendRecord {
+    /// The same with a verdict that is known already: what is checked is what was checked before, though it is another object now. (Until its checks
+    /// say so again all of a service whose mode or VIP is changed would be unknown, and whoever is known next would be the only one to take new flows.)
+    pub(super) fn judged(self, verdict: Option<&Verdict>) -> Self {
+        let Some(verdict) = verdict.cloned() else {
+            return self;
+        };
+        Self {
+            health: verdict.health,
+            last_error: verdict.last_error,
+            fell_at_ms: verdict.fell_at_ms,
+            faltered_at_ms: verdict.faltered_at_ms,
+            ..self
+        }
+    }
+
     /// Takes in a verdict. False if it is no news.
     pub(super) fn heard(&mut self, report: &HealthReport, now_ms: u64) -> bool {
         let error_is_news = self.last_error != report.last_error;
         self.last_error.clone_from(&report.last_error);
+        let fails = report
+            .last_error
+            .as_ref()
+            .is_some_and(|last| last.ended.is_none());
+        self.faltered_at_ms = fails.then(|| self.faltered_at_ms.unwrap_or(now_ms));
         if report.health == Health::Unknown || report.health == self.health {
             return error_is_news;
         }
@@ -153,7 +197,12 @@ impl BackendRecord {
             self.died = Some(now.earlier(Duration::from_millis(passed)));
         }
         let before = self.drained;
-        self.drained = self.is_drained().then(|| before.unwrap_or(now));
+        // Not after now, whatever a clock said that was set wrong.
+        self.drained = self
+            .is_drained()
+            .then(|| before.map_or(now, |begun| begun.min(now)));
+        let due = self.drained.and_then(|begun| self.terms.ramp(begun));
+        self.closing = due.map(|due| Closing::next(self.closing, due, self.closed, now));
         self.drained != before
     }
 
@@ -244,10 +293,11 @@ impl BackendRecord {
             wanted: self.wanted,
             health: self.health,
             fell_at_ms: self.fell_at_ms,
+            faltered_at_ms: self.faltered_at_ms,
             died: self.died,
             spared: self.spared,
             next_check: self.check.longest_gap(),
-            closing: self.drained.and_then(|begun| self.terms.ramp(begun)),
+            closing: self.closing.map(|closing| closing.ramp()),
             held: self.held,
             hop: self.hop(vip, hops),
             standing: self.standing,
@@ -279,11 +329,13 @@ pub(super) fn new_record(
         health: Health::Unknown,
         last_error: None,
         fell_at_ms: None,
+        faltered_at_ms: None,
         held: None,
         held_local: false,
         held_share: None,
         drained: None,
         terms: backend.terms,
+        closing: None,
         died: None,
         spared: None,
         closed: None,

@@ -13,7 +13,7 @@ use lb_common::{
 
 use super::{
     memory::Memory,
-    record::{BackendRecord, ServiceRecord, new_record, renewed},
+    record::{BackendRecord, ServiceRecord, Verdict, new_record, renewed},
     translations::Translations,
     weigh::tell_of_spread,
 };
@@ -24,10 +24,13 @@ use crate::{
     flows::{Census, Counts},
     ids::{Numbered, Pool, Quiet},
     model::{BackendName, Check, Health, HealthReport, OnDown, Suspension, Target},
-    pace::{Moment, Terms},
+    pace::{Closing, Moment, Terms},
     plan::Observed,
     resolve::{self, Affinity, Found, ServiceFacts, WantedService},
 };
+
+/// By name and address that is checked.
+type Verdicts = HashMap<(BackendName, SocketAddr), Verdict>;
 
 /// All that is known.
 #[derive(Clone, Debug)]
@@ -135,6 +138,7 @@ impl Registry {
                 health: Health::Unknown,
                 last_error: None,
                 fell_at_ms: None,
+                faltered_at_ms: None,
                 held: Some(state.serving()),
                 held_local: state.is_local(),
                 held_share: (state.serving() == Serving::None)
@@ -143,6 +147,7 @@ impl Registry {
                 terms: memory
                     .drain(held.identity)
                     .map_or(Terms::NONE, |(_, terms)| terms),
+                closing: state.all_closed_since().map(Closing::found),
                 died: None,
                 spared: None,
                 closed: state.share(),
@@ -170,6 +175,7 @@ impl Registry {
 
     /// The same without a word.
     pub(super) fn replace(&mut self, services: Vec<desired::Service>) {
+        let verdicts = self.verdicts();
         for record in self.services.values_mut() {
             record.wanted = None;
             record.error = None;
@@ -179,7 +185,7 @@ impl Registry {
         }
         self.homeless.clear();
         for service in services {
-            self.want_service(service);
+            self.want_service(service, &verdicts);
         }
         self.index();
     }
@@ -194,9 +200,13 @@ impl Registry {
 
     /// Tries again to give ids to what found none.
     pub(super) fn house(&mut self) {
+        if self.homeless.is_empty() {
+            return;
+        }
+        let verdicts = self.verdicts();
         let homeless = std::mem::take(&mut self.homeless);
         for (service, _) in &homeless {
-            self.want_service(service.clone());
+            self.want_service(service.clone(), &verdicts);
             self.index();
         }
         self.tell_of_homeless(&homeless);
@@ -234,7 +244,19 @@ impl Registry {
         }
     }
 
-    fn want_service(&mut self, service: desired::Service) {
+    /// What the checks say, by whose they are.
+    fn verdicts(&self) -> Verdicts {
+        let known = self
+            .backends()
+            .filter(|backend| backend.health != Health::Unknown);
+        let of = |backend: &BackendRecord| {
+            let key = (backend.name.clone(), backend.check_address);
+            (key, Verdict::of(backend))
+        };
+        known.map(of).collect()
+    }
+
+    fn want_service(&mut self, service: desired::Service, verdicts: &Verdicts) {
         let id = match self.by_endpoint.get(&service.endpoint) {
             Some(&id) => id,
             None => match self.service_ids.take() {
@@ -295,9 +317,11 @@ impl Registry {
                     ..renewed(known, &service, backend)
                 }),
                 None => match self.backend_ids.take() {
-                    Some(numbered) => record
-                        .backends
-                        .push(new_record(numbered, &service, backend)),
+                    Some(numbered) => {
+                        let key = (backend.name.clone(), backend.check_address);
+                        let new = new_record(numbered, &service, backend);
+                        record.backends.push(new.judged(verdicts.get(&key)));
+                    }
                     None => without.push(backend.name.backend.as_str()),
                 },
             }
@@ -568,6 +592,7 @@ impl Registry {
         for (service, backend) in wanted_last(false).chain(wanted_last(true)) {
             let target = Target {
                 name: backend.name.clone(),
+                object: backend.numbered,
                 address: backend.check_address,
                 check: Check {
                     // One that was found in the maps has started long ago.

@@ -4,6 +4,7 @@ use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
+    time::Duration,
 };
 
 use lb_common::clock::Tick;
@@ -20,8 +21,8 @@ use super::{
 use crate::{
     by_version::ByVersion,
     config::Config,
-    dataplane::maps::Maps,
-    desired::{self, Changes, Edit, Expanded, Overlaid, Refusal},
+    dataplane::maps::{Capacity, Maps},
+    desired::{self, Change, Changes, Edit, Expanded, Overlaid, Refusal},
     flows::{Census, Fill},
     model::{Admin, Asked, BackendName, Drains, HealthReport, NextHopReport, Target},
     neighbour::replies::Hindrances,
@@ -30,6 +31,10 @@ use crate::{
     resolve::{self, Found, Hop},
     status::{Generation, Reloads},
 };
+
+/// What was ordered of a backend from the DNS waits so long for an answer that has it again. Answers leave out what is not ready for a moment, or are
+/// of one server that knows less than another; but in time an address is somebody else's.
+const AWAITED: Duration = Duration::from_secs(3_600);
 
 /// What the reconciler knows.
 pub struct State {
@@ -52,6 +57,8 @@ pub struct State {
     pub(super) reloads: Reloads,
     /// Drains that were ordered by command.
     pub(super) ordered: Drains,
+    /// Backends from the DNS of which something was ordered and which the latest answer does not have, and since when.
+    awaited: BTreeMap<BackendName, Moment>,
     pub(super) registry: Registry,
     pub(super) translations: Translations,
     pub(super) hops: HashMap<IpAddr, Found>,
@@ -69,6 +76,8 @@ pub struct State {
     saved: Memory,
     /// Whether names or drains came or went since they were saved.
     names_changed: bool,
+    /// Whether they could not be saved when that was tried last.
+    is_unsaved: bool,
     /// The moment of the latest plan.
     pub(super) planned: Option<Moment>,
     due: Option<Moment>,
@@ -115,6 +124,7 @@ impl State {
             config_error: None,
             reloads: Reloads::default(),
             ordered: saved.ordered(),
+            awaited: BTreeMap::new(),
             hops: HashMap::new(),
             fill: ByVersion::default(),
             census,
@@ -130,6 +140,7 @@ impl State {
             },
             saved,
             names_changed: true,
+            is_unsaved: false,
             planned: None,
             due: None,
             config,
@@ -253,27 +264,36 @@ impl State {
     /// Ends a drain.
     ///
     /// # Errors
-    /// When there is no such backend, it is drained nevertheless, with all others or because the configuration itself wants it, or the end cannot
-    /// be remembered.
+    /// When there is no such backend, it would be drained nevertheless, with all others or because the configuration itself wants it, or the end
+    /// cannot be remembered; all stays as it was.
     pub fn undrain(&mut self, name: &BackendName) -> Result<(), Refusal> {
-        let admin = self.configured(name)?;
+        let admin = match self.configured(name) {
+            // The DNS has left it out.
+            Err(_) if self.ordered.backends.contains_key(name) => Admin::Active,
+            configured => configured?,
+        };
+        match admin {
+            Admin::Active if self.ordered.all.is_some() => {
+                return Err(Refusal::Invalid(format!(
+                    "{name} is drained with all others; `tether undrain --all` ends that"
+                )));
+            }
+            Admin::Active => {}
+            Admin::Draining | Admin::Disabled => {
+                return Err(Refusal::Invalid(format!(
+                    "{name} is not active in {}; set admin = \"active\" there and reload",
+                    self.config.path.display()
+                )));
+            }
+        }
         let mut ordered = self.ordered.clone();
         if ordered.backends.remove(name).is_some() {
             self.set_ordered(ordered)?;
         }
-        match admin {
-            Admin::Active if self.ordered.all.is_some() => Err(Refusal::Invalid(format!(
-                "{name} is drained with all others; `tether undrain --all` ends that"
-            ))),
-            Admin::Active => Ok(()),
-            Admin::Draining | Admin::Disabled => Err(Refusal::Invalid(format!(
-                "{name} is not active in {}; set admin = \"active\" there and reload",
-                self.config.path.display()
-            ))),
-        }
+        Ok(())
     }
 
-    /// Takes in a verdict; `now_ms` is of any steady clock. False if it is no news.
+    /// Takes in a verdict; `now_ms` is since boot, as [`Moment`] has it. False if it is no news.
     pub fn heard(&mut self, report: HealthReport, now_ms: u64) -> bool {
         self.registry.heard(report, now_ms)
     }
@@ -362,6 +382,7 @@ impl State {
     pub fn plan(&mut self, now: impl Into<Moment>) -> Plan {
         let now = now.into();
         self.begin_asked(now);
+        self.give_up_awaiting(now);
         self.names_changed |= self.registry.note(now);
         self.names_changed |= self.registry.retire(&self.observed, &self.census);
         self.registry.house();
@@ -421,10 +442,30 @@ impl State {
         if self.deferred.is_empty() && self.registry.homeless.is_empty() {
             self.generation.applied = self.generation.resolved;
         }
-        if std::mem::take(&mut self.names_changed)
-            && let Err(error) = self.save(&self.ordered.clone(), self.changes.clone())
-        {
-            tracing::warn!(%error, "names of removed backends, and since when backends are drained, would not survive a restart");
+        if self.names_changed {
+            self.save_news();
+        }
+    }
+
+    /// Saves what came or went. What cannot be saved now is tried again after the next plan, which is due with the next full comparison at the latest.
+    fn save_news(&mut self) {
+        match self.save(&self.ordered.clone(), self.changes.clone()) {
+            Ok(()) => {
+                if self.is_unsaved {
+                    tracing::info!("what was not saved is saved now");
+                }
+                self.names_changed = false;
+                self.is_unsaved = false;
+            }
+            Err(error) => {
+                if !self.is_unsaved {
+                    tracing::warn!(
+                        %error,
+                        "names of removed backends, answers of the DNS, and since when backends are drained, would not survive a restart; saving them is tried again"
+                    );
+                }
+                self.is_unsaved = true;
+            }
         }
     }
 
@@ -517,12 +558,57 @@ impl State {
         )
     }
 
-    /// A drain ends with its backend: one that is configured again later is as the configuration says.
+    /// Whether a backend is one from the DNS that the latest answer does not have.
+    fn may_return(&self, name: &BackendName) -> bool {
+        let mut services = self.base.services.iter();
+        let service = services.find(|service| service.name == name.service);
+        service.is_some_and(|service| desired::may_be_answered(service, &name.backend))
+            && desired::find(&self.base, name).is_none()
+    }
+
+    /// Ends what was ordered of backends from the DNS that no answer has had for long.
+    fn give_up_awaiting(&mut self, now: Moment) {
+        let drained = self.ordered.backends.keys();
+        let changed = self.changes.iter().filter_map(|(name, change)| {
+            let is_there = matches!(change, Change::Put(_));
+            (!is_there).then_some(name)
+        });
+        let absent: BTreeSet<BackendName> = drained
+            .chain(changed)
+            .filter(|name| self.may_return(name) && desired::find(&self.config, name).is_none())
+            .cloned()
+            .collect();
+        self.awaited.retain(|name, _| absent.contains(name));
+        for name in absent {
+            let since = *self.awaited.entry(name.clone()).or_insert_with(|| {
+                tracing::info!(
+                    backend = %name,
+                    "the DNS no longer has it: what was ordered of it holds again if it returns within {} min",
+                    AWAITED.as_secs() / 60
+                );
+                now
+            });
+            if now.since(since) < AWAITED {
+                continue;
+            }
+            tracing::warn!(
+                backend = %name,
+                "the DNS has not had it for {} min, and what was ordered of it ends: should it return, it takes new flows as any other",
+                AWAITED.as_secs() / 60
+            );
+            self.awaited.remove(&name);
+            self.ordered.backends.remove(&name);
+            self.changes.forget(&name);
+            self.names_changed = true;
+        }
+    }
+
+    /// A drain ends with its backend: one that is configured again later is as the configuration says. That of one from the DNS outlives an answer without it.
     fn forget_drains(&mut self) {
         let mut ordered = std::mem::take(&mut self.ordered);
         ordered.backends.retain(|name, _| {
-            let is_configured = self.configured(name).is_ok();
-            if !is_configured {
+            let stays = self.configured(name).is_ok() || self.may_return(name);
+            if !stays {
                 tracing::warn!(
                     backend = %name,
                     "it is no longer in {}, or was removed at runtime, and the `tether drain` that was ordered for it ends with it: should it return, or have another \
@@ -530,7 +616,7 @@ impl State {
                     self.config.path.display()
                 );
             }
-            is_configured
+            stays
         });
         self.ordered = ordered;
     }
@@ -556,6 +642,18 @@ impl State {
         }
         Ok(())
     }
+}
+
+/// Whether maps of a capacity would hold what a daemon begins with: the file, with what the last one remembered. Changes nothing.
+///
+/// # Errors
+/// When they would not: what there is too little of, and what to do.
+pub fn would_fit(file: &Config, capacity: &Capacity) -> Result<(), String> {
+    let saved = Memory::peek(&file.state_dir);
+    let answers = Answers::restore(&saved.answers);
+    let expanded = desired::expand(file, |source| answers.of(source));
+    let overlaid = saved.changes.over(&expanded.config);
+    capacity::fits(&overlaid.config, capacity)
 }
 
 /// Says which changes made at runtime have ended with what the file says now.

@@ -30,8 +30,9 @@ use crate::{
     model::{Admin, Health},
     status::{
         AttachMode, Attachment, BackendBalance, BackendStatus, ClosedEgress, ConfigStatus,
-        Difference, DifferenceKind, DnsStatus, DrainStatus, EjectedStatus, FlowTable, Flows,
-        Generation, Neighbour, Reloads, RepeatsStatus, ServiceBalance, ServiceStatus, SnatStatus,
+        Detached, Difference, DifferenceKind, DnsStatus, DrainStatus, EjectedStatus, FlowTable,
+        Flows, Generation, Neighbour, Reloads, RepeatsStatus, ServiceBalance, ServiceStatus,
+        SnatStatus,
     },
 };
 
@@ -74,6 +75,10 @@ fn a_status() -> Status {
         attachments: vec![Attachment {
             interface: "eth0".into(),
             mode: AttachMode::Native,
+        }],
+        detached: vec![Detached {
+            interface: "eth1".into(),
+            reason: "it is gone".into(),
         }],
         dns: vec![DnsStatus {
             service: "chat".into(),
@@ -343,6 +348,7 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
         r#"tether_probe_seconds_bucket{le="+Inf",service="chat"} 1"#.to_owned(),
         r#"tether_probe_seconds_count{service="chat"} 1"#.to_owned(),
         r#"tether_attached{interface="eth0",mode="native"} 1"#.to_owned(),
+        r#"tether_detached{interface="eth1"} 1"#.to_owned(),
         r#"tether_egress_closed{interface="br0"} 1"#.to_owned(),
         "tether_program_runs_total 4000".to_owned(),
         "tether_program_run_seconds_total 1.5".to_owned(),

@@ -7,7 +7,7 @@ use std::{
 };
 
 use lb_userspace::dataplane::kernel::{
-    Error, XdpMode, attach_decap, bpf::Link, cleanup, device::XdpState,
+    Error, Seen, XdpMode, attach_decap, bpf::Link, cleanup, device::XdpState,
 };
 
 use crate::sandbox::{command, ip, names, run, state};
@@ -158,6 +158,55 @@ fn a_missing_interface_is_named_and_nothing_is_attached() {
             "{error}"
         );
         assert_eq!(state("va"), XdpState::None);
+    });
+}
+
+#[test]
+fn what_is_wrong_with_one_interface_keeps_no_other_from_being_attached_again() {
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        sandbox.veth("vc", "vd");
+        let mut kernel = sandbox.open(&["va", "vc"]);
+        kernel.attach().unwrap();
+        let mut again = || {
+            let renewal = kernel.attach_again().unwrap();
+            assert!(renewal.replies.is_none(), "{renewal:?}");
+            let [va, vc] = <[_; 2]>::try_from(renewal.interfaces).unwrap();
+            assert_eq!((va.0.as_str(), vc.0.as_str()), ("va", "vc"));
+            (va.1, vc.1)
+        };
+        let still = |seen: &Seen| matches!(seen, Seen::Still(XdpMode::Native));
+        let (va, vc) = again();
+        assert!(still(&va) && still(&vc), "{va:?} {vc:?}");
+
+        ip(&["link", "del", "va"]);
+        let pin = sandbox.pins().join("link-vc");
+        Link::from_pin(&pin).unwrap().detach().unwrap();
+        assert_eq!(state("vc"), XdpState::None);
+        let (va, vc) = again();
+        assert!(matches!(va, Seen::Not(Error::NoInterface { .. })), "{va:?}");
+        assert!(matches!(vc, Seen::Again(_)), "{vc:?}");
+        assert!(matches!(state("vc"), XdpState::Native(_)));
+        let (va, vc) = again();
+        assert!(matches!(va, Seen::Not(_)) && still(&vc), "{va:?} {vc:?}");
+
+        sandbox.veth("va", "vb");
+        let (va, vc) = again();
+        assert!(matches!(va, Seen::Again(_)) && still(&vc), "{va:?} {vc:?}");
+
+        // A link whose pin has the name of an interface that lacks one is not taken for a stale one.
+        for name in ["va", "vc"] {
+            ip(&["link", "set", "dev", name, "down"]);
+        }
+        ip(&["link", "del", "va"]);
+        ip(&["link", "set", "dev", "vc", "name", "va"]);
+        sandbox.veth("vc", "vb");
+        let program = state("va").program();
+        let (va, vc) = again();
+        assert!(still(&va) && matches!(vc, Seen::Again(_)), "{va:?} {vc:?}");
+        assert_eq!(state("va").program(), program);
+        assert!(matches!(state("vc"), XdpState::Native(_)));
+        assert_eq!(names(&sandbox.pins()), ["link-va", "link-vc", "maps"]);
     });
 }
 

@@ -14,11 +14,13 @@ use aya::maps::MapData;
 use lb_common::{maps, net::IpVersion, vip::VipEntry};
 use lb_userspace::dataplane::kernel::{
     Error, Kernel, Loaded, cleanup,
+    device::XdpState,
+    foreseen_capacity,
     seed::{fleet_seed, set_fleet_seed},
 };
 use nix::mount::umount;
 
-use crate::sandbox::{names, run};
+use crate::sandbox::{names, run, state};
 
 fn map_ids(directory: &Path) -> Vec<u32> {
     maps::ALL
@@ -53,6 +55,59 @@ fn an_instance_is_created_complete_and_for_root_only() {
         assert_eq!(kernel.instance().abi_version, maps::ABI_VERSION);
         assert_eq!(kernel.fleet_seed(), kernel.instance().fleet_seed);
         assert_eq!(kernel.maps().capacity, sandbox.options(&[]).capacity);
+    });
+}
+
+#[test]
+fn pins_that_somebody_removed_are_made_again_of_the_same_maps() {
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        let mut kernel = sandbox.open(&["va"]);
+        kernel.attach().unwrap();
+        assert!(!kernel.attach_again().unwrap().is_pinned_again);
+        let before = map_ids(&sandbox.pins());
+        let undoings: [fn(&Path); 3] = [
+            |pins| fs::remove_file(pins.join("maps/FLOWS4")).unwrap(),
+            |pins| fs::remove_dir_all(pins).unwrap(),
+            // Another has its name.
+            |pins| {
+                fs::remove_dir_all(pins).unwrap();
+                fs::create_dir(pins).unwrap();
+            },
+        ];
+        for undo in undoings {
+            undo(&sandbox.pins());
+            let is_attached = sandbox.pins().join("link-va").exists();
+            // The kernel lets go of an unpinned link in its own time.
+            let deadline = Instant::now() + Duration::from_secs(20);
+            while !is_attached && state("va") != XdpState::None {
+                assert!(Instant::now() < deadline, "it is never detached");
+                sleep(Duration::from_millis(1));
+            }
+            assert!(kernel.attach_again().unwrap().is_pinned_again);
+            assert_eq!(names(&sandbox.pins()), ["link-va", "maps"]);
+            assert_eq!(map_ids(&sandbox.pins()), before);
+            assert!(matches!(state("va"), XdpState::Native(_)));
+            assert!(!kernel.attach_again().unwrap().is_pinned_again);
+            // It is this daemon's own, as it was.
+            let error = Kernel::open(&sandbox.options(&["va"])).unwrap_err();
+            assert!(matches!(error, Error::Busy { .. }), "{error}");
+        }
+        drop(kernel);
+        assert!(sandbox.open(&["va"]).adopted());
+    });
+}
+
+#[test]
+fn the_capacity_that_is_foreseen_is_what_opening_gives() {
+    run(|sandbox| {
+        let mut options = sandbox.options(&[]);
+        assert_eq!(foreseen_capacity(&options).unwrap(), None);
+        drop(Kernel::open(&options).unwrap());
+        options.capacity = options.capacity.guarding(true).measuring(true);
+        let foreseen = foreseen_capacity(&options).unwrap();
+        let kernel = Kernel::open(&options).unwrap();
+        assert_eq!(foreseen, Some(kernel.maps().capacity));
     });
 }
 

@@ -6,6 +6,7 @@
 mod check;
 mod setup;
 mod strategy;
+mod verdicts;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
@@ -34,15 +35,17 @@ use lb_userspace::{
     dns::{Found, Question, Report},
     flows::{Census, Counts},
     guard::Guard,
-    model::{Admin, BackendName, HealthReport, NextHopReport},
+    model::{Admin, BackendName, NextHopReport},
     plan::Operation,
     reconcile::State,
 };
+use proptest::sample::Index;
 
 use self::{
     check::{directories, look_up, places},
     setup::{config, endpoint, found, question},
     strategy::{Drift, EditPlan, Event, ServicePlan},
+    verdicts::Verdicts,
 };
 
 pub(crate) use self::strategy::life;
@@ -86,14 +89,17 @@ pub(crate) fn capacity(cpus: u32) -> Capacity {
     .translating_flows_of(IpVersion::V6, true)
 }
 
-/// Plays a life to its end. At each start of a daemon, `open` gives its maps: new ones of [`capacity`] first, and then these with what they hold.
-pub(crate) fn play(events: &[Event], open: impl FnMut() -> Arc<Maps> + 'static) {
+/// Plays a life to its end. At each start of a daemon, `open` gives its maps: new ones of [`capacity`] first, and then these with what they hold. Gives how
+/// many daemons died when a part of a plan was applied.
+pub(crate) fn play(events: &[Event], open: impl FnMut() -> Arc<Maps> + 'static) -> usize {
     let mut world = World::new(Box::new(open));
     for event in events {
         world.happen(event);
         world.converge();
+        world.speak_for_new_objects();
     }
     world.leave();
+    world.died_amid
 }
 
 /// What the DNS has said.
@@ -169,6 +175,8 @@ struct World {
     scans: u64,
     now: Tick,
     now_ms: u64,
+    /// What the checks of a daemon have found out.
+    verdicts: Verdicts,
     readable: Readable,
     /// VIPs that the host itself has, as the state was told.
     own: BTreeSet<IpAddr>,
@@ -178,6 +186,8 @@ struct World {
     guards: Vec<Guard>,
     /// Services whose guard somebody else has cleared.
     unguarded: BTreeSet<u16>,
+    /// Deaths with a part of a plan applied, not none and not all of it.
+    died_amid: usize,
 }
 
 impl World {
@@ -202,11 +212,13 @@ impl World {
             scans: 0,
             now,
             now_ms: 0,
+            verdicts: Verdicts::new(),
             readable: Readable::default(),
             own: BTreeSet::new(),
             numbers: HashMap::new(),
             guards: Vec::new(),
             unguarded: BTreeSet::new(),
+            died_amid: 0,
         }
     }
 
@@ -215,14 +227,8 @@ impl World {
         match event {
             Event::Reload(services) => self.reload(services),
             Event::Verdict(service, backend, health) => {
-                if let Some((name, address)) = self.named(*service, *backend) {
-                    let report = HealthReport {
-                        name,
-                        address,
-                        health: *health,
-                        last_error: None,
-                    };
-                    self.state.heard(report, self.now_ms);
+                if let Some(key) = self.named(*service, *backend) {
+                    self.judge(key, *health);
                 }
             }
             Event::NextHop(service, backend, mac) => {
@@ -289,13 +295,7 @@ impl World {
                 self.state.observe(self.now);
             }
             Event::Restart => self.restart(),
-            Event::Die(after) => {
-                let plan = self.state.plan(self.now);
-                for operation in plan.operations.iter().take(*after) {
-                    self.apply(operation);
-                }
-                self.restart();
-            }
+            Event::Die(last, at) => self.die(last, at),
         }
     }
 
@@ -400,13 +400,34 @@ impl World {
     fn restart(&mut self) {
         // Adoption begins with a grace period.
         self.readable = Readable::default();
-        // A new daemon has counted nothing yet.
+        // A new daemon has counted nothing yet, and checked nobody.
+        self.verdicts.clear();
         let census = Arc::new(census(&[], 0, self.now));
         self.scans = 0;
         self.maps = (self.start)();
         let (maps, file) = (Arc::clone(&self.maps), self.file.clone());
         self.state = State::adopt(maps, SEED, file, census, self.now).unwrap();
         self.own.clear();
+    }
+
+    /// The daemon dies somewhere in the plan that follows an event.
+    fn die(&mut self, last: &Event, at: &Index) {
+        let saved = (self.answers.clone(), self.changes.clone());
+        self.happen(last);
+        let plan = self.state.plan(self.now);
+        let count = at.index(plan.operations.len() + 1);
+        for operation in &plan.operations[..count] {
+            self.apply(operation);
+        }
+        self.died_amid += usize::from(0 < count && count < plan.operations.len());
+        if matches!(last, Event::Answer(..) | Event::Reload(_)) {
+            // Answers, and which of them are asked for no longer, are saved with what has come of that.
+            let (answers, changes) = saved;
+            let overlaid = changes.over(&expanded(&self.file, &answers));
+            self.answers = answers;
+            self.take(overlaid);
+        }
+        self.restart();
     }
 
     /// Somebody else writes to the maps, but nothing that a flow rests on.

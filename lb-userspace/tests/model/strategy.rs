@@ -11,7 +11,7 @@ use lb_userspace::{
     config::MAX_WEIGHT,
     model::{Admin, Health},
 };
-use proptest::prelude::*;
+use proptest::{prelude::*, sample::Index};
 
 use super::{BACKENDS, LIMITS, MODES, SERVICES, SNAT_ADDRESSES, VERSIONS};
 
@@ -37,8 +37,8 @@ pub(crate) enum Event {
     HostOwns(bool, bool),
     Drift(Drift),
     Restart,
-    /// The daemon dies after so many operations of its next plan, and another starts.
-    Die(usize),
+    /// This is the last that a daemon hears of: it dies somewhere in the plan that follows, before anything of that is saved, and another starts.
+    Die(Box<Event>, Index),
 }
 
 #[derive(Clone, Debug)]
@@ -93,7 +93,12 @@ pub(crate) enum EditPlan {
 
 /// A life.
 pub(crate) fn life() -> impl Strategy<Value = Vec<Event>> {
-    prop::collection::vec(event(), 1..80)
+    let last = (event(), any::<Index>());
+    let event = prop_oneof![
+        18 => event(),
+        1 => last.prop_map(|(last, at)| Event::Die(Box::new(last), at)),
+    ];
+    prop::collection::vec(event, 1..80)
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -135,7 +140,6 @@ fn event() -> impl Strategy<Value = Event> {
         1 => any::<(bool, bool)>().prop_map(|(v4, v6)| Event::HostOwns(v4, v6)),
         1 => drift.prop_map(Event::Drift),
         1 => Just(Event::Restart),
-        1 => (0usize..30).prop_map(Event::Die),
     ]
 }
 

@@ -4,12 +4,13 @@ use std::{
     collections::BTreeSet,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::{Arc, atomic::Ordering},
+    time::Duration,
 };
 
-use lb_common::backend::Serving;
-use lb_userspace::{desired::Refusal, model::Health, status::Status};
+use lb_common::backend::{Mode, Serving};
+use lb_userspace::{config::Config, desired::Refusal, health, model::Health, status::Status};
 
-use super::{B1, B2, Machine, backend, counted, name, running, serves};
+use super::{B1, B2, Daemon, Machine, PATIENCE, backend, counted, name, running, serves};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_backend_is_drained_removed_and_gone_when_its_last_flow_ends() {
@@ -118,6 +119,108 @@ async fn the_checks_of_a_replaced_backend_go_on_beside_those_of_the_new_one() {
         .unwrap();
     assert_eq!((old.removed, old.serving), (true, Serving::ExistingOnly));
     daemon.stop().await;
+}
+
+/// Whether the one service that is wanted has two backends that are up and take new flows.
+fn both_serve(status: &Status) -> bool {
+    let mut services = status.services.iter().filter(|service| !service.removed);
+    let Some(service) = services.next() else {
+        return false;
+    };
+    let wanted = service.backends.iter().filter(|backend| !backend.removed);
+    let serving = wanted.filter(|b| b.health == Health::Up && b.serving == Serving::New);
+    !service.fail_open && serving.count() == 2
+}
+
+/// The checks themselves, whose verdicts do not change meanwhile and are therefore not told again by themselves.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_checks_speak_for_the_new_objects_of_a_service_whose_mode_or_vip_changes() {
+    let machine = Machine::new("other-objects");
+    let listeners =
+        [(); 2].map(|()| std::net::TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap());
+    let checked = listeners
+        .each_ref()
+        .map(|listener| listener.local_addr().unwrap());
+    let config = |mode: Mode, vip: [u8; 4]| {
+        let mut config = machine.config(&[B1, B2]);
+        let service = &mut config.services[0];
+        (service.mode, service.vip) = (mode, vip.into());
+        for (backend, address) in service.backends.iter_mut().zip(checked) {
+            backend.check_address = address;
+            backend.check.interval = Duration::from_millis(100);
+            backend.check.timeout = Duration::from_millis(100);
+        }
+        config
+    };
+    let (vip, other_vip) = ([10, 0, 0, 1], [10, 0, 0, 2]);
+    let daemon = Daemon::start(&machine.maps, config(Mode::Ipip, vip));
+    let checks = tokio::spawn(health::run(
+        daemon.targets.clone(),
+        daemon.vips.clone(),
+        daemon.health.clone(),
+        16,
+        health::ProbeTimes::default(),
+        daemon.shutdown.subscribe(),
+    ));
+    for address in ["10.0.1.11", "10.0.1.12"] {
+        daemon.reachable(address).await;
+    }
+    daemon
+        .until("both serve", |status| {
+            status.generation.applied > 0 && both_serve(status)
+        })
+        .await;
+    for (what, mode, vip) in [
+        ("another mode", Mode::L2, vip),
+        ("another VIP", Mode::L2, other_vip),
+    ] {
+        let accepted = daemon.reload(config(mode, vip)).await.unwrap();
+        // In the same moment: no packet ever met a service whose backends nobody knows.
+        let status = daemon
+            .until(what, |status| status.generation.applied == accepted)
+            .await;
+        assert!(both_serve(&status), "{what}: {status:#?}");
+    }
+    // Who is wanted again once nothing is left of it has nobody to take a verdict over from.
+    let nothing = Config {
+        services: vec![],
+        ..machine.config(&[])
+    };
+    daemon.reload(nothing).await.unwrap();
+    let mut scans = 1;
+    while !daemon.status.borrow().services.is_empty() {
+        let before = daemon.status.borrow().clone();
+        daemon.census.send_replace(Arc::new(counted(scans, &[])));
+        daemon
+            .until("the census is heard", |status| {
+                !Arc::ptr_eq(status, &before)
+            })
+            .await;
+        scans += 1;
+        assert!(scans < 100, "they never go");
+    }
+    daemon.reload(config(Mode::Ipip, vip)).await.unwrap();
+    for address in ["10.0.1.11", "10.0.1.12"] {
+        daemon.reachable(address).await;
+    }
+    daemon
+        .until("both serve again", |status| both_serve(status))
+        .await;
+    // And they go on speaking.
+    let [first, _second] = listeners;
+    drop(first);
+    daemon
+        .until("b1 is refusing", |status| {
+            backend(status, "b1").is_some_and(|b1| b1.health == Health::Refusing)
+                && serves(status, "b2", Serving::New)
+        })
+        .await;
+    daemon.stop().await;
+    tokio::time::timeout(PATIENCE, checks)
+        .await
+        .unwrap()
+        .unwrap()
+        .unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]

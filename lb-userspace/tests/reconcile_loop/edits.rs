@@ -117,3 +117,24 @@ async fn changes_made_at_runtime_hold_over_restarts_and_reloads_and_are_shown_be
     assert_eq!(backend(&status, "b1").unwrap().weight, 100);
     daemon.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_change_is_answered_once_it_is_in_force() {
+    let machine = Machine::new("answered");
+    let daemon = running(&machine).await;
+    for _ in 0..5 {
+        daemon.drain("b2").await.unwrap();
+        assert_eq!(slots_of(&machine.maps, 2), 0);
+        daemon.undrain("b2").await.unwrap();
+        assert!(slots_of(&machine.maps, 2) > 0);
+        daemon.edit("b2", Edit::Remove).await.unwrap();
+        assert_eq!(slots_of(&machine.maps, 2), 0);
+        daemon.edit("b2", Edit::Revert).await.unwrap();
+        assert!(slots_of(&machine.maps, 2) > 0);
+        daemon.reload(machine.config(&[B1])).await.unwrap();
+        assert_eq!(slots_of(&machine.maps, 2), 0);
+        daemon.reload(machine.config(&[B1, B2])).await.unwrap();
+        assert!(slots_of(&machine.maps, 2) > 0);
+    }
+    daemon.stop().await;
+}

@@ -31,7 +31,7 @@ use lb_userspace::{
     model::{BackendName, Health, HealthReport, NextHopReport, Target},
     preview::Preview,
     reconcile::{self, Command, Inputs, Outputs},
-    status::{BackendStatus, Status},
+    status::{Attachments, BackendStatus, Status},
 };
 use tokio::{
     sync::{mpsc, oneshot, watch},
@@ -72,7 +72,7 @@ impl Daemon {
         let (answers, answer_inputs) = mpsc::channel(16);
         let (question_output, questions) = watch::channel(BTreeMap::new());
         let (census, census_input) = watch::channel(Arc::new(counted(0, &[])));
-        let (_, attachments) = watch::channel(Vec::new());
+        let (_, attachments) = watch::channel(Attachments::default());
         let (_, closed_egress) = watch::channel(Vec::new());
         let (_, hindrances) = watch::channel(Default::default());
         let (_, unguarded) = watch::channel(None);

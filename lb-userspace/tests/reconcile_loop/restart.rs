@@ -10,7 +10,7 @@ use lb_common::{
     maglev::Slot,
     service::Service,
 };
-use lb_userspace::{dataplane::maps::Maps, model::Health, status::Status};
+use lb_userspace::{dataplane::maps::Maps, desired::Refusal, model::Health, status::Status};
 
 use super::{B1, B2, Daemon, Machine, PATIENCE, backend, counted, running, serves, slots_of};
 
@@ -135,6 +135,34 @@ async fn a_restart_takes_nothing_away_before_the_first_word() {
         .until("applied", |status| status.generation.applied > 0)
         .await;
     assert_b1_drains(&machine, &status);
+    daemon.stop().await;
+}
+
+/// A drain's answer is its promise that no new flow comes, and a restart waits before it applies anything.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_drain_while_the_first_word_is_awaited_is_answered_once_it_is_in_force() {
+    let machine = Machine::new("first-word-drain");
+    running(&machine).await.stop().await;
+    assert!(slots_of(&machine.maps, 1) > 0);
+    let begun = Instant::now();
+    let daemon = Daemon::start(&machine.maps, machine.config(&[B1, B2]));
+    let absent = daemon.drain("b3").await.unwrap_err();
+    assert!(matches!(absent, Refusal::Absent(_)), "{absent}");
+    // A refusal waits for nothing, but on a machine that takes so long the wait may be over by right.
+    let resolved = daemon.status.borrow().generation.resolved;
+    assert!(
+        resolved == 0 || begun.elapsed() >= FIRST_WORD,
+        "answered after {:?}",
+        begun.elapsed()
+    );
+    daemon.drain("b1").await.unwrap();
+    assert_eq!(
+        (slots_of(&machine.maps, 1), machine.maps.state(1).serving()),
+        (0, Serving::ExistingOnly)
+    );
+    let status = daemon.status.borrow().clone();
+    assert!(serves(&status, "b1", Serving::ExistingOnly), "{status:?}");
+    assert!(serves(&status, "b2", Serving::New), "{status:?}");
     daemon.stop().await;
 }
 

@@ -1,18 +1,18 @@
 //! When drains end, and what outlives a restart of that.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use lb_common::backend::Serving;
 use lb_userspace::{
     config::Config,
     desired::Refusal,
     flows::{Census, Churn},
-    model::{Admin, Asked, Health, HealthReport},
+    model::{Admin, Asked, Health, HealthReport, LastError},
     pace::Moment,
     reconcile::State,
 };
 
-use super::{Machine, NOW, admin, name, said, status};
+use super::{Machine, NOW, admin, assert_said, name, said, status};
 
 /// Seconds until a backend's deadline, and the part of its flows that is closed.
 fn drain(state: &State, name: &str) -> Option<(u64, f64)> {
@@ -64,24 +64,28 @@ fn a_deadline_closes_a_drained_backends_flows_and_neither_restart_nor_reload_mov
         (Some((0, 0.5)), Some(32_768))
     );
     state.reload(with(terms)).unwrap();
-    // In the middle of it, too.
+    // In the middle of it, too: it goes on from where it was.
     let mut state = machine.adopt(with(terms)).unwrap();
-    machine.settle_at(&mut state, after(166));
+    machine.settle_at(&mut state, after(167));
     assert_eq!(
-        drain(&state, "b2").map(|(_, closed)| (closed * 100.0) as u32),
-        Some(59)
+        (drain(&state, "b2"), share(&machine, 2)),
+        (Some((0, 0.5)), Some(32_768))
     );
-    machine.settle_at(&mut state, after(170));
+    machine.settle_at(&mut state, after(172));
     assert_eq!(
         (drain(&state, "b2"), share(&machine, 2)),
         (Some((0, 1.0)), Some(65_536))
     );
     assert_eq!(state.due(), None);
-    // Since when is a fact that does not change with every look.
+    // Since when is a fact that does not change with every look, nor with who looks.
     let since = machine.maps.state(2).all_closed_since();
-    assert_eq!(since, Some(after(170).tick()));
+    assert_eq!(since, Some(after(172).tick()));
+    machine.settle_at(&mut state, after(8_000));
+    assert_eq!(machine.maps.state(2).all_closed_since(), since);
+    let mut state = machine.adopt(with(terms)).unwrap();
     machine.settle_at(&mut state, after(9_000));
     assert_eq!(machine.maps.state(2).all_closed_since(), since);
+    assert_eq!((share(&machine, 2), state.due()), (Some(65_536), None));
     // The others are not concerned.
     assert_eq!((drain(&state, "b1"), share(&machine, 1)), (None, None));
 
@@ -158,18 +162,69 @@ fn a_deadline_that_is_asked_for_counts_from_then_on_and_outlives_a_restart() {
     machine.settle_at(&mut state, after(100));
     assert_eq!(drain(&state, "b2"), Some((30, 0.0)));
     let mut state = machine.adopt(config()).unwrap();
+    // It passed meanwhile, which closes nobody at once.
     machine.settle_at(&mut state, after(140));
+    assert_eq!(drain(&state, "b2"), Some((0, 0.0)));
+    machine.settle_at(&mut state, after(150));
     assert_eq!(drain(&state, "b2"), Some((0, 0.5)));
     // It outlives the backend's removal, too, though the command's drain ends with that.
     state.reload(machine.config(&["b1"])).unwrap();
     said();
-    machine.settle_at(&mut state, after(145));
+    machine.settle_at(&mut state, after(155));
     assert_eq!(drain(&state, "b2"), Some((0, 0.75)));
     // Without a deadline again.
     state.reload(config()).unwrap();
     state.drain(&name("b2"), None).unwrap();
-    machine.settle_at(&mut state, after(150));
+    machine.settle_at(&mut state, after(160));
     assert_eq!((drain(&state, "b2"), share(&machine, 2)), (None, None));
+}
+
+#[test]
+fn a_deadline_that_passed_before_anybody_saw_it_closes_at_a_pace_like_any_other() {
+    let machine = Machine::new("missed");
+    let terms = "drain_deadline = \"1h\"\nclose_over = \"10m\"\n";
+    let with = |lines: &str| machine.config_with(&["b1", "b2"], lines);
+    let mut state = machine.adopt(with("")).unwrap();
+    machine.settle_at(&mut state, after(0));
+    state.drain(&name("b2"), None).unwrap();
+    machine.settle_at(&mut state, after(10));
+    // Since yesterday; and only now somebody wants an end.
+    machine.settle_at(&mut state, after(100_000));
+    state.reload(with(terms)).unwrap();
+    machine.settle_at(&mut state, after(100_000));
+    assert_eq!(
+        (drain(&state, "b2"), share(&machine, 2)),
+        (Some((0, 0.0)), Some(0))
+    );
+    machine.settle_at(&mut state, after(100_150));
+    assert_eq!(share(&machine, 2), Some(16_384));
+    // Nobody runs for longer than the rest takes.
+    let mut state = machine.adopt(with(terms)).unwrap();
+    machine.settle_at(&mut state, after(110_000));
+    assert_eq!(share(&machine, 2), Some(16_384));
+    // Nor do other terms make a jump.
+    state
+        .reload(with("drain_deadline = \"1h\"\nclose_over = \"1m\"\n"))
+        .unwrap();
+    machine.settle_at(&mut state, after(110_000));
+    let little_more = 16_384..16_384 + 65_536 / 60;
+    assert!(little_more.contains(&share(&machine, 2).unwrap()));
+    machine.settle_at(&mut state, after(110_044));
+    assert!(share(&machine, 2).unwrap() < 65_536);
+    machine.settle_at(&mut state, after(110_045));
+    assert_eq!(share(&machine, 2), Some(65_536));
+
+    // A wrong clock may have said that it begins long after today.
+    state.undrain(&name("b2")).unwrap();
+    machine.settle_at(&mut state, after(200_000));
+    state.drain(&name("b2"), None).unwrap();
+    machine.settle_at(&mut state, after(200_001));
+    let rebooted = Machine::new("missed-rebooted");
+    std::fs::copy(machine.memory(), rebooted.memory()).unwrap();
+    let config = rebooted.config_with(&["b1", "b2"], terms);
+    let mut state = rebooted.adopt(config).unwrap();
+    rebooted.settle_at(&mut state, after(1_000));
+    assert_eq!(drain(&state, "b2"), Some((3_600, 0.0)));
 }
 
 #[test]
@@ -225,6 +280,83 @@ fn a_restart_goes_on_telling_a_dead_backends_clients_where_it_was() {
     assert_eq!(drain(&state, "b2"), Some((3_590, 1.0)));
 }
 
+#[test]
+fn clients_of_one_that_dies_while_checks_of_others_fail_are_told_after_another_check() {
+    for others_fail in [true, false] {
+        let machine = Machine::new(&format!("first-of-many-{others_fail}"));
+        let mut state = machine.adopt(machine.config(&["b1", "b2"])).unwrap();
+        let tell = |state: &mut State, number: u8, health, last_error, now_ms| {
+            let report = HealthReport {
+                name: name(&format!("b{number}")),
+                address: ([10, 0, 1, number], 80).into(),
+                health,
+                last_error,
+            };
+            assert!(state.heard(report, now_ms));
+        };
+        let failure = |ended| {
+            Some(LastError {
+                text: "no answer within 1 s".into(),
+                ended,
+            })
+        };
+        for number in [1, 2] {
+            tell(&mut state, number, Health::Up, None, 0);
+        }
+        machine.settle_at(&mut state, after(0));
+        tell(&mut state, 1, Health::Up, failure(None), 1_000);
+        if !others_fail {
+            let ended = Some(SystemTime::UNIX_EPOCH);
+            tell(&mut state, 1, Health::Up, failure(ended), 1_500);
+        }
+        tell(&mut state, 2, Health::Down, failure(None), 2_000);
+        machine.settle_at(&mut state, after(2));
+        let serving = || machine.maps.state(2).serving();
+        if others_fail {
+            assert_eq!(serving(), Serving::ExistingOnly);
+            // A check each 2 s, give or take a tenth, of 1 s at most.
+            assert_eq!(
+                state.due(),
+                Some(after(2).later(Duration::from_millis(3_200)))
+            );
+            machine.settle_at(&mut state, after(5));
+            assert_eq!(serving(), Serving::ExistingOnly);
+            machine.settle_at(&mut state, after(6));
+        }
+        assert_eq!(serving(), Serving::None);
+    }
+}
+
+#[test]
+fn what_cannot_be_saved_is_saved_once_it_can_be_and_said_once() {
+    let machine = Machine::new("unsaved");
+    let terms = "drain_deadline = \"60s\"\n";
+    let without = || machine.config_with(&["b1"], terms);
+    let mut state = machine
+        .adopt(machine.config_with(&["b1", "b2"], terms))
+        .unwrap();
+    machine.settle_at(&mut state, after(0));
+    // Something else is in the place of the directory: not even root can write there.
+    std::fs::remove_dir_all(&machine.directory).unwrap();
+    std::fs::write(&machine.directory, "").unwrap();
+    state.reload(without()).unwrap();
+    said();
+    machine.settle_at(&mut state, after(10));
+    assert_said(
+        tracing::Level::WARN,
+        &["would not survive a restart", "tried again"],
+    );
+    machine.settle_at(&mut state, after(20));
+    assert_eq!(said(), []);
+
+    std::fs::remove_file(&machine.directory).unwrap();
+    machine.settle_at(&mut state, after(30));
+    let mut state = machine.adopt(without()).unwrap();
+    machine.settle_at(&mut state, after(40));
+    assert_eq!(drain(&state, "b2"), Some((30, 0.0)));
+    assert_eq!(said(), []);
+}
+
 /// What the configuration and the commands make of both backends.
 fn admins(state: &State) -> [Option<Admin>; 2] {
     let status = status(state);
@@ -268,6 +400,35 @@ fn an_evacuated_host_drains_all_also_those_to_come_and_over_a_restart() {
     assert_eq!(admins(&state), none);
     let state = machine.adopt(machine.config(&["b1", "b2"])).unwrap();
     assert_eq!(admins(&state), none);
+}
+
+#[test]
+fn an_end_of_a_drain_that_is_refused_changes_nothing() {
+    let machine = Machine::new("undrain");
+    let config = |admin| {
+        let mut config = machine.config(&["b1", "b2"]);
+        config.services[0].backends[1].admin = admin;
+        config
+    };
+    let mut state = machine.adopt(config(Admin::Active)).unwrap();
+    state.drain(&name("b1"), None).unwrap();
+    state.drain(&name("b2"), None).unwrap();
+    state.drain_all(None).unwrap();
+    let accepted = status(&state).generation.accepted;
+    state.undrain(&name("b1")).unwrap_err();
+    assert_eq!(status(&state).generation.accepted, accepted);
+    state.undrain_all().unwrap();
+    assert_eq!(admins(&state), [Some(Admin::Draining); 2]);
+
+    state.reload(config(Admin::Disabled)).unwrap();
+    let error = state.undrain(&name("b2")).unwrap_err();
+    assert!(error.to_string().contains("not active"), "{error}");
+    state.reload(config(Admin::Active)).unwrap();
+    assert_eq!(admins(&state), [Some(Admin::Draining); 2]);
+    for backend in ["b1", "b2"] {
+        state.undrain(&name(backend)).unwrap();
+    }
+    assert_eq!(admins(&state), [Some(Admin::Active); 2]);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where it fails")]
 
 mod drains;
+mod from_dns;
 mod local;
 mod outliers;
 
@@ -18,10 +19,11 @@ use lb_userspace::{
     by_version::ByVersion,
     config::{self, Config},
     dataplane::maps::{Capacity, Maps},
+    desired::Edit,
     flows::{Census, Counts, Fill, TableCensus},
     model::{Admin, BackendName},
     pace::Moment,
-    reconcile::{Error, State},
+    reconcile::{Error, State, would_fit},
     status::{ServiceStatus, Status},
 };
 use tracing::Level;
@@ -247,11 +249,15 @@ fn what_does_not_fit_the_maps_is_refused_with_what_to_do() {
         }
     };
     refused(machine.adopt(larger.clone()).err().unwrap().to_string());
+    refused(would_fit(&larger, &machine.maps.capacity).unwrap_err());
 
     let mut state = machine.adopt(machine.config(&["b1"])).unwrap();
-    let error = state.reload(larger).unwrap_err();
+    let error = state.reload(larger.clone()).unwrap_err();
     assert_eq!(status(&state).config.error.as_ref(), Some(&error));
     refused(error);
+    // What was changed at runtime counts, before a start as after it.
+    state.edit(&name("b1"), &Edit::Remove).unwrap();
+    would_fit(&larger, &machine.maps.capacity).unwrap();
 }
 
 #[test]
@@ -273,6 +279,64 @@ fn a_torn_memory_is_set_aside_with_a_word_about_what_is_lost() {
     assert_eq!(std::fs::read(kept).unwrap(), torn);
     machine.settle(&mut state);
     assert_ne!(std::fs::read(machine.memory()).unwrap(), torn);
+}
+
+#[test]
+fn a_memory_that_a_newer_version_left_keeps_its_drains() {
+    let machine = Machine::new("newer");
+    let config = || machine.config(&["b1", "b2"]);
+    let newer = r#"{"version":2,"drained":[{"service":"chat","backend":"b2"}],"services":[],"backends":{}}"#;
+    std::fs::write(machine.memory(), newer).unwrap();
+    let mut state = machine.adopt(config()).unwrap();
+    assert_said(
+        Level::ERROR,
+        &["it has form 2", "runtime.json.broken", "stays so"],
+    );
+    assert_eq!(admin(&status(&state), "b2"), Some(Admin::Draining));
+    machine.settle(&mut state);
+    let state = machine.adopt(config()).unwrap();
+    assert_eq!(said(), []);
+    assert_eq!(admin(&status(&state), "b2"), Some(Admin::Draining));
+}
+
+#[test]
+fn a_memory_that_cannot_be_read_is_neither_set_aside_nor_replaced() {
+    let machine = Machine::new("unread");
+    let config = || machine.config(&["b1", "b2"]);
+    let mut state = machine.adopt(config()).unwrap();
+    state.drain(&name("b2"), None).unwrap();
+    // Something that not even root can read, in the place of a disk that fails.
+    let good = machine.directory.join("good");
+    std::fs::rename(machine.memory(), &good).unwrap();
+    std::fs::create_dir(machine.memory()).unwrap();
+    let mut state = machine.adopt(config()).unwrap();
+    assert_said(
+        Level::ERROR,
+        &["cannot be read", "`tether drain`", "restart the daemon"],
+    );
+    machine.settle(&mut state);
+    assert_said(Level::WARN, &["would not survive a restart", "remove it"]);
+    let error = state.drain(&name("b1"), None).unwrap_err();
+    assert!(error.to_string().contains("could not be read"), "{error}");
+
+    // It can be read again.
+    std::fs::remove_dir(machine.memory()).unwrap();
+    std::fs::rename(good, machine.memory()).unwrap();
+    machine.settle(&mut state);
+    let mut state = machine.adopt(config()).unwrap();
+    assert_eq!(said(), []);
+    assert_eq!(admin(&status(&state), "b2"), Some(Admin::Draining));
+
+    // Or somebody has removed it, and then what is known now is remembered.
+    std::fs::remove_file(machine.memory()).unwrap();
+    std::fs::create_dir(machine.memory()).unwrap();
+    state = machine.adopt(config()).unwrap();
+    std::fs::remove_dir(machine.memory()).unwrap();
+    state.observe(NOW);
+    machine.settle(&mut state);
+    state.drain(&name("b1"), None).unwrap();
+    let state = machine.adopt(config()).unwrap();
+    assert_eq!(admin(&status(&state), "b1"), Some(Admin::Draining));
 }
 
 #[test]

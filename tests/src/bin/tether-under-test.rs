@@ -6,17 +6,22 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use lab::tether::{DIE_AT, HANGS_WHILE};
+use lab::tether::{DIE_AT, DIES_ONCE, HANGS_WHILE};
 use lb_userspace::failpoint::{self, Place};
 
 /// Failpoints that are yet to be passed, with the one that is the end.
 static LEFT: AtomicU64 = AtomicU64::new(0);
 /// The failpoint that is the end, if that is told by its name.
 static END: OnceLock<Place> = OnceLock::new();
+/// The file before whose existence no failpoint counts, if there is to be one.
+static ARMS: OnceLock<PathBuf> = OnceLock::new();
 /// The file while which exists no operation is applied.
 static HANGS: OnceLock<PathBuf> = OnceLock::new();
 
 fn main() -> std::process::ExitCode {
+    if let Some(file) = std::env::var_os(DIES_ONCE) {
+        let _ = ARMS.set(file.into());
+    }
     if let Ok(end) = std::env::var(DIE_AT) {
         observe(&end);
     } else if let Some(file) = std::env::var_os(HANGS_WHILE) {
@@ -38,14 +43,19 @@ fn observe(end: &str) {
     failpoint::observe(die_at_the_end);
 }
 
+/// Whether failpoints count.
+fn is_armed() -> bool {
+    ARMS.get().is_none_or(|file| file.exists())
+}
+
 fn die_in_turn(place: Place) {
-    if LEFT.fetch_sub(1, Ordering::Relaxed) == 1 {
+    if is_armed() && LEFT.fetch_sub(1, Ordering::Relaxed) == 1 {
         die(place);
     }
 }
 
 fn die_at_the_end(place: Place) {
-    if END.get() == Some(&place) {
+    if is_armed() && END.get() == Some(&place) {
         die(place);
     }
 }

@@ -1,5 +1,5 @@
-//! The daemon killed over and over: at each failpoint in turn, and at random moments, with another file each time. No flow may
-//! break, and nobody who comes meanwhile may find the service gone.
+//! The daemon killed over and over: at each failpoint in turn, while it starts and while it does what it was told, and at random moments, with another
+//! file each time. No flow may break, and nobody who comes meanwhile may find the service gone or come to a backend that takes no new flows.
 
 use std::collections::BTreeMap;
 use std::fmt::Display;
@@ -7,19 +7,21 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use lb_userspace::failpoint;
+use nix::sys::signal::Signal;
 use serde::{Deserialize, Serialize};
 
 use super::ledger::{Ledger, Visit};
 use super::visitors::Visitors;
 use super::{PATIENCE, patient};
 use crate::address::{self, Family};
-use crate::config::{BackendSpec, Config};
+use crate::config::{BackendSpec, Config, SERVICE};
 use crate::peer::backend::Backend;
 use crate::peer::client::Connection;
 use crate::peer::crowd;
 use crate::random::Random;
 use crate::stage::Stage;
-use crate::tether::CONFIG_PATH;
+use crate::status::Status;
+use crate::tether::{CONFIG_PATH, command};
 use crate::topology::{Place, Topology, UPLINK};
 
 /// How many deaths in between the daemon is let come up, and everything is looked at. In every other such row the flow table changes its
@@ -40,6 +42,10 @@ const PACE: Duration = Duration::from_secs(1);
 const FLOWS: [u32; 2] = [20_000, 30_000];
 /// An interface of the balancer that leads nowhere: the program comes to it, and is taken from it.
 const SPARE: &str = "spare";
+/// A file of the balancer's: while it is there, failpoints of a daemon that is to die of an order count.
+const ARMED: &str = "/run/tether-dies";
+/// So many failpoints each order leads to, at least: one of them is died at where there is no time for all.
+const LEAST_OF_ORDER: u64 = 3;
 
 /// What to do.
 #[derive(Debug, Clone, Copy)]
@@ -50,7 +56,7 @@ pub struct Siege {
     pub family: Family,
     /// How often the daemon is killed at a random moment. Half as often it dies at a failpoint, each in its turn.
     pub kills: u64,
-    /// Whether it dies at each of [`failpoint::Place::ALL`] beside that, whatever chance brings.
+    /// Whether it dies at each of [`failpoint::Place::ALL`] beside that, whatever chance brings, and at all that it passes while it obeys each order.
     pub each_place: bool,
 }
 
@@ -61,6 +67,8 @@ pub struct Sieged {
     pub mode: String,
     /// Deaths at failpoints, by place.
     pub failpoints: BTreeMap<String, u64>,
+    /// Deaths at failpoints that a running daemon passed because of an order, by order and place.
+    pub orders: BTreeMap<String, u64>,
     /// Deaths at random moments.
     pub random: u64,
     /// Connections that lived all the time, or were to.
@@ -71,7 +79,9 @@ pub struct Sieged {
     pub tried: u64,
     /// Those of them that failed.
     pub failed: u64,
-    /// Sentences about what broke and failed.
+    /// Connections to a backend that was known to take no new ones.
+    pub to_draining: u64,
+    /// Sentences about what broke, failed and came to the wrong backend.
     pub complaints: Vec<String>,
 }
 
@@ -95,6 +105,7 @@ pub fn besiege(siege: &Siege, mut say: impl FnMut(&str)) -> Result<Sieged> {
         next: 1,
         ready_after: Duration::from_secs(2),
         local: None,
+        ledger: Ledger::default(),
         sieged: Sieged::default(),
     };
     besieged.add_spare()?;
@@ -125,6 +136,16 @@ pub fn besiege(siege: &Siege, mut say: impl FnMut(&str)) -> Result<Sieged> {
         besieged.die_at_place(place, &crowd)?;
         say(&format!("death {}", place.name()));
     }
+    for order in Order::ALL {
+        let mut number = match siege.each_place {
+            true => 1,
+            false => 1 + besieged.random.below(LEAST_OF_ORDER),
+        };
+        while besieged.die_obeying(order, number, &crowd)? && siege.each_place {
+            number += 1;
+        }
+        say(&format!("deaths that obey: {}", order.name()));
+    }
     let mut deaths = 0;
     while besieged.sieged.random < siege.kills {
         deaths += 1;
@@ -144,6 +165,29 @@ pub fn besiege(siege: &Siege, mut say: impl FnMut(&str)) -> Result<Sieged> {
     besieged.judge(&crowd, &visits)
 }
 
+/// What a running daemon is told, or finds out.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Order {
+    /// A file that has a backend less or more.
+    Reload,
+    /// `tether drain`.
+    Drain,
+    /// A backend refuses.
+    Verdict,
+}
+
+impl Order {
+    const ALL: [Self; 3] = [Self::Reload, Self::Drain, Self::Verdict];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Reload => "a reload",
+            Self::Drain => "a drain",
+            Self::Verdict => "a verdict",
+        }
+    }
+}
+
 struct Besieged {
     stage: Stage,
     config: Config,
@@ -154,6 +198,8 @@ struct Besieged {
     ready_after: Duration,
     /// A backend on the balancer's own host, once there has been one.
     local: Option<Backend>,
+    /// When which backend was known to take no new flows.
+    ledger: Ledger,
     sieged: Sieged,
 }
 
@@ -192,12 +238,25 @@ impl Besieged {
     fn change_backends(&mut self) -> Result<()> {
         let whole = Config::new(self.stage.lab.topology()).backends;
         if self.config.backends.len() < whole.len() {
+            for name in self.missing() {
+                self.ledger.opens(&name);
+            }
             self.config.backends = whole;
         } else {
             let gone = self.random.below(whole.len() as u64);
             self.config.backends.remove(usize::try_from(gone)?);
         }
         Ok(())
+    }
+
+    /// The names of the lab's backends that the file does not have.
+    fn missing(&self) -> Vec<String> {
+        let there = &self.config.backends;
+        let whole = Config::new(self.stage.lab.topology()).backends;
+        let names = whole.into_iter().map(|backend| backend.name);
+        names
+            .filter(|name| there.iter().all(|backend| backend.name != *name))
+            .collect()
     }
 
     fn change_interfaces(&mut self) {
@@ -277,6 +336,120 @@ impl Besieged {
         self.look(crowd)
     }
 
+    /// Has a daemon that runs end itself at a failpoint that it passes because of an order; then lets one come up, and sees to it that this one does
+    /// what the last one was to do. False if it passes fewer: then it has obeyed, and is killed.
+    fn die_obeying(&mut self, order: Order, number: u64, crowd: &[Connection]) -> Result<bool> {
+        self.end()?;
+        self.stage.tether.restart_to_die_once(number, ARMED)?;
+        self.stage.tether.wait_ready()?;
+        self.wait_in_force()?;
+        let choice = self.random.below(self.config.backends.len() as u64);
+        let name = self.config.backends[usize::try_from(choice)?].name.clone();
+        self.stage.lab.balancer().write(ARMED, "")?;
+        let mut child = None;
+        match order {
+            Order::Reload => {
+                self.change_backends()?;
+                self.write()?;
+                self.stage.tether.signal(Signal::SIGHUP)?;
+            }
+            Order::Drain => {
+                let order = command(&["drain", &format!("{SERVICE}/{name}")])?;
+                child = Some(self.stage.lab.balancer().spawn(order)?);
+            }
+            Order::Verdict => {
+                self.ledger.breaks();
+                self.stage.backend(&name)?.1.close_listeners()?;
+            }
+        }
+        let missing = self.missing();
+        let there: Vec<String> = self
+            .config
+            .backends
+            .iter()
+            .map(|b| b.name.clone())
+            .collect();
+        let has_obeyed = |status: &Status| match order {
+            Order::Reload => {
+                there.iter().all(|name| status.serving(name) == "new")
+                    && missing.iter().all(|name| status.serving(name) != "new")
+            }
+            Order::Drain | Order::Verdict => status.serving(&name) != "new",
+        };
+        let mut since = None;
+        let died = self.stage.tether.wait_death(PATIENCE, |tether| {
+            // What it still does once it has obeyed, it does soon.
+            tether.status().is_ok_and(|status| has_obeyed(&status))
+                && since.get_or_insert_with(Instant::now).elapsed() > AFTERLIFE
+        })?;
+        match &died {
+            Some(place) => {
+                let what = format!("{place}, for {}", order.name());
+                *self.sieged.orders.entry(what).or_default() += 1;
+            }
+            None => self.stage.tether.kill()?,
+        }
+        self.stage.lab.balancer().sh(&format!("rm {ARMED}"))?;
+        let answered = match child {
+            Some(mut child) => child.wait()?.success(),
+            None => false,
+        };
+        match order {
+            // The file is the next one's too.
+            Order::Reload => {}
+            Order::Drain => self.outlive_drain(&name, answered)?,
+            Order::Verdict => self.outlive_verdict(&name)?,
+        }
+        self.look(crowd)?;
+        Ok(died.is_some())
+    }
+
+    /// Starts a daemon after one that died of an order to drain, which it may have remembered, and must if it has answered.
+    fn outlive_drain(&mut self, name: &str, answered: bool) -> Result<()> {
+        self.stage.tether.restart()?;
+        self.stage.tether.wait_ready()?;
+        let status =
+            self.stage
+                .tether
+                .wait_status("it has applied what it knows", PATIENCE, |status| {
+                    status.generation.applied == status.generation.accepted
+                })?;
+        let is_drained = status
+            .backend(name)
+            .is_some_and(|backend| backend.admin == "draining");
+        ensure!(
+            is_drained || !answered,
+            "{name} is in service again, though `tether drain` had said yes"
+        );
+        if is_drained {
+            self.let_visitors_come(name);
+            let object = format!("{SERVICE}/{name}");
+            self.stage.tether.succeed(&["undrain", &object])?;
+        }
+        Ok(())
+    }
+
+    /// Starts a daemon after one that died of finding a backend's listeners closed: it finds the same.
+    fn outlive_verdict(&mut self, name: &str) -> Result<()> {
+        self.stage.tether.restart()?;
+        self.stage.tether.wait_ready()?;
+        self.stage
+            .tether
+            .wait_status("it is refusing", PATIENCE, |status| {
+                status.health(name) == "refusing" && status.serving(name) == "existing-only"
+            })?;
+        self.ledger.verdict();
+        self.let_visitors_come(name);
+        self.stage.backend(name)?.1.open_listeners()
+    }
+
+    /// Lets some visitors come to a backend that takes no new flows for the moment, if they could.
+    fn let_visitors_come(&mut self, name: &str) {
+        self.ledger.closes(name);
+        std::thread::sleep(AFTERLIFE);
+        self.ledger.opens(name);
+    }
+
     /// Starts a daemon that ends itself at a failpoint: see [`crate::tether::Tether::restart_to_die`]. One that does not come by is
     /// killed when it has done what it was started for, and then this is false.
     fn die_at(&mut self, failpoint: impl Display) -> Result<bool> {
@@ -333,6 +506,14 @@ impl Besieged {
         self.stage.tether.restart()?;
         self.stage.tether.wait_ready()?;
         self.ready_after = begun.elapsed();
+        self.wait_in_force()?;
+        crowd::echo_all(crowd);
+        Ok(())
+    }
+
+    /// Waits until a daemon that is ready has done all that the file says. Who is not in it takes no new flows from then on.
+    fn wait_in_force(&mut self) -> Result<()> {
+        let missing = self.missing();
         let (wanted, interfaces) = (&self.config.backends, &self.config.interfaces);
         self.stage
             .tether
@@ -349,17 +530,19 @@ impl Besieged {
                     && wanted
                         .iter()
                         .all(|backend| status.serving(&backend.name) == "new")
+                    && missing.iter().all(|name| status.serving(name) != "new")
             })?;
-        crowd::echo_all(crowd);
+        for name in missing {
+            self.ledger.closes(&name);
+        }
         Ok(())
     }
 
     fn judge(mut self, crowd: &[Connection], visits: &[Visit]) -> Result<Sieged> {
         let histories: Vec<_> = crowd.iter().map(Connection::history).collect();
-        let nothing = Ledger::default();
         let (visits, fates) = (
-            nothing.judge_visits(visits),
-            nothing.judge_fates(&histories),
+            self.ledger.judge_visits(visits),
+            self.ledger.judge_fates(&histories),
         );
         ensure!(visits.tried > 0, "nobody came");
         self.sieged.mode = self.config.mode.to_owned();
@@ -367,6 +550,7 @@ impl Besieged {
         self.sieged.broken = fates.complaints.len() as u64;
         self.sieged.tried = visits.tried;
         self.sieged.failed = visits.failed_after_verdict;
+        self.sieged.to_draining = visits.to_draining;
         self.sieged.complaints = [fates.complaints, visits.complaints].concat();
         if self.sieged.complaints.is_empty() {
             self.stage.close();

@@ -17,7 +17,7 @@ pub enum Kind {
     BrokenReload,
     /// A backend fails its checks for a moment.
     HealthFlap,
-    /// A backend closes its listeners until that is found, and for a while after.
+    /// A backend closes its listeners, or fails its checks, until that is found, and for a while after.
     Refusing,
     /// The daemon dies by SIGKILL and returns after a while.
     DaemonKill,

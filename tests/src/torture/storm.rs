@@ -18,8 +18,8 @@ use crate::topology::backend_name;
 
 /// SYNs a second of a flood.
 pub(super) const SYNS_PER_SECOND: u32 = 4_000;
-/// How many speak at once at the end.
-const WAVE: usize = 100;
+/// How many silent ones speak at once.
+pub(super) const WAVE: usize = 100;
 /// The longest calm between two events.
 const CALM: Duration = Duration::from_secs(1);
 

@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result, ensure};
 use nix::sys::signal::Signal;
 
-use super::storm::{Flood, Removal, SYNS_PER_SECOND, Storm};
+use super::storm::{Flood, Removal, SYNS_PER_SECOND, Storm, WAVE};
 use super::{INTERVALS_MS, PATIENCE};
 use crate::address::{self, mac_of};
 use crate::packet_socket::{FloodPlan, SynFlood};
@@ -173,21 +173,44 @@ impl Storm<'_> {
         Ok(format!("{name} answered 503 for {lasts:.1?}"))
     }
 
+    /// It closes its listeners, or only says no: then whoever came to it would be let in, and seen.
     pub(super) fn refusing(&mut self) -> Result<String> {
         let name = self.any_backend();
-        self.ledger.breaks();
-        self.stage.backend(&name)?.1.close_listeners()?;
+        let is_deaf = self.random.below(2) == 0;
+        if is_deaf {
+            self.ledger.breaks();
+            self.stage.backend(&name)?.1.close_listeners()?;
+        } else {
+            self.stage.backend(&name)?.1.answer(Answer::Status(503));
+        }
         self.stage
             .tether
             .wait_status("it is refusing", PATIENCE, |status| {
                 status.health(&name) == "refusing" && status.serving(&name) == "existing-only"
             })?;
-        self.ledger.verdict();
-        // For some visitors to find it closed, if they could.
+        if is_deaf {
+            self.ledger.verdict();
+        }
+        self.ledger.closes(&name);
+        // For some visitors to come to it, if they could.
         self.breathe();
-        self.stage.backend(&name)?.1.open_listeners()?;
+        self.reopens(&name);
+        let how = if is_deaf {
+            self.stage.backend(&name)?.1.open_listeners()?;
+            "its listeners closed"
+        } else {
+            self.stage.backend(&name)?.1.answer(Answer::Status(200));
+            "503"
+        };
         self.wait_up()?;
-        Ok(name)
+        Ok(format!("{name}, {how}"))
+    }
+
+    /// A backend may take new flows again, unless it drains: to be told before anything is done to that end.
+    fn reopens(&mut self, name: &str) {
+        if self.draining.as_deref() != Some(name) {
+            self.ledger.opens(name);
+        }
     }
 
     pub(super) fn daemon_kill(&mut self) -> Result<String> {
@@ -298,7 +321,8 @@ impl Storm<'_> {
     }
 
     /// A backend's host loses its power while its clients are quiet, as most are most of the time. Once it is found to be down its
-    /// talkers speak, and are told; then there is a new host in its place. The silent ones notice nothing before the end.
+    /// talkers speak, and half of its silent ones; they are told, by nobody but Tether, since nobody else is there. Then there is a new host in
+    /// its place. The other silent ones notice nothing before the end.
     pub(super) fn backend_kill(&mut self) -> Result<String> {
         let name = self.any_backend();
         let (index, _) = self.stage.backend(&name)?;
@@ -312,11 +336,11 @@ impl Storm<'_> {
                 there.then(|| (client, history.lives.len() - 1))
             })
             .collect();
-        let talkers: Vec<&Connection> = theirs
+        let (talkers, silent): (Vec<&Connection>, Vec<&Connection>) = theirs
             .iter()
             .map(|(client, _)| &self.crowd[*client])
-            .filter(|connection| connection.talks())
-            .collect();
+            .partition(|connection| connection.talks());
+        let early = &silent[..silent.len().div_ceil(2)];
         crowd::set_pace(talkers.iter().copied(), None);
 
         self.ledger.breaks();
@@ -329,24 +353,34 @@ impl Storm<'_> {
             })?;
         let (verdict, took) = (Instant::now(), since.elapsed());
         self.ledger.verdict();
+        self.ledger.closes(&name);
         for (client, life) in &theirs {
             self.ledger.dooms(*client, *life, verdict);
         }
         crowd::set_pace(talkers.iter().copied(), Some(self.forecast.pace));
-        // A client that finds no way back is the judgement's to tell.
-        let _ = wait::until("its talkers are elsewhere", PATIENCE, || {
-            let elsewhere = |c: &&Connection| {
-                let history = c.history();
-                history.failure.is_some()
-                    || history.current().is_some_and(|life| life.backend != name)
-            };
-            talkers.iter().all(elsewhere).then_some(())
-        });
+        let wait_elsewhere = |clients: &[&Connection]| {
+            // A client that finds no way back is the judgement's to tell.
+            let _ = wait::until("its clients are elsewhere", PATIENCE, || {
+                let elsewhere = |c: &&Connection| {
+                    let history = c.history();
+                    history.failure.is_some()
+                        || history.current().is_some_and(|life| life.backend != name)
+                };
+                clients.iter().all(elsewhere).then_some(())
+            });
+        };
+        wait_elsewhere(&talkers);
+        for wave in early.chunks(WAVE) {
+            crowd::echo_all(wave.iter().copied());
+            wait_elsewhere(wave);
+        }
         let told = format!(
-            "{name} with {} connections, {} of them silent, found out after {took:.1?}",
+            "{name} with {} connections, {} of them silent, of which {} spoke, found out after {took:.1?}",
             theirs.len(),
-            theirs.len() - talkers.len()
+            silent.len(),
+            early.len()
         );
+        self.reopens(&name);
         self.stage.renew(index)?;
         self.wait_up()?;
         Ok(told)

@@ -302,6 +302,11 @@ impl Board {
         let generation = status.generation;
         if status.attachments.is_empty() {
             Some("the program is attached to no interface: nothing is served".to_owned())
+        } else if let Some(detached) = status.detached.first() {
+            Some(format!(
+                "the program is not attached to {}: {}",
+                detached.interface, detached.reason
+            ))
         } else if let Some(error) = &status.config.error {
             let first = error.lines().next().unwrap_or_default();
             Some(format!("configuration refused: {first}"))

@@ -40,6 +40,17 @@ pub struct Attached {
     pub link: u32,
 }
 
+/// How an interface was found, and left.
+#[derive(Debug)]
+pub enum Seen {
+    /// The program was on it.
+    Still(XdpMode),
+    /// It was not, and is now.
+    Again(Attached),
+    /// It is not: why.
+    Not(Error),
+}
+
 /// A link that is pinned.
 struct Pinned {
     interface: String,
@@ -152,6 +163,50 @@ pub(super) fn attach(
     }
     attached.sort_by_key(|one| interfaces.iter().position(|name| *name == one.interface));
     Ok(attached)
+}
+
+/// Attaches `program` to those of `interfaces` that do not have it. What is wrong with one keeps no other from it.
+///
+/// # Errors
+/// When the pins cannot be read, or get no names.
+pub(super) fn attach_each(
+    pins: &Pins,
+    program: BorrowedFd<'_>,
+    interfaces: &[String],
+) -> Result<Vec<(String, Seen)>, Error> {
+    let mut pinned = pinned_links(pins.directory())?;
+    let steps: Vec<Result<Step, Error>> = interfaces
+        .iter()
+        .map(|interface| step(interface, &pinned))
+        .collect();
+    // Before any link is made, which takes a pin that has its interface's name for a stale one.
+    for (interface, step) in interfaces.iter().zip(&steps) {
+        if let Ok(Step::Replace(at, _)) = step {
+            settle_name(pins, interface, &mut pinned, *at)?;
+        }
+    }
+    let see = |(interface, step): (&String, Result<Step, Error>)| {
+        let seen = match step {
+            Ok(Step::Replace(_, state)) => Seen::Still(mode_of(state)),
+            Ok(Step::Fresh(index)) => {
+                match attach_fresh(pins, program, interface, index, &pinned) {
+                    Ok((_, attached)) => Seen::Again(attached),
+                    Err(error) => Seen::Not(error),
+                }
+            }
+            Err(error) => Seen::Not(error),
+        };
+        (interface.clone(), seen)
+    };
+    Ok(interfaces.iter().zip(steps).map(see).collect())
+}
+
+/// How a program is attached that was found on an interface.
+fn mode_of(state: XdpState) -> XdpMode {
+    match state {
+        XdpState::Generic(_) => XdpMode::Generic,
+        XdpState::None | XdpState::Native(_) | XdpState::Other(_) => XdpMode::Native,
+    }
 }
 
 /// Replaces the program of all pinned links, on whatever interfaces, each atomically. `after_each` is told.
@@ -326,8 +381,9 @@ fn replace(
     })?;
     failpoint::pass(failpoint::Place::ProgramReplaced);
     settle_name(pins, interface, pinned, at)?;
-    let (mode, warning) = match state {
-        XdpState::Generic(_) => {
+    let mode = mode_of(state);
+    let warning = match mode {
+        XdpMode::Generic => {
             let reason = "it was attached in generic mode before; `tether cleanup` and a new start try native mode again";
             let merging = device::merging(interface)
                 .map_err(device_error(interface, "reading its offloads"))?;
@@ -337,9 +393,9 @@ fn replace(
                 ),
                 None => reason.to_owned(),
             };
-            (XdpMode::Generic, Some(warning))
+            Some(warning)
         }
-        _ => (XdpMode::Native, None),
+        XdpMode::Native => None,
     };
     if let Some(warning) = &warning {
         tracing::warn!(interface, "generic mode: {warning}");

@@ -19,6 +19,15 @@ pub enum Error {
         /// The directory that would have to be.
         path: PathBuf,
     },
+    /// The process lacks rights. (Without some of them the verifier refuses the program as if it were at fault.)
+    #[error(
+        "{} missing: tether needs root, or the capabilities CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_NET_RAW; give it those, in its bounding set too",
+        missing.join(", ")
+    )]
+    Capabilities {
+        /// Which.
+        missing: Vec<&'static str>,
+    },
     /// The kernel lacks what the program needs.
     #[error("this is Linux {release}, and tether needs 6.1: {}", chain(&**source))]
     OldKernel {

@@ -153,10 +153,12 @@ impl Hook {
         let program = self.program.as_ref().map_err(|reason| Error::NoLocal {
             reason: reason.clone(),
         })?;
+        let mut outcome = Ok(());
         for interface in &self.interfaces {
-            self.attach_to(program.as_fd(), interface)?;
+            // What is wrong with one keeps no other from it.
+            outcome = outcome.and(self.attach_to(program.as_fd(), interface));
         }
-        Ok(())
+        outcome
     }
 
     fn attach_to(&self, program: BorrowedFd<'_>, interface: &str) -> Result<(), Error> {

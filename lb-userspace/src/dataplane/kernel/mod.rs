@@ -55,14 +55,18 @@ pub mod tc;
 mod transfer;
 mod upgrade;
 
-use std::{os::fd::OwnedFd, path::PathBuf, sync::Arc};
+use std::{
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use aya::maps::{MapData, RingBuf};
 
 use lb_common::maps::Instance;
 
 pub use self::{
-    attach::{Attached, XdpMode},
+    attach::{Attached, Seen, XdpMode},
     cleanup::{Removed, cleanup},
     decap::{attach_decap, detach_decap},
     egress::{Egress, Refusal},
@@ -71,11 +75,11 @@ pub use self::{
     local::LocalReplies,
     rehearsal::{Rehearsal, Rehearsals, Rehearsed, run_once},
     tap::Tap,
-    upgrade::{UpgradeCheck, Verdict, upgrade_check},
+    upgrade::{Asked, UpgradeCheck, Verdict, foreseen_capacity, upgrade_check},
 };
-use self::{grace::GracePeriod, pins::Pins};
+use self::{grace::GracePeriod, pins::Pins, shapes::Opened};
 use super::maps::{Capacity, Maps};
-use crate::{chain::chain, failpoint};
+use crate::{capabilities, chain::chain, failpoint};
 
 /// What an instance is to be.
 #[derive(Clone, Debug)]
@@ -94,6 +98,8 @@ pub struct Options {
 #[derive(Debug)]
 pub struct Kernel {
     loaded: Loaded,
+    /// Its maps, kept open, so that they can be pinned again.
+    maps: Opened,
     pins: Arc<Pins>,
     tap: Arc<Tap>,
     interfaces: Vec<String>,
@@ -104,6 +110,17 @@ pub struct Kernel {
     local: Arc<LocalReplies>,
 }
 
+/// What [`Kernel::attach_again`] has found and done.
+#[derive(Debug)]
+pub struct Renewal {
+    /// The maps were not pinned, and are again.
+    pub is_pinned_again: bool,
+    /// Each configured interface.
+    pub interfaces: Vec<(String, Seen)>,
+    /// Why replies of backends on this host are not translated on every interface, if they are to be and are not.
+    pub replies: Option<Error>,
+}
+
 impl Kernel {
     /// Opens the instance of a pin directory: adopts the maps that are pinned there, or creates them, and loads the program.
     /// Attaches nothing yet.
@@ -112,7 +129,7 @@ impl Kernel {
     /// then links run the new program already.
     ///
     /// # Errors
-    /// When there is no bpffs, another daemon has the directory, pinned maps are not what this version can use, or the kernel
+    /// When the process lacks rights, there is no bpffs, another daemon has the directory, pinned maps are not what this version can use, or the kernel
     /// refuses maps or program. Each says what to do.
     pub fn open(options: &Options) -> Result<Self, Error> {
         Self::open_observed(options, &mut |_| {
@@ -128,6 +145,11 @@ impl Kernel {
         options: &Options,
         observe: &mut dyn FnMut(resize::Step),
     ) -> Result<Self, Error> {
+        let rights = capabilities::effective(Path::new("/proc/self"));
+        let missing = rights.map(capabilities::missing).unwrap_or_default();
+        if !missing.is_empty() {
+            return Err(Error::Capabilities { missing });
+        }
         let pins = Arc::new(Pins::open(&options.bpffs)?);
         let grace = Arc::new(GracePeriod::new()?);
         let adopted = pins.has_maps();
@@ -148,6 +170,7 @@ impl Kernel {
             }
             loaded?
         };
+        let (maps, ..) = shapes::open_pinned(&pins.maps())?;
         let fleet_seed = options.fleet_seed.unwrap_or(loaded.instance().fleet_seed);
         let tap = Tap::new(&loaded, Arc::clone(&pins), Arc::clone(&grace))?;
         let local_reply = match loaded.local_reply_fd() {
@@ -160,6 +183,7 @@ impl Kernel {
         let local = LocalReplies::new(local_reply, Arc::clone(&pins), options.interfaces.clone())?;
         Ok(Self {
             loaded,
+            maps,
             pins,
             tap: Arc::new(tap),
             interfaces: options.interfaces.clone(),
@@ -228,6 +252,39 @@ impl Kernel {
         let attached = self.tap.attach(&self.interfaces)?;
         self.local.renew()?;
         Ok(attached)
+    }
+
+    /// Sees to it that the maps are still pinned, and the program on each configured interface: one may have been recreated, or somebody may have
+    /// removed pins or detached the program. What is wrong with one keeps no other from being attached.
+    ///
+    /// # Errors
+    /// When nothing can be seen to: the pins cannot be read, or made again.
+    pub fn attach_again(&mut self) -> Result<Renewal, Error> {
+        let is_pinned_again = self.pin_again()?;
+        let interfaces = self.tap.attach_each(&self.interfaces)?;
+        let replies = if self.local.is_in_order()? {
+            None
+        } else {
+            self.local.renew().err()
+        };
+        Ok(Renewal {
+            is_pinned_again,
+            interfaces,
+            replies,
+        })
+    }
+
+    /// True if that was called for.
+    fn pin_again(&mut self) -> Result<bool, Error> {
+        if !self.pins.is_in_place() {
+            let directory = self.pins.directory().to_owned();
+            // What else has the pins needs only to know where they are.
+            self.pins = Arc::new(Pins::open(&directory)?);
+        } else if self.pins.has_all(&self.maps) {
+            return Ok(false);
+        }
+        self.pins.pin_again(&self.maps)?;
+        Ok(true)
     }
 
     /// What translates replies of backends on this host.

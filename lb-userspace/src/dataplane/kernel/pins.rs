@@ -9,7 +9,7 @@ use std::{
     fs::{self, DirBuilder, File},
     io,
     os::{
-        fd::BorrowedFd,
+        fd::{AsFd as _, BorrowedFd},
         unix::{
             ffi::OsStrExt,
             fs::{DirBuilderExt, MetadataExt},
@@ -25,7 +25,7 @@ use nix::{
     sys::statfs::{BPF_FS_MAGIC, statfs},
 };
 
-use super::{bpf, error::Error};
+use super::{bpf, error::Error, shapes::Opened};
 
 pub(super) const MAPS: &str = "maps";
 const STAGING: &str = "maps-new";
@@ -60,7 +60,7 @@ impl Sort {
 pub struct Pins {
     directory: PathBuf,
     /// Held for as long as the instance is open; the kernel lets go of it with the process.
-    _lock: Arc<Flock<File>>,
+    lock: Arc<Flock<File>>,
 }
 
 impl Pins {
@@ -101,7 +101,7 @@ impl Pins {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(lock) => Ok(Self {
                 directory: directory.to_owned(),
-                _lock: Arc::new(lock),
+                lock: Arc::new(lock),
             }),
             Err((file, Errno::EWOULDBLOCK)) => Err(Error::Busy {
                 path: directory.to_owned(),
@@ -116,6 +116,13 @@ impl Pins {
     /// The directory.
     pub fn directory(&self) -> &Path {
         &self.directory
+    }
+
+    /// Whether the directory that is locked is there still. Somebody may have removed it, and another may have its name.
+    pub fn is_in_place(&self) -> bool {
+        let identity = |found: &fs::Metadata| (found.dev(), found.ino());
+        let (locked, there) = (self.lock.metadata(), fs::metadata(&self.directory));
+        matches!((locked, there), (Ok(locked), Ok(there)) if identity(&locked) == identity(&there))
     }
 
     /// Whether there is a set of maps.
@@ -149,6 +156,34 @@ impl Pins {
     pub fn publish_maps(&self) -> Result<(), Error> {
         let staging = self.staged();
         fs::rename(&staging, self.maps()).map_err(Error::file(&staging, "renaming to `maps`"))
+    }
+
+    /// Whether all of these maps are pinned.
+    pub(super) fn has_all(&self, maps: &Opened) -> bool {
+        maps.keys().all(|name| self.maps().join(name).exists())
+    }
+
+    /// Pins those of an instance's maps that are not pinned: if none is, all in one step.
+    ///
+    /// # Errors
+    /// When bpffs refuses.
+    pub(super) fn pin_again(&self, maps: &Opened) -> Result<(), Error> {
+        let is_whole = !self.has_maps();
+        let directory = if is_whole {
+            self.stage_maps()?
+        } else {
+            self.maps()
+        };
+        for (name, map) in maps {
+            let path = directory.join(name);
+            if !path.exists() {
+                bpf::pin(map.as_fd(), &path).map_err(Error::file(&path, "pinning a map"))?;
+            }
+        }
+        if is_whole {
+            self.publish_maps()?;
+        }
+        Ok(())
     }
 
     /// Where maps are staged.

@@ -69,7 +69,8 @@ pub(super) fn open(
     Ok((loaded, refused))
 }
 
-/// A capacity with flow tables as wanted. Translations once begun stay: flows of a service that is gone from the configuration may still need them.
+/// A capacity with flow tables as wanted, for programs that guard and measure as wanted. Translations once begun stay: flows of a service that is gone
+/// from the configuration may still need them.
 pub(super) fn resized(capacity: &Capacity, wanted: &Capacity) -> Capacity {
     let translates =
         |version| wanted.translates_flows_of(version) || capacity.translates_flows_of(version);
@@ -80,6 +81,8 @@ pub(super) fn resized(capacity: &Capacity, wanted: &Capacity) -> Capacity {
     }
     .translating_flows_of(IpVersion::V4, translates(IpVersion::V4))
     .translating_flows_of(IpVersion::V6, translates(IpVersion::V6))
+    .guarding(wanted.guards)
+    .measuring(wanted.measures)
 }
 
 /// Completes what a killed process has left, if links run its new program; else removes its traces. The program guards services if `guards` says so.

@@ -245,7 +245,7 @@ pub(super) fn map_memory<T: crate::dataplane::array::Entry>(
 }
 
 /// The capacities of pinned maps, told by those maps that the others follow.
-fn pinned_capacity(directory: &Path) -> Result<Capacity, Error> {
+pub(super) fn pinned_capacity(directory: &Path) -> Result<Capacity, Error> {
     fn entries<T>(directory: &Path, name: &str) -> Result<u32, Error> {
         let bytes = info(&open(directory, name)?)?.value_size();
         Ok(bytes / size_of::<T>() as u32)

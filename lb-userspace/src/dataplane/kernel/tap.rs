@@ -21,7 +21,7 @@ use lb_common::{
 };
 
 use super::{
-    attach::{self, Attached},
+    attach::{self, Attached, Seen},
     bpf,
     error::Error,
     grace::GracePeriod,
@@ -211,6 +211,11 @@ impl Tap {
     /// Attaches the program that is to run now, as [`attach::attach_all`] does.
     pub(super) fn attach(&self, interfaces: &[String]) -> Result<Vec<Attached>, Error> {
         attach::attach_all(&self.pins, self.running().program(), interfaces)
+    }
+
+    /// The same where it is not, as [`attach::attach_each`] does.
+    pub(super) fn attach_each(&self, interfaces: &[String]) -> Result<Vec<(String, Seen)>, Error> {
+        attach::attach_each(&self.pins, self.running().program(), interfaces)
     }
 
     /// The runs of the program that runs unless somebody watches, since it was loaded; none while the kernel counts none, or while it is replaced.

@@ -6,7 +6,10 @@ use nix::sys::utsname::uname;
 use socket2::{Domain, Protocol, Socket, Type};
 
 use super::{super::facts::Host, Asked};
-use crate::dataplane::kernel::{bpf::Link, pins};
+use crate::{
+    capabilities,
+    dataplane::kernel::{bpf::Link, pins},
+};
 
 pub(super) fn gather(asked: &Asked<'_>) -> Host {
     let pid = asked.status.map(|status| status.pid);
@@ -39,18 +42,13 @@ pub(super) fn gather(asked: &Asked<'_>) -> Host {
 
 /// Effective capabilities of a process of this machine, else of this one.
 fn capabilities(pid: Option<u32>) -> Option<u64> {
-    let of = |path: String| {
-        let text = fs::read_to_string(path).ok()?;
-        let bits = text.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
-        u64::from_str_radix(bits.trim(), 16).ok()
-    };
     // The daemon's number is of its own namespace, which need not be this process's: then it is another's, or nobody's.
     let is_tether = |pid: &u32| {
         fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|name| name.starts_with("tether"))
     };
     pid.filter(is_tether)
-        .and_then(|pid| of(format!("/proc/{pid}/status")))
-        .or_else(|| of("/proc/self/status".to_owned()))
+        .and_then(|pid| capabilities::effective(&Path::new("/proc").join(pid.to_string())))
+        .or_else(|| capabilities::effective(Path::new("/proc/self")))
 }
 
 fn number(path: &str) -> Option<u64> {

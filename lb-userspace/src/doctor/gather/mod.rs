@@ -165,6 +165,12 @@ fn daemon(status: &Status) -> Daemon {
             closed.interface, closed.reason
         )
     }));
+    complaints.extend(status.detached.iter().map(|detached| {
+        format!(
+            "the program is not attached to {}: {}",
+            detached.interface, detached.reason
+        )
+    }));
     if status.attachments.is_empty() {
         complaints.push("the program is attached to nothing".to_owned());
     }

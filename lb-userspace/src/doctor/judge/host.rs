@@ -8,6 +8,7 @@ use super::{
     },
     listed,
 };
+use crate::capabilities;
 
 /// The oldest kernel, and the one from which on translation has been run.
 const OLDEST: (u32, u32) = (6, 1);
@@ -15,10 +16,8 @@ const TRANSLATES: (u32, u32) = (6, 18);
 /// More of conntrack's table in use than this deserves a look, in percent.
 const CONNTRACK_FULL: u64 = 80;
 
-/// What the daemon cannot do without, and the numbers of the bits (capability.h).
-const NEEDED: [(&str, u32); 3] = [("CAP_NET_ADMIN", 12), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
+/// The number of its bit (capability.h).
 const CAP_NET_RAW: u32 = 13;
-const CAP_SYS_ADMIN: u32 = 21;
 
 pub(super) fn examine(facts: &Facts, findings: &mut Vec<Finding>) {
     let host = &facts.host;
@@ -76,12 +75,7 @@ fn capabilities(host: &Host) -> Finding {
             "run `tether doctor` as root, with /proc mounted",
         );
     };
-    let has = |bit: u32| bits >> bit & 1 == 1;
-    let missing: Vec<&str> = NEEDED
-        .into_iter()
-        .filter(|&(name, bit)| !has(bit) && (name == "CAP_NET_ADMIN" || !has(CAP_SYS_ADMIN)))
-        .map(|(name, _)| name)
-        .collect();
+    let missing = capabilities::missing(bits);
     if !missing.is_empty() {
         return Finding::bad(
             Failure,
@@ -91,7 +85,7 @@ fn capabilities(host: &Host) -> Finding {
             "run it as root, or give the daemon CAP_BPF, CAP_NET_ADMIN, CAP_PERFMON and CAP_NET_RAW",
         );
     }
-    if !has(CAP_NET_RAW) {
+    if bits >> CAP_NET_RAW & 1 == 0 {
         let (state, what) = if host.may_ping {
             (
                 Warning,

@@ -77,6 +77,14 @@ fn interfaces(metrics: &Metrics, encoder: &mut DescriptorEncoder<'_>) -> fmt::Re
         let labels = Labels::new(&[("interface", &attachment.interface)], ("mode", &mode));
         attached.add(&labels, 1)?;
     }
+    let mut detached = Family::gauge(
+        encoder,
+        "detached",
+        "Interfaces that the XDP program should be attached to, and is not; always 1",
+    )?;
+    for one in &metrics.status.detached {
+        detached.add(&Labels::one("interface", &one.interface), 1)?;
+    }
     let mut closed = Family::gauge(
         encoder,
         "egress_closed",

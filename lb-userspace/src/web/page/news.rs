@@ -14,7 +14,7 @@ use crate::{
     history::{Event, drains::Drain, rates::Total},
     inventory,
     model::{Admin, Health},
-    status::{Attachment, ClosedEgress, Neighbour, ServiceStatus},
+    status::{Attachment, ClosedEgress, Detached, Neighbour, ServiceStatus},
 };
 
 /// Changes that the page shows.
@@ -32,6 +32,7 @@ pub(super) struct Now<'s> {
     generation: u64,
     config: Config<'s>,
     attachments: &'s [Attachment],
+    detached: &'s [Detached],
     closed_egress: &'s [ClosedEgress],
     tables: Vec<Table>,
     rates: Total,
@@ -134,6 +135,7 @@ pub(super) fn now(web: &Web, fresh: bool) -> serde_json::Value {
             error: status.config.error.as_deref(),
         },
         attachments: &status.attachments,
+        detached: &status.detached,
         closed_egress: &status.closed_egress,
         tables: status
             .flows

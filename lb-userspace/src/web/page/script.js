@@ -81,6 +81,7 @@
     if (page.config.error) findings.push(['bad', `The latest configuration was refused: ${page.config.error.split('\n')[0]}`]);
     if (!page.attachments.length) findings.push(['bad', 'The program is attached to no interface: nothing is forwarded.']);
     for (const one of page.attachments) if (one.mode !== 'native') findings.push(['warning', `${one.interface} runs the program in generic mode, which is slower.`]);
+    for (const one of page.detached ?? []) findings.push(['bad', `The program is not attached to ${one.interface}: ${one.reason}`]);
     for (const one of page.closed_egress) findings.push(['bad', `Nothing leaves by ${one.interface}: ${one.reason}`]);
     for (const table of page.tables) if (table.fill === 'high') findings.push(['bad', `The IPv${table.version} flow table is over 70% full: raise its limit and restart the daemon.`]);
     const services = n => `${n} service${n === 1 ? '' : 's'}`;

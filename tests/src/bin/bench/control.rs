@@ -314,7 +314,7 @@ fn probe_to_table(site: &Site, size: &Size) -> Result<Row> {
             maps.has(service, backend).then_some(())
         })?;
     }
-    Ok(size.row(PROBE_TO_TABLE, "ms", &times, 10.0))
+    Ok(size.row(PROBE_TO_TABLE, "ms", &times, 10.0).for_each())
 }
 
 /// The share of a core that the daemon takes while nothing happens but checks.

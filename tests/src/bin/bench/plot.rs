@@ -98,6 +98,7 @@ mod tests {
             ratio: Some(2.0),
             mark: None,
             under: None,
+            each: false,
         }
     }
 

@@ -47,9 +47,12 @@ pub(crate) struct Row {
     /// What the ratio is to be at most.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) mark: Option<f64>,
-    /// What the median is to be under.
+    /// What the median is to be under, or each of them.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub(crate) under: Option<f64>,
+    /// Whether it is each of them.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub(crate) each: bool,
 }
 
 impl Row {
@@ -57,9 +60,19 @@ impl Row {
     pub(crate) fn reached(&self) -> Option<bool> {
         match (self.ratio, self.mark, self.under) {
             (Some(ratio), Some(mark), _) => Some(ratio <= mark),
-            (_, _, Some(under)) => Some(self.median < under),
+            (_, _, Some(under)) => Some(self.judged() < under),
             _ => None,
         }
+    }
+
+    /// The figure that is to be under the mark, in the row's unit.
+    pub(crate) fn judged(&self) -> f64 {
+        if self.each { self.max } else { self.median }
+    }
+
+    /// The same with a mark that is for each figure: a promise for every time, of which a median says little.
+    pub(crate) fn for_each(self) -> Self {
+        Self { each: true, ..self }
     }
 
     /// Whether there is a mark, and it is not reached.
@@ -463,6 +476,7 @@ pub(crate) fn absolute(name: &str, unit: &'static str, figures: &[f64], under: O
         ratio: None,
         mark: None,
         under,
+        each: false,
     }
 }
 
@@ -514,6 +528,9 @@ mod tests {
         assert_eq!(row.reached(), None);
         assert!(!row.is_missed());
         assert!(absolute(Some(2.0)).is_missed(), "it is to be under that");
+        assert!(!absolute(Some(2.5)).is_missed());
+        assert!(absolute(Some(2.5)).for_each().is_missed(), "one is not");
+        assert!(!absolute(Some(3.5)).for_each().is_missed());
         assert_eq!(absolute(Some(2.1)).reached(), Some(true));
 
         let beside_a_floor = |ratio| Row {

@@ -42,6 +42,7 @@ pub(crate) fn render(rows: &[Row]) -> String {
 fn mark(row: &Row) -> String {
     match (row.mark, row.under) {
         (Some(mark), _) => format!("at most {mark}"),
+        (None, Some(under)) if row.each => format!("each under {under} {}", row.unit),
         (None, Some(under)) => format!("under {under} {}", row.unit),
         (None, None) => String::new(),
     }
@@ -53,7 +54,7 @@ pub(crate) fn missed(rows: &[Row]) -> String {
     missed.fold(String::new(), |mut text, row| {
         let figure = match (row.ratio, row.floor) {
             (Some(ratio), Some(floor)) => format!("{ratio:.2} times {floor}"),
-            _ => format!("{:.2} {}", row.median, row.unit),
+            _ => format!("{:.2} {}", row.judged(), row.unit),
         };
         let _ = writeln!(text, "MISSED: {}: {figure}, {}", row.name, mark(row));
         text
@@ -70,6 +71,7 @@ mod tests {
         let rows = [
             absolute("control/good", "ms", &[9.0], Some(10.0)),
             absolute("control/slow", "ms", &[12.5], Some(10.0)),
+            absolute("control/once", "ms", &[9.0, 9.5, 11.0], Some(10.0)).for_each(),
             absolute("control/other", "MiB", &[70.0], None),
             Row {
                 floor: Some("encap"),
@@ -79,6 +81,7 @@ mod tests {
             },
         ];
         let expected = "MISSED: control/slow: 12.50 ms, under 10 ms\n\
+                        MISSED: control/once: 11.00 ms, each under 10 ms\n\
                         MISSED: established/slow: 2.50 times encap, at most 2\n";
         assert_eq!(missed(&rows), expected);
         let table = render(&rows);

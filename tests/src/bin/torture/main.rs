@@ -190,6 +190,7 @@ fn alone(arguments: &Arguments) -> Result<ExitCode> {
 /// Says what came of sieges.
 fn sieges(sieged: &[Sieged], json: bool) -> Result<ExitCode> {
     let mut failpoints = BTreeMap::<&str, u64>::new();
+    let mut orders = BTreeMap::<&str, u64>::new();
     let (mut random, mut unreached) = (0, 0);
     for lab in sieged {
         random += lab.random;
@@ -211,16 +212,29 @@ fn sieges(sieged: &[Sieged], json: bool) -> Result<ExitCode> {
     }
     println!("{random:>6} deaths at random moments");
     let sum = |part: fn(&Sieged) -> u64| sieged.iter().map(part).sum::<u64>();
+    for lab in sieged {
+        for (what, count) in &lab.orders {
+            *orders.entry(what).or_default() += count;
+        }
+    }
+    for (what, count) in &orders {
+        println!("{count:>6} deaths {what}");
+    }
     let (broken, failed) = (sum(|lab| lab.broken), sum(|lab| lab.failed));
+    let to_draining = sum(|lab| lab.to_draining);
     println!(
-        "{broken} of {} connections broke; {failed} of {} new ones failed",
+        "{broken} of {} connections broke; {failed} of {} new ones failed, {to_draining} went to backends that take no new ones",
         sum(|lab| lab.connections),
         sum(|lab| lab.tried)
     );
     if json {
         println!("{}", serde_json::to_string(sieged)?);
     }
-    Ok(exit_code(broken == 0 && failed == 0 && unreached == 0))
+    // Each order leads a daemon by some failpoints.
+    let disobeyed = sieged.iter().any(|lab| lab.orders.is_empty());
+    Ok(exit_code(
+        broken == 0 && failed == 0 && to_draining == 0 && unreached == 0 && !disobeyed,
+    ))
 }
 
 /// Says what came of pods' ends.

@@ -108,15 +108,10 @@ pub(super) fn open(
         to = names::ABI_VERSION,
         "the pinned maps are of another version; taking over what is in them"
     );
-    let mut had = origin
-        .image
-        .capacity
+    let had = origin
+        .capacity(wanted)
         .guarding(wanted.guards)
         .measuring(wanted.measures);
-    if !origin.words.contains_key(names::RANGES) {
-        // What that version had none of can have the size that is asked for.
-        (had.ranges, had.source_buckets) = (wanted.ranges, wanted.source_buckets);
-    }
     let mut transfer = Transfer {
         pins,
         grace,
@@ -154,6 +149,20 @@ pub(super) struct Foreign {
 }
 
 impl Foreign {
+    /// The capacity that maps of this version get for what is in them, flow tables as large as they are.
+    pub(super) fn capacity(&self, wanted: &Capacity) -> Capacity {
+        let had = self.image.capacity;
+        if self.words.contains_key(names::RANGES) {
+            return had;
+        }
+        // What that version had none of can have the size that is asked for.
+        Capacity {
+            ranges: wanted.ranges,
+            source_buckets: wanted.source_buckets,
+            ..had
+        }
+    }
+
     /// Opens them, and sees whether all that is in them can be moved; changes nothing.
     pub(super) fn open(directory: &Path) -> Result<Self, Error> {
         let layouts = shapes::pinned_layouts(directory)?;
