@@ -97,7 +97,7 @@ fn what_counts_comes_first_just_where_it_is_wanted() {
         begin(&maps);
         knock(&program, 1_003, 2);
         assert_eq!(counted(&maps).syns, 1);
-        drop(kernel);
+        drop((tap, kernel));
 
         let mut kernel = open(sandbox, false);
         assert_eq!(attached(), MEASURE_PROGRAM, "until it is replaced");
