@@ -16,6 +16,7 @@ use lab::stage::Stage;
 use lab::topology::{CLIENT_PORT, Place, Topology};
 use lab::wait;
 use lb_common::net::IpVersion;
+use serde_json::Value;
 
 const CONNECTIONS: usize = 60;
 const SOON: Duration = Duration::from_secs(15);
@@ -200,6 +201,59 @@ fn pods_behind_a_bridge_beside_remote_backends_of_l2() -> Result<()> {
 fn pods_behind_veths_beside_remote_backends_of_l2_in_ipv6() -> Result<()> {
     let topology = Topology::new(Place::Segment).in_family(Family::V6);
     serves(topology, Behind::Veth, 411)
+}
+
+/// It is given to the host's stack, and addressed to the pod by then.
+fn a_pods_flow_is_explained(family: Family, seed: u64) -> Result<()> {
+    let topology = Topology::new(Place::Farm).in_family(family);
+    let host = set(topology, Behind::Veth, seed, |_| {})?;
+    let connections = host
+        .stage
+        .clients
+        .open(CONNECTIONS, host.stage.plan(), |_| {})?;
+    let tether = &host.stage.tether;
+    let vip = host.stage.target().to_string();
+    let flows = wait::until_seen(
+        "all flows are listed",
+        SOON,
+        || -> Result<Vec<Value>> {
+            let text = tether.succeed(&["flows", "--json", "--state", "young,pin"])?;
+            text.lines()
+                .map(|line| Ok(serde_json::from_str(line)?))
+                .collect()
+        },
+        |flows| flows.len() == CONNECTIONS,
+    )?;
+    for pod in &host.pods {
+        let flow = flows
+            .iter()
+            .find(|flow| flow["backend"] == pod.host.name())
+            .with_context(|| format!("no flow on {}", pod.host.name()))?;
+        let client = flow["client"].as_str().context("a client")?;
+        let said: Value =
+            serde_json::from_str(&tether.succeed(&["explain", client, &vip, "--json"])?)?;
+        assert_eq!(said["verdict"]["reason"], "established", "{said:#}");
+        assert_eq!(said["backend"]["name"], pod.host.name(), "{said:#}");
+        let address = SocketAddr::new(pod.address(family.vip()), host.stage.config.port);
+        assert_eq!(said["sent"]["source"], client, "{said:#}");
+        assert_eq!(said["sent"]["destination"], address.to_string(), "{said:#}");
+        let text = tether.succeed(&["explain", client, &vip])?;
+        let expected = format!("given to this host's stack: {client} to {address}, ");
+        assert!(text.contains(&expected), "{text}");
+    }
+    assert_eq!(crowd::breaks(&connections), [""; 0]);
+    host.stage.close();
+    Ok(())
+}
+
+#[test]
+fn a_pods_flow_is_explained_in_ipv4() -> Result<()> {
+    a_pods_flow_is_explained(Family::V4, 416)
+}
+
+#[test]
+fn a_pods_flow_is_explained_in_ipv6() -> Result<()> {
+    a_pods_flow_is_explained(Family::V6, 417)
 }
 
 /// As a pod with the host's network has it: an address of the host itself.
