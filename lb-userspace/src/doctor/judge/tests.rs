@@ -549,6 +549,22 @@ fn backends_on_this_host() {
         assert_eq!(report.worst(), Ok, "{report:#?}");
         let checks: Vec<&str> = report.findings.iter().map(|one| one.check).collect();
         assert!(checks.contains(&"local") && checks.contains(&"forwarding"));
+        let told = |report: &Report| -> Vec<(String, String)> {
+            let lines = report.findings.iter();
+            lines
+                .filter(|line| line.check == "local-clients")
+                .map(|line| (line.subject.clone(), line.found.clone()))
+                .collect()
+        };
+        let lines = told(&report);
+        let [(subject, found)] = &lines[..] else {
+            panic!("{lines:?}");
+        };
+        assert_eq!(subject, "chat");
+        for word in ["by 10.0.0.1,", "leave by eth0:", "own addresses"] {
+            assert!(found.contains(word), "{found}");
+        }
+        assert!(told(&examine(&well(mode))).is_empty());
     }
     let amid = |change: fn(&mut Facts)| {
         let mut before = well(Mode::Ipip);
