@@ -5,7 +5,7 @@ use anyhow::Result;
 use crate::{cargo, exec, kernels, root, setup, verifier};
 
 /// Tests that take long, each beside a shorter one of the same promise: in another mode or family, with fewer kills, or with fewer packets.
-const LONG: [&str; 27] = [
+const LONG: [&str; 28] = [
     "a_deadline_closes_what_is_left_at_a_pace_in_ipv6",
     "a_deadline_closes_what_is_left_at_a_pace_with_dnat_in_ipv6",
     "a_flood_from_a_limited_prefix_does_not_keep_others_out_in_ipv6",
@@ -20,6 +20,7 @@ const LONG: [&str; 27] = [
     "alerts_fire_when_flows_find_no_room",
     "alerts_fire_while_removed_backends_leave_no_room_for_new_ones",
     "an_alert_fires_while_an_interface_takes_no_frames",
+    "an_alert_fires_while_sources_nearly_find_no_room",
     "an_interface_that_does_not_forward_is_named_until_it_does",
     "connections_outlive_upgrade_and_downgrade_l2_ipv6",
     "connections_outlive_upgrade_and_downgrade_nat_ipv6",
