@@ -5,7 +5,7 @@ use anyhow::Result;
 use crate::{cargo, exec, kernels, root, setup, verifier};
 
 /// Tests that take long, each beside a shorter one of the same promise: in another mode or family, with fewer kills, or with fewer packets.
-const LONG: [&str; 28] = [
+const LONG: [&str; 33] = [
     "a_deadline_closes_what_is_left_at_a_pace_in_ipv6",
     "a_deadline_closes_what_is_left_at_a_pace_with_dnat_in_ipv6",
     "a_flood_from_a_limited_prefix_does_not_keep_others_out_in_ipv6",
@@ -30,6 +30,11 @@ const LONG: [&str; 28] = [
     "no_ipv6_connection_on_the_link_breaks_but_those_of_a_killed_host",
     "no_translated_ipv6_connection_breaks_but_those_of_a_killed_host",
     "one_that_has_said_goodbye_is_waited_for_while_it_may_be_listening",
+    "the_demo_shows_its_main_job_in_dnat",
+    "the_demo_shows_its_main_job_in_ipv6_by_ipip",
+    "the_demo_shows_its_main_job_in_ipv6_by_nat",
+    "the_demo_shows_its_main_job_in_l2",
+    "the_demo_shows_its_main_job_in_nat",
     "the_same_port_connects_again_by_dnat_in_ipv6",
     "the_same_port_connects_again_by_l2_in_ipv6",
     "what_is_translated_and_watched_is_steered_as_ever",
