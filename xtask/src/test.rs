@@ -5,7 +5,7 @@ use anyhow::Result;
 use crate::{cargo, exec, kernels, root, setup, verifier};
 
 /// Tests that take long, each beside a shorter one of the same promise: in another mode or family, with fewer kills, or with fewer packets.
-const LONG: [&str; 33] = [
+const LONG: [&str; 36] = [
     "a_deadline_closes_what_is_left_at_a_pace_in_ipv6",
     "a_deadline_closes_what_is_left_at_a_pace_with_dnat_in_ipv6",
     "a_flood_from_a_limited_prefix_does_not_keep_others_out_in_ipv6",
@@ -37,6 +37,9 @@ const LONG: [&str; 33] = [
     "the_demo_shows_its_main_job_in_nat",
     "the_same_port_connects_again_by_dnat_in_ipv6",
     "the_same_port_connects_again_by_l2_in_ipv6",
+    "what_is_broken_behind_a_tunnel_in_ipv6_is_seen",
+    "what_is_broken_on_an_l2_segment_in_ipv6_is_seen",
+    "what_is_broken_where_addresses_are_translated_in_ipv6_is_seen",
     "what_is_translated_and_watched_is_steered_as_ever",
     "who_does_not_wait_for_the_idle_leaves_them_alone",
 ];
