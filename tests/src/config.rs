@@ -80,6 +80,8 @@ pub struct Config {
     pub backend_limit: u32,
     /// More lines of the top level, whole ones.
     pub top: String,
+    /// More lines of `[limits]`, whole ones.
+    pub limits: String,
     /// More lines of the service's table, whole ones.
     pub lines: String,
     /// The backends.
@@ -120,6 +122,7 @@ impl Config {
             flows6: 20_000,
             backend_limit: 256,
             top: String::new(),
+            limits: String::new(),
             lines: String::new(),
             backends: backends.collect(),
             named: None,
@@ -131,7 +134,7 @@ impl Config {
     pub fn text(&self) -> String {
         let mut text = format!(
             "interfaces = {:?}\n{}\n\
-             [limits]\nflows = {}\nflows6 = {}\nservices = 16\nbackends = {}\ntable_slots = 524288\n\n\
+             [limits]\nflows = {}\nflows6 = {}\nservices = 16\nbackends = {}\ntable_slots = 524288\n{}\n\
              [[service]]\nname = \"{SERVICE}\"\nvip = \"{}\"\nport = {}\nmode = \"{}\"\n{}{}\n\
              [service.health]\ninterval = \"{}ms\"\ntimeout = \"{}ms\"\nfall = {}\nrise = {}\n",
             self.interfaces,
@@ -139,6 +142,7 @@ impl Config {
             self.flows,
             self.flows6,
             self.backend_limit,
+            self.limits,
             self.vip,
             self.port,
             self.mode,

@@ -1,16 +1,18 @@
 //! `tether doctor`: a lab where all is well, and one thing after another broken in it. Each has to be seen, and seen no more once it is mended.
 
 use std::fmt;
+use std::net::IpAddr;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use lab::address::Family;
+use lab::address::{Family, Network};
 use lab::config::SERVICE;
 use lab::stage::Stage;
 use lab::tether;
 use lab::topology::{Place, Topology, UPLINK};
 use lab::two_links::{self, SECOND};
 use lab::wait;
+use lb_common::net::IpVersion;
 use serde_json::Value;
 
 /// Each examination takes a second or two, and the kernel takes its time to find a neighbour gone.
@@ -101,26 +103,44 @@ fn b1() -> String {
     format!("{SERVICE}/b1")
 }
 
+/// An address with its full length.
+fn alone(address: IpAddr) -> String {
+    let length = if address.is_ipv4() { 32 } else { 128 };
+    format!("{address}/{length}")
+}
+
 #[test]
 fn what_is_broken_on_an_l2_segment_is_seen() -> Result<()> {
-    let stage = Stage::set(Topology::new(Place::Segment), 701, |_| {})?;
+    on_a_segment(Family::V4, 701)
+}
+
+#[test]
+fn what_is_broken_on_an_l2_segment_in_ipv6_is_seen() -> Result<()> {
+    on_a_segment(Family::V6, 707)
+}
+
+fn on_a_segment(family: Family, seed: u64) -> Result<()> {
+    let topology = Topology::new(Place::Segment).in_family(family);
+    let stage = Stage::set(topology, seed, |_| {})?;
     is_well(&stage)?;
     let balancer = stage.lab.balancer();
     let backend = &stage.lab.backends()[0];
 
-    // Whoever answers ARP for the VIP takes it away.
-    backend.sysctl("net/ipv4/conf/all/arp_ignore", "0")?;
-    let line = see(&stage, "arp", SERVICE, "failure")?;
-    assert!(
-        line.text.contains("b1") && line.text.contains("arp_ignore=1"),
-        "{line:?}"
-    );
-    backend.sysctl("net/ipv4/conf/all/arp_ignore", "1")?;
-    see(&stage, "arp", SERVICE, "ok")?;
+    if family.vip() == IpVersion::V4 {
+        // Whoever answers ARP for the VIP takes it away.
+        backend.sysctl("net/ipv4/conf/all/arp_ignore", "0")?;
+        let line = see(&stage, "arp", SERVICE, "failure")?;
+        assert!(
+            line.text.contains("b1") && line.text.contains("arp_ignore=1"),
+            "{line:?}"
+        );
+        backend.sysctl("net/ipv4/conf/all/arp_ignore", "1")?;
+        see(&stage, "arp", SERVICE, "ok")?;
+    }
 
     // A backend without the VIP.
     let vip = stage.config.vip;
-    backend.ip(&format!("address del {vip}/32 dev lo"))?;
+    backend.ip(&format!("address del {} dev lo", alone(vip)))?;
     let line = see(&stage, "vip", &b1(), "failure")?;
     assert!(
         line.text.contains(&format!("ip address add {vip} dev lo")),
@@ -159,7 +179,18 @@ fn what_is_broken_on_an_l2_segment_is_seen() -> Result<()> {
 
 #[test]
 fn what_is_broken_behind_a_tunnel_is_seen() -> Result<()> {
-    let stage = Stage::set(Topology::new(Place::Farm), 702, |_| {})?;
+    behind_a_tunnel(Family::V4, 1440, 702)
+}
+
+#[test]
+fn what_is_broken_behind_a_tunnel_in_ipv6_is_seen() -> Result<()> {
+    behind_a_tunnel(Family::V6, 1400, 708)
+}
+
+/// `advmss`: what a backend is to be told where the way carries 1,500 bytes.
+fn behind_a_tunnel(family: Family, advmss: u16, seed: u64) -> Result<()> {
+    let topology = Topology::new(Place::Farm).in_family(family);
+    let stage = Stage::set(topology, seed, |_| {})?;
     is_well(&stage)?;
     let backend = &stage.lab.backends()[0];
 
@@ -171,26 +202,27 @@ fn what_is_broken_behind_a_tunnel_is_seen() -> Result<()> {
 
     // Without the VIP, the backend drops what it has unwrapped.
     let vip = stage.config.vip;
-    backend.ip(&format!("address del {vip}/32 dev lo"))?;
+    backend.ip(&format!("address del {} dev lo", alone(vip)))?;
     see(&stage, "decapsulation", &b1(), "failure")?;
     backend.ip(&format!("address add {vip} dev lo"))?;
     see(&stage, "decapsulation", &b1(), "ok")?;
 
     // A link beyond the router that carries no more than the internet's.
+    let address = alone(topology.backend_address(0));
     backend.ip("link set eth0 mtu 1500")?;
-    stage
-        .lab
-        .router()
-        .ip("link set b1 mtu 1500\nroute add 10.0.3.11/32 dev farm mtu lock 1500")?;
+    stage.lab.router().ip(&format!(
+        "link set b1 mtu 1500\nroute add {address} dev farm mtu lock 1500"
+    ))?;
     let line = see(&stage, "mtu", &b1(), "warning")?;
-    assert!(line.text.contains("advmss 1440"), "{line:?}");
-    stage
-        .lab
-        .router()
-        .ip("route del 10.0.3.11/32 dev farm\nlink set b1 mtu 1600")?;
+    assert!(line.text.contains(&format!("advmss {advmss}")), "{line:?}");
+    stage.lab.router().ip(&format!(
+        "route del {address} dev farm\nlink set b1 mtu 1600"
+    ))?;
     backend.ip("link set eth0 mtu 1600")?;
     // What the balancer's kernel has learned of the path it would believe for ten minutes.
-    stage.lab.balancer().ip("route flush cache")?;
+    let version = family.backends() as u32;
+    let balancer = stage.lab.balancer();
+    balancer.sh(&format!("ip -{version} route flush cache"))?;
     see(&stage, "mtu", &b1(), "ok")?;
     is_well(&stage)?;
     stage.close();
@@ -238,34 +270,55 @@ fn strict_reverse_paths_of_two_interfaces_are_seen() -> Result<()> {
 
 #[test]
 fn what_is_broken_where_addresses_are_translated_is_seen() -> Result<()> {
-    let stage = Stage::set(Topology::new(Place::Hidden), 703, |_| {})?;
+    where_addresses_are_translated(Family::V4, 703)
+}
+
+#[test]
+fn what_is_broken_where_addresses_are_translated_in_ipv6_is_seen() -> Result<()> {
+    where_addresses_are_translated(Family::V6, 709)
+}
+
+fn where_addresses_are_translated(family: Family, seed: u64) -> Result<()> {
+    let topology = Topology::new(Place::Hidden).in_family(family);
+    let stage = Stage::set(topology, seed, |_| {})?;
     is_well(&stage)?;
     let balancer = stage.lab.balancer();
-    balancer.sysctl("net/ipv4/conf/eth0/forwarding", "0")?;
+    let version = family.vip() as u32;
+    let forwarding = format!("net/ipv{version}/conf/eth0/forwarding");
+    balancer.sysctl(&forwarding, "0")?;
     let line = see(&stage, "forwarding", UPLINK, "failure")?;
     assert!(
-        line.text.contains("net.ipv4.conf.eth0.forwarding=1"),
+        line.text
+            .contains(&format!("net.ipv{version}.conf.eth0.forwarding=1")),
         "{line:?}"
     );
-    balancer.sysctl("net/ipv4/conf/eth0/forwarding", "1")?;
+    balancer.sysctl(&forwarding, "1")?;
     see(&stage, "forwarding", UPLINK, "ok")?;
-    let snat = stage.lab.topology().snat_address();
-    balancer.ip(&format!("address del {snat}/32 dev eth0"))?;
+    let snat = topology.snat_address();
+    balancer.ip(&format!("address del {} dev eth0", alone(snat)))?;
     // It would send there for as long as it remembers, which may be most of a minute.
     stage.lab.router().ip("neighbour flush all")?;
     let subject = format!("{SERVICE} {snat}");
     see(&stage, "snat", &subject, "warning")?;
     see(&stage, "replies", &b1(), "failure")?;
-    balancer.ip(&format!("address add {snat}/32 dev eth0"))?;
+    // In IPv6 as the topology has it: nothing that the host itself sends has it for a source.
+    let more = if snat.is_ipv4() {
+        ""
+    } else {
+        "nodad preferred_lft 0"
+    };
+    balancer.ip(&format!("address add {} dev eth0 {more}", alone(snat)))?;
     see(&stage, "replies", &b1(), "ok")?;
     is_well(&stage)?;
     stage.close();
 
     // `dnat`: a backend whose default gateway is another.
-    let stage = Stage::set(Topology::new(Place::Behind), 704, |_| {})?;
+    let topology = Topology::new(Place::Behind).in_family(family);
+    let stage = Stage::set(topology, seed + 100, |_| {})?;
     is_well(&stage)?;
     let backend = &stage.lab.backends()[0];
-    backend.ip("route replace default via 10.0.2.1")?;
+    let router = Network::Segment.gateway(family.vip());
+    backend.ip(&format!("route replace default via {router}"))?;
     let line = see(&stage, "replies", &b1(), "warning")?;
     assert!(line.text.contains("default gateway"), "{line:?}");
     stage.close();

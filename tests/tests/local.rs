@@ -1,9 +1,10 @@
 //! Backends on the balancer's own host, where conntrack is at work and what it calls invalid is dropped, as Kubernetes has it.
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 use lab::address::{self, Family, Network, mac_of, mac_text};
 use lab::config::{BackendSpec, Config, SERVICE};
 use lab::namespace::Namespace;
@@ -13,9 +14,10 @@ use lab::peer::client::{Clients, Close};
 use lab::peer::{crowd, exchange, raw};
 use lab::pods::{self, Behind, Pod, conntrack};
 use lab::stage::Stage;
-use lab::topology::{CLIENT_PORT, Place, Topology};
+use lab::topology::{CLIENT_PORT, Place, Topology, UPLINK};
 use lab::wait;
 use lb_common::net::IpVersion;
+use serde_json::Value;
 
 const CONNECTIONS: usize = 60;
 const SOON: Duration = Duration::from_secs(15);
@@ -200,6 +202,129 @@ fn pods_behind_a_bridge_beside_remote_backends_of_l2() -> Result<()> {
 fn pods_behind_veths_beside_remote_backends_of_l2_in_ipv6() -> Result<()> {
     let topology = Topology::new(Place::Segment).in_family(Family::V6);
     serves(topology, Behind::Veth, 411)
+}
+
+/// It is given to the host's stack, and addressed to the pod by then.
+fn a_pods_flow_is_explained(family: Family, seed: u64) -> Result<()> {
+    let topology = Topology::new(Place::Farm).in_family(family);
+    let host = set(topology, Behind::Veth, seed, |_| {})?;
+    let connections = host
+        .stage
+        .clients
+        .open(CONNECTIONS, host.stage.plan(), |_| {})?;
+    let tether = &host.stage.tether;
+    let vip = host.stage.target().to_string();
+    let flows = wait::until_seen(
+        "all flows are listed",
+        SOON,
+        || -> Result<Vec<Value>> {
+            let text = tether.succeed(&["flows", "--json", "--state", "young,pin"])?;
+            text.lines()
+                .map(|line| Ok(serde_json::from_str(line)?))
+                .collect()
+        },
+        |flows| flows.len() == CONNECTIONS,
+    )?;
+    for pod in &host.pods {
+        let flow = flows
+            .iter()
+            .find(|flow| flow["backend"] == pod.host.name())
+            .with_context(|| format!("no flow on {}", pod.host.name()))?;
+        let client = flow["client"].as_str().context("a client")?;
+        let said: Value =
+            serde_json::from_str(&tether.succeed(&["explain", client, &vip, "--json"])?)?;
+        assert_eq!(said["verdict"]["reason"], "established", "{said:#}");
+        assert_eq!(said["backend"]["name"], pod.host.name(), "{said:#}");
+        let address = SocketAddr::new(pod.address(family.vip()), host.stage.config.port);
+        assert_eq!(said["sent"]["source"], client, "{said:#}");
+        assert_eq!(said["sent"]["destination"], address.to_string(), "{said:#}");
+        let text = tether.succeed(&["explain", client, &vip])?;
+        let expected = format!("given to this host's stack: {client} to {address}, ");
+        assert!(text.contains(&expected), "{text}");
+    }
+    assert_eq!(crowd::breaks(&connections), [""; 0]);
+    host.stage.close();
+    Ok(())
+}
+
+#[test]
+fn a_pods_flow_is_explained_in_ipv4() -> Result<()> {
+    a_pods_flow_is_explained(Family::V4, 416)
+}
+
+#[test]
+fn a_pods_flow_is_explained_in_ipv6() -> Result<()> {
+    a_pods_flow_is_explained(Family::V6, 417)
+}
+
+/// What the host and its pods send to a VIP is answered past the program: by the host's own stack, or with the backend's own address. `tether doctor` says
+/// so.
+fn the_vip_is_not_for_the_host_and_its_pods(family: Family, seed: u64) -> Result<()> {
+    const PATIENCE: Duration = Duration::from_secs(2);
+    let topology = Topology {
+        backends: 0,
+        ..Topology::new(Place::Farm).in_family(family)
+    };
+    let host = set(topology, Behind::Veth, seed, |_| {})?;
+    let (lab, target) = (&host.stage.lab, host.stage.target());
+    let insiders = [lab.balancer(), &host.pods[0].host];
+    host.stage.clients.open_one(host.stage.plan())?.echo()?;
+
+    // The router sends the packets back to this host.
+    for insider in insiders {
+        let connected = raw::connect(insider, target, PATIENCE);
+        assert!(connected.is_err(), "from {}", insider.name());
+    }
+    // It is an address of this host.
+    lab.balancer()
+        .ip(&format!("address add {} dev lo", target.ip()))?;
+    for insider in insiders {
+        let refused = raw::connect(insider, target, PATIENCE)
+            .err()
+            .with_context(|| format!("connected from {}", insider.name()))?;
+        assert_eq!(
+            refused.kind(),
+            ErrorKind::ConnectionRefused,
+            "from {}",
+            insider.name()
+        );
+    }
+    // What they are to use instead.
+    let address = SocketAddr::new(host.pods[1].address(family.vip()), PORT);
+    for insider in insiders {
+        raw::connect(insider, address, SOON).with_context(|| format!("from {}", insider.name()))?;
+    }
+    host.stage.clients.open_one(host.stage.plan())?.echo()?;
+
+    let examined = host.stage.tether.output(&["doctor", "--json"])?;
+    let report: Value = serde_json::from_slice(&examined.stdout)?;
+    let findings = report["findings"].as_array().context("findings")?;
+    let told: Vec<_> = findings
+        .iter()
+        .filter(|finding| finding["check"] == "local-clients")
+        .collect();
+    let [finding] = told[..] else {
+        bail!("{report:#}");
+    };
+    assert_eq!(finding["subject"], SERVICE, "{finding:#}");
+    assert_eq!(finding["state"], "ok", "{finding:#}");
+    let found = finding["found"].as_str().unwrap_or_default();
+    assert!(
+        found.contains(&target.ip().to_string()) && found.contains(UPLINK),
+        "{finding:#}"
+    );
+    host.stage.close();
+    Ok(())
+}
+
+#[test]
+fn the_vip_leads_from_the_host_and_its_pods_to_no_pod() -> Result<()> {
+    the_vip_is_not_for_the_host_and_its_pods(Family::V4, 418)
+}
+
+#[test]
+fn the_vip_leads_from_the_host_and_its_pods_to_no_pod_in_ipv6() -> Result<()> {
+    the_vip_is_not_for_the_host_and_its_pods(Family::V6, 419)
 }
 
 /// As a pod with the host's network has it: an address of the host itself.

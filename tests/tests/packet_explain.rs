@@ -27,6 +27,8 @@ lab::in_both_versions![
     a_rehearsal_agrees_with_the_packet_in_ipip,
     a_rehearsal_agrees_with_the_packet_in_nat,
     a_rehearsal_agrees_with_the_packet_in_dnat,
+    a_rehearsal_agrees_with_the_packet_for_a_backend_on_this_host,
+    a_rehearsal_agrees_with_the_translated_packet_for_a_backend_on_this_host,
     a_rehearsal_agrees_with_the_packet_of_a_guarded_service,
     what_is_for_no_service_is_rehearsed_too,
 ];
@@ -217,6 +219,24 @@ fn a_rehearsal_agrees_with_the_packet_in_nat() {
 
 fn a_rehearsal_agrees_with_the_packet_in_dnat() {
     agree_translated(BackendSpec::dnat);
+}
+
+fn a_rehearsal_agrees_with_the_packet_for_a_backend_on_this_host() {
+    let spec = |id| BackendSpec::l2(id).local();
+    let mut world = World::new();
+    for id in [1, 2] {
+        world.endpoint(&spec(id), lab::packet::SERVICE);
+    }
+    world.share_between(&[1, 2]);
+    agree(&mut world, spec);
+}
+
+fn a_rehearsal_agrees_with_the_translated_packet_for_a_backend_on_this_host() {
+    let spec = |id| BackendSpec::nat(id).local();
+    let mut world = World::with_translating(&spec(1));
+    world.translate(&spec(2), lab::packet::SERVICE);
+    world.share_between(&[1, 2]);
+    agree(&mut world, spec);
 }
 
 /// Also at a source's limits, of which a rehearsal takes nothing.

@@ -459,6 +459,37 @@ fn alerts_fire_when_flows_find_no_room() -> Result<()> {
 }
 
 #[test]
+fn an_alert_fires_while_sources_nearly_find_no_room() -> Result<()> {
+    const SOURCES: u8 = 80;
+    let topology = Topology {
+        client_addresses: SOURCES,
+        ..Topology::new(Place::Farm)
+    };
+    // At the load that it is made for; there are 100 places.
+    let stage = Stage::set(topology, 236, |config| {
+        config.limits = "sources = 60\n".into();
+        config.lines = "source_limit = { flows = 100 }\n".into();
+    })?;
+    let prometheus = Prometheus::start(stage.lab.balancer())?;
+    prometheus.see_all_well()?;
+
+    let connections = stage
+        .clients
+        .open(usize::from(SOURCES), stage.plan(), |_| {})?;
+    prometheus.see(
+        "sources for which room runs out",
+        &["TetherSourcesNearlyFull"],
+    )?;
+    assert_eq!(crowd::echo_all(&connections), [""; 0]);
+    for connection in &connections {
+        connection.close(Close::Orderly)?;
+    }
+    prometheus.see_no_more("they are gone", "TetherSourcesNearlyFull")?;
+    stage.close();
+    Ok(())
+}
+
+#[test]
 fn every_query_of_the_dashboard_is_answered() -> Result<()> {
     let stage = Stage::set(Topology::new(Place::Farm), 235, |_| {})?;
     let prometheus = Prometheus::start(stage.lab.balancer())?;

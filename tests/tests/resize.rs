@@ -51,7 +51,7 @@ fn translated_connections_outlive_a_larger_and_a_smaller_flow_table() -> Result<
 }
 
 #[test]
-fn translated_ipv6_connections_outlive_a_larger_and_a_smaller_flow_table() -> Result<()> {
+fn translated_connections_outlive_a_larger_and_a_smaller_flow_table_in_ipv6() -> Result<()> {
     outlive_a_larger_and_a_smaller_flow_table(Place::Hidden, Family::V6)
 }
 

@@ -188,7 +188,7 @@ pub struct Explanation {
     pub backend_of: Option<String>,
     /// The backend that the packet goes to, or would, as the status has it.
     pub backend: Option<BackendStatus>,
-    /// The frame that leaves, if one does.
+    /// The frame that leaves, if one does; or that a backend on this host gets by the host's stack.
     pub sent: Option<Sent>,
 }
 
@@ -276,7 +276,7 @@ pub fn explain(
         sent: left_by(&rehearsed, maps, &interface)
             .and_then(|interface| packet::read(&rehearsed.frame, interface)),
     };
-    explanation.stages = stages::stages(question, &explanation, status, rehearsed.reason);
+    explanation.stages = stages::stages(question, &explanation, status, &rehearsed);
     Ok(explanation)
 }
 
@@ -329,7 +329,13 @@ fn build(question: &Question, found: &[(EntryFacts, Word)]) -> Built {
     }
 }
 
-/// The interface that a frame leaves by, if it leaves.
+/// Whether this host's stack gets a frame for a backend on this host, and not as one that the program has nothing to do with.
+fn is_given(rehearsed: &Rehearsed) -> bool {
+    const PASS: u32 = 2;
+    rehearsed.action == PASS && rehearsed.reason.verdict() == Verdict::Forward
+}
+
+/// The interface that a frame leaves by, if it leaves; the one that it has come in by, if a backend on this host gets it.
 fn left_by(rehearsed: &Rehearsed, maps: &Maps, ingress: &str) -> Option<String> {
     const TX: u32 = 3;
     const REDIRECT: u32 = 4;
@@ -340,6 +346,7 @@ fn left_by(rehearsed: &Rehearsed, maps: &Maps, ingress: &str) -> Option<String> 
             let hop = maps.backends.get(id).hops[maps.state(id).hop()];
             Some(device::name(hop.ifindex))
         }
+        _ if is_given(rehearsed) => Some(ingress.to_owned()),
         _ => None,
     }
 }

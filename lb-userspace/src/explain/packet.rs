@@ -121,10 +121,10 @@ fn v4(address: IpAddr) -> Ipv4Addr {
     }
 }
 
-/// A frame as it leaves.
+/// A frame as it leaves, or as a backend on this host gets it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct Sent {
-    /// The interface that it leaves by.
+    /// The interface that it leaves by; the one that it has come in by, if a backend on this host gets it.
     pub interface: String,
     /// Its length in bytes, from the Ethernet header on.
     pub bytes: usize,

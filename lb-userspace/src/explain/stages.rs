@@ -6,8 +6,9 @@ use lb_common::verdict::{Reason, Verdict};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::{EntryFacts, Explanation, Question, Sent, SlotFacts, guard};
+use super::{EntryFacts, Explanation, Question, Sent, SlotFacts, guard, is_given};
 use crate::{
+    dataplane::kernel::Rehearsed,
     model::{Admin, Health},
     status::{BackendStatus, Neighbour, Status},
     words::{duration, word},
@@ -29,8 +30,9 @@ pub(super) fn stages(
     question: &Question,
     explanation: &Explanation,
     status: &Status,
-    reason: Reason,
+    rehearsed: &Rehearsed,
 ) -> Vec<Stage> {
+    let reason = rehearsed.reason;
     let mut all = vec![packet(question, explanation), service(explanation, status)];
     if explanation.service.is_some() && reason != Reason::NotService {
         if let Some(facts) = &explanation.guard {
@@ -41,7 +43,7 @@ pub(super) fn stages(
         all.push(table(explanation, reason));
         all.push(backend(explanation, reason));
     }
-    all.push(forward(explanation, reason));
+    all.push(forward(explanation, rehearsed));
     if explanation.entries != explanation.entries_after {
         all.push(record(explanation));
     }
@@ -264,8 +266,12 @@ fn state_of(backend: &BackendStatus) -> String {
     )
 }
 
-fn forward(explanation: &Explanation, reason: Reason) -> Stage {
+fn forward(explanation: &Explanation, rehearsed: &Rehearsed) -> Stage {
+    let reason = rehearsed.reason;
     let answer = match (reason.verdict(), &explanation.sent) {
+        (Verdict::Forward, Some(sent)) if is_given(rehearsed) => {
+            format!("given to this host's stack: {}", content(sent))
+        }
         (Verdict::Pass, _) => "to this host, unchanged".to_owned(),
         (Verdict::Drop, _) => "dropped".to_owned(),
         (Verdict::Forward, Some(sent)) => format!("sent: {}", way(sent)),
@@ -288,10 +294,16 @@ fn way(sent: &Sent) -> String {
     if let Some(outer) = &sent.outer {
         text += &format!(", outer {} to {}", outer.source, outer.destination);
     }
-    if let (Some(source), Some(destination)) = (sent.source, sent.destination) {
-        text += &format!(", {source} to {destination}");
+    format!("{text}, {}", content(sent))
+}
+
+/// Between whom it is, if that can be told, and its length.
+fn content(sent: &Sent) -> String {
+    let bytes = sent.bytes;
+    match (sent.source, sent.destination) {
+        (Some(source), Some(destination)) => format!("{source} to {destination}, {bytes} bytes"),
+        _ => format!("{bytes} bytes"),
     }
-    format!("{text}, {} bytes", sent.bytes)
 }
 
 fn record(explanation: &Explanation) -> Stage {

@@ -156,6 +156,29 @@ fn each_stage_of_a_new_flow_answers() {
     assert_eq!(stage(&explanation, "record").answer, "embryo on chat/b1");
 }
 
+/// What a backend on this host gets leaves by no interface.
+#[test]
+fn a_packet_for_a_backend_on_this_host_is_given_to_its_stack() {
+    let explain_with = |reason: Reason, action: u32| {
+        let program = fake(reason, action, Some(5), maps());
+        explain(&question(), &maps(), &shown::a_status(), &program).unwrap()
+    };
+    let given = explain_with(Reason::Opened, 2);
+    assert_eq!(
+        stage(&given, "forward").answer,
+        format!("given to this host's stack: {CLIENT} to {VIP}, 54 bytes")
+    );
+    let sent = given.sent.expect("the frame is read");
+    assert_eq!(
+        (sent.interface.as_str(), sent.destination),
+        ("lo", Some(VIP.parse().unwrap()))
+    );
+    // What the program has nothing to do with goes the same way, and is not such a one.
+    let passed = explain_with(Reason::NotService, 2);
+    assert_eq!(stage(&passed, "forward").answer, "to this host, unchanged");
+    assert_eq!(passed.sent, None);
+}
+
 #[test]
 fn a_packet_is_built_such_that_the_flows_entry_takes_it() {
     let asked = |state: State, question: Question| {

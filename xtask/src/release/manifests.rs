@@ -43,3 +43,30 @@ pub(super) fn validate() -> Result<()> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shipped(name: &str) -> String {
+        let path = exec::workspace().join("deploy/kubernetes").join(name);
+        fs::read_to_string(path).expect("a shipped file")
+    }
+
+    /// As SECURITY.md says. Kubelet would ask at the node's own address if it were not told otherwise.
+    #[test]
+    fn health_and_metrics_are_on_loopback() {
+        let config: toml::Table = toml::from_str(&shipped("tether.toml")).expect("TOML");
+        assert_eq!(config.get("metrics"), None);
+        let manifest = shipped("daemonset.yaml");
+        let probes: Vec<&str> = manifest
+            .lines()
+            .filter(|line| line.contains("httpGet:"))
+            .collect();
+        assert_eq!(probes.len(), 3, "{probes:#?}");
+        for probe in probes {
+            assert!(probe.contains("host: 127.0.0.1,"), "{probe}");
+        }
+        assert!(!manifest.contains("prometheus.io"));
+    }
+}

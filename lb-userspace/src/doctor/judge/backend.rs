@@ -20,6 +20,7 @@ use crate::neighbour::way::EntryState;
 pub(super) fn examine(facts: &Facts, findings: &mut Vec<Finding>) {
     for service in &facts.services {
         findings.extend(vip(service));
+        findings.extend(local_clients(facts, service));
         for snat in &service.snat {
             findings.push(snat_address(&facts.host, service, snat));
         }
@@ -94,6 +95,25 @@ fn vip(service: &Service) -> Option<Finding> {
             Some(true) => format!("nobody but this host answers ARP for {}", service.vip),
             _ => format!("nobody answers ARP for {}: it is routed here", service.vip),
         },
+    ))
+}
+
+/// Whom a VIP does not lead to backends on this host, if there are such.
+fn local_clients(facts: &Facts, service: &Service) -> Option<Finding> {
+    let mut here = service.backends.iter().filter(|backend| backend.here);
+    here.next()?;
+    let interfaces = facts
+        .interfaces
+        .iter()
+        .filter(|(_, interface)| interface.configured);
+    Some(Finding::ok(
+        "local-clients",
+        &service.name,
+        format!(
+            "this host and its pods do not reach backends on this host by {}, whose replies to them never leave by {}: have them use the backends' own addresses",
+            service.vip,
+            listed(interfaces.map(|(name, _)| name))
+        ),
     ))
 }
 

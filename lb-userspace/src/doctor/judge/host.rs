@@ -10,9 +10,8 @@ use super::{
 };
 use crate::capabilities;
 
-/// The oldest kernel, and the one from which on translation has been run.
+/// The oldest kernel.
 const OLDEST: (u32, u32) = (6, 1);
-const TRANSLATES: (u32, u32) = (6, 18);
 /// More of conntrack's table in use than this deserves a look, in percent.
 const CONNTRACK_FULL: u64 = 80;
 
@@ -21,11 +20,7 @@ const CAP_NET_RAW: u32 = 13;
 
 pub(super) fn examine(facts: &Facts, findings: &mut Vec<Finding>) {
     let host = &facts.host;
-    let translates = facts
-        .services
-        .iter()
-        .any(|service| service.mode.translates());
-    findings.push(kernel(&host.release, translates));
+    findings.push(kernel(&host.release));
     findings.push(capabilities(host));
     findings.push(bpffs(host));
     findings.push(jit(host));
@@ -33,7 +28,7 @@ pub(super) fn examine(facts: &Facts, findings: &mut Vec<Finding>) {
     findings.push(daemon(&facts.daemon));
 }
 
-fn kernel(release: &str, translates: bool) -> Finding {
+fn kernel(release: &str) -> Finding {
     let mut numbers = release
         .split(|c: char| !c.is_ascii_digit())
         .map_while(|number| number.parse::<u32>().ok());
@@ -45,13 +40,6 @@ fn kernel(release: &str, translates: bool) -> Finding {
             "",
             found,
             "Tether needs Linux 6.1 or later: install a newer kernel (on Debian 12 and later the distribution's own will do)",
-        ),
-        (Some(major), Some(minor)) if translates && (major, minor) < TRANSLATES => Finding::bad(
-            Warning,
-            "kernel",
-            "",
-            format!("{found}, and modes nat and dnat have been run on 6.18 only"),
-            "see docs/kernels.md; if the daemon says that the verifier refuses the program, use a newer kernel, or l2 or ipip",
         ),
         (Some(_), Some(_)) => Finding::ok("kernel", "", found),
         _ => Finding::bad(

@@ -151,14 +151,9 @@ fn the_host() {
         "newer kernel",
         release("5.10.0-35-amd64"),
     );
-    makes(
-        Mode::Nat,
-        Warning,
-        "kernel",
-        "l2 or ipip",
-        release("6.1.0-40-amd64"),
-    );
-    assert_eq!(found(Mode::L2, release("6.1.0-40-amd64"))[0].state, Ok);
+    for mode in [Mode::L2, Mode::Nat, Mode::Dnat] {
+        assert_eq!(found(mode, release("6.1.0-40-amd64"))[0].state, Ok);
+    }
     makes(Mode::L2, Unknown, "kernel", "uname", release("?"));
     let rights = |bits: u64| move |facts: &mut Facts| facts.host.capabilities = Some(bits);
     makes(Mode::L2, Failure, "capabilities", "CAP_BPF", rights(0));
@@ -554,6 +549,22 @@ fn backends_on_this_host() {
         assert_eq!(report.worst(), Ok, "{report:#?}");
         let checks: Vec<&str> = report.findings.iter().map(|one| one.check).collect();
         assert!(checks.contains(&"local") && checks.contains(&"forwarding"));
+        let told = |report: &Report| -> Vec<(String, String)> {
+            let lines = report.findings.iter();
+            lines
+                .filter(|line| line.check == "local-clients")
+                .map(|line| (line.subject.clone(), line.found.clone()))
+                .collect()
+        };
+        let lines = told(&report);
+        let [(subject, found)] = &lines[..] else {
+            panic!("{lines:?}");
+        };
+        assert_eq!(subject, "chat");
+        for word in ["by 10.0.0.1,", "leave by eth0:", "own addresses"] {
+            assert!(found.contains(word), "{found}");
+        }
+        assert!(told(&examine(&well(mode))).is_empty());
     }
     let amid = |change: fn(&mut Facts)| {
         let mut before = well(Mode::Ipip);
