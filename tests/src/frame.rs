@@ -91,6 +91,8 @@ pub struct Segment {
     pub ip: Ip,
     /// The segment.
     pub tcp: Tcp,
+    /// Whether the segment's checksum is right. Not of [`Tcp`], since translation changes it and not what that holds.
+    pub tcp_checksum_ok: bool,
 }
 
 /// Takes a frame apart; `None` for everything that is not TCP in IPv4 or IPv6 without extension headers, bare or in one more such
@@ -130,6 +132,7 @@ pub fn parse(frame: &[u8]) -> Option<Segment> {
         outer,
         ip,
         tcp,
+        tcp_checksum_ok: tcp_checksum([ip.source, ip.destination], payload) == 0,
     })
 }
 
@@ -230,29 +233,25 @@ impl Build {
         let mut frame = Vec::with_capacity(ETHERNET + IPV6 + usize::from(tcp_length));
         frame.extend(self.mac_destination);
         frame.extend(self.mac_source);
-        // The addresses, in TCP's pseudo-header as in IP's.
-        let mut addresses = vec![];
         match (self.source.ip(), self.destination.ip()) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
-                addresses.extend(source.octets());
-                addresses.extend(destination.octets());
                 let length = tcp_length.checked_add(IPV4 as u16);
                 frame.extend(ETHERTYPE_IPV4.to_be_bytes());
                 frame.extend([0x45, 0]);
                 frame.extend(length.expect("a segment fits into a packet").to_be_bytes());
                 frame.extend([0, 0, 0x40, 0, 64, PROTOCOL_TCP, 0, 0]);
-                frame.extend(&addresses);
+                frame.extend(source.octets());
+                frame.extend(destination.octets());
                 let sum = checksum(&frame[ETHERNET..]);
                 frame[ETHERNET + 10..ETHERNET + 12].copy_from_slice(&sum.to_be_bytes());
             }
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
-                addresses.extend(source.octets());
-                addresses.extend(destination.octets());
                 frame.extend(ETHERTYPE_IPV6.to_be_bytes());
                 frame.extend([0x60, 0, 0, 0]);
                 frame.extend(tcp_length.to_be_bytes());
                 frame.extend([PROTOCOL_TCP, 64]);
-                frame.extend(&addresses);
+                frame.extend(source.octets());
+                frame.extend(destination.octets());
             }
             (source, destination) => panic!("{source} cannot write to {destination}"),
         }
@@ -264,15 +263,26 @@ impl Build {
         frame.extend(self.ack.to_be_bytes());
         frame.extend([0x50, self.flags, 0xff, 0xff, 0, 0, 0, 0]);
         frame.extend(payload);
-        // As in RFC 793 and in RFC 8200, section 8.1, whose zeros add nothing.
-        let mut summed = addresses;
-        summed.extend([0, PROTOCOL_TCP]);
-        summed.extend(tcp_length.to_be_bytes());
-        summed.extend(&frame[tcp..]);
-        let sum = checksum(&summed);
+        let sum = tcp_checksum([self.source.ip(), self.destination.ip()], &frame[tcp..]);
         frame[tcp + 16..tcp + 18].copy_from_slice(&sum.to_be_bytes());
         frame
     }
+}
+
+/// The checksum over a TCP segment and its pseudo-header, as in RFC 9293, section 3.1, and in RFC 8200, section 8.1, whose zeros add nothing; 0 if the
+/// segment holds a right one.
+fn tcp_checksum(addresses: [IpAddr; 2], segment: &[u8]) -> u16 {
+    let mut summed = Vec::with_capacity(2 * 16 + 6 + segment.len());
+    for address in addresses {
+        match address {
+            IpAddr::V4(address) => summed.extend(address.octets()),
+            IpAddr::V6(address) => summed.extend(address.octets()),
+        }
+    }
+    summed.extend([0, PROTOCOL_TCP]);
+    summed.extend((segment.len() as u32).to_be_bytes());
+    summed.extend(segment);
+    checksum(&summed)
 }
 
 /// The Internet checksum (RFC 1071); 0 over bytes that hold a right one.
@@ -331,6 +341,7 @@ mod tests {
             assert_eq!((segment.tcp.seq, segment.tcp.ack), (0x0102_0304, 0));
             assert!(segment.tcp.has(flags::SYN) && !segment.tcp.has(flags::ACK));
             assert_eq!(segment.tcp.payload, b"odd");
+            assert!(segment.tcp_checksum_ok);
         }
     }
 
@@ -341,6 +352,24 @@ mod tests {
         summed.extend([0, 0, 0, 23, 0, 0, 0, PROTOCOL_TCP]);
         summed.extend(&frame[ETHERNET + IPV6..]);
         assert_eq!(checksum(&summed), 0);
+    }
+
+    /// Also where the wrong byte is one of an address, which IP's own checksum may cover or nothing.
+    #[test]
+    fn a_wrong_tcp_checksum_shows_and_leaves_the_segment_equal() {
+        for (version, ip) in VERSIONS.into_iter().zip([IPV4, IPV6]) {
+            let frame = build(version).frame(b"payload");
+            let right = parse(&frame).expect("a frame");
+            let checksum = ETHERNET + ip + 16;
+            for byte in [ETHERNET + ip - 1, checksum, checksum + 1, frame.len() - 1] {
+                let mut frame = frame.clone();
+                frame[byte] ^= 1;
+                let wrong = parse(&frame).expect("a frame");
+                assert!(!wrong.tcp_checksum_ok, "byte {byte}");
+                let is_of_checksum = (checksum..checksum + 2).contains(&byte);
+                assert!(!is_of_checksum || wrong.tcp == right.tcp);
+            }
+        }
     }
 
     #[test]

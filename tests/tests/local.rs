@@ -85,6 +85,7 @@ impl Host {
             let destination = SocketAddr::new(segment.ip.destination, segment.tcp.destination);
             assert!(source == target || destination == target, "{segment:?}");
             assert!(segment.ip.checksum_ok, "{segment:?}");
+            assert!(segment.tcp_checksum_ok, "{segment:?}");
         }
     }
 

@@ -68,7 +68,8 @@ fn passed(
 /// Only addresses, ports, TTL and checksums differ (captures show the checksums that receivers would verify).
 fn assert_else_untouched(Passed { came, left }: &Passed) {
     assert_eq!(left.ip.ttl, came.ip.ttl - 1);
-    assert!(left.ip.checksum_ok, "{left:?}");
+    assert!(left.ip.checksum_ok && left.tcp_checksum_ok, "{left:?}");
+    assert!(came.tcp_checksum_ok, "{came:?}");
     assert_eq!(left.ip.length, came.ip.length);
     assert_eq!(left.ip.flow_label, came.ip.flow_label);
     assert_eq!((left.outer, came.outer), (None, None));
