@@ -66,6 +66,8 @@ pub struct Tcp {
     pub ack: u32,
     /// Flag bits, see [`flags`].
     pub flags: u8,
+    /// The maximum segment size that its options tell.
+    pub mss: Option<u16>,
     /// The bytes after the header, to the end that the IP header gives.
     pub payload: Vec<u8>,
 }
@@ -124,6 +126,7 @@ pub fn parse(frame: &[u8]) -> Option<Segment> {
         seq: u32_at(payload, 4)?,
         ack: u32_at(payload, 8)?,
         flags: *payload.get(13)?,
+        mss: mss(payload.get(20..header)?),
         payload: payload.get(header..)?.to_vec(),
     };
     Some(Segment {
@@ -134,6 +137,22 @@ pub fn parse(frame: &[u8]) -> Option<Segment> {
         tcp,
         tcp_checksum_ok: tcp_checksum([ip.source, ip.destination], payload) == 0,
     })
+}
+
+/// The maximum segment size among a segment's options (RFC 9293, section 3.2).
+fn mss(mut options: &[u8]) -> Option<u16> {
+    const END: u8 = 0;
+    const NO_OPERATION: u8 = 1;
+    const MSS: u8 = 2;
+    loop {
+        let length = match *options.first()? {
+            END => return None,
+            NO_OPERATION => 1,
+            MSS => return u16_at(options, 2),
+            _ => usize::from(*options.get(1)?).max(2),
+        };
+        options = options.get(length..)?;
+    }
 }
 
 /// One of NDP's messages that resolve neighbours.
@@ -369,6 +388,22 @@ mod tests {
                 let is_of_checksum = (checksum..checksum + 2).contains(&byte);
                 assert!(!is_of_checksum || wrong.tcp == right.tcp);
             }
+        }
+    }
+
+    #[test]
+    fn the_maximum_segment_size_is_found_among_other_options() {
+        let cases: [(&[u8], Option<u16>); 7] = [
+            (&[2, 4, 5, 0xb4], Some(1_460)),
+            (&[1, 3, 3, 7, 1, 2, 4, 5, 0x78, 0, 0, 0], Some(1_400)),
+            (&[4, 2, 8, 10, 2, 4, 5, 0xb4, 0, 0, 0, 0], None),
+            (&[1, 0, 2, 4, 5, 0xb4, 0, 0], None),
+            (&[3, 0, 1, 2, 4, 5, 0xb4, 0], Some(1_460)),
+            (&[1, 1, 2, 4], None),
+            (&[], None),
+        ];
+        for (options, found) in cases {
+            assert_eq!(mss(options), found, "{options:?}");
         }
     }
 
