@@ -20,6 +20,10 @@ pub mod flags {
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
+/// What stands before a VLAN tag (IEEE 802.1Q), and before an outer one.
+const ETHERTYPES_VLAN: [u16; 2] = [0x8100, 0x88a8];
+/// Where a frame's EtherType stands, or its first tag.
+const AFTER_MACS: usize = 12;
 const PROTOCOL_IPV4: u8 = 4;
 const PROTOCOL_TCP: u8 = 6;
 const PROTOCOL_IPV6: u8 = 41;
@@ -33,6 +37,23 @@ const ADVERTISEMENT: u8 = 136;
 
 /// A hardware address.
 pub type Mac = [u8; 6];
+
+/// A VLAN tag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tag {
+    /// The EtherType that stands for it: 0x8100, or 0x88a8.
+    pub protocol: u16,
+    /// Priority and VLAN.
+    pub control: u16,
+}
+
+impl Tag {
+    /// Puts it on a frame, outside of the tags that are on it already.
+    pub fn put_on(self, frame: &mut Vec<u8>) {
+        let [protocol, control] = [self.protocol, self.control].map(u16::to_be_bytes);
+        frame.splice(AFTER_MACS..AFTER_MACS, protocol.into_iter().chain(control));
+    }
+}
 
 /// An IP header's fields that tests look at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -87,6 +108,8 @@ pub struct Segment {
     pub mac_destination: Mac,
     /// Source MAC of the frame.
     pub mac_source: Mac,
+    /// Its VLAN tags, the outermost first.
+    pub tags: Vec<Tag>,
     /// The encapsulating header, where there is one.
     pub outer: Option<Ip>,
     /// The header that TCP's endpoints see.
@@ -98,12 +121,13 @@ pub struct Segment {
 }
 
 /// Takes a frame apart; `None` for everything that is not TCP in IPv4 or IPv6 without extension headers, bare or in one more such
-/// header, or is cut short.
+/// header, and behind two VLAN tags at most, or is cut short.
 #[must_use]
 pub fn parse(frame: &[u8]) -> Option<Segment> {
     let mac_destination = frame.get(0..6)?.try_into().ok()?;
     let mac_source = frame.get(6..12)?.try_into().ok()?;
-    let (first, payload) = parse_ip(u16_at(frame, 12)?, frame.get(ETHERNET..)?)?;
+    let (tags, ethertype, payload) = step_over_tags(frame)?;
+    let (first, payload) = parse_ip(ethertype, payload)?;
     let inner = match first.protocol {
         PROTOCOL_IPV4 => Some(ETHERTYPE_IPV4),
         PROTOCOL_IPV6 => Some(ETHERTYPE_IPV6),
@@ -132,11 +156,27 @@ pub fn parse(frame: &[u8]) -> Option<Segment> {
     Some(Segment {
         mac_destination,
         mac_source,
+        tags,
         outer,
         ip,
         tcp,
         tcp_checksum_ok: tcp_checksum([ip.source, ip.destination], payload) == 0,
     })
+}
+
+/// A frame's tags, of which there are two at most, its EtherType, and what comes after that.
+fn step_over_tags(frame: &[u8]) -> Option<(Vec<Tag>, u16, &[u8])> {
+    let mut tags = vec![];
+    let mut at = AFTER_MACS;
+    loop {
+        let protocol = u16_at(frame, at)?;
+        if tags.len() == 2 || !ETHERTYPES_VLAN.contains(&protocol) {
+            return Some((tags, protocol, frame.get(at + 2..)?));
+        }
+        let control = u16_at(frame, at + 2)?;
+        tags.push(Tag { protocol, control });
+        at += 4;
+    }
 }
 
 /// The maximum segment size among a segment's options (RFC 9293, section 3.2).
@@ -286,6 +326,19 @@ impl Build {
         frame[tcp + 16..tcp + 18].copy_from_slice(&sum.to_be_bytes());
         frame
     }
+
+    /// The same with VLAN tags, the outermost first.
+    ///
+    /// # Panics
+    /// As [`Build::frame`].
+    #[must_use]
+    pub fn tagged(&self, tags: &[Tag], payload: &[u8]) -> Vec<u8> {
+        let mut frame = self.frame(payload);
+        for tag in tags.iter().rev() {
+            tag.put_on(&mut frame);
+        }
+        frame
+    }
 }
 
 /// The checksum over a TCP segment and its pseudo-header, as in RFC 9293, section 3.1, and in RFC 8200, section 8.1, whose zeros add nothing; 0 if the
@@ -360,7 +413,7 @@ mod tests {
             assert_eq!((segment.tcp.seq, segment.tcp.ack), (0x0102_0304, 0));
             assert!(segment.tcp.has(flags::SYN) && !segment.tcp.has(flags::ACK));
             assert_eq!(segment.tcp.payload, b"odd");
-            assert!(segment.tcp_checksum_ok);
+            assert!(segment.tcp_checksum_ok && segment.tags.is_empty());
         }
     }
 
@@ -447,12 +500,44 @@ mod tests {
         }
     }
 
+    /// An outer tag and an inner one.
+    const TAGS: [Tag; 2] = [
+        Tag {
+            protocol: 0x88a8,
+            control: 0x2064,
+        },
+        Tag {
+            protocol: 0x8100,
+            control: 200,
+        },
+    ];
+
+    #[test]
+    fn two_tags_show_and_are_stepped_over_and_no_more() {
+        for version in VERSIONS {
+            let build = build(version);
+            let bare = parse(&build.frame(b"odd")).expect("a frame");
+            for count in 0..=2 {
+                let tags = &TAGS[2 - count..];
+                let frame = build.tagged(tags, b"odd");
+                assert_eq!(frame.len(), build.frame(b"odd").len() + 4 * count);
+                let segment = parse(&frame).expect("a frame");
+                assert_eq!(segment.tags, tags);
+                assert_eq!((segment.ip, &segment.tcp), (bare.ip, &bare.tcp));
+            }
+            let three = build.tagged(&[TAGS[0], TAGS[0], TAGS[1]], b"odd");
+            assert_eq!(parse(&three), None);
+        }
+    }
+
     #[test]
     fn every_truncation_is_refused() {
         for version in VERSIONS {
-            let frame = build(version).frame(b"payload");
-            for length in 0..frame.len() {
-                assert_eq!(parse(&frame[..length]), None, "{length} bytes");
+            for tags in [&TAGS[..0], &TAGS[..]] {
+                let frame = build(version).tagged(tags, b"payload");
+                for length in 0..frame.len() {
+                    assert_eq!(parse(&frame[..length]), None, "{length} bytes");
+                }
             }
         }
     }
