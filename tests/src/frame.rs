@@ -20,6 +20,10 @@ pub mod flags {
 
 const ETHERTYPE_IPV4: u16 = 0x0800;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
+/// What stands before a VLAN tag (IEEE 802.1Q), and before an outer one.
+const ETHERTYPES_VLAN: [u16; 2] = [0x8100, 0x88a8];
+/// Where a frame's EtherType stands, or its first tag.
+const AFTER_MACS: usize = 12;
 const PROTOCOL_IPV4: u8 = 4;
 const PROTOCOL_TCP: u8 = 6;
 const PROTOCOL_IPV6: u8 = 41;
@@ -33,6 +37,23 @@ const ADVERTISEMENT: u8 = 136;
 
 /// A hardware address.
 pub type Mac = [u8; 6];
+
+/// A VLAN tag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Tag {
+    /// The EtherType that stands for it: 0x8100, or 0x88a8.
+    pub protocol: u16,
+    /// Priority and VLAN.
+    pub control: u16,
+}
+
+impl Tag {
+    /// Puts it on a frame, outside of the tags that are on it already.
+    pub fn put_on(self, frame: &mut Vec<u8>) {
+        let [protocol, control] = [self.protocol, self.control].map(u16::to_be_bytes);
+        frame.splice(AFTER_MACS..AFTER_MACS, protocol.into_iter().chain(control));
+    }
+}
 
 /// An IP header's fields that tests look at.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -66,6 +87,8 @@ pub struct Tcp {
     pub ack: u32,
     /// Flag bits, see [`flags`].
     pub flags: u8,
+    /// The maximum segment size that its options tell.
+    pub mss: Option<u16>,
     /// The bytes after the header, to the end that the IP header gives.
     pub payload: Vec<u8>,
 }
@@ -85,21 +108,26 @@ pub struct Segment {
     pub mac_destination: Mac,
     /// Source MAC of the frame.
     pub mac_source: Mac,
+    /// Its VLAN tags, the outermost first.
+    pub tags: Vec<Tag>,
     /// The encapsulating header, where there is one.
     pub outer: Option<Ip>,
     /// The header that TCP's endpoints see.
     pub ip: Ip,
     /// The segment.
     pub tcp: Tcp,
+    /// Whether the segment's checksum is right. Not of [`Tcp`], since translation changes it and not what that holds.
+    pub tcp_checksum_ok: bool,
 }
 
 /// Takes a frame apart; `None` for everything that is not TCP in IPv4 or IPv6 without extension headers, bare or in one more such
-/// header, or is cut short.
+/// header, and behind two VLAN tags at most, or is cut short.
 #[must_use]
 pub fn parse(frame: &[u8]) -> Option<Segment> {
     let mac_destination = frame.get(0..6)?.try_into().ok()?;
     let mac_source = frame.get(6..12)?.try_into().ok()?;
-    let (first, payload) = parse_ip(u16_at(frame, 12)?, frame.get(ETHERNET..)?)?;
+    let (tags, ethertype, payload) = step_over_tags(frame)?;
+    let (first, payload) = parse_ip(ethertype, payload)?;
     let inner = match first.protocol {
         PROTOCOL_IPV4 => Some(ETHERTYPE_IPV4),
         PROTOCOL_IPV6 => Some(ETHERTYPE_IPV6),
@@ -122,15 +150,49 @@ pub fn parse(frame: &[u8]) -> Option<Segment> {
         seq: u32_at(payload, 4)?,
         ack: u32_at(payload, 8)?,
         flags: *payload.get(13)?,
+        mss: mss(payload.get(20..header)?),
         payload: payload.get(header..)?.to_vec(),
     };
     Some(Segment {
         mac_destination,
         mac_source,
+        tags,
         outer,
         ip,
         tcp,
+        tcp_checksum_ok: tcp_checksum([ip.source, ip.destination], payload) == 0,
     })
+}
+
+/// A frame's tags, of which there are two at most, its EtherType, and what comes after that.
+fn step_over_tags(frame: &[u8]) -> Option<(Vec<Tag>, u16, &[u8])> {
+    let mut tags = vec![];
+    let mut at = AFTER_MACS;
+    loop {
+        let protocol = u16_at(frame, at)?;
+        if tags.len() == 2 || !ETHERTYPES_VLAN.contains(&protocol) {
+            return Some((tags, protocol, frame.get(at + 2..)?));
+        }
+        let control = u16_at(frame, at + 2)?;
+        tags.push(Tag { protocol, control });
+        at += 4;
+    }
+}
+
+/// The maximum segment size among a segment's options (RFC 9293, section 3.2).
+fn mss(mut options: &[u8]) -> Option<u16> {
+    const END: u8 = 0;
+    const NO_OPERATION: u8 = 1;
+    const MSS: u8 = 2;
+    loop {
+        let length = match *options.first()? {
+            END => return None,
+            NO_OPERATION => 1,
+            MSS => return u16_at(options, 2),
+            _ => usize::from(*options.get(1)?).max(2),
+        };
+        options = options.get(length..)?;
+    }
 }
 
 /// One of NDP's messages that resolve neighbours.
@@ -230,29 +292,25 @@ impl Build {
         let mut frame = Vec::with_capacity(ETHERNET + IPV6 + usize::from(tcp_length));
         frame.extend(self.mac_destination);
         frame.extend(self.mac_source);
-        // The addresses, in TCP's pseudo-header as in IP's.
-        let mut addresses = vec![];
         match (self.source.ip(), self.destination.ip()) {
             (IpAddr::V4(source), IpAddr::V4(destination)) => {
-                addresses.extend(source.octets());
-                addresses.extend(destination.octets());
                 let length = tcp_length.checked_add(IPV4 as u16);
                 frame.extend(ETHERTYPE_IPV4.to_be_bytes());
                 frame.extend([0x45, 0]);
                 frame.extend(length.expect("a segment fits into a packet").to_be_bytes());
                 frame.extend([0, 0, 0x40, 0, 64, PROTOCOL_TCP, 0, 0]);
-                frame.extend(&addresses);
+                frame.extend(source.octets());
+                frame.extend(destination.octets());
                 let sum = checksum(&frame[ETHERNET..]);
                 frame[ETHERNET + 10..ETHERNET + 12].copy_from_slice(&sum.to_be_bytes());
             }
             (IpAddr::V6(source), IpAddr::V6(destination)) => {
-                addresses.extend(source.octets());
-                addresses.extend(destination.octets());
                 frame.extend(ETHERTYPE_IPV6.to_be_bytes());
                 frame.extend([0x60, 0, 0, 0]);
                 frame.extend(tcp_length.to_be_bytes());
                 frame.extend([PROTOCOL_TCP, 64]);
-                frame.extend(&addresses);
+                frame.extend(source.octets());
+                frame.extend(destination.octets());
             }
             (source, destination) => panic!("{source} cannot write to {destination}"),
         }
@@ -264,15 +322,39 @@ impl Build {
         frame.extend(self.ack.to_be_bytes());
         frame.extend([0x50, self.flags, 0xff, 0xff, 0, 0, 0, 0]);
         frame.extend(payload);
-        // As in RFC 793 and in RFC 8200, section 8.1, whose zeros add nothing.
-        let mut summed = addresses;
-        summed.extend([0, PROTOCOL_TCP]);
-        summed.extend(tcp_length.to_be_bytes());
-        summed.extend(&frame[tcp..]);
-        let sum = checksum(&summed);
+        let sum = tcp_checksum([self.source.ip(), self.destination.ip()], &frame[tcp..]);
         frame[tcp + 16..tcp + 18].copy_from_slice(&sum.to_be_bytes());
         frame
     }
+
+    /// The same with VLAN tags, the outermost first.
+    ///
+    /// # Panics
+    /// As [`Build::frame`].
+    #[must_use]
+    pub fn tagged(&self, tags: &[Tag], payload: &[u8]) -> Vec<u8> {
+        let mut frame = self.frame(payload);
+        for tag in tags.iter().rev() {
+            tag.put_on(&mut frame);
+        }
+        frame
+    }
+}
+
+/// The checksum over a TCP segment and its pseudo-header, as in RFC 9293, section 3.1, and in RFC 8200, section 8.1, whose zeros add nothing; 0 if the
+/// segment holds a right one.
+fn tcp_checksum(addresses: [IpAddr; 2], segment: &[u8]) -> u16 {
+    let mut summed = Vec::with_capacity(2 * 16 + 6 + segment.len());
+    for address in addresses {
+        match address {
+            IpAddr::V4(address) => summed.extend(address.octets()),
+            IpAddr::V6(address) => summed.extend(address.octets()),
+        }
+    }
+    summed.extend([0, PROTOCOL_TCP]);
+    summed.extend((segment.len() as u32).to_be_bytes());
+    summed.extend(segment);
+    checksum(&summed)
 }
 
 /// The Internet checksum (RFC 1071); 0 over bytes that hold a right one.
@@ -331,6 +413,7 @@ mod tests {
             assert_eq!((segment.tcp.seq, segment.tcp.ack), (0x0102_0304, 0));
             assert!(segment.tcp.has(flags::SYN) && !segment.tcp.has(flags::ACK));
             assert_eq!(segment.tcp.payload, b"odd");
+            assert!(segment.tcp_checksum_ok && segment.tags.is_empty());
         }
     }
 
@@ -341,6 +424,40 @@ mod tests {
         summed.extend([0, 0, 0, 23, 0, 0, 0, PROTOCOL_TCP]);
         summed.extend(&frame[ETHERNET + IPV6..]);
         assert_eq!(checksum(&summed), 0);
+    }
+
+    /// Also where the wrong byte is one of an address, which IP's own checksum may cover or nothing.
+    #[test]
+    fn a_wrong_tcp_checksum_shows_and_leaves_the_segment_equal() {
+        for (version, ip) in VERSIONS.into_iter().zip([IPV4, IPV6]) {
+            let frame = build(version).frame(b"payload");
+            let right = parse(&frame).expect("a frame");
+            let checksum = ETHERNET + ip + 16;
+            for byte in [ETHERNET + ip - 1, checksum, checksum + 1, frame.len() - 1] {
+                let mut frame = frame.clone();
+                frame[byte] ^= 1;
+                let wrong = parse(&frame).expect("a frame");
+                assert!(!wrong.tcp_checksum_ok, "byte {byte}");
+                let is_of_checksum = (checksum..checksum + 2).contains(&byte);
+                assert!(!is_of_checksum || wrong.tcp == right.tcp);
+            }
+        }
+    }
+
+    #[test]
+    fn the_maximum_segment_size_is_found_among_other_options() {
+        let cases: [(&[u8], Option<u16>); 7] = [
+            (&[2, 4, 5, 0xb4], Some(1_460)),
+            (&[1, 3, 3, 7, 1, 2, 4, 5, 0x78, 0, 0, 0], Some(1_400)),
+            (&[4, 2, 8, 10, 2, 4, 5, 0xb4, 0, 0, 0, 0], None),
+            (&[1, 0, 2, 4, 5, 0xb4, 0, 0], None),
+            (&[3, 0, 1, 2, 4, 5, 0xb4, 0], Some(1_460)),
+            (&[1, 1, 2, 4], None),
+            (&[], None),
+        ];
+        for (options, found) in cases {
+            assert_eq!(mss(options), found, "{options:?}");
+        }
     }
 
     #[test]
@@ -383,12 +500,44 @@ mod tests {
         }
     }
 
+    /// An outer tag and an inner one.
+    const TAGS: [Tag; 2] = [
+        Tag {
+            protocol: 0x88a8,
+            control: 0x2064,
+        },
+        Tag {
+            protocol: 0x8100,
+            control: 200,
+        },
+    ];
+
+    #[test]
+    fn two_tags_show_and_are_stepped_over_and_no_more() {
+        for version in VERSIONS {
+            let build = build(version);
+            let bare = parse(&build.frame(b"odd")).expect("a frame");
+            for count in 0..=2 {
+                let tags = &TAGS[2 - count..];
+                let frame = build.tagged(tags, b"odd");
+                assert_eq!(frame.len(), build.frame(b"odd").len() + 4 * count);
+                let segment = parse(&frame).expect("a frame");
+                assert_eq!(segment.tags, tags);
+                assert_eq!((segment.ip, &segment.tcp), (bare.ip, &bare.tcp));
+            }
+            let three = build.tagged(&[TAGS[0], TAGS[0], TAGS[1]], b"odd");
+            assert_eq!(parse(&three), None);
+        }
+    }
+
     #[test]
     fn every_truncation_is_refused() {
         for version in VERSIONS {
-            let frame = build(version).frame(b"payload");
-            for length in 0..frame.len() {
-                assert_eq!(parse(&frame[..length]), None, "{length} bytes");
+            for tags in [&TAGS[..0], &TAGS[..]] {
+                let frame = build(version).tagged(tags, b"payload");
+                for length in 0..frame.len() {
+                    assert_eq!(parse(&frame[..length]), None, "{length} bytes");
+                }
             }
         }
     }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::frame::{self, Build, Discovery, Mac, Segment, flags};
+use crate::frame::{self, Build, Discovery, Mac, Segment, Tag, flags};
 use crate::namespace::Namespace;
 use crate::random::Random;
 use crate::wait;
@@ -58,12 +58,12 @@ impl PacketSocket {
         Ok(socket)
     }
 
-    fn set<T>(&self, option: libc::c_int, value: T) -> io::Result<()> {
+    fn set<T>(&self, level: libc::c_int, option: libc::c_int, value: T) -> io::Result<()> {
         // SAFETY: the pointer and the length describe `value`, which outlives the call.
         let set = unsafe {
             libc::setsockopt(
                 self.0.as_raw_fd(),
-                libc::SOL_SOCKET,
+                level,
                 option,
                 (&raw const value).cast(),
                 size_of::<T>() as libc::socklen_t,
@@ -89,20 +89,30 @@ impl PacketSocket {
             filter: &raw mut nothing,
         };
         // The kernel copies the instructions during the call.
-        self.set(libc::SO_ATTACH_FILTER, filter)
+        self.set(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, filter)
     }
 
-    fn receive(&self, buffer: &mut [u8]) -> io::Result<usize> {
-        // SAFETY: the pointer and the length describe `buffer`, which outlives the call.
-        let got = unsafe {
-            libc::recv(
-                self.0.as_raw_fd(),
-                buffer.as_mut_ptr().cast(),
-                buffer.len(),
-                0,
-            )
+    /// The next frame, as it was on the wire: the kernel takes a tag off before anybody sees the frame, and tells of it beside.
+    fn receive(&self, buffer: &mut [u8]) -> io::Result<Vec<u8>> {
+        let mut beside = [0_u64; 8];
+        let mut part = libc::iovec {
+            iov_base: buffer.as_mut_ptr().cast(),
+            iov_len: buffer.len(),
         };
-        usize::try_from(got).map_err(|_| io::Error::last_os_error())
+        // SAFETY: all-zero bytes are a valid `msghdr`.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = beside.as_mut_ptr().cast();
+        message.msg_controllen = size_of_val(&beside);
+        // SAFETY: the header describes `buffer` and `beside`, which outlive the call.
+        let got = unsafe { libc::recvmsg(self.0.as_raw_fd(), &raw mut message, 0) };
+        let length = usize::try_from(got).map_err(|_| io::Error::last_os_error())?;
+        let mut frame = buffer[..length].to_vec();
+        if let Some(tag) = taken_off(&message) {
+            tag.put_on(&mut frame);
+        }
+        Ok(frame)
     }
 
     fn send(&self, frame: &[u8]) -> io::Result<()> {
@@ -114,6 +124,28 @@ impl PacketSocket {
             Ok(())
         }
     }
+}
+
+/// The tag that a received message tells of.
+fn taken_off(message: &libc::msghdr) -> Option<Tag> {
+    const IN_FORCE: u32 = libc::TP_STATUS_VLAN_VALID | libc::TP_STATUS_VLAN_TPID_VALID;
+    // SAFETY: the kernel has filled in the message, and what it points to lives.
+    let header = unsafe { libc::CMSG_FIRSTHDR(message) };
+    // SAFETY: null, or the first of the messages that the kernel has written.
+    let told = unsafe { header.as_ref() }?;
+    if (told.cmsg_level, told.cmsg_type) != (libc::SOL_PACKET, libc::PACKET_AUXDATA) {
+        return None;
+    }
+    // SAFETY: this is what such a message holds (packet(7)); it is read at any alignment.
+    let data = unsafe {
+        libc::CMSG_DATA(header)
+            .cast::<libc::tpacket_auxdata>()
+            .read_unaligned()
+    };
+    (data.tp_status & IN_FORCE == IN_FORCE).then_some(Tag {
+        protocol: data.tp_vlan_tpid,
+        control: data.tp_vlan_tci,
+    })
 }
 
 /// A running capture: every frame that passes an interface, in either direction, from [`Capture::start`] on.
@@ -137,13 +169,15 @@ impl Capture {
         let socket = namespace
             .run(move || {
                 let socket = PacketSocket::open(&name, libc::ETH_P_ALL as u16)?;
-                socket.set(libc::SO_RCVBUFFORCE, RECEIVE_BUFFER)?;
+                socket.set(libc::SOL_SOCKET, libc::SO_RCVBUFFORCE, RECEIVE_BUFFER)?;
+                let on: libc::c_int = 1;
+                socket.set(libc::SOL_PACKET, libc::PACKET_AUXDATA, on)?;
                 // So that the reader looks at `stop` when nothing passes.
                 let patience = libc::timeval {
                     tv_sec: 0,
                     tv_usec: 20_000,
                 };
-                socket.set(libc::SO_RCVTIMEO, patience)?;
+                socket.set(libc::SOL_SOCKET, libc::SO_RCVTIMEO, patience)?;
                 io::Result::Ok(socket)
             })
             .with_context(|| format!("capture on {interface} of {}", namespace.name()))?;
@@ -158,10 +192,10 @@ impl Capture {
                     let mut buffer = vec![0; 1 << 16];
                     loop {
                         match socket.receive(&mut buffer) {
-                            Ok(length) => frames
+                            Ok(frame) => frames
                                 .lock()
                                 .unwrap_or_else(PoisonError::into_inner)
-                                .push(buffer[..length].to_vec()),
+                                .push(frame),
                             // Nothing is waiting: only now may a stop be obeyed, so that what had passed by then is kept.
                             Err(_) if stop.load(Ordering::Acquire) => return,
                             Err(_) => {}

@@ -192,7 +192,7 @@ fn goes_dark(place: Place, family: Family) -> Result<()> {
             (stage.config.vip, stage.config.port)
         );
         assert_eq!(reset.tcp.seq, asked.tcp.ack);
-        assert!(reset.ip.checksum_ok);
+        assert!(reset.ip.checksum_ok && reset.tcp_checksum_ok);
     }
     assert!(silent.iter().all(|c| c.backend().as_deref() == Some("b2")));
 

@@ -87,6 +87,7 @@ impl Host {
             let destination = SocketAddr::new(segment.ip.destination, segment.tcp.destination);
             assert!(source == target || destination == target, "{segment:?}");
             assert!(segment.ip.checksum_ok, "{segment:?}");
+            assert!(segment.tcp_checksum_ok, "{segment:?}");
         }
     }
 
@@ -124,11 +125,18 @@ fn serves(topology: Topology, behind: Behind, seed: u64) -> Result<()> {
     assert_eq!(crowd::echo_all(&connections), [""; 0]);
     host.assert_only_vip(seen);
 
-    // Half-closed streams, with segments as long as they get.
+    // Half-closed streams, by either side, with segments as long as they get.
     for round in 0..4 {
         let stream = raw::connect(host.stage.lab.client(), host.stage.target(), SOON)?;
         exchange::run(stream, MODERATE, round)?;
+        let stream = raw::connect(host.stage.lab.client(), host.stage.target(), SOON)?;
+        exchange::run_backend_first(stream, MODERATE, round)?;
     }
+    wait::until("backends have every byte of those they began", SOON, || {
+        let backends = host.stage.backends.iter().chain(&host.servers);
+        let exchanged: u64 = backends.map(Backend::exchanged).sum();
+        (exchanged == 4).then_some(())
+    })?;
     host.assert_conntrack_content()?;
 
     // The same port again, after each way of closing. (What a pod had under way to a client that has reset or vanished is invalid, and rightly so.)

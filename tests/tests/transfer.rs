@@ -8,9 +8,11 @@ use anyhow::{Context as _, Result};
 use lab::address::{Family, Network, VERSIONS, mac_of};
 use lab::frame::{Segment, flags};
 use lab::packet_socket::Capture;
+use lab::peer::backend::Backend;
 use lab::peer::{exchange, raw};
 use lab::stage::Stage;
 use lab::topology::{BALANCER_PORT, CLIENT_PORT, Place, Topology};
+use lab::wait;
 use lb_common::net::IpVersion;
 
 /// No read or write may take this long.
@@ -60,6 +62,16 @@ fn carries_a_half_closed_stream(stage: &Stage) -> Result<()> {
         .collect();
     assert_eq!(homes.len(), 1, "{homes:?}");
     Ok(())
+}
+
+/// What the client sends after the backend's FIN goes where everything before went: one backend has all of it.
+fn carries_what_follows_the_backends_end(stage: &Stage) -> Result<()> {
+    let stream = raw::connect(stage.lab.client(), stage.target(), PATIENCE)?;
+    exchange::run_backend_first(stream, MODERATE, MODERATE)?;
+    wait::until("a backend has every byte", PATIENCE, || {
+        let exchanged: u64 = stage.backends.iter().map(Backend::exchanged).sum();
+        (exchanged == 1).then_some(())
+    })
 }
 
 /// In the middle of every path the router carries [`NARROW_MTU`] and no more. Backends are set up for that as the README says:
@@ -124,11 +136,12 @@ fn transfers(place: Place, family: Family, seed: u64) -> Result<()> {
     assert_eq!(status, 200);
     exchange(&stage, LARGE).context("100 MB each way")?;
     carries_a_half_closed_stream(&stage)?;
+    carries_what_follows_the_backends_end(&stage)?;
     passes_a_narrow_middle(&stage)?;
     stage
         .tether
-        .wait_status("all four have ended", PATIENCE, |s| {
-            (s.flows.closing, s.flows.young) == (4, 0)
+        .wait_status("all five have ended", PATIENCE, |s| {
+            (s.flows.closing, s.flows.young) == (5, 0)
         })?;
     stage.close();
     Ok(())

@@ -15,6 +15,7 @@ use lab::stage::Stage;
 use lab::status::Status;
 use lab::topology::{BALANCER_PORT, CLIENT_PORT, Place, Topology};
 use lab::wait;
+use lb_common::net::IpVersion;
 
 const CONNECTIONS: usize = 200;
 const SOON: Duration = Duration::from_secs(10);
@@ -68,7 +69,8 @@ fn passed(
 /// Only addresses, ports, TTL and checksums differ (captures show the checksums that receivers would verify).
 fn assert_else_untouched(Passed { came, left }: &Passed) {
     assert_eq!(left.ip.ttl, came.ip.ttl - 1);
-    assert!(left.ip.checksum_ok, "{left:?}");
+    assert!(left.ip.checksum_ok && left.tcp_checksum_ok, "{left:?}");
+    assert!(came.tcp_checksum_ok, "{came:?}");
     assert_eq!(left.ip.length, came.ip.length);
     assert_eq!(left.ip.flow_label, came.ip.flow_label);
     assert_eq!((left.outer, came.outer), (None, None));
@@ -275,4 +277,90 @@ fn an_interface_that_does_not_forward_is_named_until_it_does() -> Result<()> {
     assert_eq!(crowd::echo_all(&connections), [""; 0]);
     stage.close();
     Ok(())
+}
+
+/// What either side tells the other of its segments fits the ways that these take behind the balancer, so that nobody has to learn that from an error.
+fn tells_each_side_what_fits(place: Place, family: Family, seed: u64) -> Result<()> {
+    const TO_BACKENDS: u16 = 1400;
+    const TO_CLIENTS: u16 = 1300;
+    let topology = Topology::new(place).in_family(family);
+    let lab = topology.build()?;
+    let version = family.vip();
+    let gateway = Network::Segment.gateway(version);
+    let (length, headers) = match version {
+        IpVersion::V4 => (32, 40),
+        IpVersion::V6 => (128, 60),
+    };
+    let way = match place {
+        Place::Behind => "dev eth0".to_owned(),
+        _ => format!("via {gateway}"),
+    };
+    let backends: Vec<_> = (0..topology.backends)
+        .map(|index| topology.backend_address(index))
+        .collect();
+    for backend in &backends {
+        lab.balancer().ip(&format!(
+            "route add {backend}/{length} {way} mtu lock {TO_BACKENDS}"
+        ))?;
+    }
+    lab.balancer().ip(&format!(
+        "route add {} via {gateway} mtu lock {TO_CLIENTS}",
+        Network::Clients.prefix(version)
+    ))?;
+    let stage = Stage::on(lab, seed, |_| {})?;
+    // Of a way whose next hop's MAC the kernel does not know it does not tell the MTU either.
+    let refused = raw::connect(stage.lab.balancer(), (gateway, PORT).into(), SOON);
+    assert!(refused.is_err());
+
+    let at_balancer = Capture::start(stage.lab.router(), BALANCER_PORT)?;
+    let at_clients = Capture::start(stage.lab.router(), CLIENT_PORT)?;
+    let connections = stage.clients.open(20, stage.plan(), |_| {})?;
+    assert_eq!(crowd::echo_all(&connections), [""; 0]);
+    let (at_balancer, at_clients) = (at_balancer.stop(), at_clients.stop());
+
+    let own = topology.balancer_address();
+    let vip = stage.config.vip;
+    let is_syn = |s: &Segment| s.tcp.has(flags::SYN) && !s.tcp.has(flags::ACK);
+    let is_answer = |s: &Segment| s.tcp.has(flags::SYN | flags::ACK);
+    let told = |segments: &[Segment], wanted: &dyn Fn(&Segment) -> bool| {
+        let wanted = segments.iter().filter(|s| wanted(s));
+        let told = wanted.map(|s| (s.tcp.mss, s.tcp_checksum_ok));
+        told.collect::<BTreeSet<_>>()
+    };
+    let only = |mss: u16| BTreeSet::from([(Some(mss), true)]);
+    // As the hosts' links are: 1500 bytes at clients, 1600 at backends.
+    let asked = told(&at_balancer, &|s| is_syn(s) && s.ip.destination == vip);
+    assert_eq!(asked, only(1500 - headers));
+    let passed_on = told(&at_balancer, &|s| {
+        is_syn(s) && backends.contains(&s.ip.destination) && s.ip.source != own
+    });
+    assert_eq!(passed_on, only(TO_CLIENTS - headers));
+    let answered = told(&at_balancer, &|s| {
+        is_answer(s) && backends.contains(&s.ip.source) && s.ip.destination != own
+    });
+    assert_eq!(answered, only(1600 - headers));
+    let received = told(&at_clients, &|s| is_answer(s) && s.ip.source == vip);
+    assert_eq!(received, only(TO_BACKENDS - headers));
+    stage.close();
+    Ok(())
+}
+
+#[test]
+fn nat_tells_each_side_what_fits() -> Result<()> {
+    tells_each_side_what_fits(Place::Hidden, Family::V4, 98)
+}
+
+#[test]
+fn nat_tells_each_side_what_fits_in_ipv6() -> Result<()> {
+    tells_each_side_what_fits(Place::Hidden, Family::V6, 99)
+}
+
+#[test]
+fn dnat_tells_each_side_what_fits() -> Result<()> {
+    tells_each_side_what_fits(Place::Behind, Family::V4, 100)
+}
+
+#[test]
+fn dnat_tells_each_side_what_fits_in_ipv6() -> Result<()> {
+    tells_each_side_what_fits(Place::Behind, Family::V6, 101)
 }

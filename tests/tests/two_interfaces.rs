@@ -10,7 +10,7 @@ use lab::packet_socket::Capture;
 use lab::peer::crowd;
 use lab::stage::Stage;
 use lab::status::{Attachment, Status};
-use lab::topology::{BALANCER_PORT, Place, UPLINK};
+use lab::topology::{BALANCER_PORT, Lab, Place, UPLINK};
 use lab::two_links::{SECOND, SECOND_PORT, build, open, second_address};
 use lab::wait;
 use lb_common::net::IpVersion;
@@ -118,10 +118,8 @@ fn l2_leaves_by_the_interface_of_the_backends_in_ipv6() -> Result<()> {
     goes_in_by_one_and_out_by_the_other("l2", Family::V6, 25)
 }
 
-/// Backends see an address of the interface on their side, so their replies come in by it, and leave by that of the clients.
-fn translates_between_them(family: Family, seed: u64) -> Result<()> {
-    let lab = build(Place::Hidden, family)?;
-    let version = family.vip();
+/// The balancer's address on the backends' side that they see in the place of clients'.
+fn add_snat_address(lab: &Lab, version: IpVersion) -> Result<IpAddr> {
     let snat = Network::Farm.host(version, 100);
     let only = match version {
         IpVersion::V4 => "/32",
@@ -133,10 +131,28 @@ fn translates_between_them(family: Family, seed: u64) -> Result<()> {
     };
     lab.balancer()
         .ip(&format!("address add {snat}{only} dev {SECOND} {options}"))?;
+    Ok(snat)
+}
+
+/// Backends see an address of the interface on their side, or have the balancer there for a router: so their replies come in by it, and leave by that of
+/// the clients.
+fn translates_between_them(mode: &'static str, family: Family, seed: u64) -> Result<()> {
+    let lab = build(Place::Hidden, family)?;
+    let version = family.vip();
+    let snat = if mode == "nat" {
+        Some(add_snat_address(&lab, version)?)
+    } else {
+        let balancer = second_address(version);
+        for backend in lab.backends() {
+            backend.ip(&format!("route replace default via {balancer}"))?;
+        }
+        None
+    };
     let _open = open(&lab)?;
     let stage = Stage::on(lab, seed, |config| {
         config.interfaces = vec![UPLINK, SECOND];
-        config.snat = vec![snat];
+        config.mode = mode;
+        config.snat = snat.into_iter().collect();
     })?;
     let vip = stage.config.vip;
     let backends: Vec<_> = (0..3)
@@ -158,13 +174,17 @@ fn translates_between_them(family: Family, seed: u64) -> Result<()> {
         keys
     };
     let clients = stage.lab.sources();
+    let seen_by_backends = match snat {
+        Some(snat) => vec![snat],
+        None => clients.to_vec(),
+    };
     wait::until("every packet that came has left, both ways", SOON, || {
         let requests = [
             keys(&first, clients, &[vip]),
-            keys(&second, &[snat], &backends),
+            keys(&second, &seen_by_backends, &backends),
         ];
         let replies = [
-            keys(&second, &backends, &[snat]),
+            keys(&second, &backends, &seen_by_backends),
             keys(&first, &[vip], clients),
         ];
         let all = |[came, left]: &[Vec<_>; 2]| came.len() >= 3 * CONNECTIONS && came == left;
@@ -181,12 +201,22 @@ fn translates_between_them(family: Family, seed: u64) -> Result<()> {
 
 #[test]
 fn nat_sends_replies_by_the_interface_of_the_clients() -> Result<()> {
-    translates_between_them(Family::V4, 26)
+    translates_between_them("nat", Family::V4, 26)
 }
 
 #[test]
 fn nat_sends_replies_by_the_interface_of_the_clients_in_ipv6() -> Result<()> {
-    translates_between_them(Family::V6, 27)
+    translates_between_them("nat", Family::V6, 27)
+}
+
+#[test]
+fn dnat_sends_replies_by_the_interface_of_the_clients() -> Result<()> {
+    translates_between_them("dnat", Family::V4, 29)
+}
+
+#[test]
+fn dnat_sends_replies_by_the_interface_of_the_clients_in_ipv6() -> Result<()> {
+    translates_between_them("dnat", Family::V6, 30)
 }
 
 #[test]

@@ -114,7 +114,7 @@ fn steer(stage: &Stage) -> Result<Vec<Steered>> {
         assert_eq!(came.mac_destination, balancer);
         assert_eq!((came.outer, came.ip.ttl), (None, 63));
         assert_eq!(left.ip.ttl, 62, "the TTL is one less");
-        assert!(left.ip.checksum_ok, "{left:?}");
+        assert!(left.ip.checksum_ok && left.tcp_checksum_ok, "{left:?}");
         assert_eq!(left.ip.length, came.ip.length);
         assert_eq!(
             (left.ip.source, left.ip.destination),

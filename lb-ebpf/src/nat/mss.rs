@@ -17,7 +17,8 @@ const NO_OPERATION: u8 = 1;
 const MSS: u8 = 2;
 /// Length of that.
 const MSS_LEN: usize = 4;
-/// Options that are looked through.
+/// Options that are looked through, each no-operation being one. Hosts tell the size first; one that stands behind so many others is left as it is, and
+/// what is too long for the way is told of by errors.
 const MOST_OPTIONS: u32 = 10;
 
 /// Has the option tell at most what fits a way of this MTU; 0 is not known. A SYN without the option stays without: it means 536 bytes, or 1220.

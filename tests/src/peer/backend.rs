@@ -57,6 +57,7 @@ struct Counters {
     conversations: AtomicU64,
     open: AtomicU64,
     reset: AtomicU64,
+    exchanged: AtomicU64,
 }
 
 /// A running backend. Dropping it closes its sockets.
@@ -124,6 +125,12 @@ impl Backend {
     #[must_use]
     pub fn reset(&self) -> u64 {
         self.counters.reset.load(Ordering::Relaxed)
+    }
+
+    /// Exchanges that this has begun and of which every byte came back right.
+    #[must_use]
+    pub fn exchanged(&self) -> u64 {
+        self.counters.exchanged.load(Ordering::Relaxed)
     }
 
     /// TCP connections ever accepted, health checks included.
@@ -325,6 +332,15 @@ async fn answer(
     }
     if header(&head, "upgrade") == Some(exchange::PROTOCOL) {
         let _ = exchange::serve(stream).await;
+        return;
+    }
+    if header(&head, "upgrade") == Some(exchange::BACKEND_FIRST) {
+        let length = header(&head, exchange::LENGTH).and_then(|length| length.parse().ok());
+        if let Some(length) = length
+            && exchange::serve_first(stream, length).await.is_ok()
+        {
+            counters.exchanged.fetch_add(1, Ordering::Relaxed);
+        }
         return;
     }
     let answer = orders.borrow().answer;
