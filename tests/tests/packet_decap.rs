@@ -16,7 +16,7 @@ lab::in_both_versions![
     an_outer_header_with_options_or_another_version_is_untouched,
     an_inner_packet_of_another_version_than_announced_is_untouched,
     an_inner_packet_longer_than_the_outer_one_is_untouched,
-    truncations_are_untouched_until_both_headers_are_there,
+    truncations_are_untouched_until_both_headers_are_there_and_lose_the_outer_one_then,
 ];
 
 fn inner() -> Packet {
@@ -238,7 +238,7 @@ fn an_inner_packet_longer_than_the_outer_one_is_untouched() {
     }
 }
 
-fn truncations_are_untouched_until_both_headers_are_there() {
+fn truncations_are_untouched_until_both_headers_are_there_and_lose_the_outer_one_then() {
     let decap = Decap::load();
     for packet in [
         inner(),
@@ -248,8 +248,17 @@ fn truncations_are_untouched_until_both_headers_are_there() {
         for &outer in outers() {
             let whole = encapsulated(&packet, outer, 0);
             // Of the inner header as much is looked at as is in every version's.
-            for length in 14..packet.network() + len(outer) + 20 {
+            let needed = packet.network() + len(outer) + 20;
+            for length in 14..needed {
                 assert_untouched(&decap, &whole[..length]);
+            }
+            let inner = packet.bytes();
+            for length in needed..whole.len() {
+                let expected = Outcome {
+                    action: action::PASS,
+                    output: inner[..length - len(outer)].to_vec(),
+                };
+                assert_eq!(decap.run(&whole[..length]), expected, "{length} bytes");
             }
         }
     }

@@ -2,10 +2,13 @@
 //! written down once.
 
 use lab::packet::{
-    BackendSpec, CLIENT, Client, Packet, VIP, VIP_PORT, World, answered, dropped, forwarded,
+    BackendSpec, CLIENT, Client, Expect, Packet, VIP, VIP_PORT, World, answered, dropped,
+    forwarded,
     frame::{Extension, checksum},
     icmp::{About, complaint},
-    in_version, passed,
+    in_version,
+    nat::MODES,
+    passed,
     version::in_ipv6,
 };
 use lb_common::{
@@ -63,6 +66,76 @@ fn extension_headers_of_every_kind_and_length_are_stepped_over() {
                 .tagged(0x8100, 7)
         });
     });
+}
+
+/// What a backend receives of a packet.
+type Output = fn(&BackendSpec, &Packet) -> Vec<u8>;
+
+/// Frames that are cut anywhere in what stands before TCP, or in TCP's header, are the host's; behind it they go as far as they go.
+#[test]
+fn a_truncated_chain_of_extension_headers_passes_or_leaves_as_far_as_it_goes() {
+    let chains: [fn(Packet) -> Packet; 7] = [
+        |packet| packet.extended(Extension::options(HOP_BY_HOP, 16)),
+        |packet| packet.extended(Extension::options(DESTINATION, 64)),
+        |packet| packet.extended(Extension::routing(0)),
+        |packet| packet.extended(Extension::fragment(0)),
+        |packet| packet.extended(Extension::fragment(1)),
+        five,
+        |packet| five(packet).tagged(0x8100, 7),
+    ];
+    in_v6(|| {
+        let modes: [(BackendSpec, Output); 2] = [
+            (BackendSpec::l2(1), BackendSpec::l2_output),
+            (BackendSpec::ipip(1), BackendSpec::ipip_output),
+        ];
+        for (backend, output) in modes {
+            let world = World::with(&backend);
+            for chain in chains {
+                let packet = chain(CLIENT.syn().tcp_options(&[1; 4]).payload(b"early"));
+                assert_cut(&world, &packet, |reason| {
+                    forwarded(reason, 1, output(&backend, &packet))
+                });
+            }
+        }
+        for mode in MODES {
+            let backend = mode(1);
+            let world = World::with_translating(&backend);
+            let flow = world.open(CLIENT);
+            for chain in chains {
+                let packet = chain(flow.ack().payload(b"data"));
+                assert_cut(&world, &packet, |reason| {
+                    flow.to_backend(&backend, &packet, reason)
+                });
+                let answer = chain(flow.replies(ACK).payload(b"data"));
+                assert_cut(&world, &answer, |_| flow.replied(&answer));
+            }
+        }
+    });
+}
+
+/// Each kind of extension header once, destination options twice.
+fn five(packet: Packet) -> Packet {
+    packet
+        .extended(Extension::options(HOP_BY_HOP, 16))
+        .extended(Extension::options(DESTINATION, 8))
+        .extended(Extension::routing(0))
+        .extended(Extension::fragment(0))
+        .extended(Extension::options(DESTINATION, 24))
+}
+
+/// Asserts what comes of each truncation of a packet: `whole` is what comes of it uncut.
+#[track_caller]
+fn assert_cut(world: &World, packet: &Packet, whole: impl Fn(Reason) -> Expect) {
+    let bytes = packet.bytes();
+    let headers = packet.network() + packet.headers_len() + 20;
+    for length in 14..=bytes.len() {
+        let run = world.send_bytes(&bytes[..length], packet.counted());
+        if length < headers {
+            run.expect(&passed(Reason::Malformed).counting(0));
+        } else {
+            run.expect(&whole(run.reason()).cut_by(bytes.len() - length));
+        }
+    }
 }
 
 #[test]

@@ -23,6 +23,7 @@ lab::in_both_versions![
     what_the_host_does_with_its_own_address_is_its_own,
     tags_are_put_on_and_taken_off_both_ways,
     a_syn_tells_what_fits_the_way,
+    a_syn_that_is_cut_within_its_options_tells_what_fits_if_it_still_tells_anything,
     what_is_too_big_is_answered_to_who_sent_it,
     what_has_no_hops_left_is_answered_to_who_sent_it,
     a_reply_without_a_known_neighbour_is_the_kernels_to_send,
@@ -290,6 +291,54 @@ fn a_syn_tells_what_fits_the_way() {
     let ack = with_mss(flow.ack(), &[], 9_000);
     let expected = flow.to_backend(&backend, &ack, Reason::Established);
     world.send(&ack).expect(&expected);
+}
+
+/// A segment size that is cut off, even by a byte, is left as it is, and so is the checksum.
+fn a_syn_that_is_cut_within_its_options_tells_what_fits_if_it_still_tells_anything() {
+    const TOLD: u16 = 9_000;
+    let headers = match version() {
+        IpVersion::V4 => 40,
+        IpVersion::V6 => 60,
+    };
+    for mode in MODES {
+        for before in [&[][..], &[1], &[4, 2, 3, 3, 7], &[1, 3, 3, 7]] {
+            let backend = mode(1).mtu(1_400);
+            let world = World::with_translating(&backend);
+            // What leaves of a frame: of `sent` if its option is there whole, of `untold` if not.
+            let cut = |packet: &Packet, sent: &Packet, untold: &Packet, length: usize| {
+                let option = packet.network() + packet.headers_len() + 20 + before.len();
+                let left = if length < option + 4 { untold } else { sent };
+                left.bytes()[..length].to_vec()
+            };
+            let syn = |told| with_mss(CLIENT.syn(), before, told);
+            let (came, clamped) = (syn(TOLD), syn(1_500 - headers));
+            let whole = came.bytes();
+            let least = came.network() + came.headers_len() + 20;
+            for length in least..=whole.len() {
+                for place in world.places() {
+                    world.set_value(place, Word::EMPTY);
+                }
+                let run = world.send_bytes(&whole[..length], came.counted());
+                let source = world.flow(CLIENT).source;
+                let sent = backend.translated(&clamped, source);
+                let untold = backend.translated(&came, source);
+                let left = cut(&came, &sent, &untold, length);
+                run.expect(&forwarded(Reason::Opened, 1, left));
+            }
+
+            let flow = world.flow(CLIENT);
+            let answer = |told| with_mss(flow.syn_ack(), before, told);
+            let (came, clamped) = (answer(TOLD), answer(1_400 - headers));
+            let (sent, untold) = (flow.returned(&clamped), flow.returned(&came));
+            let whole = came.bytes();
+            for length in least..=whole.len() {
+                let left = cut(&came, &sent, &untold, length);
+                world
+                    .send_bytes(&whole[..length], came.counted())
+                    .expect(&forwarded(Reason::Reply, 1, left).redirected());
+            }
+        }
+    }
 }
 
 fn what_is_too_big_is_answered_to_who_sent_it() {

@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use lab::packet::{
     BackendSpec, CLIENT, Client, Packet, SERVICE, VIP, VIP_PORT, World, answered, dropped,
-    forwarded, on_wire, reset_output,
+    forwarded, on_wire, passed, reset_output,
 };
 use lb_common::{
     backend::Serving,
@@ -27,6 +27,7 @@ lab::in_both_versions![
     a_rst_to_a_dead_backend_is_dropped,
     the_notice_tells_what_the_backend_waits_for,
     of_a_segment_with_tags_and_headers_between_it_tells_the_same,
+    of_a_truncated_segment_its_headers_tell_the_same,
     nothing_is_told_of_a_reset_that_may_not_be_sent,
     notices_without_room_are_counted_and_the_client_is_answered_all_the_same,
     a_flow_whose_backend_cannot_be_reached_is_closed_too,
@@ -250,6 +251,34 @@ fn of_a_segment_with_tags_and_headers_between_it_tells_the_same() {
         .send(&packet)
         .expect(&answered(Reason::DrainDeadline, reset_output(&packet)).of_backend(1));
     assert_eq!(world.notices(), [notice_of(&packet)]);
+}
+
+fn of_a_truncated_segment_its_headers_tell_the_same() {
+    for packet in [
+        CLIENT.ack().payload(b"data"),
+        CLIENT
+            .ack()
+            .tagged(0x8100, 0x6064)
+            .options(&[1; 8])
+            .tcp_options(&[1; 12])
+            .payload(b"odd"),
+    ] {
+        let world = due();
+        let whole = packet.bytes();
+        let headers = packet.network() + packet.headers_len() + 20;
+        for length in 14..whole.len() {
+            world.save_resets(10);
+            let run = world.send_bytes(&whole[..length], packet.counted());
+            if length < headers {
+                run.expect(&passed(Reason::Malformed).counting(0));
+                assert_eq!(world.notices(), []);
+            } else {
+                let answer = answered(Reason::DrainDeadline, reset_output(&packet));
+                run.expect(&answer.of_backend(1));
+                assert_eq!(world.notices(), [notice_of(&packet)]);
+            }
+        }
+    }
 }
 
 fn nothing_is_told_of_a_reset_that_may_not_be_sent() {

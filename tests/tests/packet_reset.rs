@@ -1,6 +1,8 @@
 //! Clients of a dead backend learn of it: the RST, to the byte, and to whom none is sent.
 
-use lab::packet::{BackendSpec, CLIENT, Packet, World, answered, dropped, forwarded, reset_output};
+use lab::packet::{
+    BackendSpec, CLIENT, Packet, World, answered, dropped, forwarded, passed, reset_output,
+};
 use lb_common::{
     backend::Serving,
     flow::word::State,
@@ -19,6 +21,7 @@ lab::in_both_versions![
     a_first_fragment_and_any_ttl_are_answered,
     padding_is_cut_off_the_answer,
     a_frame_of_several_buffers_is_answered_by_a_short_one,
+    a_truncated_frame_passes_or_is_answered_by_its_headers,
     a_rst_is_never_answered,
     every_packet_of_a_dead_flow_is_answered_and_the_entry_stays,
     a_flow_of_a_backend_that_returns_goes_on,
@@ -123,6 +126,33 @@ fn padding_is_cut_off_the_answer() {
 
 fn a_frame_of_several_buffers_is_answered_by_a_short_one() {
     assert_answered(&CLIENT.ack().payload(&vec![1; 8_500]));
+}
+
+/// An answer is no longer than the headers that it is made of.
+fn a_truncated_frame_passes_or_is_answered_by_its_headers() {
+    let ack = || CLIENT.ack().payload(b"data");
+    for packet in [
+        ack(),
+        ack().tcp_options(&[1; 12]),
+        ack().options(&[1; 8]).tcp_options(&[1; 40]),
+        ack().tagged(0x8100, 0x0064).tagged(0x88a8, 0x000a),
+        ack().padded(6),
+        // What it acknowledges goes by the length that the IP header gives.
+        ack().tcp_options(&[1; 4]).with_tcp(|tcp| tcp.flags = 0),
+    ] {
+        let world = dead();
+        let whole = packet.bytes();
+        let headers = packet.network() + packet.headers_len() + 20;
+        for length in 14..whole.len() {
+            world.save_resets(10);
+            let run = world.send_bytes(&whole[..length], packet.counted());
+            run.expect(&if length < headers {
+                passed(Reason::Malformed).counting(0)
+            } else {
+                answered(Reason::BackendDead, reset_output(&packet)).of_backend(1)
+            });
+        }
+    }
 }
 
 fn a_rst_is_never_answered() {

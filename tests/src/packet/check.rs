@@ -277,6 +277,19 @@ impl Expect {
         self
     }
 
+    /// Without the last bytes of what leaves: the frame came without them.
+    ///
+    /// # Panics
+    /// If nothing is known of what leaves, or that is shorter.
+    pub fn cut_by(mut self, missing: usize) -> Self {
+        let Output::Exactly(bytes) = &mut self.output else {
+            panic!("nothing is said of what leaves");
+        };
+        let left = bytes.len().checked_sub(missing);
+        bytes.truncate(left.expect("no more is missing than leaves"));
+        self
+    }
+
     /// Counted with this many bytes, not with those of the frame without padding.
     pub fn counting(mut self, bytes: u32) -> Self {
         self.bytes = Some(bytes);

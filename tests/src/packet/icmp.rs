@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use lb_common::net::IpVersion;
 
 use super::{
-    frame::{Packet, checksum},
+    frame::{Packet, Transport, checksum},
     version::{in_ipv6, version},
 };
 
@@ -93,6 +93,27 @@ pub fn quotes() -> [fn(&Packet) -> Vec<u8>; 4] {
         |packet| packet.packet()[..packet.headers_len() + 18].to_vec(),
         Packet::packet,
     ]
+}
+
+/// A message as it goes on where its frame ends before the checksum of the segment that it quotes whole: that checksum is not written, and the message's
+/// own goes by what it was when the message was told. `headers` is the length of the quoted IP header.
+///
+/// # Panics
+/// If either is no message.
+pub fn without_checksum(heard: &Packet, told: &Packet, about: About, headers: usize) -> Packet {
+    const HEADER: usize = 8;
+    let body = |packet: &Packet| match &packet.transport {
+        Transport::Other { bytes, .. } => bytes[HEADER..].to_vec(),
+        Transport::Tcp(_) => panic!("a segment is no message"),
+    };
+    let (mut quoted, before) = (body(heard), body(told));
+    let sum = headers + 16..headers + 18;
+    quoted[sum.clone()].copy_from_slice(&before[sum]);
+    let anew = message(about, 0, &quoted, heard.source, heard.destination);
+    Packet {
+        transport: anew.transport,
+        ..heard.clone()
+    }
 }
 
 /// The frame that answers a packet with an error about it, from the VIP.
