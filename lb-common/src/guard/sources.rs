@@ -176,6 +176,9 @@ fn take<S: Sources>(sources: &S, place: Place, wanted: &Wanted) -> bool {
 }
 
 /// Has the source at a place pay for a new flow. False if it has not saved up as much.
+///
+/// Who could pay, but was outrun each time, goes unpaid: [`TRIES`] others have paid for it to happen. So of `n` CPUs that open flows of one source at the
+/// same moment `n - 1` go unpaid for [`TRIES`] that are paid, at worst.
 #[inline(always)]
 pub fn pay<S: Sources>(
     sources: &S,
@@ -198,8 +201,8 @@ pub fn pay<S: Sources>(
         }
         tries += 1;
     }
-    // So many others have paid at this moment.
-    false
+    // So many others have paid at this moment, and it could have.
+    true
 }
 
 /// Up to when a source has paid after one more flow; none if it has not saved up as much.
@@ -686,6 +689,44 @@ mod tests {
         }
     }
 
+    /// Buckets in which other CPUs pay for the same source at each moment that one tries to.
+    struct Crowded(Model);
+
+    impl Sources for Crowded {
+        type Bucket = u32;
+
+        fn bucket(&self, index: u32) -> Option<u32> {
+            self.0.bucket(index)
+        }
+
+        fn load(&self, bucket: u32, way: u32, part: Part) -> u64 {
+            self.0.load(bucket, way, part)
+        }
+
+        fn replace(&self, bucket: u32, way: u32, part: Part, seen: u64, new: u64) -> bool {
+            if part == Part::Paid {
+                assert!(pay(&self.0, Place { index: bucket, way }, NOW, COST, BURST));
+            }
+            self.0.replace(bucket, way, part, seen, new)
+        }
+
+        fn set_word(&self, bucket: u32, way: u32, word: u64) {
+            self.0.set_word(bucket, way, word);
+        }
+    }
+
+    #[test]
+    fn who_is_outrun_each_time_and_could_have_paid_is_let_in() {
+        let crowded = Crowded(Model::new(2));
+        let own = wanted(77, 2, NOW);
+        let at = place(&crowded.0, &own).unwrap();
+        assert_eq!(BURST / COST, u64::from(TRIES) + 1);
+        assert!(pay(&crowded, at, NOW, COST, BURST));
+        // All that others have paid for meanwhile is: one is left, and then none.
+        assert!(pay(&crowded.0, at, NOW, COST, BURST));
+        assert!(!pay(&crowded, at, NOW, COST, BURST));
+    }
+
     /// Threads that open flows of few sources get no more than these may have, and what there is.
     #[test]
     fn threads_together_get_what_a_source_may_have() {
@@ -709,7 +750,9 @@ mod tests {
                 .map(|thread| thread.join().unwrap())
                 .sum()
         });
-        assert_eq!(passed, 5_000);
+        // See [`pay`] of those that are outrun.
+        let most = 5_000 + 5_000 * (THREADS - 1) / u64::from(TRIES);
+        assert!((5_000..=most).contains(&passed), "{passed}");
         let held = model.held_by(wanted(5, 4, NOW).fingerprint);
         assert_eq!(held.len(), 1);
         assert_eq!(model.source(held[0]).paid_ns, NOW);
