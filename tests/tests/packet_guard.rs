@@ -45,6 +45,8 @@ lab::in_both_versions![
     a_prefix_is_one_source,
     services_do_not_disturb_each_other,
     a_source_has_so_many_flows_at_a_time,
+    a_port_used_again_needs_no_room,
+    what_is_over_makes_no_room,
     what_is_adopted_is_a_flow_of_its_source,
     what_is_not_adopted_is_counted_for_nobody,
     what_ends_is_held_to_no_limit,
@@ -611,6 +613,52 @@ fn a_source_has_so_many_flows_at_a_time() {
         opens(world, from_port(1_004));
         is_refused(world, CLIENT, Reason::SourceFull);
     });
+}
+
+/// One flow takes another's place: the source has no more than before.
+fn a_port_used_again_needs_no_room() {
+    each(|way, world| {
+        world.limit(&Limits::flows(1));
+        established(way, world);
+        let before = world.source(CLIENT);
+        assert_eq!(before.flows, 1 << 32, "{way:?}");
+        is_refused(world, from_port(1_000), Reason::SourceFull);
+        let again = CLIENT.syn().seq(0xdead_beef);
+        assert_eq!(world.send(&again).reason(), Reason::Challenged, "{way:?}");
+        assert_eq!(world.send(&again).reason(), Reason::Reopened, "{way:?}");
+        assert_eq!(world.source(CLIENT), before);
+        is_refused(world, from_port(1_000), Reason::SourceFull);
+    });
+    // Nor does another SYN than that which nobody has answered yet; but each costs what a new flow costs.
+    let world = world();
+    world.limit(&Limits {
+        flows: 1,
+        ..Limits::burst(3)
+    });
+    opens(&world, CLIENT);
+    for isn in [0xdead_beef, 0xfeed_beef] {
+        let other = CLIENT.syn().seq(isn);
+        assert_eq!(world.send(&other).reason(), Reason::Reopened);
+        assert_eq!(world.source(CLIENT).flows, 1 << 32);
+    }
+    world
+        .send(&CLIENT.syn().seq(0xbeef_beef))
+        .expect(&dropped(Reason::SourceRate));
+}
+
+/// What is closing is no flow of its source's any more: who opens another on its port has one more.
+fn what_is_over_makes_no_room() {
+    let world = world();
+    world.limit(&Limits::flows(1));
+    let closing = Word::live(State::Closing, backend(1), 0, world.now(), 0);
+    let place = world.places_of(CLIENT.key()).next().expect("it has places");
+    world.put(place, CLIENT.key(), closing);
+    opens(&world, from_port(1_000));
+    let again = CLIENT.syn().seq(0xdead_beef);
+    world.send(&again).expect(&dropped(Reason::SourceFull));
+    world.change_source(CLIENT, |source| source.flows = 0);
+    assert_eq!(world.send(&again).reason(), Reason::Challenged);
+    assert_eq!(world.source(CLIENT).flows, 1 << 32);
 }
 
 fn what_is_adopted_is_a_flow_of_its_source() {
