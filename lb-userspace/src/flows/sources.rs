@@ -17,7 +17,7 @@ use std::{
 
 use lb_common::{
     clock::Tick,
-    flow::word::Word,
+    flow::word::{State, Word},
     guard::{Guard, SOURCES_IN_BUCKET},
     hash::Seed,
     net::Address,
@@ -155,9 +155,13 @@ impl Count {
     }
 }
 
-/// Whether an entry is a flow of its source's: it is open, and has been heard of lately.
+/// Whether an entry is a flow of its source's: one that nobody has answered yet, or an open one that has been heard of lately. Not a challenger, which takes the
+/// place of another, nor what is over.
+///
+/// A source that begins many flows, and has their handshakes end only after the pass that takes back what was opened, would have as many more of them with each
+/// pass, if embryos did not count.
 fn counts(word: Word, now: Tick) -> bool {
-    word.is_open() && judge::is_active(word, now)
+    word.is(State::Embryo) || (word.is_open() && judge::is_active(word, now))
 }
 
 /// Gives the words of each place for a source.
@@ -179,10 +183,7 @@ fn is_guarded(maps: &Maps, service: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use lb_common::{
-        flow::{
-            bucket::homes,
-            word::{BackendRef, State},
-        },
+        flow::{bucket::homes, word::BackendRef},
         guard::{Source, SourceBucket},
     };
 
@@ -337,17 +338,33 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_established_and_not_over_counts() {
+    fn what_is_not_over_counts_and_no_challenger_does() {
         let mut fixture = Fixture::new();
         fixture.open(1, 4);
         fixture.sources.begin(&fixture.maps);
         let backend = BackendRef::new(1, 0);
-        fixture.meet(1, Word::embryo(backend, 1, Tick(5)), 1);
+        fixture.meet(1, Word::challenger(backend, 1, Tick(5)), 1);
         fixture.meet(1, pin().with_state(State::Closing), 1);
         fixture.meet(1, pin().with_state(State::Young), 1);
         fixture.meet(1, pin(), 1);
         fixture.sources.finish(&fixture.maps, NOW_NS);
         assert_eq!(fixture.flows(1), (2, 0));
+    }
+
+    /// What has been opened is taken back by the pass after, while its handshake may take longer.
+    #[test]
+    fn a_handshake_that_takes_longer_than_a_pass_counts_all_the_time() {
+        let mut fixture = Fixture::new();
+        fixture.open(1, 4);
+        let embryo = Word::embryo(BackendRef::new(1, 0), 1, Tick(5));
+        for _ in 0..2 {
+            fixture.sources.begin(&fixture.maps);
+            fixture.meet(1, embryo, 4);
+            fixture.sources.finish(&fixture.maps, NOW_NS);
+            assert_eq!(fixture.flows(1), (4, 0));
+        }
+        fixture.pass(1, 4);
+        assert_eq!(fixture.flows(1), (4, 0));
     }
 
     #[test]
