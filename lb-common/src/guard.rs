@@ -169,6 +169,9 @@ impl Passed {
     /// Of its flow: if it is adopted, it is one more of the source whose place follows.
     const COUNTS: u64 = 1 << 62;
 
+    /// Of its flow: it is not to be adopted, since the source has all the flows that it may.
+    const IS_OVER: u64 = 1 << 61;
+
     /// It may pass.
     #[inline(always)]
     #[must_use]
@@ -186,6 +189,21 @@ impl Passed {
                 | ((source.index as u64) << 2)
                 | (source.way & (SOURCES_IN_BUCKET - 1)) as u64,
         )
+    }
+
+    /// It may pass, but its flow is not to be adopted: it may be an established one, whose entry is lost, and of which nobody must be told that it is over
+    /// as long as its backend can be told without one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn over_limit() -> Self {
+        Self(Self::LET_PASS | Self::IS_OVER)
+    }
+
+    /// Whether its flow is not to be adopted.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_over_limit(self) -> bool {
+        self.0 & Self::IS_OVER != 0
     }
 
     /// Whether it may pass: 1, or 0.
@@ -255,6 +273,7 @@ mod tests {
             let place = Place { index, way };
             let passed = Passed::counting(place);
             prop_assert_eq!((passed.is_let_pass(), passed.source()), (1, Some(place)));
+            prop_assert!(!passed.is_over_limit());
             prop_assert_eq!((passed.seen().is_let_pass(), passed.seen().source()), (0, Some(place)));
         }
 
@@ -289,5 +308,14 @@ mod tests {
         assert_eq!(Passed::NOTHING.source(), None);
         assert_eq!(Passed::now().source(), None);
         assert_eq!(Passed::now().seen(), Passed::NOTHING);
+        assert!(!Passed::now().is_over_limit());
+    }
+
+    #[test]
+    fn what_is_not_to_be_adopted_passes_and_is_told() {
+        let passed = Passed::over_limit();
+        assert_eq!((passed.is_let_pass(), passed.source()), (1, None));
+        assert_eq!(passed.seen().is_let_pass(), 0);
+        assert!(passed.is_over_limit() && passed.seen().is_over_limit());
     }
 }

@@ -48,6 +48,7 @@ lab::in_both_versions![
     a_port_used_again_needs_no_room,
     what_is_over_makes_no_room,
     what_is_adopted_is_a_flow_of_its_source,
+    what_may_be_an_established_flow_of_a_full_source_is_served_or_told,
     what_is_not_adopted_is_counted_for_nobody,
     what_ends_is_held_to_no_limit,
     rate_and_flows_are_both_asked,
@@ -679,13 +680,38 @@ fn what_is_adopted_is_a_flow_of_its_source() {
             run.expect(&way.forwards(&world, client, &data, Reason::Established));
         }
         assert_eq!(world.source(CLIENT).flows, 2 << 32, "{way:?}");
-        for packet in shapes(&CLIENT.ack()) {
-            world.send(&packet).expect(&dropped(Reason::SourceFull));
-        }
         is_refused(&world, CLIENT, Reason::SourceFull);
         world.change_source(CLIENT, |source| source.flows = 1);
         assert_eq!(world.send(&CLIENT.ack()).reason(), Reason::Adopted);
         assert_eq!(world.source(CLIENT).flows, 1 | 1 << 32);
+    }
+}
+
+/// A flow's entry may be lost, and its source have others instead meanwhile: then it goes on by the table, or, where it cannot, its client learns of it.
+fn what_may_be_an_established_flow_of_a_full_source_is_served_or_told() {
+    for way in WAYS {
+        let world = way.world();
+        world.save_resets(10);
+        world.limit(&Limits::flows(1));
+        opens(&world, from_port(1_000));
+        let before = world.source(CLIENT);
+        let plain = CLIENT.ack().payload(b"data");
+        for data in [plain.clone(), plain.tagged(0x8100, 7)] {
+            let run = world.send(&data);
+            if matches!(way, Way::L2 | Way::Ipip) {
+                run.expect(&way.forwards(&world, CLIENT, &data, Reason::Stray));
+            } else {
+                let output = reset_output(&data);
+                run.expect(&answered(Reason::UnknownFlow, output).of_backend(1));
+            }
+        }
+        assert_eq!(world.entries(CLIENT.key()), [], "{way:?}");
+        assert_eq!(world.source(CLIENT), before);
+        // That is of this segment alone.
+        world.change_source(CLIENT, |source| source.flows = 0);
+        if way != Way::Nat {
+            assert_eq!(world.send(&CLIENT.ack()).reason(), Reason::Adopted);
+        }
     }
 }
 

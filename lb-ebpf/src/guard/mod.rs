@@ -176,7 +176,7 @@ fn ask<F: Family>(first: u64, second: u64, service: u64, what: u64) -> u64 {
         };
     }
     if sources::source_has_enough(place, limits.flows) != 0 {
-        return Reason::SourceFull as u64;
+        return Passed::over_limit().0;
     }
     // Whether it is one more shows only once it is adopted: many are not, as of a flow that finds no place, and would be counted with each segment.
     Passed::counting(sources::placed(place)).0

@@ -156,7 +156,9 @@ impl<W: World> Visit<'_, W> {
         };
         // What nobody knows the SNAT port of is nothing to the backend.
         let is_unknown = W::TRANSLATES && choice.state.is_nat();
-        if !self.segment.continues() || is_unknown {
+        // It may be of an established flow whose entry is lost: its client is either served or told.
+        let is_over = self.world.passed().is_over_limit();
+        if !self.segment.continues() || is_unknown || is_over {
             return Decision::over(choice.forward(Reason::Stray));
         }
         if !choice.state.is_resolved() || !self.world.may_adopt() {
