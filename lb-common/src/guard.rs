@@ -171,6 +171,8 @@ impl Passed {
 
     /// Of its flow: it is not to be adopted, since the source has all the flows that it may.
     const IS_OVER: u64 = 1 << 61;
+    /// Of its flow: its client is to be told that it is over.
+    const IS_CUT_OFF: u64 = 1 << 60;
 
     /// It may pass.
     #[inline(always)]
@@ -204,6 +206,21 @@ impl Passed {
     #[must_use]
     pub const fn is_over_limit(self) -> bool {
         self.0 & Self::IS_OVER != 0
+    }
+
+    /// It may pass, but only as far as to where its client is told that its flow is over: the lists keep it out, and it may be of a flow that was established
+    /// before they did.
+    #[inline(always)]
+    #[must_use]
+    pub const fn cut_off() -> Self {
+        Self(Self::LET_PASS | Self::IS_CUT_OFF)
+    }
+
+    /// Whether its client is to be told that its flow is over.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_cut_off(self) -> bool {
+        self.0 & Self::IS_CUT_OFF != 0
     }
 
     /// Whether it may pass: 1, or 0.
@@ -273,7 +290,7 @@ mod tests {
             let place = Place { index, way };
             let passed = Passed::counting(place);
             prop_assert_eq!((passed.is_let_pass(), passed.source()), (1, Some(place)));
-            prop_assert!(!passed.is_over_limit());
+            prop_assert!(!passed.is_over_limit() && !passed.is_cut_off());
             prop_assert_eq!((passed.seen().is_let_pass(), passed.seen().source()), (0, Some(place)));
         }
 
@@ -308,14 +325,21 @@ mod tests {
         assert_eq!(Passed::NOTHING.source(), None);
         assert_eq!(Passed::now().source(), None);
         assert_eq!(Passed::now().seen(), Passed::NOTHING);
-        assert!(!Passed::now().is_over_limit());
     }
 
     #[test]
-    fn what_is_not_to_be_adopted_passes_and_is_told() {
-        let passed = Passed::over_limit();
-        assert_eq!((passed.is_let_pass(), passed.source()), (1, None));
-        assert_eq!(passed.seen().is_let_pass(), 0);
-        assert!(passed.is_over_limit() && passed.seen().is_over_limit());
+    fn what_becomes_of_a_flow_is_told_of_what_passes() {
+        for (passed, is_over_limit, is_cut_off) in [
+            (Passed::now(), false, false),
+            (Passed::over_limit(), true, false),
+            (Passed::cut_off(), false, true),
+        ] {
+            assert_eq!((passed.is_let_pass(), passed.source()), (1, None));
+            assert_eq!(passed.seen().is_let_pass(), 0);
+            for passed in [passed, passed.seen()] {
+                assert_eq!(passed.is_over_limit(), is_over_limit);
+                assert_eq!(passed.is_cut_off(), is_cut_off);
+            }
+        }
     }
 }

@@ -164,6 +164,8 @@ reasons! {
     SourceRate = 44, "source_rate", Drop, Expected;
     /// A SYN that would make a flow, and its source has as many at the service as it may.
     SourceFull = 45, "source_full", Drop, Expected;
+    /// In mid-stream without an entry, and the service's lists keep its client's address out: a RST went to the client.
+    CutOff = 46, "cut_off", Reset, Expected;
 }
 
 impl Reason {

@@ -136,16 +136,17 @@ fn ask<F: Family>(first: u64, second: u64, service: u64, what: u64) -> u64 {
         return LET_PASS;
     };
     let address = in_order([first, second]);
-    match ranges::listed_of(address[0], address[1], ranges_of(guard)) {
-        DENIED => return Reason::Denied as u64,
-        NOT_ALLOWED => return Reason::NotAllowed as u64,
-        _ => {}
-    }
     let segment = tcp::Segment {
         seq: 0,
         flags: what as u8,
         payload: false,
     };
+    match ranges::listed_of(address[0], address[1], ranges_of(guard)) {
+        DENIED | NOT_ALLOWED if segment.continues() => return Passed::cut_off().0,
+        DENIED => return Reason::Denied as u64,
+        NOT_ALLOWED => return Reason::NotAllowed as u64,
+        _ => {}
+    }
     let opens = segment.opens();
     let limits = Limits::of(guard);
     let is_rated = opens && limits.cost_ns != 0;

@@ -48,7 +48,11 @@ pub(super) fn has_cause(
         Reason::Unresolved => own.any(|node| !node.resolved),
         Reason::NoEgress | Reason::Fragment | Reason::Held => false,
         // No service has a guard.
-        Reason::Denied | Reason::NotAllowed | Reason::SourceRate | Reason::SourceFull => false,
+        Reason::Denied
+        | Reason::NotAllowed
+        | Reason::SourceRate
+        | Reason::SourceFull
+        | Reason::CutOff => false,
         // No case comes near to so many flows; and these are of what backends send.
         Reason::NoPort | Reason::Reply | Reason::NoRouteBack => false,
         // A table may name no backend that serves, though there is one.
