@@ -118,6 +118,7 @@ impl World {
         self.change_guard(|guard| {
             guard.cost_ns = limits.cost.as_nanos() as u64;
             guard.burst_ns = limits.burst.as_nanos() as u64;
+            guard.longest_burst_ns = guard.burst_ns;
             guard.mask = u64::MAX.checked_shl(rest).unwrap_or(0);
             guard.flows = limits.flows;
         });
