@@ -29,8 +29,10 @@ pub struct Guard {
     pub flows: u32,
     /// Zero.
     pub reserved: u32,
+    /// The longest of all services' [`Self::burst_ns`], this one's among them: who has paid up to that long ago owes nothing to any of them.
+    pub longest_burst_ns: u64,
     /// Zero.
-    pub rest: [u64; 3],
+    pub rest: [u64; 2],
 }
 
 /// Where a service's ranges are in the array of ranges: first (bits 0-31) and how many (32-63). Zero is none: then all are let in.
@@ -266,6 +268,7 @@ fn is_some(number: u64, opaque: impl Fn(u64) -> u64) -> u64 {
 }
 
 const _: () = assert!(size_of::<Guard>() == 64 && offset_of!(Guard, flows) == 32);
+const _: () = assert!(offset_of!(Guard, longest_burst_ns) == 40);
 const _: () = assert!(size_of::<Range>() == 24 && offset_of!(Range, listed) == 16);
 const _: () = assert!(size_of::<Source>() == 32 && offset_of!(Source, flows) == 24);
 const _: () = assert!(size_of::<SourceBucket>() == 128 && align_of::<SourceBucket>() == 128);

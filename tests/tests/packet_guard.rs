@@ -54,6 +54,7 @@ lab::in_both_versions![
     rate_and_flows_are_both_asked,
     where_there_is_no_place_for_a_source_it_is_let_in,
     an_idle_source_makes_place_for_another,
+    who_owes_another_service_for_longer_keeps_its_place,
     a_limit_of_zero_is_none,
     corrupt_maps_do_no_harm,
     what_is_not_adopted_while_the_table_is_held_is_counted_for_nobody,
@@ -820,6 +821,35 @@ fn an_idle_source_makes_place_for_another() {
     is_refused(&world, from_port(1_000), Reason::SourceRate);
 }
 
+fn who_owes_another_service_for_longer_keeps_its_place() {
+    let world = world();
+    world.limit(&Limits::burst(1));
+    opens(&world, from_port(1_000));
+    let now_ns = world.source(CLIENT).paid_ns;
+    world.crowd_sources();
+    // One of its second home has no flow any more, and has paid twice as long ago as sources of this service can owe.
+    let (home, other) = (second_home(&world), 2);
+    let word = |part: Part| other * 4 + part as usize;
+    let paid_ns = now_ns.wrapping_sub(2 * COST.as_nanos() as u64);
+    let store = |part, value| {
+        let cell = world.maps.sources.word(home, word(part));
+        cell.store(value, SeqCst);
+    };
+    store(Part::Flows, 0);
+    store(Part::Paid, paid_ns);
+    let before = world.sources();
+    world.change_guard(|guard| guard.longest_burst_ns *= 3);
+    for port in 1_001..1_004 {
+        opens(&world, from_port(port));
+    }
+    assert_eq!(world.sources(), before);
+    world.change_guard(|guard| guard.longest_burst_ns = guard.burst_ns);
+    opens(&world, from_port(1_004));
+    let (bucket, way, _) = world.source_at(CLIENT).expect("it has the place");
+    assert_eq!((bucket, way as usize), (home, other));
+    is_refused(&world, from_port(1_005), Reason::SourceRate);
+}
+
 /// The bucket that is looked at last for the client's source, if each address is one.
 fn second_home(world: &World) -> u32 {
     let address = in_order(Address::from(on_wire(CLIENT.0)).words());
@@ -887,7 +917,8 @@ fn corrupt_maps_do_no_harm() {
             mask: 0x5a5a_5a5a_5a5a_5a5a,
             flows: u32::MAX,
             reserved: u32::MAX,
-            rest: [u64::MAX; 3],
+            longest_burst_ns: u64::MAX,
+            rest: [u64::MAX; 2],
         },
     );
     let reason = world.send(&from_port(5_000).syn()).reason();

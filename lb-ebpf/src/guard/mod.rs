@@ -159,7 +159,7 @@ fn ask<F: Family>(first: u64, second: u64, service: u64, what: u64) -> u64 {
     let word = source_word(address, is_ipv6) & limits.mask;
     let fingerprint = fingerprint(word, service, &maps::flow_seed());
     let now_ns = maps::now_ns();
-    let place = sources::place_of_source(fingerprint, word, now_ns, limits.burst_ns);
+    let place = sources::place_of_source(fingerprint, word, now_ns, longest_burst_of(guard));
     if place == sources::NOWHERE {
         return LET_PASS;
     }
@@ -217,6 +217,13 @@ impl Limits {
 fn ranges_of(guard: *const Guard) -> u64 {
     // SAFETY: as above.
     unsafe { core::ptr::addr_of!((*guard).ranges).read_volatile() }
+}
+
+/// The longest burst of all services' sources.
+#[inline(always)]
+fn longest_burst_of(guard: *const Guard) -> u64 {
+    // SAFETY: as above.
+    unsafe { core::ptr::addr_of!((*guard).longest_burst_ns).read_volatile() }
 }
 
 /// Whether the guard is yet to see this segment of a service's. If it has, that is taken note of.

@@ -72,6 +72,7 @@ impl Limits {
         };
         guard.cost_ns = self.cost.as_nanos() as u64;
         guard.burst_ns = self.burst.as_nanos() as u64;
+        guard.longest_burst_ns = guard.burst_ns;
         guard.mask = u64::MAX.checked_shl(rest).unwrap_or(0);
         guard.flows = self.flows;
     }
