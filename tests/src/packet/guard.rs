@@ -128,7 +128,8 @@ impl World {
         self.change_guard(|guard| limits.write(guard));
     }
 
-    /// Has a service be guarded by these ranges and limits, whatever guarded it before.
+    /// Has a service be guarded by these ranges and limits, whatever guarded it before; of all services one at a time, whose ranges take the place of those
+    /// that were there.
     ///
     /// # Panics
     /// If the ranges are more than there is room for.
