@@ -29,8 +29,10 @@ pub struct Guard {
     pub flows: u32,
     /// Zero.
     pub reserved: u32,
+    /// The longest of all services' [`Self::burst_ns`], this one's among them: who has paid up to that long ago owes nothing to any of them.
+    pub longest_burst_ns: u64,
     /// Zero.
-    pub rest: [u64; 3],
+    pub rest: [u64; 2],
 }
 
 /// Where a service's ranges are in the array of ranges: first (bits 0-31) and how many (32-63). Zero is none: then all are let in.
@@ -169,6 +171,11 @@ impl Passed {
     /// Of its flow: if it is adopted, it is one more of the source whose place follows.
     const COUNTS: u64 = 1 << 62;
 
+    /// Of its flow: it is not to be adopted, since the source has all the flows that it may.
+    const IS_OVER: u64 = 1 << 61;
+    /// Of its flow: its client is to be told that it is over.
+    const IS_CUT_OFF: u64 = 1 << 60;
+
     /// It may pass.
     #[inline(always)]
     #[must_use]
@@ -186,6 +193,36 @@ impl Passed {
                 | ((source.index as u64) << 2)
                 | (source.way & (SOURCES_IN_BUCKET - 1)) as u64,
         )
+    }
+
+    /// It may pass, but its flow is not to be adopted: it may be an established one, whose entry is lost, and of which nobody must be told that it is over
+    /// as long as its backend can be told without one.
+    #[inline(always)]
+    #[must_use]
+    pub const fn over_limit() -> Self {
+        Self(Self::LET_PASS | Self::IS_OVER)
+    }
+
+    /// Whether its flow is not to be adopted.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_over_limit(self) -> bool {
+        self.0 & Self::IS_OVER != 0
+    }
+
+    /// It may pass, but only as far as to where its client is told that its flow is over: the lists keep it out, and it may be of a flow that was established
+    /// before they did.
+    #[inline(always)]
+    #[must_use]
+    pub const fn cut_off() -> Self {
+        Self(Self::LET_PASS | Self::IS_CUT_OFF)
+    }
+
+    /// Whether its client is to be told that its flow is over.
+    #[inline(always)]
+    #[must_use]
+    pub const fn is_cut_off(self) -> bool {
+        self.0 & Self::IS_CUT_OFF != 0
     }
 
     /// Whether it may pass: 1, or 0.
@@ -231,6 +268,7 @@ fn is_some(number: u64, opaque: impl Fn(u64) -> u64) -> u64 {
 }
 
 const _: () = assert!(size_of::<Guard>() == 64 && offset_of!(Guard, flows) == 32);
+const _: () = assert!(offset_of!(Guard, longest_burst_ns) == 40);
 const _: () = assert!(size_of::<Range>() == 24 && offset_of!(Range, listed) == 16);
 const _: () = assert!(size_of::<Source>() == 32 && offset_of!(Source, flows) == 24);
 const _: () = assert!(size_of::<SourceBucket>() == 128 && align_of::<SourceBucket>() == 128);
@@ -255,6 +293,7 @@ mod tests {
             let place = Place { index, way };
             let passed = Passed::counting(place);
             prop_assert_eq!((passed.is_let_pass(), passed.source()), (1, Some(place)));
+            prop_assert!(!passed.is_over_limit() && !passed.is_cut_off());
             prop_assert_eq!((passed.seen().is_let_pass(), passed.seen().source()), (0, Some(place)));
         }
 
@@ -289,5 +328,21 @@ mod tests {
         assert_eq!(Passed::NOTHING.source(), None);
         assert_eq!(Passed::now().source(), None);
         assert_eq!(Passed::now().seen(), Passed::NOTHING);
+    }
+
+    #[test]
+    fn what_becomes_of_a_flow_is_told_of_what_passes() {
+        for (passed, is_over_limit, is_cut_off) in [
+            (Passed::now(), false, false),
+            (Passed::over_limit(), true, false),
+            (Passed::cut_off(), false, true),
+        ] {
+            assert_eq!((passed.is_let_pass(), passed.source()), (1, None));
+            assert_eq!(passed.seen().is_let_pass(), 0);
+            for passed in [passed, passed.seen()] {
+                assert_eq!(passed.is_over_limit(), is_over_limit);
+                assert_eq!(passed.is_cut_off(), is_cut_off);
+            }
+        }
     }
 }

@@ -153,7 +153,7 @@ const _: fn(Service) = |Service {
                             affinity_ticks: _,
                         }| ();
 word!(RANGES_REF, "ranges_ref" { "first" at 0, 32; "len" at 32, 32 });
-record!(GUARD, "guard", Guard { ranges: RANGES_REF, cost_ns, burst_ns, mask, flows } without { reserved, rest });
+record!(GUARD, "guard", Guard { ranges: RANGES_REF, cost_ns, burst_ns, mask, flows, longest_burst_ns } without { reserved, rest });
 record!(RANGE, "range", Range { first, listed });
 record!(
     SOURCE,

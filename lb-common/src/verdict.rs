@@ -87,7 +87,8 @@ reasons! {
     Adopted = 8, "adopted", Forward, Expected;
     /// Mid-stream without an entry, and none was made (no place, or too many at once): forwarded by the table.
     Unadopted = 9, "unadopted", Forward, Expected;
-    /// A FIN, a RST or a segment without ACK, of no known flow: forwarded by the table.
+    /// A FIN, a RST or a segment without ACK, of no known flow, or one in mid-stream whose source has as many flows at the service as it may: forwarded by the
+    /// table.
     Stray = 10, "stray", Forward, Expected;
     /// The flow's backend is dead: a RST went to the client.
     BackendDead = 11, "backend_dead", Reset, Expected;
@@ -161,8 +162,10 @@ reasons! {
     NotAllowed = 43, "not_allowed", Drop, Expected;
     /// A SYN that would make a flow, and too many have come from its source lately.
     SourceRate = 44, "source_rate", Drop, Expected;
-    /// It would make a flow, and its source has as many at the service as it may.
+    /// A SYN that would make a flow, and its source has as many at the service as it may.
     SourceFull = 45, "source_full", Drop, Expected;
+    /// In mid-stream without an entry, and the service's lists keep its client's address out: a RST went to the client.
+    CutOff = 46, "cut_off", Reset, Expected;
 }
 
 impl Reason {

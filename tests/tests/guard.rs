@@ -424,13 +424,16 @@ fn a_flood_from_a_limited_prefix_does_not_keep_others_out_in_ipv6() -> Result<()
 
 fn floods(family: Family, seed: u64) -> Result<()> {
     const CONNECTIONS: usize = 1_000;
+    const RATE: f64 = 100.0;
+    const BURST: f64 = 1_500.0;
+    const NEWCOMERS: usize = 100;
     let (prefix, bits) = address::spoofed(family.vip());
     let stage = Stage::set(
         Topology::new(Place::Farm).in_family(family),
         seed,
         |config| {
             config.lines = format!(
-                "source_limit = {{ prefix = {bits}, new_per_second = 100, burst = 1500 }}\n"
+                "source_limit = {{ prefix = {bits}, new_per_second = {RATE}, burst = {BURST} }}\n"
             );
         },
     )?;
@@ -440,6 +443,7 @@ fn floods(family: Family, seed: u64) -> Result<()> {
         |_| {},
     )?;
     let before = packets(&stage, "opened")?;
+    let begun = Instant::now();
     let flood = SynFlood::start(
         stage.lab.client(),
         UPLINK,
@@ -458,12 +462,17 @@ fn floods(family: Family, seed: u64) -> Result<()> {
         let refused = packets(&stage, "source_rate").ok()?;
         (refused > 5_000).then_some(())
     })?;
-    let newcomers = stage.clients.open(100, stage.plan(), |_| {})?;
+    let newcomers = stage.clients.open(NEWCOMERS, stage.plan(), |_| {})?;
     assert_eq!(crowd::echo_all(&newcomers), [""; 0]);
     assert_talking(&connections)?;
     let sent = flood.stop()?;
     let opened = packets(&stage, "opened")? - before;
-    assert!(opened < sent / 2, "{opened} of {sent} were let in");
+    // What the prefix may open in this time, and a moment of the coarse clock more.
+    let most = BURST + RATE * begun.elapsed().as_secs_f64() + 3.0 + NEWCOMERS as f64;
+    assert!(
+        opened as f64 <= most,
+        "{opened} of {sent} were let in, not {most}"
+    );
     assert_talking(&connections)?;
     assert_eq!(crowd::breaks(&newcomers), [""; 0]);
     stage.close();

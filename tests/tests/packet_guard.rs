@@ -45,12 +45,16 @@ lab::in_both_versions![
     a_prefix_is_one_source,
     services_do_not_disturb_each_other,
     a_source_has_so_many_flows_at_a_time,
+    a_port_used_again_needs_no_room,
+    what_is_over_makes_no_room,
     what_is_adopted_is_a_flow_of_its_source,
+    what_may_be_an_established_flow_of_a_full_source_is_served_or_told,
     what_is_not_adopted_is_counted_for_nobody,
     what_ends_is_held_to_no_limit,
     rate_and_flows_are_both_asked,
     where_there_is_no_place_for_a_source_it_is_let_in,
     an_idle_source_makes_place_for_another,
+    who_owes_another_service_for_longer_keeps_its_place,
     a_limit_of_zero_is_none,
     corrupt_maps_do_no_harm,
     what_is_not_adopted_while_the_table_is_held_is_counted_for_nobody,
@@ -316,13 +320,22 @@ fn what_is_in_mid_stream_without_an_entry_is_refused_too() {
     each(|way, world| {
         for listed in [Denied, NotAllowed] {
             world.list_all(listed);
-            for flags in [ACK, FIN | ACK, RST, RST | ACK, FIN, 0] {
+            for flags in [FIN | ACK, RST, RST | ACK, FIN, 0] {
                 for packet in shapes(&CLIENT.sends(flags)) {
                     world.send(&packet).expect(&dropped(refusal(listed)));
                     assert_eq!(world.values(), [], "{way:?} {flags:#x}");
                 }
             }
+            // It may be of a flow that was established before: its client is told.
+            for packet in shapes(&CLIENT.ack()) {
+                let run = world.send(&packet);
+                run.expect(&answered(Reason::CutOff, reset_output(&packet)));
+                assert_eq!(world.values(), [], "{way:?}");
+            }
+            let run = world.send_without_resets(&CLIENT.ack());
+            run.expect(&dropped(Reason::ResetLimited));
         }
+        world.save_resets(10);
         // And is not, of whom it takes flows.
         world.list_all(Allowed);
         let ack = CLIENT.ack();
@@ -613,6 +626,52 @@ fn a_source_has_so_many_flows_at_a_time() {
     });
 }
 
+/// One flow takes another's place: the source has no more than before.
+fn a_port_used_again_needs_no_room() {
+    each(|way, world| {
+        world.limit(&Limits::flows(1));
+        established(way, world);
+        let before = world.source(CLIENT);
+        assert_eq!(before.flows, 1 << 32, "{way:?}");
+        is_refused(world, from_port(1_000), Reason::SourceFull);
+        let again = CLIENT.syn().seq(0xdead_beef);
+        assert_eq!(world.send(&again).reason(), Reason::Challenged, "{way:?}");
+        assert_eq!(world.send(&again).reason(), Reason::Reopened, "{way:?}");
+        assert_eq!(world.source(CLIENT), before);
+        is_refused(world, from_port(1_000), Reason::SourceFull);
+    });
+    // Nor does another SYN than that which nobody has answered yet; but each costs what a new flow costs.
+    let world = world();
+    world.limit(&Limits {
+        flows: 1,
+        ..Limits::burst(3)
+    });
+    opens(&world, CLIENT);
+    for isn in [0xdead_beef, 0xfeed_beef] {
+        let other = CLIENT.syn().seq(isn);
+        assert_eq!(world.send(&other).reason(), Reason::Reopened);
+        assert_eq!(world.source(CLIENT).flows, 1 << 32);
+    }
+    world
+        .send(&CLIENT.syn().seq(0xbeef_beef))
+        .expect(&dropped(Reason::SourceRate));
+}
+
+/// What is closing is no flow of its source's any more: who opens another on its port has one more.
+fn what_is_over_makes_no_room() {
+    let world = world();
+    world.limit(&Limits::flows(1));
+    let closing = Word::live(State::Closing, backend(1), 0, world.now(), 0);
+    let place = world.places_of(CLIENT.key()).next().expect("it has places");
+    world.put(place, CLIENT.key(), closing);
+    opens(&world, from_port(1_000));
+    let again = CLIENT.syn().seq(0xdead_beef);
+    world.send(&again).expect(&dropped(Reason::SourceFull));
+    world.change_source(CLIENT, |source| source.flows = 0);
+    assert_eq!(world.send(&again).reason(), Reason::Challenged);
+    assert_eq!(world.source(CLIENT).flows, 1 << 32);
+}
+
 fn what_is_adopted_is_a_flow_of_its_source() {
     for way in [Way::L2, Way::Ipip, Way::Dnat, Way::Local] {
         let world = way.world();
@@ -631,13 +690,38 @@ fn what_is_adopted_is_a_flow_of_its_source() {
             run.expect(&way.forwards(&world, client, &data, Reason::Established));
         }
         assert_eq!(world.source(CLIENT).flows, 2 << 32, "{way:?}");
-        for packet in shapes(&CLIENT.ack()) {
-            world.send(&packet).expect(&dropped(Reason::SourceFull));
-        }
         is_refused(&world, CLIENT, Reason::SourceFull);
         world.change_source(CLIENT, |source| source.flows = 1);
         assert_eq!(world.send(&CLIENT.ack()).reason(), Reason::Adopted);
         assert_eq!(world.source(CLIENT).flows, 1 | 1 << 32);
+    }
+}
+
+/// A flow's entry may be lost, and its source have others instead meanwhile: then it goes on by the table, or, where it cannot, its client learns of it.
+fn what_may_be_an_established_flow_of_a_full_source_is_served_or_told() {
+    for way in WAYS {
+        let world = way.world();
+        world.save_resets(10);
+        world.limit(&Limits::flows(1));
+        opens(&world, from_port(1_000));
+        let before = world.source(CLIENT);
+        let plain = CLIENT.ack().payload(b"data");
+        for data in [plain.clone(), plain.tagged(0x8100, 7)] {
+            let run = world.send(&data);
+            if matches!(way, Way::L2 | Way::Ipip) {
+                run.expect(&way.forwards(&world, CLIENT, &data, Reason::Stray));
+            } else {
+                let output = reset_output(&data);
+                run.expect(&answered(Reason::UnknownFlow, output).of_backend(1));
+            }
+        }
+        assert_eq!(world.entries(CLIENT.key()), [], "{way:?}");
+        assert_eq!(world.source(CLIENT), before);
+        // That is of this segment alone.
+        world.change_source(CLIENT, |source| source.flows = 0);
+        if way != Way::Nat {
+            assert_eq!(world.send(&CLIENT.ack()).reason(), Reason::Adopted);
+        }
     }
 }
 
@@ -737,6 +821,35 @@ fn an_idle_source_makes_place_for_another() {
     is_refused(&world, from_port(1_000), Reason::SourceRate);
 }
 
+fn who_owes_another_service_for_longer_keeps_its_place() {
+    let world = world();
+    world.limit(&Limits::burst(1));
+    opens(&world, from_port(1_000));
+    let now_ns = world.source(CLIENT).paid_ns;
+    world.crowd_sources();
+    // One of its second home has no flow any more, and has paid twice as long ago as sources of this service can owe.
+    let (home, other) = (second_home(&world), 2);
+    let word = |part: Part| other * 4 + part as usize;
+    let paid_ns = now_ns.wrapping_sub(2 * COST.as_nanos() as u64);
+    let store = |part, value| {
+        let cell = world.maps.sources.word(home, word(part));
+        cell.store(value, SeqCst);
+    };
+    store(Part::Flows, 0);
+    store(Part::Paid, paid_ns);
+    let before = world.sources();
+    world.change_guard(|guard| guard.longest_burst_ns *= 3);
+    for port in 1_001..1_004 {
+        opens(&world, from_port(port));
+    }
+    assert_eq!(world.sources(), before);
+    world.change_guard(|guard| guard.longest_burst_ns = guard.burst_ns);
+    opens(&world, from_port(1_004));
+    let (bucket, way, _) = world.source_at(CLIENT).expect("it has the place");
+    assert_eq!((bucket, way as usize), (home, other));
+    is_refused(&world, from_port(1_005), Reason::SourceRate);
+}
+
 /// The bucket that is looked at last for the client's source, if each address is one.
 fn second_home(world: &World) -> u32 {
     let address = in_order(Address::from(on_wire(CLIENT.0)).words());
@@ -804,7 +917,8 @@ fn corrupt_maps_do_no_harm() {
             mask: 0x5a5a_5a5a_5a5a_5a5a,
             flows: u32::MAX,
             reserved: u32::MAX,
-            rest: [u64::MAX; 3],
+            longest_burst_ns: u64::MAX,
+            rest: [u64::MAX; 2],
         },
     );
     let reason = world.send(&from_port(5_000).syn()).reason();

@@ -167,7 +167,11 @@ fn reach(reason: Reason) -> Run {
             drop(world);
             reach_translating(reason)
         }
-        Reason::Denied | Reason::NotAllowed | Reason::SourceRate | Reason::SourceFull => {
+        Reason::Denied
+        | Reason::NotAllowed
+        | Reason::SourceRate
+        | Reason::SourceFull
+        | Reason::CutOff => {
             drop(world);
             reach_guarded(reason)
         }
@@ -190,6 +194,10 @@ fn reach_guarded(reason: Reason) -> Run {
         Reason::NotAllowed => world.list_all(Listed::NotAllowed),
         Reason::SourceRate => world.limit(&Limits::burst(1)),
         Reason::SourceFull => world.limit(&Limits::flows(1)),
+        Reason::CutOff => {
+            world.list_all(Listed::Denied);
+            return world.send(&CLIENT.ack());
+        }
         _ => panic!("{reason:?} is none of a guard's"),
     }
     world.send(&Client(CLIENT.0, 1_000).syn());

@@ -21,6 +21,7 @@ use super::{
 use crate::{
     backend::{BackendState, Serving},
     clock::Tick,
+    guard::Passed,
     maglev::Slot,
     tcp::{SYN, Segment},
     verdict::Reason,
@@ -54,6 +55,11 @@ pub trait World: Memory {
     #[inline(always)]
     fn answers(&self, _place: Place) -> Option<bool> {
         None
+    }
+    /// What the service's guard has found out, of a segment of a flow without an entry.
+    #[inline(always)]
+    fn passed(&self) -> Passed {
+        Passed::NOTHING
     }
     /// Id of a backend that the flow cannot be given, though it may be the pick; 0 is none.
     #[inline(always)]

@@ -71,8 +71,8 @@ pub struct Wanted {
     pub homes: [u32; 2],
     /// The present, nanoseconds of the coarse monotonic clock.
     pub now_ns: u64,
-    /// Nanoseconds that it can save up: who has paid up to that long ago owes nothing.
-    pub burst_ns: u64,
+    /// The most nanoseconds that any source can save up, of whichever service: who has paid up to that long ago owes nothing.
+    pub longest_burst_ns: u64,
 }
 
 /// The place of a source: that which it has, or one that it takes, of nobody or of another that is as good as nobody. None if there is no such place: then it
@@ -90,6 +90,10 @@ pub fn place<S: Sources>(sources: &S, wanted: &Wanted) -> Option<Place> {
         if held | free == 0 {
             return None;
         }
+        // Nobody's first: whoever has been here before may come again, and is known then.
+        let empty = free >> EMPTY_SHIFT;
+        let is_any_empty = is_some(empty as u64, |n| sources.opaque(n)) as u32;
+        let free = free & ALL_PLACES & (empty | is_any_empty.wrapping_sub(1));
         let at = lowest(if held != 0 { held } else { free });
         // 0 or 1.
         let home = at / SOURCES_IN_BUCKET;
@@ -109,9 +113,14 @@ pub fn place<S: Sources>(sources: &S, wanted: &Wanted) -> Option<Place> {
 struct Found {
     /// The wanted source has them: one, or none, or more for a moment after a race.
     held: u32,
-    /// They can be taken.
+    /// They can be taken; and from [`EMPTY_SHIFT`] on, those among them that are nobody's.
     free: u32,
 }
+
+/// A bit for each place of two buckets.
+const ALL_PLACES: u32 = (1 << (2 * SOURCES_IN_BUCKET)) - 1;
+/// Above those of two buckets.
+const EMPTY_SHIFT: u32 = 2 * SOURCES_IN_BUCKET;
 
 #[inline(always)]
 fn look_in<S: Sources>(sources: &S, bucket: S::Bucket, wanted: &Wanted) -> Found {
@@ -122,7 +131,9 @@ fn look_in<S: Sources>(sources: &S, bucket: S::Bucket, wanted: &Wanted) -> Found
         let paid_ns = sources.load(bucket, way, Part::Paid);
         let flows = sources.load(bucket, way, Part::Flows);
         let is_other = is_some(fingerprint ^ wanted.fingerprint, |n| sources.opaque(n));
+        let is_empty = 1 ^ is_some(fingerprint, |n| sources.opaque(n)) as u32;
         found.held |= (1 ^ is_other as u32) << way;
+        found.free |= is_empty << (EMPTY_SHIFT + way);
         found.free |= is_free(sources, [fingerprint, paid_ns, flows], wanted) << way;
         way += 1;
     }
@@ -143,7 +154,7 @@ fn is_free<S: Sources>(
     let owes = is_some(paid_ns, opaque)
         & below(
             since.wrapping_add(ahead),
-            wanted.burst_ns.wrapping_add(ahead),
+            wanted.longest_burst_ns.wrapping_add(ahead),
             opaque,
         );
     (1 ^ (is_some(fingerprint, opaque) & (is_some(flows, opaque) | owes))) as u32
@@ -176,6 +187,9 @@ fn take<S: Sources>(sources: &S, place: Place, wanted: &Wanted) -> bool {
 }
 
 /// Has the source at a place pay for a new flow. False if it has not saved up as much.
+///
+/// Who could pay, but was outrun each time, goes unpaid: [`TRIES`] others have paid for it to happen. So of `n` CPUs that open flows of one source at the
+/// same moment `n - 1` go unpaid for [`TRIES`] that are paid, at worst.
 #[inline(always)]
 pub fn pay<S: Sources>(
     sources: &S,
@@ -198,8 +212,8 @@ pub fn pay<S: Sources>(
         }
         tries += 1;
     }
-    // So many others have paid at this moment.
-    false
+    // So many others have paid at this moment, and it could have.
+    true
 }
 
 /// Up to when a source has paid after one more flow; none if it has not saved up as much.
@@ -371,7 +385,7 @@ mod tests {
             word,
             homes: homes(fingerprint, buckets),
             now_ns,
-            burst_ns: BURST,
+            longest_burst_ns: BURST,
         }
     }
 
@@ -492,6 +506,33 @@ mod tests {
             assert_eq!(place(&model, &own), None, "{kept:?}");
             let after: Vec<_> = model.places().map(|place| model.source(place)).collect();
             assert_eq!(before, after);
+        }
+    }
+
+    #[test]
+    fn a_place_that_is_nobodys_is_taken_before_another_idle_sources() {
+        let own = wanted(77, 2, NOW);
+        for nobodys in 0..2 * SOURCES_IN_BUCKET {
+            let model = Model::new(2);
+            let mut places = [0, 1].into_iter().flat_map(|home| {
+                (0..SOURCES_IN_BUCKET).map(move |way| Place {
+                    index: own.homes[home],
+                    way,
+                })
+            });
+            let idle = Source {
+                paid_ns: NOW - BURST,
+                flows: 0,
+                ..busy(1_000)
+            };
+            for place in places.clone() {
+                model.put(place, idle);
+            }
+            let at = places.nth(nobodys as usize).unwrap();
+            model.put(at, Source::default());
+            assert_eq!(place(&model, &own), Some(at));
+            let kept = model.places().filter(|place| model.source(*place) == idle);
+            assert_eq!(kept.count(), 2 * SOURCES_IN_BUCKET as usize - 1);
         }
     }
 
@@ -662,6 +703,36 @@ mod tests {
             }
         }
 
+        /// Sources of two services, of which one can save up much more than the other: what one owes is not forgiven for newcomers of the other.
+        #[test]
+        fn debts_of_a_long_burst_outlive_newcomers_of_a_short_one(
+            spent in 1u64..=50,
+            after_ns in 0..50 * COST,
+            newcomers in 1u64..30,
+        ) {
+            const LONG: u64 = 10 * BURST;
+            let model = Model::new(2);
+            let at = |word, now_ns| Wanted { longest_burst_ns: LONG, ..wanted(word, 2, now_ns) };
+            let own = place(&model, &at(0, NOW)).unwrap();
+            for _ in 0..spent {
+                prop_assert!(pay(&model, own, NOW, COST, LONG));
+            }
+            let owed_ns = (spent * COST).saturating_sub(after_ns);
+            let now_ns = NOW + after_ns;
+            for word in 1..=newcomers {
+                if let Some(theirs) = place(&model, &at(word, now_ns)) {
+                    prop_assert!(pay(&model, theirs, now_ns, COST, BURST));
+                }
+            }
+            if owed_ns == 0 {
+                // As good as nobody: its place may have gone.
+                return Ok(());
+            }
+            prop_assert_eq!(place(&model, &at(0, now_ns)), Some(own));
+            let saved = saved_up(model.source(own).paid_ns, now_ns, LONG);
+            prop_assert_eq!(saved, LONG - owed_ns);
+        }
+
         /// Whatever is in the map, a source has at most one place, and nobody who owes or has a flow loses his.
         #[test]
         fn places_change_hands_one_at_a_time(
@@ -684,6 +755,44 @@ mod tests {
                 prop_assert!(found == Some(place) || model.source(place) == source);
             }
         }
+    }
+
+    /// Buckets in which other CPUs pay for the same source at each moment that one tries to.
+    struct Crowded(Model);
+
+    impl Sources for Crowded {
+        type Bucket = u32;
+
+        fn bucket(&self, index: u32) -> Option<u32> {
+            self.0.bucket(index)
+        }
+
+        fn load(&self, bucket: u32, way: u32, part: Part) -> u64 {
+            self.0.load(bucket, way, part)
+        }
+
+        fn replace(&self, bucket: u32, way: u32, part: Part, seen: u64, new: u64) -> bool {
+            if part == Part::Paid {
+                assert!(pay(&self.0, Place { index: bucket, way }, NOW, COST, BURST));
+            }
+            self.0.replace(bucket, way, part, seen, new)
+        }
+
+        fn set_word(&self, bucket: u32, way: u32, word: u64) {
+            self.0.set_word(bucket, way, word);
+        }
+    }
+
+    #[test]
+    fn who_is_outrun_each_time_and_could_have_paid_is_let_in() {
+        let crowded = Crowded(Model::new(2));
+        let own = wanted(77, 2, NOW);
+        let at = place(&crowded.0, &own).unwrap();
+        assert_eq!(BURST / COST, u64::from(TRIES) + 1);
+        assert!(pay(&crowded, at, NOW, COST, BURST));
+        // All that others have paid for meanwhile is: one is left, and then none.
+        assert!(pay(&crowded.0, at, NOW, COST, BURST));
+        assert!(!pay(&crowded, at, NOW, COST, BURST));
     }
 
     /// Threads that open flows of few sources get no more than these may have, and what there is.
@@ -709,7 +818,9 @@ mod tests {
                 .map(|thread| thread.join().unwrap())
                 .sum()
         });
-        assert_eq!(passed, 5_000);
+        // See [`pay`] of those that are outrun.
+        let most = 5_000 + 5_000 * (THREADS - 1) / u64::from(TRIES);
+        assert!((5_000..=most).contains(&passed), "{passed}");
         let held = model.held_by(wanted(5, 4, NOW).fingerprint);
         assert_eq!(held.len(), 1);
         assert_eq!(model.source(held[0]).paid_ns, NOW);

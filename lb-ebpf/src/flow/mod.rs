@@ -20,6 +20,7 @@ use lb_common::{
         table::{self, Entry, Look, Memory, Place, Subject},
         word::{BackendRef, Word},
     },
+    guard::Passed,
     maglev::{Slot, TableRef, slot_index},
     nat::TranslationWord,
     tcp,
@@ -447,6 +448,15 @@ impl<T: Table, const TRANSLATES: bool, const AT_ONCE: bool> World for Maps<T, TR
             nat::answers::<T>(place)
         } else {
             None
+        }
+    }
+
+    #[inline(always)]
+    fn passed(&self) -> Passed {
+        if maps::guards() {
+            maps::passed()
+        } else {
+            Passed::NOTHING
         }
     }
 

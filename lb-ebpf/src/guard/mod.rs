@@ -13,7 +13,7 @@
 //! What comes to [`crate::any4`] by another way, as with VLAN tags, is handed on to the guard from there ([`is_due`]), and comes back. That it has passed is noted in what the CPU keeps for itself ([`Passed`]), and taken from there: a note that was left behind lets one
 //! more packet pass at worst.
 //!
-//! * [`known`]: whether the flow has an entry: then it is none of the guard's business
+//! * [`known`]: whether the flow has an entry: then it is none of the guard's business; or would take the place of one
 //! * [`ranges`]: what the service's lists say about the client
 //! * [`sources`]: what the client's source is held to
 
@@ -31,6 +31,7 @@ use lb_common::{
     verdict::Reason,
 };
 
+use self::known::KNOWN;
 pub(crate) use self::known::Known;
 use crate::{
     count::Tally,
@@ -95,10 +96,20 @@ fn pass<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<u32, Reason> {
     let what = ((segment.tcp.seq as u64) << 8) | segment.tcp.flags as u64;
     // A SYN with ACK, FIN or RST makes nothing: what becomes of it is told where that is known.
     let is_odd = segment.tcp.has_any(SYN) && !segment.tcp.opens();
-    let passed = if is_odd || F::is_known(first, second, flow, what) {
+    let known = if is_odd {
+        KNOWN
+    } else {
+        F::known(first, second, flow, what)
+    };
+    let passed = if known == KNOWN {
         Passed::now()
     } else {
-        let answer = ask::<F>(first, second, service as u64, what);
+        let answer = ask::<F>(
+            first,
+            second,
+            service as u64,
+            what | ((known as u64) << KNOWN_SHIFT),
+        );
         if Passed(answer).is_let_pass() == 0 {
             // SAFETY: a number that lets nothing pass is a reason's.
             return Err(unsafe { core::mem::transmute::<u8, Reason>(answer as u8) });
@@ -116,7 +127,7 @@ fn pass<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<u32, Reason> {
 }
 
 /// What a service's guard says to a segment of a flow without an entry: [`Passed`], or why it may not pass. By value, and a function of its own, for its
-/// stack.
+/// stack. `what` is as for [`Known::known`], and from [`KNOWN_SHIFT`] on what that has said.
 #[inline(never)]
 fn ask<F: Family>(first: u64, second: u64, service: u64, what: u64) -> u64 {
     const LET_PASS: u64 = Passed::now().0;
@@ -125,20 +136,22 @@ fn ask<F: Family>(first: u64, second: u64, service: u64, what: u64) -> u64 {
         return LET_PASS;
     };
     let address = in_order([first, second]);
-    match ranges::listed_of(address[0], address[1], ranges_of(guard)) {
-        DENIED => return Reason::Denied as u64,
-        NOT_ALLOWED => return Reason::NotAllowed as u64,
-        _ => {}
-    }
     let segment = tcp::Segment {
         seq: 0,
         flags: what as u8,
         payload: false,
     };
+    match ranges::listed_of(address[0], address[1], ranges_of(guard)) {
+        DENIED | NOT_ALLOWED if segment.continues() => return Passed::cut_off().0,
+        DENIED => return Reason::Denied as u64,
+        NOT_ALLOWED => return Reason::NotAllowed as u64,
+        _ => {}
+    }
     let opens = segment.opens();
     let limits = Limits::of(guard);
     let is_rated = opens && limits.cost_ns != 0;
-    let is_counted = (opens || segment.continues()) && limits.flows != 0;
+    let replaces = what >> KNOWN_SHIFT != 0;
+    let is_counted = ((opens && !replaces) || segment.continues()) && limits.flows != 0;
     if !is_rated && !is_counted {
         return LET_PASS;
     }
@@ -146,7 +159,7 @@ fn ask<F: Family>(first: u64, second: u64, service: u64, what: u64) -> u64 {
     let word = source_word(address, is_ipv6) & limits.mask;
     let fingerprint = fingerprint(word, service, &maps::flow_seed());
     let now_ns = maps::now_ns();
-    let place = sources::place_of_source(fingerprint, word, now_ns, limits.burst_ns);
+    let place = sources::place_of_source(fingerprint, word, now_ns, longest_burst_of(guard));
     if place == sources::NOWHERE {
         return LET_PASS;
     }
@@ -164,11 +177,14 @@ fn ask<F: Family>(first: u64, second: u64, service: u64, what: u64) -> u64 {
         };
     }
     if sources::source_has_enough(place, limits.flows) != 0 {
-        return Reason::SourceFull as u64;
+        return Passed::over_limit().0;
     }
     // Whether it is one more shows only once it is adopted: many are not, as of a flow that finds no place, and would be counted with each segment.
     Passed::counting(sources::placed(place)).0
 }
+
+/// Where in the number that says what a segment is it is said what is known of its flow.
+const KNOWN_SHIFT: u32 = 40;
 
 const DENIED: u32 = Listed::Denied as u32;
 const NOT_ALLOWED: u32 = Listed::NotAllowed as u32;
@@ -201,6 +217,13 @@ impl Limits {
 fn ranges_of(guard: *const Guard) -> u64 {
     // SAFETY: as above.
     unsafe { core::ptr::addr_of!((*guard).ranges).read_volatile() }
+}
+
+/// The longest burst of all services' sources.
+#[inline(always)]
+fn longest_burst_of(guard: *const Guard) -> u64 {
+    // SAFETY: as above.
+    unsafe { core::ptr::addr_of!((*guard).longest_burst_ns).read_volatile() }
 }
 
 /// Whether the guard is yet to see this segment of a service's. If it has, that is taken note of.

@@ -99,14 +99,14 @@ pub(super) extern "C" fn place_of_source(
     fingerprint: u64,
     word: u64,
     now_ns: u64,
-    burst_ns: u64,
+    longest_burst_ns: u64,
 ) -> u64 {
     let wanted = Wanted {
         fingerprint,
         word,
         homes: homes(fingerprint, maps::source_buckets()),
         now_ns,
-        burst_ns,
+        longest_burst_ns,
     };
     match sources::place(&SourceMap, &wanted) {
         Some(place) => ((place.index as u64) << 2) | place.way as u64,

@@ -79,6 +79,7 @@ pub(super) fn words(facts: &GuardFacts, has_entry: bool, reason: Reason) -> (Str
     let answer = match reason {
         Reason::Denied => "refused: the client is denied",
         Reason::NotAllowed => "refused: the client is not allowed",
+        Reason::CutOff => "refused: the lists keep the client out, which a RST tells it",
         Reason::SourceRate => "refused: too many new flows from its source",
         Reason::SourceFull => "refused: its source has as many flows as it may",
         _ if has_entry => "not asked: the flow has an entry",
@@ -187,6 +188,13 @@ mod tests {
                 false,
                 Reason::Denied,
                 "refused: the client is denied",
+                format!("deny has 10.1.0.0/16; {}", unknown("10.1.2.0/24")),
+            ),
+            (
+                [10, 1, 2, 3],
+                false,
+                Reason::CutOff,
+                "refused: the lists keep the client out, which a RST tells it",
                 format!("deny has 10.1.0.0/16; {}", unknown("10.1.2.0/24")),
             ),
             (

@@ -3,7 +3,10 @@
 //!
 //! What the data path has opened since the pass before is in the same word as what was counted then. Of that, a pass takes back what was there when it
 //! began: by then it is in the tables, to be counted, or it is over. So what is opened during a pass is counted twice until the next one, at worst, and never
-//! not at all. (But for what has no entry by then that is not an embryo's: a handshake that takes longer than a pass counts from its end on.)
+//! not at all.
+//!
+//! What nobody has heard of for ten minutes does not count. Its client may be gone: in modes `l2` and `ipip` nobody tells, and a source whose clients have
+//! vanished, or that somebody has made up handshakes in the name of, would never get in again.
 //!
 //! Only sources that have a place are counted: memory is bounded by those, and who has none is not limited.
 
@@ -13,13 +16,15 @@ use std::{
 };
 
 use lb_common::{
-    flow::word::Word,
+    clock::Tick,
+    flow::word::{State, Word},
     guard::{Guard, SOURCES_IN_BUCKET},
     hash::Seed,
     net::Address,
     service::Service,
 };
 
+use super::judge;
 use crate::{
     dataplane::maps::Maps,
     guard::sources::{FINGERPRINT, FLOWS, PAID, SourceFlows, WORDS, of_client, owes},
@@ -92,9 +97,9 @@ impl Sources {
         is_ipv6: bool,
         service: u16,
         word: Word,
+        now: Tick,
     ) {
-        // Not what nobody has answered yet, which anybody can make up, nor what is over.
-        if !word.is_open() || self.masks.is_empty() {
+        if self.masks.is_empty() || !counts(word, now) {
             return;
         }
         let Some(&mask) = self.masks.get(&service) else {
@@ -150,6 +155,15 @@ impl Count {
     }
 }
 
+/// Whether an entry is a flow of its source's: one that nobody has answered yet, or an open one that has been heard of lately. Not a challenger, which takes the
+/// place of another, nor what is over.
+///
+/// A source that begins many flows, and has their handshakes end only after the pass that takes back what was opened, would have as many more of them with each
+/// pass, if embryos did not count.
+fn counts(word: Word, now: Tick) -> bool {
+    word.is(State::Embryo) || (word.is_open() && judge::is_active(word, now))
+}
+
 /// Gives the words of each place for a source.
 fn for_each(maps: &Maps, mut with: impl FnMut(&[AtomicU64])) {
     for index in 0..maps.sources.len() {
@@ -169,11 +183,7 @@ fn is_guarded(maps: &Maps, service: u32) -> bool {
 #[cfg(test)]
 mod tests {
     use lb_common::{
-        clock::Tick,
-        flow::{
-            bucket::homes,
-            word::{BackendRef, State},
-        },
+        flow::{bucket::homes, word::BackendRef},
         guard::{Source, SourceBucket},
     };
 
@@ -188,6 +198,7 @@ mod tests {
     const SECOND_NS: u64 = 1_000_000_000;
     const NOW_NS: u64 = 1_000 * SECOND_NS;
     const SERVICE: u16 = 2;
+    const NOW: Tick = Tick(7);
 
     struct Fixture {
         maps: Maps,
@@ -264,7 +275,8 @@ mod tests {
 
         fn meet(&mut self, host: u8, word: Word, flows: u32) {
             for _ in 0..flows {
-                self.sources.note(&SEED, client(host), false, SERVICE, word);
+                self.sources
+                    .note(&SEED, client(host), false, SERVICE, word, NOW);
             }
         }
 
@@ -320,23 +332,56 @@ mod tests {
         fixture.meet(2, pin(), 1);
         fixture
             .sources
-            .note(&SEED, client(2), false, SERVICE + 1, pin());
+            .note(&SEED, client(2), false, SERVICE + 1, pin(), NOW);
         fixture.sources.finish(&fixture.maps, NOW_NS);
         assert_eq!((fixture.flows(1), fixture.flows(2)), ((4, 0), (1, 0)));
     }
 
     #[test]
-    fn only_what_is_established_and_not_over_counts() {
+    fn what_is_not_over_counts_and_no_challenger_does() {
         let mut fixture = Fixture::new();
         fixture.open(1, 4);
         fixture.sources.begin(&fixture.maps);
         let backend = BackendRef::new(1, 0);
-        fixture.meet(1, Word::embryo(backend, 1, Tick(5)), 1);
+        fixture.meet(1, Word::challenger(backend, 1, Tick(5)), 1);
         fixture.meet(1, pin().with_state(State::Closing), 1);
         fixture.meet(1, pin().with_state(State::Young), 1);
         fixture.meet(1, pin(), 1);
         fixture.sources.finish(&fixture.maps, NOW_NS);
         assert_eq!(fixture.flows(1), (2, 0));
+    }
+
+    /// What has been opened is taken back by the pass after, while its handshake may take longer.
+    #[test]
+    fn a_handshake_that_takes_longer_than_a_pass_counts_all_the_time() {
+        let mut fixture = Fixture::new();
+        fixture.open(1, 4);
+        let embryo = Word::embryo(BackendRef::new(1, 0), 1, Tick(5));
+        for _ in 0..2 {
+            fixture.sources.begin(&fixture.maps);
+            fixture.meet(1, embryo, 4);
+            fixture.sources.finish(&fixture.maps, NOW_NS);
+            assert_eq!(fixture.flows(1), (4, 0));
+        }
+        fixture.pass(1, 4);
+        assert_eq!(fixture.flows(1), (4, 0));
+    }
+
+    #[test]
+    fn what_has_not_been_heard_of_for_long_does_not_count() {
+        let mut fixture = Fixture::new();
+        fixture.open(1, 10);
+        let seen = |ago: u32| pin().with_tick(Tick(NOW.0.wrapping_sub(ago)));
+        fixture.sources.begin(&fixture.maps);
+        fixture.meet(1, seen(judge::IDLE_TICKS - 1), 2);
+        fixture.meet(1, seen(judge::IDLE_TICKS), 3);
+        fixture.meet(1, seen(judge::RECLAIM_PIN_TICKS), 4);
+        fixture.meet(1, seen(judge::IDLE_TICKS).with_state(State::Young), 1);
+        fixture.sources.finish(&fixture.maps, NOW_NS);
+        assert_eq!(fixture.flows(1), (2, 0));
+        // Its client is heard of again.
+        fixture.pass(1, 3);
+        assert_eq!(fixture.flows(1), (3, 0));
     }
 
     #[test]

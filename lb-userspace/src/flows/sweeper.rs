@@ -191,7 +191,7 @@ impl Common {
         } = self;
         affinities.note(maps, seed, client, service, word, now);
         let is_ipv6 = K::VERSION == IpVersion::V6;
-        sources.note(seed, client, is_ipv6, service, word);
+        sources.note(seed, client, is_ipv6, service, word, now);
     }
 
     /// Gives back the SNAT port of an entry that was just emptied, if it had one.

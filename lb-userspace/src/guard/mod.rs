@@ -66,7 +66,7 @@ impl Guard {
         }
     }
 
-    /// As the data path has it, with its ranges there.
+    /// As the data path has it, with its ranges there, if no other service's sources can save up more than this one's.
     pub fn entry(&self, ranges: RangesRef) -> lb_common::guard::Guard {
         let mut entry = lb_common::guard::Guard {
             ranges: ranges.0,
@@ -78,6 +78,7 @@ impl Guard {
             if let Some(rate) = limit.new_per_second {
                 entry.cost_ns = SECOND_NS / u64::from(rate.max(1));
                 entry.burst_ns = entry.cost_ns * u64::from(limit.burst.max(1));
+                entry.longest_burst_ns = entry.burst_ns;
             }
         }
         entry

@@ -20,7 +20,8 @@ impl Planner<'_> {
                 return self.guarded.contains_key(&service.id);
             }
         };
-        let entry = wanted.entry(named);
+        let mut entry = wanted.entry(named);
+        entry.longest_burst_ns = self.longest_burst_ns;
         let held = self.held_guard(service.id);
         if held != entry {
             self.push(Operation::WriteGuard {
@@ -30,6 +31,15 @@ impl Planner<'_> {
         }
         self.name_ranges(service.id, Some(named));
         true
+    }
+
+    /// The longest burst of all guards.
+    pub(super) fn longest_burst_of(services: &[resolve::Service<'_>]) -> u64 {
+        let guards = services.iter().filter_map(|service| service.guard);
+        guards
+            .map(|guard| guard.entry(RangesRef::default()).burst_ns)
+            .max()
+            .unwrap_or(0)
     }
 
     /// What the map holds for a service, once the operations so far are done.

@@ -129,6 +129,7 @@ pub fn plan(wanted: &Wanted<'_>, observed: &Observed, tables: &mut Tables, now: 
             .map(|(&id, guard)| (id, guard.ranges))
             .collect(),
         ranges: None,
+        longest_burst_ns: Planner::longest_burst_of(wanted.services),
     };
     planner.clear_unlisted(wanted);
     let unnamed = planner.translations(wanted);
@@ -157,6 +158,8 @@ struct Planner<'a> {
     guarded: BTreeMap<u16, RangesRef>,
     /// Free stretches of the ranges; made when first asked for.
     ranges: Option<Arena>,
+    /// The longest burst of all guards, in nanoseconds: see [`lb_common::guard::Guard::longest_burst_ns`].
+    longest_burst_ns: u64,
 }
 
 impl Planner<'_> {

@@ -1,5 +1,10 @@
 //! Guards: programs that come with the first one, while packets come in; and maps that keep them.
 
+use std::{
+    cell::{Cell, RefCell},
+    rc::Rc,
+};
+
 use lb_common::{
     flow::{v4, v6},
     guard::RangesRef,
@@ -11,6 +16,7 @@ use lb_common::{
 };
 use lb_userspace::{
     dataplane::{kernel::Kernel, maps::Maps},
+    failpoint::{self, Place},
     guard::{Guard, Lists, Prefix, SourceLimit, sources::SourceFlows},
 };
 
@@ -57,10 +63,12 @@ fn write<K: Client>(maps: &Maps, guard: &Guard) {
 /// The indices of programs that guard among those that are handed packets.
 fn guards_in(kernel: &Kernel) -> Vec<u32> {
     let handed_on_to = kernel.loaded().handed_on_to();
-    handed_on_to
+    let mut guards: Vec<u32> = handed_on_to
         .map(|(index, ..)| index)
         .filter(|index| (GUARD_INDEX..MAIN_INDEX).contains(index))
-        .collect()
+        .collect();
+    guards.sort_unstable();
+    guards
 }
 
 #[test]
@@ -122,6 +130,63 @@ fn the_first_guard_of_ipv4_comes_while_packets_do() {
 #[test]
 fn the_first_guard_of_ipv6_comes_while_packets_do() {
     first_guard::<v6::Key>();
+}
+
+thread_local! {
+    /// What this thread does before it puts a program in its place that packets are handed on to.
+    static BEFORE_EACH: RefCell<Option<Box<dyn FnMut()>>> = const { RefCell::new(None) };
+}
+
+fn before_each(place: Place) {
+    if place == Place::ProgramMissing {
+        BEFORE_EACH.with_borrow_mut(|before| {
+            if let Some(before) = before {
+                before();
+            }
+        });
+    }
+}
+
+/// Whichever of the programs that come with the first guard are in their places: a segment that the first program leaves to another finds the one that it is
+/// handed on to.
+fn first_guard_leaves_no_gap<K: Client>() {
+    run(|sandbox| {
+        failpoint::observe(before_each);
+        sandbox.veth("va", "vb");
+        let mut kernel = sandbox.open(&["va"]);
+        let maps = kernel.maps();
+        serve(&maps, "va");
+        kernel.attach().unwrap();
+        let mut wire = Wire::new("vb", maps.clone());
+        let known = K::client(OTHER, 1);
+        wire.send(&[(known, ISN, SYN), (known, ISN + 1, ACK)]);
+        write::<K>(&maps, &guard::<K>(None));
+        let established = count_of(&maps, Reason::Established);
+        let sent = Rc::new(Cell::new(0));
+        let counter = Rc::clone(&sent);
+        BEFORE_EACH.set(Some(Box::new(move || {
+            wire.send_tagged(&[(known, ISN + 1, ACK)]);
+            counter.set(counter.get() + 1);
+        })));
+        kernel.tap().guard().unwrap();
+        BEFORE_EACH.set(None);
+        assert!(sent.get() > 2, "each of the programs was missing");
+        assert_eq!(count_of(&maps, Reason::NoProgram), 0);
+        assert_eq!(
+            count_of(&maps, Reason::Established),
+            established + sent.get()
+        );
+    });
+}
+
+#[test]
+fn the_first_guard_of_ipv4_leaves_no_gap() {
+    first_guard_leaves_no_gap::<v4::Key>();
+}
+
+#[test]
+fn the_first_guard_of_ipv6_leaves_no_gap() {
+    first_guard_leaves_no_gap::<v6::Key>();
 }
 
 #[test]

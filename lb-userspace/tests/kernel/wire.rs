@@ -176,8 +176,26 @@ impl Wire {
 
     /// Sends segments of flows: key, sequence number, flags. Returns when the program has counted them all.
     pub(crate) fn send(&mut self, segments: &[(impl Client, u32, u8)]) {
-        for &(key, seq, flags) in segments {
-            let frame = key.frame(seq, flags);
+        self.send_frames(
+            segments
+                .iter()
+                .map(|&(key, seq, flags)| key.frame(seq, flags)),
+        );
+    }
+
+    /// The same in frames with a VLAN tag.
+    pub(crate) fn send_tagged(&mut self, segments: &[(impl Client, u32, u8)]) {
+        const AFTER_ADDRESSES: usize = 12;
+        const TAG: [u8; 4] = [0x81, 0, 0, 7];
+        self.send_frames(segments.iter().map(|&(key, seq, flags)| {
+            let mut frame = key.frame(seq, flags);
+            frame.splice(AFTER_ADDRESSES..AFTER_ADDRESSES, TAG);
+            frame
+        }));
+    }
+
+    fn send_frames(&mut self, frames: impl Iterator<Item = Vec<u8>>) {
+        for frame in frames {
             // SAFETY: the frame is of the length given.
             let sent = unsafe {
                 libc::send(
@@ -193,8 +211,8 @@ impl Wire {
                 "{}",
                 std::io::Error::last_os_error()
             );
+            self.sent += 1;
         }
-        self.sent += segments.len() as u64;
         let deadline = Instant::now() + Duration::from_secs(10);
         while counted(&self.maps) < self.sent {
             assert!(Instant::now() < deadline, "packets were lost on the wire");

@@ -164,7 +164,13 @@ impl World {
         let entry = self.maps.guards.get(u32::from(id));
         let ranges = RangesRef(entry.ranges);
         let indices = ranges.first()..ranges.first() + ranges.len();
-        entry == guard.entry(ranges)
+        let own = guard.entry(ranges);
+        // How much sources of other services can save up is told of all, and not only of those that are in force.
+        let wanted = lb_common::guard::Guard {
+            longest_burst_ns: entry.longest_burst_ns.max(own.burst_ns),
+            ..own
+        };
+        entry == wanted
             && IpVersion::of(self.maps.services.get(u32::from(id)).vip.into()) == guard.version
             && indices
                 .map(|index| self.maps.ranges.get(index))

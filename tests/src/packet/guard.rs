@@ -64,6 +64,20 @@ impl Limits {
     }
 }
 
+impl Limits {
+    fn write(&self, guard: &mut Guard) {
+        let rest = match version() {
+            IpVersion::V4 => 32 - self.prefix[0],
+            IpVersion::V6 => 64 - self.prefix[1],
+        };
+        guard.cost_ns = self.cost.as_nanos() as u64;
+        guard.burst_ns = self.burst.as_nanos() as u64;
+        guard.longest_burst_ns = guard.burst_ns;
+        guard.mask = u64::MAX.checked_shl(rest).unwrap_or(0);
+        guard.flows = self.flows;
+    }
+}
+
 /// What a new flow costs where a test does not say: longer than a test lasts.
 pub const COST: Duration = Duration::from_secs(1_000);
 
@@ -111,16 +125,41 @@ impl World {
 
     /// Holds the sources of [`SERVICE`]'s clients to these limits.
     pub fn limit(&self, limits: &Limits) {
-        let rest = match version() {
-            IpVersion::V4 => 32 - limits.prefix[0],
-            IpVersion::V6 => 64 - limits.prefix[1],
+        self.change_guard(|guard| limits.write(guard));
+    }
+
+    /// Has a service be guarded by these ranges and limits, whatever guarded it before; of all services one at a time, whose ranges take the place of those
+    /// that were there.
+    ///
+    /// # Panics
+    /// If the ranges are more than there is room for.
+    pub fn guard(&self, service: u16, ranges: &[Range], limits: &Limits) {
+        for (index, range) in (FIRST_RANGE..).zip(ranges) {
+            self.maps.ranges.set(index, range);
+        }
+        let mut guard = Guard {
+            ranges: RangesRef::new(FIRST_RANGE, ranges.len() as u32).0,
+            ..Guard::default()
         };
-        self.change_guard(|guard| {
-            guard.cost_ns = limits.cost.as_nanos() as u64;
-            guard.burst_ns = limits.burst.as_nanos() as u64;
-            guard.mask = u64::MAX.checked_shl(rest).unwrap_or(0);
-            guard.flows = limits.flows;
-        });
+        limits.write(&mut guard);
+        self.maps.guards.set(u32::from(service), &guard);
+        self.set_guarded(service, true);
+    }
+
+    /// Has a service be guarded no more.
+    pub fn unguard(&self, service: u16) {
+        self.set_guarded(service, false);
+        self.maps.guards.set(u32::from(service), &Guard::default());
+    }
+
+    fn set_guarded(&self, service: u16, is_guarded: bool) {
+        let mut record = self.maps.services.get(u32::from(service));
+        if is_guarded {
+            record.traits |= Service::GUARDED;
+        } else {
+            record.traits &= !Service::GUARDED;
+        }
+        self.maps.services.set(u32::from(service), &record);
     }
 
     /// What a client's source is found by, at [`SERVICE`].
@@ -175,6 +214,16 @@ impl World {
         let (bucket, way, mut source) = self.source_at(client).expect("it has a place");
         change(&mut source);
         self.put_source(bucket, way, &source);
+    }
+
+    /// Changes what is known of every source.
+    pub fn change_sources(&self, change: impl Fn(&mut Source)) {
+        for (bucket, way, mut source) in self.sources() {
+            if source.fingerprint != 0 {
+                change(&mut source);
+                self.put_source(bucket, way, &source);
+            }
+        }
     }
 
     fn put_source(&self, bucket: u32, way: u32, source: &Source) {

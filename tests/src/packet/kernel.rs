@@ -87,6 +87,18 @@ enum Beside {
     Guarding,
     /// They count what clients send again.
     Measuring,
+    /// They do both.
+    GuardingAndMeasuring,
+}
+
+impl Beside {
+    fn guards(self) -> bool {
+        matches!(self, Self::Guarding | Self::GuardingAndMeasuring)
+    }
+
+    fn measures(self) -> bool {
+        matches!(self, Self::Measuring | Self::GuardingAndMeasuring)
+    }
 }
 
 /// What comes of one packet.
@@ -149,6 +161,18 @@ impl Tether {
         Self::surrounded(&MEASURING, 16, Beside::Measuring)
     }
 
+    /// As [`Self::guarding`], with the program before it that counts what clients send again.
+    pub fn guarding_measuring() -> MutexGuard<'static, Self> {
+        static BOTH: OnceLock<Result<Mutex<Tether>, String>> = OnceLock::new();
+        Self::lock_or(&BOTH, || Self::load(16, 0, Beside::GuardingAndMeasuring))
+    }
+
+    /// As [`Self::guarding_translating`], with the program before it that counts what clients send again.
+    pub fn guarding_translating_measuring() -> MutexGuard<'static, Self> {
+        static BOTH: OnceLock<Result<Mutex<Tether>, String>> = OnceLock::new();
+        Self::surrounded(&BOTH, 16, Beside::GuardingAndMeasuring)
+    }
+
     fn surrounded(
         cell: &'static OnceLock<Result<Mutex<Self>, String>>,
         flow_buckets: u32,
@@ -208,8 +232,8 @@ impl Tether {
             pairs: 0,
             ranges: 64,
             source_buckets: 4,
-            guards: beside == Beside::Guarding,
-            measures: beside == Beside::Measuring,
+            guards: beside.guards(),
+            measures: beside.measures(),
         };
         if pairs != 0 {
             capacity = capacity.translating(pairs);

@@ -114,14 +114,18 @@ impl World {
     /// If the kernel does not take the program that counts it.
     pub fn measuring() -> Self {
         let world = Self::of(Tether::measuring, &[1]);
-        let mut handed_on_to = world.tether.loaded.handed_on_to();
+        world.counts_first();
+        world.measure(SERVICE, true);
+        world
+    }
+
+    /// The program that counts what clients send again comes before all others.
+    fn counts_first(&self) {
+        let mut handed_on_to = self.tether.loaded.handed_on_to();
         assert!(
             handed_on_to.any(|(index, ..)| index == MAIN_INDEX),
             "the kernel has not taken the program that counts"
         );
-        drop(handed_on_to);
-        world.measure(SERVICE, true);
-        world
     }
 
     /// Has what clients of a service send again be counted, or not.
@@ -158,6 +162,30 @@ impl World {
     /// The same as [`World::translating`] of programs that guard services.
     pub fn guarding_translating() -> Self {
         Self::of(Tether::guarding_translating, &[1])
+    }
+
+    /// The same as [`World::guarding`], with what clients of each of these services send again being counted.
+    ///
+    /// # Panics
+    /// If the kernel does not take the program that counts it.
+    pub fn guarding_measuring(services: impl IntoIterator<Item = u16>) -> Self {
+        Self::of(Tether::guarding_measuring, &[1]).measuring_each(services)
+    }
+
+    /// The same as [`World::guarding_translating`], with what clients of each of these services send again being counted.
+    ///
+    /// # Panics
+    /// If the kernel does not take the program that counts it.
+    pub fn guarding_translating_measuring(services: impl IntoIterator<Item = u16>) -> Self {
+        Self::of(Tether::guarding_translating_measuring, &[1]).measuring_each(services)
+    }
+
+    fn measuring_each(self, services: impl IntoIterator<Item = u16>) -> Self {
+        self.counts_first();
+        for service in services {
+            self.measure(service, true);
+        }
+        self
     }
 
     /// The same as [`World::new`] with `backend` as backend 1.

@@ -44,11 +44,32 @@ fn each_promise_that_is_broken_is_found_out() {
     }
 }
 
+/// Half of the cases are played twice, and but for chance and ticks the same comes of them.
+#[test]
+fn what_is_measured_is_compared() {
+    let (mut packets, mut compared) = (0, 0);
+    for seed in (FIRST..).take(40) {
+        let case = Case::of_seed(seed);
+        let outcome = case.play(None);
+        assert_eq!(outcome.breach, None, "seed {seed}");
+        if case.is_measured {
+            packets += outcome.packets / 2;
+            compared += outcome.compared;
+        } else {
+            assert_eq!(outcome.compared, 0);
+        }
+    }
+    assert!(
+        packets > 1_000 && compared > packets / 4,
+        "{compared} of {packets}"
+    );
+}
+
 /// The judge has nothing to say about what never comes.
 #[test]
-fn cases_meet_what_backends_and_routers_send() {
+fn cases_meet_what_backends_routers_and_guards_send() {
     let mut met = BTreeMap::<Reason, u64>::new();
-    for seed in (FIRST..).take(120) {
+    for seed in (FIRST..).take(200) {
         for (reason, packets) in Case::of_seed(seed).play(None).reasons {
             *met.entry(reason).or_default() += packets;
         }
@@ -60,6 +81,11 @@ fn cases_meet_what_backends_and_routers_send() {
         (Reason::ErrorUnrelayed, 5),
         (Reason::UnknownFlow, 5),
         (Reason::Collision, 1),
+        (Reason::Denied, 20),
+        (Reason::NotAllowed, 20),
+        (Reason::CutOff, 20),
+        (Reason::SourceRate, 20),
+        (Reason::SourceFull, 20),
     ] {
         let packets = met.get(&reason).copied().unwrap_or_default();
         assert!(packets >= least, "{packets} of {}: {met:?}", reason.name());

@@ -144,6 +144,10 @@ impl<W: World> Visit<'_, W> {
     /// it. It is the slot's previous backend while the slot is handed over, else the current one.
     #[inline(always)]
     pub(super) fn adopt(&self) -> Decision {
+        let passed = self.world.passed();
+        if passed.is_cut_off() {
+            return Decision::over(Outcome::without_backend(Reason::CutOff));
+        }
         let Some(slot) = self.world.slot(&self.subject.key, 0) else {
             return Decision::over(self.refuse());
         };
@@ -156,7 +160,8 @@ impl<W: World> Visit<'_, W> {
         };
         // What nobody knows the SNAT port of is nothing to the backend.
         let is_unknown = W::TRANSLATES && choice.state.is_nat();
-        if !self.segment.continues() || is_unknown {
+        // It may be of an established flow whose entry is lost: its client is either served or told.
+        if !self.segment.continues() || is_unknown || passed.is_over_limit() {
             return Decision::over(choice.forward(Reason::Stray));
         }
         if !choice.state.is_resolved() || !self.world.may_adopt() {

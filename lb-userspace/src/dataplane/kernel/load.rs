@@ -450,11 +450,15 @@ fn program_of<'a>(ebpf: &'a Ebpf, name: &str) -> &'a Xdp {
         .expect("the program was loaded under this name")
 }
 
-/// The programs that packets are handed on to if the maps are of this capacity, by index.
+/// The programs that packets are handed on to if the maps are of this capacity, with their indices, in the order in which they are put in their places.
+///
+/// Those that guard come first, and those that hand packets on to them after: while the first guard comes, packets come in, and one that is handed on to a
+/// program which is missing is left to the host, whose stack may answer a VIP's flow with a RST. All others are there already then.
 fn handed_on_to(capacity: &Capacity) -> impl Iterator<Item = (u32, &'static str)> + use<> {
     let (translates, guards) = (capacity.translates(), capacity.guards);
     (0..names::MAIN_INDEX)
         .zip(names::HANDED_ON_TO)
+        .rev()
         .filter(move |(index, _)| match *index {
             names::GUARD_INDEX.. => guards,
             names::STEER_INDEX.. => translates,
@@ -694,6 +698,21 @@ pub fn possible_cpus() -> Result<u32, Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_program_comes_before_one_that_it_hands_packets_on_to_and_that_may_be_missing() {
+        let capacity = Capacity::for_flows(1, 1, 4, 4, 64, 1).guarding(true);
+        let order: Vec<u32> = handed_on_to(&capacity).map(|(index, _)| index).collect();
+        let at = |index| order.iter().position(|other| *other == index).unwrap();
+        for guard in [names::GUARD_INDEX, names::GUARD_INDEX + 1] {
+            for from in [names::IPV6_INDEX, names::ANY_INDEX, names::ANY_INDEX + 1] {
+                assert!(at(guard) < at(from), "{order:?}");
+            }
+        }
+        for (index, name) in handed_on_to(&capacity) {
+            assert_eq!(name, names::HANDED_ON_TO[index as usize]);
+        }
+    }
 
     #[test]
     fn two_instances_share_no_seed() {

@@ -109,6 +109,33 @@ fn other_lists_are_written_aside_and_touch_nothing_else() {
     );
 }
 
+/// What a source owes to one service is judged by newcomers of all: each guard says how long anybody may owe.
+#[test]
+fn each_guard_has_the_longest_burst_of_all() {
+    const SECOND_NS: u64 = 1_000_000_000;
+    let mut bench = Bench::new(1_000);
+    let rated = |burst| Guard {
+        limit: Some(SourceLimit {
+            prefix: 32,
+            new_per_second: Some(1),
+            burst,
+            flows: None,
+        }),
+        ..denying(&[20])
+    };
+    let (short, long) = (rated(5), rated(50));
+    let bursts = |bench: &Bench| {
+        [1, 2].map(|id| {
+            let guard = bench.maps.guards.get(id);
+            [guard.burst_ns, guard.longest_burst_ns].map(|ns| ns / SECOND_NS)
+        })
+    };
+    bench.converge(&[guarded(1, &short), guarded(2, &long)]);
+    assert_eq!(bursts(&bench), [[5, 50], [50, 50]]);
+    bench.converge(&[guarded(1, &short), guarded(2, &short)]);
+    assert_eq!(bursts(&bench), [[5, 5], [5, 5]]);
+}
+
 #[test]
 fn ranges_are_used_again_only_after_a_grace_period() {
     // Of sixteen ranges: five, then five and five, and then there is room for one.

@@ -58,6 +58,7 @@ impl Harness {
             ranges: RangesRef::new(0, RANGES).0,
             cost_ns: 1,
             burst_ns: 1_000_000_000,
+            longest_burst_ns: 1_000_000_000,
             mask: u64::MAX,
             flows: u32::MAX,
             ..Guard::default()

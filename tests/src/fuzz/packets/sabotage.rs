@@ -11,6 +11,7 @@ use lb_common::{
         table::Place,
         word::{State, Word},
     },
+    guard::Guard,
     nat::{slot_of, translation},
     verdict::{Reason, Verdict},
 };
@@ -95,6 +96,18 @@ breaks! {
     LoseError: Heard;
     /// A client's new flow goes to another backend than its others.
     MovePlaced: Placed;
+    /// Lists refuse nobody.
+    LetDeniedPass: Guarded;
+    /// Sources never owe anything.
+    ForgetDebt: Guarded;
+    /// Sources never have any flows.
+    ForgetFlows: Guarded;
+    /// A new flow of somebody whom the lists let in is refused.
+    TurnAway: Cause;
+    /// An established flow's segment is refused by its service's guard.
+    RefuseKnown: Spared | Cause;
+    /// A new flow goes to another backend where what clients send again is counted.
+    MoveMeasured: Alike;
 }
 
 impl Sabotage {
@@ -110,6 +123,9 @@ impl Sabotage {
         match self {
             Self::Redirect => redirect(world, scene),
             Self::Exchange if scene.setting() == Setting::Translating => exchange(world),
+            Self::LetDeniedPass => let_all_pass(world, scene),
+            Self::ForgetDebt => world.change_sources(|source| source.paid_ns = 0),
+            Self::ForgetFlows => world.change_sources(|source| source.flows = 0),
             _ => {}
         }
     }
@@ -189,6 +205,15 @@ impl Sabotage {
                     send_to(scene, came, |node| node == Serving::New);
                 }
             }
+            Self::MoveMeasured
+                if is_forwarded && reason == Reason::Opened && scene.is_measured() =>
+            {
+                send_to(scene, came, |node| node == Serving::New);
+            }
+            Self::TurnAway if reason == Reason::Opened && is_guarded(scene, came) => refuse(came),
+            Self::RefuseKnown if reason == Reason::Established && is_guarded(scene, came) => {
+                refuse(came);
+            }
             Self::Lose if is_forwarded && reason == Reason::Established => {
                 came.action = action::DROP;
                 came.reasons = vec![(Reason::ResetToDead, 1)];
@@ -244,6 +269,30 @@ fn is_translated(came: &Observed) -> bool {
     let translates = |id: &u32| scene::way_to(*id).translates();
     came.backends.iter().any(translates)
         && matches!(came.action, action::TX | action::REDIRECT | action::PASS)
+}
+
+/// Whether what came of a packet is of a guarded service.
+fn is_guarded(scene: &Scene, came: &Observed) -> bool {
+    let is_asking = |id: &u32| scene.asked(*id as u16).is_some();
+    came.services.iter().any(is_asking)
+}
+
+/// Makes it as if the lists of a packet's service had refused it.
+fn refuse(came: &mut Observed) {
+    came.action = action::DROP;
+    came.reasons = vec![(Reason::Denied, 1)];
+    came.backends.clear();
+}
+
+/// Has the lists of the guarded service say nothing.
+fn let_all_pass(world: &World, scene: &Scene) {
+    for service in scene.setting().services() {
+        if scene.asked(service.id).is_some() {
+            let id = u32::from(service.id);
+            let guard = world.maps.guards.get(id);
+            world.maps.guards.set(id, &Guard { ranges: 0, ..guard });
+        }
+    }
 }
 
 /// Makes it as if nothing had been done with a frame.

@@ -6,12 +6,14 @@ use lb_common::{
     backend::Serving,
     clock::Tick,
     flow::word::BackendRef,
+    guard::Source,
     maglev::Slot,
     nat::{DNAT_SERVICES, Endpoint, FIRST_PORT},
     net::IpVersion,
     service::Service as Record,
 };
 
+use super::asked::Asked;
 use crate::packet::{
     BackendSpec, CLIENT, Client, VIP, VIP_PORT, World,
     answer::{OUTER_SOURCE, address_of},
@@ -304,6 +306,9 @@ impl Node {
 pub struct Scene {
     setting: Setting,
     nodes: Vec<Node>,
+    /// The service that is guarded, and what it asks.
+    guarded: Option<(u16, Asked)>,
+    is_measured: bool,
 }
 
 impl Scene {
@@ -313,6 +318,8 @@ impl Scene {
         Self {
             setting,
             nodes: vec![Node::HEALTHY; setting.backends() as usize],
+            guarded: None,
+            is_measured: false,
         }
     }
 
@@ -343,6 +350,51 @@ impl Scene {
             world.link(0);
         }
         scene
+    }
+
+    /// The same, with what clients send again being counted.
+    #[must_use]
+    pub fn measured(self) -> Self {
+        Self {
+            is_measured: true,
+            ..self
+        }
+    }
+
+    /// Whether what clients send again is counted.
+    #[must_use]
+    pub const fn is_measured(&self) -> bool {
+        self.is_measured
+    }
+
+    /// What a service asks of its clients; nothing if it is not guarded.
+    #[must_use]
+    pub fn asked(&self, service: u16) -> Option<&Asked> {
+        let (guarded, asked) = self.guarded.as_ref()?;
+        (*guarded == service).then_some(asked)
+    }
+
+    /// Has a service ask something else of its clients, or nothing, and no other anything, and writes it to the maps. Whether what is known of sources stays
+    /// true: if not, it is forgotten.
+    pub fn guard(&mut self, world: &World, service: u16, asked: Option<Asked>) -> bool {
+        let before = self.guarded.take();
+        if let Some((other, _)) = &before
+            && (*other != service || asked.is_none())
+        {
+            world.unguard(*other);
+        }
+        let stays = match (&before, &asked) {
+            (Some((other, before)), Some(asked)) => *other == service && before.limits_as(asked),
+            _ => false,
+        };
+        if !stays {
+            world.change_sources(|source| *source = Source::default());
+        }
+        if let Some(asked) = asked {
+            asked.write(world, service);
+            self.guarded = Some((service, asked));
+        }
+        stays
     }
 
     /// What there is of services.

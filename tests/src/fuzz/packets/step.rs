@@ -8,8 +8,9 @@ use lb_common::{
 };
 
 use super::{
+    asked::{Asked, LONGEST, Net},
     returns::{Noise, Reply, Told},
-    scene::{Node, OWN_VIP, Scene, Service, Setting},
+    scene::{Node, OWN_VIP, SERVICES, Scene, Service, Setting, Way},
 };
 use crate::{
     packet::{
@@ -39,6 +40,21 @@ pub enum Step {
     Error(Told),
     /// A client, by its number, keeps a backend of a service that places clients.
     Keep(u16, u32),
+    /// A service, by its place, asks something else of its clients, or nothing any more.
+    Guard(usize, Option<Asked>),
+}
+
+impl Step {
+    /// Whether chance decides what it meets: who has a port that the kernel has drawn, or misses one, may meet another flow's.
+    #[must_use]
+    pub fn is_left_to_chance(&self) -> bool {
+        let (place, misses) = match self {
+            Self::Reply(reply) => (reply.place, reply.astray != 0 || reply.noise.bits != 0),
+            Self::Error(told) => (told.place, told.astray != 0 || told.noise.bits != 0),
+            _ => return false,
+        };
+        misses || SERVICES[place].way == Way::Nat
+    }
 }
 
 /// A client's connection to a service as the maker of steps sees it.
@@ -66,6 +82,10 @@ enum Due {
 pub struct Maker {
     random: Random,
     setting: Setting,
+    /// The service that is guarded, by its place, and what it asks at first.
+    guarded: (usize, Asked),
+    /// For what has to do with that.
+    guarding: Random,
     streams: Vec<Stream>,
     due: Vec<Due>,
     last: Vec<u8>,
@@ -76,9 +96,25 @@ impl Maker {
     #[must_use]
     pub fn new(seed: u64, setting: Setting) -> Self {
         let flows = usize::from(setting.clients()) * setting.services().len();
+        let mut guarding = Random::new(!seed);
+        let place = guarding.below(setting.services().len() as u64) as usize;
+        // Of many prefixes one is every client's.
+        let prefix = LONGEST - [0, 2, 2, 4][guarding.below(4) as usize];
+        let limits = [guarding.below(4) as u32, guarding.below(5) as u32];
         Self {
             random: Random::new(seed),
             setting,
+            guarded: (
+                place,
+                Asked {
+                    burst: limits[0],
+                    flows: limits[1],
+                    prefix,
+                    deny: Vec::new(),
+                    allow: Vec::new(),
+                },
+            ),
+            guarding,
             streams: vec![Stream::default(); flows],
             due: Vec::new(),
             last: Vec::new(),
@@ -114,6 +150,78 @@ impl Maker {
                 Step::Send(frame)
             }
         }
+    }
+
+    /// The first step: a service asks something of its clients.
+    pub fn guard(&mut self) -> Step {
+        let (place, mut asked) = self.guarded.clone();
+        // In every other case nobody is denied at first.
+        if self.guarding.below(2) == 0 {
+            asked.deny = self.nets(2);
+            asked.allow = self.nets(4);
+        }
+        Step::Guard(place, Some(asked))
+    }
+
+    /// What happens about the guarded service beside all else: mostly nothing.
+    pub fn about_guard(&mut self) -> Vec<Step> {
+        let (place, asked) = self.guarded.clone();
+        let client = self.guarding.below(u64::from(self.setting.clients())) as u16;
+        match self.guarding.below(40) {
+            // A new connection.
+            0..=1 => vec![self.syn(client, place)],
+            // And again, before anything else has happened.
+            2 => {
+                let syn = self.syn(client, place);
+                vec![syn.clone(), syn]
+            }
+            // Its client is denied meanwhile.
+            3 => {
+                let syn = self.syn(client, place);
+                let deny = vec![Net {
+                    address: self.setting.client(client).0,
+                    bits: LONGEST,
+                }];
+                let denied = Step::Guard(place, Some(Asked { deny, ..asked }));
+                let stream = *self.stream(client, place);
+                let service = self.setting.services()[place];
+                let from = self.setting.client(client);
+                let ack = Packet::tcp((from.0, from.1), (service.vip, service.port), ACK)
+                    .seq(stream.next)
+                    .ack(stream.their_next);
+                vec![syn.clone(), denied, syn, Step::Send(ack.bytes())]
+            }
+            // Others are denied or allowed.
+            4 => {
+                let (deny, allow) = (self.nets(2), self.nets(4));
+                vec![Step::Guard(
+                    place,
+                    Some(Asked {
+                        deny,
+                        allow,
+                        ..asked
+                    }),
+                )]
+            }
+            // All are let in again.
+            5 => vec![Step::Guard(place, Some(asked))],
+            6 if self.guarding.below(4) == 0 => vec![Step::Guard(place, None)],
+            _ => Vec::new(),
+        }
+    }
+
+    /// Fewer than so many prefixes with clients in them, or none at all.
+    fn nets(&mut self, most: u64) -> Vec<Net> {
+        let count = self.guarding.below(most);
+        (0..count)
+            .map(|_| {
+                let client = self.guarding.below(u64::from(self.setting.clients())) as u16;
+                Net {
+                    address: self.setting.client(client).0,
+                    bits: LONGEST - self.guarding.below(4) as u8,
+                }
+            })
+            .collect()
     }
 
     /// A service, by its place.
@@ -161,6 +269,16 @@ impl Maker {
     /// A client's SYN.
     fn open(&mut self, client: u16, place: usize) -> Step {
         let isn = self.random.bits() as u32;
+        self.opening(client, place, isn)
+    }
+
+    /// A client's SYN to the guarded service.
+    fn syn(&mut self, client: u16, place: usize) -> Step {
+        let isn = self.guarding.bits() as u32;
+        self.opening(client, place, isn)
+    }
+
+    fn opening(&mut self, client: u16, place: usize, isn: u32) -> Step {
         let stream = self.stream(client, place);
         (stream.isn, stream.next) = (isn, isn.wrapping_add(1));
         let service = self.setting.services()[place];

@@ -4,12 +4,15 @@ use lb_common::{backend::Serving, net::IpVersion};
 
 use super::{
     Case, Step,
+    asked::Asked,
     returns::{Noise, Reply, Told},
     scene::{Node, Setting},
 };
 
 /// Behind the version of IP: the setting, if it is not the plain one.
 const TRANSLATING: &str = "translating";
+/// Behind these: that it is played again with what clients send again being counted.
+const MEASURED: &str = "measured";
 
 impl Case {
     /// The case as text that [`Case::parse`] reads.
@@ -19,10 +22,13 @@ impl Case {
             IpVersion::V4 => "ipv4",
             IpVersion::V6 => "ipv6",
         };
-        let mut lines = vec![match self.setting {
-            Setting::Plain => version.to_owned(),
-            Setting::Translating => format!("{version} {TRANSLATING}"),
-        }];
+        let setting = (self.setting == Setting::Translating).then_some(TRANSLATING);
+        let measured = self.is_measured.then_some(MEASURED);
+        let head: Vec<&str> = [Some(version), setting, measured]
+            .into_iter()
+            .flatten()
+            .collect();
+        let mut lines = vec![head.join(" ")];
         lines.extend(self.steps.iter().map(|step| match step {
             Step::Send(frame) => {
                 let hex: String = frame.iter().map(|byte| format!("{byte:02x}")).collect();
@@ -77,6 +83,8 @@ impl Case {
                 told.noise.bits,
             ),
             Step::Keep(client, backend) => format!("keep {client} {backend}"),
+            Step::Guard(place, Some(asked)) => format!("guard {place} {}", asked.text()),
+            Step::Guard(place, None) => format!("guard {place}"),
         }));
         lines.join("\n")
     }
@@ -97,12 +105,14 @@ impl Case {
             Some(&"ipv6") => IpVersion::V6,
             _ => return Err(format!("the first line is ipv4 or ipv6, not {first:?}")),
         };
-        let setting = match words[1..] {
-            [] => Setting::Plain,
-            [TRANSLATING] => Setting::Translating,
+        let (setting, is_measured) = match words[1..] {
+            [] => (Setting::Plain, false),
+            [MEASURED] => (Setting::Plain, true),
+            [TRANSLATING] => (Setting::Translating, false),
+            [TRANSLATING, MEASURED] => (Setting::Translating, true),
             _ => {
                 return Err(format!(
-                    "behind the version there may be {TRANSLATING}, and nothing else: {first:?}"
+                    "behind the version there may be {TRANSLATING} and {MEASURED}, and nothing else: {first:?}"
                 ));
             }
         };
@@ -112,6 +122,7 @@ impl Case {
         Ok(Self {
             version,
             setting,
+            is_measured,
             steps,
         })
     }
@@ -207,6 +218,14 @@ fn step(setting: Setting, line: &str) -> Option<Step> {
             let client = client.parse::<u16>().ok().filter(is_client)?;
             let backend = backend.parse::<u32>().ok().filter(is_backend)?;
             Some(Step::Keep(client, backend))
+        }
+        ["guard", place] => {
+            let place = place.parse::<usize>().ok().filter(is_place)?;
+            Some(Step::Guard(place, None))
+        }
+        ["guard", place, ref asked @ ..] => {
+            let place = place.parse::<usize>().ok().filter(is_place)?;
+            Some(Step::Guard(place, Some(Asked::parse(asked)?)))
         }
         _ => None,
     }

@@ -6,7 +6,7 @@ use lb_common::{
     verdict::Reason,
 };
 
-use super::{Breach, Observed, Promise, ensure};
+use super::{Breach, Observed, Promise, ensure, guards::Guards};
 use crate::fuzz::packets::{
     flows::{FlowId, Flows},
     reader::{Ip, Tcp},
@@ -47,8 +47,6 @@ pub(super) fn has_cause(
         }
         Reason::Unresolved => own.any(|node| !node.resolved),
         Reason::NoEgress | Reason::Fragment | Reason::Held => false,
-        // No service has a guard.
-        Reason::Denied | Reason::NotAllowed | Reason::SourceRate | Reason::SourceFull => false,
         // No case comes near to so many flows; and these are of what backends send.
         Reason::NoPort | Reason::Reply | Reason::NoRouteBack => false,
         // A table may name no backend that serves, though there is one.
@@ -58,6 +56,7 @@ pub(super) fn has_cause(
         }
         Reason::ResetLimited => {
             service.needs_entries()
+                || Guards::refuse(scene, service.id, id.0)
                 || own.any(|node| node.serving == Serving::None || node.closing.is_some())
         }
         Reason::Contested => is_syn,

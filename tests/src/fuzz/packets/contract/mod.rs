@@ -5,11 +5,13 @@
 //! * [`translation`]: whose a translation is, and what comes back by it
 //! * [`answers`]: what is sent back to who has sent
 //! * `messages`: ICMP
+//! * `guards`: whom a guarded service takes flows from
 //! * [`checksums`]: what came right leaves right
 
 mod answers;
 mod causes;
 mod checksums;
+mod guards;
 mod messages;
 mod translation;
 mod ways;
@@ -29,6 +31,7 @@ use lb_common::{
 use self::{
     answers::{is_complaint, is_reset},
     causes::has_cause,
+    guards::{Asking, Guards},
     ways::{leaves_for, translated_for},
 };
 use super::{
@@ -106,6 +109,12 @@ promises! {
     Heard;
     /// All flows of a client that begin at a service which places clients go to one backend: the one that the client keeps, if that may take them.
     Placed;
+    /// Nobody gets a flow whom the lists of a guarded service refuse, or whose source has or owes what it may.
+    Guarded;
+    /// A flow that has an entry is none of its service's guard's business, whatever that asks meanwhile.
+    Spared;
+    /// What becomes of packets is the same whether what clients send again is counted or not.
+    Alike;
 }
 
 impl fmt::Display for Breach {
@@ -137,17 +146,25 @@ pub struct Judge {
     kept: BTreeMap<IpAddr, u32>,
     /// Where clients' flows have begun since anything has changed.
     placed: BTreeMap<IpAddr, u32>,
+    guards: Guards,
 }
 
 impl Judge {
-    /// Time passes.
-    pub fn age(&mut self) {
+    /// So many ticks pass.
+    pub fn age(&mut self, ticks: u32) {
         self.flows.age();
+        self.guards.age(ticks);
     }
 
     /// A backend or a table has changed: clients may be placed elsewhere.
     pub fn changed(&mut self) {
         self.placed.clear();
+        self.guards.disturb();
+    }
+
+    /// What is known of sources is forgotten.
+    pub fn forget_sources(&mut self) {
+        self.guards.forget();
     }
 
     /// A backend's id has another holder.
@@ -192,16 +209,17 @@ impl Judge {
         let Some(ip) = &seen.ip else {
             return passes(reason, "no packet of IP");
         };
+        if let Carried::Tcp(tcp) = ip.carried
+            && let Some(service) = scene.service_at(ip.destination, tcp.destination)
+        {
+            return self.segment(scene, &seen, ip, &tcp, service, reason, came);
+        }
+        self.guards.disturb();
         match ip.carried {
-            Carried::Tcp(tcp) => {
-                if let Some(service) = scene.service_at(ip.destination, tcp.destination) {
-                    return self.segment(scene, &seen, ip, &tcp, service, reason, came);
-                }
-                match scene.endpoint_at(ip.source, tcp.source) {
-                    Some(endpoint) => self.reply(scene, (&seen, ip, &tcp), endpoint, reason, came),
-                    None => passes(reason, "for no service"),
-                }
-            }
+            Carried::Tcp(tcp) => match scene.endpoint_at(ip.source, tcp.source) {
+                Some(endpoint) => self.reply(scene, (&seen, ip, &tcp), endpoint, reason, came),
+                None => passes(reason, "for no service"),
+            },
             Carried::LaterFragment if scene::is_only_vip(ip.destination) => {
                 ensure(reason == Reason::Fragment, Promise::Served, || {
                     format!("a fragment for a VIP ends as {}", reason.name())
@@ -236,6 +254,13 @@ impl Judge {
         })?;
         counted_service(service, came)?;
         let id = (ip.source, tcp.source, service.id);
+        let flow = self.flows.get(&id);
+        let asking = Asking {
+            id,
+            flow: &flow,
+            tcp,
+        };
+        self.guards.has_cause(scene, asking, reason)?;
         has_cause((scene, &self.flows), (&id, service), ip, tcp, reason, came)?;
         if let (false, [backend]) = (reason.verdict() == Verdict::Forward, &came.backends[..]) {
             let kind = Kind::of(service, *backend);
@@ -250,15 +275,16 @@ impl Judge {
                     leaves_for(scene, seen, ip, backend, came)?;
                     (ip.source, tcp.source)
                 };
-                self.forwarded(scene, (id, service), tcp, reason, (backend, source))
+                self.forwarded(scene, (id, service), tcp, reason, (backend, source))?;
             }
             Verdict::Reset => {
                 self.lost_nothing(scene, &id, tcp, reason)?;
-                is_reset(seen, ip, tcp, came)
+                is_reset(seen, ip, tcp, came)?;
             }
-            Verdict::Answer => is_complaint(seen, ip, reason, came),
-            _ => self.lost_nothing(scene, &id, tcp, reason),
+            Verdict::Answer => is_complaint(seen, ip, reason, came)?,
+            _ => self.lost_nothing(scene, &id, tcp, reason)?,
         }
+        self.guards.came(scene, asking, reason)
     }
 
     /// A segment that was sent on, to a backend that takes its client for `source`.
