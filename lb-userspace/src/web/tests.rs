@@ -176,6 +176,7 @@ fn counted_maps() -> Arc<Maps> {
             syns: 2,
             data: 530,
             data_again: 54,
+            ..Repeats::default()
         },
     );
     let layout = capacity.counters();
