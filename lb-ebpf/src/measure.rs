@@ -14,7 +14,7 @@ use aya_ebpf::{
 use lb_common::{
     flow::{
         FlowKey as _, life,
-        table::Look,
+        table::{Entry, Look},
         word::{Word, epoch_of},
     },
     headers::TCP_LEN,
@@ -30,7 +30,7 @@ use lb_ebpf::packet::Frame;
 
 use crate::{
     family::{Family, V4, V6},
-    flow, hand_on, maps, rewrite,
+    flow, hand_on, maps, nat, rewrite,
 };
 
 /// Any packet.
@@ -62,8 +62,8 @@ fn measure6(ctx: *mut xdp_md) -> u32 {
     })
 }
 
-/// Looks whether a packet is a segment of a service that is measured, and has `weigh` count it: told the client's address, its port and the service, the
-/// sequence number and flags, and the length of the data.
+/// Looks whether a packet is a segment of a service that is measured, and has `weigh` count it: told the client's address, its port, the service and the
+/// number that it acknowledges, the sequence number and flags, and the length of the data.
 #[inline(always)]
 fn look<F: Family>(ctx: &XdpContext, weigh: impl Fn(u64, u64, u64, u64, u32) -> u32) -> u32 {
     let Ok((segment, ends)) = rewrite::parse::<F>(ctx) else {
@@ -79,16 +79,16 @@ fn look<F: Family>(ctx: &XdpContext, weigh: impl Fn(u64, u64, u64, u64, u32) -> 
     if is_syn && !segment.tcp.opens() {
         return DONE;
     }
+    let Some(tcp) = Frame::of(ctx).at(segment.transport(), TCP_LEN) else {
+        return DONE;
+    };
     let mut length = 0;
     if segment.tcp.payload {
-        let Some(tcp) = Frame::of(ctx).at(segment.transport(), TCP_LEN) else {
-            return DONE;
-        };
         let headers = segment.headers_len() + (tcp.u8(12) >> 4) as u32 * 4;
         length = segment.length.wrapping_sub(headers);
     }
     let [first, second] = F::as_words(ends.source);
-    let ends = ((segment.source_port as u64) << 16) | service as u64;
+    let ends = ((tcp.u32(8) as u64) << 32) | ((segment.source_port as u64) << 16) | service as u64;
     let what = ((segment.tcp.seq as u64) << 8) | segment.tcp.flags as u64;
     weigh(first, second, ends, what, length)
 }
@@ -137,8 +137,13 @@ fn weigh<F: Family>(first: u64, second: u64, ends: u64, what: u64, length: u32) 
     };
     if word == Word::EMPTY {
         // The second look is for one whose SYN was the last that came.
-        word = nascent::<F>(&key);
+        let entry = nascent::<F>(&key);
+        word = entry.word;
         if word == Word::EMPTY || !life::follows(word, &segment) {
+            return DONE;
+        }
+        // Where the backend's answer is seen, nothing else ends a handshake; the entry stays as it is, however often something comes.
+        if nat::acknowledges::<F>(entry.place, (ends >> 32) as u32) == Some(false) {
             return DONE;
         }
         count(word, |repeats| add(repeats, Counted::Handshake));
@@ -183,7 +188,7 @@ fn client_of<F: Family>(first: u64, second: u64, service: u16) -> u64 {
 /// Looks whether a SYN has come before.
 #[inline(always)]
 fn begin<F: Family>(key: &<F as flow::Table>::Key, seq: u32, mixed: u64, client: u64) {
-    let word = nascent::<F>(key);
+    let word = nascent::<F>(key).word;
     if word == Word::EMPTY || word.isn() != seq {
         // Another connection begins.
         let (index, fingerprint) = place(mixed);
@@ -208,12 +213,12 @@ fn begin<F: Family>(key: &<F as flow::Table>::Key, seq: u32, mixed: u64, client:
     }
 }
 
-/// The value of the entry of a flow that has not been answered yet; [`Word::EMPTY`] if there is none.
+/// The entry of a flow that has not been answered yet; [`Entry::NONE`] if there is none.
 #[inline(always)]
-fn nascent<F: Family>(key: &<F as flow::Table>::Key) -> Word {
+fn nascent<F: Family>(key: &<F as flow::Table>::Key) -> Entry {
     match flow::look::<F>(&flow::subject::<F>(*key), &Look::NASCENT) {
-        Some(entry) => entry.word,
-        None => Word::EMPTY,
+        Some(entry) => entry,
+        None => Entry::NONE,
     }
 }
 

@@ -17,6 +17,7 @@ use lb_common::{
 lab::in_both_versions![
     data_that_comes_again_is_counted_in_every_mode,
     a_syn_that_comes_again_is_counted_once_in_every_mode,
+    a_translated_handshake_counts_when_its_answer_is_acknowledged,
     a_probe_is_no_data,
     sequence_numbers_wrap,
     segments_of_all_shapes_are_counted,
@@ -140,6 +141,30 @@ fn a_syn_that_comes_again_is_counted_once_in_every_mode() {
         finish(world);
         assert_counted(world, 1, 1, 0, 0);
     });
+}
+
+fn a_translated_handshake_counts_when_its_answer_is_acknowledged() {
+    for backend in [BackendSpec::nat(1), BackendSpec::dnat(1)] {
+        let world = World::measuring();
+        world.translate(&backend, SERVICE);
+        assert_eq!(world.send(&CLIENT.syn()).reason(), Reason::Opened);
+        let flow = world.flow(CLIENT);
+        let again = |packet: &Packet| {
+            for _ in 0..3 {
+                world.send(packet);
+            }
+        };
+        again(&flow.ack());
+        again(&flow.ack().payload(b"data"));
+        assert_counted(&world, 0, 0, 0, 0);
+        assert_eq!(world.send(&flow.syn_ack()).reason(), Reason::Reply);
+        again(&flow.ack().ack(THEIRS.wrapping_add(2)));
+        assert_counted(&world, 0, 0, 0, 0);
+        assert_eq!(world.send(&flow.ack()).reason(), Reason::Established);
+        assert_counted(&world, 1, 0, 0, 0);
+        again(&flow.ack());
+        assert_counted(&world, 1, 0, 0, 0);
+    }
 }
 
 fn a_probe_is_no_data() {
