@@ -473,6 +473,13 @@ impl World {
         self.tokens(|cpu, now_ns| cpu.adoption_paid_ns = now_ns - saved * cost_ns);
     }
 
+    /// Nanoseconds of the coarse clock up to which each CPU's adoptions are paid for, and those of the clock after that.
+    pub fn adoptions_paid(&self) -> (Vec<u64>, u64) {
+        let cpus = &self.maps.cpus;
+        let paid = (0..cpus.len()).map(|cpu| cpus.get(cpu).adoption_paid_ns);
+        (paid.collect(), coarse_ns())
+    }
+
     fn tokens(&self, save: impl Fn(&mut CpuState, u64)) {
         for cpu in 0..self.maps.cpus.len() {
             let mut state = self.maps.cpus.get(cpu);
