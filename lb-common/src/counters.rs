@@ -178,6 +178,21 @@ pub const fn spend(paid_ns: u64, now_ns: u64, cost_ns: u64, burst_ns: u64) -> Op
     }
 }
 
+/// The same for what may wait: none, too, if less than `kept_ns` would be left of what was saved up. So it never takes what others need, however much of it there is.
+#[inline(always)]
+pub const fn spend_down_to(
+    paid_ns: u64,
+    now_ns: u64,
+    cost_ns: u64,
+    burst_ns: u64,
+    kept_ns: u64,
+) -> Option<u64> {
+    match spend(paid_ns, now_ns, cost_ns, burst_ns) {
+        Some(next) if now_ns - next >= kept_ns => Some(next),
+        _ => None,
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -199,6 +214,33 @@ mod tests {
         assert!(take(start + 100));
         assert!(!take(start + 100));
         assert_eq!((0..20).filter(|_| take(start + 500)).count(), 4);
+    }
+
+    #[test]
+    fn what_may_wait_leaves_the_rest_of_a_bucket_to_others() {
+        let (cost, burst, kept) = (100, 1_000, 500);
+        let mut paid = 0;
+        let start = 1_000_000;
+        let mut take = |now: u64, kept| match spend_down_to(paid, now, cost, burst, kept) {
+            Some(next) => {
+                paid = next;
+                true
+            }
+            None => false,
+        };
+        assert_eq!((0..20).filter(|_| take(start, kept)).count(), 5);
+        assert_eq!((0..20).filter(|_| take(start, 0)).count(), 5);
+        // It waits for as long as others leave nothing.
+        for step in 1..=10 {
+            let now = start + step * cost;
+            assert!(!take(now, kept) && take(now, 0) && !take(now, 0));
+        }
+        // It has what they leave.
+        let now = start + 10 * cost + kept;
+        assert!(!take(now, kept));
+        assert!(take(now + cost, kept) && !take(now + cost, kept));
+        // A clock that is another one begins anew.
+        assert!(spend_down_to(now, start, cost, burst, kept).is_some());
     }
 
     #[test]

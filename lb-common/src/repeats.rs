@@ -2,7 +2,10 @@
 //! that repeat themselves, whatever its health checks say.
 //!
 //! Of data, some flows are watched at a time: each place of an array is one flow's for as long as it sends, and then whoever's comes next. So what is counted
-//! is a sample, and within it the share of repeats is exact. Handshakes are counted all.
+//! is a sample, and within it the share of repeats is exact. Handshakes are counted all. Of SYNs a client, which is an address or an IPv6 network of 64 bits,
+//! has some places only, however many ports it sends from.
+//!
+//! Whose repeats they were is counted too, roughly: all clients are dealt into 64 parts, so that from parts it is known how many they have been at least.
 
 use core::mem::{offset_of, size_of};
 
@@ -12,10 +15,13 @@ use crate::clock::Tick;
 pub const PLACES: u32 = 4_096;
 /// Segments of one flow that count in a tick, at most: nobody's own bad network is to speak for a backend.
 pub const MOST_A_TICK: u32 = 8;
+/// Places that a client has for SYNs. A power of two.
+pub const PLACES_OF_A_CLIENT: u32 = 4;
 /// A flow that has been silent for so many ticks, at least one of them whole, leaves its place to another.
 const IDLE_TICKS: u32 = 2;
-/// What lies further than this from what was seen is of another connection on the same port, bytes: no window is as large.
-const FARTHEST: u32 = 1 << 26;
+/// What lies further than this from what was seen counts as nothing, and is where the flow is now, bytes: it is of another connection on the same port, or was
+/// forged, and then the flow's next segment is as far from it.
+const FARTHEST: u32 = 1 << 21;
 
 /// What the clients of one backend have sent, and sent again. Counters that only grow, in memory that all CPUs share.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -29,9 +35,29 @@ pub struct Repeats {
     pub data: u64,
     /// Those of them whose data had come before.
     pub data_again: u64,
+    /// The parts of all clients that those are of whose SYNs came again, a bit for each, since the daemon has taken note.
+    pub syn_clients: u64,
+    /// The same of those whose data came again.
+    pub data_clients: u64,
 }
 
-const _: () = assert!(size_of::<Repeats>() == 32 && offset_of!(Repeats, data_again) == 24);
+const _: () = assert!(size_of::<Repeats>() == 48 && offset_of!(Repeats, data_again) == 24);
+const _: () = assert!(
+    offset_of!(Repeats, syn_clients) == SYN_CLIENTS * 8
+        && offset_of!(Repeats, data_clients) == DATA_CLIENTS * 8
+);
+
+/// [`Repeats::syn_clients`], as the number of its word.
+pub const SYN_CLIENTS: usize = 4;
+/// [`Repeats::data_clients`], as the number of its word.
+pub const DATA_CLIENTS: usize = 5;
+
+/// The part of all clients that one is of, as a bit: of its address mixed under a secret, so that nobody can aim at it.
+#[inline(always)]
+#[must_use]
+pub const fn part_of(client: u64) -> u64 {
+    1 << (client >> 58)
+}
 
 /// One of the counters of [`Repeats`], as the number of its word.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,7 +74,7 @@ pub enum Counted {
 }
 
 impl Repeats {
-    /// What has been counted since an earlier moment.
+    /// What has been counted since an earlier moment. Of clients, who they were since the daemon has taken note.
     #[must_use]
     pub const fn since(&self, earlier: &Self) -> Self {
         Self {
@@ -56,6 +82,7 @@ impl Repeats {
             syns: self.syns.wrapping_sub(earlier.syns),
             data: self.data.wrapping_sub(earlier.data),
             data_again: self.data_again.wrapping_sub(earlier.data_again),
+            ..*self
         }
     }
 
@@ -67,6 +94,8 @@ impl Repeats {
             syns: self.syns.wrapping_add(other.syns),
             data: self.data.wrapping_add(other.data),
             data_again: self.data_again.wrapping_add(other.data_again),
+            syn_clients: self.syn_clients | other.syn_clients,
+            data_clients: self.data_clients | other.data_clients,
         }
     }
 }
@@ -214,6 +243,19 @@ pub const fn place(mixed: u64) -> (u32, u32) {
     (mixed as u32 & (PLACES - 1), fingerprint)
 }
 
+/// The place of a SYN among those for SYNs, one of the few that its client has, and its fingerprint: of the client mixed, of the flow mixed, and of the SYN's
+/// number, since the next connection from the same port is another.
+#[inline(always)]
+#[must_use]
+pub const fn syn_place(client: u64, mixed: u64, seq: u32) -> (u32, u32) {
+    const WITHIN: u32 = PLACES_OF_A_CLIENT - 1;
+    let (first, _) = place(client);
+    let (index, fingerprint) = place(mixed ^ ((seq as u64) << 32));
+    ((first & !WITHIN) | (index & WITHIN), fingerprint)
+}
+
+const _: () = assert!(PLACES.is_multiple_of(PLACES_OF_A_CLIENT));
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -342,6 +384,41 @@ mod tests {
         );
     }
 
+    /// Over a window of half a minute, whatever it sends, and by however many flows.
+    #[test]
+    fn a_client_counts_for_some_syns_only() {
+        const TICKS: u32 = 8;
+        let mut places = vec![Sample::EMPTY; PLACES as usize];
+        let client = 0x0123_4567_89ab_cdef;
+        let mut counted = 0;
+        for tick in 0..TICKS {
+            for flow in 0..1_000 {
+                let mixed =
+                    (u64::from(tick * 1_000 + flow) + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+                let (place, fingerprint) = syn_place(client, mixed, flow);
+                let noted = places[place as usize].with_syn(fingerprint, NOW.later(tick));
+                places[place as usize] = noted.sample;
+                counted += u32::from(noted.counts);
+            }
+        }
+        assert_eq!(counted, PLACES_OF_A_CLIENT * TICKS / IDLE_TICKS);
+        let held = |place: &&Sample| **place != Sample::EMPTY;
+        assert_eq!(
+            places.iter().filter(held).count(),
+            PLACES_OF_A_CLIENT as usize
+        );
+        // Another one has places of its own.
+        let (other, fingerprint) = syn_place(client ^ u64::from(PLACES_OF_A_CLIENT), 7, 7);
+        assert!(places[other as usize].with_syn(fingerprint, NOW).counts);
+    }
+
+    #[test]
+    fn clients_are_of_parts() {
+        assert_eq!(part_of(0), 1);
+        assert_eq!(part_of(u64::MAX), 1 << 63);
+        assert_eq!(part_of((5 << 58) | 99), 1 << 5);
+    }
+
     #[test]
     fn counts_are_told_apart_by_moments() {
         let earlier = Repeats {
@@ -349,14 +426,24 @@ mod tests {
             syns: 1,
             data: 2,
             data_again: 3,
+            syn_clients: 0,
+            data_clients: 0,
         };
         let step = Repeats {
             handshakes: 4,
             syns: 5,
             data: 6,
             data_again: 7,
+            syn_clients: 0b1100,
+            data_clients: 0b0110,
         };
         assert_eq!(earlier.and(&step).since(&earlier), step);
+        let other = Repeats {
+            syn_clients: 0b1001,
+            ..step
+        };
+        let both = step.and(&other);
+        assert_eq!((both.syn_clients, both.data_clients), (0b1101, 0b0110));
     }
 
     proptest! {

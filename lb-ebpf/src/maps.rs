@@ -14,7 +14,7 @@ use aya_ebpf::{
 use lb_common::{
     backend::{Backend, BackendState, NextHop},
     clock::Tick,
-    counters::{Counter, CpuState, HandedOn, Layout, spend},
+    counters::{Counter, CpuState, HandedOn, Layout, spend_down_to},
     flow::{
         bucket::Facts,
         copy::{BATCH, Order},
@@ -437,7 +437,7 @@ macro_rules! permission {
                 };
                 // SAFETY: an entry of the map.
                 let paid_ns = unsafe { core::ptr::addr_of_mut!((*cpu).$paid_ns) };
-                take(paid_ns, now_ns, constant!($cost_ns))
+                take(paid_ns, now_ns, constant!($cost_ns), 0)
             }
         )+
     };
@@ -448,8 +448,18 @@ permission! {
     may_adopt: adoption_paid_ns, adoption_cost_ns;
     /// Takes one permission to send a RST from this CPU's bounded rate.
     may_reset: reset_paid_ns, reset_cost_ns;
-    /// Takes one permission to answer by ICMP from this CPU's bounded rate.
-    may_answer: answer_paid_ns, answer_cost_ns;
+}
+
+/// Takes one permission to answer by ICMP from this CPU's bounded rate, unless less than `kept_ns` would be left of what was saved up: that is for answers
+/// that can wait less.
+#[inline(always)]
+pub(crate) fn may_answer(now_ns: u64, kept_ns: u64) -> bool {
+    let Some(cpu) = own_state() else {
+        return false;
+    };
+    // SAFETY: an entry of the map.
+    let paid_ns = unsafe { core::ptr::addr_of_mut!((*cpu).answer_paid_ns) };
+    take(paid_ns, now_ns, constant!(answer_cost_ns), kept_ns)
 }
 
 /// Tells the daemon of a closed flow; if there is no room, that is counted. `write` fills the notice in its place, every word of it: there is no
@@ -521,10 +531,10 @@ pub(crate) fn hop_to_client<'a>() -> Option<&'a mut NextHop> {
 }
 
 #[inline(always)]
-fn take(paid_ns: *mut u64, now_ns: u64, cost_ns: u64) -> bool {
+fn take(paid_ns: *mut u64, now_ns: u64, cost_ns: u64, kept_ns: u64) -> bool {
     // SAFETY: a word of the map that only this CPU writes.
     let paid = unsafe { paid_ns.read_volatile() };
-    let Some(next) = spend(paid, now_ns, cost_ns, BURST_NS) else {
+    let Some(next) = spend_down_to(paid, now_ns, cost_ns, BURST_NS, kept_ns) else {
         return false;
     };
     // SAFETY: as above.

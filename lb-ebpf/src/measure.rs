@@ -4,7 +4,7 @@
 //! what the verifier has to walk through, which for them is near its end already. It looks for the flow's entry a moment before they do, and so has fetched it
 //! for them.
 
-use core::intrinsics::{AtomicOrdering::SeqCst, atomic_xadd};
+use core::intrinsics::{AtomicOrdering::SeqCst, atomic_or, atomic_xadd};
 
 use aya_ebpf::{
     bindings::{xdp_action, xdp_md},
@@ -12,10 +12,17 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use lb_common::{
-    flow::{FlowKey as _, life, table::Look, word::Word},
+    flow::{
+        FlowKey as _, life,
+        table::{Entry, Look},
+        word::{Word, epoch_of},
+    },
     headers::TCP_LEN,
     maps::MAIN_INDEX,
-    repeats::{Counted, PLACES, Sample, place},
+    net::IpVersion,
+    repeats::{
+        Counted, DATA_CLIENTS, PLACES, Repeats, SYN_CLIENTS, Sample, part_of, place, syn_place,
+    },
     tcp::SYN,
 };
 
@@ -23,7 +30,7 @@ use lb_ebpf::packet::Frame;
 
 use crate::{
     family::{Family, V4, V6},
-    flow, hand_on, maps, rewrite,
+    flow, hand_on, maps, nat, rewrite,
 };
 
 /// Any packet.
@@ -55,8 +62,8 @@ fn measure6(ctx: *mut xdp_md) -> u32 {
     })
 }
 
-/// Looks whether a packet is a segment of a service that is measured, and has `weigh` count it: told the client's address, its port and the service, the
-/// sequence number and flags, and the length of the data.
+/// Looks whether a packet is a segment of a service that is measured, and has `weigh` count it: told the client's address, its port, the service and the
+/// number that it acknowledges, the sequence number and flags, and the length of the data.
 #[inline(always)]
 fn look<F: Family>(ctx: &XdpContext, weigh: impl Fn(u64, u64, u64, u64, u32) -> u32) -> u32 {
     let Ok((segment, ends)) = rewrite::parse::<F>(ctx) else {
@@ -72,16 +79,16 @@ fn look<F: Family>(ctx: &XdpContext, weigh: impl Fn(u64, u64, u64, u64, u32) -> 
     if is_syn && !segment.tcp.opens() {
         return DONE;
     }
+    let Some(tcp) = Frame::of(ctx).at(segment.transport(), TCP_LEN) else {
+        return DONE;
+    };
     let mut length = 0;
     if segment.tcp.payload {
-        let Some(tcp) = Frame::of(ctx).at(segment.transport(), TCP_LEN) else {
-            return DONE;
-        };
         let headers = segment.headers_len() + (tcp.u8(12) >> 4) as u32 * 4;
         length = segment.length.wrapping_sub(headers);
     }
     let [first, second] = F::as_words(ends.source);
-    let ends = ((segment.source_port as u64) << 16) | service as u64;
+    let ends = ((tcp.u32(8) as u64) << 32) | ((segment.source_port as u64) << 16) | service as u64;
     let what = ((segment.tcp.seq as u64) << 8) | segment.tcp.flags as u64;
     weigh(first, second, ends, what, length)
 }
@@ -104,7 +111,8 @@ extern "C" fn weigh6(first: u64, second: u64, ends: u64, what: u64, length: u32)
 #[inline(always)]
 fn weigh<F: Family>(first: u64, second: u64, ends: u64, what: u64, length: u32) -> u32 {
     let client = F::of_words([first, second]);
-    let key = F::key(client, (ends >> 16) as u16, ends as u16);
+    let service = ends as u16;
+    let key = F::key(client, (ends >> 16) as u16, service);
     let segment = lb_common::tcp::Segment {
         seq: (what >> 8) as u32,
         flags: what as u8,
@@ -112,7 +120,12 @@ fn weigh<F: Family>(first: u64, second: u64, ends: u64, what: u64, length: u32) 
     };
     let mixed = key.mixed(&maps::flow_seed());
     if segment.opens() {
-        begin::<F>(&key, segment.seq, mixed);
+        begin::<F>(
+            &key,
+            segment.seq,
+            mixed,
+            client_of::<F>(first, second, service),
+        );
         return DONE;
     }
     if !segment.continues() {
@@ -124,13 +137,20 @@ fn weigh<F: Family>(first: u64, second: u64, ends: u64, what: u64, length: u32) 
     };
     if word == Word::EMPTY {
         // The second look is for one whose SYN was the last that came.
-        word = nascent::<F>(&key);
+        let entry = nascent::<F>(&key);
+        word = entry.word;
         if word == Word::EMPTY || !life::follows(word, &segment) {
             return DONE;
         }
-        count(word, Counted::Handshake);
-    } else if word.has(Word::CONTESTED) {
-        // Of which of two connections it is, is for others to find out.
+        // Where the backend's answer is seen, nothing else ends a handshake; the entry stays as it is, however often something comes.
+        if nat::acknowledges::<F>(entry.place, (ends >> 32) as u32) == Some(false) {
+            return DONE;
+        }
+        count(word, |repeats| add(repeats, Counted::Handshake));
+    } else if word.has(Word::CONTESTED | Word::UNCONFIRMED) || !word.is_near(epoch_of(segment.seq))
+    {
+        // Of which of two connections it is, is for others to find out; and what is far from the stream is of none, or a forgery that would make repeats of
+        // all that comes after it.
         return DONE;
     }
     if length == 0 {
@@ -143,18 +163,32 @@ fn weigh<F: Family>(first: u64, second: u64, ends: u64, what: u64, length: u32) 
     let noted = load(sample).with_data(fingerprint, segment.seq, length, maps::now());
     store(sample, noted.sample);
     if noted.counts {
-        count(word, Counted::Data);
-    }
-    if noted.is_again {
-        count(word, Counted::DataAgain);
+        count(word, |repeats| {
+            add(repeats, Counted::Data);
+            if noted.is_again {
+                add(repeats, Counted::DataAgain);
+                let client = client_of::<F>(first, second, service);
+                note_client(repeats, DATA_CLIENTS, client);
+            }
+        });
     }
     DONE
 }
 
+/// A client, mixed: its address, of IPv6 the network of 64 bits that it is in, since a host has as many addresses of it as it likes.
+#[inline(always)]
+fn client_of<F: Family>(first: u64, second: u64, service: u16) -> u64 {
+    let words = match F::VERSION {
+        IpVersion::V4 => [first, second],
+        IpVersion::V6 => [first, 0],
+    };
+    F::key(F::of_words(words), 0, service).mixed(&maps::flow_seed())
+}
+
 /// Looks whether a SYN has come before.
 #[inline(always)]
-fn begin<F: Family>(key: &<F as flow::Table>::Key, seq: u32, mixed: u64) {
-    let word = nascent::<F>(key);
+fn begin<F: Family>(key: &<F as flow::Table>::Key, seq: u32, mixed: u64, client: u64) {
+    let word = nascent::<F>(key).word;
     if word == Word::EMPTY || word.isn() != seq {
         // Another connection begins.
         let (index, fingerprint) = place(mixed);
@@ -166,23 +200,25 @@ fn begin<F: Family>(key: &<F as flow::Table>::Key, seq: u32, mixed: u64) {
         }
         return;
     }
-    // The next one from the same port is another.
-    let (index, fingerprint) = place(mixed ^ ((seq as u64) << 32));
+    let (index, fingerprint) = syn_place(client, mixed, seq);
     if let Some(sample) = maps::sample(PLACES + index) {
         let noted = load(sample).with_syn(fingerprint, maps::now());
         if noted.counts {
             store(sample, noted.sample);
-            count(word, Counted::Syn);
+            count(word, |repeats| {
+                add(repeats, Counted::Syn);
+                note_client(repeats, SYN_CLIENTS, client);
+            });
         }
     }
 }
 
-/// The value of the entry of a flow that has not been answered yet; [`Word::EMPTY`] if there is none.
+/// The entry of a flow that has not been answered yet; [`Entry::NONE`] if there is none.
 #[inline(always)]
-fn nascent<F: Family>(key: &<F as flow::Table>::Key) -> Word {
+fn nascent<F: Family>(key: &<F as flow::Table>::Key) -> Entry {
     match flow::look::<F>(&flow::subject::<F>(*key), &Look::NASCENT) {
-        Some(entry) => entry.word,
-        None => Word::EMPTY,
+        Some(entry) => entry,
+        None => Entry::NONE,
     }
 }
 
@@ -206,9 +242,9 @@ fn store(sample: *mut Sample, new: Sample) {
     }
 }
 
-/// Counts for the backend of an entry, if that is still who it was.
+/// Counts in the counters of the backend of an entry, if that is still who it was.
 #[inline(always)]
-fn count(word: Word, what: Counted) {
+fn count(word: Word, what: impl FnOnce(*mut Repeats)) {
     let reference = word.backend();
     let id = reference.id();
     let Some((_, state)) = maps::backend(id) else {
@@ -218,9 +254,27 @@ fn count(word: Word, what: Counted) {
         return;
     }
     if let Some(repeats) = maps::repeats(id) {
-        // SAFETY: an aligned word of the map: it has as many as there are counters.
-        let _before = unsafe {
-            atomic_xadd::<u64, u64, { SeqCst }>(repeats.cast::<u64>().add(what as usize), 1)
-        };
+        what(repeats);
+    }
+}
+
+/// Counts one more.
+#[inline(always)]
+fn add(repeats: *mut Repeats, what: Counted) {
+    // SAFETY: an aligned word of the map: it has as many as there are counters.
+    let _before =
+        unsafe { atomic_xadd::<u64, u64, { SeqCst }>(repeats.cast::<u64>().add(what as usize), 1) };
+}
+
+/// Notes in a word of a backend's that a client repeats itself.
+#[inline(always)]
+fn note_client(repeats: *mut Repeats, word: usize, client: u64) {
+    let part = part_of(client);
+    // SAFETY: an aligned word of the map, as above. Volatile: other CPUs write it meanwhile; most find there what they would write.
+    unsafe {
+        let parts = repeats.cast::<u64>().add(word);
+        if parts.read_volatile() & part == 0 {
+            let _before = atomic_or::<u64, u64, { SeqCst }>(parts, part);
+        }
     }
 }

@@ -160,6 +160,8 @@ pub struct Census {
     pub swept: Swept,
     /// Flows that began and ended since the daemon started, by service id; absent is none.
     pub churn: HashMap<u16, Churn>,
+    /// The same by backend's id and generation.
+    pub backend_churn: HashMap<(u32, u8), Churn>,
 }
 
 impl Default for Census {
@@ -177,6 +179,7 @@ impl Default for Census {
             sources: 0,
             swept: Swept::default(),
             churn: HashMap::new(),
+            backend_churn: HashMap::new(),
         }
     }
 }

@@ -5,23 +5,28 @@ use lab::packet::{
     entries::backend,
     flow::{MIB, assert_to, fin, seq},
     nat::THEIRS,
-    passed,
+    passed, version,
 };
 use lb_common::{
     flow::word::{State, Word, epoch_of},
-    repeats::{MOST_A_TICK, Repeats},
+    net::IpVersion,
+    repeats::{MOST_A_TICK, PLACES_OF_A_CLIENT, Repeats},
     verdict::{Reason, Verdict},
 };
 
 lab::in_both_versions![
     data_that_comes_again_is_counted_in_every_mode,
     a_syn_that_comes_again_is_counted_once_in_every_mode,
+    a_translated_handshake_counts_when_its_answer_is_acknowledged,
     a_probe_is_no_data,
     sequence_numbers_wrap,
     segments_of_all_shapes_are_counted,
     what_a_backends_clients_send_is_counted_for_it_alone,
     a_backend_that_is_another_now_is_not_blamed,
     one_flow_counts_for_little,
+    one_client_counts_for_little_however_many_flows_it_has,
+    clients_are_told_apart,
+    what_is_far_from_the_stream_is_no_data_of_it,
     of_two_connections_of_one_port_neither_counts,
     another_connection_of_a_port_repeats_nothing,
     nothing_is_counted_where_nobody_asks,
@@ -85,13 +90,21 @@ fn each(check: impl Fn(&World)) {
 
 #[track_caller]
 fn assert_counted(world: &World, handshakes: u64, syns: u64, data: u64, data_again: u64) {
+    let counted = world.repeats(1);
     let expected = Repeats {
         handshakes,
         syns,
         data,
         data_again,
+        ..counted
     };
-    assert_eq!(world.repeats(1), expected);
+    assert_eq!(counted, expected);
+    // All of one client.
+    let clients = [counted.syn_clients, counted.data_clients].map(u64::count_ones);
+    assert_eq!(
+        clients,
+        [syns, data_again].map(|again| u32::from(again > 0))
+    );
 }
 
 fn data_that_comes_again_is_counted_in_every_mode() {
@@ -128,6 +141,30 @@ fn a_syn_that_comes_again_is_counted_once_in_every_mode() {
         finish(world);
         assert_counted(world, 1, 1, 0, 0);
     });
+}
+
+fn a_translated_handshake_counts_when_its_answer_is_acknowledged() {
+    for backend in [BackendSpec::nat(1), BackendSpec::dnat(1)] {
+        let world = World::measuring();
+        world.translate(&backend, SERVICE);
+        assert_eq!(world.send(&CLIENT.syn()).reason(), Reason::Opened);
+        let flow = world.flow(CLIENT);
+        let again = |packet: &Packet| {
+            for _ in 0..3 {
+                world.send(packet);
+            }
+        };
+        again(&flow.ack());
+        again(&flow.ack().payload(b"data"));
+        assert_counted(&world, 0, 0, 0, 0);
+        assert_eq!(world.send(&flow.syn_ack()).reason(), Reason::Reply);
+        again(&flow.ack().ack(THEIRS.wrapping_add(2)));
+        assert_counted(&world, 0, 0, 0, 0);
+        assert_eq!(world.send(&flow.ack()).reason(), Reason::Established);
+        assert_counted(&world, 1, 0, 0, 0);
+        again(&flow.ack());
+        assert_counted(&world, 1, 0, 0, 0);
+    }
 }
 
 fn a_probe_is_no_data() {
@@ -191,12 +228,15 @@ fn what_a_backends_clients_send_is_counted_for_it_alone() {
     send_data(&world, 0, 100);
     send_data(&world, 0, 100);
     assert_counted(&world, 0, 0, 0, 0);
+    let counted = world.repeats(2);
     let expected = Repeats {
         data: 2,
         data_again: 1,
+        data_clients: counted.data_clients,
         ..Repeats::default()
     };
-    assert_eq!(world.repeats(2), expected);
+    assert_eq!(counted, expected);
+    assert_eq!(counted.data_clients.count_ones(), 1);
 }
 
 fn a_backend_that_is_another_now_is_not_blamed() {
@@ -214,6 +254,99 @@ fn one_flow_counts_for_little() {
         send_data(&world, 100 * step, 100);
     }
     assert_counted(&world, 1, 0, u64::from(MOST_A_TICK), 0);
+}
+
+/// Opens a flow, and sends its SYN and its data twice each.
+fn repeat(world: &World, client: Client) {
+    for _ in 0..2 {
+        world.send(&client.syn());
+    }
+    for _ in 0..2 {
+        world.send(&client.ack().payload(&[7; 100]));
+    }
+}
+
+fn one_client_counts_for_little_however_many_flows_it_has() {
+    const FLOWS: u16 = 40;
+    let world = World::measuring();
+    let clients = |world: &World| {
+        let counted = world.repeats(1);
+        [counted.syn_clients, counted.data_clients].map(u64::count_ones)
+    };
+    let before = world.now();
+    for port in 0..FLOWS {
+        repeat(&world, Client(CLIENT.0, 1_024 + port));
+    }
+    let counted = world.repeats(1);
+    assert!(counted.data_again > u64::from(MOST_A_TICK));
+    assert!(counted.syns > 0);
+    // Each of its places may have been free again when two ticks were over.
+    let times = 1 + u64::from(world.now().0 - before.0);
+    assert!(
+        counted.syns <= times * u64::from(PLACES_OF_A_CLIENT),
+        "{} in {times} ticks",
+        counted.syns
+    );
+    assert_eq!(clients(&world), [1, 1]);
+    // What the daemon has taken note of is told once, and again if it comes again.
+    let taken = world
+        .maps
+        .measured
+        .as_ref()
+        .map(|measured| measured.take(1));
+    assert_eq!(taken, Some(counted));
+    assert_eq!(clients(&world), [0, 0]);
+    assert_eq!(world.repeats(1).data_again, counted.data_again);
+    repeat(&world, Client(CLIENT.0, 1_024 + FLOWS));
+    assert_eq!(clients(&world)[1], 1);
+}
+
+fn clients_are_told_apart() {
+    const CLIENTS: u8 = 32;
+    let parts = |client: fn([u8; 4], u8) -> [u8; 4]| {
+        let world = World::measuring();
+        for n in 0..CLIENTS {
+            let address = client(CLIENT.0.octets(), n);
+            repeat(&world, Client(address.into(), CLIENT.1));
+        }
+        world.repeats(1).data_clients.count_ones()
+    };
+    // In 64 parts at random they are of 25 on an average; but what is in one network of IPv6 is one.
+    let of_one_network = parts(|[a, b, c, _], n| [a, b, c, n]);
+    match version() {
+        IpVersion::V4 => assert!(of_one_network >= 15, "{of_one_network}"),
+        IpVersion::V6 => assert_eq!(of_one_network, 1),
+    }
+    let of_many = parts(|[a, _, c, d], n| [a, n, c, d]);
+    assert!(of_many >= 15, "{of_many}");
+}
+
+fn what_is_far_from_the_stream_is_no_data_of_it() {
+    // Whoever they are from, and however many: they make no repeats of what the client sends.
+    for far in [4 * MIB, 60 * MIB, 0_u32.wrapping_sub(4 * MIB)] {
+        for times in 1..=5 {
+            let world = opened();
+            send_data(&world, 0, 100);
+            for n in 0..times {
+                world.send(&data(far.wrapping_add(100 * n), 100));
+            }
+            // The first ones show that the stream is where it was.
+            for n in 1..=5 {
+                send_data(&world, 100 * n, 100);
+            }
+            let before = world.repeats(1);
+            assert_eq!(before.data_again, 0, "{times} at {far:#x}");
+            assert!(before.data < u64::from(MOST_A_TICK));
+            send_data(&world, 600, 100);
+            send_data(&world, 500, 100);
+            let counted = world.repeats(1).since(&before);
+            assert_eq!(
+                (counted.data, counted.data_again),
+                (2, 1),
+                "{times} at {far:#x}"
+            );
+        }
+    }
 }
 
 fn of_two_connections_of_one_port_neither_counts() {

@@ -261,7 +261,7 @@ fn what_is_too_big_or_has_no_hops_left_is_answered_from_the_vip() {
     let expected = answered(Reason::TooBig, answer).of_backend(1);
     world.send(&longer).expect(&expected);
     for ttl in [0, 1] {
-        world.save_answers(10);
+        world.save_answers_for_leisure();
         let last = CLIENT.ack().ttl(ttl);
         let answer = complaint(&last, About::Expired);
         let expected = answered(Reason::TtlExpired, answer).of_backend(1);

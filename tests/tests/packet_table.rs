@@ -14,6 +14,7 @@ use lb_common::{
         word::{LINGER_FIN_TICKS, State, Word, epoch_of},
     },
     maglev::{HANDOVER_TICKS, PICK_ATTEMPTS, Slot},
+    maps::{BURST_NS, default::ADOPTIONS_PER_SECOND},
     tcp::{ACK, FIN, RST},
     verdict::Reason,
 };
@@ -31,6 +32,7 @@ lab::in_both_versions![
     adoption_does_not_move_other_flows,
     a_fin_a_rst_or_a_segment_without_ack_of_an_unknown_flow_is_forwarded_and_never_adopted,
     adoptions_beyond_their_rate_are_forwarded_without_an_entry,
+    adoptions_are_held_to_their_rate,
     an_unknown_flow_goes_to_the_slots_previous_backend_for_ten_minutes,
     an_unknown_flow_goes_to_the_current_backend_if_the_previous_one_is_dead,
     an_unknown_flow_is_refused_if_neither_backend_serves,
@@ -260,6 +262,38 @@ fn adoptions_beyond_their_rate_are_forwarded_without_an_entry() {
     // Those that were adopted met a step of the coarse clock, which brings permissions.
     assert!(unadopted > 0, "{adopted} adopted");
     assert_eq!(world.values().len() as u64, adopted);
+}
+
+/// However fast this machine is: each adoption costs its CPU its time, no CPU spends time that has not come, and no more than a burst is saved up.
+fn adoptions_are_held_to_their_rate() {
+    const COST_NS: u64 = 1_000_000_000 / ADOPTIONS_PER_SECOND;
+    const BURST: u64 = BURST_NS / COST_NS;
+    for (saved, given) in [(1_000, 1_000), (10 * BURST, BURST)] {
+        let world = World::full_size();
+        world.save_adoptions(saved);
+        let (before, began_ns) = world.adoptions_paid();
+        let flows = given + 1_000;
+        for n in 1..=flows {
+            world.hit(&Client(CLIENT.0, n as u16).ack().bytes());
+        }
+        let adopted = world.count_of(Reason::Adopted);
+        assert_eq!(adopted + world.count_of(Reason::Unadopted), flows);
+        assert!(adopted >= given, "{adopted} of {given} that were saved up");
+        let (after, now_ns) = world.adoptions_paid();
+        let forfeited_ns = (saved - given) * COST_NS;
+        let mut spent_ns = 0;
+        for (before, after) in before.into_iter().zip(after) {
+            assert!(after <= now_ns);
+            if after != before {
+                spent_ns += after - (before + forfeited_ns);
+            }
+        }
+        assert!(
+            adopted * COST_NS <= spent_ns,
+            "{adopted} adopted for {spent_ns} ns, in {} ns",
+            now_ns - began_ns
+        );
+    }
 }
 
 /// A world where every slot was handed from backend 2 to backend 1, `ticks` ago.

@@ -7,6 +7,7 @@ use lb_common::{
     backend::Forwarding,
     csum,
     headers::{ETH_LEN, ICMP_LEN, IPV4_LEN, IPV6_LEN},
+    maps::KEPT_NS,
     verdict::Reason,
 };
 
@@ -45,10 +46,14 @@ pub(super) const FAILED: u32 = 2;
 /// Turns the frame into the error about the packet at `network`.
 #[inline(always)]
 pub(super) fn answer<F: Icmp + Header>(ctx: &XdpContext, network: usize, mtu: u32) -> u32 {
-    if !maps::may_answer(maps::now_ns()) {
+    let (kind, kept_ns) = if mtu == 0 {
+        (F::EXPIRED, KEPT_NS)
+    } else {
+        (F::TOO_BIG, 0)
+    };
+    if !maps::may_answer(maps::now_ns(), kept_ns) {
         return LIMITED;
     }
-    let kind = if mtu == 0 { F::EXPIRED } else { F::TOO_BIG };
     match write::<F>(ctx, network, kind, mtu) {
         Some(()) => SENT,
         None => FAILED,

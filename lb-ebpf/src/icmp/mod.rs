@@ -16,7 +16,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     headers::ICMP_LEN,
-    maps::ERROR_INDEX,
+    maps::{ERROR_INDEX, KEPT_NS},
     net::IpVersion,
     verdict::{Reason, Verdict},
 };
@@ -170,7 +170,7 @@ fn handle<F: Family>(
         relay::relay::<F>(ctx, network, &message, tally)
     } else if message.kind == F::ECHO_REQUEST && F::is_only_vip(message.ends.destination) {
         tally.bytes = network as u32 + message.length;
-        if !maps::may_answer(maps::now_ns()) {
+        if !maps::may_answer(maps::now_ns(), KEPT_NS) {
             return Err(Reason::AnswerLimited);
         }
         echo::answer::<F>(ctx, network, &message)?;

@@ -99,7 +99,7 @@ fn try_tell<O: Family, I: Family>(
     tally.bytes = network as u32 + message.length;
     tally.service(service);
     tally.backend(id);
-    if !maps::may_answer(maps::now_ns()) {
+    if !maps::may_answer(maps::now_ns(), 0) {
         return Err(Reason::AnswerLimited);
     }
     shrink::<O, I>(ctx, network, inner).ok_or(Reason::NoAnswer)?;

@@ -115,10 +115,16 @@ fn write<T: Table, const SIDE: bool>(index: u32, way: u32, what: u64, when: u64)
 /// Whether the packet that is being steered acknowledges what the backend of the flow at a place has answered. None if the flow is not translated.
 #[inline(always)]
 pub(crate) fn answers<T: Table>(place: Place) -> Option<bool> {
+    acknowledges::<T>(place, maps::handed_on().mtu)
+}
+
+/// The same of a packet that acknowledges `ack`.
+#[inline(always)]
+pub(crate) fn acknowledges<T: Table>(place: Place, ack: u32) -> Option<bool> {
     let (key, value) = flow::at::<T>(place)?;
     let word = store::valid::<T>(place, &key, value.backend())?;
     let is_answered = word.has(TranslationWord::ANSWERED) && !word.has(TranslationWord::PROVEN);
-    Some(is_answered && word.isn().wrapping_add(1) == maps::handed_on().mtu)
+    Some(is_answered && word.isn().wrapping_add(1) == ack)
 }
 
 /// Ends the former flow of the client's port, of mode `dnat`, once a flow at a place has proven itself: the backend knows them by the same numbers, so

@@ -36,7 +36,7 @@ use lb_common::{
 use lb_ebpf::packet::Frame;
 
 pub(crate) use self::{
-    live::answers,
+    live::{acknowledges, answers},
     store::{Carry, carry, copy, touch},
 };
 use crate::{

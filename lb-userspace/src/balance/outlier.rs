@@ -58,6 +58,8 @@ impl Outlier {
     }
 }
 
+/// What fewer clients repeat says nothing of a backend: each may have a bad network of its own, or wish the backend ill.
+const LEAST_CLIENTS: u32 = 5;
 /// Steps of a window.
 const STEPS: u32 = 6;
 /// An ejection is at most so many times as long as the first.
@@ -84,24 +86,28 @@ pub struct Share {
     pub samples: u64,
     /// How much of it came again.
     pub again: u64,
+    /// How many clients that was of, at least.
+    pub clients: u32,
 }
 
 impl Share {
     /// Of what was counted.
     #[must_use]
     pub fn of(counted: &Repeats, signal: Signal) -> Self {
-        let (samples, again) = match signal {
+        let (samples, again, clients) = match signal {
             // A connection whose SYN came again may never have come to more.
             Signal::Syns => (
                 counted.handshakes.saturating_add(counted.syns),
                 counted.syns,
+                counted.syn_clients,
             ),
-            Signal::Data => (counted.data, counted.data_again),
+            Signal::Data => (counted.data, counted.data_again, counted.data_clients),
         };
         // Two CPUs may have counted these while they were read.
         Self {
             samples,
             again: again.min(samples),
+            clients: clients.count_ones(),
         }
     }
 
@@ -224,7 +230,7 @@ pub fn judge(
         all.map(|memory| {
             let share = Share::of(&memory.window.total(), signal);
             let is_enough = share.samples >= u64::from(policy.least);
-            is_enough.then_some((share.per_mille(), memory.ejected.is_some()))
+            is_enough.then_some((share, memory.ejected.is_some()))
         })
         .collect::<Vec<_>>()
     });
@@ -282,17 +288,21 @@ pub fn expire(memory: &mut Memory, now: Moment) {
 fn find(
     policy: &Outlier,
     signal: Signal,
-    shares: &[Option<(u32, bool)>],
+    shares: &[Option<(Share, bool)>],
     at: usize,
 ) -> Option<Finding> {
     let (share, _) = shares[at]?;
+    if share.clients < LEAST_CLIENTS {
+        return None;
+    }
+    let share = share.per_mille();
     let mut peers: Vec<u32> = shares
         .iter()
         .enumerate()
         .filter(|(other, _)| *other != at)
         .filter_map(|(_, share)| *share)
         .filter(|(_, is_ejected)| !is_ejected)
-        .map(|(share, _)| share)
+        .map(|(share, _)| share.per_mille())
         .collect();
     peers.sort_unstable();
     let median = match peers.len() {

@@ -23,7 +23,7 @@ use lb_common::{
     maps::{Hold, Instance, default},
     nat,
     net::IpVersion,
-    repeats::{PLACES, Repeats, Sample},
+    repeats::{DATA_CLIENTS, PLACES, Repeats, SYN_CLIENTS, Sample},
     service::Service,
     vip::{self, VipBucket, VipEntry},
 };
@@ -337,6 +337,16 @@ impl Measured {
     /// What was counted for a backend since the program was loaded, whoever had its id.
     pub fn counted(&self, backend: u32) -> Repeats {
         self.backends.get(backend)
+    }
+
+    /// The same, and takes note of whose repeats they were: that is told once.
+    pub fn take(&self, backend: u32) -> Repeats {
+        let take = |word| self.backends.word(backend, word).swap(0, Ordering::Relaxed);
+        Repeats {
+            syn_clients: take(SYN_CLIENTS),
+            data_clients: take(DATA_CLIENTS),
+            ..self.counted(backend)
+        }
     }
 
     /// Counts for a backend in the program's place: for tests.

@@ -11,7 +11,7 @@ use lb_common::flow::word::{State, Word};
 
 use super::judge::Gone;
 
-/// Flows of one service that were found to begin and to end.
+/// Flows of one service, or of one backend, that were found to begin and to end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Churn {
     /// The client has answered, or the flow was adopted.
@@ -25,6 +25,16 @@ pub struct Churn {
     pub deadline: u64,
     /// Forgotten, so that it goes elsewhere: its backend is dead.
     pub rehashed: u64,
+}
+
+impl Churn {
+    pub(super) fn add(&mut self, other: &Self) {
+        self.established += other.established;
+        self.fin += other.fin;
+        self.rst += other.rst;
+        self.deadline += other.deadline;
+        self.rehashed += other.rehashed;
+    }
 }
 
 /// What the places of one table held a pass ago.

@@ -14,7 +14,7 @@ use lb_common::{
         self,
         bucket::WAYS,
         v4, v6,
-        word::{State, Word},
+        word::{BackendRef, State, Word},
     },
     hash::Seed,
     nat::{Pair, TranslationWord, slot_of},
@@ -67,6 +67,8 @@ struct Common {
     swept: Swept,
     /// By service id.
     churn: Vec<Churn>,
+    /// By backend id, of the holder with this generation.
+    backend_churn: Vec<(u8, Churn)>,
 }
 
 impl Sweeper {
@@ -90,6 +92,7 @@ impl Sweeper {
                 is_passing: false,
                 swept: Swept::default(),
                 churn: vec![Churn::default(); maps.services.len() as usize],
+                backend_churn: vec![(0, Churn::default()); maps.backends.len() as usize],
                 maps,
             },
         }
@@ -164,6 +167,11 @@ impl Common {
                 .filter(|(_, churn)| **churn != Churn::default())
                 .map(|(id, churn)| (id, *churn))
                 .collect(),
+            backend_churn: (0..)
+                .zip(&self.backend_churn)
+                .filter(|(_, (_, churn))| *churn != Churn::default())
+                .map(|(id, (generation, churn))| ((id, *generation), *churn))
+                .collect(),
         }
     }
 }
@@ -192,6 +200,24 @@ impl Common {
         affinities.note(maps, seed, client, service, word, now);
         let is_ipv6 = K::VERSION == IpVersion::V6;
         sources.note(seed, client, is_ipv6, service, word, now);
+    }
+
+    /// Takes in what began and ended of a service at a backend. Of a service that is none there is nothing to count.
+    fn note_churn(&mut self, service: u16, backend: BackendRef, churn: &Churn) {
+        let Some(known) = self.churn.get_mut(usize::from(service)) else {
+            return;
+        };
+        if *churn == Churn::default() {
+            return;
+        }
+        known.add(churn);
+        if let Some(known) = self.backend_churn.get_mut(backend.id() as usize) {
+            if known.0 != backend.generation() {
+                // The id has another holder now, and no entry names the former any more.
+                *known = (backend.generation(), Churn::default());
+            }
+            known.1.add(churn);
+        }
     }
 
     /// Gives back the SNAT port of an entry that was just emptied, if it had one.
@@ -284,11 +310,7 @@ impl<K: TableKey> Sweep<K> {
             let place = (index, way);
             let translation = table.translation(place, key, seen, &common.seed);
             let treated = self.treat(value(way), seen, key, now, is_full, common);
-            // Of a service that is none there is nothing to count.
-            let churn = match common.churn.get_mut(usize::from(key.service())) {
-                Some(churn) => churn,
-                None => &mut Churn::default(),
-            };
+            let mut churn = Churn::default();
             let noted = treated.unwrap_or(seen);
             let is_due = || {
                 is_due(
@@ -298,15 +320,15 @@ impl<K: TableKey> Sweep<K> {
                     noted,
                 )
             };
-            self.places.note(index, way, noted, is_due, churn);
-            let word = match treated {
-                Ok(word) => word,
-                Err(gone) => {
-                    self.places.empty(index, way, gone, churn);
-                    is_full = false;
-                    common.give_back(place, translation);
-                    continue;
-                }
+            self.places.note(index, way, noted, is_due, &mut churn);
+            if let Err(gone) = treated {
+                self.places.empty(index, way, gone, &mut churn);
+            }
+            common.note_churn(key.service(), noted.backend(), &churn);
+            let Ok(word) = treated else {
+                is_full = false;
+                common.give_back(place, translation);
+                continue;
             };
             if word.is_entry() {
                 common.note_client(key, word, now);

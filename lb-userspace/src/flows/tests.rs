@@ -1,8 +1,11 @@
 //! The sweep over maps in memory.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicU32, Ordering},
+use std::{
+    collections::HashMap,
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use lb_common::{
@@ -84,6 +87,7 @@ in_both_versions! {
     the_pick_is_the_slots_owner
     a_stopped_process_does_not_take_new_entries_for_old_ones
     flows_that_begin_and_end_are_counted_by_service
+    flows_that_begin_and_end_are_counted_by_backend
 }
 
 /// A table with one service, all of whose slots are [`OWNER`]'s.
@@ -542,6 +546,43 @@ fn flows_that_begin_and_end_are_counted_by_service<K: Client>() {
         ..of(1, 0, 1)
     };
     assert_eq!((churn[&1], churn[&2]), (ended, of(1, 1, 0)));
+}
+
+fn flows_that_begin_and_end_are_counted_by_backend<K: Client>() {
+    let fixture = Fixture::<K>::new(16);
+    let put = |n: u32, service, (backend, generation), state, flags| {
+        let word = Word::live(state, BackendRef::new(backend, generation), 0, NOW, flags);
+        fixture.put(n, n % 4, K::client(n, service), word);
+    };
+    let mut sweeper = fixture.sweeper();
+    assert!(sweeper.pass().backend_churn.is_empty());
+    put(0, 1, (OWNER, 0), State::Young, 0);
+    put(1, 2, (OWNER, 0), State::Young, 0);
+    put(2, 1, (OTHER, 0), State::Young, 0);
+    // Of no service that there is.
+    put(3, 900, (OTHER, 0), State::Young, 0);
+    sweeper.pass();
+    put(0, 1, (OWNER, 0), State::Closing, Word::BY_RESET);
+    put(2, 1, (OTHER, 0), State::Closing, 0);
+    sweeper.pass();
+    let census = sweeper.pass();
+    let of = |established, fin, rst| Churn {
+        established,
+        fin,
+        rst,
+        ..Churn::default()
+    };
+    let expected = [((OWNER, 0), of(2, 0, 1)), ((OTHER, 0), of(1, 1, 0))];
+    assert_eq!(census.backend_churn, HashMap::from(expected));
+    assert_eq!(
+        (census.churn[&1], census.churn[&2]),
+        (of(2, 1, 1), of(1, 0, 0))
+    );
+    // Another backend has the id.
+    put(2, 1, (OTHER, 1), State::Closing, 0);
+    put(4, 1, (OTHER, 1), State::Young, 0);
+    let expected = [((OWNER, 0), of(2, 0, 1)), ((OTHER, 1), of(1, 0, 0))];
+    assert_eq!(sweeper.pass().backend_churn, HashMap::from(expected));
 }
 
 /// Whatever is in a table, a pass touches no key, makes no entry, and changes no recently seen flow.

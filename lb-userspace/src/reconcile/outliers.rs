@@ -54,7 +54,7 @@ fn forget(service: &mut ServiceRecord) {
 fn step(service: &mut ServiceRecord, policy: &Outlier, measured: &Measured, now: Moment) {
     let min_healthy = service.wanted.map_or(0, |wanted| wanted.min_healthy);
     for backend in &mut service.backends {
-        let counted = measured.counted(backend.numbered.id);
+        let counted = measured.take(backend.numbered.id);
         backend.sent.window.step(counted);
     }
     let mut able = Vec::new();

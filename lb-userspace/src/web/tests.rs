@@ -176,6 +176,7 @@ fn counted_maps() -> Arc<Maps> {
             syns: 2,
             data: 530,
             data_again: 54,
+            ..Repeats::default()
         },
     );
     let layout = capacity.counters();
@@ -247,6 +248,13 @@ async fn start(status: Status) -> (SocketAddr, watch::Sender<Arc<Status>>, watch
         rehashed: 11,
     };
     counted.churn.insert(2, churn);
+    let of_backend = Churn {
+        established: 60,
+        ..churn
+    };
+    counted.backend_churn.insert((5, 0), of_backend);
+    // Of one that had the id before.
+    counted.backend_churn.insert((5, 1), churn);
     let probes = ProbeTimes::default();
     let times = probes.of("chat");
     times.note(Reply::Yes, Duration::from_millis(3));
@@ -339,6 +347,11 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
         format!(r#"tether_service_flow_ends_total{{{service},cause="rst"}} 9"#),
         format!(r#"tether_service_flow_ends_total{{{service},cause="deadline"}} 10"#),
         format!(r#"tether_service_flow_ends_total{{{service},cause="rehashed"}} 11"#),
+        format!("tether_backend_flows_established_total{{{backend}}} 60"),
+        format!(r#"tether_backend_flow_ends_total{{{backend},cause="fin"}} 8"#),
+        format!(r#"tether_backend_flow_ends_total{{{backend},cause="rst"}} 9"#),
+        format!(r#"tether_backend_flow_ends_total{{{backend},cause="deadline"}} 10"#),
+        format!(r#"tether_backend_flow_ends_total{{{backend},cause="rehashed"}} 11"#),
         format!("tether_service_unserved{{{service}}} 0"),
         format!("tether_backend_draining{{{backend}}} 0"),
         r#"tether_probes_total{service="chat",reply="yes"} 1"#.to_owned(),

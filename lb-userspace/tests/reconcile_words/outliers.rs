@@ -22,6 +22,8 @@ const WELL: Repeats = Repeats {
     syns: 2,
     data: 1_000,
     data_again: 10,
+    syn_clients: 0b1_1111,
+    data_clients: 0b1_1111,
 };
 /// Thirty percent of the data.
 const ILL: Repeats = Repeats {
@@ -123,6 +125,32 @@ fn a_backend_whose_clients_repeat_themselves_is_ejected_for_a_while() {
     machine.settle_at(&mut state, after(12_000));
     let back = backend(&state, "b2");
     assert_eq!((back.serving, back.balance.ejected), (Serving::New, None));
+}
+
+#[test]
+fn few_clients_speak_for_no_backend() {
+    let (machine, mut state) = begin("few-clients");
+    let few = Repeats {
+        data_clients: 0b1111,
+        ..ILL
+    };
+    // The same ones again are no more, in another step.
+    for step in 1..=2 {
+        count(&machine, "b1", &WELL);
+        count(&machine, "b2", &few);
+        machine.settle_at(&mut state, after(1_000 * step));
+        let ill = backend(&state, "b2");
+        assert_eq!((ill.serving, ill.balance.ejected), (Serving::New, None));
+        assert_eq!(ill.balance.repeats.unwrap().data.per_mille, 300);
+    }
+    let another = Repeats {
+        data_clients: 0b1_0000,
+        ..ILL
+    };
+    count(&machine, "b1", &WELL);
+    count(&machine, "b2", &another);
+    machine.settle_at(&mut state, after(3_000));
+    assert!(backend(&state, "b2").balance.ejected.is_some());
 }
 
 #[test]

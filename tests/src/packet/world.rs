@@ -17,7 +17,7 @@ use lb_common::{
     },
     hash::Seed,
     maglev::{Slot, TableRef, slot_index},
-    maps::{IPV6_INDEX, MAIN_INDEX, PROGRAMS, default},
+    maps::{IPV6_INDEX, KEPT_NS, MAIN_INDEX, PROGRAMS, default},
     net::{Address, IpVersion},
     notice::Notice,
     repeats::Repeats,
@@ -487,10 +487,25 @@ impl World {
         self.tokens(|cpu, now_ns| cpu.answer_paid_ns = now_ns - saved * cost_ns);
     }
 
+    /// The same with as much saved up as is just enough for an answer that can wait.
+    pub fn save_answers_for_leisure(&self) {
+        self.save_answers(Self::KEPT_ANSWERS + 1);
+    }
+
+    /// Answers by ICMP that those which can wait leave to others.
+    pub const KEPT_ANSWERS: u64 = default::ANSWERS_PER_SECOND * KEPT_NS / 1_000_000_000;
+
     /// The same for adoptions.
     pub fn save_adoptions(&self, saved: u64) {
         let cost_ns = 1_000_000_000 / default::ADOPTIONS_PER_SECOND;
         self.tokens(|cpu, now_ns| cpu.adoption_paid_ns = now_ns - saved * cost_ns);
+    }
+
+    /// Nanoseconds of the coarse clock up to which each CPU's adoptions are paid for, and those of the clock after that.
+    pub fn adoptions_paid(&self) -> (Vec<u64>, u64) {
+        let cpus = &self.maps.cpus;
+        let paid = (0..cpus.len()).map(|cpu| cpus.get(cpu).adoption_paid_ns);
+        (paid.collect(), coarse_ns())
     }
 
     fn tokens(&self, save: impl Fn(&mut CpuState, u64)) {

@@ -7,13 +7,18 @@ const POLICY: Outlier = Outlier {
 };
 const START: Moment = Moment(1_000_000);
 
-/// What a backend's clients send in a step: of so many handshakes and segments, so many parts of a thousand again.
+/// Just as many clients as it takes.
+const ENOUGH: u64 = (1 << LEAST_CLIENTS) - 1;
+
+/// What a backend's clients, who are enough, send in a step: of so many handshakes and segments, so many again.
 fn sent(handshakes: u64, syns: u64, data: u64, again: u64) -> Repeats {
     Repeats {
         handshakes,
         syns,
         data,
         data_again: again,
+        syn_clients: ENOUGH,
+        data_clients: ENOUGH,
     }
 }
 
@@ -88,6 +93,8 @@ const WELL: Repeats = Repeats {
     syns: 1,
     data: 1_000,
     data_again: 10,
+    syn_clients: ENOUGH,
+    data_clients: ENOUGH,
 };
 /// Nearly a third of the data again.
 const ILL: Repeats = Repeats {
@@ -146,6 +153,59 @@ fn who_differs_from_its_peers_is_ejected() {
         (ejection.times, ejection.until),
         (1, service.now.later(POLICY.eject_for))
     );
+}
+
+#[test]
+fn few_clients_speak_for_nobody() {
+    let deaf = sent(0, 250, 0, 0);
+    let busy = sent(400, 4, 0, 0);
+    let few = |step: Repeats| Repeats {
+        syn_clients: ENOUGH >> 1,
+        data_clients: ENOUGH >> 1,
+        ..step
+    };
+    // Over more than a whole window, and whatever the others have.
+    for (well, ill) in [(WELL, ILL), (busy, deaf)] {
+        let mut service = Service::of(3);
+        for _ in 0..2 * STEPS {
+            service.step(&[well, few(ill), well]);
+            service.expect(&[]);
+        }
+        // One more is enough, if that is not long ago.
+        service.step(&[well, ill, well]);
+        service.expect(&[1]);
+    }
+    // Those who repeat their data say nothing of SYNs.
+    let mut service = Service::of(3);
+    let mixed = Repeats {
+        syn_clients: 1,
+        ..deaf
+    };
+    service.step(&[busy, mixed, busy]);
+    service.expect(&[]);
+}
+
+#[test]
+fn clients_come_together_over_the_steps_of_a_window() {
+    let mut window = Window::default();
+    window.step(Repeats::default());
+    for n in 0..u64::from(STEPS) {
+        let counted = Repeats {
+            data_clients: 1 << n,
+            ..sent(0, 0, n, n)
+        };
+        window.step(counted);
+        assert_eq!(u64::from(window.total().data_clients.count_ones()), n + 1);
+    }
+    // The first ones are forgotten.
+    let nobody = Repeats {
+        data_clients: 0,
+        ..sent(0, 0, 9, 9)
+    };
+    window.step(nobody);
+    window.step(nobody);
+    let share = Share::of(&window.total(), Signal::Data);
+    assert_eq!(share.clients, STEPS - 2);
 }
 
 #[test]

@@ -50,7 +50,17 @@ pub(super) fn services(
         ],
         &traffic,
     )?;
-    churn(metrics, &services, encoder)?;
+    let churn_of = |id: &Option<u16>| {
+        let churn = id.and_then(|id| metrics.census.churn.get(&id).copied());
+        churn.unwrap_or_default()
+    };
+    churn(
+        encoder,
+        ["service_flows_established", "service_flow_ends"],
+        services
+            .iter()
+            .map(|(labels, _, id)| (labels, churn_of(id))),
+    )?;
     let mut fail_open = Family::gauge(
         encoder,
         "service_fail_open",
@@ -96,36 +106,33 @@ pub(super) fn services(
     balance::services(&services, encoder)
 }
 
-fn churn(
-    metrics: &Metrics,
-    services: &[Listed<'_>],
+/// Flows that began and that ended, under names of their own for services and for backends.
+fn churn<'a>(
     encoder: &mut DescriptorEncoder<'_>,
+    [established, ends]: [&str; 2],
+    all: impl Iterator<Item = (&'a Labels, Churn)> + Clone,
 ) -> fmt::Result {
-    let of = |id: &Option<u16>| {
-        let churn = id.and_then(|id| metrics.census.churn.get(&id).copied());
-        churn.unwrap_or_default()
-    };
     let mut begun = Family::counter(
         encoder,
-        "service_flows_established",
+        established,
         "Flows that the sweep met for the first time, their client having answered or they having been adopted",
     )?;
-    for (labels, _, id) in services {
-        begun.add(labels, of(id).established)?;
+    for (labels, churn) in all.clone() {
+        begun.add(labels, churn.established)?;
     }
     let mut ended = Family::counter(
         encoder,
-        "service_flow_ends",
+        ends,
         "Flows of which the sweep found that they have ended, by how: fin and rst of their client, deadline of a drain, rehashed from a dead backend",
     )?;
-    for (labels, _, id) in services {
+    for (labels, churn) in all {
         let Churn {
             established: _,
             fin,
             rst,
             deadline,
             rehashed,
-        } = of(id);
+        } = churn;
         for (cause, number) in [
             ("fin", fin),
             ("rst", rst),
@@ -148,10 +155,18 @@ pub(super) fn backends(
     let mut backends: Vec<(Labels, &BackendStatus)> = Vec::new();
     let mut counters = Vec::new();
     let mut repeats = Vec::new();
+    let mut begun_and_ended = Vec::new();
     for service in services {
         let endpoint = SocketAddr::new(service.vip, service.port).to_string();
         for backend in &service.backends {
-            if let Some(id) = ids.backend(service, backend) {
+            let id = ids.backend(service, backend);
+            let known = id.and_then(|id| {
+                // Whoever had the id before is somebody else.
+                let generation = metrics.maps.state(id).generation();
+                metrics.census.backend_churn.get(&(id, generation)).copied()
+            });
+            begun_and_ended.push(known.unwrap_or_default());
+            if let Some(id) = id {
                 counters.push((backends.len(), metrics.maps.counter(layout.backend(id))));
                 if let (Some(measured), Some(_)) = (&metrics.maps.measured, backend.balance.repeats)
                 {
@@ -179,6 +194,14 @@ pub(super) fn backends(
             flows.add_with(labels, ("state", state), number)?;
         }
     }
+    churn(
+        encoder,
+        ["backend_flows_established", "backend_flow_ends"],
+        backends
+            .iter()
+            .map(|(labels, _)| labels)
+            .zip(begun_and_ended.iter().copied()),
+    )?;
     vocabulary(
         encoder,
         ("backend_health", "1 for what the checks say of a backend"),
