@@ -4,26 +4,30 @@ use std::collections::BTreeSet;
 
 use lb_common::guard::{Guard, RangesRef};
 
-use super::{Deferred, Operation, Planner, Wanted, arena::Arena};
+use super::{
+    Deferred, Operation, Planner, Wanted,
+    arena::{Arena, Stretch, make_room},
+};
 use crate::{guard, resolve};
 
 impl Planner<'_> {
     /// A service's guard: its ranges, then its entry. False if it has none, or cannot have it and has had none.
-    pub(super) fn guard(&mut self, service: &resolve::Service<'_>) -> bool {
+    pub(super) fn guard(&mut self, all: &Wanted<'_>, service: &resolve::Service<'_>) -> bool {
         let Some(wanted) = service.guard else {
             return false;
         };
-        let named = match self.place_ranges(service.id, wanted) {
+        if self.moved.contains(&service.id) {
+            return true;
+        }
+        let named = match self.place_ranges(all, service.id, wanted) {
             Ok(named) => named,
             Err(deferred) => {
                 self.plan.deferred.insert(service.id, deferred);
                 return self.guarded.contains_key(&service.id);
             }
         };
-        let mut entry = wanted.entry(named);
-        entry.longest_burst_ns = self.longest_burst_ns;
-        let held = self.held_guard(service.id);
-        if held != entry {
+        let entry = self.entry(wanted, named);
+        if self.held_guard(service.id) != entry {
             self.push(Operation::WriteGuard {
                 service: service.id,
                 guard: Box::new(entry),
@@ -31,6 +35,14 @@ impl Planner<'_> {
         }
         self.name_ranges(service.id, Some(named));
         true
+    }
+
+    /// A guard as the map is to have it.
+    fn entry(&self, wanted: &guard::Guard, named: RangesRef) -> Guard {
+        Guard {
+            longest_burst_ns: self.longest_burst_ns,
+            ..wanted.entry(named)
+        }
     }
 
     /// The longest burst of all guards.
@@ -50,7 +62,12 @@ impl Planner<'_> {
     }
 
     /// Where a guard's ranges are: where they are today, or written aside.
-    fn place_ranges(&mut self, service: u16, wanted: &guard::Guard) -> Result<RangesRef, Deferred> {
+    fn place_ranges(
+        &mut self,
+        all: &Wanted<'_>,
+        service: u16,
+        wanted: &guard::Guard,
+    ) -> Result<RangesRef, Deferred> {
         let len = wanted.ranges.len() as u32;
         if len == 0 {
             return Ok(RangesRef::default());
@@ -66,6 +83,9 @@ impl Planner<'_> {
             self.grace();
             first = self.ranges().take(len);
         }
+        if first.is_none() && self.make_room(all, service, len) {
+            first = self.ranges().take(len);
+        }
         let Some(first) = first else {
             return Err(Deferred::Ranges {
                 ranges: len,
@@ -79,6 +99,53 @@ impl Planner<'_> {
             ranges: wanted.ranges.clone(),
         });
         Ok(to)
+    }
+
+    /// Has other services' ranges elsewhere, so that so many of a service's come to have room in a row: there may be enough, but in pieces. False if that
+    /// does not help.
+    fn make_room(&mut self, all: &Wanted<'_>, service: u16, len: u32) -> bool {
+        let taken = self.guarded.iter().map(|(&id, ranges)| Stretch {
+            first: ranges.first(),
+            len: ranges.len(),
+            can_move: id != service && self.in_place(all, id).is_some(),
+        });
+        let taken: Vec<Stretch> = taken.collect();
+        let Some(moves) = make_room(self.observed.capacity.ranges, &taken, len) else {
+            return false;
+        };
+        let ids: Vec<u16> = self.guarded.keys().copied().collect();
+        for (index, first) in moves {
+            let id = ids[index];
+            let Some(guard) = self.in_place(all, id) else {
+                continue;
+            };
+            let to = RangesRef::new(first, taken[index].len);
+            self.push(Operation::WriteRanges {
+                service: id,
+                to,
+                ranges: guard.ranges.clone(),
+            });
+            let entry = self.entry(guard, to);
+            self.push(Operation::WriteGuard {
+                service: id,
+                guard: Box::new(entry),
+            });
+            self.name_ranges(id, Some(to));
+            self.moved.insert(id);
+        }
+        self.grace();
+        true
+    }
+
+    /// A service's guard, if the ranges that are named for it are this one's by now, and not those of before.
+    fn in_place<'a>(&self, all: &Wanted<'a>, service: u16) -> Option<&'a guard::Guard> {
+        let mut services = all.services.iter();
+        let wanted = services.find(|other| other.id == service)?.guard?;
+        let named = self.guarded.get(&service)?;
+        let held = self.observed.guards.get(&service);
+        let is_of_before =
+            held.is_some_and(|held| held.ranges == *named && held.digest != wanted.digest);
+        (!is_of_before && named.len() as usize == wanted.ranges.len()).then_some(wanted)
     }
 
     /// Notes which ranges a service's guard names from now on; none if it has no guard.
@@ -100,6 +167,8 @@ impl Planner<'_> {
                 guard: Box::default(),
             });
             self.name_ranges(service, None);
+            // Whoever has the id next is yet to be given a guard.
+            self.moved.remove(&service);
         }
     }
 

@@ -129,6 +129,7 @@ pub fn plan(wanted: &Wanted<'_>, observed: &Observed, tables: &mut Tables, now: 
             .map(|(&id, guard)| (id, guard.ranges))
             .collect(),
         ranges: None,
+        moved: BTreeSet::new(),
         longest_burst_ns: Planner::longest_burst_of(wanted.services),
     };
     planner.clear_unlisted(wanted);
@@ -158,6 +159,8 @@ struct Planner<'a> {
     guarded: BTreeMap<u16, RangesRef>,
     /// Free stretches of the ranges; made when first asked for.
     ranges: Option<Arena>,
+    /// Services whose ranges are had elsewhere, to make room; and whose guards are written so.
+    moved: BTreeSet<u16>,
     /// The longest burst of all guards, in nanoseconds: see [`lb_common::guard::Guard::longest_burst_ns`].
     longest_burst_ns: u64,
 }
@@ -253,7 +256,7 @@ impl Planner<'_> {
         } else {
             0
         };
-        if self.guard(service) {
+        if self.guard(wanted, service) {
             traits |= Service::GUARDED;
         } else if held.is_none() && service.guard.is_some() {
             // Nobody is to find it open meanwhile.

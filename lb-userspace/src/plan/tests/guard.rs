@@ -160,6 +160,55 @@ fn ranges_are_used_again_only_after_a_grace_period() {
     assert_eq!(said, [1, 0, 1]);
 }
 
+/// Of sixteen ranges there are enough, but in pieces.
+#[test]
+fn ranges_of_others_make_room() {
+    let mut bench = Bench::new(1_000);
+    let (three, other, five) = (denying(&[20]), denying(&[30]), denying(&[20, 40]));
+    bench.converge(&[guarded(1, &three), guarded(2, &three), guarded(3, &three)]);
+    // Those of one that has been written before.
+    let wanted = [guarded(1, &other), guarded(2, &five), guarded(3, &three)];
+    assert_eq!(bench.plan(&wanted).deferred, BTreeMap::new());
+    assert_eq!(
+        bench.converge(&wanted),
+        [
+            "service 1: write 3 ranges at 9, aside",
+            "service 1: write guard, 3 ranges at 9",
+            "wait for a grace period",
+            "service 1: write 3 ranges at 0, aside",
+            "service 1: write guard, 3 ranges at 0",
+            "wait for a grace period",
+            "service 2: write 5 ranges at 9, aside",
+            "service 2: write guard, 5 ranges at 9",
+        ]
+    );
+    for (id, guard) in [(1, &other), (2, &five), (3, &three)] {
+        assert_eq!(ranges(&bench, id), *guard.ranges);
+    }
+    assert_eq!(bench.converge(&wanted), [] as [&str; 0]);
+
+    // Those of one that is yet to be looked at, and stays as it is.
+    let mut bench = Bench::new(1_000);
+    bench.converge(&[guarded(1, &three), guarded(2, &three), guarded(3, &three)]);
+    bench.converge(&[guarded(1, &three), guarded(2, &three), guarded(3, &other)]);
+    let wanted = [guarded(1, &three), guarded(2, &five), guarded(3, &other)];
+    assert_eq!(
+        bench.converge(&wanted),
+        [
+            "wait for a grace period",
+            "service 3: write 3 ranges at 12, aside",
+            "service 3: write guard, 3 ranges at 12",
+            "wait for a grace period",
+            "service 2: write 5 ranges at 6, aside",
+            "service 2: write guard, 5 ranges at 6",
+        ]
+    );
+    for (id, guard) in [(1, &three), (2, &five), (3, &other)] {
+        assert_eq!(ranges(&bench, id), *guard.ranges);
+    }
+    assert_eq!(bench.converge(&wanted), [] as [&str; 0]);
+}
+
 #[test]
 fn without_room_the_lists_of_before_stay_and_a_new_service_is_not_found_open() {
     let mut bench = Bench::new(1_000);
