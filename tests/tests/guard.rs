@@ -387,7 +387,8 @@ fn limits_flows(place: Place, family: Family, seed: u64) -> Result<()> {
     assert_refused(&stage, &full, "source_full")?;
     assert_eq!(crowd::echo_all(&connections), [""; 0]);
     if family == Family::V4 {
-        let others = at(&stage, 1)?.open(MOST, stage.plan(), |_| {})?;
+        let other = at(&stage, 1)?;
+        let others = other.open(MOST, stage.plan(), |_| {})?;
         assert_eq!(crowd::echo_all(&others), [""; 0]);
         assert_eq!(crowd::echo_all(&connections), [""; 0]);
     }
