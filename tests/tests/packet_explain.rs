@@ -247,7 +247,7 @@ fn a_rehearsal_agrees_with_the_packet_of_a_guarded_service() {
     }
     world.share_between(&[1, 2]);
     world.limit(&Limits {
-        flows: 30,
+        flows: 12,
         ..Limits::burst(45)
     });
     let seen = agree(&mut world, BackendSpec::l2);
