@@ -334,8 +334,8 @@ fn what_is_in_mid_stream_without_an_entry_is_refused_too() {
             }
             let run = world.send_without_resets(&CLIENT.ack());
             run.expect(&dropped(Reason::ResetLimited));
+            world.save_resets(10);
         }
-        world.save_resets(10);
         // And is not, of whom it takes flows.
         world.list_all(Allowed);
         let ack = CLIENT.ack();
