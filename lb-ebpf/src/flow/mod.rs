@@ -136,10 +136,7 @@ pub(crate) fn translated<T: Table>(key: &T::Key, segment: &Segment) -> Steered {
 /// The value of a flow's young or pinned entry, if it is found at a glance.
 #[inline(always)]
 pub(crate) fn glance<T: Table>(key: &T::Key) -> Option<Word> {
-    match table::glance(&Maps::<T>::NEW, key) {
-        Some(glimpse) => Some(glimpse.word),
-        None => None,
-    }
+    table::glance(&Maps::<T>::NEW, key).map(|glimpse| glimpse.word)
 }
 
 /// Looks for an entry of a flow.
