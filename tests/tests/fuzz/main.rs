@@ -30,17 +30,19 @@ fn no_promise_about_packets_is_broken() {
 #[test]
 fn each_promise_that_is_broken_is_found_out() {
     for (sabotage, promises) in Sabotage::ALL {
-        let breach = (FIRST..)
+        let mut breaches = (FIRST..)
             .take(200)
-            .find_map(|seed| Case::of_seed(seed).play(Some(*sabotage)).breach);
-        let Some((_, breach)) = breach else {
-            panic!("{} is not found out", sabotage.name());
-        };
-        assert!(
-            promises.contains(&breach.promise),
-            "{} is taken for {breach}",
-            sabotage.name()
-        );
+            .filter_map(|seed| Case::of_seed(seed).play(Some(*sabotage)).breach);
+        // What else shows before is not enough.
+        let is_found = breaches.any(|(_, breach)| {
+            assert!(
+                promises.contains(&breach.promise),
+                "{} is taken for {breach}",
+                sabotage.name()
+            );
+            breach.promise == promises[0]
+        });
+        assert!(is_found, "{} is not found out", sabotage.name());
     }
 }
 
@@ -110,10 +112,16 @@ fn a_case_is_shrunk_to_what_is_needed() {
 /// What was found once, or nearly taken for something found, each in a file named for it.
 #[test]
 fn what_was_found_stays_mended() {
-    const CASES: [(&str, &str); 1] = [(
-        "syn-without-hops-left",
-        include_str!("cases/syn-without-hops-left.txt"),
-    )];
+    const CASES: [(&str, &str); 2] = [
+        (
+            "syn-without-hops-left",
+            include_str!("cases/syn-without-hops-left.txt"),
+        ),
+        (
+            "adopted-without-hops-left",
+            include_str!("cases/adopted-without-hops-left.txt"),
+        ),
+    ];
     for (name, text) in CASES {
         let case = Case::parse(text).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(case.play(None).breach, None, "{name}");

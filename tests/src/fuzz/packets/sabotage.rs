@@ -96,8 +96,8 @@ breaks! {
     LoseError: Heard;
     /// A client's new flow goes to another backend than its others.
     MovePlaced: Placed;
-    /// Lists refuse nobody.
-    LetDeniedPass: Guarded;
+    /// Lists refuse nobody: whom they would is let in, or refused for what its source owes or has.
+    LetDeniedPass: Guarded | Cause;
     /// Sources never owe anything.
     ForgetDebt: Guarded;
     /// Sources never have any flows.

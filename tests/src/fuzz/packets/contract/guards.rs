@@ -277,6 +277,11 @@ impl Guards {
                 )?;
                 self.sources.entry(source).or_default().open(!was_touched);
             }
+        } else if asking.continues() && is_cut_short(reason) && !asking.flow.is_alive() {
+            // What was adopted before it came to this end has an entry all the same.
+            if said == Said::Allowed {
+                self.sources.entry(source).or_default().open(false);
+            }
         }
         Ok(())
     }
@@ -291,6 +296,18 @@ const fn is_refusal(reason: Reason) -> bool {
             | Reason::SourceRate
             | Reason::SourceFull
             | Reason::CutOff
+    )
+}
+
+/// Whether a segment was for a backend that it may have been adopted for, and could not go there.
+const fn is_cut_short(reason: Reason) -> bool {
+    matches!(
+        reason,
+        Reason::TtlExpired
+            | Reason::TooBig
+            | Reason::AnswerLimited
+            | Reason::NoEgress
+            | Reason::Untranslated
     )
 }
 
