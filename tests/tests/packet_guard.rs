@@ -47,6 +47,7 @@ lab::in_both_versions![
     a_source_has_so_many_flows_at_a_time,
     a_port_used_again_needs_no_room,
     what_is_over_makes_no_room,
+    what_is_over_hides_nothing_that_is_open,
     what_is_adopted_is_a_flow_of_its_source,
     what_may_be_an_established_flow_of_a_full_source_is_served_or_told,
     what_is_not_adopted_is_counted_for_nobody,
@@ -670,6 +671,28 @@ fn what_is_over_makes_no_room() {
     world.change_source(CLIENT, |source| source.flows = 0);
     assert_eq!(world.send(&again).reason(), Reason::Challenged);
     assert_eq!(world.source(CLIENT).flows, 1 << 32);
+}
+
+/// Of two entries of a port it is the open one whose place another takes, whichever is found first.
+fn what_is_over_hides_nothing_that_is_open() {
+    // The newer one is marked, as whose SYN came beside the other.
+    let over = (State::Closing, 0);
+    let open = (State::Pin, Word::SECOND);
+    for pair in [[over, open], [open, over]] {
+        let world = world();
+        world.limit(&Limits::flows(1));
+        let places: Vec<_> = world.places_of(CLIENT.key()).collect();
+        for (place, (state, flags)) in places.into_iter().zip(pair) {
+            let word = Word::live(state, backend(1), 0, world.now(), flags);
+            world.put(place, CLIENT.key(), word);
+        }
+        opens(&world, from_port(1_000));
+        let before = world.source(CLIENT);
+        assert_eq!(before.flows, 1 << 32);
+        let again = CLIENT.syn().seq(0xdead_beef);
+        assert_eq!(world.send(&again).reason(), Reason::Challenged);
+        assert_eq!(world.source(CLIENT), before);
+    }
 }
 
 fn what_is_adopted_is_a_flow_of_its_source() {

@@ -61,19 +61,16 @@ fn known<F: Family>(first: u64, second: u64, flow: u64, what: u64) -> u32 {
     let is_syn = what as u8 & SYN != 0;
     let isn = (what >> 8) as u32;
     let mut found = 0;
-    // The second look: an entry may have moved between the homes during the first; and of a pair that may have found the other one than the SYN's.
+    // The second look: an entry may have moved between the homes during the first; and of a pair that has found but one.
+    let mut look = Look::ANY;
     let mut looks = 0;
     while looks < 2 {
-        let look = if is_syn && looks != 0 {
-            Look::NASCENT
-        } else {
-            Look::ANY
-        };
         if let Some(entry) = flow::look::<F>(&subject, &look) {
             if !is_syn || (entry.word.is_nascent() && entry.word.isn() == isn) {
                 return KNOWN;
             }
             found |= makes_room(entry.word);
+            look = Look::twin_of(&entry);
         }
         looks += 1;
     }

@@ -112,7 +112,7 @@ fn a_case_is_shrunk_to_what_is_needed() {
 /// What was found once, or nearly taken for something found, each in a file named for it.
 #[test]
 fn what_was_found_stays_mended() {
-    const CASES: [(&str, &str); 2] = [
+    const CASES: [(&str, &str); 5] = [
         (
             "syn-without-hops-left",
             include_str!("cases/syn-without-hops-left.txt"),
@@ -120,6 +120,18 @@ fn what_was_found_stays_mended() {
         (
             "adopted-without-hops-left",
             include_str!("cases/adopted-without-hops-left.txt"),
+        ),
+        (
+            "syn-again-after-adopted-without-hops-left",
+            include_str!("cases/syn-again-after-adopted-without-hops-left.txt"),
+        ),
+        (
+            "syn-again-after-reset",
+            include_str!("cases/syn-again-after-reset.txt"),
+        ),
+        (
+            "syn-beside-closed-and-open",
+            include_str!("cases/syn-beside-closed-and-open.txt"),
         ),
     ];
     for (name, text) in CASES {

@@ -390,8 +390,8 @@ impl Judge {
                 self.flows.opened(id, tcp.seq, backend, false, kind);
             }
             Reason::Reopened => {
-                // What was beside a live flow once is so still, for all that is known of those that are translated.
-                let challenges = flow.is_alive() || (kind.is_translated && flow.is_contested());
+                // What was beside another entry once may be so still, though that is of a flow that has ended or that nobody knows of.
+                let challenges = flow.is_alive() || flow.is_contested();
                 self.flows.opened(id, tcp.seq, backend, challenges, kind);
             }
             Reason::Challenged => self.flows.opened(id, tcp.seq, backend, true, kind),
