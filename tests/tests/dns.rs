@@ -53,7 +53,13 @@ fn backends_come_and_go(family: Family, kind: &'static str, say: Say) -> Result<
         });
     })?;
     let serve = |stage: &Stage, names: &[String]| {
-        let new = |status: &Status, name: &String| status.serving(name) == "new";
+        let new = |status: &Status, name: &String| {
+            // One whose next hop is not known yet takes no packet.
+            let is_resolved = status
+                .backend(name)
+                .is_some_and(|backend| backend.neighbour == "resolved");
+            status.serving(name) == "new" && is_resolved
+        };
         let all = |status: &Status| names.iter().all(|name| new(status, name));
         stage
             .tether
