@@ -222,7 +222,11 @@ fn make<F: Family>(index: u32, way: u32, id: u32, stamp: u64) -> u32 {
     // A free port of any pair first, from one that differs from flow to flow on; then one of that pair which its flow needs no more.
     let mut chosen = scale((stamp >> 32) as u32, count);
     let mut attempt = 0;
-    while attempt <= SNAT_ADDRESSES as u32 && attempt <= count {
+    while attempt <= SNAT_ADDRESSES as u32 {
+        // Apart, and hidden: of both bounds the compiler would make one that the loop ends at, and the verifier of 6.1 not know that it gets there.
+        if hide::number(attempt as u64) > count as u64 {
+            break;
+        }
         let pair = pair_of(backend, chosen);
         let port = if pair == 0 {
             0
