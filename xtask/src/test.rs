@@ -5,7 +5,7 @@ use anyhow::Result;
 use crate::{cargo, exec, kernels, root, setup, verifier};
 
 /// Tests that take long, each beside a shorter one of the same promise: in another mode or family, with fewer kills, or with fewer packets.
-const LONG: [&str; 52] = [
+const LONG: [&str; 55] = [
     "a_deadline_closes_what_is_left_at_a_pace_in_ipv6",
     "a_deadline_closes_what_is_left_at_a_pace_with_dnat_in_ipv6",
     "a_flood_from_a_limited_prefix_does_not_keep_others_out_in_ipv6",
@@ -29,11 +29,13 @@ const LONG: [&str; 52] = [
     "an_interface_that_does_not_forward_is_named_until_it_does",
     "connections_outlive_upgrade_and_downgrade_l2_ipv6",
     "connections_outlive_upgrade_and_downgrade_nat_ipv6",
+    "dnat_keeps_clients_addresses_in_ipv6",
     "dnat_sends_replies_by_the_interface_of_the_clients_in_ipv6",
     "dnat_takes_off_the_tags_that_a_packet_came_with_in_ipv6",
     "dnat_tells_each_side_what_fits_in_ipv6",
     "flows_are_told_of_in_nat_in_ipv6",
     "flows_that_the_old_program_records_after_the_hold_are_copied_too",
+    "guards_outlive_an_upgrade_and_a_downgrade",
     "in_ipip_from_ipv4_clients_to_ipv6_backends",
     "in_l2_in_ipv6",
     "ipip_takes_off_the_tags_that_a_packet_came_with_in_ipv6",
@@ -56,6 +58,7 @@ const LONG: [&str; 52] = [
     "what_is_broken_behind_a_tunnel_in_ipv6_is_seen",
     "what_is_broken_on_an_l2_segment_in_ipv6_is_seen",
     "what_is_broken_where_addresses_are_translated_in_ipv6_is_seen",
+    "what_is_closed_at_a_pace_goes_on_so_through_upgrade_and_downgrade",
     "what_is_translated_and_watched_is_steered_as_ever",
     "who_does_not_wait_for_the_idle_leaves_them_alone",
 ];
