@@ -20,6 +20,7 @@ pub mod running;
 pub mod sandbox;
 pub mod stage;
 pub mod status;
+pub mod test_run;
 pub mod tether;
 pub mod topology;
 pub mod torture;

@@ -8,8 +8,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 
+use crate::flood::Flood;
 use crate::frame::{self, Build, Discovery, Mac, Segment, Tag, flags};
 use crate::namespace::Namespace;
 use crate::random::Random;
@@ -280,14 +281,6 @@ pub fn inject(namespace: &Namespace, interface: &str, frames: Vec<Vec<u8>>) -> R
         .with_context(|| format!("inject on {interface} of {}", namespace.name()))
 }
 
-/// A flood of SYNs from made-up sources, at a steady pace until it is stopped or dropped.
-#[derive(Debug)]
-pub struct SynFlood {
-    sent: Arc<AtomicU64>,
-    stop: Arc<AtomicBool>,
-    thread: Option<JoinHandle<io::Result<()>>>,
-}
-
 /// Where a flood comes from and goes to.
 #[derive(Debug, Clone, Copy)]
 pub struct FloodPlan {
@@ -303,58 +296,18 @@ pub struct FloodPlan {
     pub seed: u64,
 }
 
-impl SynFlood {
-    /// Starts to flood from `interface` of `namespace`.
-    ///
-    /// # Errors
-    /// When there is no such interface.
-    pub fn start(namespace: &Namespace, interface: &str, plan: FloodPlan) -> Result<Self> {
-        let name = interface.to_owned();
-        let socket = namespace
-            .run(move || PacketSocket::open(&name, 0))
-            .with_context(|| format!("flood on {interface} of {}", namespace.name()))?;
-        let sent = Arc::new(AtomicU64::new(0));
-        let stop = Arc::new(AtomicBool::new(false));
-        let thread = std::thread::Builder::new()
-            .name("lab-flood".into())
-            .spawn({
-                let (sent, stop) = (sent.clone(), stop.clone());
-                move || flood(&socket, plan, &sent, &stop)
-            })?;
-        Ok(Self {
-            sent,
-            stop,
-            thread: Some(thread),
-        })
-    }
-
-    /// SYNs sent so far.
-    #[must_use]
-    pub fn sent(&self) -> u64 {
-        self.sent.load(Ordering::Relaxed)
-    }
-
-    /// Ends the flood and returns how many SYNs it sent.
-    ///
-    /// # Errors
-    /// When sending failed on the way, so that there was no flood.
-    pub fn stop(mut self) -> Result<u64> {
-        self.stop.store(true, Ordering::Release);
-        match self.thread.take().map(JoinHandle::join) {
-            Some(Ok(outcome)) => outcome.context("the flood dried up")?,
-            _ => bail!("the flood's thread panicked"),
-        }
-        Ok(self.sent())
-    }
-}
-
-impl Drop for SynFlood {
-    fn drop(&mut self) {
-        self.stop.store(true, Ordering::Release);
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
+/// Starts a flood of SYNs from made-up sources, at a steady pace, from `interface` of `namespace`.
+///
+/// # Errors
+/// When there is no such interface.
+pub fn flood_with_syns(namespace: &Namespace, interface: &str, plan: FloodPlan) -> Result<Flood> {
+    let name = interface.to_owned();
+    let socket = namespace
+        .run(move || PacketSocket::open(&name, 0))
+        .with_context(|| format!("flood on {interface} of {}", namespace.name()))?;
+    Flood::pour(namespace, move |sent, stop| {
+        Ok(flood(&socket, plan, sent, stop)?)
+    })
 }
 
 fn flood(

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, Result};
 use lab::address::{self, Family, mac_of};
 use lab::frame::{Build, flags};
-use lab::packet_socket::{FloodPlan, SynFlood, inject};
+use lab::packet_socket::{FloodPlan, flood_with_syns, inject};
 use lab::peer::client::{Clients, Close, Connection, Plan};
 use lab::peer::crowd;
 use lab::stage::Stage;
@@ -445,7 +445,7 @@ fn floods(family: Family, seed: u64) -> Result<()> {
     )?;
     let before = packets(&stage, "opened")?;
     let begun = Instant::now();
-    let flood = SynFlood::start(
+    let flood = flood_with_syns(
         stage.lab.client(),
         UPLINK,
         FloodPlan {

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use lab::address::{self, Family, Network, VERSIONS, mac_of};
 use lab::frame::{Build, flags};
-use lab::packet_socket::{Capture, FloodPlan, SynFlood, inject};
+use lab::packet_socket::{Capture, FloodPlan, flood_with_syns, inject};
 use lab::peer::backend::{Answer, Backend, HEALTH_PORT, PORT};
 use lab::peer::client::{Break, Clients, Close, Plan};
 use lab::peer::crowd;
@@ -218,7 +218,7 @@ fn floods(family: Family) -> Result<()> {
         rate: 5_000,
         seed: 6,
     };
-    let flood = SynFlood::start(lab.client(), UPLINK, plan)?;
+    let flood = flood_with_syns(lab.client(), UPLINK, plan)?;
     wait::until("a thousand SYNs", SOON, || {
         (flood.sent() >= 1_000).then_some(())
     })?;

@@ -2,9 +2,8 @@
 
 mod template;
 
-use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::os::fd::AsFd as _;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
@@ -23,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::frame::Mac;
 use crate::namespace::Namespace;
 use crate::random::Random;
+use crate::test_run::{self, LIVE_FRAMES};
 
 /// Frames of one test run: some milliseconds' worth, after which it may be told to stop.
 const FRAMES: u32 = 1 << 14;
@@ -100,17 +100,25 @@ impl Flood {
             .run(move || nix::net::if_::if_nametoindex(name.as_str()))
             .with_context(|| format!("flood on {interface} of {}", namespace.name()))?;
         let generator = Generator::load(&orders(plan, index))?;
+        Self::pour(namespace, move |sent, stop| {
+            while !stop.load(Ordering::Acquire) {
+                generator.run(FRAMES)?;
+                sent.fetch_add(FRAMES.into(), Ordering::Relaxed);
+            }
+            Ok(())
+        })
+    }
+
+    /// A flood that a thread in `namespace` makes: it counts what it sends, until it is told to stop.
+    pub(crate) fn pour(
+        namespace: &Namespace,
+        source: impl FnOnce(&AtomicU64, &AtomicBool) -> Result<()> + Send + 'static,
+    ) -> Result<Self> {
         let sent = Arc::new(AtomicU64::new(0));
         let stop = Arc::new(AtomicBool::new(false));
         let thread = namespace.thread("lab-flood", {
             let (sent, stop) = (sent.clone(), stop.clone());
-            move || {
-                while !stop.load(Ordering::Acquire) {
-                    generator.run(FRAMES)?;
-                    sent.fetch_add(FRAMES.into(), Ordering::Relaxed);
-                }
-                Ok(())
-            }
+            move || source(&sent, &stop)
         })?;
         Ok(Self {
             sent,
@@ -205,56 +213,8 @@ impl Generator {
             .program(PROGRAM)
             .with_context(|| format!("no program {PROGRAM}"))?
             .try_into()?;
-        live_run(program.fd()?.as_fd(), frames).context("making frames")
-    }
-}
-
-/// `BPF_PROG_TEST_RUN` with live frames.
-fn live_run(program: BorrowedFd<'_>, repeat: u32) -> io::Result<()> {
-    const BPF_PROG_TEST_RUN: libc::c_long = 10;
-    const BPF_F_TEST_XDP_LIVE_FRAMES: u32 = 1 << 1;
-    /// The part of `union bpf_attr` that this command takes (include/uapi/linux/bpf.h).
-    #[repr(C)]
-    #[derive(Default)]
-    struct Attributes {
-        program: u32,
-        retval: u32,
-        data_size_in: u32,
-        data_size_out: u32,
-        data_in: u64,
-        data_out: u64,
-        repeat: u32,
-        duration: u32,
-        ctx_size_in: u32,
-        ctx_size_out: u32,
-        ctx_in: u64,
-        ctx_out: u64,
-        flags: u32,
-        cpu: u32,
-        batch_size: u32,
-        padding: u32,
-    }
-    let frame = [0u8; LEN];
-    let mut attributes = Attributes {
-        program: program.as_raw_fd() as u32,
-        data_size_in: LEN as u32,
-        data_in: frame.as_ptr() as u64,
-        repeat,
-        flags: BPF_F_TEST_XDP_LIVE_FRAMES,
-        ..Attributes::default()
-    };
-    // SAFETY: the attributes are of the size given, and their one pointer is to a frame that lives until the call returns.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_TEST_RUN,
-            std::ptr::from_mut(&mut attributes),
-            size_of::<Attributes>(),
-        )
-    };
-    if result < 0 {
-        Err(io::Error::last_os_error())
-    } else {
+        let program = program.fd()?.as_fd();
+        test_run::repeated(program, &[0; LEN], frames, LIVE_FRAMES).context("making frames")?;
         Ok(())
     }
 }

@@ -9,7 +9,7 @@ use super::ledger::{Ledger, Visit};
 use super::report::{New, Outcome};
 use super::{Forecast, Kind, PATIENCE, wait_connected};
 use crate::config::{Config, SERVICE};
-use crate::packet_socket::SynFlood;
+use crate::flood;
 use crate::peer::client::Connection;
 use crate::peer::crowd;
 use crate::random::Random;
@@ -32,7 +32,7 @@ pub(super) enum Removal {
 
 /// A flood that is under way.
 pub(super) struct Flood {
-    pub(super) flood: SynFlood,
+    pub(super) flood: flood::Flood,
     pub(super) since: Instant,
 }
 

@@ -8,7 +8,7 @@ use nix::sys::signal::Signal;
 use super::storm::{Flood, Removal, SYNS_PER_SECOND, Storm, WAVE};
 use super::{INTERVALS_MS, PATIENCE};
 use crate::address::{self, mac_of};
-use crate::packet_socket::{FloodPlan, SynFlood};
+use crate::packet_socket::{FloodPlan, flood_with_syns};
 use crate::peer::backend::Answer;
 use crate::peer::client::Connection;
 use crate::peer::crowd;
@@ -388,7 +388,7 @@ impl Storm<'_> {
 
     pub(super) fn syn_flood(&mut self) -> Result<String> {
         let (lab, family) = (&self.stage.lab, self.forecast.family);
-        let flood = SynFlood::start(
+        let flood = flood_with_syns(
             lab.client(),
             UPLINK,
             FloodPlan {

@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, Ipv4Addr},
-    os::fd::{AsFd, AsRawFd, BorrowedFd},
+    os::fd::{AsFd, BorrowedFd},
     sync::atomic::{AtomicU64, Ordering::Relaxed},
     time::Duration,
 };
@@ -13,6 +13,7 @@ use aya::{
     maps::{Map, ProgramArray},
     programs::Xdp,
 };
+use lab::test_run;
 use lb_common::{
     backend::{Backend, BackendState, Forwarding, Mode, NextHop, Serving},
     bench::{self, BACKENDS, FRAME_LEN, FRAME6_LEN, Kind, Orders, address6},
@@ -386,7 +387,7 @@ impl Harness {
             .program(bench::HARNESS)
             .context("the bench's object has no harness")?
             .try_into()?;
-        test_run(harness.fd()?.as_fd(), self.version, packets)
+        timed_run(harness.fd()?.as_fd(), self.version, packets)
     }
 }
 
@@ -477,21 +478,7 @@ fn serve(maps: &Maps, way: Way) {
 }
 
 /// `BPF_PROG_TEST_RUN` with a frame for a packet of a version of IP, `repeat` times.
-fn test_run(program: BorrowedFd<'_>, version: IpVersion, repeat: u32) -> Result<Timing> {
-    const BPF_PROG_TEST_RUN: libc::c_long = 10;
-    /// The part of `union bpf_attr` that this command takes (include/uapi/linux/bpf.h).
-    #[repr(C)]
-    #[derive(Default)]
-    struct Attributes {
-        program: u32,
-        retval: u32,
-        data_size_in: u32,
-        data_size_out: u32,
-        data_in: u64,
-        data_out: u64,
-        repeat: u32,
-        duration: u32,
-    }
+fn timed_run(program: BorrowedFd<'_>, version: IpVersion, repeat: u32) -> Result<Timing> {
     let frame = vec![
         0u8;
         match version {
@@ -499,30 +486,13 @@ fn test_run(program: BorrowedFd<'_>, version: IpVersion, repeat: u32) -> Result<
             IpVersion::V6 => FRAME6_LEN,
         }
     ];
-    let mut attributes = Attributes {
-        program: program.as_raw_fd() as u32,
-        data_size_in: frame.len() as u32,
-        data_in: frame.as_ptr() as u64,
-        repeat,
-        ..Attributes::default()
-    };
     let begin = cpu_time();
-    // SAFETY: the attributes are of the size given, and their one pointer is to a frame that lives until the call returns.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_bpf,
-            BPF_PROG_TEST_RUN,
-            std::ptr::from_mut(&mut attributes),
-            size_of::<Attributes>(),
-        )
-    };
+    let ran = test_run::repeated(program, &frame, repeat, 0);
     let spent = cpu_time() - begin;
-    if result < 0 {
-        return Err(std::io::Error::last_os_error()).context("BPF_PROG_TEST_RUN");
-    }
+    let kernel_ns = ran.context("BPF_PROG_TEST_RUN")?;
     Ok(Timing {
         call_ns: spent.as_nanos() as f64 / f64::from(repeat),
-        kernel_ns: attributes.duration,
+        kernel_ns,
     })
 }
 
