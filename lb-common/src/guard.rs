@@ -253,20 +253,6 @@ impl Passed {
     }
 }
 
-/// 1 if a number is below another, else 0; without a branch, which the kernel's verifier would follow both ways through all that comes.
-#[inline(always)]
-fn below(number: u64, other: u64, opaque: impl Fn(u64) -> u64) -> u64 {
-    // The borrow of their difference, which the compiler must not know for what it is: for a comparison BPF has branches alone.
-    let difference = opaque(number.wrapping_sub(other));
-    ((!number & other) | ((!number | other) & difference)) >> 63
-}
-
-/// 1 if a number is not zero, else 0; without a branch, see [`below`].
-#[inline(always)]
-fn is_some(number: u64, opaque: impl Fn(u64) -> u64) -> u64 {
-    (number | opaque(number.wrapping_neg())) >> 63
-}
-
 const _: () = assert!(size_of::<Guard>() == 64 && offset_of!(Guard, flows) == 32);
 const _: () = assert!(offset_of!(Guard, longest_burst_ns) == 40);
 const _: () = assert!(size_of::<Range>() == 24 && offset_of!(Range, listed) == 16);
@@ -279,15 +265,6 @@ mod tests {
     use proptest::prelude::*;
 
     proptest! {
-        #[test]
-        fn what_has_no_branch_tells_the_same(a: u64, b: u64, near in 0u64..3) {
-            for (a, b) in [(a, b), (a, a), (a, a.wrapping_add(near)), (a.wrapping_add(near), a)] {
-                prop_assert_eq!(below(a, b, |n| n), u64::from(a < b), "{} {}", a, b);
-            }
-            prop_assert_eq!(is_some(a, |n| n), u64::from(a != 0));
-            prop_assert_eq!(is_some(near, |n| n), u64::from(near != 0));
-        }
-
         #[test]
         fn what_has_passed_is_told(index: u32, way in 0..SOURCES_IN_BUCKET) {
             let place = Place { index, way };

@@ -7,6 +7,7 @@
 
 pub mod backend;
 pub mod bench;
+mod bits;
 pub mod clock;
 pub mod counters;
 pub mod csum;

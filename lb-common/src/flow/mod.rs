@@ -10,7 +10,7 @@
 //! * [`bucket`]: what the tables of both families have in common
 //! * [`v4`], [`v6`]: keys and buckets of IPv4 and of IPv6 flows
 
-pub(crate) mod bits;
+mod bits;
 pub mod bucket;
 pub mod copy;
 pub mod life;

@@ -10,7 +10,12 @@ use super::{
     table::{self, Inserted, Memory, Place, Subject},
     word::{BackendRef, Word},
 };
-use crate::{backend::Serving, clock::Tick, tcp::Segment};
+use crate::{
+    backend::Serving,
+    bits::{is_single, lowest},
+    clock::Tick,
+    tcp::Segment,
+};
 
 /// Opens a flow for a SYN, and gives the id of its backend, to which it can be forwarded without VLAN tags; 0 if the SYN is for the long way, and
 /// then no entry has been left behind.
@@ -66,7 +71,7 @@ fn empty_place<M: Memory>(memory: &M, subject: &Subject<M::Key>) -> Option<Place
     if is_known || empty == 0 {
         return None;
     }
-    let at = bits::lowest(empty);
+    let at = lowest(empty);
     // 0 or 1.
     let home = at / M::WAYS;
     Some(Place {
@@ -101,5 +106,5 @@ fn is_alone<M: Memory>(memory: &M, subject: &Subject<M::Key>) -> bool {
     };
     let in_one = bits::holders(memory, one, &subject.key);
     let in_other = bits::holders(memory, other, &subject.key);
-    bits::is_single(in_one | (in_other << M::WAYS))
+    is_single(in_one | (in_other << M::WAYS))
 }

@@ -11,7 +11,7 @@ use super::{
     bits,
     word::{State, Word},
 };
-use crate::clock::Tick;
+use crate::{bits::lowest, clock::Tick};
 
 /// Buckets of entries, wherever they are: BPF map, mapped memory, a test's vector, a model checker's cells.
 pub trait Memory {
@@ -215,7 +215,7 @@ fn glance_in<M: Memory>(memory: &M, index: u32, key: &M::Key) -> Option<Glimpse<
         if holders == 0 {
             return None;
         }
-        let way = bits::lowest(holders) % M::WAYS;
+        let way = lowest(holders) % M::WAYS;
         let word = memory.value(bucket, way);
         if word.is_open() && memory.holds(bucket, way, key) && memory.value(bucket, way) == word {
             return Some(Glimpse {

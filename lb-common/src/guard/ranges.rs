@@ -1,6 +1,7 @@
 //! What a service's lists say about an address: a binary search through its [`Range`]s.
 
-use super::{Listed, Range, RangesRef, below};
+use super::{Listed, Range, RangesRef};
+use crate::bits::below;
 
 /// Steps of a search: so often a service's ranges are halved, of which 2^24 are many more than fit a map.
 pub const STEPS: u32 = 24;

@@ -6,8 +6,11 @@
 
 use core::mem::offset_of;
 
-use super::{SOURCES_IN_BUCKET, Source, below, is_some};
-use crate::flow::table::Place;
+use super::{SOURCES_IN_BUCKET, Source};
+use crate::{
+    bits::{below, is_some, lowest},
+    flow::table::Place,
+};
 
 /// How far ahead the clock of another CPU can be, that has read it a moment later, in nanoseconds. What is further ahead is of a corrupt map.
 const AHEAD_NS: u64 = 1_000_000_000;
@@ -94,6 +97,7 @@ pub fn place<S: Sources>(sources: &S, wanted: &Wanted) -> Option<Place> {
         let empty = free >> EMPTY_SHIFT;
         let is_any_empty = is_some(empty as u64, |n| sources.opaque(n)) as u32;
         let free = free & ALL_PLACES & (empty | is_any_empty.wrapping_sub(1));
+        const { assert!(2 * SOURCES_IN_BUCKET == 8) };
         let at = lowest(if held != 0 { held } else { free });
         // 0 or 1.
         let home = at / SOURCES_IN_BUCKET;
@@ -289,13 +293,6 @@ pub fn count<S: Sources>(sources: &S, place: Place, limit: u32) -> bool {
     }
     // It is not counted now, but with the daemon's next count.
     true
-}
-
-/// The number of the lowest bit that is set, of the eight places that a source may have, one of which is.
-#[inline(always)]
-const fn lowest(bits: u32) -> u32 {
-    const { assert!(2 * SOURCES_IN_BUCKET == 8) };
-    crate::flow::bits::lowest(bits)
 }
 
 #[cfg(test)]
