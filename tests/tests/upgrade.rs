@@ -1,6 +1,7 @@
 //! Daemons of another version of the maps' layouts, newer and older: each takes over from the other under load, and no connection notices.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::process::{Command, Output};
 use std::time::Duration;
 
@@ -110,15 +111,7 @@ fn outlive(place: Place, family: Family) -> Result<()> {
                     && flows == (connections.len() + silent.len()) as u64
             })?;
         let (flows, before) = (listed(&stage)?, stage.tether.status()?);
-        stage.tether.kill()?;
-        stage.tether.become_program(program);
-        stage.tether.restart()?;
-        stage.tether.wait_ready()?;
-        let log = stage.tether.log();
-        ensure!(
-            log.contains("flow tables migrated") && log.contains(&format!("\"to\":{version}")),
-            "{log}"
-        );
+        take_over(&mut stage, program, version)?;
         assert_talking(&connections)?;
         assert_same(&flows, &listed(&stage)?);
 
@@ -232,6 +225,20 @@ fn a_migration_that_is_killed_loses_no_flow() -> Result<()> {
     Ok(())
 }
 
+/// Puts another program in the daemon's place, which has maps of `version`.
+fn take_over(stage: &mut Stage, program: PathBuf, version: u32) -> Result<()> {
+    stage.tether.kill()?;
+    stage.tether.become_program(program);
+    stage.tether.restart()?;
+    stage.tether.wait_ready()?;
+    let log = stage.tether.log();
+    ensure!(
+        log.contains("flow tables migrated") && log.contains(&format!("\"to\":{version}")),
+        "{log}"
+    );
+    Ok(())
+}
+
 /// The flows of b1 are closed by a deadline, and clients of b2, which is dead, are told over a time: whoever takes over goes on with both where they are. On the
 /// link, where a daemon that has just begun sees that a host is dead: of a routed one it does not know yet whether that ever answered echoes.
 #[test]
@@ -275,15 +282,7 @@ fn what_is_closed_at_a_pace_goes_on_so_through_upgrade_and_downgrade() -> Result
     .into_iter()
     .enumerate()
     {
-        stage.tether.kill()?;
-        stage.tether.become_program(program);
-        stage.tether.restart()?;
-        stage.tether.wait_ready()?;
-        let log = stage.tether.log();
-        ensure!(
-            log.contains("flow tables migrated") && log.contains(&format!("\"to\":{version}")),
-            "{log}"
-        );
+        take_over(&mut stage, program, version)?;
         // Neither back nor ahead of what time has come to.
         let now = closed(&stage.tether.status()?);
         let since = begun.elapsed().saturating_sub(DEADLINE);

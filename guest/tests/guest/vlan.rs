@@ -311,6 +311,23 @@ impl Parties {
             (sent && answered).then_some(())
         })
     }
+
+    /// On two devices, each has seen nothing of what goes by the other.
+    fn assert_apart(
+        &self,
+        (coming, come_by): (Capture, &str),
+        (leaving, leave_by): (Capture, &str),
+    ) {
+        if come_by == leave_by {
+            return;
+        }
+        assert_nothing_else(coming, come_by, |segment| {
+            self.is_inside(segment) || segment.ip.source == self.vip
+        });
+        assert_nothing_else(leaving, leave_by, |segment| {
+            segment.ip.destination == self.vip
+        });
+    }
 }
 
 /// Has the balancer know its router's MAC: what backends send is the kernel's to forward, and not the program's, until it does.
@@ -355,14 +372,7 @@ fn nat(family: Family, come: Link, leave: Link, seed: u64) -> Result<()> {
     for segment in leaving.segments() {
         assert!(segment.ip.checksum_ok, "{segment:?}");
     }
-    if come_by != leave_by {
-        assert_nothing_else(coming, &come_by, |segment| {
-            parties.is_inside(segment) || segment.ip.source == parties.vip
-        });
-        assert_nothing_else(leaving, &leave_by, |segment| {
-            segment.ip.destination == parties.vip
-        });
-    }
+    parties.assert_apart((coming, &come_by), (leaving, &leave_by));
     stage.close();
     Ok(())
 }
@@ -455,14 +465,7 @@ fn dnat(family: Family, come: Link, leave: Link, seed: u64) -> Result<()> {
         assert!(!parties.is_outside(&segment), "{segment:?}");
         assert!(segment.ip.checksum_ok, "{segment:?}");
     }
-    if come_by != leave_by {
-        assert_nothing_else(coming, &come_by, |segment| {
-            parties.is_inside(segment) || segment.ip.source == parties.vip
-        });
-        assert_nothing_else(leaving, &leave_by, |segment| {
-            segment.ip.destination == parties.vip
-        });
-    }
+    parties.assert_apart((coming, &come_by), (leaving, &leave_by));
     stage.close();
     Ok(())
 }

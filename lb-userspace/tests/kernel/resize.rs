@@ -491,23 +491,14 @@ fn rescue_what_came_late<K: Client>() {
         drop(kernel);
 
         let newcomer = |end: u8| K::client(0x0c00_0000 + u32::from(end), 50_000);
-        let mut switched = 0;
         let options = sized::<K>(sandbox, &interfaces, 6_000);
-        let observed = first.clone();
-        let kernel = Kernel::open_observed(&options, &mut |step| {
-            if step != Step::SwitchedOne || switched > 0 {
-                return;
-            }
-            switched += 1;
-            sleep(Duration::from_millis(1_100));
+        let kernel = resize_beyond_the_hold(&options, || {
             for (end, interface) in [(1, "vb"), (2, "wb")] {
-                let mut wire = Wire::new(interface, observed.clone());
+                let mut wire = Wire::new(interface, first.clone());
                 wire.send(&[(newcomer(end), ISN, SYN)]);
                 wire.send(&[(newcomer(end), ISN + 1, ACK)]);
             }
-        })
-        .unwrap();
-        assert!(kernel.not_resized().is_none());
+        });
         let recorded_in_old = [1, 2].map(|end| find(&first, newcomer(end)).len());
         assert_eq!(
             recorded_in_old.iter().sum::<usize>(),
@@ -522,6 +513,22 @@ fn rescue_what_came_late<K: Client>() {
         }
         assert_talking::<K>(&mut Wire::new("wb", maps.clone()), &maps, 50);
     });
+}
+
+/// Opens what is to be resized; when the first of its links runs the new program, waits until the hold is over, and then lets something happen.
+fn resize_beyond_the_hold(options: &Options, mut happens: impl FnMut()) -> Kernel {
+    let mut switched = 0;
+    let kernel = Kernel::open_observed(options, &mut |step| {
+        if step != Step::SwitchedOne || switched > 0 {
+            return;
+        }
+        switched += 1;
+        sleep(Duration::from_millis(1_100));
+        happens();
+    })
+    .unwrap();
+    assert!(kernel.not_resized().is_none());
+    kernel
 }
 
 /// The hold ends while one link still runs the old program, which goes on with flows that both tables know.
@@ -554,25 +561,16 @@ fn rescue_what_has_changed<K: Client>() {
         }
         drop(kernel);
 
-        let mut switched = 0;
         let options = sized::<K>(sandbox, &interfaces, 6_000);
-        let observed = first.clone();
-        let kernel = Kernel::open_observed(&options, &mut |step| {
-            if step != Step::SwitchedOne || switched > 0 {
-                return;
-            }
-            switched += 1;
-            sleep(Duration::from_millis(1_100));
+        let kernel = resize_beyond_the_hold(&options, || {
             for (end, interface) in [(0, "vb"), (1, "wb")] {
-                let mut wire = Wire::new(interface, observed.clone());
+                let mut wire = Wire::new(interface, first.clone());
                 wire.send(&[(opening(end), ISN + 1, ACK)]);
                 wire.send(&[(ending(end), ISN + 1, FIN | ACK)]);
                 wire.send(&[(reused(end), FAR, SYN)]);
                 wire.send(&[(reused(end), FAR + 1, ACK)]);
             }
-        })
-        .unwrap();
-        assert!(kernel.not_resized().is_none());
+        });
         let in_old = [0, 1].map(|end| find(&first, reused(end)).len());
         assert_eq!(
             in_old.iter().sum::<usize>(),

@@ -62,18 +62,9 @@ async fn a_backend_is_drained_removed_and_gone_when_its_last_flow_ends() {
         .await;
     // Its clients learn of its death for as long as it has any.
     assert_eq!(daemon.targets.borrow().len(), 2);
-    let mut scans = 8;
-    while backend(&daemon.status.borrow().clone(), "b2").is_some() {
-        let before = daemon.status.borrow().clone();
-        daemon.census.send_replace(Arc::new(counted(scans, &[])));
-        daemon
-            .until("the census is heard", |status| {
-                !Arc::ptr_eq(status, &before)
-            })
-            .await;
-        scans += 1;
-        assert!(scans < 100, "b2 never goes");
-    }
+    let scans = daemon
+        .scan_while("b2 never goes", 8, |status| backend(status, "b2").is_some())
+        .await;
     assert!(
         scans >= 8 + 4,
         "gone after {} scans, but it takes two full ones, each after one under way",
@@ -187,18 +178,9 @@ async fn the_checks_speak_for_the_new_objects_of_a_service_whose_mode_or_vip_cha
         ..machine.config(&[])
     };
     daemon.reload(nothing).await.unwrap();
-    let mut scans = 1;
-    while !daemon.status.borrow().services.is_empty() {
-        let before = daemon.status.borrow().clone();
-        daemon.census.send_replace(Arc::new(counted(scans, &[])));
-        daemon
-            .until("the census is heard", |status| {
-                !Arc::ptr_eq(status, &before)
-            })
-            .await;
-        scans += 1;
-        assert!(scans < 100, "they never go");
-    }
+    daemon
+        .scan_while("they never go", 1, |status| !status.services.is_empty())
+        .await;
     daemon.reload(config(Mode::Ipip, vip)).await.unwrap();
     for address in ["10.0.1.11", "10.0.1.12"] {
         daemon.reachable(address).await;

@@ -226,6 +226,28 @@ impl Daemon {
         panic!("never: {what}; {:#?}", self.status.borrow());
     }
 
+    /// Lets scan after scan find no flow, from number `scans` on, for as long as the status is so; gives the number of the next.
+    async fn scan_while(
+        &self,
+        forever: &str,
+        mut scans: u64,
+        is_so: impl Fn(&Arc<Status>) -> bool,
+    ) -> u64 {
+        loop {
+            let before = self.status.borrow().clone();
+            if !is_so(&before) {
+                return scans;
+            }
+            self.census.send_replace(Arc::new(counted(scans, &[])));
+            self.until("the census is heard", |status| {
+                !Arc::ptr_eq(status, &before)
+            })
+            .await;
+            scans += 1;
+            assert!(scans < 100, "{forever}");
+        }
+    }
+
     async fn stop(self) {
         self.shutdown.send(true).unwrap();
         tokio::time::timeout(PATIENCE, self.task)

@@ -242,7 +242,7 @@ fn a_file_that_cannot_be_read_or_lets_everybody_in_is_an_error() {
     let empty = File::new("empty", "# nobody yet\n");
     let wrong = errors(&with(&format!("allow_file = {:?}", empty.0)));
     assert!(wrong[0].contains("allow names nobody, and without it everybody is let in"));
-    // Nobody is kept out: as it may be for now.
+    // An empty list of those that are kept out keeps out nobody, and is no mistake.
     let guard = self::guard(&with(&format!("deny_file = {:?}", empty.0)));
     assert!(guard.lists.is_empty() && guard.ranges.is_empty());
 }
