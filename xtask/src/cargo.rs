@@ -17,6 +17,7 @@ enum Message {
     },
     CompilerArtifact {
         package_id: String,
+        manifest_path: PathBuf,
         target: Target,
         profile: Profile,
         executable: Option<PathBuf>,
@@ -44,6 +45,8 @@ pub(crate) struct TestProgram {
     pub(crate) name: String,
     /// Where it was built.
     pub(crate) path: PathBuf,
+    /// Its package's directory, in which `cargo test` runs it.
+    pub(crate) directory: PathBuf,
 }
 
 /// What a build left behind.
@@ -85,15 +88,26 @@ impl Built {
 
     /// The programs of the integration tests of workspace member `package`, by name.
     pub(crate) fn integration_tests(&self, package: &str) -> Vec<TestProgram> {
+        self.integration_tests_of(|package_id| is_member(package_id, package))
+    }
+
+    /// The programs of all integration tests that were built, by name.
+    pub(crate) fn all_integration_tests(&self) -> Vec<TestProgram> {
+        self.integration_tests_of(|_| true)
+    }
+
+    fn integration_tests_of(&self, is_wanted: impl Fn(&str) -> bool) -> Vec<TestProgram> {
         let programs = self.messages.iter().filter_map(|message| match message {
             Message::CompilerArtifact {
                 package_id,
+                manifest_path,
                 target,
                 profile: Profile { test: true },
                 executable: Some(path),
-            } if is_member(package_id, package) && target.kind == ["test"] => Some(TestProgram {
+            } if is_wanted(package_id) && target.kind == ["test"] => Some(TestProgram {
                 name: target.name.clone(),
                 path: path.clone(),
+                directory: manifest_path.parent()?.to_owned(),
             }),
             _ => None,
         });
@@ -160,13 +174,13 @@ mod tests {
     use super::*;
 
     const MESSAGES: &str = r#"{"reason":"build-script-executed","package_id":"registry+https://example.org/index#libc@0.2.1","linked_libs":[],"out_dir":"/t/libc/out"}
-{"reason":"compiler-artifact","package_id":"path+file:///src/tests#lab@0.1.0","target":{"kind":["lib"],"name":"lab"},"profile":{"test":false},"executable":null,"fresh":true}
+{"reason":"compiler-artifact","package_id":"path+file:///src/tests#lab@0.1.0","manifest_path":"/src/tests/Cargo.toml","target":{"kind":["lib"],"name":"lab"},"profile":{"test":false},"executable":null,"fresh":true}
 {"reason":"build-script-executed","package_id":"path+file:///src/lb-userspace#0.1.0","linked_libs":[],"out_dir":"/t/lb/out"}
-{"reason":"compiler-artifact","package_id":"path+file:///src/tests#lab@0.1.0","target":{"kind":["bin"],"name":"verifier"},"profile":{"test":true},"executable":"/t/debug/deps/verifier-1","fresh":true}
-{"reason":"compiler-artifact","package_id":"path+file:///src/tests#lab@0.1.0","target":{"kind":["bin"],"name":"verifier"},"profile":{"test":false},"executable":"/t/debug/verifier","fresh":true}
-{"reason":"compiler-artifact","package_id":"path+file:///src/tests#lab@0.1.0","target":{"kind":["test"],"name":"torture"},"profile":{"test":true},"executable":"/t/debug/deps/torture-1","fresh":true}
-{"reason":"compiler-artifact","package_id":"path+file:///src/tests#lab@0.1.0","target":{"kind":["test"],"name":"drain"},"profile":{"test":true},"executable":"/t/debug/deps/drain-1","fresh":true}
-{"reason":"compiler-artifact","package_id":"path+file:///src/lb-common#0.1.0","target":{"kind":["test"],"name":"flow"},"profile":{"test":true},"executable":"/t/debug/deps/flow-1","fresh":true}
+{"reason":"compiler-artifact","package_id":"path+file:///src/tests#lab@0.1.0","manifest_path":"/src/tests/Cargo.toml","target":{"kind":["bin"],"name":"verifier"},"profile":{"test":true},"executable":"/t/debug/deps/verifier-1","fresh":true}
+{"reason":"compiler-artifact","package_id":"path+file:///src/tests#lab@0.1.0","manifest_path":"/src/tests/Cargo.toml","target":{"kind":["bin"],"name":"verifier"},"profile":{"test":false},"executable":"/t/debug/verifier","fresh":true}
+{"reason":"compiler-artifact","package_id":"path+file:///src/tests#lab@0.1.0","manifest_path":"/src/tests/Cargo.toml","target":{"kind":["test"],"name":"torture"},"profile":{"test":true},"executable":"/t/debug/deps/torture-1","fresh":true}
+{"reason":"compiler-artifact","package_id":"path+file:///src/tests#lab@0.1.0","manifest_path":"/src/tests/Cargo.toml","target":{"kind":["test"],"name":"drain"},"profile":{"test":true},"executable":"/t/debug/deps/drain-1","fresh":true}
+{"reason":"compiler-artifact","package_id":"path+file:///src/lb-common#0.1.0","manifest_path":"/src/lb-common/Cargo.toml","target":{"kind":["test"],"name":"flow"},"profile":{"test":true},"executable":"/t/debug/deps/flow-1","fresh":true}
 {"reason":"build-finished","success":true}"#;
 
     #[test]
@@ -193,10 +207,17 @@ mod tests {
 
     #[test]
     fn finds_the_integration_tests_of_the_member_asked_for() -> Result<()> {
-        let programs = Built::parse(MESSAGES)?.integration_tests("lab");
-        let names: Vec<_> = programs.iter().map(|p| p.name.as_str()).collect();
-        assert_eq!(names, ["drain", "torture"]);
+        let built = Built::parse(MESSAGES)?;
+        let names = |programs: &[TestProgram]| -> Vec<String> {
+            programs.iter().map(|p| p.name.clone()).collect()
+        };
+        let programs = built.integration_tests("lab");
+        assert_eq!(names(&programs), ["drain", "torture"]);
         assert_eq!(programs[0].path, PathBuf::from("/t/debug/deps/drain-1"));
+        assert_eq!(programs[0].directory, PathBuf::from("/src/tests"));
+        let programs = built.all_integration_tests();
+        assert_eq!(names(&programs), ["drain", "flow", "torture"]);
+        assert_eq!(programs[1].directory, PathBuf::from("/src/lb-common"));
         Ok(())
     }
 

@@ -1,8 +1,13 @@
 //! `cargo xtask test`: every test there is.
 
+mod lanes;
+
 use anyhow::Result;
 
-use crate::{cargo, exec, kernels, root, setup, verifier};
+use crate::{
+    cargo::{self, Built},
+    exec, kernels, root, setup, verifier,
+};
 
 /// Tests that take long, each beside a shorter one of the same promise: in another mode or family, with fewer kills, or with fewer packets.
 const LONG: [&str; 55] = [
@@ -81,15 +86,15 @@ pub(crate) fn run(long: bool) -> Result<()> {
     exec::run(workspace().args(["--lib", "--bins"]))?;
     exec::run(workspace().arg("--doc"))?;
     other_version()?;
-    // Labs measure time and flood their networks, so they run one after the other; and they come last, being the slowest. Those of
-    // guest need a kernel of `cargo xtask kernels`.
+    // Labs come last, being the slowest. In each of their programs one test runs at a time, since they measure time. Those of guest need a kernel of
+    // `cargo xtask kernels`.
+    let built = Built::by(workspace().args(["--no-run", "--exclude", "lab-guest", "--test", "*"]))?;
     let skipped = LONG.iter().filter(|_| !long);
-    exec::run(
-        workspace()
-            .args(["--exclude", "lab-guest"])
-            .args(["--test", "*", "--", "--test-threads=1"])
-            .args(skipped.flat_map(|name| ["--skip", name])),
-    )?;
+    let arguments: Vec<&str> = ["--test-threads=1"]
+        .into_iter()
+        .chain(skipped.flat_map(|name| ["--skip", name]))
+        .collect();
+    lanes::run(&built, &arguments)?;
     kernels::smoke()
 }
 

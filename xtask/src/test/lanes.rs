@@ -1,0 +1,386 @@
+//! The labs, a few at a time: each test program in a process of its own, whose output is printed as a whole when it has ended.
+
+use std::{
+    cmp::Reverse,
+    env,
+    fmt::Write as _,
+    fs::{self, File},
+    io, iter,
+    os::unix::process::CommandExt as _,
+    path::{Path, PathBuf},
+    process::Stdio,
+    sync::{Mutex, PoisonError},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow, bail, ensure};
+use nix::sys::{prctl::set_pdeathsig, signal::Signal};
+
+use crate::{
+    cargo::{self, Built, TestProgram},
+    exec,
+};
+
+/// How many test programs run at a time. A lab mostly waits, for the next health check or for the end of a drain; but whenever a daemon starts in it, the
+/// kernel verifies its program, which takes one core for seconds. CI has two cores, and with two lanes neither keeps the other from one.
+const LANES: usize = 2;
+
+/// Test programs that others would disturb, or that would disturb others, and why. They come after all others, one after the other.
+const ALONE: [(&str, &str); 4] = [
+    (
+        "torture",
+        "its storms flood, and it counts who is served meanwhile",
+    ),
+    (
+        "floods",
+        "it floods as fast as it can, and each core has one queue for the packets of all namespaces",
+    ),
+    ("bench", "it measures times"),
+    (
+        "cleanup",
+        "it looks for its namespaces in every process of the machine, by numbers that are soon those of another lab's",
+    ),
+];
+
+/// The test programs that take longest, longest first: one that is begun last would keep one lane busy while nothing is left for another. The others take half
+/// a minute at most. What a run tells at its end is what to put them in order by.
+const LONGEST: [&str; 26] = [
+    "kernel",
+    "packet_watch",
+    "prometheus",
+    "drain",
+    "health",
+    "restart",
+    "guard",
+    "local",
+    "upgrade",
+    "resize",
+    "watch",
+    "transfer",
+    "packet_flood",
+    "port_reuse",
+    "websocket",
+    "vlan",
+    "two_interfaces",
+    "explain",
+    "through",
+    "upkeep",
+    "narrow",
+    "doctor",
+    "packet_explain",
+    "balance",
+    "translation",
+    "drain_wait",
+];
+
+/// How many of the slowest are told at the end.
+const TOLD: usize = 15;
+
+/// The environment variable by which labs know how many times longer than usual they are to wait.
+const PATIENCE: &str = "LAB_PATIENCE";
+
+/// Runs all integration tests that were built, each test program with these arguments. All of them run, whatever becomes of the first.
+///
+/// # Errors
+/// If there is none, or one cannot be started, or any fails: the message names the tests.
+pub(crate) fn run(built: &Built, arguments: &[&str]) -> Result<()> {
+    let programs = built.all_integration_tests();
+    ensure!(!programs.is_empty(), "cargo reported no test program");
+    let outputs = cargo::target_directory()?.join("labs");
+    fs::create_dir_all(&outputs).with_context(|| outputs.display().to_string())?;
+    let runner = Runner { outputs, arguments };
+
+    let (beside, alone) = plan(programs);
+    let mut ended = in_lanes(&beside, |program| {
+        eprintln!("labs: {} begins", program.name);
+        runner.run(program, LANES)
+    })?;
+    for program in &alone {
+        let why = why_alone(&program.name).unwrap_or_default();
+        eprintln!("labs: {} begins, by itself: {why}", program.name);
+        ended.push(runner.run(program, 1)?);
+    }
+    eprint!("{}", slowest(&ended));
+    let failures = failures(&ended);
+    if !failures.is_empty() {
+        bail!("tests fail:\n{failures}");
+    }
+    Ok(())
+}
+
+fn why_alone(name: &str) -> Option<&'static str> {
+    ALONE
+        .iter()
+        .find(|(alone, _)| *alone == name)
+        .map(|(_, why)| *why)
+}
+
+/// What runs in lanes, in the order in which it is begun, and what runs alone.
+fn plan(programs: Vec<TestProgram>) -> (Vec<TestProgram>, Vec<TestProgram>) {
+    let (alone, mut beside): (Vec<_>, Vec<_>) = programs
+        .into_iter()
+        .partition(|program| why_alone(&program.name).is_some());
+    beside.sort_by_key(|program| {
+        let rank = LONGEST.iter().position(|name| *name == program.name);
+        rank.unwrap_or(LONGEST.len())
+    });
+    (beside, alone)
+}
+
+/// Does `work` for each of `items`, begun in their order and a few at a time. Gives what came of them, in no order.
+///
+/// # Errors
+/// If `work` fails: no more of its lane is begun, and the others go on.
+fn in_lanes<T: Sync, R: Send>(
+    items: &[T],
+    work: impl Fn(&T) -> Result<R> + Sync,
+) -> Result<Vec<R>> {
+    let queue = Mutex::new(items.iter());
+    let lane = || {
+        let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
+        iter::from_fn(next).map(&work).collect::<Result<Vec<R>>>()
+    };
+    thread::scope(|scope| {
+        let lanes: Vec<_> = (0..LANES).map(|_| scope.spawn(lane)).collect();
+        let mut done = vec![];
+        for lane in lanes {
+            done.append(&mut lane.join().map_err(|_| anyhow!("a lane panicked"))??);
+        }
+        Ok(done)
+    })
+}
+
+/// How test programs are run.
+struct Runner<'a> {
+    /// The directory of what those say that have not ended.
+    outputs: PathBuf,
+    arguments: &'a [&'a str],
+}
+
+/// What became of one.
+struct Ended {
+    name: String,
+    took: Duration,
+    /// The tests that failed, or how it ended; none if it succeeded.
+    failure: Option<String>,
+}
+
+impl Runner<'_> {
+    /// Runs one to its end, while so many run at a time, and prints what it said.
+    fn run(&self, program: &TestProgram, at_a_time: usize) -> Result<Ended> {
+        let file = program.path.file_name().context("a program has a name")?;
+        // And no pipe: who is left behind by a test would keep that open. While the program runs the file can be read.
+        let path = self.outputs.join(file);
+        let output = File::create(&path).with_context(|| path.display().to_string())?;
+        // As `cargo test` does it: in the process group of this too, so that what a terminal sends reaches whatever the program has started.
+        let mut command = exec::command(&program.path);
+        command
+            .args(self.arguments)
+            .current_dir(&program.directory)
+            .env("CARGO_MANIFEST_DIR", &program.directory)
+            .stdin(Stdio::null())
+            .stdout(output.try_clone().context("a test program's output")?)
+            .stderr(output);
+        if at_a_time > 1 && env::var_os(PATIENCE).is_none() {
+            command.env(PATIENCE, at_a_time.to_string());
+        }
+        // SAFETY: between fork and exec the closure makes one system call and allocates nothing.
+        unsafe {
+            // It ends with this, whatever ends that.
+            command.pre_exec(|| Ok(set_pdeathsig(Signal::SIGKILL)?));
+        }
+        let begun = Instant::now();
+        let status = command
+            .status()
+            .with_context(|| format!("could not be started: {}", exec::show(&command)))?;
+        let took = begun.elapsed();
+        let said = take(&path).with_context(|| path.display().to_string())?;
+        let ended = Ended {
+            name: program.name.clone(),
+            took,
+            failure: (!status.success()).then(|| match failed_tests(&said) {
+                failed if failed.is_empty() => status.to_string(),
+                failed => failed.join(", "),
+            }),
+        };
+        tell(&ended, &said);
+        Ok(ended)
+    }
+}
+
+/// The text of a file, which is removed.
+fn take(path: &Path) -> io::Result<String> {
+    let bytes = fs::read(path)?;
+    fs::remove_file(path)?;
+    Ok(String::from_utf8_lossy(&bytes).into_owned())
+}
+
+/// Prints what one said, with nothing of another's in between.
+fn tell(ended: &Ended, said: &str) {
+    let _whole = io::stdout().lock();
+    let how = ended.failure.as_ref().map_or("succeeded", |_| "FAILED");
+    let seconds = ended.took.as_secs_f64();
+    eprintln!("labs: {} {how} after {seconds:.1} s and said:", ended.name);
+    println!("{}", said.trim_end());
+}
+
+/// The tests that failed, as the harness lists them at the end of what it prints.
+fn failed_tests(said: &str) -> Vec<&str> {
+    let Some((_, list)) = said.rsplit_once("\nfailures:\n") else {
+        return vec![];
+    };
+    list.lines()
+        .map_while(|line| line.strip_prefix("    "))
+        .collect()
+}
+
+/// A line for each of the slowest, slowest first.
+fn slowest(ended: &[Ended]) -> String {
+    let mut by_time: Vec<_> = ended.iter().collect();
+    by_time.sort_by_key(|ended| Reverse(ended.took));
+    let mut text = format!("{:<24}{:>8}\n", "the slowest", "seconds");
+    for Ended { name, took, .. } in by_time.into_iter().take(TOLD) {
+        // Writing to a string does not fail.
+        let _ = writeln!(text, "{name:<24}{:>8.1}", took.as_secs_f64());
+    }
+    text
+}
+
+/// A line for each that failed, with its tests.
+fn failures(ended: &[Ended]) -> String {
+    let lines = ended.iter().filter_map(|ended| {
+        let failure = ended.failure.as_ref()?;
+        Some(format!("{}: {failure}", ended.name))
+    });
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeSet, sync::Barrier};
+
+    use super::*;
+
+    fn program(name: &str) -> TestProgram {
+        TestProgram {
+            name: name.to_owned(),
+            path: format!("/t/debug/deps/{name}-1").into(),
+            directory: "/src/tests".into(),
+        }
+    }
+
+    fn ended(name: &str, seconds: u64, failure: Option<&str>) -> Ended {
+        Ended {
+            name: name.to_owned(),
+            took: Duration::from_secs(seconds),
+            failure: failure.map(str::to_owned),
+        }
+    }
+
+    /// One that is written otherwise would run among the others, or last, and nobody would notice.
+    #[test]
+    fn each_name_is_that_of_one_test_program() {
+        let mut seen = BTreeSet::new();
+        for name in LONGEST.iter().chain(ALONE.iter().map(|(name, _)| name)) {
+            let found = ["tests/tests", "lb-userspace/tests"]
+                .iter()
+                .any(|directory| {
+                    let path = exec::workspace().join(directory).join(name);
+                    path.with_extension("rs").is_file() || path.join("main.rs").is_file()
+                });
+            assert!(found, "there is no {name}");
+            assert!(seen.insert(name), "{name} stands there twice");
+        }
+    }
+
+    #[test]
+    fn the_longest_come_first_and_who_is_to_be_alone_is() {
+        let programs = ["alerts", "bench", "cleanup", "drain", "kernel", "lab"];
+        let (beside, alone) = plan(programs.map(program).into());
+        let names = |programs: &[TestProgram]| -> Vec<String> {
+            programs
+                .iter()
+                .map(|program| program.name.clone())
+                .collect()
+        };
+        assert_eq!(names(&beside), ["kernel", "drain", "alerts", "lab"]);
+        assert_eq!(names(&alone), ["bench", "cleanup"]);
+    }
+
+    #[test]
+    fn all_is_done_and_a_few_at_a_time() -> Result<()> {
+        let items: Vec<usize> = (0..5 * LANES).collect();
+        // Nobody goes on before each lane has one.
+        let all_lanes = Barrier::new(LANES);
+        let mut done = in_lanes(&items, |item| {
+            all_lanes.wait();
+            Ok(*item)
+        })?;
+        done.sort_unstable();
+        assert_eq!(done, items);
+        Ok(())
+    }
+
+    #[test]
+    fn what_cannot_be_done_is_told() {
+        let error = in_lanes(&[1, 2, 3], |item| {
+            ensure!(*item != 2, "there is no {item}");
+            Ok(())
+        });
+        let error = error.expect_err("the second fails");
+        assert_eq!(error.to_string(), "there is no 2");
+    }
+
+    #[test]
+    fn a_test_program_is_run_where_its_package_is_and_what_it_says_is_kept_together() -> Result<()>
+    {
+        const LINE: &str = "test . -ef \"$CARGO_MANIFEST_DIR\"; echo a; echo b >&2; printf '\nfailures:\n    c\n'; exit $1";
+        let outputs = env::temp_dir().join(format!("tether-lanes-{}", std::process::id()));
+        fs::create_dir_all(&outputs)?;
+        // Not this package's, in which this test runs.
+        let shell = TestProgram {
+            name: "shell".to_owned(),
+            path: "/bin/sh".into(),
+            directory: exec::workspace().join("tests"),
+        };
+        let runner = |status| Runner {
+            outputs: outputs.clone(),
+            arguments: match status {
+                0 => &["-ec", LINE, "shell", "0"],
+                _ => &["-ec", LINE, "shell", "1"],
+            },
+        };
+        let well = runner(0).run(&shell, 1)?;
+        assert_eq!((well.name.as_str(), well.failure), ("shell", None));
+        assert_eq!(runner(1).run(&shell, 1)?.failure.as_deref(), Some("c"));
+        assert_eq!(fs::read_dir(&outputs)?.count(), 0, "files are left behind");
+        fs::remove_dir(&outputs)?;
+        Ok(())
+    }
+
+    #[test]
+    fn the_harness_list_of_failures_is_read() {
+        let said = "running 3 tests\ntest a::b ... FAILED\ntest c ... FAILED\n\nfailures:\n\n---- a::b stdout ----\nno\n\n\nfailures:\n    a::b\n    c\n\n\
+                    test result: FAILED. 1 passed; 2 failed; 0 ignored; 0 measured; 0 filtered out; finished in 6.95s\n\n";
+        assert_eq!(failed_tests(said), ["a::b", "c"]);
+        assert_eq!(failed_tests("running 3 tests\ntest a::b ... "), [""; 0]);
+    }
+
+    #[test]
+    fn who_failed_and_who_was_slow_is_told() {
+        let all = [
+            ended("drain", 3, None),
+            ended("upgrade", 7, Some("signal: 9 (SIGKILL)")),
+            ended("lab", 5, Some("a, b")),
+        ];
+        assert_eq!(failures(&all), "upgrade: signal: 9 (SIGKILL)\nlab: a, b");
+        let names = slowest(&all);
+        let names = names
+            .lines()
+            .skip(1)
+            .filter_map(|line| line.split_whitespace().next());
+        assert_eq!(names.collect::<Vec<_>>(), ["upgrade", "lab", "drain"]);
+        assert_eq!(failures(&all[..1]), "");
+    }
+}
