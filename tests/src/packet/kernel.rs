@@ -26,7 +26,7 @@ use lb_userspace::{
     objects,
 };
 use nix::{
-    sched::{CloneFlags, CpuSet, sched_setaffinity, setns},
+    sched::{CloneFlags, CpuSet, sched_getcpu, sched_setaffinity, setns},
     unistd::Pid,
 };
 
@@ -402,9 +402,11 @@ fn load_program<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a Xdp {
     program
 }
 
-/// Token buckets are per CPU: a thread that moved would find another.
+/// Token buckets are per CPU: a thread that moved would find another. It is one for a process, and not one for all: several may run at a time.
 fn stay_on_one_cpu() {
+    static CPU: OnceLock<usize> = OnceLock::new();
+    let cpu = *CPU.get_or_init(|| sched_getcpu().expect("this thread's CPU"));
     let mut cpus = CpuSet::new();
-    cpus.set(0).expect("there is a CPU 0");
-    sched_setaffinity(Pid::from_raw(0), &cpus).expect("staying on CPU 0");
+    cpus.set(cpu).expect("a set has room for a CPU");
+    sched_setaffinity(Pid::from_raw(0), &cpus).expect("staying on one CPU");
 }
