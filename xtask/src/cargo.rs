@@ -38,6 +38,10 @@ struct Profile {
     test: bool,
 }
 
+/// What makes a `cargo build` of a program in the whole workspace compile dependencies as `cargo test` does, so that both share them: features that only tests
+/// want of a dependency it has only when a test is built too. This one is empty in an ordinary build.
+pub(crate) const AS_FOR_TESTS: [&str; 2] = ["--test", "loom"];
+
 /// A program that runs the tests of one file or directory of a package's `tests`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct TestProgram {

@@ -108,15 +108,14 @@ fn other_version() -> Result<()> {
         "user,next-abi",
         "--lib",
     ]))?;
-    exec::run(exec::cargo().args([
-        "build",
-        "--package",
-        "lab",
-        "--features",
-        "next-abi",
-        "--bin",
-        "tether-of-next-version",
-    ]))
+    // The same packages as the tests, so that dependencies are compiled once for both.
+    exec::run(
+        exec::cargo()
+            .args(["build", "--workspace", "--exclude", "lb-ebpf"])
+            .args(["--features", "lab/next-abi"])
+            .args(["--bin", "tether-of-next-version"])
+            .args(cargo::AS_FOR_TESTS),
+    )
 }
 
 /// Lets loom try the interleavings of the flow table's protocol. It compiles with a flag of its own, and so into a directory of its

@@ -8,7 +8,10 @@ use std::{collections::BTreeMap, fs};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-use crate::{cargo::Built, exec, root, setup};
+use crate::{
+    cargo::{AS_FOR_TESTS, Built},
+    exec, root, setup,
+};
 
 /// The budget, relative to the workspace's root.
 const BUDGET: &str = "xtask/verifier-budget.toml";
@@ -54,14 +57,8 @@ pub(crate) fn run() -> Result<()> {
 
     // The same packages as the tests, so that dependencies are compiled once for both.
     let mut build = exec::cargo();
-    build.args([
-        "build",
-        "--workspace",
-        "--exclude",
-        "lb-ebpf",
-        "--bin",
-        "verifier",
-    ]);
+    build.args(["build", "--workspace", "--exclude", "lb-ebpf"]);
+    build.args(["--bin", "verifier"]).args(AS_FOR_TESTS);
     let program = Built::by(&mut build)?.executable("verifier")?;
     let text = exec::output(&mut exec::command(&program))?;
     let costs: Vec<Cost> =
