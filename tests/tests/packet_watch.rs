@@ -1,6 +1,6 @@
 //! A program that watches does with every packet what the other does, and tells of it once.
 
-use std::sync::atomic::Ordering;
+use std::sync::{Mutex, MutexGuard, PoisonError, atomic::Ordering};
 
 use lab::packet::{
     BackendSpec, CLIENT, Client, Packet, SERVICE, VIP, World,
@@ -19,7 +19,7 @@ use lb_common::{
 use lb_userspace::dataplane::{
     array::{Array, Entry},
     kernel::{Loaded, bpf::set_device, run_once, tap::Tapped},
-    maps::{Maps, now_ns},
+    maps::{Capacity, Maps, now_ns},
 };
 
 /// Packets that were told of: what is said of each, and its first bytes.
@@ -40,15 +40,40 @@ struct Watching {
 }
 
 impl Watching {
-    fn of(world: &World) -> Self {
+    /// Those for a world, to be had by one test at a time, and nobody listens. They are loaded once a process for all worlds of a capacity, since the kernel
+    /// takes many seconds to verify them.
+    fn of(world: &World) -> MutexGuard<'static, Self> {
+        static LOADED: Mutex<Vec<(Capacity, &'static Mutex<Watching>)>> = Mutex::new(Vec::new());
+        let capacity = world.maps.capacity;
+        let mut loaded = LOADED.lock().unwrap_or_else(PoisonError::into_inner);
+        let found = loaded.iter().find(|(of, _)| *of == capacity);
+        let watching = match found.map(|(_, watching)| *watching) {
+            Some(watching) => watching,
+            None => {
+                let watching: &'static Mutex<Self> =
+                    Box::leak(Box::new(Mutex::new(Self::load(capacity))));
+                loaded.push((capacity, watching));
+                watching
+            }
+        };
+        drop(loaded);
+        let mut watching = watching.lock().unwrap_or_else(PoisonError::into_inner);
+        for place in 0..watching.tapped.listeners.len() {
+            // The time of this one is over.
+            watching.tapped.listeners.set(place, &ALL);
+        }
+        drop(watching.told());
+        watching
+    }
+
+    fn load(capacity: Capacity) -> Self {
         let instance = Instance {
             abi_version: ABI_VERSION,
             reserved: 0,
             flow_seed: FLOW_SEED,
             fleet_seed: [1, 2, 3, 4],
         };
-        let (loaded, tapped) =
-            Tapped::private(world.maps.capacity, instance).expect("the kernel takes it");
+        let (loaded, tapped) = Tapped::private(capacity, instance).expect("the kernel takes it");
         set_device(loaded.egress_fd(), ELSEWHERE, INGRESS).expect("admitting an interface");
         Self { loaded, tapped }
     }

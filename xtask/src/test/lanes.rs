@@ -47,7 +47,6 @@ const ALONE: [(&str, &str); 4] = [
 /// a minute at most. What a run tells at its end is what to put them in order by.
 const LONGEST: [&str; 26] = [
     "kernel",
-    "packet_watch",
     "prometheus",
     "drain",
     "health",
@@ -68,6 +67,7 @@ const LONGEST: [&str; 26] = [
     "upkeep",
     "narrow",
     "doctor",
+    "packet_watch",
     "packet_explain",
     "balance",
     "translation",
