@@ -22,8 +22,9 @@ use crate::{
     exec,
 };
 
-/// How many test programs run at a time. A lab mostly waits, for the next health check or for the end of a drain; but whenever a daemon starts in it, the
-/// kernel verifies its program, which takes one core for seconds. CI has two cores, and with two lanes neither keeps the other from one.
+/// How many test programs run at a time. A lab mostly waits, for the next health check or for the end of a drain; but whenever a daemon starts in it, a program
+/// is read and verified, which keeps every core busy for a while. CI has two cores: with two lanes one waits while the other starts a daemon, and with more
+/// they would wait for each other, and their deadlines would not.
 const LANES: usize = 2;
 
 /// Test programs that others would disturb, or that would disturb others, and why. They come after all others, one after the other.
