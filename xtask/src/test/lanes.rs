@@ -90,6 +90,11 @@ pub(crate) fn run(built: &Built, arguments: &[&str]) -> Result<()> {
     ensure!(!programs.is_empty(), "cargo reported no test program");
     let outputs = cargo::target_directory()?.join("labs");
     fs::create_dir_all(&outputs).with_context(|| outputs.display().to_string())?;
+    eprintln!(
+        "labs: {} test programs; until one has ended, what it says is in {}",
+        programs.len(),
+        outputs.display()
+    );
     let runner = Runner { outputs, arguments };
 
     let (beside, alone) = plan(programs);
