@@ -45,7 +45,7 @@ const ALONE: [(&str, &str); 4] = [
 ];
 
 /// The test programs that take longest, longest first: one that is begun last would keep one lane busy while nothing is left for another. The others take half
-/// a minute at most. What a run tells at its end is what to put them in order by.
+/// a minute or less. What a run tells at its end is what to put them in order by.
 const LONGEST: [&str; 26] = [
     "kernel",
     "prometheus",
