@@ -112,6 +112,7 @@ fn cost(port: u16, kind: CheckKind, time: Duration) -> anyhow::Result<f64> {
         address: (Ipv4Addr::from_bits(0x7f01_0001 + n), port).into(),
         check: check.clone(),
         through: None,
+        answers_echoes: false,
     });
     let (_targets, watched) = watch::channel(targets.collect());
     let (_, vips) = watch::channel(BTreeSet::new());

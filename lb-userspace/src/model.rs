@@ -180,6 +180,8 @@ pub struct Target {
     pub check: Check,
     /// The way through the VIP, if the check takes that; none is straight to the address.
     pub through: Option<ToVip>,
+    /// Whether its host is known to answer echoes, for who begins to check it: see [`HealthReport::answers_echoes`].
+    pub answers_echoes: bool,
 }
 
 /// Where a check through the VIP goes.
@@ -222,6 +224,9 @@ pub struct HealthReport {
     pub health: Health,
     /// Why the last check that failed did so, if any has.
     pub last_error: Option<LastError>,
+    /// Whether its host answered the latest echo beside a yes, as far as is known. Only then its silence means something, so a restart is not to
+    /// forget it.
+    pub answers_echoes: bool,
 }
 
 /// Why a check failed.

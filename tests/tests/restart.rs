@@ -8,7 +8,7 @@ use lab::address::Family;
 use lab::config::{Config, SERVICE};
 use lab::namespace::Namespace;
 use lab::peer::backend::{Backend, PORT};
-use lab::peer::client::{Clients, Plan};
+use lab::peer::client::{Break, Clients, Connection, Plan};
 use lab::peer::crowd::{self, assert_talking};
 use lab::stage::Stage;
 use lab::tether::{CONFIG_PATH, PINS, Tether};
@@ -174,6 +174,43 @@ fn a_drain_outlives_a_killed_daemon() -> Result<()> {
     assert_eq!(crowd::on(&newcomers, "b3").len(), 0);
     assert_talking(&connections)?;
     assert!(crowd::on(&connections, "b3").len() > 10);
+    stage.close();
+    Ok(())
+}
+
+/// A routed host has no sign of life but its echoes, and the next daemon never sees this one answer any: that it did is remembered.
+#[test]
+fn a_routed_backend_that_dies_while_no_daemon_runs_is_down_and_its_clients_are_reset() -> Result<()>
+{
+    let mut stage = Stage::set(Topology::new(Place::Farm), 46, |_| {})?;
+    let connections = stage
+        .clients
+        .open(150, stage.plan().reconnecting(), |_| {})?;
+    let theirs = crowd::on(&connections, "b2");
+    assert!(theirs.len() > 10, "{} on b2", theirs.len());
+    stage.tether.kill()?;
+    stage.lab.darken(1)?;
+    stage.tether.restart()?;
+    stage.tether.wait_ready()?;
+    stage
+        .tether
+        .wait_status("b2 is down, and serves none", SOON, |status| {
+            status.health("b2") == "down" && status.serving("b2") == "none"
+        })?;
+    crowd::set_pace(theirs.iter().copied(), Some(PACE));
+    lab::wait::until("its clients are elsewhere", SOON, || {
+        let is_elsewhere = |c: &&Connection| c.backend().is_some_and(|b| b != "b2");
+        theirs.iter().all(is_elsewhere).then_some(())
+    })?;
+    for connection in &theirs {
+        let history = connection.history();
+        let breaks: Vec<_> = history.breaks().map(|(_, why)| why).collect();
+        assert_eq!(breaks, [&Break::Reset], "{history:?}");
+    }
+    let others = connections
+        .iter()
+        .filter(|connection| connection.history().lives.len() == 1);
+    assert_eq!(others.count(), connections.len() - theirs.len());
     stage.close();
     Ok(())
 }

@@ -239,13 +239,13 @@ fn take_over(stage: &mut Stage, program: PathBuf, version: u32) -> Result<()> {
     Ok(())
 }
 
-/// The flows of b1 are closed by a deadline, and clients of b2, which is dead, are told over a time: whoever takes over goes on with both where they are. On the
-/// link, where a daemon that has just begun sees that a host is dead: of a routed one it does not know yet whether that ever answered echoes.
+/// The flows of b1 are closed by a deadline, and clients of b2, which is dead, are told over a time: whoever takes over goes on with both where they are. b2 is
+/// routed, and has not been up since: that its host answered echoes is remembered, or nobody would call it dead.
 #[test]
 fn what_is_closed_at_a_pace_goes_on_so_through_upgrade_and_downgrade() -> Result<()> {
     const DEADLINE: Duration = Duration::from_secs(1);
     const CLOSE_OVER: Duration = Duration::from_secs(30);
-    let mut stage = Stage::set(Topology::new(Place::Segment), 57, |config| {
+    let mut stage = Stage::set(Topology::new(Place::Farm), 57, |config| {
         config.lines =
             "drain_deadline = \"1s\"\nclose_over = \"30s\"\nreset_over = \"60s\"\n".into();
     })?;

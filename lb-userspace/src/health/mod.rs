@@ -35,8 +35,9 @@ use crate::model::{BackendName, Check, Health, HealthReport, LastError, Target};
 /// Checks `targets` until `shutdown` turns true or the receiver of `reports` is gone.
 ///
 /// No check through a VIP is asked from one of `vips`, those of all services. How they went is noted in `times`. `at_once` is how many checks of all services are under way at once, at most. A target is a name and an address: one that stays in the list keeps its
-/// verdict, also when how it is checked changes. A report is sent whenever a target's verdict or the reason of its last failure changes, or that
-/// failure has ended, and again for each other object that takes a target's place.
+/// verdict, also when how it is checked changes. What is known of its host's echoes counts when it joins the list. A report is sent whenever a target's
+/// verdict, the reason of its last failure or whether its host answers echoes changes, or that failure has ended, and again for each other object that
+/// takes a target's place.
 ///
 /// # Errors
 /// When no netlink socket is to be had.
@@ -120,13 +121,15 @@ fn adjust(
     let mut before = std::mem::take(running);
     for target in wanted {
         let key = (target.name.clone(), target.address);
-        let order = Order {
+        let mut order = Order {
             places: places.of(&target.name.service),
             target,
         };
         let one = match before.remove(&key) {
             Some(one) => {
                 one.order.send_if_modified(|current| {
+                    // What it has found out itself is no other order.
+                    order.target.answers_echoes = current.target.answers_echoes;
                     let changed = *current != order;
                     *current = order;
                     changed
@@ -163,7 +166,7 @@ async fn watch_one(shared: Arc<Shared>, mut orders: watch::Receiver<Order>) {
         mut places,
     } = orders.borrow_and_update().clone();
     let mut probe = shared.probe(&target);
-    let mut track = Track::new(rules(&target.check));
+    let mut track = Track::new(rules(&target.check)).recalling(target.answers_echoes);
     let mut signs = Signs::new(target.address.ip());
     let mut news = News::default();
     let mut first_asked = None;
@@ -183,13 +186,15 @@ async fn watch_one(shared: Arc<Shared>, mut orders: watch::Receiver<Order>) {
                 (began, &times),
             );
             let (error, health) = answer.await;
-            if let Some(last_error) = news.of(health, error) {
+            let answers_echoes = track.answers_echoes();
+            if let Some(last_error) = news.of(health, error, answers_echoes) {
                 // Verdicts are logged by who acts on them.
                 tracing::debug!(
                     backend = %target.name,
                     address = %target.address,
                     ?health,
                     ?last_error,
+                    answers_echoes,
                     "the result of a check changed"
                 );
                 let report = HealthReport {
@@ -197,6 +202,7 @@ async fn watch_one(shared: Arc<Shared>, mut orders: watch::Receiver<Order>) {
                     address: target.address,
                     health,
                     last_error,
+                    answers_echoes,
                 };
                 if shared.reports.send(report).await.is_err() {
                     return;
@@ -228,6 +234,7 @@ async fn watch_one(shared: Arc<Shared>, mut orders: watch::Receiver<Order>) {
 struct News {
     health: Health,
     last_error: Option<LastError>,
+    answers_echoes: bool,
     /// Whether there is somebody to whom it was not said.
     untold: bool,
 }
@@ -239,7 +246,12 @@ impl News {
     }
 
     /// What is to be said of the last error after another check; none if nothing has changed.
-    fn of(&mut self, health: Health, error: Option<String>) -> Option<Option<LastError>> {
+    fn of(
+        &mut self,
+        health: Health,
+        error: Option<String>,
+        answers_echoes: bool,
+    ) -> Option<Option<LastError>> {
         let lasting = |last: &&LastError| last.ended.is_none();
         let last_error = match (error, &self.last_error) {
             (Some(text), last)
@@ -260,6 +272,7 @@ impl News {
         let said = Self {
             health,
             last_error,
+            answers_echoes,
             untold: false,
         };
         if said == *self {

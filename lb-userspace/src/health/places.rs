@@ -119,6 +119,7 @@ mod tests {
                 ..Check::DEFAULT
             },
             through: None,
+            answers_echoes: false,
         }
     }
 

@@ -7,7 +7,8 @@
 //! check that failed, no raw socket is needed, and it is the kernel's entry that tells, whatever made it true.
 //!
 //! **Routed**, or on the link with an entry that the operator set: an echo goes along with the check, every ten seconds while all is well (that is the
-//! baseline: does this host answer echoes while it is up?), and with every check while it is silent.
+//! baseline: does this host answer echoes while it is up?), and with every check while it is silent. The baseline is reported, and the next daemon begins
+//! with it. Its first check has an echo along all the same, so that a host that is up and answers no more is known for that before it may fall silent.
 //!
 //! **No evidence**: there is no route, the interface is down or has no carrier (that is this machine's trouble, and would be the death of every backend at once), it has no link-local
 //! address yet to ask a neighbour of IPv6 from, or no socket for echoes is to be had.

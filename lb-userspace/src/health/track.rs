@@ -9,7 +9,8 @@
 //! | down | refusing | any reply, or a sign of life: whatever answers is not gone, and its kernel sends its own resets |
 //!
 //! A backend without a sign of life to lose (routed, and it never answered an echo while it was up) is never called down: nothing
-//! tells it from a live host behind a firewall, and the flows of a live host must not be reset.
+//! tells it from a live host behind a firewall, and the flows of a live host must not be reset. That it answered is told with the verdict, so that
+//! whoever goes on with the checks may begin with it: a host that died while nobody asked would else never be called down.
 
 use std::time::Duration;
 
@@ -96,6 +97,15 @@ impl Track {
         }
     }
 
+    /// The same with what was known of the host before: whether it answered the latest echo beside a yes. The next echo beside one says that anew.
+    #[must_use]
+    pub fn recalling(self, answers_echoes: bool) -> Self {
+        Self {
+            answers_echoes,
+            ..self
+        }
+    }
+
     /// Whether the backend still has time to start. Meanwhile failures do not make a first verdict, but a host that is gone is gone. Those counted in it
     /// count when it is over.
     pub fn set_grace(&mut self, in_grace: bool) {
@@ -105,6 +115,11 @@ impl Track {
     /// The verdict.
     pub fn health(&self) -> Health {
         self.health
+    }
+
+    /// Whether the host answered the latest echo beside a yes.
+    pub fn answers_echoes(&self) -> bool {
+        self.answers_echoes
     }
 
     /// Other rules from now on. The verdict stays, what was counted towards the next one does not.
@@ -317,6 +332,40 @@ mod tests {
     }
 
     #[test]
+    fn what_was_known_of_echoes_before_holds_until_the_next_yes_with_an_echo() {
+        let lost = (Reply::Silent, Sign::Echo(false));
+        let recalling = |answers_echoes, results: &[(Reply, Sign)]| {
+            let mut track = Track::new(RULES).recalling(answers_echoes);
+            for (reply, sign) in results {
+                track.observe(*reply, *sign);
+            }
+            (track.health(), track.answers_echoes())
+        };
+        // It died while nobody asked, or was dead before.
+        let dead = [lost; 3];
+        assert_eq!(recalling(true, &dead), (Health::Down, true));
+        assert_eq!(recalling(false, &dead), (Health::Refusing, false));
+        // One lost echo is no more of a proof than it was, and neither are echoes while no check has gone without a reply.
+        assert_eq!(
+            recalling(true, &[MUTE, MUTE, lost]),
+            (Health::Refusing, true)
+        );
+        let refuses = (Reply::No, Sign::Echo(false));
+        assert_eq!(recalling(true, &[refuses; 9]), (Health::Refusing, true));
+        // A yes without an echo beside it says nothing of echoes.
+        let falls = [YES, lost, lost, lost];
+        assert_eq!(recalling(true, &falls), (Health::Down, true));
+        // A firewall drops them by now: that is seen while the host is up, and its silence is no death any more.
+        let mute = (Reply::Yes, Sign::Echo(false));
+        let falls = [mute, lost, lost, lost, lost];
+        assert_eq!(recalling(true, &falls), (Health::Refusing, false));
+        // Or it lets them through by now.
+        let answering = (Reply::Yes, Sign::Echo(true));
+        let falls = [answering, lost, lost, lost];
+        assert_eq!(recalling(false, &falls), (Health::Down, true));
+    }
+
+    #[test]
     fn what_this_host_could_not_ask_counts_for_nothing() {
         let unasked = [(Reply::Unasked, Sign::Absent); 9];
         assert_eq!(after(&[&[YES][..], &unasked].concat()).health(), Health::Up);
@@ -392,8 +441,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_change_of_verdict_has_its_evidence(results in results(), fall in 1u32..5, rise in 1u32..5) {
-            let mut track = Track::new(Rules { fall, rise, ..RULES });
+        fn every_change_of_verdict_has_its_evidence(
+            results in results(),
+            fall in 1u32..5,
+            rise in 1u32..5,
+            answered_before in any::<bool>(),
+        ) {
+            let rules = Rules { fall, rise, ..RULES };
+            let mut track = Track::new(rules).recalling(answered_before);
             for (step, (reply, sign)) in results.iter().enumerate() {
                 let before = track.health();
                 let after = track.observe(*reply, *sign);
@@ -413,7 +468,7 @@ mod tests {
                                 (Reply::Yes, Sign::Echo(answered)) => Some(*answered),
                                 _ => None,
                             });
-                            prop_assert_eq!(baseline, Some(true));
+                            prop_assert!(baseline.unwrap_or(answered_before));
                         }
                     }
                     (Health::Down, Health::Refusing) => {

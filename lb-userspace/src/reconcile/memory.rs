@@ -1,12 +1,12 @@
 //! What a restart must not forget and the maps do not hold: drains and changes that were asked for at runtime, since when backends are drained,
-//! answers of the DNS, and names.
+//! answers of the DNS, names, and which hosts answer echoes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     fs::{self, DirBuilder},
     io,
     io::Write,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     os::unix::fs::DirBuilderExt as _,
     path::{Path, PathBuf},
     time::Duration,
@@ -32,6 +32,10 @@ const BROKEN: &str = "runtime.json.broken";
 pub const FILES: [&str; 3] = [FILE, ASIDE, BROKEN];
 /// Version of the file's form.
 const VERSION: u32 = 1;
+/// How long it holds that a host answers echoes while no daemon asks it. In a longer time it may have been forbidden to, and then its silence is no death.
+const ECHOES_HOLD: Duration = Duration::from_secs(900);
+/// How often it is saved anew while a daemon asks: once none does, it holds for ten minutes at least.
+const ECHOES_SAVED_EVERY: Duration = Duration::from_secs(240);
 
 /// What is remembered.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -57,6 +61,9 @@ pub(super) struct Memory {
     /// Backends that are drained in whatever way, by identity.
     #[serde(default)]
     drains: BTreeMap<u64, Drain>,
+    /// Hosts that answer echoes; none also in what a version before this one left.
+    #[serde(default)]
+    echoing: Option<Echoing>,
     /// This machine's clocks.
     #[serde(skip)]
     clocks: Clocks,
@@ -110,6 +117,22 @@ struct Drain {
     since: Option<Date>,
 }
 
+/// Hosts that answered echoes while they were up.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Echoing {
+    /// When a daemon knew that last.
+    known: Date,
+    hosts: Vec<Host>,
+}
+
+/// The host of a checked backend.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Host {
+    name: BackendName,
+    /// Where the check goes.
+    address: SocketAddr,
+}
+
 /// A moment that is understood after the machine has started anew, too.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Date {
@@ -158,6 +181,11 @@ impl Clocks {
             date.wall_ms.saturating_sub(self.wall_ahead_ms)
         })
     }
+
+    /// Whether a date is less than so long ago, and since the machine's last start.
+    fn is_recent(&self, date: &Date, now: Moment, within: Duration) -> bool {
+        date.boot == self.boot && now.since(self.moment(date)) < within
+    }
 }
 
 fn millis(time: Duration) -> u64 {
@@ -172,7 +200,8 @@ struct ServiceName {
 }
 
 impl Memory {
-    /// The same with these drains by command, changes, names and drains of all kinds.
+    /// The same with these drains by command, changes, names and drains of all kinds. Which hosts answer echoes stays:
+    /// [`Memory::with_echoing`].
     pub(super) fn renewed(
         &self,
         ordered: &Drains,
@@ -206,6 +235,7 @@ impl Memory {
             asked: asked.collect(),
             evacuated,
             drains: drains.collect(),
+            echoing: self.echoing.clone(),
             clocks: clocks.clone(),
             is_unread: self.is_unread,
             drained: ordered.backends.keys().cloned().collect(),
@@ -216,6 +246,45 @@ impl Memory {
                 .collect(),
             backends: backends.collect(),
         }
+    }
+
+    /// The same with the hosts that answer echoes now. As long as they are those that are remembered, when that was known is not renewed with every call.
+    pub(super) fn with_echoing(
+        self,
+        hosts: impl Iterator<Item = (BackendName, SocketAddr)>,
+        now: Moment,
+    ) -> Self {
+        let hosts: Vec<Host> = hosts
+            .map(|(name, address)| Host { name, address })
+            .collect();
+        let held: &[Host] = self.echoing.as_ref().map_or(&[], |held| &held.hosts);
+        if held == hosts && !self.is_ageing(now) {
+            return self;
+        }
+        let known = self.clocks.date(now);
+        Self {
+            echoing: (!hosts.is_empty()).then_some(Echoing { known, hosts }),
+            ..self
+        }
+    }
+
+    /// Whether it is time to save anew which hosts answer echoes, though they are the same.
+    pub(super) fn is_ageing(&self, now: Moment) -> bool {
+        let clocks = &self.clocks;
+        self.echoing
+            .as_ref()
+            .is_some_and(|held| !clocks.is_recent(&held.known, now, ECHOES_SAVED_EVERY))
+    }
+
+    /// The hosts that answered echoes while they were up, by name and address that is checked, if that was known of late. Not what was known before the
+    /// machine's last start: while its links come up, whoever is behind one of them is silent, and nothing tells that from a death.
+    pub(super) fn echoing(&self, now: Moment) -> impl Iterator<Item = (BackendName, SocketAddr)> {
+        let clocks = &self.clocks;
+        self.echoing
+            .iter()
+            .filter(move |held| clocks.is_recent(&held.known, now, ECHOES_HOLD))
+            .flat_map(|held| &held.hosts)
+            .map(|host| (host.name.clone(), host.address))
     }
 
     /// Nothing but the clocks.
@@ -374,7 +443,7 @@ pub(super) fn path(directory: &Path) -> PathBuf {
 const LOST_DRAINS: &str = "backends that were drained with `tether drain` take new flows unless they are drained again, and so do all after a `tether drain --all`";
 const KEPT_DRAINS: &str =
     "what was drained with `tether drain` stays so, without a deadline of its own";
-const LOST_REST: &str = "what was changed at runtime is as the configuration says, and what was removed from that is listed by its addresses; deadlines of drains count anew";
+const LOST_REST: &str = "what was changed at runtime is as the configuration says, and what was removed from that is listed by its addresses; deadlines of drains count anew, and a routed backend that is dead is called refusing until it has been up";
 
 /// Keeps an unusable file for people to look at, and says what is lost with it.
 fn set_aside(directory: &Path, error: &io::Error, has_drains: bool) {
@@ -466,6 +535,53 @@ mod tests {
         assert_eq!(names, ["chat/b1"]);
         assert_eq!(ordered.backends.values().flatten().count(), 0);
         assert_eq!(ordered.all, None);
+        assert_eq!(Memory::load(&directory).echoing(Moment(0)).count(), 0);
+        fs::remove_dir_all(directory).unwrap();
+    }
+
+    #[test]
+    fn hosts_that_answer_echoes_are_known_for_a_while_and_until_the_machine_starts_anew() {
+        let directory = directory("echoing");
+        let name = BackendName {
+            service: "chat".to_owned(),
+            backend: "b1".to_owned(),
+        };
+        let b1: (BackendName, SocketAddr) = (name, "[2001:db8::7]:80".parse().unwrap());
+        let with_b1 =
+            |memory: Memory, ms| memory.with_echoing([b1.clone()].into_iter(), Moment(ms));
+        let nothing = Memory::load(&directory).renewed(
+            &Drains::default(),
+            Changes::default(),
+            vec![],
+            std::iter::empty(),
+            std::iter::empty(),
+            std::iter::empty(),
+        );
+        with_b1(nothing, 1_000).save(&directory).unwrap();
+        let memory = Memory::load(&directory);
+        let known = |memory: &Memory, ms| memory.echoing(Moment(ms)).collect::<Vec<_>>();
+        let end = 1_000 + ECHOES_HOLD.as_millis() as i64;
+        assert_eq!(known(&memory, 1_000), [b1.clone()]);
+        assert_eq!(known(&memory, end - 1), [b1.clone()]);
+        assert_eq!(known(&memory, end), []);
+        let rebooted = Memory {
+            clocks: Clocks {
+                boot: "another".to_owned(),
+                ..memory.clocks.clone()
+            },
+            ..memory.clone()
+        };
+        assert_eq!(known(&rebooted, 1_000), []);
+
+        // While it stays so, that is saved now and then.
+        let due = 1_000 + ECHOES_SAVED_EVERY.as_millis() as i64;
+        assert!(!memory.is_ageing(Moment(due - 1)) && memory.is_ageing(Moment(due)));
+        assert_eq!(with_b1(memory.clone(), due - 1), memory);
+        assert_eq!(known(&with_b1(memory.clone(), due), end), [b1.clone()]);
+        // It answers no more.
+        let nobody = memory.with_echoing(std::iter::empty(), Moment(due - 1));
+        assert_eq!(known(&nobody, due - 1), []);
+        assert!(!nobody.is_ageing(Moment(end)));
         fs::remove_dir_all(directory).unwrap();
     }
 

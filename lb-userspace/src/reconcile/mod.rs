@@ -218,7 +218,10 @@ pub async fn run(
             match inputs.next(until).await {
                 Next::Event(event) => news = worker.take_in(event),
                 Next::Deadline => {}
-                Next::Stop => return Ok(()),
+                Next::Stop => {
+                    worker.state.ends();
+                    return Ok(());
+                }
             }
             // Whatever else has come meanwhile is part of the same change.
             for event in inputs.waiting() {

@@ -43,6 +43,8 @@ pub(super) struct Registry {
     pub(super) homeless: Vec<(desired::Service, String)>,
     /// Where the records of a checked backend are: service, and index of the backend.
     watched: HashMap<(BackendName, SocketAddr), Vec<(u16, usize)>>,
+    /// The checked backends whose hosts answer echoes.
+    echoing: BTreeSet<(BackendName, SocketAddr)>,
 }
 
 impl Registry {
@@ -97,6 +99,7 @@ impl Registry {
             })),
             homeless: Vec::new(),
             watched: HashMap::new(),
+            echoing: BTreeSet::new(),
         };
         for (&id, held) in &observed.backends {
             let state = BackendState(held.state);
@@ -355,6 +358,9 @@ impl Registry {
                 self.watched.entry(key).or_default().push((id, n));
             }
         }
+        // Who is checked again later, or elsewhere, is asked anew.
+        let watched = &self.watched;
+        self.echoing.retain(|key| watched.contains_key(key));
     }
 
     /// Takes in a verdict; one about nobody that is known is ignored. False if it is no news.
@@ -371,6 +377,21 @@ impl Registry {
             }
         }
         news
+    }
+
+    /// Takes in whether a host answers echoes. True if that is news.
+    pub(super) fn learnt(&mut self, report: &HealthReport) -> bool {
+        let key = (report.name.clone(), report.address);
+        if report.answers_echoes {
+            self.watched.contains_key(&key) && self.echoing.insert(key)
+        } else {
+            self.echoing.remove(&key)
+        }
+    }
+
+    /// The checked backends whose hosts answer echoes.
+    pub(super) fn echoing(&self) -> impl Iterator<Item = (BackendName, SocketAddr)> {
+        self.echoing.iter().cloned()
     }
 
     /// Lets go of what is removed and named by nothing. True if anything went.
@@ -435,8 +456,11 @@ impl Registry {
         went
     }
 
-    /// Takes over since when backends are drained, as the last run remembered.
-    pub(super) fn recall(&mut self, memory: &Memory) {
+    /// Takes over since when backends are drained, and whose hosts answer echoes, as the last run remembered.
+    pub(super) fn recall(&mut self, memory: &Memory, now: Moment) {
+        let watched = &self.watched;
+        let echoing = memory.echoing(now);
+        self.echoing = echoing.filter(|key| watched.contains_key(key)).collect();
         for service in self.services.values_mut() {
             for backend in &mut service.backends {
                 backend.drained = memory.drain(backend.identity).map(|(begun, _)| begun);
@@ -590,6 +614,7 @@ impl Registry {
             })
         };
         for (service, backend) in wanted_last(false).chain(wanted_last(true)) {
+            let key = (backend.name.clone(), backend.check_address);
             let target = Target {
                 name: backend.name.clone(),
                 object: backend.numbered,
@@ -603,8 +628,9 @@ impl Registry {
                     ..backend.check.clone()
                 },
                 through: backend.through(service.endpoint, hops),
+                answers_echoes: self.echoing.contains(&key),
             };
-            targets.insert((backend.name.clone(), backend.check_address), target);
+            targets.insert(key, target);
         }
         targets.into_values().collect()
     }

@@ -74,7 +74,7 @@ pub struct State {
     pub(super) unguarded: Option<String>,
     pub(super) generation: Generation,
     saved: Memory,
-    /// Whether names or drains came or went since they were saved.
+    /// Whether names, drains or hosts that answer echoes came or went since they were saved.
     names_changed: bool,
     /// Whether they could not be saved when that was tried last.
     is_unsaved: bool,
@@ -147,7 +147,7 @@ impl State {
         };
         state.forget_drains();
         state.want();
-        state.registry.recall(&state.saved);
+        state.registry.recall(&state.saved, now.into());
         Ok(state)
     }
 
@@ -295,6 +295,8 @@ impl State {
 
     /// Takes in a verdict; `now_ms` is since boot, as [`Moment`] has it. False if it is no news.
     pub fn heard(&mut self, report: HealthReport, now_ms: u64) -> bool {
+        // Nothing follows from it now: it is saved with what is applied next, a full comparison at the latest.
+        self.names_changed |= self.registry.learnt(&report);
         self.registry.heard(report, now_ms)
     }
 
@@ -385,6 +387,7 @@ impl State {
         self.give_up_awaiting(now);
         self.names_changed |= self.registry.note(now);
         self.names_changed |= self.registry.retire(&self.observed, &self.census);
+        self.names_changed |= self.saved.is_ageing(now);
         self.registry.house();
         self.registry.weigh(&self.census, now.tick());
         let judged_next = self.registry.judge(self.maps.measured.as_ref(), now);
@@ -442,13 +445,19 @@ impl State {
         if self.deferred.is_empty() && self.registry.homeless.is_empty() {
             self.generation.applied = self.generation.resolved;
         }
-        if self.names_changed {
-            self.save_news();
-        }
+        self.save_news();
     }
 
-    /// Saves what came or went. What cannot be saved now is tried again after the next plan, which is due with the next full comparison at the latest.
+    /// The daemon ends: what has come since the latest plan was applied is saved.
+    pub fn ends(&mut self) {
+        self.save_news();
+    }
+
+    /// Saves what came or went, if anything did. What cannot be saved now is tried again after the next plan, which is due with the next full comparison at the latest.
     fn save_news(&mut self) {
+        if !self.names_changed {
+            return;
+        }
         match self.save(&self.ordered.clone(), self.changes.clone()) {
             Ok(()) => {
                 if self.is_unsaved {
@@ -461,7 +470,8 @@ impl State {
                 if !self.is_unsaved {
                     tracing::warn!(
                         %error,
-                        "names of removed backends, answers of the DNS, and since when backends are drained, would not survive a restart; saving them is tried again"
+                        "names of removed backends, answers of the DNS, since when backends are drained, and which hosts answer echoes, would not survive a restart; saving \
+                         them is tried again"
                     );
                 }
                 self.is_unsaved = true;
@@ -636,6 +646,11 @@ impl State {
         let memory = self
             .saved
             .renewed(ordered, changes, answers, names, backends, drains);
+        let memory = match self.planned {
+            Some(now) => memory.with_echoing(self.registry.echoing(), now),
+            // What the last run knew stays as old as it is until this one goes on from it.
+            None => memory,
+        };
         if memory != self.saved {
             memory.save(&self.config.state_dir)?;
             self.saved = memory;

@@ -40,6 +40,7 @@ impl World {
             address,
             health,
             last_error: None,
+            answers_echoes: false,
         };
         self.state.heard(report, self.now_ms);
     }

@@ -141,6 +141,7 @@ impl Daemon {
             address: address.parse().unwrap(),
             health,
             last_error: None,
+            answers_echoes: false,
         };
         self.health.send(report).await.unwrap();
     }

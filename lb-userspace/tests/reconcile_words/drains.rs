@@ -238,6 +238,7 @@ fn a_restart_goes_on_telling_a_dead_backends_clients_where_it_was() {
             address: "10.0.1.2:80".parse().unwrap(),
             health,
             last_error: None,
+            answers_echoes: false,
         };
         state.heard(report, 0);
     };
@@ -291,6 +292,7 @@ fn clients_of_one_that_dies_while_checks_of_others_fail_are_told_after_another_c
                 address: ([10, 0, 1, number], 80).into(),
                 health,
                 last_error,
+                answers_echoes: false,
             };
             assert!(state.heard(report, now_ms));
         };
@@ -462,6 +464,7 @@ fn flows_that_begin_in_fail_open_are_counted() {
         address: "10.0.1.1:80".parse().unwrap(),
         health: Health::Up,
         last_error: None,
+        answers_echoes: false,
     };
     assert!(state.heard(report, 0));
     machine.settle(&mut state);

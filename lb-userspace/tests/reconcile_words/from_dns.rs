@@ -153,6 +153,7 @@ fn what_the_last_run_remembers_of_the_dns_is_no_first_word() {
                 address: SocketAddr::new(address, 80),
                 health: Health::Up,
                 last_error: None,
+                answers_echoes: false,
             };
             state.heard(report, 0);
         }

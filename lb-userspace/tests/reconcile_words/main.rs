@@ -2,6 +2,7 @@
 #![expect(clippy::unwrap_used, reason = "a test ends where it fails")]
 
 mod drains;
+mod echoes;
 mod from_dns;
 mod local;
 mod outliers;

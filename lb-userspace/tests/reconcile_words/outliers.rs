@@ -44,6 +44,7 @@ fn begin(test: &str) -> (Machine, State) {
             address: address(backend),
             health: Health::Up,
             last_error: None,
+            answers_echoes: false,
         };
         assert!(state.heard(report, 0));
     }
@@ -165,6 +166,7 @@ fn who_is_ejected_stands_in_for_the_last_one_that_falls() {
         address: address("b1"),
         health: Health::Refusing,
         last_error: None,
+        answers_echoes: false,
     };
     assert!(state.heard(report, 1_000));
     // At once, and not with the next step.
