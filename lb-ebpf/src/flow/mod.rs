@@ -11,6 +11,7 @@ use core::{
 
 use lb_common::{
     backend::{Backend, BackendState},
+    clock::Tick,
     flow::{
         FlowKey,
         bucket::{Facts, WAYS},
@@ -72,6 +73,8 @@ pub(crate) trait Table: nat::Carry {
     fn nat_buckets() -> u32;
     /// The translations that go with a bucket.
     fn translations(index: u32) -> Option<*mut lb_common::nat::Bucket>;
+    /// [`Memory::best_offer`], the present being a tick's number.
+    fn best_offer(index: u32, now: u32) -> u32;
 }
 
 /// The backend for a segment of an established flow that can be forwarded; none for anything else.
@@ -347,6 +350,11 @@ impl<T: Table, const TRANSLATES: bool, const AT_ONCE: bool> Memory
     }
 
     #[inline(always)]
+    fn best_offer(&self, index: u32, now: Tick) -> u32 {
+        T::best_offer(index, now.0)
+    }
+
+    #[inline(always)]
     fn carry_facts(&self, from: Place, to: Place) {
         if let (Some(source), Some(copy)) = (first_seen::<T>(from), first_seen::<T>(to)) {
             // SAFETY: entries of the map.
@@ -356,6 +364,13 @@ impl<T: Table, const TRANSLATES: bool, const AT_ONCE: bool> Memory
             nat::carry::<T>(from, to);
         }
     }
+}
+
+/// What a bucket offers a newcomer, of either table of flows. Each has a global function, which the verifier walks through once: that of 6.1 would not come
+/// to an end of all the ways that lead here.
+#[inline(always)]
+fn best_offer<T: Table>(index: u32, now: u32) -> u32 {
+    table::best_offer(&Maps::<T>::NEW, index, Tick(now))
 }
 
 #[inline(always)]

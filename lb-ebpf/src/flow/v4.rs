@@ -8,7 +8,7 @@ use lb_common::{
     nat,
 };
 
-use super::{Held, Table};
+use super::{Held, Table, best_offer};
 use crate::{family::V4, maps};
 
 impl Table for V4 {
@@ -44,6 +44,18 @@ impl Table for V4 {
     fn translations(index: u32) -> Option<*mut nat::Bucket> {
         maps::nat4(index)
     }
+
+    #[inline(always)]
+    fn best_offer(index: u32, now: u32) -> u32 {
+        best_offer4(index, now)
+    }
+}
+
+/// See [`best_offer`].
+#[inline(never)]
+#[unsafe(no_mangle)]
+extern "C" fn best_offer4(index: u32, now: u32) -> u32 {
+    best_offer::<V4>(index, now)
 }
 
 impl Held for Key {

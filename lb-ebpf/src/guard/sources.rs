@@ -74,7 +74,7 @@ impl Sources for SourceMap {
     /// As in [`crate::flow`].
     #[inline(always)]
     fn blur(&self, way: u32) -> u32 {
-        way ^ maps::always_zero()
+        hide::bits::<{ SOURCES_IN_BUCKET - 1 }>(u64::from(way ^ maps::always_zero())) as u32
     }
 }
 
