@@ -1,14 +1,15 @@
 //! `outlier`: a backend whose clients send much more again than those of its peers takes no new flows for a while. Pure.
 //!
 //! A backend may be ill in a way that its checks do not find: it loses some packets, or answers too late. Its clients then repeat themselves. So do all
-//! clients whose own networks are bad, but those are everybody's: what matters is the difference from the peers.
+//! clients whose own networks are bad, but those are everybody's: what matters is the difference from the peers. And what matters is what several clients say:
+//! of what is compared, no client has more than the fifth has, of those who repeat themselves most ([`Share::evened`]).
 //!
 //! * [`Window`]: counts of the latest time, in steps
 //! * [`judge`]: who is ejected, and who is back
 
 use std::{collections::VecDeque, time::Duration};
 
-use lb_common::repeats::Repeats;
+use lb_common::repeats::{PARTS, Repeats};
 use serde::{Deserialize, Serialize};
 
 use crate::pace::Moment;
@@ -59,7 +60,7 @@ impl Outlier {
 }
 
 /// What fewer clients repeat says nothing of a backend: each may have a bad network of its own, or wish the backend ill.
-const LEAST_CLIENTS: u32 = 5;
+const LEAST_CLIENTS: usize = 5;
 /// Steps of a window.
 const STEPS: u32 = 6;
 /// An ejection is at most so many times as long as the first.
@@ -79,22 +80,22 @@ impl Signal {
     const ALL: [Self; 2] = [Self::Syns, Self::Data];
 }
 
-/// How much of something was sent again.
+/// How much of something was sent again, and by whom.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Share {
     /// How much was sent, or is known to have arrived.
     pub samples: u64,
     /// How much of it came again.
     pub again: u64,
-    /// How many clients that was of, at least.
-    pub clients: u32,
+    /// How much of that was of each part of all clients, as far as it was noted.
+    pub parts: [u64; PARTS],
 }
 
 impl Share {
-    /// Of what was counted.
+    /// Of what was counted in a step.
     #[must_use]
     pub fn of(counted: &Repeats, signal: Signal) -> Self {
-        let (samples, again, clients) = match signal {
+        let (samples, again, noted) = match signal {
             // A connection whose SYN came again may never have come to more.
             Signal::Syns => (
                 counted.handshakes.saturating_add(counted.syns),
@@ -104,10 +105,47 @@ impl Share {
             Signal::Data => (counted.data, counted.data_again, counted.data_clients),
         };
         // Two CPUs may have counted these while they were read.
+        let again = again.min(samples);
         Self {
             samples,
-            again: again.min(samples),
-            clients: clients.count_ones(),
+            again,
+            parts: dealt(again, noted.to_le_bytes()),
+        }
+    }
+
+    /// Of both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        let mut parts = self.parts;
+        for (part, more) in parts.iter_mut().zip(other.parts) {
+            *part = part.saturating_add(more);
+        }
+        Self {
+            samples: self.samples.saturating_add(other.samples),
+            again: self.again.saturating_add(other.again),
+            parts,
+        }
+    }
+
+    /// Of how many clients that is which came again, at least.
+    #[must_use]
+    pub fn clients(&self) -> usize {
+        self.parts.iter().filter(|part| **part > 0).count()
+    }
+
+    /// The same as if no part of all clients, and so no client, had sent more of it again than the fifth has of those who sent most of it again; if there are
+    /// fewer, than the last has. What is beyond that is no sample either, and neither is what is nobody's.
+    #[must_use]
+    pub fn evened(self) -> Self {
+        let mut sorted = self.parts;
+        sorted.sort_unstable_by_key(|part| std::cmp::Reverse(*part));
+        let last = self.clients().clamp(1, LEAST_CLIENTS) - 1;
+        let parts = self.parts.map(|part| part.min(sorted[last]));
+        let again = parts.iter().sum::<u64>().min(self.again);
+        Self {
+            samples: self.samples - (self.again - again),
+            again,
+            parts,
         }
     }
 
@@ -117,6 +155,19 @@ impl Share {
         let share = u128::from(self.again) * 1_000 / u128::from(self.samples.max(1));
         share as u32
     }
+}
+
+/// How much of what came again is of each part of all clients, if of each so much was noted as long as that went on; all of it, unless nothing was noted.
+fn dealt(again: u64, noted: [u8; PARTS]) -> [u64; PARTS] {
+    let all: u128 = noted.iter().map(|part| u128::from(*part)).sum();
+    let (mut before, mut given) = (0, 0);
+    noted.map(|part| {
+        before += u128::from(part);
+        let by_here = (u128::from(again) * before / all.max(1)) as u64;
+        let of_part = by_here - given;
+        given = by_here;
+        of_part
+    })
 }
 
 /// What was counted for one backend in the latest time.
@@ -142,11 +193,11 @@ impl Window {
         self.steps.clear();
     }
 
-    /// What was counted in all its steps.
+    /// How much was sent again in all its steps.
     #[must_use]
-    pub fn total(&self) -> Repeats {
-        let sum = |sum: Repeats, step: &Repeats| sum.and(step);
-        self.steps.iter().fold(Repeats::default(), sum)
+    pub fn share(&self, signal: Signal) -> Share {
+        let steps = self.steps.iter().map(|step| Share::of(step, signal));
+        steps.fold(Share::default(), Share::and)
     }
 }
 
@@ -155,9 +206,9 @@ impl Window {
 pub struct Ejection {
     /// What its clients sent again.
     pub signal: Signal,
-    /// Their share of it, in parts of a thousand.
+    /// Their share of it, evened, in parts of a thousand.
     pub share: u32,
-    /// The median of its peers' shares then.
+    /// The median of its peers' shares then, each evened too.
     pub peers: u32,
     /// How many times it was ejected of late, this one included.
     pub times: u32,
@@ -228,7 +279,7 @@ pub fn judge(
     let shares = Signal::ALL.map(|signal| {
         let all = backends.iter();
         all.map(|memory| {
-            let share = Share::of(&memory.window.total(), signal);
+            let share = memory.window.share(signal).evened();
             let is_enough = share.samples >= u64::from(policy.least);
             is_enough.then_some((share, memory.ejected.is_some()))
         })
@@ -284,7 +335,7 @@ pub fn expire(memory: &mut Memory, now: Moment) {
     }
 }
 
-/// Whether a backend is an outlier by one signal. Each share comes with whether its backend is ejected: such are nobody's peers.
+/// Whether a backend is an outlier by one signal. Each share is evened, and comes with whether its backend is ejected: such are nobody's peers.
 fn find(
     policy: &Outlier,
     signal: Signal,
@@ -292,7 +343,7 @@ fn find(
     at: usize,
 ) -> Option<Finding> {
     let (share, _) = shares[at]?;
-    if share.clients < LEAST_CLIENTS {
+    if share.clients() < LEAST_CLIENTS {
         return None;
     }
     let share = share.per_mille();

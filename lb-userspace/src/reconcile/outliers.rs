@@ -8,7 +8,7 @@ use super::{
     registry::Registry,
 };
 use crate::{
-    balance::outlier::{self, Ejection, Outlier, Share, Signal},
+    balance::outlier::{self, Ejection, Outlier, Signal},
     dataplane::maps::Measured,
     pace::Moment,
     resolve,
@@ -128,9 +128,8 @@ pub(super) fn repeats_of(
     backend: &BackendRecord,
 ) -> Option<RepeatsStatus> {
     service.judged?;
-    let total = backend.sent.window.total();
     let share = |signal| {
-        let share = Share::of(&total, signal);
+        let share = backend.sent.window.share(signal);
         ShareStatus {
             samples: share.samples,
             again: share.again,

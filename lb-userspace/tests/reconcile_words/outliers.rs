@@ -22,8 +22,8 @@ const WELL: Repeats = Repeats {
     syns: 2,
     data: 1_000,
     data_again: 10,
-    syn_clients: 0b1_1111,
-    data_clients: 0b1_1111,
+    syn_clients: 0x01_0101_0101,
+    data_clients: 0x01_0101_0101,
 };
 /// Thirty percent of the data.
 const ILL: Repeats = Repeats {
@@ -131,7 +131,7 @@ fn a_backend_whose_clients_repeat_themselves_is_ejected_for_a_while() {
 fn few_clients_speak_for_no_backend() {
     let (machine, mut state) = begin("few-clients");
     let few = Repeats {
-        data_clients: 0b1111,
+        data_clients: 0x0101_0101,
         ..ILL
     };
     // The same ones again are no more, in another step.
@@ -144,12 +144,34 @@ fn few_clients_speak_for_no_backend() {
         assert_eq!(ill.balance.repeats.unwrap().data.per_mille, 300);
     }
     let another = Repeats {
-        data_clients: 0b1_0000,
+        data_clients: 0x01_0000_0000,
         ..ILL
     };
     count(&machine, "b1", &WELL);
     count(&machine, "b2", &another);
     machine.settle_at(&mut state, after(3_000));
+    assert!(backend(&state, "b2").balance.ejected.is_some());
+}
+
+#[test]
+fn one_client_speaks_for_no_backend_though_others_repeat_something_too() {
+    let (machine, mut state) = begin("one-client");
+    let loud = Repeats {
+        data_clients: 0x01_0101_0178,
+        ..ILL
+    };
+    for step in 1..=7 {
+        count(&machine, "b1", &WELL);
+        count(&machine, "b2", &loud);
+        machine.settle_at(&mut state, after(1_000 * step));
+        let b2 = backend(&state, "b2");
+        assert_eq!((b2.serving, b2.balance.ejected), (Serving::New, None));
+        assert_eq!(b2.balance.repeats.unwrap().data.per_mille, 300);
+    }
+    // Once all say so it is.
+    count(&machine, "b1", &WELL);
+    count(&machine, "b2", &ILL);
+    machine.settle_at(&mut state, after(8_000));
     assert!(backend(&state, "b2").balance.ejected.is_some());
 }
 

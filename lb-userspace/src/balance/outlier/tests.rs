@@ -7,8 +7,8 @@ const POLICY: Outlier = Outlier {
 };
 const START: Moment = Moment(1_000_000);
 
-/// Just as many clients as it takes.
-const ENOUGH: u64 = (1 << LEAST_CLIENTS) - 1;
+/// Just as many clients as it takes, each as often as the others.
+const ENOUGH: u64 = 0x01_0101_0101;
 
 /// What a backend's clients, who are enough, send in a step: of so many handshakes and segments, so many again.
 fn sent(handshakes: u64, syns: u64, data: u64, again: u64) -> Repeats {
@@ -105,16 +105,22 @@ const ILL: Repeats = Repeats {
 #[test]
 fn a_window_is_what_was_counted_in_the_latest_steps() {
     let mut window = Window::default();
+    let counted = |window: &Window| {
+        Signal::ALL.map(|signal| {
+            let share = window.share(signal);
+            (share.samples, share.again)
+        })
+    };
     window.step(sent(5, 5, 5, 5));
-    assert_eq!(window.total(), Repeats::default(), "whoever had it before");
+    assert_eq!(counted(&window), [(0, 0); 2], "whoever had it before");
     for n in 1..=10 {
-        window.step(sent(5 + n, 5, 5 + 10 * n, 5));
+        window.step(sent(5 + n, 5, 5 + 10 * n, 5 + n));
     }
-    assert_eq!(window.total(), sent(6, 0, 60, 0));
+    assert_eq!(counted(&window), [(6, 0), (60, 6)]);
     window.forget();
-    assert_eq!(window.total(), Repeats::default());
-    window.step(sent(17, 5, 105, 6));
-    assert_eq!(window.total(), sent(2, 0, 0, 1));
+    assert_eq!(counted(&window), [(0, 0); 2]);
+    window.step(sent(17, 6, 108, 16));
+    assert_eq!(counted(&window), [(3, 1), (3, 1)]);
 }
 
 #[test]
@@ -160,8 +166,8 @@ fn few_clients_speak_for_nobody() {
     let deaf = sent(0, 250, 0, 0);
     let busy = sent(400, 4, 0, 0);
     let few = |step: Repeats| Repeats {
-        syn_clients: ENOUGH >> 1,
-        data_clients: ENOUGH >> 1,
+        syn_clients: ENOUGH >> 8,
+        data_clients: ENOUGH >> 8,
         ..step
     };
     // Over more than a whole window, and whatever the others have.
@@ -189,13 +195,13 @@ fn few_clients_speak_for_nobody() {
 fn clients_come_together_over_the_steps_of_a_window() {
     let mut window = Window::default();
     window.step(Repeats::default());
-    for n in 0..u64::from(STEPS) {
+    for n in 1..=u64::from(STEPS) {
         let counted = Repeats {
-            data_clients: 1 << n,
+            data_clients: 1 << (8 * n),
             ..sent(0, 0, n, n)
         };
         window.step(counted);
-        assert_eq!(u64::from(window.total().data_clients.count_ones()), n + 1);
+        assert_eq!(window.share(Signal::Data).clients() as u64, n);
     }
     // The first ones are forgotten.
     let nobody = Repeats {
@@ -204,8 +210,102 @@ fn clients_come_together_over_the_steps_of_a_window() {
     };
     window.step(nobody);
     window.step(nobody);
-    let share = Share::of(&window.total(), Signal::Data);
-    assert_eq!(share.clients, STEPS - 2);
+    let clients = window.share(Signal::Data).clients();
+    assert_eq!(clients, STEPS as usize - 2);
+}
+
+/// The first client far more than the four others.
+const LOUD: u64 = 0x01_0101_0178;
+
+/// The same of whoever sends this.
+fn loud(step: Repeats) -> Repeats {
+    Repeats {
+        syn_clients: LOUD,
+        data_clients: LOUD,
+        ..step
+    }
+}
+
+#[test]
+fn whose_repeats_they_were_is_in_the_proportions_of_what_was_noted() {
+    let dealt = |again, noted: u64| dealt(again, noted.to_le_bytes());
+    assert_eq!(dealt(7, 0x0102_0000_0000_0004), [4, 0, 0, 0, 0, 0, 2, 1]);
+    // Of more than were noted, and of fewer: all of it, and no more.
+    assert_eq!(
+        dealt(700, 0x0102_0000_0000_0004),
+        [400, 0, 0, 0, 0, 0, 200, 100]
+    );
+    assert_eq!(dealt(3, 0x0101_0101_0101_0101).iter().sum::<u64>(), 3);
+    assert_eq!(dealt(9, 0), [0; PARTS]);
+}
+
+#[test]
+fn of_what_is_compared_nobody_has_more_than_the_fifth() {
+    let share = |samples, parts: [u64; PARTS]| {
+        let share = Share {
+            samples,
+            again: parts.iter().sum(),
+            parts,
+        };
+        let evened = share.evened();
+        assert_eq!(evened.evened(), evened, "once and for all");
+        (evened.samples, evened.again)
+    };
+    let alike = [10; PARTS];
+    assert_eq!(share(1_000, alike), (1_000, 80));
+    assert_eq!(share(1_000, [500, 9, 8, 7, 6, 5, 0, 0]), (500, 35));
+    assert_eq!(share(1_000, [500, 400, 50, 4, 3, 2, 1, 0]), (58, 18));
+    // Of fewer than five nobody has more than the last.
+    assert_eq!(share(1_000, [0, 0, 500, 0, 20, 0, 0, 0]), (520, 40));
+    assert_eq!(share(1_000, [0, 0, 500, 0, 0, 0, 0, 0]), (1_000, 500));
+    assert_eq!(share(1_000, [0; PARTS]), (1_000, 0));
+    // What nobody is known to have sent speaks for nobody.
+    let nobodys = Share {
+        samples: 100,
+        again: 60,
+        parts: [0; PARTS],
+    };
+    assert_eq!(nobodys.evened().again, 0);
+}
+
+#[test]
+fn one_client_ejects_nobody_though_others_repeat_something_too() {
+    // Nearly a third of the data, and of that all but some percent.
+    let mut service = Service::of(3);
+    for _ in 0..2 * STEPS {
+        service.step(&[WELL, loud(ILL), WELL]);
+        service.expect(&[]);
+    }
+    // What is said of it is what was counted.
+    let share = service.backends[1].0.window.share(Signal::Data);
+    assert_eq!(share.per_mille(), 300);
+    // Half of the SYNs.
+    let busy = sent(400, 4, 0, 0);
+    let mut service = Service::of(3);
+    for _ in 0..2 * STEPS {
+        service.step(&[busy, loud(sent(200, 200, 0, 0)), busy]);
+        service.expect(&[]);
+    }
+    // At a quiet time all of them: what others have sent is too little to say anything.
+    let mut service = Service::of(3);
+    service.step(&[busy, loud(sent(0, 1_000, 0, 0)), busy]);
+    service.expect(&[]);
+    // The same from all alike.
+    service.step(&[busy, sent(0, 1_000, 0, 0), busy]);
+    service.expect(&[1]);
+}
+
+#[test]
+fn one_client_of_a_peer_hides_nobody() {
+    let of = |again| sent(0, 0, 1_000, again);
+    let mut service = Service::of(2);
+    service.step(&[loud(of(150)), of(200)]);
+    service.expect(&[1]);
+    assert!(service.ejection(1).peers < 10);
+    // All of the peer's clients: it is the network's fault.
+    let mut service = Service::of(2);
+    service.step(&[of(150), of(200)]);
+    service.expect(&[]);
 }
 
 #[test]
@@ -485,5 +585,25 @@ proptest! {
                 prop_assert!(ejection.share >= POLICY.ratio * ejection.peers);
             }
         }
+    }
+
+    /// From some point on it makes no difference how much it sends again.
+    #[test]
+    fn a_client_counts_for_no_more_however_much_it_repeats(
+        others in prop::array::uniform7(0u64..100),
+        samples in 1_000u64..100_000,
+        much in 100u64..1_000_000,
+        more in 0u64..1_000_000,
+    ) {
+        prop_assume!(others.iter().filter(|part| **part > 0).count() >= LEAST_CLIENTS);
+        let evened = |one: u64| {
+            let [a, b, c, d, e, f, g] = others;
+            let parts = [a, b, c, one, d, e, f, g];
+            let again = parts.iter().sum();
+            let share = Share { samples: samples + one, again, parts }.evened();
+            (share.samples, share.again)
+        };
+        prop_assert_eq!(evened(much), evened(much + more));
+        prop_assert!(evened(much).1 <= 8 * others.iter().max().copied().unwrap_or(0));
     }
 }
