@@ -188,6 +188,12 @@ impl Window {
         }
     }
 
+    /// It begins anew: of what has been counted by now nothing counts.
+    pub fn begin(&mut self, counted: Repeats) {
+        self.last = Some(counted);
+        self.forget();
+    }
+
     /// What was counted so far counts no more.
     pub fn forget(&mut self) {
         self.steps.clear();
@@ -223,11 +229,21 @@ pub struct Memory {
     pub window: Window,
     /// Whether it is ejected.
     pub ejected: Option<Ejection>,
+    /// Whether it could take new flows when that was last looked at.
+    able: bool,
     /// How many times it was, and when it came back from the last.
     before: Option<(u32, Moment)>,
 }
 
 impl Memory {
+    /// Whether it begins to be able to take new flows, as far as it is for itself to say. What was counted before says nothing of it: who was away, and had
+    /// clients that repeated themselves for that, is another now.
+    pub fn begins(&mut self, able: bool) -> bool {
+        let begins = able && !self.able;
+        self.able = able;
+        begins
+    }
+
     /// Of an ejection that has been.
     fn is_back(&mut self, now: Moment) {
         if let Some(ejection) = self.ejected.take() {

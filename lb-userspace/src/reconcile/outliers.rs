@@ -29,6 +29,9 @@ impl Registry {
                 forget(service);
                 continue;
             };
+            for backend in &mut service.backends {
+                begin(backend, measured);
+            }
             let due = service.judged.map(|judged| judged.later(policy.step()));
             if due.is_none_or(|due| due <= now) {
                 step(service, &policy, measured, now);
@@ -48,6 +51,16 @@ fn forget(service: &mut ServiceRecord) {
         let was = backend.standing.ejected.take();
         backend.sent = outlier::Memory::default();
         tell(backend, was);
+    }
+}
+
+/// Has a backend be judged anew that begins to be able to take new flows. Seen with every change of its health, and not only when a step is over: it may
+/// come and go within one.
+fn begin(backend: &mut BackendRecord, measured: &Measured) {
+    let able = is_able(backend);
+    if backend.sent.begins(able) {
+        let counted = measured.take(backend.numbered.id);
+        backend.sent.window.begin(counted);
     }
 }
 

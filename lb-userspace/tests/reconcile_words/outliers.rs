@@ -39,17 +39,22 @@ fn begin(test: &str) -> (Machine, State) {
     let config = machine.config_with(&["b1", "b2"], LINES);
     let mut state = machine.adopt(config).unwrap();
     for backend in ["b1", "b2"] {
-        let report = HealthReport {
-            name: name(backend),
-            address: address(backend),
-            health: Health::Up,
-            last_error: None,
-        };
-        assert!(state.heard(report, 0));
+        hear(&mut state, backend, Health::Up);
     }
     machine.settle(&mut state);
     drop(said());
     (machine, state)
+}
+
+/// Its checks say something new of a backend.
+fn hear(state: &mut State, backend: &str, health: Health) {
+    let report = HealthReport {
+        name: name(backend),
+        address: address(backend),
+        health,
+        last_error: None,
+    };
+    assert!(state.heard(report, 0));
 }
 
 fn address(backend: &str) -> SocketAddr {
@@ -176,19 +181,49 @@ fn one_client_speaks_for_no_backend_though_others_repeat_something_too() {
 }
 
 #[test]
+fn who_comes_back_is_judged_by_what_comes_then() {
+    let (machine, mut state) = begin("comes-back");
+    count(&machine, "b1", &WELL);
+    count(&machine, "b2", &WELL);
+    machine.settle_at(&mut state, after(1_000));
+    // It goes and comes within a step, or over several, and its clients repeat themselves meanwhile.
+    let mut now = 1_000;
+    for steps in [0, 3] {
+        hear(&mut state, "b2", Health::Refusing);
+        machine.settle_at(&mut state, after(now + 100));
+        for step in 1..=steps {
+            count(&machine, "b1", &WELL);
+            count(&machine, "b2", &ILL);
+            machine.settle_at(&mut state, after(now + 1_000 * step));
+        }
+        now += 1_000 * steps;
+        count(&machine, "b2", &ILL);
+        hear(&mut state, "b2", Health::Up);
+        machine.settle_at(&mut state, after(now + 200));
+        count(&machine, "b1", &WELL);
+        count(&machine, "b2", &WELL);
+        now += 1_000;
+        machine.settle_at(&mut state, after(now));
+        let back = backend(&state, "b2");
+        assert_eq!((back.serving, back.balance.ejected), (Serving::New, None));
+        let data = back.balance.repeats.unwrap().data;
+        assert_eq!((data.samples, data.again), (1_000, 10));
+    }
+    // Who is still ill then is seen to be.
+    count(&machine, "b1", &WELL);
+    count(&machine, "b2", &ILL);
+    machine.settle_at(&mut state, after(now + 1_000));
+    assert!(backend(&state, "b2").balance.ejected.is_some());
+}
+
+#[test]
 fn who_is_ejected_stands_in_for_the_last_one_that_falls() {
     let (machine, mut state) = begin("stands-in");
     count(&machine, "b1", &WELL);
     count(&machine, "b2", &ILL);
     machine.settle_at(&mut state, after(1_000));
     assert_eq!(backend(&state, "b2").serving, Serving::ExistingOnly);
-    let report = HealthReport {
-        name: name("b1"),
-        address: address("b1"),
-        health: Health::Refusing,
-        last_error: None,
-    };
-    assert!(state.heard(report, 1_000));
+    hear(&mut state, "b1", Health::Refusing);
     // At once, and not with the next step.
     machine.settle_at(&mut state, after(1_001));
     let ill = backend(&state, "b2");

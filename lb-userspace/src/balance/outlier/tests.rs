@@ -545,6 +545,23 @@ fn with_fewer_backends_fewer_are_out() {
 }
 
 #[test]
+fn what_was_counted_before_it_could_take_new_flows_does_not_count() {
+    let mut memory = Memory::default();
+    // Not even what comes to light with the next step.
+    assert!(memory.begins(true) && !memory.begins(true));
+    memory.window.begin(sent(10, 0, 100, 0));
+    memory.window.step(sent(20, 5, 200, 90));
+    assert!(!memory.begins(false));
+    memory.window.step(sent(20, 95, 200, 180));
+    assert!(!memory.begins(false) && memory.begins(true));
+    memory.window.begin(sent(20, 99, 200, 190));
+    let shares = |window: &Window| Signal::ALL.map(|signal| window.share(signal).samples);
+    assert_eq!(shares(&memory.window), [0, 0]);
+    memory.window.step(sent(27, 99, 203, 190));
+    assert_eq!(shares(&memory.window), [7, 3]);
+}
+
+#[test]
 fn who_cannot_take_new_flows_anyhow_is_back_in_time() {
     let mut service = Service::of(3);
     service.step(&[WELL, ILL, WELL]);
