@@ -16,8 +16,8 @@ use crate::{
 };
 
 impl Registry {
-    /// Takes in what was counted by `now`, if a step of a service's window is over, and says when the next one is. The same again changes nothing. Without
-    /// a program that counts, nobody is an outlier.
+    /// Takes in what was counted by `now`, if a step of a service's window is over, or somebody's ejection, and says when the next one is. The same again
+    /// changes nothing. Without a program that counts, nobody is an outlier.
     pub(super) fn judge(&mut self, measured: Option<&Measured>, now: Moment) -> Option<Moment> {
         let mut next = None;
         for service in self.services_mut() {
@@ -32,16 +32,22 @@ impl Registry {
             for backend in &mut service.backends {
                 begin(backend, measured);
             }
-            let due = service.judged.map(|judged| judged.later(policy.step()));
-            if due.is_none_or(|due| due <= now) {
+            if due(service, &policy).is_none_or(|due| due <= now) {
                 step(service, &policy, measured, now);
                 service.judged = Some(now);
             }
-            let due = service.judged.map(|judged| judged.later(policy.step()));
-            next = next.into_iter().chain(due).min();
+            next = next.into_iter().chain(due(service, &policy)).min();
         }
         next
     }
+}
+
+/// When a service is to be judged next; at once if it never was. An ejection may be shorter than a step, and ends in time.
+fn due(service: &ServiceRecord, policy: &Outlier) -> Option<Moment> {
+    let step = service.judged?.later(policy.step());
+    let backends = service.backends.iter();
+    let ends = backends.filter_map(|backend| Some(backend.sent.ejected?.until));
+    ends.chain([step]).min()
 }
 
 /// A service of which nothing is counted any more.

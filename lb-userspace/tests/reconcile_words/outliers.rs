@@ -217,6 +217,38 @@ fn who_comes_back_is_judged_by_what_comes_then() {
 }
 
 #[test]
+fn an_ejection_ends_in_time_though_the_window_is_long() {
+    let (machine, mut state) = begin("long-window");
+    let long = LINES.replace("\"6s\"", "\"1h\"");
+    state
+        .reload(machine.config_with(&["b1", "b2"], &long))
+        .unwrap();
+    machine.settle_at(&mut state, after(1_000));
+    let eject = |state: &mut State, now| {
+        count(&machine, "b1", &WELL);
+        count(&machine, "b2", &ILL);
+        machine.settle_at(state, after(now));
+        let left_s = backend(state, "b2").balance.ejected.map(|it| it.left_s);
+        assert_eq!(
+            state.due(),
+            left_s.map(|left_s| after(now + left_s * 1_000))
+        );
+        left_s
+    };
+    assert_eq!(eject(&mut state, 601_000), Some(10));
+    // Whose clients go on as before stays, and for longer.
+    assert_eq!(eject(&mut state, 611_000), Some(20));
+    count(&machine, "b1", &WELL);
+    count(&machine, "b2", &WELL);
+    machine.settle_at(&mut state, after(630_999));
+    assert!(backend(&state, "b2").balance.ejected.is_some());
+    machine.settle_at(&mut state, after(631_000));
+    let back = backend(&state, "b2");
+    assert_eq!((back.serving, back.balance.ejected), (Serving::New, None));
+    assert_eq!(state.due(), Some(after(1_231_000)));
+}
+
+#[test]
 fn who_is_ejected_stands_in_for_the_last_one_that_falls() {
     let (machine, mut state) = begin("stands-in");
     count(&machine, "b1", &WELL);
