@@ -48,6 +48,11 @@ impl Outlier {
         self.window / STEPS
     }
 
+    /// How long a backend is ejected the so many'th time of late.
+    fn length(&self, times: u32) -> Duration {
+        self.eject_for * times.min(MOST_TIMES)
+    }
+
     /// The most of so many backends that are ejected at a time.
     #[must_use]
     pub fn most(&self, backends: usize) -> usize {
@@ -222,6 +227,14 @@ pub struct Ejection {
     pub until: Moment,
 }
 
+impl Ejection {
+    /// Whether this is the same as another, whenever each ends: one that stays ejected when its time is over is ejected once more.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        self.times == other.times
+    }
+}
+
 /// What is remembered of one backend.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
@@ -242,6 +255,14 @@ impl Memory {
         let begins = able && !self.able;
         self.able = able;
         begins
+    }
+
+    /// It is ejected for no longer than it would be if it were ejected now: `eject_for` may be shorter than it was.
+    fn shorten(&mut self, policy: &Outlier, now: Moment) {
+        if let Some(ejection) = &mut self.ejected {
+            let longest = now.later(policy.length(ejection.times));
+            ejection.until = ejection.until.min(longest);
+        }
     }
 
     /// Of an ejection that has been.
@@ -268,7 +289,7 @@ impl Memory {
             share: finding.share,
             peers: finding.peers,
             times,
-            until: now.later(policy.eject_for * times.min(MOST_TIMES)),
+            until: now.later(policy.length(times)),
         });
         // It is judged by what comes from now on.
         self.window.forget();
@@ -292,6 +313,9 @@ pub fn judge(
     backends: &mut [&mut Memory],
     now: Moment,
 ) {
+    for memory in backends.iter_mut() {
+        memory.shorten(policy, now);
+    }
     let shares = Signal::ALL.map(|signal| {
         let all = backends.iter();
         all.map(|memory| {

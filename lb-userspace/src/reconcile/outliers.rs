@@ -90,8 +90,7 @@ fn step(service: &mut ServiceRecord, policy: &Outlier, measured: &Measured, now:
     for backend in &mut service.backends {
         let was = backend.standing.ejected;
         backend.standing.ejected = backend.sent.ejected;
-        let is_another = backend.standing.ejected.is_some() && backend.standing.ejected != was;
-        service.ejections += u64::from(is_another);
+        service.ejections += u64::from(news(was, backend.standing.ejected).is_some());
         tell(backend, was);
     }
 }
@@ -103,15 +102,19 @@ fn is_able(backend: &BackendRecord) -> bool {
     own == Serving::New && weight > 0
 }
 
+/// An ejection that is another than the one before.
+fn news(was: Option<Ejection>, is: Option<Ejection>) -> Option<Ejection> {
+    is.filter(|is| was.is_none_or(|was| !was.is(is)))
+}
+
 /// Says what has changed.
 fn tell(backend: &BackendRecord, was: Option<Ejection>) {
-    match (was, backend.standing.ejected) {
-        (was, Some(is)) if was != Some(is) => {
-            let why = why(&is);
-            tracing::warn!(backend = %backend.name, times = is.times, "ejected: {why}; it takes no new flows for a while");
-        }
-        (Some(_), None) => tracing::info!(backend = %backend.name, "no longer ejected"),
-        _ => {}
+    let is = backend.standing.ejected;
+    if let Some(ejection) = news(was, is) {
+        let why = why(&ejection);
+        tracing::warn!(backend = %backend.name, times = ejection.times, "ejected: {why}; it takes no new flows for a while");
+    } else if was.is_some() && is.is_none() {
+        tracing::info!(backend = %backend.name, "no longer ejected");
     }
 }
 

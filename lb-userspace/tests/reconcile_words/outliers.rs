@@ -249,6 +249,28 @@ fn an_ejection_ends_in_time_though_the_window_is_long() {
 }
 
 #[test]
+fn a_shorter_time_is_in_force_at_once_and_is_no_other_ejection() {
+    let (machine, mut state) = begin("shorter");
+    let long = LINES.replace("\"10s\"", "\"1h\"");
+    state
+        .reload(machine.config_with(&["b1", "b2"], &long))
+        .unwrap();
+    count(&machine, "b1", &WELL);
+    count(&machine, "b2", &ILL);
+    machine.settle_at(&mut state, after(1_000));
+    let left_s = |state: &State| backend(state, "b2").balance.ejected.map(|it| it.left_s);
+    assert_eq!(left_s(&state), Some(3_600));
+    state
+        .reload(machine.config_with(&["b1", "b2"], LINES))
+        .unwrap();
+    machine.settle_at(&mut state, after(2_000));
+    assert_eq!(left_s(&state), Some(10));
+    assert_eq!(status(&state).services[0].balance.ejections, 1);
+    machine.settle_at(&mut state, after(12_000));
+    assert_eq!(left_s(&state), None);
+}
+
+#[test]
 fn who_is_ejected_stands_in_for_the_last_one_that_falls() {
     let (machine, mut state) = begin("stands-in");
     count(&machine, "b1", &WELL);

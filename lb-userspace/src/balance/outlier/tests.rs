@@ -466,6 +466,30 @@ fn an_ejection_ends_by_time_and_the_next_is_longer() {
 }
 
 #[test]
+fn a_shorter_time_holds_for_who_is_ejected_already() {
+    let hour = Duration::from_hours(1);
+    let mut service = Service::of(3);
+    service.policy.eject_for = hour;
+    service.step(&[WELL, ILL, WELL]);
+    let first = service.ejection(1);
+    assert_eq!(first.until, service.now.later(hour));
+    service.policy.eject_for = POLICY.eject_for;
+    service.step(&[WELL, WELL, WELL]);
+    let until = service.now.later(POLICY.eject_for);
+    assert_eq!(service.ejection(1), Ejection { until, ..first });
+    // It is the same one, which runs on, and is not made longer either.
+    service.policy.eject_for = hour;
+    service.step(&[WELL, WELL, WELL]);
+    assert!(service.ejection(1).is(&first));
+    assert_eq!(service.ejection(1).until, until);
+    while service.now < until {
+        service.expect(&[1]);
+        service.step(&[WELL, WELL, WELL]);
+    }
+    service.expect(&[]);
+}
+
+#[test]
 fn what_was_counted_before_does_not_eject_again() {
     let mut service = Service::of(3);
     let quiet = Repeats::default();
