@@ -2,7 +2,7 @@
 //!
 //! A backend may be ill in a way that its checks do not find: it loses some packets, or answers too late. Its clients then repeat themselves. So do all
 //! clients whose own networks are bad, but those are everybody's: what matters is the difference from the peers. And what matters is what several clients say:
-//! of what is compared, no client has more than the fifth has, of those who repeat themselves most ([`Share::evened`]).
+//! of what is held against a backend, no client has more than the fifth has, of those who repeat themselves most ([`Share::evened`]).
 //!
 //! * [`Window`]: counts of the latest time, in steps
 //! * [`judge`]: who is ejected, and who is back
@@ -66,6 +66,9 @@ impl Outlier {
 
 /// What fewer clients repeat says nothing of a backend: each may have a bad network of its own, or wish the backend ill.
 const LEAST_CLIENTS: usize = 5;
+/// Of what a backend's peers are taken to have, no client has more than the so many'th: one alone spoils no peer, and hides nobody behind it. No more is left
+/// out than that: little that was counted is uneven by chance, and a peer would look better than it is.
+const OF_PEERS: usize = 2;
 /// Steps of a window.
 const STEPS: u32 = 6;
 /// An ejection is at most so many times as long as the first.
@@ -138,14 +141,15 @@ impl Share {
         self.parts.iter().filter(|part| **part > 0).count()
     }
 
-    /// The same as if no part of all clients, and so no client, had sent more of it again than the fifth has of those who sent most of it again; if there are
-    /// fewer, than the last has. What is beyond that is no sample either, and neither is what is nobody's.
+    /// The same as if no part of all clients, and so no client, had sent more of it again than the so many'th has, of those who sent most of it again; if
+    /// there are fewer, than the last has. What is beyond that is no sample either, and neither is what is nobody's.
     #[must_use]
-    pub fn evened(self) -> Self {
+    pub fn evened(self, place: usize) -> Self {
         let mut sorted = self.parts;
         sorted.sort_unstable_by_key(|part| std::cmp::Reverse(*part));
-        let last = self.clients().clamp(1, LEAST_CLIENTS) - 1;
-        let parts = self.parts.map(|part| part.min(sorted[last]));
+        let place = place.clamp(1, self.clients().max(1));
+        let most = sorted[place - 1];
+        let parts = self.parts.map(|part| part.min(most));
         let again = parts.iter().sum::<u64>().min(self.again);
         Self {
             samples: self.samples - (self.again - again),
@@ -219,7 +223,7 @@ pub struct Ejection {
     pub signal: Signal,
     /// Their share of it, evened, in parts of a thousand.
     pub share: u32,
-    /// The median of its peers' shares then, each evened too.
+    /// The median of its peers' shares then.
     pub peers: u32,
     /// How many times it was ejected of late, this one included.
     pub times: u32,
@@ -318,12 +322,8 @@ pub fn judge(
     }
     let shares = Signal::ALL.map(|signal| {
         let all = backends.iter();
-        all.map(|memory| {
-            let share = memory.window.share(signal).evened();
-            let is_enough = share.samples >= u64::from(policy.least);
-            is_enough.then_some((share, memory.ejected.is_some()))
-        })
-        .collect::<Vec<_>>()
+        all.map(|memory| (memory.window.share(signal), memory.ejected.is_some()))
+            .collect::<Vec<_>>()
     });
     let findings: Vec<Option<Finding>> = (0..backends.len())
         .map(|at| {
@@ -375,25 +375,21 @@ pub fn expire(memory: &mut Memory, now: Moment) {
     }
 }
 
-/// Whether a backend is an outlier by one signal. Each share is evened, and comes with whether its backend is ejected: such are nobody's peers.
-fn find(
-    policy: &Outlier,
-    signal: Signal,
-    shares: &[Option<(Share, bool)>],
-    at: usize,
-) -> Option<Finding> {
-    let (share, _) = shares[at]?;
-    if share.clients() < LEAST_CLIENTS {
+/// Whether a backend is an outlier by one signal. Each share comes with whether its backend is ejected: such are nobody's peers.
+fn find(policy: &Outlier, signal: Signal, shares: &[(Share, bool)], at: usize) -> Option<Finding> {
+    let is_enough = |share: &Share| share.samples >= u64::from(policy.least);
+    let share = shares[at].0.evened(LEAST_CLIENTS);
+    if share.clients() < LEAST_CLIENTS || !is_enough(&share) {
         return None;
     }
     let share = share.per_mille();
     let mut peers: Vec<u32> = shares
         .iter()
         .enumerate()
-        .filter(|(other, _)| *other != at)
-        .filter_map(|(_, share)| *share)
-        .filter(|(_, is_ejected)| !is_ejected)
-        .map(|(share, _)| share.per_mille())
+        .filter(|(other, (_, is_ejected))| *other != at && !is_ejected)
+        .map(|(_, (share, _))| share.evened(OF_PEERS))
+        .filter(is_enough)
+        .map(Share::per_mille)
         .collect();
     peers.sort_unstable();
     let median = match peers.len() {
