@@ -2,10 +2,11 @@
 //! that repeat themselves, whatever its health checks say.
 //!
 //! Of data, some flows are watched at a time: each place of an array is one flow's for as long as it sends, and then whoever's comes next. So what is counted
-//! is a sample, and within it the share of repeats is exact. Handshakes are counted all. Of SYNs a client, which is an address or an IPv6 network of 64 bits,
-//! has some places only, however many ports it sends from.
+//! is a sample, and within it the share of repeats is exact. Handshakes are counted all. A client, which is an address or an IPv6 network of 64 bits, has some
+//! places only, for data and for SYNs, however many ports it sends from.
 //!
-//! Whose repeats they were is counted too, roughly: all clients are dealt into 64 parts, so that from parts it is known how many they have been at least.
+//! Whose repeats they were is noted too, roughly: all clients are dealt into eight parts, and of each part some are counted. So it is known of how many clients
+//! they have been at least, and how much of it one client can have sent at most.
 
 use core::mem::{offset_of, size_of};
 
@@ -15,7 +16,7 @@ use crate::clock::Tick;
 pub const PLACES: u32 = 4_096;
 /// Segments of one flow that count in a tick, at most: nobody's own bad network is to speak for a backend.
 pub const MOST_A_TICK: u32 = 8;
-/// Places that a client has for SYNs. A power of two.
+/// Places that a client has for data, and as many for SYNs. A power of two.
 pub const PLACES_OF_A_CLIENT: u32 = 4;
 /// A flow that has been silent for so many ticks, at least one of them whole, leaves its place to another.
 const IDLE_TICKS: u32 = 2;
@@ -35,9 +36,10 @@ pub struct Repeats {
     pub data: u64,
     /// Those of them whose data had come before.
     pub data_again: u64,
-    /// The parts of all clients that those are of whose SYNs came again, a bit for each, since the daemon has taken note.
+    /// How many of [`Repeats::syns`] are of each part of all clients, a byte for each part ([`one_of`]), since the daemon has taken note. None are noted any
+    /// more once a part has [`ENOUGH`].
     pub syn_clients: u64,
-    /// The same of those whose data came again.
+    /// The same of [`Repeats::data_again`].
     pub data_clients: u64,
 }
 
@@ -52,11 +54,30 @@ pub const SYN_CLIENTS: usize = 4;
 /// [`Repeats::data_clients`], as the number of its word.
 pub const DATA_CLIENTS: usize = 5;
 
-/// The part of all clients that one is of, as a bit: of its address mixed under a secret, so that nobody can aim at it.
+/// Parts that all clients are dealt into: as many as a word has bytes.
+pub const PARTS: usize = 8;
+
+/// A bit of each part's byte. Once one of them is set, what is noted tells well enough how much is of which part. No byte runs over into the next: for that
+/// 128 CPUs would have to note something at the same moment.
+pub const ENOUGH: u64 = 0x8080_8080_8080_8080;
+
+/// One of the part of all clients that a client is of, to be added to what is noted: of its address mixed under a secret, so that nobody can aim at it.
 #[inline(always)]
 #[must_use]
-pub const fn part_of(client: u64) -> u64 {
-    1 << (client >> 58)
+pub const fn one_of(client: u64) -> u64 {
+    1 << ((client >> 61) * 8)
+}
+
+/// What is noted in two words, together; 255 of a part at most.
+const fn noted(one: u64, other: u64) -> u64 {
+    let (one, other) = (one.to_le_bytes(), other.to_le_bytes());
+    let mut both = [0; PARTS];
+    let mut part = 0;
+    while part < PARTS {
+        both[part] = one[part].saturating_add(other[part]);
+        part += 1;
+    }
+    u64::from_le_bytes(both)
 }
 
 /// One of the counters of [`Repeats`], as the number of its word.
@@ -94,8 +115,8 @@ impl Repeats {
             syns: self.syns.wrapping_add(other.syns),
             data: self.data.wrapping_add(other.data),
             data_again: self.data_again.wrapping_add(other.data_again),
-            syn_clients: self.syn_clients | other.syn_clients,
-            data_clients: self.data_clients | other.data_clients,
+            syn_clients: noted(self.syn_clients, other.syn_clients),
+            data_clients: noted(self.data_clients, other.data_clients),
         }
     }
 }
@@ -234,24 +255,22 @@ impl Sample {
     }
 }
 
-/// The place of a flow, and its fingerprint, which is never 0, so that no flow is taken for nobody: both of its key mixed under a secret, so that nobody can
-/// aim at another's place.
+/// The place of a flow, one of the few that its client has, and its fingerprint, which is never 0, so that no flow is taken for nobody: of the client and of the
+/// flow's key, both mixed under a secret, so that nobody can aim at another's place.
 #[inline(always)]
 #[must_use]
-pub const fn place(mixed: u64) -> (u32, u32) {
+pub const fn place(client: u64, mixed: u64) -> (u32, u32) {
+    const WITHIN: u32 = PLACES_OF_A_CLIENT - 1;
+    let first = client as u32 & (PLACES - 1) & !WITHIN;
     let fingerprint = (mixed >> 32) as u32 | 1;
-    (mixed as u32 & (PLACES - 1), fingerprint)
+    (first | (mixed as u32 & WITHIN), fingerprint)
 }
 
-/// The place of a SYN among those for SYNs, one of the few that its client has, and its fingerprint: of the client mixed, of the flow mixed, and of the SYN's
-/// number, since the next connection from the same port is another.
+/// The place of a SYN among those for SYNs, and its fingerprint: of the SYN's number too, since the next connection from the same port is another.
 #[inline(always)]
 #[must_use]
 pub const fn syn_place(client: u64, mixed: u64, seq: u32) -> (u32, u32) {
-    const WITHIN: u32 = PLACES_OF_A_CLIENT - 1;
-    let (first, _) = place(client);
-    let (index, fingerprint) = place(mixed ^ ((seq as u64) << 32));
-    ((first & !WITHIN) | (index & WITHIN), fingerprint)
+    place(client, mixed ^ ((seq as u64) << 32))
 }
 
 const _: () = assert!(PLACES.is_multiple_of(PLACES_OF_A_CLIENT));
@@ -412,11 +431,35 @@ mod tests {
         assert!(places[other as usize].with_syn(fingerprint, NOW).counts);
     }
 
+    /// However many flows it has, and however much each of them sends.
+    #[test]
+    fn a_client_is_watched_in_some_flows_only() {
+        let mut places = vec![Sample::EMPTY; PLACES as usize];
+        let client = 0x0123_4567_89ab_cdef;
+        let mut counted = 0;
+        for flow in 0..1_000_u64 {
+            let (place, fingerprint) =
+                place(client, (flow + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15));
+            for n in 0..2 * MOST_A_TICK {
+                let noted = places[place as usize].with_data(fingerprint, n * 10, 10, NOW);
+                places[place as usize] = noted.sample;
+                counted += u32::from(noted.counts);
+            }
+        }
+        assert_eq!(counted, PLACES_OF_A_CLIENT * MOST_A_TICK);
+        // Others' flows have places of their own, as far as there are any.
+        let (other, fingerprint) = place(client ^ u64::from(PLACES_OF_A_CLIENT), 7);
+        let noted = places[other as usize].with_data(fingerprint, 0, 10, NOW);
+        assert!(noted.counts);
+    }
+
     #[test]
     fn clients_are_of_parts() {
-        assert_eq!(part_of(0), 1);
-        assert_eq!(part_of(u64::MAX), 1 << 63);
-        assert_eq!(part_of((5 << 58) | 99), 1 << 5);
+        assert_eq!(one_of(0), 1);
+        assert_eq!(one_of(u64::MAX), 1 << 56);
+        assert_eq!(one_of((5 << 61) | 99), 1 << 40);
+        let all = (0..PARTS as u64).map(|part| one_of(part << 61));
+        assert_eq!(all.sum::<u64>() << 7, ENOUGH);
     }
 
     #[test]
@@ -434,23 +477,25 @@ mod tests {
             syns: 5,
             data: 6,
             data_again: 7,
-            syn_clients: 0b1100,
-            data_clients: 0b0110,
+            syn_clients: 0xfe00_0000_0000_0002,
+            data_clients: 0x0300,
         };
         assert_eq!(earlier.and(&step).since(&earlier), step);
         let other = Repeats {
-            syn_clients: 0b1001,
+            syn_clients: 0x0200_0000_0000_0101,
             ..step
         };
+        // Each byte by itself, whatever there is of another.
         let both = step.and(&other);
-        assert_eq!((both.syn_clients, both.data_clients), (0b1101, 0b0110));
+        assert_eq!(both.syn_clients, 0xff00_0000_0000_0103);
+        assert_eq!(both.data_clients, 0x0600);
     }
 
     proptest! {
         /// A sender that sends every byte once, in order, repeats nothing; one that sends each segment twice repeats every second one.
         #[test]
-        fn repeats_are_told_from_what_is_new(start: u32, mixed: u64, lengths in prop::collection::vec(2u32..70_000, 1..200)) {
-            let (place, fingerprint) = place(mixed);
+        fn repeats_are_told_from_what_is_new(start: u32, client: u64, mixed: u64, lengths in prop::collection::vec(2u32..70_000, 1..200)) {
+            let (place, fingerprint) = place(client, mixed);
             prop_assert!(place < PLACES && fingerprint != 0);
             let (mut once, mut twice) = (Sample::EMPTY, Sample::EMPTY);
             let mut seq = start;

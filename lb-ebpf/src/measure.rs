@@ -4,7 +4,7 @@
 //! what the verifier has to walk through, which for them is near its end already. It looks for the flow's entry a moment before they do, and so has fetched it
 //! for them.
 
-use core::intrinsics::{AtomicOrdering::SeqCst, atomic_or, atomic_xadd};
+use core::intrinsics::{AtomicOrdering::SeqCst, atomic_xadd};
 
 use aya_ebpf::{
     bindings::{xdp_action, xdp_md},
@@ -21,7 +21,8 @@ use lb_common::{
     maps::MAIN_INDEX,
     net::IpVersion,
     repeats::{
-        Counted, DATA_CLIENTS, PLACES, Repeats, SYN_CLIENTS, Sample, part_of, place, syn_place,
+        Counted, DATA_CLIENTS, ENOUGH, PLACES, Repeats, SYN_CLIENTS, Sample, one_of, place,
+        syn_place,
     },
     tcp::SYN,
 };
@@ -156,7 +157,8 @@ fn weigh<F: Family>(first: u64, second: u64, ends: u64, what: u64, length: u32) 
     if length == 0 {
         return DONE;
     }
-    let (index, fingerprint) = place(mixed);
+    let client = client_of::<F>(first, second, service);
+    let (index, fingerprint) = place(client, mixed);
     let Some(sample) = maps::sample(index) else {
         return DONE;
     };
@@ -167,7 +169,6 @@ fn weigh<F: Family>(first: u64, second: u64, ends: u64, what: u64, length: u32) 
             add(repeats, Counted::Data);
             if noted.is_again {
                 add(repeats, Counted::DataAgain);
-                let client = client_of::<F>(first, second, service);
                 note_client(repeats, DATA_CLIENTS, client);
             }
         });
@@ -191,7 +192,7 @@ fn begin<F: Family>(key: &<F as flow::Table>::Key, seq: u32, mixed: u64, client:
     let word = nascent::<F>(key).word;
     if word == Word::EMPTY || word.isn() != seq {
         // Another connection begins.
-        let (index, fingerprint) = place(mixed);
+        let (index, fingerprint) = place(client, mixed);
         if let Some(sample) = maps::sample(index) {
             let held = load(sample);
             if held.anew(fingerprint) != held {
@@ -266,15 +267,14 @@ fn add(repeats: *mut Repeats, what: Counted) {
         unsafe { atomic_xadd::<u64, u64, { SeqCst }>(repeats.cast::<u64>().add(what as usize), 1) };
 }
 
-/// Notes in a word of a backend's that a client repeats itself.
+/// Notes in a word of a backend's which part of all clients a repeat is of.
 #[inline(always)]
 fn note_client(repeats: *mut Repeats, word: usize, client: u64) {
-    let part = part_of(client);
-    // SAFETY: an aligned word of the map, as above. Volatile: other CPUs write it meanwhile; most find there what they would write.
+    // SAFETY: an aligned word of the map, as above. Volatile: other CPUs write it meanwhile.
     unsafe {
-        let parts = repeats.cast::<u64>().add(word);
-        if parts.read_volatile() & part == 0 {
-            let _before = atomic_or::<u64, u64, { SeqCst }>(parts, part);
+        let noted = repeats.cast::<u64>().add(word);
+        if noted.read_volatile() & ENOUGH == 0 {
+            let _before = atomic_xadd::<u64, u64, { SeqCst }>(noted, one_of(client));
         }
     }
 }

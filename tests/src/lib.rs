@@ -8,6 +8,7 @@ pub mod dashboard;
 pub mod flood;
 pub mod frame;
 pub mod fuzz;
+pub mod gray;
 mod mounts;
 pub mod namespace;
 pub mod packet;

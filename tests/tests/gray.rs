@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
+use lab::gray::{CLIENTS, LINES, cure, sicken};
 use lab::peer::client::Connection;
 use lab::peer::crowd;
 use lab::stage::Stage;
@@ -13,43 +14,18 @@ const SOON: Duration = Duration::from_secs(30);
 const PACE: Duration = Duration::from_millis(100);
 const CONNECTIONS: usize = 90;
 
-/// So many percent of what comes to the VIP are lost. Health checks go to the backend's own address.
-const LOST: u32 = 12;
-
 /// A stage whose service has this, and connections that talk.
 fn set(seed: u64, lines: &str) -> Result<(Stage, Vec<Connection>)> {
-    let stage = Stage::set(Topology::new(Place::Farm), seed, |config| {
+    let topology = Topology {
+        client_addresses: CLIENTS,
+        ..Topology::new(Place::Farm)
+    };
+    let stage = Stage::set(topology, seed, |config| {
         config.lines = lines.to_owned();
     })?;
     let plan = stage.plan().talking(PACE);
     let connections = stage.clients.open(CONNECTIONS, plan, |_| {})?;
     Ok((stage, connections))
-}
-
-/// Has a backend lose packets at random, as by a bad cable.
-fn sicken(stage: &Stage, name: &str) -> Result<()> {
-    let (index, _) = stage.backend(name)?;
-    let host = &stage.lab.backends()[usize::from(index)];
-    let (vip, port) = (stage.config.vip, stage.config.port);
-    host.write(
-        "/run/gray.nft",
-        &format!(
-            "table inet gray {{
-    chain input {{
-        type filter hook input priority filter;
-        ip daddr {vip} tcp dport {port} numgen random mod 100 < {LOST} drop
-    }}
-}}
-"
-        ),
-    )?;
-    host.sh("nft -f /run/gray.nft").map(drop)
-}
-
-fn cure(stage: &Stage, name: &str) -> Result<()> {
-    let (index, _) = stage.backend(name)?;
-    let host = &stage.lab.backends()[usize::from(index)];
-    host.sh("nft delete table inet gray").map(drop)
 }
 
 fn repeats(status: &Status, name: &str) -> Option<Repeats> {
@@ -64,10 +40,7 @@ fn ejected_for(status: &Status, name: &str) -> Option<u64> {
 
 #[test]
 fn a_backend_that_loses_packets_is_ejected_and_cuts_nobody() -> Result<()> {
-    let (stage, connections) = set(
-        61,
-        "outlier = { window = \"6s\", least = 60, floor = 4, eject_for = \"10s\" }\n",
-    )?;
+    let (stage, connections) = set(61, LINES)?;
     let theirs = crowd::on(&connections, "b2").len();
     assert!(theirs > 10, "{theirs} of {CONNECTIONS} on b2");
     stage

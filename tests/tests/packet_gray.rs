@@ -10,7 +10,7 @@ use lab::packet::{
 use lb_common::{
     flow::word::{State, Word, epoch_of},
     net::IpVersion,
-    repeats::{MOST_A_TICK, PLACES_OF_A_CLIENT, Repeats},
+    repeats::{ENOUGH, MOST_A_TICK, PARTS, PLACES_OF_A_CLIENT, Repeats},
     verdict::{Reason, Verdict},
 };
 
@@ -25,6 +25,7 @@ lab::in_both_versions![
     a_backend_that_is_another_now_is_not_blamed,
     one_flow_counts_for_little,
     one_client_counts_for_little_however_many_flows_it_has,
+    no_more_are_noted_than_tell_the_parts_apart,
     clients_are_told_apart,
     what_is_far_from_the_stream_is_no_data_of_it,
     of_two_connections_of_one_port_neither_counts,
@@ -100,11 +101,18 @@ fn assert_counted(world: &World, handshakes: u64, syns: u64, data: u64, data_aga
     };
     assert_eq!(counted, expected);
     // All of one client.
-    let clients = [counted.syn_clients, counted.data_clients].map(u64::count_ones);
-    assert_eq!(
-        clients,
-        [syns, data_again].map(|again| u32::from(again > 0))
-    );
+    assert_eq!(noted(counted.syn_clients), one_part(syns));
+    assert_eq!(noted(counted.data_clients), one_part(data_again));
+}
+
+/// How many repeats are noted of each part of all clients that any are noted of.
+fn noted(word: u64) -> Vec<u64> {
+    let parts = word.to_le_bytes().map(u64::from);
+    parts.into_iter().filter(|part| *part > 0).collect()
+}
+
+fn one_part(again: u64) -> Vec<u64> {
+    Vec::from_iter((again > 0).then_some(again))
 }
 
 fn data_that_comes_again_is_counted_in_every_mode() {
@@ -236,7 +244,7 @@ fn what_a_backends_clients_send_is_counted_for_it_alone() {
         ..Repeats::default()
     };
     assert_eq!(counted, expected);
-    assert_eq!(counted.data_clients.count_ones(), 1);
+    assert_eq!(noted(counted.data_clients), [1]);
 }
 
 fn a_backend_that_is_another_now_is_not_blamed() {
@@ -271,22 +279,20 @@ fn one_client_counts_for_little_however_many_flows_it_has() {
     let world = World::measuring();
     let clients = |world: &World| {
         let counted = world.repeats(1);
-        [counted.syn_clients, counted.data_clients].map(u64::count_ones)
+        [counted.syn_clients, counted.data_clients].map(|word| noted(word).len())
     };
     let before = world.now();
     for port in 0..FLOWS {
         repeat(&world, Client(CLIENT.0, 1_024 + port));
     }
     let counted = world.repeats(1);
-    assert!(counted.data_again > u64::from(MOST_A_TICK));
-    assert!(counted.syns > 0);
     // Each of its places may have been free again when two ticks were over.
     let times = 1 + u64::from(world.now().0 - before.0);
-    assert!(
-        counted.syns <= times * u64::from(PLACES_OF_A_CLIENT),
-        "{} in {times} ticks",
-        counted.syns
-    );
+    let most = times * u64::from(PLACES_OF_A_CLIENT);
+    for again in [counted.syns, counted.data_again] {
+        assert!(again > 0 && again <= most, "{again} in {times} ticks");
+    }
+    assert_eq!(noted(counted.data_clients), [counted.data_again]);
     assert_eq!(clients(&world), [1, 1]);
     // What the daemon has taken note of is told once, and again if it comes again.
     let taken = world
@@ -297,8 +303,35 @@ fn one_client_counts_for_little_however_many_flows_it_has() {
     assert_eq!(taken, Some(counted));
     assert_eq!(clients(&world), [0, 0]);
     assert_eq!(world.repeats(1).data_again, counted.data_again);
-    repeat(&world, Client(CLIENT.0, 1_024 + FLOWS));
+    for port in 0..FLOWS {
+        let data = Client(CLIENT.0, 1_024 + port).ack().payload(&[7; 100]);
+        for _ in 0..2 {
+            world.send(&data);
+        }
+    }
     assert_eq!(clients(&world)[1], 1);
+}
+
+fn no_more_are_noted_than_tell_the_parts_apart() {
+    let world = opened();
+    send_data(&world, 0, 100);
+    let nearly = Repeats {
+        data_clients: !ENOUGH,
+        ..Repeats::default()
+    };
+    let measured = world.maps.measured.as_ref().expect("it measures");
+    measured.count(1, &nearly);
+    send_data(&world, 0, 100);
+    let counted = world.repeats(1);
+    assert_eq!(counted.data_again, 1);
+    let with = counted.data_clients.to_le_bytes();
+    assert_eq!(with.iter().filter(|part| **part == 0x80).count(), 1);
+    assert_eq!(with.iter().filter(|part| **part == 0x7f).count(), PARTS - 1);
+    // What comes now is counted all the same.
+    send_data(&world, 0, 100);
+    let later = world.repeats(1);
+    assert_eq!(later.data_again, 2);
+    assert_eq!(later.data_clients, counted.data_clients);
 }
 
 fn clients_are_told_apart() {
@@ -309,16 +342,16 @@ fn clients_are_told_apart() {
             let address = client(CLIENT.0.octets(), n);
             repeat(&world, Client(address.into(), CLIENT.1));
         }
-        world.repeats(1).data_clients.count_ones()
+        noted(world.repeats(1).data_clients).len()
     };
-    // In 64 parts at random they are of 25 on an average; but what is in one network of IPv6 is one.
+    // At random they are of nearly all eight parts; but what is in one network of IPv6 is one.
     let of_one_network = parts(|[a, b, c, _], n| [a, b, c, n]);
     match version() {
-        IpVersion::V4 => assert!(of_one_network >= 15, "{of_one_network}"),
+        IpVersion::V4 => assert!(of_one_network >= PARTS - 2, "{of_one_network}"),
         IpVersion::V6 => assert_eq!(of_one_network, 1),
     }
     let of_many = parts(|[a, _, c, d], n| [a, n, c, d]);
-    assert!(of_many >= 15, "{of_many}");
+    assert!(of_many >= PARTS - 2, "{of_many}");
 }
 
 fn what_is_far_from_the_stream_is_no_data_of_it() {

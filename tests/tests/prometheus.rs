@@ -16,6 +16,7 @@ use aya::maps::MapData;
 use lab::address::Family;
 use lab::config::{Config, SERVICE};
 use lab::dashboard;
+use lab::gray;
 use lab::namespace::Namespace;
 use lab::passing;
 use lab::peer::client::Close;
@@ -490,8 +491,40 @@ fn an_alert_fires_while_sources_nearly_find_no_room() -> Result<()> {
 }
 
 #[test]
+fn an_alert_fires_while_a_backend_is_ejected() -> Result<()> {
+    const PACE: Duration = Duration::from_millis(100);
+    let topology = Topology {
+        client_addresses: gray::CLIENTS,
+        ..Topology::new(Place::Farm)
+    };
+    let stage = Stage::set(topology, 237, |config| config.lines = gray::LINES.into())?;
+    let prometheus = Prometheus::start(stage.lab.balancer())?;
+    prometheus.see_all_well()?;
+    let plan = stage.plan().talking(PACE);
+    let connections = stage.clients.open(90, plan, |_| {})?;
+
+    gray::sicken(&stage, "b2")?;
+    stage
+        .tether
+        .wait_status("b2 is ejected", 2 * SOON, |status| {
+            status.serving("b2") == "existing-only"
+        })?;
+    prometheus.see("a backend that loses packets", &["TetherBackendEjected"])?;
+    gray::cure(&stage, "b2")?;
+    stage.tether.wait_status("b2 is back", 2 * SOON, |status| {
+        status.serving("b2") == "new"
+    })?;
+    prometheus.see("it loses none any more", &[])?;
+    assert_eq!(crowd::breaks(&connections), [""; 0]);
+    stage.close();
+    Ok(())
+}
+
+#[test]
 fn every_query_of_the_dashboard_is_answered() -> Result<()> {
-    let stage = Stage::set(Topology::new(Place::Farm), 235, |_| {})?;
+    let stage = Stage::set(Topology::new(Place::Farm), 235, |config| {
+        config.lines = "outlier = {}\n".into();
+    })?;
     let prometheus = Prometheus::start(stage.lab.balancer())?;
     prometheus.see_all_well()?;
     let connections = stage.clients.open(30, stage.plan(), |_| {})?;

@@ -1,14 +1,15 @@
 //! `outlier`: a backend whose clients send much more again than those of its peers takes no new flows for a while. Pure.
 //!
 //! A backend may be ill in a way that its checks do not find: it loses some packets, or answers too late. Its clients then repeat themselves. So do all
-//! clients whose own networks are bad, but those are everybody's: what matters is the difference from the peers.
+//! clients whose own networks are bad, but those are everybody's: what matters is the difference from the peers. And what matters is what several clients say:
+//! of what is held against a backend, no client has more than the fifth has, of those who repeat themselves most ([`Share::evened`]).
 //!
 //! * [`Window`]: counts of the latest time, in steps
 //! * [`judge`]: who is ejected, and who is back
 
 use std::{collections::VecDeque, time::Duration};
 
-use lb_common::repeats::Repeats;
+use lb_common::repeats::{PARTS, Repeats};
 use serde::{Deserialize, Serialize};
 
 use crate::pace::Moment;
@@ -47,6 +48,11 @@ impl Outlier {
         self.window / STEPS
     }
 
+    /// How long a backend is ejected the so many'th time of late.
+    fn length(&self, times: u32) -> Duration {
+        self.eject_for * times.min(MOST_TIMES)
+    }
+
     /// The most of so many backends that are ejected at a time.
     #[must_use]
     pub fn most(&self, backends: usize) -> usize {
@@ -59,7 +65,10 @@ impl Outlier {
 }
 
 /// What fewer clients repeat says nothing of a backend: each may have a bad network of its own, or wish the backend ill.
-const LEAST_CLIENTS: u32 = 5;
+const LEAST_CLIENTS: usize = 5;
+/// Of what a backend's peers are taken to have, no client has more than the so many'th: one alone spoils no peer, and hides nobody behind it. No more is left
+/// out than that: little that was counted is uneven by chance, and a peer would look better than it is.
+const OF_PEERS: usize = 2;
 /// Steps of a window.
 const STEPS: u32 = 6;
 /// An ejection is at most so many times as long as the first.
@@ -79,22 +88,22 @@ impl Signal {
     const ALL: [Self; 2] = [Self::Syns, Self::Data];
 }
 
-/// How much of something was sent again.
+/// How much of something was sent again, and by whom.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Share {
     /// How much was sent, or is known to have arrived.
     pub samples: u64,
     /// How much of it came again.
     pub again: u64,
-    /// How many clients that was of, at least.
-    pub clients: u32,
+    /// How much of that was of each part of all clients, as far as it was noted.
+    pub parts: [u64; PARTS],
 }
 
 impl Share {
-    /// Of what was counted.
+    /// Of what was counted in a step.
     #[must_use]
     pub fn of(counted: &Repeats, signal: Signal) -> Self {
-        let (samples, again, clients) = match signal {
+        let (samples, again, noted) = match signal {
             // A connection whose SYN came again may never have come to more.
             Signal::Syns => (
                 counted.handshakes.saturating_add(counted.syns),
@@ -104,10 +113,48 @@ impl Share {
             Signal::Data => (counted.data, counted.data_again, counted.data_clients),
         };
         // Two CPUs may have counted these while they were read.
+        let again = again.min(samples);
         Self {
             samples,
-            again: again.min(samples),
-            clients: clients.count_ones(),
+            again,
+            parts: dealt(again, noted.to_le_bytes()),
+        }
+    }
+
+    /// Of both together.
+    #[must_use]
+    pub fn and(self, other: Self) -> Self {
+        let mut parts = self.parts;
+        for (part, more) in parts.iter_mut().zip(other.parts) {
+            *part = part.saturating_add(more);
+        }
+        Self {
+            samples: self.samples.saturating_add(other.samples),
+            again: self.again.saturating_add(other.again),
+            parts,
+        }
+    }
+
+    /// Of how many clients that is which came again, at least.
+    #[must_use]
+    pub fn clients(&self) -> usize {
+        self.parts.iter().filter(|part| **part > 0).count()
+    }
+
+    /// The same as if no part of all clients, and so no client, had sent more of it again than the so many'th has, of those who sent most of it again; if
+    /// there are fewer, than the last has. What is beyond that is no sample either, and neither is what is nobody's.
+    #[must_use]
+    pub fn evened(self, place: usize) -> Self {
+        let mut sorted = self.parts;
+        sorted.sort_unstable_by_key(|part| std::cmp::Reverse(*part));
+        let place = place.clamp(1, self.clients().max(1));
+        let most = sorted[place - 1];
+        let parts = self.parts.map(|part| part.min(most));
+        let again = parts.iter().sum::<u64>().min(self.again);
+        Self {
+            samples: self.samples - (self.again - again),
+            again,
+            parts,
         }
     }
 
@@ -117,6 +164,19 @@ impl Share {
         let share = u128::from(self.again) * 1_000 / u128::from(self.samples.max(1));
         share as u32
     }
+}
+
+/// How much of what came again is of each part of all clients, if of each so much was noted as long as that went on; all of it, unless nothing was noted.
+fn dealt(again: u64, noted: [u8; PARTS]) -> [u64; PARTS] {
+    let all: u128 = noted.iter().map(|part| u128::from(*part)).sum();
+    let (mut before, mut given) = (0, 0);
+    noted.map(|part| {
+        before += u128::from(part);
+        let by_here = (u128::from(again) * before / all.max(1)) as u64;
+        let of_part = by_here - given;
+        given = by_here;
+        of_part
+    })
 }
 
 /// What was counted for one backend in the latest time.
@@ -137,16 +197,22 @@ impl Window {
         }
     }
 
+    /// It begins anew: of what has been counted by now nothing counts.
+    pub fn begin(&mut self, counted: Repeats) {
+        self.last = Some(counted);
+        self.forget();
+    }
+
     /// What was counted so far counts no more.
     pub fn forget(&mut self) {
         self.steps.clear();
     }
 
-    /// What was counted in all its steps.
+    /// How much was sent again in all its steps.
     #[must_use]
-    pub fn total(&self) -> Repeats {
-        let sum = |sum: Repeats, step: &Repeats| sum.and(step);
-        self.steps.iter().fold(Repeats::default(), sum)
+    pub fn share(&self, signal: Signal) -> Share {
+        let steps = self.steps.iter().map(|step| Share::of(step, signal));
+        steps.fold(Share::default(), Share::and)
     }
 }
 
@@ -155,7 +221,7 @@ impl Window {
 pub struct Ejection {
     /// What its clients sent again.
     pub signal: Signal,
-    /// Their share of it, in parts of a thousand.
+    /// Their share of it, evened, in parts of a thousand.
     pub share: u32,
     /// The median of its peers' shares then.
     pub peers: u32,
@@ -165,6 +231,14 @@ pub struct Ejection {
     pub until: Moment,
 }
 
+impl Ejection {
+    /// Whether this is the same as another, whenever each ends: one that stays ejected when its time is over is ejected once more.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        self.times == other.times
+    }
+}
+
 /// What is remembered of one backend.
 #[derive(Clone, Debug, Default)]
 pub struct Memory {
@@ -172,11 +246,29 @@ pub struct Memory {
     pub window: Window,
     /// Whether it is ejected.
     pub ejected: Option<Ejection>,
+    /// Whether it could take new flows when that was last looked at.
+    able: bool,
     /// How many times it was, and when it came back from the last.
     before: Option<(u32, Moment)>,
 }
 
 impl Memory {
+    /// Whether it begins to be able to take new flows, as far as it is for itself to say. What was counted before says nothing of it: who was away, and had
+    /// clients that repeated themselves for that, is another now.
+    pub fn begins(&mut self, able: bool) -> bool {
+        let begins = able && !self.able;
+        self.able = able;
+        begins
+    }
+
+    /// It is ejected for no longer than it would be if it were ejected now: `eject_for` may be shorter than it was.
+    fn shorten(&mut self, policy: &Outlier, now: Moment) {
+        if let Some(ejection) = &mut self.ejected {
+            let longest = now.later(policy.length(ejection.times));
+            ejection.until = ejection.until.min(longest);
+        }
+    }
+
     /// Of an ejection that has been.
     fn is_back(&mut self, now: Moment) {
         if let Some(ejection) = self.ejected.take() {
@@ -201,7 +293,7 @@ impl Memory {
             share: finding.share,
             peers: finding.peers,
             times,
-            until: now.later(policy.eject_for * times.min(MOST_TIMES)),
+            until: now.later(policy.length(times)),
         });
         // It is judged by what comes from now on.
         self.window.forget();
@@ -225,14 +317,13 @@ pub fn judge(
     backends: &mut [&mut Memory],
     now: Moment,
 ) {
+    for memory in backends.iter_mut() {
+        memory.shorten(policy, now);
+    }
     let shares = Signal::ALL.map(|signal| {
         let all = backends.iter();
-        all.map(|memory| {
-            let share = Share::of(&memory.window.total(), signal);
-            let is_enough = share.samples >= u64::from(policy.least);
-            is_enough.then_some((share, memory.ejected.is_some()))
-        })
-        .collect::<Vec<_>>()
+        all.map(|memory| (memory.window.share(signal), memory.ejected.is_some()))
+            .collect::<Vec<_>>()
     });
     let findings: Vec<Option<Finding>> = (0..backends.len())
         .map(|at| {
@@ -285,24 +376,20 @@ pub fn expire(memory: &mut Memory, now: Moment) {
 }
 
 /// Whether a backend is an outlier by one signal. Each share comes with whether its backend is ejected: such are nobody's peers.
-fn find(
-    policy: &Outlier,
-    signal: Signal,
-    shares: &[Option<(Share, bool)>],
-    at: usize,
-) -> Option<Finding> {
-    let (share, _) = shares[at]?;
-    if share.clients < LEAST_CLIENTS {
+fn find(policy: &Outlier, signal: Signal, shares: &[(Share, bool)], at: usize) -> Option<Finding> {
+    let is_enough = |share: &Share| share.samples >= u64::from(policy.least);
+    let share = shares[at].0.evened(LEAST_CLIENTS);
+    if share.clients() < LEAST_CLIENTS || !is_enough(&share) {
         return None;
     }
     let share = share.per_mille();
     let mut peers: Vec<u32> = shares
         .iter()
         .enumerate()
-        .filter(|(other, _)| *other != at)
-        .filter_map(|(_, share)| *share)
-        .filter(|(_, is_ejected)| !is_ejected)
-        .map(|(share, _)| share.per_mille())
+        .filter(|(other, (_, is_ejected))| *other != at && !is_ejected)
+        .map(|(_, (share, _))| share.evened(OF_PEERS))
+        .filter(is_enough)
+        .map(Share::per_mille)
         .collect();
     peers.sort_unstable();
     let median = match peers.len() {

@@ -8,7 +8,7 @@ use super::{
     registry::Registry,
 };
 use crate::{
-    balance::outlier::{self, Ejection, Outlier, Share, Signal},
+    balance::outlier::{self, Ejection, Outlier, Signal},
     dataplane::maps::Measured,
     pace::Moment,
     resolve,
@@ -16,8 +16,8 @@ use crate::{
 };
 
 impl Registry {
-    /// Takes in what was counted by `now`, if a step of a service's window is over, and says when the next one is. The same again changes nothing. Without
-    /// a program that counts, nobody is an outlier.
+    /// Takes in what was counted by `now`, if a step of a service's window is over, or somebody's ejection, and says when the next one is. The same again
+    /// changes nothing. Without a program that counts, nobody is an outlier.
     pub(super) fn judge(&mut self, measured: Option<&Measured>, now: Moment) -> Option<Moment> {
         let mut next = None;
         for service in self.services_mut() {
@@ -29,16 +29,25 @@ impl Registry {
                 forget(service);
                 continue;
             };
-            let due = service.judged.map(|judged| judged.later(policy.step()));
-            if due.is_none_or(|due| due <= now) {
+            for backend in &mut service.backends {
+                begin(backend, measured);
+            }
+            if due(service, &policy).is_none_or(|due| due <= now) {
                 step(service, &policy, measured, now);
                 service.judged = Some(now);
             }
-            let due = service.judged.map(|judged| judged.later(policy.step()));
-            next = next.into_iter().chain(due).min();
+            next = next.into_iter().chain(due(service, &policy)).min();
         }
         next
     }
+}
+
+/// When a service is to be judged next; at once if it never was. An ejection may be shorter than a step, and ends in time.
+fn due(service: &ServiceRecord, policy: &Outlier) -> Option<Moment> {
+    let step = service.judged?.later(policy.step());
+    let backends = service.backends.iter();
+    let ends = backends.filter_map(|backend| Some(backend.sent.ejected?.until));
+    ends.chain([step]).min()
 }
 
 /// A service of which nothing is counted any more.
@@ -48,6 +57,16 @@ fn forget(service: &mut ServiceRecord) {
         let was = backend.standing.ejected.take();
         backend.sent = outlier::Memory::default();
         tell(backend, was);
+    }
+}
+
+/// Has a backend be judged anew that begins to be able to take new flows. Seen with every change of its health, and not only when a step is over: it may
+/// come and go within one.
+fn begin(backend: &mut BackendRecord, measured: &Measured) {
+    let able = is_able(backend);
+    if backend.sent.begins(able) {
+        let counted = measured.take(backend.numbered.id);
+        backend.sent.window.begin(counted);
     }
 }
 
@@ -71,8 +90,7 @@ fn step(service: &mut ServiceRecord, policy: &Outlier, measured: &Measured, now:
     for backend in &mut service.backends {
         let was = backend.standing.ejected;
         backend.standing.ejected = backend.sent.ejected;
-        let is_another = backend.standing.ejected.is_some() && backend.standing.ejected != was;
-        service.ejections += u64::from(is_another);
+        service.ejections += u64::from(news(was, backend.standing.ejected).is_some());
         tell(backend, was);
     }
 }
@@ -84,15 +102,19 @@ fn is_able(backend: &BackendRecord) -> bool {
     own == Serving::New && weight > 0
 }
 
+/// An ejection that is another than the one before.
+fn news(was: Option<Ejection>, is: Option<Ejection>) -> Option<Ejection> {
+    is.filter(|is| was.is_none_or(|was| !was.is(is)))
+}
+
 /// Says what has changed.
 fn tell(backend: &BackendRecord, was: Option<Ejection>) {
-    match (was, backend.standing.ejected) {
-        (was, Some(is)) if was != Some(is) => {
-            let why = why(&is);
-            tracing::warn!(backend = %backend.name, times = is.times, "ejected: {why}; it takes no new flows for a while");
-        }
-        (Some(_), None) => tracing::info!(backend = %backend.name, "no longer ejected"),
-        _ => {}
+    let is = backend.standing.ejected;
+    if let Some(ejection) = news(was, is) {
+        let why = why(&ejection);
+        tracing::warn!(backend = %backend.name, times = ejection.times, "ejected: {why}; it takes no new flows for a while");
+    } else if was.is_some() && is.is_none() {
+        tracing::info!(backend = %backend.name, "no longer ejected");
     }
 }
 
@@ -128,9 +150,8 @@ pub(super) fn repeats_of(
     backend: &BackendRecord,
 ) -> Option<RepeatsStatus> {
     service.judged?;
-    let total = backend.sent.window.total();
     let share = |signal| {
-        let share = Share::of(&total, signal);
+        let share = backend.sent.window.share(signal);
         ShareStatus {
             samples: share.samples,
             again: share.again,

@@ -22,8 +22,8 @@ const WELL: Repeats = Repeats {
     syns: 2,
     data: 1_000,
     data_again: 10,
-    syn_clients: 0b1_1111,
-    data_clients: 0b1_1111,
+    syn_clients: 0x01_0101_0101,
+    data_clients: 0x01_0101_0101,
 };
 /// Thirty percent of the data.
 const ILL: Repeats = Repeats {
@@ -39,18 +39,23 @@ fn begin(test: &str) -> (Machine, State) {
     let config = machine.config_with(&["b1", "b2"], LINES);
     let mut state = machine.adopt(config).unwrap();
     for backend in ["b1", "b2"] {
-        let report = HealthReport {
-            name: name(backend),
-            address: address(backend),
-            health: Health::Up,
-            last_error: None,
-            answers_echoes: false,
-        };
-        assert!(state.heard(report, 0));
+        hear(&mut state, backend, Health::Up);
     }
     machine.settle(&mut state);
     drop(said());
     (machine, state)
+}
+
+/// Its checks say something new of a backend.
+fn hear(state: &mut State, backend: &str, health: Health) {
+    let report = HealthReport {
+        name: name(backend),
+        address: address(backend),
+        health,
+        last_error: None,
+        answers_echoes: false,
+    };
+    assert!(state.heard(report, 0));
 }
 
 fn address(backend: &str) -> SocketAddr {
@@ -132,7 +137,7 @@ fn a_backend_whose_clients_repeat_themselves_is_ejected_for_a_while() {
 fn few_clients_speak_for_no_backend() {
     let (machine, mut state) = begin("few-clients");
     let few = Repeats {
-        data_clients: 0b1111,
+        data_clients: 0x0101_0101,
         ..ILL
     };
     // The same ones again are no more, in another step.
@@ -145,7 +150,7 @@ fn few_clients_speak_for_no_backend() {
         assert_eq!(ill.balance.repeats.unwrap().data.per_mille, 300);
     }
     let another = Repeats {
-        data_clients: 0b1_0000,
+        data_clients: 0x01_0000_0000,
         ..ILL
     };
     count(&machine, "b1", &WELL);
@@ -155,20 +160,125 @@ fn few_clients_speak_for_no_backend() {
 }
 
 #[test]
+fn one_client_speaks_for_no_backend_though_others_repeat_something_too() {
+    let (machine, mut state) = begin("one-client");
+    let loud = Repeats {
+        data_clients: 0x01_0101_0178,
+        ..ILL
+    };
+    for step in 1..=7 {
+        count(&machine, "b1", &WELL);
+        count(&machine, "b2", &loud);
+        machine.settle_at(&mut state, after(1_000 * step));
+        let b2 = backend(&state, "b2");
+        assert_eq!((b2.serving, b2.balance.ejected), (Serving::New, None));
+        assert_eq!(b2.balance.repeats.unwrap().data.per_mille, 300);
+    }
+    // Once all say so it is.
+    count(&machine, "b1", &WELL);
+    count(&machine, "b2", &ILL);
+    machine.settle_at(&mut state, after(8_000));
+    assert!(backend(&state, "b2").balance.ejected.is_some());
+}
+
+#[test]
+fn who_comes_back_is_judged_by_what_comes_then() {
+    let (machine, mut state) = begin("comes-back");
+    count(&machine, "b1", &WELL);
+    count(&machine, "b2", &WELL);
+    machine.settle_at(&mut state, after(1_000));
+    // It goes and comes within a step, or over several, and its clients repeat themselves meanwhile.
+    let mut now = 1_000;
+    for steps in [0, 3] {
+        hear(&mut state, "b2", Health::Refusing);
+        machine.settle_at(&mut state, after(now + 100));
+        for step in 1..=steps {
+            count(&machine, "b1", &WELL);
+            count(&machine, "b2", &ILL);
+            machine.settle_at(&mut state, after(now + 1_000 * step));
+        }
+        now += 1_000 * steps;
+        count(&machine, "b2", &ILL);
+        hear(&mut state, "b2", Health::Up);
+        machine.settle_at(&mut state, after(now + 200));
+        count(&machine, "b1", &WELL);
+        count(&machine, "b2", &WELL);
+        now += 1_000;
+        machine.settle_at(&mut state, after(now));
+        let back = backend(&state, "b2");
+        assert_eq!((back.serving, back.balance.ejected), (Serving::New, None));
+        let data = back.balance.repeats.unwrap().data;
+        assert_eq!((data.samples, data.again), (1_000, 10));
+    }
+    // Who is still ill then is seen to be.
+    count(&machine, "b1", &WELL);
+    count(&machine, "b2", &ILL);
+    machine.settle_at(&mut state, after(now + 1_000));
+    assert!(backend(&state, "b2").balance.ejected.is_some());
+}
+
+#[test]
+fn an_ejection_ends_in_time_though_the_window_is_long() {
+    let (machine, mut state) = begin("long-window");
+    let long = LINES.replace("\"6s\"", "\"1h\"");
+    state
+        .reload(machine.config_with(&["b1", "b2"], &long))
+        .unwrap();
+    machine.settle_at(&mut state, after(1_000));
+    let eject = |state: &mut State, now| {
+        count(&machine, "b1", &WELL);
+        count(&machine, "b2", &ILL);
+        machine.settle_at(state, after(now));
+        let left_s = backend(state, "b2").balance.ejected.map(|it| it.left_s);
+        assert_eq!(
+            state.due(),
+            left_s.map(|left_s| after(now + left_s * 1_000))
+        );
+        left_s
+    };
+    assert_eq!(eject(&mut state, 601_000), Some(10));
+    // Whose clients go on as before stays, and for longer.
+    assert_eq!(eject(&mut state, 611_000), Some(20));
+    count(&machine, "b1", &WELL);
+    count(&machine, "b2", &WELL);
+    machine.settle_at(&mut state, after(630_999));
+    assert!(backend(&state, "b2").balance.ejected.is_some());
+    machine.settle_at(&mut state, after(631_000));
+    let back = backend(&state, "b2");
+    assert_eq!((back.serving, back.balance.ejected), (Serving::New, None));
+    assert_eq!(state.due(), Some(after(1_231_000)));
+}
+
+#[test]
+fn a_shorter_time_is_in_force_at_once_and_is_no_other_ejection() {
+    let (machine, mut state) = begin("shorter");
+    let long = LINES.replace("\"10s\"", "\"1h\"");
+    state
+        .reload(machine.config_with(&["b1", "b2"], &long))
+        .unwrap();
+    count(&machine, "b1", &WELL);
+    count(&machine, "b2", &ILL);
+    machine.settle_at(&mut state, after(1_000));
+    let left_s = |state: &State| backend(state, "b2").balance.ejected.map(|it| it.left_s);
+    assert_eq!(left_s(&state), Some(3_600));
+    state
+        .reload(machine.config_with(&["b1", "b2"], LINES))
+        .unwrap();
+    machine.settle_at(&mut state, after(2_000));
+    assert_eq!(left_s(&state), Some(10));
+    assert_eq!(status(&state).services[0].balance.ejections, 1);
+    machine.settle_at(&mut state, after(12_000));
+    assert_eq!(left_s(&state), None);
+}
+
+#[test]
 fn who_is_ejected_stands_in_for_the_last_one_that_falls() {
     let (machine, mut state) = begin("stands-in");
     count(&machine, "b1", &WELL);
     count(&machine, "b2", &ILL);
     machine.settle_at(&mut state, after(1_000));
     assert_eq!(backend(&state, "b2").serving, Serving::ExistingOnly);
-    let report = HealthReport {
-        name: name("b1"),
-        address: address("b1"),
-        health: Health::Refusing,
-        last_error: None,
-        answers_echoes: false,
-    };
-    assert!(state.heard(report, 1_000));
+    hear(&mut state, "b1", Health::Refusing);
     // At once, and not with the next step.
     machine.settle_at(&mut state, after(1_001));
     let ill = backend(&state, "b2");

@@ -7,8 +7,8 @@ const POLICY: Outlier = Outlier {
 };
 const START: Moment = Moment(1_000_000);
 
-/// Just as many clients as it takes.
-const ENOUGH: u64 = (1 << LEAST_CLIENTS) - 1;
+/// Just as many clients as it takes, each as often as the others.
+const ENOUGH: u64 = 0x01_0101_0101;
 
 /// What a backend's clients, who are enough, send in a step: of so many handshakes and segments, so many again.
 fn sent(handshakes: u64, syns: u64, data: u64, again: u64) -> Repeats {
@@ -105,16 +105,22 @@ const ILL: Repeats = Repeats {
 #[test]
 fn a_window_is_what_was_counted_in_the_latest_steps() {
     let mut window = Window::default();
+    let counted = |window: &Window| {
+        Signal::ALL.map(|signal| {
+            let share = window.share(signal);
+            (share.samples, share.again)
+        })
+    };
     window.step(sent(5, 5, 5, 5));
-    assert_eq!(window.total(), Repeats::default(), "whoever had it before");
+    assert_eq!(counted(&window), [(0, 0); 2], "whoever had it before");
     for n in 1..=10 {
-        window.step(sent(5 + n, 5, 5 + 10 * n, 5));
+        window.step(sent(5 + n, 5, 5 + 10 * n, 5 + n));
     }
-    assert_eq!(window.total(), sent(6, 0, 60, 0));
+    assert_eq!(counted(&window), [(6, 0), (60, 6)]);
     window.forget();
-    assert_eq!(window.total(), Repeats::default());
-    window.step(sent(17, 5, 105, 6));
-    assert_eq!(window.total(), sent(2, 0, 0, 1));
+    assert_eq!(counted(&window), [(0, 0); 2]);
+    window.step(sent(17, 6, 108, 16));
+    assert_eq!(counted(&window), [(3, 1), (3, 1)]);
 }
 
 #[test]
@@ -160,8 +166,8 @@ fn few_clients_speak_for_nobody() {
     let deaf = sent(0, 250, 0, 0);
     let busy = sent(400, 4, 0, 0);
     let few = |step: Repeats| Repeats {
-        syn_clients: ENOUGH >> 1,
-        data_clients: ENOUGH >> 1,
+        syn_clients: ENOUGH >> 8,
+        data_clients: ENOUGH >> 8,
         ..step
     };
     // Over more than a whole window, and whatever the others have.
@@ -189,13 +195,13 @@ fn few_clients_speak_for_nobody() {
 fn clients_come_together_over_the_steps_of_a_window() {
     let mut window = Window::default();
     window.step(Repeats::default());
-    for n in 0..u64::from(STEPS) {
+    for n in 1..=u64::from(STEPS) {
         let counted = Repeats {
-            data_clients: 1 << n,
+            data_clients: 1 << (8 * n),
             ..sent(0, 0, n, n)
         };
         window.step(counted);
-        assert_eq!(u64::from(window.total().data_clients.count_ones()), n + 1);
+        assert_eq!(window.share(Signal::Data).clients() as u64, n);
     }
     // The first ones are forgotten.
     let nobody = Repeats {
@@ -204,8 +210,119 @@ fn clients_come_together_over_the_steps_of_a_window() {
     };
     window.step(nobody);
     window.step(nobody);
-    let share = Share::of(&window.total(), Signal::Data);
-    assert_eq!(share.clients, STEPS - 2);
+    let clients = window.share(Signal::Data).clients();
+    assert_eq!(clients, STEPS as usize - 2);
+}
+
+/// The first client far more than the four others.
+const LOUD: u64 = 0x01_0101_0178;
+
+/// The same of whoever sends this.
+fn loud(step: Repeats) -> Repeats {
+    Repeats {
+        syn_clients: LOUD,
+        data_clients: LOUD,
+        ..step
+    }
+}
+
+#[test]
+fn whose_repeats_they_were_is_in_the_proportions_of_what_was_noted() {
+    let dealt = |again, noted: u64| dealt(again, noted.to_le_bytes());
+    assert_eq!(dealt(7, 0x0102_0000_0000_0004), [4, 0, 0, 0, 0, 0, 2, 1]);
+    // Of more than were noted, and of fewer: all of it, and no more.
+    assert_eq!(
+        dealt(700, 0x0102_0000_0000_0004),
+        [400, 0, 0, 0, 0, 0, 200, 100]
+    );
+    assert_eq!(dealt(3, 0x0101_0101_0101_0101).iter().sum::<u64>(), 3);
+    assert_eq!(dealt(9, 0), [0; PARTS]);
+}
+
+#[test]
+fn of_what_is_compared_nobody_has_more_than_one_of_the_others() {
+    let share = |place, parts: [u64; PARTS]| {
+        let share = Share {
+            samples: 1_000,
+            again: parts.iter().sum(),
+            parts,
+        };
+        let evened = share.evened(place);
+        assert_eq!(evened.evened(place), evened, "once and for all");
+        (evened.samples, evened.again)
+    };
+    assert_eq!(share(5, [10; PARTS]), (1_000, 80));
+    assert_eq!(share(5, [500, 9, 8, 7, 6, 5, 0, 0]), (500, 35));
+    assert_eq!(share(2, [500, 9, 8, 7, 6, 5, 0, 0]), (509, 44));
+    assert_eq!(share(5, [500, 400, 50, 4, 3, 2, 1, 0]), (58, 18));
+    // Of fewer nobody has more than the last.
+    assert_eq!(share(5, [0, 0, 500, 0, 20, 0, 0, 0]), (520, 40));
+    assert_eq!(share(5, [0, 0, 500, 0, 0, 0, 0, 0]), (1_000, 500));
+    assert_eq!(share(2, [0; PARTS]), (1_000, 0));
+    // What nobody is known to have sent speaks for nobody.
+    let nobodys = Share {
+        samples: 100,
+        again: 60,
+        parts: [0; PARTS],
+    };
+    assert_eq!(nobodys.evened(5).again, 0);
+}
+
+#[test]
+fn by_chance_a_peer_looks_no_better_than_it_is() {
+    // Six percent of 400 segments, as uneven as so few come out by chance; and eight of 2,000.
+    let peer = Repeats {
+        data_clients: 0x01_0102_0204_0507,
+        ..sent(0, 0, 400, 24)
+    };
+    let busy = Repeats {
+        data_clients: 0x0e0e_0f0f_0f10_1011,
+        ..sent(0, 0, 2_000, 160)
+    };
+    let mut service = Service::of(2);
+    service.policy.ratio = 2;
+    service.step(&[busy, peer]);
+    service.expect(&[]);
+}
+
+#[test]
+fn one_client_ejects_nobody_though_others_repeat_something_too() {
+    // Nearly a third of the data, and of that all but some percent.
+    let mut service = Service::of(3);
+    for _ in 0..2 * STEPS {
+        service.step(&[WELL, loud(ILL), WELL]);
+        service.expect(&[]);
+    }
+    // What is said of it is what was counted.
+    let share = service.backends[1].0.window.share(Signal::Data);
+    assert_eq!(share.per_mille(), 300);
+    // Half of the SYNs.
+    let busy = sent(400, 4, 0, 0);
+    let mut service = Service::of(3);
+    for _ in 0..2 * STEPS {
+        service.step(&[busy, loud(sent(200, 200, 0, 0)), busy]);
+        service.expect(&[]);
+    }
+    // At a quiet time all of them: what others have sent is too little to say anything.
+    let mut service = Service::of(3);
+    service.step(&[busy, loud(sent(0, 1_000, 0, 0)), busy]);
+    service.expect(&[]);
+    // The same from all alike.
+    service.step(&[busy, sent(0, 1_000, 0, 0), busy]);
+    service.expect(&[1]);
+}
+
+#[test]
+fn one_client_of_a_peer_hides_nobody() {
+    let of = |again| sent(0, 0, 1_000, again);
+    let mut service = Service::of(2);
+    service.step(&[loud(of(150)), of(200)]);
+    service.expect(&[1]);
+    assert!(service.ejection(1).peers < 10);
+    // All of the peer's clients: it is the network's fault.
+    let mut service = Service::of(2);
+    service.step(&[of(150), of(200)]);
+    service.expect(&[]);
 }
 
 #[test]
@@ -366,6 +483,30 @@ fn an_ejection_ends_by_time_and_the_next_is_longer() {
 }
 
 #[test]
+fn a_shorter_time_holds_for_who_is_ejected_already() {
+    let hour = Duration::from_hours(1);
+    let mut service = Service::of(3);
+    service.policy.eject_for = hour;
+    service.step(&[WELL, ILL, WELL]);
+    let first = service.ejection(1);
+    assert_eq!(first.until, service.now.later(hour));
+    service.policy.eject_for = POLICY.eject_for;
+    service.step(&[WELL, WELL, WELL]);
+    let until = service.now.later(POLICY.eject_for);
+    assert_eq!(service.ejection(1), Ejection { until, ..first });
+    // It is the same one, which runs on, and is not made longer either.
+    service.policy.eject_for = hour;
+    service.step(&[WELL, WELL, WELL]);
+    assert!(service.ejection(1).is(&first));
+    assert_eq!(service.ejection(1).until, until);
+    while service.now < until {
+        service.expect(&[1]);
+        service.step(&[WELL, WELL, WELL]);
+    }
+    service.expect(&[]);
+}
+
+#[test]
 fn what_was_counted_before_does_not_eject_again() {
     let mut service = Service::of(3);
     let quiet = Repeats::default();
@@ -445,6 +586,23 @@ fn with_fewer_backends_fewer_are_out() {
 }
 
 #[test]
+fn what_was_counted_before_it_could_take_new_flows_does_not_count() {
+    let mut memory = Memory::default();
+    // Not even what comes to light with the next step.
+    assert!(memory.begins(true) && !memory.begins(true));
+    memory.window.begin(sent(10, 0, 100, 0));
+    memory.window.step(sent(20, 5, 200, 90));
+    assert!(!memory.begins(false));
+    memory.window.step(sent(20, 95, 200, 180));
+    assert!(!memory.begins(false) && memory.begins(true));
+    memory.window.begin(sent(20, 99, 200, 190));
+    let shares = |window: &Window| Signal::ALL.map(|signal| window.share(signal).samples);
+    assert_eq!(shares(&memory.window), [0, 0]);
+    memory.window.step(sent(27, 99, 203, 190));
+    assert_eq!(shares(&memory.window), [7, 3]);
+}
+
+#[test]
 fn who_cannot_take_new_flows_anyhow_is_back_in_time() {
     let mut service = Service::of(3);
     service.step(&[WELL, ILL, WELL]);
@@ -485,5 +643,25 @@ proptest! {
                 prop_assert!(ejection.share >= POLICY.ratio * ejection.peers);
             }
         }
+    }
+
+    /// From some point on it makes no difference how much it sends again.
+    #[test]
+    fn a_client_counts_for_no_more_however_much_it_repeats(
+        others in prop::array::uniform7(0u64..100),
+        samples in 1_000u64..100_000,
+        much in 100u64..1_000_000,
+        more in 0u64..1_000_000,
+    ) {
+        prop_assume!(others.iter().filter(|part| **part > 0).count() >= LEAST_CLIENTS);
+        let evened = |one: u64| {
+            let [a, b, c, d, e, f, g] = others;
+            let parts = [a, b, c, one, d, e, f, g];
+            let again = parts.iter().sum();
+            let share = Share { samples: samples + one, again, parts }.evened(LEAST_CLIENTS);
+            (share.samples, share.again)
+        };
+        prop_assert_eq!(evened(much), evened(much + more));
+        prop_assert!(evened(much).1 <= 8 * others.iter().max().copied().unwrap_or(0));
     }
 }
