@@ -5,8 +5,8 @@ use std::net::SocketAddr;
 use lb_common::{
     flow::word::{BackendRef, State},
     headers::{
-        ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, IPV6_LEN, NEXT_DESTINATION,
-        NEXT_HOP_BY_HOP, NEXT_ROUTING, PROTO_TCP,
+        ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, IPV6_LEN, IPV6_OFFSET,
+        NEXT_DESTINATION, NEXT_FRAGMENT, NEXT_HOP_BY_HOP, NEXT_ROUTING, PROTO_TCP,
     },
     tcp::{FIN, RST},
     verdict::{Reason, Verdict},
@@ -174,9 +174,19 @@ fn segment(frame: &[u8]) -> Option<Segment> {
         ETHERTYPE_IPV6 => {
             protocol = *frame.get(at + 6)?;
             at += IPV6_LEN;
-            while matches!(protocol, NEXT_HOP_BY_HOP | NEXT_ROUTING | NEXT_DESTINATION) {
+            while matches!(
+                protocol,
+                NEXT_HOP_BY_HOP | NEXT_ROUTING | NEXT_DESTINATION | NEXT_FRAGMENT
+            ) {
+                // The second byte of a fragment header is reserved, and only the first fragment of a segment has its ports.
+                let own = if protocol == NEXT_FRAGMENT {
+                    let is_first = be16(at + 2)? & IPV6_OFFSET == 0;
+                    is_first.then_some(8)?
+                } else {
+                    (usize::from(*frame.get(at + 1)?) + 1) * 8
+                };
                 protocol = *frame.get(at)?;
-                at += (usize::from(*frame.get(at + 1)?) + 1) * 8;
+                at += own;
             }
         }
         _ => return None,
@@ -326,10 +336,19 @@ mod tests {
         six.extend([PROTO_TCP, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         six.extend(&PLAIN[34..]);
         assert_eq!(segment(&six), found);
-        for frame in [&PLAIN[..], &tagged, &six] {
+        // The first part of a segment, whose header says no length; and a later one.
+        let mut part = PLAIN[..12].to_vec();
+        part.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 28, NEXT_FRAGMENT, 64]);
+        part.extend([1; 32]);
+        part.extend([PROTO_TCP, 0xff, 0, 1, 0, 0, 0, 7]);
+        part.extend(&PLAIN[34..]);
+        assert_eq!(segment(&part), found);
+        for frame in [&PLAIN[..], &tagged, &six, &part] {
             for length in 0..frame.len() - 6 {
                 assert_eq!(segment(&frame[..length]), None);
             }
         }
+        part[57] = 0x08;
+        assert_eq!(segment(&part), None);
     }
 }
