@@ -266,7 +266,8 @@ impl File {
             if self.has_ended {
                 return None;
             }
-            if self.packets == 0 {
+            // Who reads more slowly than packets come always finds some, and never waits for the end of the time.
+            if self.packets == 0 || Instant::now() >= self.until {
                 self.end();
                 continue;
             }
@@ -305,5 +306,59 @@ impl File {
         let lost = self.listening.lost.load(Ordering::Relaxed);
         let end = self.writer.end(self.clock.ns(maps::now_ns()), lost);
         self.blocks.push_back(end);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use lb_common::watch::Head;
+    use tokio::sync::{mpsc, watch};
+
+    use super::*;
+    use crate::{
+        admin::{Reloader, tests::CONFIG},
+        config,
+        inventory::tests as shown,
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn a_capture_ends_in_its_time_though_there_is_always_more() {
+        let status = shown::a_status();
+        let maps = Arc::new(shown::maps_of(&status));
+        let (_statuses, watched) = watch::channel(Arc::new(status));
+        let (commands, _received) = mpsc::channel(1);
+        let first = config::parse(Path::new("tether.toml"), CONFIG).unwrap();
+        let reloader = Arc::new(Reloader::new(&first.config, commands.clone()));
+        let (told, packets) = mpsc::channel(TOGETHER);
+        let (writer, begin) = Writer::begin(64);
+        let mut file = File {
+            admin: Admin::new(watched, maps, commands, reloader),
+            listening: Listening {
+                packets,
+                lost: Arc::default(),
+            },
+            writer,
+            clock: Clock::new(),
+            packets: u64::MAX,
+            bytes: u64::MAX,
+            until: Instant::now() + Duration::from_secs(3),
+            blocks: VecDeque::from([begin]),
+            has_ended: false,
+        };
+        let mut blocks = 0;
+        while file.next().await.is_some() {
+            blocks += 1;
+            assert!(blocks < 100, "it goes on for ever");
+            let seen = Seen {
+                head: Head::default(),
+                data: vec![0; 14],
+            };
+            told.try_send(Arc::new(seen)).unwrap();
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        // The beginning, a packet after the first second and one after the second, and the end.
+        assert_eq!(blocks, 4);
     }
 }
