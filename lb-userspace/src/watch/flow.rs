@@ -10,7 +10,7 @@ use lb_common::{
     },
     tcp::{FIN, RST},
     verdict::{Reason, Verdict},
-    watch::{ANY, Head},
+    watch::{ANY, Filter, Head},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -70,6 +70,16 @@ pub struct FlowEvent {
     pub reason: String,
     /// By what it was closed.
     pub cause: Option<Cause>,
+}
+
+/// Whether a packet that a program has told of is of a client that its listener wants to hear of. The program compares both addresses, since in what comes back the
+/// client is the destination; but that is the VIP in what clients send, and a prefix of clients may have it too.
+pub(crate) fn is_of_client(filter: &Filter, maps: &Maps, head: &Head) -> bool {
+    let words = head.source.words();
+    let is_wanted = (0..2).all(|at| words[at] & filter.mask[at] == filter.prefix[at]);
+    let is_for_vip = head.service < maps.services.len()
+        && maps.services.get(head.service).vip == head.destination;
+    is_wanted || !is_for_vip
 }
 
 /// What a packet is called: its service, and its backend as SERVICE/BACKEND, as far as it has got.
@@ -283,6 +293,47 @@ mod tests {
                 "{reason:?} {change:?}"
             );
         }
+    }
+
+    #[test]
+    fn a_prefix_of_clients_is_not_met_by_the_vip() {
+        let maps = shown::maps_of(&shown::a_status());
+        let address = |last| IpAddr::from([10, 9, 9, last]).into();
+        let mut service = maps.services.get(3);
+        service.vip = address(1);
+        maps.services.set(3, &service);
+        let net = lb_common::net::Address::from(IpAddr::from([10, 9, 9, 0]));
+        let filter = Filter {
+            prefix: net.words(),
+            mask: lb_common::net::Address((u128::MAX << 8).to_be_bytes()).words(),
+            ..Filter::default()
+        };
+        let stranger = IpAddr::from([192, 0, 2, 7]).into();
+        for (source, destination, service, expected) in [
+            (address(7), address(1), 3, true),
+            (stranger, address(1), 3, false),
+            // A reply, and what is for no service.
+            (stranger, address(7), 3, true),
+            (stranger, address(1), 4, true),
+            (stranger, address(1), ANY, true),
+        ] {
+            let head = Head {
+                source,
+                destination,
+                service,
+                ..Head::default()
+            };
+            let is_of = is_of_client(&filter, &maps, &head);
+            assert_eq!(is_of, expected, "{head:?}");
+        }
+        // Who wants to hear of all clients hears of all.
+        let head = Head {
+            source: stranger,
+            destination: address(1),
+            service: 3,
+            ..Head::default()
+        };
+        assert!(is_of_client(&Filter::default(), &maps, &head));
     }
 
     #[test]
