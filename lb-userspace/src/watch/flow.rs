@@ -3,6 +3,7 @@
 use std::net::SocketAddr;
 
 use lb_common::{
+    backend::Forwarding,
     flow::word::{BackendRef, State},
     headers::{
         ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, IPV6_LEN, IPV6_OFFSET,
@@ -105,12 +106,7 @@ pub fn event(seen: &Seen, at_ms: u64, maps: &Maps, known: &Names<'_>) -> Option<
     let segment = segment(&seen.data)?;
     let (event, cause) = happened(reason, seen.head.states(), segment.flags)?;
     let (service, backend) = names(maps, known, &seen.head);
-    let client = if reason == Reason::Reply {
-        let port = u16::try_from(seen.head.client_port).ok()?;
-        SocketAddr::new(seen.head.destination.into(), port)
-    } else {
-        SocketAddr::new(seen.head.source.into(), segment.source_port)
-    };
+    let client = client_of(&seen.head, reason, segment, maps)?;
     Some(FlowEvent {
         at_ms,
         event,
@@ -120,6 +116,24 @@ pub fn event(seen: &Seen, at_ms: u64, maps: &Maps, known: &Names<'_>) -> Option<
         reason: reason.name().into(),
         cause,
     })
+}
+
+/// The client of a segment that came to a reason; none if nothing tells who that is.
+fn client_of(head: &Head, reason: Reason, segment: Segment, maps: &Maps) -> Option<SocketAddr> {
+    match reason {
+        Reason::Reply => {
+            let port = u16::try_from(head.client_port).ok()?;
+            Some(SocketAddr::new(head.destination.into(), port))
+        }
+        // What a backend has sent, too. It came no further, and of mode `nat` it names no client.
+        Reason::NoRouteBack => {
+            let is_known = head.backend < maps.capacity.backends;
+            let state = is_known.then(|| maps.state(head.backend))?;
+            let names_it = state.forwarding() == Some(Forwarding::Dnat);
+            names_it.then(|| SocketAddr::new(head.destination.into(), segment.destination_port))
+        }
+        _ => Some(SocketAddr::new(head.source.into(), segment.source_port)),
+    }
 }
 
 fn happened(
@@ -163,6 +177,7 @@ fn happened(
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Segment {
     source_port: u16,
+    destination_port: u16,
     flags: u8,
 }
 
@@ -204,6 +219,7 @@ fn segment(frame: &[u8]) -> Option<Segment> {
     (protocol == PROTO_TCP).then_some(())?;
     Some(Segment {
         source_port: be16(at)?,
+        destination_port: be16(at + 2)?,
         flags: *frame.get(at + 13)?,
     })
 }
@@ -211,6 +227,8 @@ fn segment(frame: &[u8]) -> Option<Segment> {
 #[cfg(test)]
 mod tests {
     use std::net::IpAddr;
+
+    use lb_common::backend::{BackendState, Serving};
 
     use super::*;
     use crate::inventory::tests as shown;
@@ -364,6 +382,16 @@ mod tests {
         seen.head.client_port = 41_000;
         let closed = event(&seen, 7, &maps, &names).unwrap();
         assert_eq!(closed.client, "10.8.8.8:41000".parse().unwrap());
+        // So is that of what could not go on to him, if it names him.
+        seen.head.reason = Reason::NoRouteBack as u32;
+        seen.head.client_port = 0;
+        seen.data[36..38].copy_from_slice(&42_000_u16.to_be_bytes());
+        let named = SocketAddr::from(([10, 8, 8, 8], 42_000));
+        for (forwarding, client) in [(Forwarding::Dnat, Some(named)), (Forwarding::Nat, None)] {
+            maps.set_state(6, BackendState::new(1, Serving::New, forwarding, 0, true));
+            let refused = event(&seen, 7, &maps, &names);
+            assert_eq!(refused.map(|refused| refused.client), client);
+        }
         (seen.head.service, seen.head.backend, seen.head.reason) =
             (ANY, ANY, Reason::BadFlags as u32);
         let refused = event(&seen, 7, &maps, &names).unwrap();
@@ -374,6 +402,7 @@ mod tests {
     fn a_segment_is_found_behind_tags_and_headers_and_nowhere_else() {
         let found = Some(Segment {
             source_port: 40_000,
+            destination_port: 0,
             flags: 0,
         });
         assert_eq!(segment(&PLAIN), found);
