@@ -12,6 +12,8 @@ pub const IPV6_LEN: usize = 40;
 pub const ICMP_LEN: usize = 8;
 /// TCP header without options, bytes.
 pub const TCP_LEN: usize = 20;
+/// Both ports, which TCP's header begins with, bytes.
+pub const PORTS_LEN: usize = 4;
 
 /// EtherType of IPv4.
 pub const ETHERTYPE_IPV4: u16 = 0x0800;

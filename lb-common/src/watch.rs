@@ -36,7 +36,7 @@ pub struct Filter {
     pub backend: u32,
     /// Of so many packets, or flows, in 2^32 one less is told of.
     pub sample: u32,
-    /// 1: flows are in the sample or not; 0: packets are.
+    /// 1: flows are in the sample or not, all of a client together; 0: packets are.
     pub by_flow: u32,
     /// Bytes of a packet that are wanted, at most [`MOST_KEPT`].
     pub kept: u32,

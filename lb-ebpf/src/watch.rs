@@ -228,11 +228,13 @@ fn matches(head: &Head, filter: &Filter) -> bool {
         return false;
     }
     let chance = if filter.by_flow != 0 {
-        // The same for both directions, as far as both are of the same addresses.
-        mix(
-            source[0] ^ destination[0] ^ source[1] ^ destination[1],
-            &maps::flow_seed(),
-        ) as u32
+        // By the client's address, which is the same in both directions: of a reply, which has its port noted, it is the destination. Without a branch, which
+        // the kernel's verifier would follow both ways.
+        let port = hide::number(u64::from(head.client_port));
+        let is_back = (port.wrapping_neg() >> 63).wrapping_neg();
+        let first = source[0] ^ ((source[0] ^ destination[0]) & is_back);
+        let second = source[1] ^ ((source[1] ^ destination[1]) & is_back);
+        mix(first ^ second, &maps::flow_seed()) as u32
     } else {
         // SAFETY: a helper without arguments.
         unsafe { bpf_get_prandom_u32() }

@@ -18,6 +18,7 @@ lab::in_both_versions![
     what_a_router_says_of_a_request_is_heard_by_the_client,
     what_a_router_says_of_a_reply_is_heard_by_the_backend,
     eight_quoted_bytes_of_tcp_are_enough_and_fewer_are_not,
+    what_stands_behind_a_message_is_no_quote,
     no_truncation_is_more_than_its_headers_say,
     an_error_leaves_by_the_tags_and_the_way_of_its_reader,
     an_error_without_a_way_is_dropped,
@@ -146,6 +147,31 @@ fn eight_quoted_bytes_of_tcp_are_enough_and_fewer_are_not() {
                 let run = world.send(&message(About::Unreachable, 0, quoted, ROUTER, to));
                 // The ports are all that there has to be.
                 if length < packet.headers_len() + 4 {
+                    run.expect(&passed(Reason::NotService).counting(0));
+                } else {
+                    assert_eq!(run.reason(), Reason::ErrorRelayed);
+                }
+            }
+        }
+    }
+}
+
+/// A message that by its header ends before its frame does: what is missing of a quote is not to be had from there.
+fn what_stands_behind_a_message_is_no_quote() {
+    for mode in MODES {
+        let backend = mode(1);
+        let world = World::with_translating(&backend);
+        let flow = world.open(CLIENT);
+        let about = About::Expired;
+        for (told, _) in [
+            about_request(&backend, &flow, about, Packet::packet),
+            about_reply(&backend, &flow, about, Packet::packet),
+        ] {
+            let (_, segment) = reply(&flow);
+            let needed = told.headers_len() + 8 + segment.headers_len() + 4;
+            for length in told.headers_len()..usize::from(told.length()) {
+                let run = world.send(&told.clone().total_length(length as u16));
+                if length < needed {
                     run.expect(&passed(Reason::NotService).counting(0));
                 } else {
                     assert_eq!(run.reason(), Reason::ErrorRelayed);

@@ -32,6 +32,7 @@ lab::in_both_versions![
     an_error_goes_to_the_backend_of_the_flow_that_it_is_about,
     an_error_about_an_unknown_flow_goes_where_the_table_says,
     eight_quoted_bytes_of_tcp_are_enough_and_fewer_are_not,
+    what_stands_behind_a_message_is_no_quote,
     an_error_about_something_else_is_the_hosts,
     an_error_that_no_backend_can_be_given_is_dropped,
     an_error_is_not_answered_with_an_error,
@@ -287,6 +288,43 @@ fn eight_quoted_bytes_of_tcp_are_enough_and_fewer_are_not() {
     }
 }
 
+/// A message that by its header ends before its frame does: what is missing of a quote is not to be had from there.
+fn what_stands_behind_a_message_is_no_quote() {
+    let world = World::new();
+    let told = message(About::Expired, 0, &sent().packet(), ROUTER, VIP);
+    let needed = told.headers_len() + 8 + sent().headers_len() + 4;
+    for length in told.headers_len()..usize::from(told.length()) {
+        let packet = told.clone().total_length(length as u16);
+        world.send(&packet).expect(&if length < needed {
+            passed(Reason::NotService).counting(0)
+        } else {
+            let output = BackendSpec::l2(1).l2_output(&packet);
+            forwarded(Reason::ErrorRelayed, 1, output)
+        });
+    }
+}
+
+#[test]
+fn a_header_that_says_it_is_shorter_than_any_is_none() {
+    let mut world = World::new();
+    let untouched = passed(Reason::NotService).counting(0);
+    // Its ports would be the first bytes of the header itself.
+    world.service(2, VIP, 0x4000, &[1]);
+    let mut quoted = sent().packet();
+    for words in 0..5 {
+        quoted[0] = 0x40 | words;
+        world
+            .send(&message(About::Expired, 0, &quoted, ROUTER, VIP))
+            .expect(&untouched);
+    }
+    // It would be an echo request by the first byte of its destination.
+    let asked = Ipv4Addr::new(8, 0, 2, 1);
+    world.vip(asked, false);
+    let mut request = message(About::Request, 7, b"data", CLIENT.0, asked).bytes();
+    request[14] = 0x44;
+    world.send_bytes(&request, 0).expect(&untouched);
+}
+
 fn an_error_about_something_else_is_the_hosts() {
     let world = World::new();
     let untouched = passed(Reason::NotService).counting(0);
@@ -393,6 +431,13 @@ fn a_router_on_the_way_to_a_backend_is_heard_by_the_client() {
             .expect(&passed(Reason::NotService).counting(0));
     }
     let told = from_within(&outer, About::TooBig(1_400), least);
+    // Nor is what stands behind the message in its frame.
+    for missing in 1..=8 {
+        let shorter = told.clone().total_length(told.length() - missing);
+        world
+            .send(&shorter)
+            .expect(&passed(Reason::NotService).counting(0));
+    }
     world
         .send_without_answers(&told)
         .expect(&dropped(Reason::AnswerLimited).of_backend(1));

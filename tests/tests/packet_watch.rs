@@ -6,6 +6,7 @@ use lab::packet::{
     BackendSpec, CLIENT, Client, Packet, SERVICE, VIP, World,
     guard::Limits,
     kernel::{ELSEWHERE, FLOW_SEED, INGRESS, action},
+    nat::{NARROW, TAGGED},
     on_wire,
 };
 use lb_common::{
@@ -28,6 +29,7 @@ type Told = Vec<(Head, Vec<u8>)>;
 lab::in_both_versions![
     what_is_watched_is_steered_as_ever_and_told_of_once,
     what_is_translated_and_watched_is_steered_as_ever,
+    of_a_translated_flow_both_directions_are_in_the_sample_or_none_is,
     what_is_guarded_and_watched_is_steered_as_ever,
     what_a_guard_refuses_is_told_of,
     only_what_is_wanted_is_told_of,
@@ -243,6 +245,42 @@ fn what_is_translated_and_watched_is_steered_as_ever() {
         (on_wire(client.0).into(), 41_000)
     );
     assert_eq!(Some(head.backend), backend);
+}
+
+fn of_a_translated_flow_both_directions_are_in_the_sample_or_none_is() {
+    const PARTS: u32 = 16;
+    for mode in [BackendSpec::nat, BackendSpec::dnat] {
+        let world = World::with_translating(&mode(1));
+        world.link(0);
+        let flows = [CLIENT, NARROW, TAGGED].map(|client| world.open(client));
+        let mut watching = Watching::of(&world);
+        let mut heard = Vec::new();
+        // From hardly a flow to all of them.
+        for part in 0..=PARTS {
+            watching.listen(
+                0,
+                &Filter {
+                    sample: u32::MAX / PARTS * part,
+                    by_flow: 1,
+                    ..ALL
+                },
+            );
+            for flow in &flows {
+                let (sent, _, there) = watching.compare(&world, &flow.ack());
+                let (returned, _, back) = watching.compare(&world, &flow.replies(ACK));
+                assert_eq!((sent, returned), (Reason::Established, Reason::Reply));
+                heard.push([there.len(), back.len()]);
+            }
+        }
+        assert!(
+            heard.iter().all(|both| matches!(both, [0, 0] | [1, 1])),
+            "{heard:?}"
+        );
+        assert!(
+            heard.contains(&[0, 0]) && heard.contains(&[1, 1]),
+            "{heard:?}"
+        );
+    }
 }
 
 fn what_is_guarded_and_watched_is_steered_as_ever() {

@@ -1,7 +1,7 @@
 //! What an error says of the TCP segment that it is about.
 
 use aya_ebpf::programs::XdpContext;
-use lb_common::headers::ICMP_LEN;
+use lb_common::headers::{ICMP_LEN, PORTS_LEN};
 
 use lb_ebpf::packet::{Bytes, Frame};
 
@@ -32,7 +32,8 @@ pub(crate) struct AboutSegment<F: Parse> {
 }
 
 impl<F: Family> AboutSegment<F> {
-    /// From a message at an offset of the frame; none if it is about something else. Ports are enough.
+    /// From a message at an offset of the frame; none if it is about something else. Ports are enough; but what stands behind the packet in its frame is no
+    /// part of what it quotes, and no checksum covers it.
     #[inline(always)]
     pub(super) fn of(ctx: &XdpContext, network: usize, message: &Message<F>) -> Option<Self> {
         let quote = network + message.header_len + ICMP_LEN;
@@ -41,7 +42,10 @@ impl<F: Family> AboutSegment<F> {
             return None;
         }
         let tcp = F::quoted_tcp(ctx, quote)?;
-        let ports = Frame::of(ctx).at(quote + tcp, 4)?;
+        if message.header_len + ICMP_LEN + tcp + PORTS_LEN > message.length as usize {
+            return None;
+        }
+        let ports = Frame::of(ctx).at(quote + tcp, PORTS_LEN)?;
         Some(Self {
             network,
             header_len: message.header_len,
@@ -80,7 +84,7 @@ impl<F: Family> AboutSegment<F> {
     pub(crate) fn quoted(&self, ctx: &XdpContext) -> Option<(Bytes, Bytes)> {
         let quote = self.network + self.header_len + ICMP_LEN;
         let ip = Frame::of(ctx).at(quote, F::LEN)?;
-        Some((ip, Frame::of(ctx).at(quote + self.tcp, 4)?))
+        Some((ip, Frame::of(ctx).at(quote + self.tcp, PORTS_LEN)?))
     }
 
     /// Its TCP header as far as its checksum, if so much of it is quoted.

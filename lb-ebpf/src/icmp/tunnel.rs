@@ -25,6 +25,9 @@ use crate::{
     parse::{self, Ends},
 };
 
+/// What has to be quoted of TCP, bytes: as much as the client is told.
+const QUOTED_TCP_LEN: usize = 8;
+
 /// An error about an IPv4 packet that holds another.
 #[inline(never)]
 pub(super) fn tunnel4(ctx: *mut xdp_md) -> u32 {
@@ -78,7 +81,8 @@ fn try_tell<O: Family, I: Family>(
     let at = network + message.header_len;
     let told = O::told_mtu(header_at(ctx, at).ok_or(Reason::NotService)?);
     let quote = at + ICMP_LEN;
-    let inner = quote + O::quoted_tunnel(ctx, quote).ok_or(Reason::NotService)?;
+    let outer_len = O::quoted_tunnel(ctx, quote).ok_or(Reason::NotService)?;
+    let inner = quote + outer_len;
     let outer = Frame::of(ctx).at(quote, O::LEN).ok_or(Reason::NotService)?;
     let backend_address = O::as_words(O::ends(outer).destination);
     let ip = Frame::of(ctx).at(inner, I::LEN).ok_or(Reason::NotService)?;
@@ -87,8 +91,12 @@ fn try_tell<O: Family, I: Family>(
         destination: vip,
     } = I::ends(ip);
     let tcp = I::quoted_tcp(ctx, inner).ok_or(Reason::NotService)?;
+    // What stands behind the message in its frame is no part of what it quotes.
+    if message.header_len + ICMP_LEN + outer_len + tcp + QUOTED_TCP_LEN > message.length as usize {
+        return Err(Reason::NotService);
+    }
     let ports = Frame::of(ctx)
-        .at(inner + tcp, 8)
+        .at(inner + tcp, QUOTED_TCP_LEN)
         .ok_or(Reason::NotService)?;
     let (client_port, port) = (ports.u16(0), ports.u16(2));
     let service = I::service(vip, port)?;

@@ -42,7 +42,7 @@ impl Icmp for V4 {
         let is_fragment = ip.raw16(6) & (IPV4_OFFSET | IPV4_MF).to_be() != 0;
         let length = ip.u16(2) as u32;
         let is_whole = length >= (header_len + ICMP_LEN) as u32;
-        if ip.u8(0) >> 4 != 4 || ip.u8(9) != PROTO_ICMP || is_fragment || !is_whole {
+        if !is_header(ip) || ip.u8(9) != PROTO_ICMP || is_fragment || !is_whole {
             return None;
         }
         let ends = Self::ends(ip);
@@ -64,7 +64,7 @@ impl Icmp for V4 {
     fn quoted_tcp(ctx: &XdpContext, quote: usize) -> Option<usize> {
         let ip = Frame::of(ctx).at(quote, IPV4_LEN)?;
         let is_beginning = ip.raw16(6) & IPV4_OFFSET.to_be() == 0;
-        if ip.u8(0) >> 4 == 4 && ip.u8(9) == PROTO_TCP && is_beginning {
+        if is_header(ip) && ip.u8(9) == PROTO_TCP && is_beginning {
             Some(header_len(ctx, ip))
         } else {
             None
@@ -81,7 +81,7 @@ impl Icmp for V4 {
     fn version_within(ctx: &XdpContext, quote: usize) -> Option<IpVersion> {
         let ip = Frame::of(ctx).at(quote, IPV4_LEN)?;
         let is_beginning = ip.raw16(6) & IPV4_OFFSET.to_be() == 0;
-        if ip.u8(0) >> 4 == 4 && ip.u8(9) == PROTO_IPIP && is_beginning {
+        if is_header(ip) && ip.u8(9) == PROTO_IPIP && is_beginning {
             Some(IpVersion::V4)
         } else {
             None
@@ -148,6 +148,13 @@ fn complain4(ctx: *mut xdp_md, mtu: u32) -> u32 {
         Some(network) => complaint::answer::<V4>(&ctx, network, mtu),
         None => FAILED,
     }
+}
+
+/// Whether a header is one of IPv4, and at least as long as such a one has to be: in a shorter one what follows it would be a part of itself.
+#[inline(always)]
+fn is_header(ip: Bytes) -> bool {
+    // The version, and the length in words of four bytes.
+    matches!(ip.u8(0), 0x45..=0x4f)
 }
 
 /// Length of a header, options included: at most 60, and less than 20 if it lies.

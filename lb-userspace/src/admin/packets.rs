@@ -129,11 +129,18 @@ fn meaningless(text: String) -> Response {
     http::error(StatusCode::BAD_REQUEST, text)
 }
 
-/// Begins to listen to what passes a filter, if the question for it means something; or gives the response that says why not.
-async fn listen(admin: &Admin, filter: Result<Filter, String>) -> Result<Listening, Response> {
+/// Begins to listen to what passes a filter, if the question for it means something, and gives that too; or gives the response that says why not.
+async fn listen(
+    admin: &Admin,
+    filter: Result<Filter, String>,
+) -> Result<(Listening, Filter), Response> {
     let filter = filter.map_err(meaningless)?;
     let watch = admin.watch.as_ref().ok_or_else(not_yet)?;
-    watch.listen(filter).await.map_err(|error| refused(&error))
+    let listening = watch
+        .listen(filter)
+        .await
+        .map_err(|error| refused(&error))?;
+    Ok((listening, filter))
 }
 
 fn endless(kind: &'static str, body: Body) -> Response {
@@ -158,7 +165,7 @@ pub(super) async fn flow_events(
 ) -> Result<Response, Response> {
     let Query(wish) = wish.map_err(|rejection| meaningless(rejection.body_text()))?;
     let status = admin.status.borrow().clone();
-    let listening = listen(&admin, wish.flows(&admin.maps, &status)).await?;
+    let (listening, filter) = listen(&admin, wish.flows(&admin.maps, &status)).await?;
     let clock = Clock::new();
     let first = stream::once(async { Ok::<_, Infallible>(Bytes::from_static(b"\n")) });
     let rest = stream::unfold(
@@ -169,7 +176,7 @@ pub(super) async fn flow_events(
             let text = match tokio::time::timeout(BEAT, packets).await {
                 // The watch has ended, since the daemon ends.
                 Ok(0) => return None,
-                Ok(_) => events(&admin, clock, &seen),
+                Ok(_) => events(&admin, clock, &filter, &seen),
                 Err(_) => "\n".to_owned(),
             };
             Some((Ok(Bytes::from(text)), (admin, listening)))
@@ -179,11 +186,12 @@ pub(super) async fn flow_events(
     Ok(endless("application/x-ndjson", body))
 }
 
-fn events(admin: &Admin, clock: Clock, seen: &[Arc<Seen>]) -> String {
+fn events(admin: &Admin, clock: Clock, filter: &Filter, seen: &[Arc<Seen>]) -> String {
     let status = admin.status.borrow().clone();
     let names = Names::of(&admin.maps, &status);
     let mut text = String::new();
-    for seen in seen {
+    let is_wanted = |seen: &&Arc<Seen>| flow::is_of_client(filter, &admin.maps, &seen.head);
+    for seen in seen.iter().filter(is_wanted) {
         let at_ms = clock.ns(seen.head.at_ns) / 1_000_000;
         if let Some(event) = flow::event(seen, at_ms, &admin.maps, &names) {
             // It is made of words and numbers, which never fail to be written to memory.
@@ -217,11 +225,12 @@ pub(super) async fn capture(
     let kept = asked.snap.unwrap_or(MOST_KEPT).min(MOST_KEPT);
     let status = admin.status.borrow().clone();
     let filter = asked.wish().packets(&admin.maps, &status, kept);
-    let listening = listen(&admin, filter).await?;
+    let (listening, filter) = listen(&admin, filter).await?;
     let (writer, begin) = Writer::begin(kept);
     let file = File {
         admin,
         listening,
+        filter,
         writer,
         clock: Clock::new(),
         packets: asked.packets.unwrap_or(PACKETS),
@@ -244,6 +253,7 @@ pub(super) async fn capture(
 struct File {
     admin: Admin,
     listening: Listening,
+    filter: Filter,
     writer: Writer,
     clock: Clock,
     /// Packets that may still come.
@@ -266,7 +276,8 @@ impl File {
             if self.has_ended {
                 return None;
             }
-            if self.packets == 0 {
+            // Who reads more slowly than packets come always finds some, and never waits for the end of the time.
+            if self.packets == 0 || Instant::now() >= self.until {
                 self.end();
                 continue;
             }
@@ -285,7 +296,9 @@ impl File {
         let maps = &self.admin.maps;
         let names = Names::of(maps, &status);
         let mut text = Vec::new();
-        for seen in seen {
+        let filter = self.filter;
+        let is_wanted = |seen: &&Arc<Seen>| flow::is_of_client(&filter, maps, &seen.head);
+        for seen in seen.iter().filter(is_wanted) {
             let (service, backend) = flow::names(maps, &names, &seen.head);
             let comment = pcapng::comment(seen, service.as_deref(), backend.as_deref());
             let at_ns = self.clock.ns(seen.head.at_ns);
@@ -297,7 +310,9 @@ impl File {
             (self.bytes, self.packets) = (left, self.packets - 1);
             text.extend(block);
         }
-        self.blocks.push_back(text);
+        if !text.is_empty() {
+            self.blocks.push_back(text);
+        }
     }
 
     fn end(&mut self) {
@@ -305,5 +320,60 @@ impl File {
         let lost = self.listening.lost.load(Ordering::Relaxed);
         let end = self.writer.end(self.clock.ns(maps::now_ns()), lost);
         self.blocks.push_back(end);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use lb_common::watch::Head;
+    use tokio::sync::{mpsc, watch};
+
+    use super::*;
+    use crate::{
+        admin::{Reloader, tests::CONFIG},
+        config,
+        inventory::tests as shown,
+    };
+
+    #[tokio::test(start_paused = true)]
+    async fn a_capture_ends_in_its_time_though_there_is_always_more() {
+        let status = shown::a_status();
+        let maps = Arc::new(shown::maps_of(&status));
+        let (_statuses, watched) = watch::channel(Arc::new(status));
+        let (commands, _received) = mpsc::channel(1);
+        let first = config::parse(Path::new("tether.toml"), CONFIG).unwrap();
+        let reloader = Arc::new(Reloader::new(&first.config, commands.clone()));
+        let (told, packets) = mpsc::channel(TOGETHER);
+        let (writer, begin) = Writer::begin(64);
+        let mut file = File {
+            admin: Admin::new(watched, maps, commands, reloader),
+            listening: Listening {
+                packets,
+                lost: Arc::default(),
+            },
+            filter: Filter::default(),
+            writer,
+            clock: Clock::new(),
+            packets: u64::MAX,
+            bytes: u64::MAX,
+            until: Instant::now() + Duration::from_secs(3),
+            blocks: VecDeque::from([begin]),
+            has_ended: false,
+        };
+        let mut blocks = 0;
+        while file.next().await.is_some() {
+            blocks += 1;
+            assert!(blocks < 100, "it goes on for ever");
+            let seen = Seen {
+                head: Head::default(),
+                data: vec![0; 14],
+            };
+            told.try_send(Arc::new(seen)).unwrap();
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        // The beginning, a packet after the first second and one after the second, and the end.
+        assert_eq!(blocks, 4);
     }
 }

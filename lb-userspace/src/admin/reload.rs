@@ -1,6 +1,10 @@
 //! Reading the configuration again, for SIGHUP, for the admin API and for the watch over the file alike.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{
+    collections::BTreeSet,
+    path::PathBuf,
+    sync::atomic::{AtomicBool, Ordering},
+};
 
 use tokio::sync::{Mutex, mpsc, oneshot};
 
@@ -19,6 +23,8 @@ pub struct Reloader {
     turn: Mutex<Option<u64>>,
     /// Files that the configuration in force names and was read from.
     named: Mutex<BTreeSet<PathBuf>>,
+    /// Whether what was read last was refused, for what it says or for what a file says that it names.
+    is_refused: AtomicBool,
 }
 
 impl Reloader {
@@ -29,6 +35,7 @@ impl Reloader {
             commands,
             turn: Mutex::new(Some(first.digest)),
             named: Mutex::new(named_by(first)),
+            is_refused: AtomicBool::new(false),
         }
     }
 
@@ -57,6 +64,21 @@ impl Reloader {
         }
     }
 
+    /// Reads a file again that was refused, and has it applied if it would not be any more: it may name a file that was not there yet, or was wrong, and
+    /// nobody watches those of a configuration that was never in force. What is wrong still has been told. Whether it has been mended.
+    pub async fn reload_if_mended(&self) -> bool {
+        if !self.is_refused.load(Ordering::Relaxed) {
+            return false;
+        }
+        let mut last = self.turn.lock().await;
+        let Ok(text) = self.text().await else {
+            return false;
+        };
+        let (path, again) = (self.path.clone(), text.clone());
+        let parsed = unblocked(move || config::parse(&path, &again)).await;
+        parsed.is_ok() && self.take(&mut last, Ok(text)).await.is_ok()
+    }
+
     async fn take(
         &self,
         last: &mut Option<u64>,
@@ -67,6 +89,7 @@ impl Reloader {
             Ok(text) => self.parse(text).await,
             Err(errors) => Err(errors),
         };
+        self.is_refused.store(config.is_err(), Ordering::Relaxed);
         let errors = match config {
             Ok(config) => {
                 let named = named_by(&config);

@@ -21,7 +21,7 @@ mod events;
 mod lists;
 mod peers;
 
-const CONFIG: &str = r#"
+pub(super) const CONFIG: &str = r#"
 interfaces = ["eth0"]
 [[service]]
 name = "chat"

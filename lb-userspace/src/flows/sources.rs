@@ -89,6 +89,11 @@ impl Sources {
         self.may_be = limits;
     }
 
+    /// Whether a service limits its sources' flows.
+    pub(super) fn limits(&self, service: u16) -> bool {
+        self.masks.contains_key(&service)
+    }
+
     /// Takes in that a client has a flow, whose entry is such.
     pub(super) fn note(
         &mut self,
@@ -160,7 +165,7 @@ impl Count {
 ///
 /// A source that begins many flows, and has their handshakes end only after the pass that takes back what was opened, would have as many more of them with each
 /// pass, if embryos did not count.
-fn counts(word: Word, now: Tick) -> bool {
+pub(super) fn counts(word: Word, now: Tick) -> bool {
     word.is(State::Embryo) || (word.is_open() && judge::is_active(word, now))
 }
 

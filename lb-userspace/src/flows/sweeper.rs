@@ -30,7 +30,7 @@ use super::{
         self, Action, Gone, RECLAIM_PIN_TICKS, RECLAIM_YOUNG_TICKS, first_goes, may_be_duplicate,
     },
     reclaim::Reclaim,
-    sources::Sources,
+    sources::{self, Sources},
     today::{closed, is_due, is_forgotten, today},
 };
 use crate::{
@@ -187,8 +187,8 @@ impl Common {
             .collect()
     }
 
-    /// Takes in that a client has a flow.
-    fn note_client<K: TableKey>(&mut self, key: K, word: Word, now: Tick) {
+    /// Takes in that a client has a flow, whose entry is at a place.
+    fn note_client<K: TableKey>(&mut self, key: K, place: Place, word: Word, now: Tick) {
         let (client, service) = (key.client_address(), key.service());
         let Self {
             affinities,
@@ -198,6 +198,11 @@ impl Common {
             ..
         } = self;
         affinities.note(maps, seed, client, service, word, now);
+        if sources.limits(service)
+            && replaces_another(K::table(maps), (place, key, word), seed, now)
+        {
+            return;
+        }
         let is_ipv6 = K::VERSION == IpVersion::V6;
         sources.note(seed, client, is_ipv6, service, word, now);
     }
@@ -331,7 +336,7 @@ impl<K: TableKey> Sweep<K> {
                 continue;
             };
             if word.is_entry() {
-                common.note_client(key, word, now);
+                common.note_client(key, place, word, now);
                 common.tally.add(word, key.service(), now);
                 if let Some(translation) = translation {
                     common.tally.add_port(translation);
@@ -492,6 +497,20 @@ impl<K: TableKey> Sweep<K> {
             }
         }
     }
+}
+
+/// Whether an entry is the newer of two of its key, and the older one counts as a flow of its source's: its client has let go of that, so both are one.
+fn replaces_another<K: TableKey>(
+    table: Table<'_, K>,
+    (place, key, word): (Place, K, Word),
+    seed: &Seed,
+    now: Tick,
+) -> bool {
+    word.is_open()
+        && word.has(Word::SECOND)
+        && table
+            .entries_of(key, seed)
+            .any(|(other, twin)| other != place && sources::counts(twin, now))
 }
 
 /// Whether an entry's key has, or had, another.

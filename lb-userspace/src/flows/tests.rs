@@ -12,9 +12,10 @@ use lb_common::{
     backend::{BackendState, Forwarding, Serving},
     clock::Tick,
     flow::{
-        v4, v6,
+        bucket, v4, v6,
         word::{BackendRef, State, Word},
     },
+    guard::{Guard, SourceBucket},
     hash::Seed,
     maglev::{Slot, TableRef},
     maps::{ABI_VERSION, Instance},
@@ -29,9 +30,12 @@ use super::{
     judge::{CLOSED_TICKS, IDLE_TICKS},
     pick_of,
 };
-use crate::dataplane::{
-    maps::{Capacity, Maps},
-    table::TableKey,
+use crate::{
+    dataplane::{
+        maps::{Capacity, Maps},
+        table::TableKey,
+    },
+    guard::sources::{SourceFlows, of_client},
 };
 
 const NOW: Tick = Tick(2_000_000);
@@ -82,6 +86,7 @@ in_both_versions! {
     entries_of_a_dead_backend_whose_flows_go_elsewhere_are_forgotten
     of_two_entries_of_a_key_the_older_goes_after_a_second_look
     a_contested_pair_is_no_duplicate
+    a_port_that_is_used_again_is_one_flow_of_its_source
     an_entry_whose_challenger_is_gone_is_contested_no_more
     an_entry_is_contested_again_by_a_challenger_that_came_as_the_mark_went
     the_pick_is_the_slots_owner
@@ -381,6 +386,46 @@ fn a_contested_pair_is_no_duplicate<K: Client>() {
     for _ in 0..20 {
         assert_eq!(sweeper.pass().total().active, 2);
     }
+}
+
+/// Whoever uses a port again has let go of what it had there, though that has an entry still.
+fn a_port_that_is_used_again_is_one_flow_of_its_source<K: Client>() {
+    let fixture = Fixture::<K>::new(64);
+    let maps = &fixture.maps;
+    let guard = Guard {
+        mask: u64::MAX,
+        flows: 10,
+        ..Guard::default()
+    };
+    maps.guards.set(0, &guard);
+    let service = Service {
+        traits: Service::GUARDED,
+        ..maps.services.get(0)
+    };
+    maps.services.set(0, &service);
+    let key = K::client(7, 0);
+    let is_ipv6 = K::VERSION == IpVersion::V6;
+    let own = of_client(key.client_address(), is_ipv6, 0, guard.mask, &SEED);
+    let [home, _] = bucket::homes(own, maps.sources.len());
+    let mut known = SourceBucket::default();
+    known.sources[0].fingerprint = own;
+    maps.sources.set(home, &known);
+    let [first, second] = fixture.homes(key);
+    let counted = |older: Word, newer: Word| {
+        fixture.put(first, 0, key, older);
+        fixture.put(second, 0, key, newer);
+        fixture.sweeper().pass();
+        SourceFlows::of(maps.sources.get(home).sources[0].flows).counted
+    };
+    let older = |state, age| aged(state, OWNER, age).with(Word::CONTESTED);
+    let newer = aged(State::Young, OWNER, 2).with(Word::CONTESTED | Word::SECOND);
+    assert_eq!(counted(older(State::Pin, 9), newer), 1);
+    // Beside what counts for nobody it counts itself.
+    assert_eq!(counted(older(State::Pin, IDLE_TICKS), newer), 1);
+    assert_eq!(counted(older(State::Closing, 1), newer), 1);
+    // And what is challenged, by whomever, is a flow as ever.
+    let challenger = Word::challenger(BackendRef::new(OTHER, 0), 1, NOW);
+    assert_eq!(counted(older(State::Pin, 9), challenger), 1);
 }
 
 /// Of a pair either may be left.

@@ -4,7 +4,10 @@ use std::{net::IpAddr, sync::atomic::Ordering};
 
 use lb_common::{
     flow::bucket::homes,
-    guard::{Guard, SOURCES_IN_BUCKET, Source, SourceBucket, fingerprint, in_order, source_word},
+    guard::{
+        Guard, SOURCES_IN_BUCKET, Source, SourceBucket, fingerprint, in_order, source_word,
+        sources::saved_up,
+    },
     hash::Seed,
     net::Address,
 };
@@ -75,14 +78,8 @@ pub fn affords(guard: &Guard, source: Option<Source>, now_ns: u64) -> Option<u64
     if guard.cost_ns == 0 {
         return None;
     }
-    let earliest = now_ns.saturating_sub(guard.burst_ns);
     let paid_ns = source.map_or(0, |source| source.paid_ns);
-    let from = if paid_ns < earliest || is_of_another_clock(paid_ns, now_ns) {
-        earliest
-    } else {
-        paid_ns
-    };
-    Some(now_ns.saturating_sub(from) / guard.cost_ns)
+    Some(saved_up(paid_ns, now_ns, guard.burst_ns) / guard.cost_ns)
 }
 
 /// Whether a source owes anything at a moment that a burst of so many nanoseconds has not saved up yet.
@@ -179,6 +176,10 @@ mod tests {
             (paid(now + 1), 0),
             (paid(2 * now), 10),
         ] {
+            assert_eq!(affords(&guard, source, now), Some(affords_now));
+        }
+        // A host that has just started gives bursts too.
+        for (source, now, affords_now) in [(None, 300, 10), (paid(200), 300, 1)] {
             assert_eq!(affords(&guard, source, now), Some(affords_now));
         }
         assert_eq!(affords(&Guard::default(), None, now), None);

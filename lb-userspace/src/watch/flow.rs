@@ -3,14 +3,15 @@
 use std::net::SocketAddr;
 
 use lb_common::{
+    backend::Forwarding,
     flow::word::{BackendRef, State},
     headers::{
-        ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, IPV6_LEN, NEXT_DESTINATION,
-        NEXT_HOP_BY_HOP, NEXT_ROUTING, PROTO_TCP,
+        ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, IPV6_LEN, IPV6_OFFSET,
+        NEXT_DESTINATION, NEXT_FRAGMENT, NEXT_HOP_BY_HOP, NEXT_ROUTING, PROTO_TCP,
     },
     tcp::{FIN, RST},
     verdict::{Reason, Verdict},
-    watch::{ANY, Head},
+    watch::{ANY, Filter, Head},
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
@@ -72,6 +73,16 @@ pub struct FlowEvent {
     pub cause: Option<Cause>,
 }
 
+/// Whether a packet that a program has told of is of a client that its listener wants to hear of. The program compares both addresses, since in what comes back the
+/// client is the destination; but that is the VIP in what clients send, and a prefix of clients may have it too.
+pub(crate) fn is_of_client(filter: &Filter, maps: &Maps, head: &Head) -> bool {
+    let words = head.source.words();
+    let is_wanted = (0..2).all(|at| words[at] & filter.mask[at] == filter.prefix[at]);
+    let is_for_vip = head.service < maps.services.len()
+        && maps.services.get(head.service).vip == head.destination;
+    is_wanted || !is_for_vip
+}
+
 /// What a packet is called: its service, and its backend as SERVICE/BACKEND, as far as it has got.
 pub(crate) fn names(
     maps: &Maps,
@@ -95,12 +106,7 @@ pub fn event(seen: &Seen, at_ms: u64, maps: &Maps, known: &Names<'_>) -> Option<
     let segment = segment(&seen.data)?;
     let (event, cause) = happened(reason, seen.head.states(), segment.flags)?;
     let (service, backend) = names(maps, known, &seen.head);
-    let client = if reason == Reason::Reply {
-        let port = u16::try_from(seen.head.client_port).ok()?;
-        SocketAddr::new(seen.head.destination.into(), port)
-    } else {
-        SocketAddr::new(seen.head.source.into(), segment.source_port)
-    };
+    let client = client_of(&seen.head, reason, segment, maps)?;
     Some(FlowEvent {
         at_ms,
         event,
@@ -110,6 +116,24 @@ pub fn event(seen: &Seen, at_ms: u64, maps: &Maps, known: &Names<'_>) -> Option<
         reason: reason.name().into(),
         cause,
     })
+}
+
+/// The client of a segment that came to a reason; none if nothing tells who that is.
+fn client_of(head: &Head, reason: Reason, segment: Segment, maps: &Maps) -> Option<SocketAddr> {
+    match reason {
+        Reason::Reply => {
+            let port = u16::try_from(head.client_port).ok()?;
+            Some(SocketAddr::new(head.destination.into(), port))
+        }
+        // What a backend has sent, too. It came no further, and of mode `nat` it names no client.
+        Reason::NoRouteBack => {
+            let is_known = head.backend < maps.capacity.backends;
+            let state = is_known.then(|| maps.state(head.backend))?;
+            let names_it = state.forwarding() == Some(Forwarding::Dnat);
+            names_it.then(|| SocketAddr::new(head.destination.into(), segment.destination_port))
+        }
+        _ => Some(SocketAddr::new(head.source.into(), segment.source_port)),
+    }
 }
 
 fn happened(
@@ -153,6 +177,7 @@ fn happened(
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Segment {
     source_port: u16,
+    destination_port: u16,
     flags: u8,
 }
 
@@ -174,9 +199,19 @@ fn segment(frame: &[u8]) -> Option<Segment> {
         ETHERTYPE_IPV6 => {
             protocol = *frame.get(at + 6)?;
             at += IPV6_LEN;
-            while matches!(protocol, NEXT_HOP_BY_HOP | NEXT_ROUTING | NEXT_DESTINATION) {
+            while matches!(
+                protocol,
+                NEXT_HOP_BY_HOP | NEXT_ROUTING | NEXT_DESTINATION | NEXT_FRAGMENT
+            ) {
+                // The second byte of a fragment header is reserved, and only the first fragment of a segment has its ports.
+                let own = if protocol == NEXT_FRAGMENT {
+                    let is_first = be16(at + 2)? & IPV6_OFFSET == 0;
+                    is_first.then_some(8)?
+                } else {
+                    (usize::from(*frame.get(at + 1)?) + 1) * 8
+                };
                 protocol = *frame.get(at)?;
-                at += (usize::from(*frame.get(at + 1)?) + 1) * 8;
+                at += own;
             }
         }
         _ => return None,
@@ -184,6 +219,7 @@ fn segment(frame: &[u8]) -> Option<Segment> {
     (protocol == PROTO_TCP).then_some(())?;
     Some(Segment {
         source_port: be16(at)?,
+        destination_port: be16(at + 2)?,
         flags: *frame.get(at + 13)?,
     })
 }
@@ -191,6 +227,8 @@ fn segment(frame: &[u8]) -> Option<Segment> {
 #[cfg(test)]
 mod tests {
     use std::net::IpAddr;
+
+    use lb_common::backend::{BackendState, Serving};
 
     use super::*;
     use crate::inventory::tests as shown;
@@ -276,6 +314,47 @@ mod tests {
     }
 
     #[test]
+    fn a_prefix_of_clients_is_not_met_by_the_vip() {
+        let maps = shown::maps_of(&shown::a_status());
+        let address = |last| IpAddr::from([10, 9, 9, last]).into();
+        let mut service = maps.services.get(3);
+        service.vip = address(1);
+        maps.services.set(3, &service);
+        let net = lb_common::net::Address::from(IpAddr::from([10, 9, 9, 0]));
+        let filter = Filter {
+            prefix: net.words(),
+            mask: lb_common::net::Address((u128::MAX << 8).to_be_bytes()).words(),
+            ..Filter::default()
+        };
+        let stranger = IpAddr::from([192, 0, 2, 7]).into();
+        for (source, destination, service, expected) in [
+            (address(7), address(1), 3, true),
+            (stranger, address(1), 3, false),
+            // A reply, and what is for no service.
+            (stranger, address(7), 3, true),
+            (stranger, address(1), 4, true),
+            (stranger, address(1), ANY, true),
+        ] {
+            let head = Head {
+                source,
+                destination,
+                service,
+                ..Head::default()
+            };
+            let is_of = is_of_client(&filter, &maps, &head);
+            assert_eq!(is_of, expected, "{head:?}");
+        }
+        // Who wants to hear of all clients hears of all.
+        let head = Head {
+            source: stranger,
+            destination: address(1),
+            service: 3,
+            ..Head::default()
+        };
+        assert!(is_of_client(&Filter::default(), &maps, &head));
+    }
+
+    #[test]
     fn an_event_names_client_service_and_backend() {
         let status = shown::a_status();
         let maps = shown::maps_of(&status);
@@ -303,6 +382,16 @@ mod tests {
         seen.head.client_port = 41_000;
         let closed = event(&seen, 7, &maps, &names).unwrap();
         assert_eq!(closed.client, "10.8.8.8:41000".parse().unwrap());
+        // So is that of what could not go on to him, if it names him.
+        seen.head.reason = Reason::NoRouteBack as u32;
+        seen.head.client_port = 0;
+        seen.data[36..38].copy_from_slice(&42_000_u16.to_be_bytes());
+        let named = SocketAddr::from(([10, 8, 8, 8], 42_000));
+        for (forwarding, client) in [(Forwarding::Dnat, Some(named)), (Forwarding::Nat, None)] {
+            maps.set_state(6, BackendState::new(1, Serving::New, forwarding, 0, true));
+            let refused = event(&seen, 7, &maps, &names);
+            assert_eq!(refused.map(|refused| refused.client), client);
+        }
         (seen.head.service, seen.head.backend, seen.head.reason) =
             (ANY, ANY, Reason::BadFlags as u32);
         let refused = event(&seen, 7, &maps, &names).unwrap();
@@ -313,6 +402,7 @@ mod tests {
     fn a_segment_is_found_behind_tags_and_headers_and_nowhere_else() {
         let found = Some(Segment {
             source_port: 40_000,
+            destination_port: 0,
             flags: 0,
         });
         assert_eq!(segment(&PLAIN), found);
@@ -326,10 +416,19 @@ mod tests {
         six.extend([PROTO_TCP, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
         six.extend(&PLAIN[34..]);
         assert_eq!(segment(&six), found);
-        for frame in [&PLAIN[..], &tagged, &six] {
+        // The first part of a segment, whose header says no length; and a later one.
+        let mut part = PLAIN[..12].to_vec();
+        part.extend([0x86, 0xdd, 0x60, 0, 0, 0, 0, 28, NEXT_FRAGMENT, 64]);
+        part.extend([1; 32]);
+        part.extend([PROTO_TCP, 0xff, 0, 1, 0, 0, 0, 7]);
+        part.extend(&PLAIN[34..]);
+        assert_eq!(segment(&part), found);
+        for frame in [&PLAIN[..], &tagged, &six, &part] {
             for length in 0..frame.len() - 6 {
                 assert_eq!(segment(&frame[..length]), None);
             }
         }
+        part[57] = 0x08;
+        assert_eq!(segment(&part), None);
     }
 }

@@ -82,6 +82,8 @@ breaks! {
     Lose: Cause | KeptBackend;
     /// An answer goes to somebody else.
     AnswerOther: RightWay;
+    /// Of a packet that was too big, its sender is told that more fits than does.
+    TellTooMuch: RightWay;
     /// A translated flow's segment leaves with another port than the flow has.
     OtherPort: OwnTranslation;
     /// Two flows of an endpoint come to have each other's translation.
@@ -221,6 +223,7 @@ impl Sabotage {
             Self::AnswerOther if reason == Reason::BackendDead || reason == Reason::TtlExpired => {
                 came.output[0] ^= 4;
             }
+            Self::TellTooMuch if reason == Reason::TooBig => tell_too_much(&mut came.output),
             Self::OtherPort if is_forwarded && reason == Reason::Established => {
                 let is_nat = |id: &u32| scene::way_to(*id) == Way::Nat;
                 if came.backends.iter().any(is_nat) {
@@ -332,6 +335,22 @@ fn next_port(frame: &mut [u8], which: usize) {
     let sum = updated(half(frame, tcp + 16), before, after);
     frame[tcp + which..tcp + which + 2].copy_from_slice(&after.to_be_bytes());
     frame[tcp + 16..tcp + 18].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// Adds one to the MTU that an error tells, and makes its checksum right for that.
+fn tell_too_much(frame: &mut [u8]) {
+    let Some(ip) = reader::read(frame).ip else {
+        return;
+    };
+    let Carried::Icmp(icmp) = ip.carried else {
+        return;
+    };
+    let at = ip.at + icmp;
+    let before = half(frame, at + 6);
+    let after = before.wrapping_add(1);
+    let sum = updated(half(frame, at + 2), before, after);
+    frame[at + 6..at + 8].copy_from_slice(&after.to_be_bytes());
+    frame[at + 2..at + 4].copy_from_slice(&sum.to_be_bytes());
 }
 
 /// Changes the checksum of the segment that an error quotes, if that is quoted, and makes the error's own right for it.

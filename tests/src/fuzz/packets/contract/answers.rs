@@ -91,12 +91,14 @@ pub(super) fn is_reset(
     )
 }
 
-/// An error about a packet, to who sent it: it quotes the packet's header and the eight bytes behind it.
+/// An error about a packet, to who sent it: it quotes the packet's header and the eight bytes behind it, and if the packet was too big, tells an MTU that
+/// `fits` its way.
 pub(super) fn is_complaint(
     seen: &Seen<'_>,
     ip: &Ip<'_>,
     reason: Reason,
     came: &Observed,
+    fits: impl Fn(usize) -> bool,
 ) -> Result<(), Breach> {
     let answer = answer_of(seen, came)?;
     let Some((told, Carried::Icmp(at))) = answer.ip.as_ref().map(|ip| (ip, ip.carried)) else {
@@ -125,5 +127,18 @@ pub(super) fn is_complaint(
                 quote.len()
             )
         },
-    )
+    )?;
+    // RFC 1191, section 4, and RFC 4443, section 3.2. Where there is none to be told, there is nothing (RFC 792; RFC 4443, section 3.3).
+    let word = told.bytes.get(at + 4..at + 8);
+    let mtu = word.map_or(0, |word| {
+        word.iter()
+            .fold(0, |mtu, byte| mtu << 8 | usize::from(*byte))
+    });
+    let is_due = match reason {
+        Reason::TtlExpired => mtu == 0,
+        _ => fits(mtu),
+    };
+    ensure(is_due, Promise::RightWay, || {
+        format!("{}, with an MTU of {mtu}", reason.name())
+    })
 }

@@ -56,7 +56,9 @@ impl Judge {
                 })
             }
             Reason::EchoAnswered | Reason::AnswerLimited
-                if kind == Some(request) && scene::is_only_vip(ip.destination) =>
+                if kind == Some(request)
+                    && scene::is_only_vip(ip.destination)
+                    && at >= LEAST_HEADER =>
             {
                 if reason == Reason::EchoAnswered {
                     let answer = answer_of(seen, came)?;
@@ -285,7 +287,7 @@ fn is_sound(ip: &Ip<'_>, at: usize) -> bool {
     };
     let quote = ip.whole().and_then(|packet| packet.get(at + 8..));
     let quoted = quote.and_then(|quote| reader::read_ip(quote, 0, ethertype));
-    at >= 20
+    at >= LEAST_HEADER
         && is_error
         && is_whole(ip)
         && ip.has_right_sum(at, protocol)
@@ -307,10 +309,8 @@ fn is_told(
         return breach(Promise::RightWay, "the message was cut");
     };
     let quote = at + 8;
-    let header = |packet: &[u8]| quoted_header(packet, quote, is_ipv4);
-    let Some(own) = header(before).filter(|own| *own >= 20 && at >= 20) else {
-        // A header that lies about its length covers its own addresses.
-        return Ok(());
+    let Some(own) = quoted_header(before.get(quote..).unwrap_or_default(), is_ipv4) else {
+        return breach(Promise::RightWay, "nothing is quoted any more");
     };
     let tcp = quote + own;
     let mut expected = before.to_vec();
@@ -355,8 +355,10 @@ fn is_told(
     }
 }
 
+/// What a message at an offset of its packet is about. What is behind the packet in its frame is nobody's, and nothing is about that.
 fn concerned(scene: &Scene, ip: &Ip<'_>, at: usize) -> Option<Concern> {
-    let quote = ip.bytes.get(at + 8..)?;
+    let packet = ip.whole().unwrap_or(ip.bytes);
+    let quote = packet.get(at + 8..).filter(|_| at >= LEAST_HEADER)?;
     let ethertype = if ip.is_ipv4() { 0x0800 } else { 0x86dd };
     let quoted = reader::read_ip(quote, 0, ethertype)?;
     if let Some((packet, ends)) = tunnelled(quote, ip.is_ipv4()) {
@@ -383,10 +385,14 @@ fn concerned(scene: &Scene, ip: &Ip<'_>, at: usize) -> Option<Concern> {
     })
 }
 
-/// Length of the header of a packet that is quoted at an offset.
-fn quoted_header(packet: &[u8], quote: usize, is_ipv4: bool) -> Option<usize> {
+/// The shortest header of IPv4 (RFC 791, section 3.1), bytes.
+const LEAST_HEADER: usize = 20;
+
+/// Length of the header that a packet begins with, if it can be.
+fn quoted_header(packet: &[u8], is_ipv4: bool) -> Option<usize> {
     if is_ipv4 {
-        Some(usize::from(packet.get(quote)? & 0xf) * 4)
+        let own = usize::from(packet.first()? & 0xf) * 4;
+        (own >= LEAST_HEADER).then_some(own)
     } else {
         Some(40)
     }
@@ -405,11 +411,8 @@ fn quoted_ends(packet: &[u8], at: usize, is_ipv4: bool) -> Option<Ends> {
 
 /// The packet in an IP packet that may be cut short, and its ports.
 fn tunnelled(quote: &[u8], is_ipv4: bool) -> Option<(Ip<'_>, (u16, u16))> {
-    let (protocol, own) = if is_ipv4 {
-        (*quote.get(9)?, usize::from(quote.first()? & 0xf) * 4)
-    } else {
-        (*quote.get(6)?, 40)
-    };
+    let own = quoted_header(quote, is_ipv4)?;
+    let protocol = *quote.get(if is_ipv4 { 9 } else { 6 })?;
     let is_inner_ipv4 = match protocol {
         4 => true,
         41 => false,
@@ -423,11 +426,8 @@ fn tunnelled(quote: &[u8], is_ipv4: bool) -> Option<(Ip<'_>, (u16, u16))> {
 
 /// The ports of a packet of TCP of which not more than the first eight bytes may be there.
 fn ports(packet: &[u8], is_ipv4: bool) -> Option<(u16, u16)> {
-    let (protocol, own) = if is_ipv4 {
-        (*packet.get(9)?, usize::from(packet.first()? & 0xf) * 4)
-    } else {
-        (*packet.get(6)?, 40)
-    };
+    let own = quoted_header(packet, is_ipv4)?;
+    let protocol = *packet.get(if is_ipv4 { 9 } else { 6 })?;
     let ports = packet.get(own..own + 4)?;
     let port = |at: usize| u16::from_be_bytes([ports[at], ports[at + 1]]);
     (protocol == 6).then(|| (port(0), port(2)))

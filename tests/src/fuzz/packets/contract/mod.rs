@@ -281,7 +281,12 @@ impl Judge {
                 self.lost_nothing(scene, &id, tcp, reason)?;
                 is_reset(seen, ip, tcp, came)?;
             }
-            Verdict::Answer => is_complaint(seen, ip, reason, came)?,
+            Verdict::Answer => {
+                let backend = came.backends.first();
+                let outer = backend.and_then(|id| scene::outer_of(*id));
+                let room = scene::MTU - outer.map_or(0, |(_, _, length)| length);
+                is_complaint(seen, ip, reason, came, |mtu| mtu == room)?;
+            }
             _ => self.lost_nothing(scene, &id, tcp, reason)?,
         }
         self.guards.came(scene, asking, reason)

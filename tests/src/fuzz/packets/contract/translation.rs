@@ -189,6 +189,8 @@ impl Judge {
         ensure(holds, Promise::Cause, || {
             format!("a reply ended as {} without its cause", reason.name())
         })?;
+        let is_known = !self.flows.is_any_hidden();
+        let ways: Vec<usize> = perhaps.iter().map(|id| scene::way_back(id.0).1).collect();
         // Its flow has heard of it all the same, whichever that is.
         for id in perhaps {
             for backend in (1..=scene.setting().backends())
@@ -198,7 +200,8 @@ impl Judge {
             }
         }
         if reason.verdict() == Verdict::Answer {
-            is_complaint(seen, ip, reason, came)?;
+            let fits = |mtu| !is_known || ways.contains(&mtu);
+            is_complaint(seen, ip, reason, came, fits)?;
         }
         Ok(())
     }
