@@ -49,6 +49,8 @@ pub struct ServiceFacts<'a> {
     pub on_down: OnDown,
     /// Over which time clients of its dead backends are told.
     pub reset_over: Duration,
+    /// How both were up to now; none if that is not known.
+    pub told_before: Option<(OnDown, Duration)>,
     /// Whether clients of its dead backends were not told up to now.
     pub resets_were_suspended: bool,
     /// Its backends, removed ones among them.
@@ -107,7 +109,7 @@ pub struct BackendFacts<'a> {
     pub fell_at_ms: Option<u64>,
     /// Since when its checks have failed, if the latest one did; by the same clock.
     pub faltered_at_ms: Option<u64>,
-    /// Since when it serves nothing, if it does.
+    /// Since when it serves nothing, if it does, as far as the pace of telling its clients is concerned.
     pub died: Option<Moment>,
     /// Until when its clients are not told that it is down, if it was when nobody's were told, or may be the first of many to fall.
     pub spared: Option<Moment>,
@@ -403,7 +405,7 @@ fn resolve_service<'a>(
         .iter()
         .map(|backend| {
             let serving = given(backend);
-            let died = (serving == Serving::None).then(|| backend.died.unwrap_or(now));
+            let died = (serving == Serving::None).then(|| died(facts, backend, now));
             let is_reset = facts.on_down == OnDown::Reset;
             let told = died.filter(|_| is_reset);
             let (pace, due) = pace::pace(backend.closing, told, facts.reset_over, now);
@@ -471,6 +473,22 @@ fn resolve_service<'a>(
         fail_open,
         resets_suspended,
         backends,
+    }
+}
+
+/// Since when a backend that serves nothing does so, for the pace at which its clients are told. If that is another now it goes on from where it was: who
+/// were not told, or only over a long time, are not told all at once.
+fn died(facts: &ServiceFacts<'_>, backend: &BackendFacts<'_>, now: Moment) -> Moment {
+    let Some(from) = backend.died else { return now };
+    match facts.told_before {
+        Some((on_down, over)) if (on_down, over) != (facts.on_down, facts.reset_over) => {
+            let told = (on_down == OnDown::Reset)
+                .then(|| Ramp { from, over }.share(now))
+                .flatten();
+            let over = facts.reset_over;
+            Ramp { from: now, over }.going_on(told, now).from
+        }
+        _ => from,
     }
 }
 

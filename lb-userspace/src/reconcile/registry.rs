@@ -68,6 +68,7 @@ impl Registry {
                     guard: None,
                     on_down: OnDown::default(),
                     reset_over: Duration::ZERO,
+                    told: None,
                     backends: Vec::new(),
                     unlisted: false,
                     quiet: Quiet::default(),
@@ -278,6 +279,7 @@ impl Registry {
             guard: None,
             on_down: OnDown::default(),
             reset_over: Duration::ZERO,
+            told: None,
             backends: Vec::new(),
             unlisted: false,
             quiet: Quiet::default(),
@@ -505,6 +507,7 @@ impl Registry {
                 guard: service.guard.as_ref(),
                 on_down: service.on_down,
                 reset_over: service.reset_over,
+                told_before: service.told,
                 resets_were_suspended: service.resets_suspended.is_some(),
                 backends: service
                     .backends
@@ -551,6 +554,7 @@ impl Registry {
             service.spread = outcome.spread;
             service.fail_open = outcome.fail_open;
             service.resets_suspended = outcome.resets_suspended;
+            service.told = Some((service.on_down, service.reset_over));
             for backend in &mut service.backends {
                 backend.per_mille = outcome
                     .per_mille
