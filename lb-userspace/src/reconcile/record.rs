@@ -189,7 +189,7 @@ impl BackendRecord {
             .is_none_or(|wanted| wanted.admin == Admin::Draining)
     }
 
-    /// Notes since when it is drained, and since when it is dead, as far as that is not known. True if the first is news.
+    /// Notes since when it is drained, and since when it is dead, as far as that is not known. True if the first is news, or since when its deadline counts.
     pub(super) fn note(&mut self, reset_over: Duration, now: Moment) -> bool {
         if let Some(share) = self.held_share.take() {
             // It goes on from where it was.
@@ -198,14 +198,15 @@ impl BackendRecord {
             let passed = u64::try_from(parts).unwrap_or(u64::MAX);
             self.died = Some(now.earlier(Duration::from_millis(passed)));
         }
-        let before = self.drained;
+        let before = (self.drained, self.terms.since);
         // Not after now, whatever a clock said that was set wrong.
         self.drained = self
             .is_drained()
-            .then(|| before.map_or(now, |begun| begun.min(now)));
+            .then(|| self.drained.map_or(now, |begun| begun.min(now)));
+        self.terms.since = self.terms.since.map(|since| since.min(now));
         let due = self.drained.and_then(|begun| self.terms.ramp(begun));
         self.closing = due.map(|due| Closing::next(self.closing, due, self.closed, now));
-        self.drained != before
+        (self.drained, self.terms.since) != before
     }
 
     /// Takes in the share of its flows that is closed now, and says when that begins and ends.

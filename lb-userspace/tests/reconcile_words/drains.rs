@@ -228,6 +228,36 @@ fn a_deadline_that_passed_before_anybody_saw_it_closes_at_a_pace_like_any_other(
 }
 
 #[test]
+fn a_deadline_that_was_asked_for_by_a_wrong_clock_is_not_years_away() {
+    let machine = Machine::new("asked-wrong");
+    let config = |machine: &Machine| machine.config(&["b1", "b2"]);
+    let mut state = machine.adopt(config(&machine)).unwrap();
+    let asked = |seconds| {
+        Some(Asked {
+            deadline: Duration::from_secs(seconds),
+            close_over: Some(Duration::ZERO),
+            since: None,
+        })
+    };
+    machine.settle_at(&mut state, after(100_000_000));
+    state.drain(&name("b1"), asked(60)).unwrap();
+    state.drain_all(asked(90)).unwrap();
+    machine.settle_at(&mut state, after(100_000_000));
+    let rebooted = Machine::new("asked-wrong-rebooted");
+    std::fs::copy(machine.memory(), rebooted.memory()).unwrap();
+    let mut state = rebooted.adopt(config(&rebooted)).unwrap();
+    let ends = |state: &State| ["b1", "b2"].map(|name| drain(state, name).map(|(left, _)| left));
+    rebooted.settle_at(&mut state, after(1_000));
+    assert_eq!(ends(&state), [Some(60), Some(90)]);
+    rebooted.settle_at(&mut state, after(1_020));
+    assert_eq!(ends(&state), [Some(40), Some(70)]);
+    // That is remembered in the place of what the clock said.
+    let mut state = rebooted.adopt(config(&rebooted)).unwrap();
+    rebooted.settle_at(&mut state, after(1_030));
+    assert_eq!(ends(&state), [Some(30), Some(60)]);
+}
+
+#[test]
 fn a_restart_goes_on_telling_a_dead_backends_clients_where_it_was() {
     let machine = Machine::new("dead-pace");
     let config = || machine.config_with(&["b1", "b2"], "reset_over = \"20s\"\n");
