@@ -560,10 +560,7 @@ impl State {
 
     /// Whether a backend is one from the DNS that the latest answer does not have.
     fn may_return(&self, name: &BackendName) -> bool {
-        let mut services = self.base.services.iter();
-        let service = services.find(|service| service.name == name.service);
-        service.is_some_and(|service| desired::may_be_answered(service, &name.backend))
-            && desired::find(&self.base, name).is_none()
+        desired::may_return(&self.base, name)
     }
 
     /// Ends what was ordered of backends from the DNS that no answer has had for long.
