@@ -191,6 +191,7 @@ impl State {
             balance: balance_of(service, backend, self.planned),
             flows: counts.into(),
             snat: self.translations.snat(backend, &self.census),
+            identity: Some(backend.identity),
         }
     }
 

@@ -159,6 +159,7 @@ fn a_status() -> Status {
                     address: [10, 0, 2, 100].into(),
                     ports: 51_000,
                 }],
+                identity: None,
             }],
         }],
         reasons: Default::default(),
