@@ -1,6 +1,6 @@
 //! Reading the configuration again, for SIGHUP, for the admin API and for the watch over the file alike.
 
-use std::{collections::BTreeSet, path::PathBuf};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use tokio::sync::{Mutex, mpsc, oneshot};
 
@@ -17,7 +17,7 @@ pub struct Reloader {
     commands: mpsc::Sender<Command>,
     /// Makes reloads follow one another. The digest of the text that was read last; none if it could not be.
     turn: Mutex<Option<u64>>,
-    /// Files that the configuration in force names and was read from.
+    /// Files that the configuration in force names and was read from, and those that one names which was refused since.
     named: Mutex<BTreeSet<PathBuf>>,
 }
 
@@ -32,7 +32,7 @@ impl Reloader {
         }
     }
 
-    /// Files that the configuration in force has been read from, beside its own.
+    /// Files that the configuration in force has been read from, beside its own, and those that one would be read from which was refused since.
     pub async fn named(&self) -> BTreeSet<PathBuf> {
         self.named.lock().await.clone()
     }
@@ -64,7 +64,17 @@ impl Reloader {
     ) -> Result<u64, Vec<String>> {
         *last = text.as_ref().ok().map(|text| config::digest(text));
         let config = match text {
-            Ok(text) => self.parse(text).await,
+            Ok(text) => {
+                let text = Arc::<str>::from(text);
+                let parsed = self.parse(Arc::clone(&text)).await;
+                if parsed.is_err() {
+                    // What is wrong may be mended in another file than the configuration's own.
+                    let named = unblocked(move || Ok(config::files_named_in(&text))).await;
+                    let named = named.unwrap_or_default();
+                    self.named.lock().await.extend(named);
+                }
+                parsed
+            }
             Err(errors) => Err(errors),
         };
         let errors = match config {
@@ -97,7 +107,7 @@ impl Reloader {
         unblocked(move || config::read(&path)).await
     }
 
-    async fn parse(&self, text: String) -> Result<Config, Vec<String>> {
+    async fn parse(&self, text: Arc<str>) -> Result<Config, Vec<String>> {
         let path = self.path.clone();
         let loaded = unblocked(move || config::parse(&path, &text)).await?;
         for warning in &loaded.warnings {

@@ -252,6 +252,23 @@ mod tests {
 
     // Time passes when nothing else is to be done.
     #[tokio::test(start_paused = true)]
+    async fn a_list_that_kept_a_new_configuration_out_is_read_again() {
+        let make = |directory: &Path| fs::write(directory.join("tether.toml"), CONFIG).unwrap();
+        let mut watched = Bench::start("kept-out", make);
+        let list = watched.directory.join("deny.txt");
+        let text = format!("{}deny_file = {list:?}\n", CONFIG.replace("chat", "talk"));
+        fs::write(watched.directory.join("tether.toml"), text).unwrap();
+        assert!(watched.next().await.unwrap_err().contains("deny.txt"));
+        tokio::time::sleep(3 * EVERY).await;
+        fs::write(&list, "something\n").unwrap();
+        let wrong = watched.next().await.unwrap_err();
+        assert!(wrong.contains("deny.txt:1:1: "), "{wrong}");
+        fs::write(&list, "192.0.2.0/24\n").unwrap();
+        assert_eq!(watched.next().await.unwrap(), "talk");
+    }
+
+    // Time passes when nothing else is to be done.
+    #[tokio::test(start_paused = true)]
     async fn a_config_map_that_is_swapped_is_loaded() {
         // As kubelet lays it out: the file is a link into ..data, which is a link to a directory, which is what is swapped.
         let version = |directory: &Path, version: &str, name: &str| {
