@@ -86,6 +86,8 @@ pub(super) struct BackendRecord {
     pub(super) wanted: Option<WantedBackend>,
     pub(super) check: Check,
     pub(super) check_address: SocketAddr,
+    /// It was there before its first check: it has no time to start.
+    pub(super) has_started: bool,
     pub(super) health: Health,
     pub(super) last_error: Option<LastError>,
     pub(super) fell_at_ms: Option<u64>,
@@ -142,7 +144,7 @@ impl Verdict {
 
 impl BackendRecord {
     /// The same with a verdict that is known already: what is checked is what was checked before, though it is another object now. (Until its checks
-    /// say so again all of a service whose mode or VIP is changed would be unknown, and whoever is known next would be the only one to take new flows.)
+    /// say so again all of a service whose name, mode or VIP is changed would be unknown, and whoever is known next would be the only one to take new flows.)
     pub(super) fn judged(self, verdict: Option<&Verdict>) -> Self {
         let Some(verdict) = verdict.cloned() else {
             return self;
@@ -152,6 +154,7 @@ impl BackendRecord {
             last_error: verdict.last_error,
             fell_at_ms: verdict.fell_at_ms,
             faltered_at_ms: verdict.faltered_at_ms,
+            has_started: true,
             ..self
         }
     }
@@ -329,6 +332,7 @@ pub(super) fn new_record(
         wanted: None,
         check: backend.check.clone(),
         check_address: backend.check_address,
+        has_started: false,
         health: Health::Unknown,
         last_error: None,
         fell_at_ms: None,

@@ -23,14 +23,49 @@ use crate::{
     desired::{self, Endpoint},
     flows::{Census, Counts},
     ids::{Numbered, Pool, Quiet},
-    model::{BackendName, Check, Health, HealthReport, OnDown, Suspension, Target},
+    model::{BackendName, Check, CheckKind, Health, HealthReport, OnDown, Suspension, Target},
     pace::{Closing, Moment, Terms},
     plan::Observed,
     resolve::{self, Affinity, Found, ServiceFacts, WantedService},
 };
 
-/// By name and address that is checked.
-type Verdicts = HashMap<(BackendName, SocketAddr), Verdict>;
+/// What the checks say.
+#[derive(Default)]
+struct Verdicts {
+    all: Vec<Verdict>,
+    /// By name and address that is checked.
+    by_name: HashMap<(BackendName, SocketAddr), usize>,
+    /// By the address that is checked and what it is asked, but for what is asked through a VIP.
+    by_question: HashMap<SocketAddr, Vec<(CheckKind, usize)>>,
+}
+
+impl Verdicts {
+    fn note(&mut self, backend: &BackendRecord) {
+        let (at, address) = (self.all.len(), backend.check_address);
+        self.all.push(Verdict::of(backend));
+        self.by_name.insert((backend.name.clone(), address), at);
+        if !backend.check.through_vip {
+            let asked = self.by_question.entry(address).or_default();
+            asked.push((backend.check.kind.clone(), at));
+        }
+    }
+
+    /// What they say of a backend; or of another name for what answers the same question, as after the renaming of a service.
+    fn of(&self, backend: &desired::Backend) -> Option<&Verdict> {
+        let named = (backend.name.clone(), backend.check_address);
+        let at = self.by_name.get(&named).copied().or_else(|| {
+            if backend.check.through_vip {
+                return None;
+            }
+            let asked = self.by_question.get(&backend.check_address)?;
+            let mut asked = asked.iter();
+            asked
+                .find(|(kind, _)| *kind == backend.check.kind)
+                .map(|&(_, at)| at)
+        })?;
+        self.all.get(at)
+    }
+}
 
 /// All that is known.
 #[derive(Clone, Debug)]
@@ -136,6 +171,7 @@ impl Registry {
                 // Nobody remembers its own.
                 check: Check::DEFAULT,
                 check_address: endpoint,
+                has_started: true,
                 health: Health::Unknown,
                 last_error: None,
                 fell_at_ms: None,
@@ -245,16 +281,16 @@ impl Registry {
         }
     }
 
-    /// What the checks say, by whose they are.
+    /// What the checks say.
     fn verdicts(&self) -> Verdicts {
+        let mut verdicts = Verdicts::default();
         let known = self
             .backends()
             .filter(|backend| backend.health != Health::Unknown);
-        let of = |backend: &BackendRecord| {
-            let key = (backend.name.clone(), backend.check_address);
-            (key, Verdict::of(backend))
-        };
-        known.map(of).collect()
+        for backend in known {
+            verdicts.note(backend);
+        }
+        verdicts
     }
 
     fn want_service(&mut self, service: desired::Service, verdicts: &Verdicts) {
@@ -320,9 +356,8 @@ impl Registry {
                 }),
                 None => match self.backend_ids.take() {
                     Some(numbered) => {
-                        let key = (backend.name.clone(), backend.check_address);
                         let new = new_record(numbered, &service, backend);
-                        record.backends.push(new.judged(verdicts.get(&key)));
+                        record.backends.push(new.judged(verdicts.of(backend)));
                     }
                     None => without.push(backend.name.backend.as_str()),
                 },
@@ -599,10 +634,11 @@ impl Registry {
                 object: backend.numbered,
                 address: backend.check_address,
                 check: Check {
-                    // One that was found in the maps has started long ago.
-                    startup_grace: match backend.held {
-                        Some(_) => Duration::ZERO,
-                        None => backend.check.startup_grace,
+                    // One that was found in the maps has started long ago, or whose verdict is known by another object or name.
+                    startup_grace: if backend.has_started {
+                        Duration::ZERO
+                    } else {
+                        backend.check.startup_grace
                     },
                     ..backend.check.clone()
                 },
