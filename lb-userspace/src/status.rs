@@ -385,6 +385,9 @@ pub struct BackendStatus {
     /// What its entry in the maps is found by, as this daemon knows it: not told.
     #[serde(skip)]
     pub identity: Option<u64>,
+    /// Its mode, if that is known: not told. Its service may have another by now.
+    #[serde(skip)]
+    pub mode: Option<Mode>,
 }
 
 /// A SNAT address toward a backend.
@@ -410,6 +413,11 @@ impl BackendStatus {
                 service.mode,
             )
         })
+    }
+
+    /// Its mode, as backend of this service.
+    pub fn mode(&self, service: &ServiceStatus) -> Mode {
+        self.mode.unwrap_or(service.mode)
     }
 }
 

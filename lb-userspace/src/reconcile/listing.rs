@@ -192,6 +192,7 @@ impl State {
             flows: counts.into(),
             snat: self.translations.snat(backend, &self.census),
             identity: Some(backend.identity),
+            mode: Some(backend.mode),
         }
     }
 

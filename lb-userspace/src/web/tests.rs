@@ -160,6 +160,7 @@ fn a_status() -> Status {
                     ports: 51_000,
                 }],
                 identity: None,
+                mode: None,
             }],
         }],
         reasons: Default::default(),

@@ -34,6 +34,7 @@ fn backend(name: &str, last: u8, admin: Intent, removed: bool) -> BackendStatus 
         flows: Default::default(),
         snat: Vec::new(),
         identity: None,
+        mode: None,
     }
 }
 
