@@ -62,7 +62,8 @@ impl std::fmt::Display for Health {
 }
 
 /// What becomes of the flows of a backend whose host is gone.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum OnDown {
     /// Each is closed on its next packet, so that its client connects anew at once.
     #[default]

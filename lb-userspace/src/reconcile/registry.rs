@@ -12,7 +12,7 @@ use lb_common::{
 };
 
 use super::{
-    memory::Memory,
+    memory::{KnownService, Memory},
     record::{BackendRecord, ServiceRecord, Verdict, new_record, renewed},
     translations::Translations,
     weigh::tell_of_spread,
@@ -92,17 +92,19 @@ impl Registry {
                     vip: held.entry.vip.into(),
                     port: held.entry.port,
                 };
-                let name = memory.service(endpoint);
+                let known = memory
+                    .service(endpoint)
+                    .unwrap_or_else(|| KnownService::unknown(endpoint));
                 let record = ServiceRecord {
                     id,
-                    name: name.unwrap_or_else(|| endpoint.to_string()),
+                    name: known.name,
                     endpoint,
                     mode: Mode::L2,
                     wanted: None,
                     affinity: None,
                     guard: None,
-                    on_down: OnDown::default(),
-                    reset_over: Duration::ZERO,
+                    on_down: known.on_down,
+                    reset_over: known.reset_over,
                     told: None,
                     backends: Vec::new(),
                     unlisted: false,

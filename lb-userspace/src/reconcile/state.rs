@@ -13,7 +13,7 @@ use super::{
     Error,
     answers::Answers,
     capacity,
-    memory::{self, Memory},
+    memory::{self, KnownService, Memory},
     registry::{Outcome, Registry},
     translations::Translations,
     weigh::per_mille,
@@ -619,10 +619,14 @@ impl State {
     }
 
     fn save(&mut self, ordered: &Drains, changes: Changes) -> std::io::Result<()> {
-        let names = self
-            .registry
-            .services()
-            .map(|service| (service.endpoint, service.name.clone()));
+        let services = self.registry.services().map(|service| {
+            let known = KnownService {
+                name: service.name.clone(),
+                on_down: service.on_down,
+                reset_over: service.reset_over,
+            };
+            (service.endpoint, known)
+        });
         let backends = self
             .registry
             .services()
@@ -632,7 +636,7 @@ impl State {
         let drains = self.registry.drains();
         let memory = self
             .saved
-            .renewed(ordered, changes, answers, names, backends, drains);
+            .renewed(ordered, changes, answers, services, backends, drains);
         if memory != self.saved {
             memory.save(&self.config.state_dir)?;
             self.saved = memory;

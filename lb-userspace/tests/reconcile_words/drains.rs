@@ -310,6 +310,34 @@ fn a_restart_goes_on_telling_a_dead_backends_clients_where_it_was() {
     assert_eq!(drain(&state, "b2"), Some((3_590, 1.0)));
 }
 
+/// Its host may come back with its connections: for that they were to be kept.
+#[test]
+fn what_becomes_of_a_dead_backends_flows_outlives_its_service_and_a_restart() {
+    let machine = Machine::new("removed-keep");
+    let config = machine.config_with(&["b1"], "on_down = \"keep\"\n");
+    let mut state = machine.adopt(config).unwrap();
+    let report = HealthReport {
+        name: name("b1"),
+        address: "10.0.1.1:80".parse().unwrap(),
+        health: Health::Down,
+        last_error: None,
+    };
+    assert!(state.heard(report, 0));
+    machine.settle_at(&mut state, after(0));
+    let nothing = Config {
+        services: vec![],
+        ..machine.config(&[])
+    };
+    state.reload(nothing.clone()).unwrap();
+    machine.settle_at(&mut state, after(10));
+    let kept = (Serving::None, Some(0));
+    let given = || (machine.maps.state(1).serving(), share(&machine, 1));
+    assert_eq!(given(), kept);
+    let mut state = machine.adopt(nothing).unwrap();
+    machine.settle_at(&mut state, after(20));
+    assert_eq!(given(), kept);
+}
+
 #[test]
 fn clients_of_one_that_dies_while_checks_of_others_fail_are_told_after_another_check() {
     for others_fail in [true, false] {
