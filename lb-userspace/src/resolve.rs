@@ -588,13 +588,17 @@ struct Doubt {
 struct Host {
     /// Nothing that it serves is there.
     is_down: bool,
-    /// Some of it is up, and its latest check was good.
-    is_well: bool,
+    /// Some of it is up, and its checks were good until then; [`STILL`] if its latest one was.
+    well_until_ms: Option<u64>,
     /// When the last of what fell did so.
     fell_at_ms: Option<u64>,
 }
 
-/// Whether over half of at least four hosts fell within ten seconds of one another, not long ago or with nobody well beside them, and are down still.
+/// Until now, and for as long as nobody says otherwise.
+const STILL: u64 = u64::MAX;
+
+/// Whether over half of at least four hosts fell within ten seconds of one another, not long ago or with nobody well beside them since, and are down
+/// still.
 fn fell_together<'f>(
     backends: impl Iterator<Item = &'f BackendFacts<'f>>,
     now: Moment,
@@ -603,11 +607,14 @@ fn fell_together<'f>(
     for backend in backends.filter(|backend| backend.wanted.is_some()) {
         let host = hosts.entry(backend.address).or_insert(Host {
             is_down: true,
-            is_well: false,
+            well_until_ms: None,
             fell_at_ms: None,
         });
         host.is_down &= backend.health == Health::Down;
-        host.is_well |= backend.health == Health::Up && backend.faltered_at_ms.is_none();
+        if backend.health == Health::Up {
+            let until = backend.faltered_at_ms.unwrap_or(STILL);
+            host.well_until_ms = host.well_until_ms.max(Some(until));
+        }
         host.fell_at_ms = host.fell_at_ms.max(backend.fell_at_ms);
     }
     if hosts.len() < MASS_FALL_MINIMUM {
@@ -620,12 +627,15 @@ fn fell_together<'f>(
     let together = falls
         .windows(suspect)
         .rfind(|window| window[suspect - 1] - window[0] <= MASS_FALL_MS)?;
-    if !hosts.values().any(|host| host.is_well) {
-        return Some(Doubt { ends: None });
+    let moment = |ms: u64| Moment(i64::try_from(ms).unwrap_or(i64::MAX));
+    let ends = moment(together[suspect - 1]).later(MASS_FALL_DOUBT);
+    let well_until = hosts.values().filter_map(|host| host.well_until_ms).max();
+    match well_until {
+        Some(STILL) => (now < ends).then_some(Doubt { ends: Some(ends) }),
+        // It was believed while somebody was well, and is so still.
+        Some(until) if moment(until) >= ends => None,
+        _ => Some(Doubt { ends: None }),
     }
-    let last = i64::try_from(together[suspect - 1]).unwrap_or(i64::MAX);
-    let ends = Moment(last).later(MASS_FALL_DOUBT);
-    (now < ends).then_some(Doubt { ends: Some(ends) })
 }
 
 /// Whether so many others falter since about when a backend fell that these may be the first signs of a fall of many.

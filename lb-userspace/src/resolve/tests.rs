@@ -446,6 +446,9 @@ fn a_fall_of_many_is_believed_after_a_minute_of_good_checks_beside_it() {
     let doubted = given(&facts, 1_000_000);
     assert_eq!(doubted.resets_suspended, Some(Suspension::MassFall));
     assert_eq!(doubted.backends[0].due, None, "no time ends that");
+    // But what was believed is, also when that one falters long after.
+    facts.backends[3].faltered_at_ms = Some(at(60_000));
+    assert_eq!(given(&facts, 1_000_000).resets_suspended, None);
     // Whatever another service sees well is seen by the same eyes.
     let mut other = service(vec![up(5)]);
     other.id = 2;
