@@ -20,10 +20,10 @@ use crate::{
     guard::Guard,
     ids::{Numbered, Quiet},
     model::{
-        Admin, BackendName, Check, Health, HealthReport, LastError, OnDown, Passage, Suspension,
-        ToVip,
+        Admin, BackendName, Check, Drains, Health, HealthReport, LastError, OnDown, Passage,
+        Suspension, ToVip,
     },
-    pace::{Closing, Moment, Terms},
+    pace::{Closing, Moment, Ramp, Terms},
     resolve::{BackendFacts, Found, Hop, WantedBackend, WantedService},
 };
 
@@ -102,6 +102,8 @@ pub(super) struct BackendRecord {
     pub(super) drained: Option<Moment>,
     /// How that is to end.
     pub(super) terms: Terms,
+    /// How it is to end, if it is removed, by a drain of all, or of what has its name now.
+    pub(super) hastened: Option<Terms>,
     /// How it ends, if its terms say that it does.
     pub(super) closing: Option<Closing>,
     /// Since when it serves nothing, if it does.
@@ -192,6 +194,32 @@ impl BackendRecord {
             .is_none_or(|wanted| wanted.admin == Admin::Draining)
     }
 
+    /// When its flows are closed if it is drained since `begun`: of two ends the earlier.
+    pub(super) fn end(&self, begun: Moment) -> Option<Ramp> {
+        [Some(self.terms), self.hastened]
+            .into_iter()
+            .flatten()
+            .filter_map(|terms| terms.ramp(begun))
+            .min_by_key(|ramp| ramp.from)
+    }
+
+    /// Takes in drains that were ordered by command. They say nothing of it once it is removed, but for their deadlines: who evacuates a host would wait for
+    /// it without end.
+    pub(super) fn hasten(&mut self, ordered: &Drains) {
+        self.hastened = match self.wanted {
+            Some(_) => None,
+            None => ordered
+                .asked(&self.name)
+                // One that does not count yet will with the next plan.
+                .filter(|asked| asked.since.is_some())
+                .map(|asked| Terms {
+                    deadline: Some(asked.deadline),
+                    close_over: asked.close_over.unwrap_or(self.terms.close_over),
+                    since: asked.since,
+                }),
+        };
+    }
+
     /// Notes since when it is drained, and since when it is dead, as far as that is not known. True if the first is news, or since when its deadline counts.
     pub(super) fn note(&mut self, reset_over: Duration, now: Moment) -> bool {
         if let Some(share) = self.held_share.take() {
@@ -207,7 +235,7 @@ impl BackendRecord {
             .is_drained()
             .then(|| self.drained.map_or(now, |begun| begun.min(now)));
         self.terms.since = self.terms.since.map(|since| since.min(now));
-        let due = self.drained.and_then(|begun| self.terms.ramp(begun));
+        let due = self.drained.and_then(|begun| self.end(begun));
         self.closing = due.map(|due| Closing::next(self.closing, due, self.closed, now));
         (self.drained, self.terms.since) != before
     }
@@ -342,6 +370,7 @@ pub(super) fn new_record(
         held_share: None,
         drained: None,
         terms: backend.terms,
+        hastened: None,
         closing: None,
         died: None,
         spared: None,

@@ -23,7 +23,9 @@ use crate::{
     desired::{self, Endpoint},
     flows::{Census, Counts},
     ids::{Numbered, Pool, Quiet},
-    model::{BackendName, Check, CheckKind, Health, HealthReport, OnDown, Suspension, Target},
+    model::{
+        BackendName, Check, CheckKind, Drains, Health, HealthReport, OnDown, Suspension, Target,
+    },
     pace::{Closing, Moment, Terms},
     plan::Observed,
     resolve::{self, Affinity, Found, ServiceFacts, WantedService},
@@ -186,6 +188,7 @@ impl Registry {
                 terms: memory
                     .drain(held.identity)
                     .map_or(Terms::NONE, |(_, terms)| terms),
+                hastened: None,
                 closing: state.all_closed_since().map(Closing::found),
                 died: None,
                 spared: None,
@@ -210,6 +213,13 @@ impl Registry {
         let homeless = std::mem::take(&mut self.homeless);
         self.replace(services);
         self.tell_of_homeless(&homeless);
+    }
+
+    /// Takes in drains that were ordered by command, as far as they concern what is removed.
+    pub(super) fn hasten(&mut self, ordered: &Drains) {
+        for backend in self.backends_mut() {
+            backend.hasten(ordered);
+        }
     }
 
     /// The same without a word.

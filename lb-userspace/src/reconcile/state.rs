@@ -516,6 +516,7 @@ impl State {
     fn want(&mut self) {
         self.registry
             .want(desired::services(&self.config, &self.ordered));
+        self.registry.hasten(&self.ordered);
         self.names_changed = true;
         let addresses = self.registry.addresses();
         // Who comes back is asked about anew.

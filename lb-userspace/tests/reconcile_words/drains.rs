@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use lb_common::backend::Serving;
+use lb_common::backend::{Mode, Serving};
 use lb_userspace::{
     config::Config,
     desired::Refusal,
@@ -561,4 +561,54 @@ fn of_a_deadline_for_one_and_one_for_all_the_earlier_counts() {
     state.undrain_all().unwrap();
     machine.settle_at(&mut state, after(60));
     assert_eq!(ends(&state), [Some(50), None]);
+}
+
+/// Else a host with a flow on one that was removed long ago is never empty.
+#[test]
+fn a_deadline_for_all_is_one_for_removed_backends_too() {
+    let machine = Machine::new("evacuated-removed");
+    let only = || machine.config(&["b1"]);
+    let mut state = machine.adopt(machine.config(&["b1", "b2"])).unwrap();
+    machine.settle_at(&mut state, after(0));
+    state.reload(only()).unwrap();
+    machine.settle_at(&mut state, after(10));
+    assert_eq!(drain(&state, "b2"), None);
+    let asked = |seconds| {
+        Some(Asked {
+            deadline: Duration::from_secs(seconds),
+            close_over: Some(Duration::from_secs(10)),
+            since: None,
+        })
+    };
+    state.drain_all(asked(60)).unwrap();
+    machine.settle_at(&mut state, after(1_000));
+    assert_eq!(
+        (drain(&state, "b1"), drain(&state, "b2")),
+        (Some((60, 0.0)), Some((60, 0.0)))
+    );
+    let mut state = machine.adopt(only()).unwrap();
+    machine.settle_at(&mut state, after(1_050));
+    assert_eq!(drain(&state, "b2"), Some((10, 0.0)));
+    machine.settle_at(&mut state, after(1_065));
+    assert_eq!(
+        (drain(&state, "b2"), share(&machine, 2)),
+        (Some((0, 0.5)), Some(32_768))
+    );
+    // The host is not evacuated any more: who was not closed stays.
+    state.undrain_all().unwrap();
+    machine.settle_at(&mut state, after(1_066));
+    assert_eq!((drain(&state, "b2"), share(&machine, 2)), (None, None));
+
+    // Nor does a deadline for one leave out what it was before a change of mode.
+    let machine = Machine::new("drained-twice");
+    let mut state = machine.adopt(machine.config(&["b1"])).unwrap();
+    machine.settle_at(&mut state, after(0));
+    let mut other = machine.config(&["b1"]);
+    other.services[0].mode = Mode::L2;
+    state.reload(other).unwrap();
+    machine.settle_at(&mut state, after(10));
+    state.drain(&name("b1"), asked(0)).unwrap();
+    machine.settle_at(&mut state, after(20));
+    machine.settle_at(&mut state, after(25));
+    assert_eq!([1, 2].map(|id| share(&machine, id)), [Some(32_768); 2]);
 }
