@@ -188,10 +188,14 @@ impl BackendRecord {
         true
     }
 
-    /// Whether it is to lose its flows in time: drained, or removed. (What is disabled is not: it is to be what it is again.)
+    /// Whether it is to lose its flows in time: drained, or removed. (What is disabled is not, since it is to be what it is again; but if a deadline was asked
+    /// for by command, which is then remembered with its beginning.)
     fn is_drained(&self) -> bool {
-        self.wanted
-            .is_none_or(|wanted| wanted.admin == Admin::Draining)
+        self.wanted.is_none_or(|wanted| match wanted.admin {
+            Admin::Active => false,
+            Admin::Draining => true,
+            Admin::Disabled => self.terms.since.is_some(),
+        })
     }
 
     /// When its flows are closed if it is drained since `begun`: of two ends the earlier.

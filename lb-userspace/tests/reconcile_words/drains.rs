@@ -612,3 +612,34 @@ fn a_deadline_for_all_is_one_for_removed_backends_too() {
     machine.settle_at(&mut state, after(25));
     assert_eq!([1, 2].map(|id| share(&machine, id)), [Some(32_768); 2]);
 }
+
+/// The command has said that it is in force.
+#[test]
+fn a_deadline_that_is_asked_for_holds_for_a_disabled_backend() {
+    let machine = Machine::new("disabled-deadline");
+    let mut config = machine.config_with(&["b1", "b2"], "drain_deadline = \"5s\"\n");
+    config.services[0].backends[0].admin = Admin::Disabled;
+    let mut state = machine.adopt(config).unwrap();
+    machine.settle_at(&mut state, after(0));
+    machine.settle_at(&mut state, after(10));
+    assert_eq!((drain(&state, "b1"), share(&machine, 1)), (None, None));
+    let asked = Some(Asked {
+        deadline: Duration::from_secs(60),
+        close_over: Some(Duration::from_secs(10)),
+        since: None,
+    });
+    state.drain(&name("b1"), asked).unwrap();
+    machine.settle_at(&mut state, after(20));
+    assert_eq!(drain(&state, "b1"), Some((60, 0.0)));
+    machine.settle_at(&mut state, after(80));
+    machine.settle_at(&mut state, after(85));
+    assert_eq!(share(&machine, 1), Some(32_768));
+    assert_eq!(admins(&state)[0], Some(Admin::Disabled));
+    // Without a deadline again; and one for all.
+    state.drain(&name("b1"), None).unwrap();
+    machine.settle_at(&mut state, after(86));
+    assert_eq!((drain(&state, "b1"), share(&machine, 1)), (None, None));
+    state.drain_all(asked).unwrap();
+    machine.settle_at(&mut state, after(90));
+    assert_eq!(drain(&state, "b1"), Some((60, 0.0)));
+}
