@@ -1,5 +1,5 @@
 //! What a restart must not forget and the maps do not hold: drains and changes that were asked for at runtime, since when backends are drained,
-//! answers of the DNS, names, and what becomes of the flows of services that are gone from the file.
+//! answers of the DNS, names, and what becomes of flows of services that are gone from the file.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -169,11 +169,15 @@ struct ServiceName {
     vip: IpAddr,
     port: u16,
     name: String,
-    /// What becomes of its dead backends' flows, and how fast. A version before this one leaves both out.
+    /// What becomes of its dead backends' flows, and how fast; and how drains of its backends end. A version before this one leaves all of these out.
     #[serde(default)]
     on_down: OnDown,
     #[serde(default)]
     reset_over_ms: u64,
+    #[serde(default)]
+    deadline_ms: Option<u64>,
+    #[serde(default)]
+    close_over_ms: u64,
 }
 
 /// What the maps do not hold of a service, and nobody says of one that was removed.
@@ -182,6 +186,7 @@ pub(super) struct KnownService {
     pub(super) name: String,
     pub(super) on_down: OnDown,
     pub(super) reset_over: Duration,
+    pub(super) terms: Terms,
 }
 
 impl KnownService {
@@ -191,6 +196,7 @@ impl KnownService {
             name: endpoint.to_string(),
             on_down: OnDown::default(),
             reset_over: Duration::ZERO,
+            terms: Terms::NONE,
         }
     }
 }
@@ -242,6 +248,8 @@ impl Memory {
                     name: known.name,
                     on_down: known.on_down,
                     reset_over_ms: millis(known.reset_over),
+                    deadline_ms: known.terms.deadline.map(millis),
+                    close_over_ms: millis(known.terms.close_over),
                 })
                 .collect(),
             backends: backends.collect(),
@@ -296,6 +304,11 @@ impl Memory {
                 name: service.name.clone(),
                 on_down: service.on_down,
                 reset_over: Duration::from_millis(service.reset_over_ms),
+                terms: Terms {
+                    deadline: service.deadline_ms.map(Duration::from_millis),
+                    close_over: Duration::from_millis(service.close_over_ms),
+                    since: None,
+                },
             })
     }
 
@@ -460,6 +473,10 @@ mod tests {
             name: "chat".to_owned(),
             on_down: OnDown::Keep,
             reset_over: Duration::from_millis(7),
+            terms: Terms {
+                since: None,
+                ..terms
+            },
         };
         let ordered = Drains {
             backends: BTreeMap::from([(name.clone(), Some(asked))]),
@@ -507,8 +524,11 @@ mod tests {
         };
         let service = memory.service(endpoint).unwrap();
         assert_eq!(
-            (service.name.as_str(), service.on_down, service.reset_over),
-            ("chat", OnDown::Reset, Duration::ZERO)
+            service,
+            KnownService {
+                name: "chat".to_owned(),
+                ..KnownService::unknown(endpoint)
+            }
         );
         let ordered = memory.ordered();
         let names: Vec<String> = ordered.backends.keys().map(ToString::to_string).collect();

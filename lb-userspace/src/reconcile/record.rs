@@ -44,6 +44,8 @@ pub(super) struct ServiceRecord {
     pub(super) on_down: OnDown,
     /// As last wanted.
     pub(super) reset_over: Duration,
+    /// How drains of its backends end, as last wanted.
+    pub(super) terms: Terms,
     /// How clients of its dead backends are told: both of these, as last resolved.
     pub(super) told: Option<(OnDown, Duration)>,
     /// Wanted ones in the order of the configuration, then removed ones.

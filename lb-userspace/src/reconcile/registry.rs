@@ -107,6 +107,7 @@ impl Registry {
                     guard: None,
                     on_down: known.on_down,
                     reset_over: known.reset_over,
+                    terms: known.terms,
                     told: None,
                     backends: Vec::new(),
                     unlisted: false,
@@ -187,7 +188,7 @@ impl Registry {
                 drained: None,
                 terms: memory
                     .drain(held.identity)
-                    .map_or(Terms::NONE, |(_, terms)| terms),
+                    .map_or(service.terms, |(_, terms)| terms),
                 hastened: None,
                 closing: state.all_closed_since().map(Closing::found),
                 died: None,
@@ -327,6 +328,7 @@ impl Registry {
             guard: None,
             on_down: OnDown::default(),
             reset_over: Duration::ZERO,
+            terms: Terms::NONE,
             told: None,
             backends: Vec::new(),
             unlisted: false,
@@ -347,6 +349,7 @@ impl Registry {
         record.guard.clone_from(&service.guard);
         record.on_down = service.on_down;
         record.reset_over = service.reset_over;
+        record.terms = service.terms;
         record.unlisted = false;
         record.quiet = Quiet::default();
         record.error = None;

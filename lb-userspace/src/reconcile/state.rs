@@ -625,6 +625,7 @@ impl State {
                 name: service.name.clone(),
                 on_down: service.on_down,
                 reset_over: service.reset_over,
+                terms: service.terms,
             };
             (service.endpoint, known)
         });

@@ -145,6 +145,26 @@ fn a_removed_backend_has_a_deadline_too_and_keeps_it_when_its_service_is_removed
     assert_eq!((share(&machine, 2), share(&machine, 1)), (None, None));
 }
 
+/// A new file comes with a new daemon as often as not.
+#[test]
+fn a_service_that_is_removed_while_no_daemon_runs_keeps_its_deadline_too() {
+    let machine = Machine::new("removed-meanwhile");
+    let terms = "drain_deadline = \"60s\"\nclose_over = \"10s\"\n";
+    let mut state = machine.adopt(machine.config_with(&["b1"], terms)).unwrap();
+    machine.settle_at(&mut state, after(0));
+    let nothing = || Config {
+        services: vec![],
+        ..machine.config(&[])
+    };
+    let mut state = machine.adopt(nothing()).unwrap();
+    machine.settle_at(&mut state, after(10));
+    assert_eq!(drain(&state, "b1"), Some((60, 0.0)));
+    let mut state = machine.adopt(nothing()).unwrap();
+    machine.settle_at(&mut state, after(70));
+    machine.settle_at(&mut state, after(75));
+    assert_eq!(drain(&state, "b1"), Some((0, 0.5)));
+}
+
 #[test]
 fn a_deadline_that_is_asked_for_counts_from_then_on_and_outlives_a_restart() {
     let machine = Machine::new("asked");
