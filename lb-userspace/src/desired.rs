@@ -12,7 +12,7 @@ use lb_common::backend::Mode;
 
 pub use self::{
     changes::{Change, Changes, Edit, Overlaid, Refusal},
-    named::{Expanded, expand, may_be_answered},
+    named::{Expanded, expand, may_be_answered, may_return},
 };
 use crate::{
     balance::{Part, Policy},

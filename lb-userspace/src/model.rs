@@ -62,7 +62,8 @@ impl std::fmt::Display for Health {
 }
 
 /// What becomes of the flows of a backend whose host is gone.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum OnDown {
     /// Each is closed on its next packet, so that its client connects anew at once.
     #[default]
@@ -149,8 +150,9 @@ impl Drains {
         let of_all = self.all.iter_mut().filter_map(|all| all.asked.as_mut());
         let mut began = false;
         for asked in self.backends.values_mut().flatten().chain(of_all) {
-            began |= asked.since.is_none();
-            asked.since.get_or_insert(now);
+            // Not after now, whatever a clock said that was set wrong: who asked for an end would wait for years.
+            let since = asked.since.map_or(now, |since| since.min(now));
+            began |= asked.since.replace(since) != Some(since);
         }
         began
     }

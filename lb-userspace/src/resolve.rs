@@ -49,6 +49,8 @@ pub struct ServiceFacts<'a> {
     pub on_down: OnDown,
     /// Over which time clients of its dead backends are told.
     pub reset_over: Duration,
+    /// How both were up to now; none if that is not known.
+    pub told_before: Option<(OnDown, Duration)>,
     /// Whether clients of its dead backends were not told up to now.
     pub resets_were_suspended: bool,
     /// Its backends, removed ones among them.
@@ -107,7 +109,7 @@ pub struct BackendFacts<'a> {
     pub fell_at_ms: Option<u64>,
     /// Since when its checks have failed, if the latest one did; by the same clock.
     pub faltered_at_ms: Option<u64>,
-    /// Since when it serves nothing, if it does.
+    /// Since when it serves nothing, if it does, as far as the pace of telling its clients is concerned.
     pub died: Option<Moment>,
     /// Until when its clients are not told that it is down, if it was when nobody's were told, or may be the first of many to fall.
     pub spared: Option<Moment>,
@@ -403,7 +405,7 @@ fn resolve_service<'a>(
         .iter()
         .map(|backend| {
             let serving = given(backend);
-            let died = (serving == Serving::None).then(|| backend.died.unwrap_or(now));
+            let died = (serving == Serving::None).then(|| died(facts, backend, now));
             let is_reset = facts.on_down == OnDown::Reset;
             let told = died.filter(|_| is_reset);
             let (pace, due) = pace::pace(backend.closing, told, facts.reset_over, now);
@@ -471,6 +473,22 @@ fn resolve_service<'a>(
         fail_open,
         resets_suspended,
         backends,
+    }
+}
+
+/// Since when a backend that serves nothing does so, for the pace at which its clients are told. If that is another now it goes on from where it was: who
+/// were not told, or only over a long time, are not told all at once.
+fn died(facts: &ServiceFacts<'_>, backend: &BackendFacts<'_>, now: Moment) -> Moment {
+    let Some(from) = backend.died else { return now };
+    match facts.told_before {
+        Some((on_down, over)) if (on_down, over) != (facts.on_down, facts.reset_over) => {
+            let told = (on_down == OnDown::Reset)
+                .then(|| Ramp { from, over }.share(now))
+                .flatten();
+            let over = facts.reset_over;
+            Ramp { from: now, over }.going_on(told, now).from
+        }
+        _ => from,
     }
 }
 
@@ -570,13 +588,17 @@ struct Doubt {
 struct Host {
     /// Nothing that it serves is there.
     is_down: bool,
-    /// Some of it is up, and its latest check was good.
-    is_well: bool,
+    /// Some of it is up, and its checks were good until then; [`STILL`] if its latest one was.
+    well_until_ms: Option<u64>,
     /// When the last of what fell did so.
     fell_at_ms: Option<u64>,
 }
 
-/// Whether over half of at least four hosts fell within ten seconds of one another, not long ago or with nobody well beside them, and are down still.
+/// Until now, and for as long as nobody says otherwise.
+const STILL: u64 = u64::MAX;
+
+/// Whether over half of at least four hosts fell within ten seconds of one another, not long ago or with nobody well beside them since, and are down
+/// still.
 fn fell_together<'f>(
     backends: impl Iterator<Item = &'f BackendFacts<'f>>,
     now: Moment,
@@ -585,11 +607,14 @@ fn fell_together<'f>(
     for backend in backends.filter(|backend| backend.wanted.is_some()) {
         let host = hosts.entry(backend.address).or_insert(Host {
             is_down: true,
-            is_well: false,
+            well_until_ms: None,
             fell_at_ms: None,
         });
         host.is_down &= backend.health == Health::Down;
-        host.is_well |= backend.health == Health::Up && backend.faltered_at_ms.is_none();
+        if backend.health == Health::Up {
+            let until = backend.faltered_at_ms.unwrap_or(STILL);
+            host.well_until_ms = host.well_until_ms.max(Some(until));
+        }
         host.fell_at_ms = host.fell_at_ms.max(backend.fell_at_ms);
     }
     if hosts.len() < MASS_FALL_MINIMUM {
@@ -602,12 +627,15 @@ fn fell_together<'f>(
     let together = falls
         .windows(suspect)
         .rfind(|window| window[suspect - 1] - window[0] <= MASS_FALL_MS)?;
-    if !hosts.values().any(|host| host.is_well) {
-        return Some(Doubt { ends: None });
+    let moment = |ms: u64| Moment(i64::try_from(ms).unwrap_or(i64::MAX));
+    let ends = moment(together[suspect - 1]).later(MASS_FALL_DOUBT);
+    let well_until = hosts.values().filter_map(|host| host.well_until_ms).max();
+    match well_until {
+        Some(STILL) => (now < ends).then_some(Doubt { ends: Some(ends) }),
+        // It was believed while somebody was well, and is so still.
+        Some(until) if moment(until) >= ends => None,
+        _ => Some(Doubt { ends: None }),
     }
-    let last = i64::try_from(together[suspect - 1]).unwrap_or(i64::MAX);
-    let ends = Moment(last).later(MASS_FALL_DOUBT);
-    (now < ends).then_some(Doubt { ends: Some(ends) })
 }
 
 /// Whether so many others falter since about when a backend fell that these may be the first signs of a fall of many.

@@ -382,6 +382,12 @@ pub struct BackendStatus {
     /// Mode `nat`: the addresses that it sees in the place of clients'.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub snat: Vec<SnatStatus>,
+    /// What its entry in the maps is found by, as this daemon knows it: not told.
+    #[serde(skip)]
+    pub identity: Option<u64>,
+    /// Its mode, if that is known: not told. Its service may have another by now.
+    #[serde(skip)]
+    pub mode: Option<Mode>,
 }
 
 /// A SNAT address toward a backend.
@@ -395,15 +401,23 @@ pub struct SnatStatus {
 }
 
 impl BackendStatus {
-    /// Its identity, as backend of this service: what its entry in the maps is found by.
+    /// Its identity, as backend of this service: what its entry in the maps is found by. Where it is not known it is that of a backend which is configured so
+    /// today: one that was removed may have another, of the mode that its service had, or of a name that nobody remembers.
     pub fn identity(&self, service: &ServiceStatus) -> u64 {
-        ids::backend_identity(
-            (&service.name, service.vip, service.port),
-            &self.name,
-            self.address,
-            self.port,
-            service.mode,
-        )
+        self.identity.unwrap_or_else(|| {
+            ids::backend_identity(
+                (&service.name, service.vip, service.port),
+                &self.name,
+                self.address,
+                self.port,
+                service.mode,
+            )
+        })
+    }
+
+    /// Its mode, as backend of this service.
+    pub fn mode(&self, service: &ServiceStatus) -> Mode {
+        self.mode.unwrap_or(service.mode)
     }
 }
 

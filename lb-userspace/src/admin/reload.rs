@@ -1,10 +1,6 @@
 //! Reading the configuration again, for SIGHUP, for the admin API and for the watch over the file alike.
 
-use std::{
-    collections::BTreeSet,
-    path::PathBuf,
-    sync::atomic::{AtomicBool, Ordering},
-};
+use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
 
 use tokio::sync::{Mutex, mpsc, oneshot};
 
@@ -21,10 +17,8 @@ pub struct Reloader {
     commands: mpsc::Sender<Command>,
     /// Makes reloads follow one another. The digest of the text that was read last; none if it could not be.
     turn: Mutex<Option<u64>>,
-    /// Files that the configuration in force names and was read from.
+    /// Files that the configuration in force names and was read from, and those that one names which was refused since.
     named: Mutex<BTreeSet<PathBuf>>,
-    /// Whether what was read last was refused, for what it says or for what a file says that it names.
-    is_refused: AtomicBool,
 }
 
 impl Reloader {
@@ -35,11 +29,10 @@ impl Reloader {
             commands,
             turn: Mutex::new(Some(first.digest)),
             named: Mutex::new(named_by(first)),
-            is_refused: AtomicBool::new(false),
         }
     }
 
-    /// Files that the configuration in force has been read from, beside its own.
+    /// Files that the configuration in force has been read from, beside its own, and those that one would be read from which was refused since.
     pub async fn named(&self) -> BTreeSet<PathBuf> {
         self.named.lock().await.clone()
     }
@@ -64,21 +57,6 @@ impl Reloader {
         }
     }
 
-    /// Reads a file again that was refused, and has it applied if it would not be any more: it may name a file that was not there yet, or was wrong, and
-    /// nobody watches those of a configuration that was never in force. What is wrong still has been told. Whether it has been mended.
-    pub async fn reload_if_mended(&self) -> bool {
-        if !self.is_refused.load(Ordering::Relaxed) {
-            return false;
-        }
-        let mut last = self.turn.lock().await;
-        let Ok(text) = self.text().await else {
-            return false;
-        };
-        let (path, again) = (self.path.clone(), text.clone());
-        let parsed = unblocked(move || config::parse(&path, &again)).await;
-        parsed.is_ok() && self.take(&mut last, Ok(text)).await.is_ok()
-    }
-
     async fn take(
         &self,
         last: &mut Option<u64>,
@@ -86,10 +64,19 @@ impl Reloader {
     ) -> Result<u64, Vec<String>> {
         *last = text.as_ref().ok().map(|text| config::digest(text));
         let config = match text {
-            Ok(text) => self.parse(text).await,
+            Ok(text) => {
+                let text = Arc::<str>::from(text);
+                let parsed = self.parse(Arc::clone(&text)).await;
+                if parsed.is_err() {
+                    // What is wrong may be mended in another file than the configuration's own.
+                    let named = unblocked(move || Ok(config::files_named_in(&text))).await;
+                    let named = named.unwrap_or_default();
+                    self.named.lock().await.extend(named);
+                }
+                parsed
+            }
             Err(errors) => Err(errors),
         };
-        self.is_refused.store(config.is_err(), Ordering::Relaxed);
         let errors = match config {
             Ok(config) => {
                 let named = named_by(&config);
@@ -120,7 +107,7 @@ impl Reloader {
         unblocked(move || config::read(&path)).await
     }
 
-    async fn parse(&self, text: String) -> Result<Config, Vec<String>> {
+    async fn parse(&self, text: Arc<str>) -> Result<Config, Vec<String>> {
         let path = self.path.clone();
         let loaded = unblocked(move || config::parse(&path, &text)).await?;
         for warning in &loaded.warnings {

@@ -377,5 +377,35 @@ pub fn parse(path: &Path, text: &str) -> Result<Loaded, Problems> {
     spec::parse(path, text)
 }
 
+/// Keys whose values are files that are read with the configuration.
+const FILE_KEYS: [&str; 3] = ["allow_file", "deny_file", "ca"];
+
+/// Files that a configuration's text names, valid or not; none if it is no TOML. One of them may be what is wrong with it.
+pub fn files_named_in(text: &str) -> BTreeSet<PathBuf> {
+    fn collect(value: &toml::Value, files: &mut BTreeSet<PathBuf>) {
+        match value {
+            toml::Value::Table(table) => collect_of(table, files),
+            toml::Value::Array(values) => values.iter().for_each(|value| collect(value, files)),
+            _ => {}
+        }
+    }
+    fn collect_of(table: &toml::Table, files: &mut BTreeSet<PathBuf>) {
+        for (key, value) in table {
+            let path = value.as_str().map(PathBuf::from);
+            match path.filter(|path| FILE_KEYS.contains(&key.as_str()) && path.is_absolute()) {
+                Some(path) => {
+                    files.insert(path);
+                }
+                None => collect(value, files),
+            }
+        }
+    }
+    let mut files = BTreeSet::new();
+    if let Ok(table) = toml::from_str::<toml::Table>(text) {
+        collect_of(&table, &mut files);
+    }
+    files
+}
+
 #[cfg(test)]
 mod tests;

@@ -16,9 +16,6 @@ use crate::{admin::Reloader, shutdown};
 /// From look to look. A change counts once two looks have seen the same, so that a file that is being written is left alone.
 const EVERY: Duration = Duration::from_millis(500);
 
-/// So often a file that was refused is read again, in looks: a file that it names may have come since.
-const LOOKS_TO_MENDED: u32 = 10;
-
 /// What tells one content of a path from another without reading it; none if nothing is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Seen(Option<[i128; 5]>);
@@ -62,11 +59,6 @@ impl Watched {
         }
     }
 
-    /// What was seen last is known.
-    const fn take(&mut self) {
-        self.taken = self.last;
-    }
-
     /// Takes in a look. True if it is settled, and news.
     fn look(&mut self, seen: Seen) -> bool {
         let settled = self.last.replace(seen) == Some(seen);
@@ -90,7 +82,6 @@ pub(super) async fn run(
     // The file may have changed since it was loaded.
     let mut file = Watched::UNKNOWN;
     let mut others = BTreeMap::<PathBuf, Watched>::new();
-    let mut looked_at = 0;
     loop {
         tokio::select! {
             () = shutdown::requested(&mut shutdown) => return,
@@ -116,10 +107,6 @@ pub(super) async fn run(
         if news {
             // The configuration's own text is the same.
             drop(reloader.reload().await);
-        }
-        looked_at = (looked_at + 1) % LOOKS_TO_MENDED;
-        if looked_at == 0 && reloader.reload_if_mended().await {
-            others.values_mut().for_each(Watched::take);
         }
     }
 }
@@ -265,16 +252,17 @@ mod tests {
 
     // Time passes when nothing else is to be done.
     #[tokio::test(start_paused = true)]
-    async fn a_list_that_comes_after_what_names_it_is_read() {
+    async fn a_list_that_kept_a_new_configuration_out_is_read_again() {
         let make = |directory: &Path| fs::write(directory.join("tether.toml"), CONFIG).unwrap();
-        let mut watched = Bench::start("mended", make);
+        let mut watched = Bench::start("kept-out", make);
         let list = watched.directory.join("deny.txt");
         let text = format!("{}deny_file = {list:?}\n", CONFIG.replace("chat", "talk"));
         fs::write(watched.directory.join("tether.toml"), text).unwrap();
         assert!(watched.next().await.unwrap_err().contains("deny.txt"));
-        // It is told once, and not with each look; else that would come before what follows.
+        tokio::time::sleep(3 * EVERY).await;
         fs::write(&list, "something\n").unwrap();
-        tokio::time::sleep(3 * LOOKS_TO_MENDED * EVERY).await;
+        let wrong = watched.next().await.unwrap_err();
+        assert!(wrong.contains("deny.txt:1:1: "), "{wrong}");
         fs::write(&list, "192.0.2.0/24\n").unwrap();
         assert_eq!(watched.next().await.unwrap(), "talk");
     }

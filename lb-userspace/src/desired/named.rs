@@ -6,7 +6,7 @@ use std::net::IpAddr;
 use crate::{
     config::{BackendSpec, Config, DnsSource, Service},
     dns::Found,
-    model::Admin,
+    model::{Admin, BackendName},
 };
 
 /// A file with addresses, and what of the answers could not be taken, by service and source.
@@ -81,6 +81,15 @@ pub fn may_be_answered(service: &Service, backend: &str) -> bool {
             || with_port
                 .is_some_and(|(address, port)| is_address(address) && port.parse::<u16>().is_ok())
     })
+}
+
+/// Whether a backend is one from the DNS that the latest answers, which `base` is made with, do not have.
+pub fn may_return(base: &Config, name: &BackendName) -> bool {
+    let mut services = base.services.iter();
+    services
+        .find(|service| service.name == name.service)
+        .is_some_and(|service| may_be_answered(service, &name.backend))
+        && super::find(base, name).is_none()
 }
 
 /// The name of a backend: a function of the source's name and the address, so that it is the same everywhere and at all times.

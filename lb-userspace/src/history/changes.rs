@@ -229,8 +229,16 @@ fn the_service(was: &ServiceStatus, now: &ServiceStatus, all: &mut Vec<Change>) 
 }
 
 fn backends(was: &ServiceStatus, now: &ServiceStatus, all: &mut Vec<Change>) {
-    fn key(backend: &BackendStatus) -> (&str, IpAddr, u16) {
-        (&backend.name, backend.address, backend.port)
+    // Before and after a change of its service's mode it is two, and of all else but that they have the same.
+    fn key(backend: &BackendStatus) -> (&str, IpAddr, u16, Option<u64>) {
+        let BackendStatus {
+            name,
+            address,
+            port,
+            identity,
+            ..
+        } = backend;
+        (name, *address, *port, *identity)
     }
     let named = |backend: &BackendStatus| format!("{}/{}", now.name, backend.name);
     let old: HashMap<_, _> = was.backends.iter().map(|one| (key(one), one)).collect();

@@ -82,6 +82,25 @@ fn a_backends_changes_are_one_sentence() {
     );
 }
 
+/// Else each status would tell what the one is and the other is not.
+#[test]
+fn of_a_backend_that_there_is_twice_each_is_told_by_itself() {
+    let mut before = shown::a_status();
+    let backends = &mut before.services[0].backends;
+    let mut old = backends[0].clone();
+    (old.removed, old.identity) = (true, Some(77));
+    backends.push(old);
+    let mut after = before.clone();
+    assert!(changes(&before, &after).is_empty());
+    after.services[0].backends.pop();
+    let said = changes(&before, &after);
+    let said: Vec<_> = said
+        .iter()
+        .map(|change| (change.subject.as_str(), change.text.as_str()))
+        .collect();
+    assert_eq!(said, [("chat/b1", "gone: its last flow has ended")]);
+}
+
 fn ejected(times: u32, left_s: u64) -> EjectedStatus {
     EjectedStatus {
         signal: Signal::Data,

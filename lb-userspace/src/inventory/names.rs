@@ -6,7 +6,7 @@ use lb_common::flow::word::BackendRef;
 
 use crate::{
     dataplane::maps::Maps,
-    ids::{backend_identity, service_identity},
+    ids::service_identity,
     status::{BackendStatus, ServiceStatus, Status},
 };
 
@@ -38,14 +38,7 @@ impl Ids {
 
     /// A backend's id, if it has one.
     pub fn backend(&self, service: &ServiceStatus, backend: &BackendStatus) -> Option<u32> {
-        let identity = backend_identity(
-            (&service.name, service.vip, service.port),
-            &backend.name,
-            backend.address,
-            backend.port,
-            service.mode,
-        );
-        self.backends.get(&identity).copied()
+        self.backends.get(&backend.identity(service)).copied()
     }
 }
 

@@ -24,7 +24,10 @@ use super::{
     reopen,
     way::{Link, MOST_TAGS},
 };
-use crate::{by_version::ByVersion, status::Status};
+use crate::{
+    by_version::ByVersion,
+    status::{BackendStatus, Status},
+};
 
 /// How often is looked at what comes without an event: sysctls.
 const EVERY: Duration = Duration::from_secs(5);
@@ -70,7 +73,10 @@ impl Wanted {
     fn of(status: &Status) -> Self {
         let mut wanted = Self::default();
         for service in &status.services {
-            if !service.mode.translates() {
+            // Flows of those that were removed go on in the mode that the service had then.
+            let mut backends = service.backends.iter();
+            let is_translated = |backend: &BackendStatus| backend.mode(service).translates();
+            if !service.mode.translates() && !backends.any(is_translated) {
                 continue;
             }
             wanted.versions[IpVersion::of(service.vip)] = true;
@@ -367,9 +373,12 @@ fn arrange(devices: &[Device]) -> (Devices, Vec<Device>) {
 
 #[cfg(test)]
 mod tests {
+    use lb_common::backend::Mode;
+
     use super::*;
     use crate::{
         neighbour::way::{Kind, Vlan},
+        status::SnatStatus,
         testnet::{FOUR, PATIENCE, Pair, block_on},
     };
 
@@ -435,6 +444,22 @@ mod tests {
             })
             .collect();
         assert_eq!(arrange(&crowd).1, crowd[LINK_PLACES as usize..]);
+    }
+
+    #[test]
+    fn flows_of_a_service_that_had_another_mode_need_what_they_needed() {
+        let mut status = crate::inventory::tests::a_status();
+        for service in &mut status.services {
+            service.mode = Mode::Ipip;
+        }
+        assert_eq!(Wanted::of(&status), Wanted::default());
+        let old = &mut status.services[0].backends[1];
+        (old.removed, old.mode) = (true, Some(Mode::Nat));
+        let address = IpAddr::from([10, 0, 2, 100]);
+        old.snat = vec![SnatStatus { address, ports: 1 }];
+        let wanted = Wanted::of(&status);
+        assert_eq!((wanted.versions.v4, wanted.versions.v6), (true, false));
+        assert!(wanted.snat.contains_key(&address));
     }
 
     #[test]

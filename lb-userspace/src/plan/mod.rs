@@ -294,6 +294,23 @@ impl Planner<'_> {
                         if held.is_none() {
                             return;
                         }
+                        // It may be days until there is room. Meanwhile that of today takes in what changes, if it has a slot for each.
+                        let today = resolve::Table {
+                            size: table.size(),
+                            ..spec
+                        };
+                        if today.size as usize >= today.members.len().max(2)
+                            && let Some(owners) =
+                                tables.owners_if_changed(wanted.fleet_seed, service, &today, held)
+                        {
+                            self.push(Operation::WriteTable {
+                                service: service.id,
+                                from: table,
+                                to: table,
+                                owners,
+                                now: self.now,
+                            });
+                        }
                     }
                 }
             }

@@ -191,12 +191,14 @@ impl State {
             balance: balance_of(service, backend, self.planned),
             flows: counts.into(),
             snat: self.translations.snat(backend, &self.census),
+            identity: Some(backend.identity),
+            mode: Some(backend.mode),
         }
     }
 
     /// When a backend's flows are closed, and how many are.
     fn drain_of(&self, backend: &BackendRecord) -> Option<DrainStatus> {
-        let ramp = backend.terms.ramp(backend.drained?)?;
+        let ramp = backend.end(backend.drained?)?;
         let left = ramp.from.since(self.planned?);
         let closed = match (backend.closed, backend.serving) {
             (Some(share), _) => share,

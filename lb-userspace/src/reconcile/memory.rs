@@ -1,5 +1,5 @@
 //! What a restart must not forget and the maps do not hold: drains and changes that were asked for at runtime, since when backends are drained,
-//! answers of the DNS, names, and which hosts answer echoes.
+//! answers of the DNS, names, which hosts answer echoes, and what becomes of flows of services that are gone from the file.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,7 +18,7 @@ use super::answers::Remembered;
 use crate::{
     desired::{Changes, Endpoint},
     failpoint,
-    model::{Asked, BackendName, Drains, Evacuation},
+    model::{Asked, BackendName, Drains, Evacuation, OnDown},
     pace::{Moment, Terms},
 };
 
@@ -197,6 +197,36 @@ struct ServiceName {
     vip: IpAddr,
     port: u16,
     name: String,
+    /// What becomes of its dead backends' flows, and how fast; and how drains of its backends end. A version before this one leaves all of these out.
+    #[serde(default)]
+    on_down: OnDown,
+    #[serde(default)]
+    reset_over_ms: u64,
+    #[serde(default)]
+    deadline_ms: Option<u64>,
+    #[serde(default)]
+    close_over_ms: u64,
+}
+
+/// What the maps do not hold of a service, and nobody says of one that was removed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct KnownService {
+    pub(super) name: String,
+    pub(super) on_down: OnDown,
+    pub(super) reset_over: Duration,
+    pub(super) terms: Terms,
+}
+
+impl KnownService {
+    /// One of which nothing is remembered.
+    pub(super) fn unknown(endpoint: Endpoint) -> Self {
+        Self {
+            name: endpoint.to_string(),
+            on_down: OnDown::default(),
+            reset_over: Duration::ZERO,
+            terms: Terms::NONE,
+        }
+    }
 }
 
 impl Memory {
@@ -207,7 +237,7 @@ impl Memory {
         ordered: &Drains,
         changes: Changes,
         answers: Vec<Remembered>,
-        services: impl Iterator<Item = (Endpoint, String)>,
+        services: impl Iterator<Item = (Endpoint, KnownService)>,
         backends: impl Iterator<Item = (u64, BackendName)>,
         drains: impl Iterator<Item = (u64, Moment, Terms)>,
     ) -> Self {
@@ -242,7 +272,15 @@ impl Memory {
             changes,
             answers,
             services: services
-                .map(|(Endpoint { vip, port }, name)| ServiceName { vip, port, name })
+                .map(|(Endpoint { vip, port }, known)| ServiceName {
+                    vip,
+                    port,
+                    name: known.name,
+                    on_down: known.on_down,
+                    reset_over_ms: millis(known.reset_over),
+                    deadline_ms: known.terms.deadline.map(millis),
+                    close_over_ms: millis(known.terms.close_over),
+                })
                 .collect(),
             backends: backends.collect(),
         }
@@ -326,12 +364,21 @@ impl Memory {
         Some((self.clocks.moment(&drain.begun), terms))
     }
 
-    /// The name that a service had.
-    pub(super) fn service(&self, endpoint: Endpoint) -> Option<String> {
+    /// What a service was.
+    pub(super) fn service(&self, endpoint: Endpoint) -> Option<KnownService> {
         self.services
             .iter()
             .find(|service| (service.vip, service.port) == (endpoint.vip, endpoint.port))
-            .map(|service| service.name.clone())
+            .map(|service| KnownService {
+                name: service.name.clone(),
+                on_down: service.on_down,
+                reset_over: Duration::from_millis(service.reset_over_ms),
+                terms: Terms {
+                    deadline: service.deadline_ms.map(Duration::from_millis),
+                    close_over: Duration::from_millis(service.close_over_ms),
+                    since: None,
+                },
+            })
     }
 
     /// The name that a backend had.
@@ -491,6 +538,15 @@ mod tests {
             close_over: Duration::from_secs(2),
             since: Some(Moment(9)),
         };
+        let service = KnownService {
+            name: "chat".to_owned(),
+            on_down: OnDown::Keep,
+            reset_over: Duration::from_millis(7),
+            terms: Terms {
+                since: None,
+                ..terms
+            },
+        };
         let ordered = Drains {
             backends: BTreeMap::from([(name.clone(), Some(asked))]),
             all: Some(Evacuation { asked: Some(asked) }),
@@ -505,7 +561,7 @@ mod tests {
                 r#"[{"question":{"name":"chat.example.","kind":"srv"},"found":[{"address":"10.0.1.1","port":80,"weight":7}]}]"#,
             )
             .unwrap(),
-            std::iter::once((endpoint, "chat".to_owned())),
+            std::iter::once((endpoint, service.clone())),
             std::iter::once((u64::MAX, name.clone())),
             std::iter::once((u64::MAX, Moment(7), terms)),
         );
@@ -515,7 +571,7 @@ mod tests {
         assert_eq!(loaded.drain(u64::MAX), Some((Moment(7), terms)));
         assert_eq!(loaded.drain(1), None);
         assert_eq!(loaded.backend(u64::MAX), Some(name));
-        assert_eq!(loaded.service(endpoint).as_deref(), Some("chat"));
+        assert_eq!(loaded.service(endpoint), Some(service));
         assert_eq!(
             fs::read_dir(&directory).unwrap().count(),
             1,
@@ -528,9 +584,22 @@ mod tests {
     fn a_file_of_a_version_that_knew_no_deadlines_is_understood() {
         let directory = directory("older");
         fs::create_dir_all(&directory).unwrap();
-        let text = r#"{"version":1,"drained":[{"service":"chat","backend":"b1"}],"services":[],"backends":{}}"#;
+        let text = r#"{"version":1,"drained":[{"service":"chat","backend":"b1"}],"services":[{"vip":"10.0.0.1","port":80,"name":"chat"}],"backends":{}}"#;
         fs::write(path(&directory), text).unwrap();
-        let ordered = Memory::load(&directory).ordered();
+        let memory = Memory::load(&directory);
+        let endpoint = Endpoint {
+            vip: [10, 0, 0, 1].into(),
+            port: 80,
+        };
+        let service = memory.service(endpoint).unwrap();
+        assert_eq!(
+            service,
+            KnownService {
+                name: "chat".to_owned(),
+                ..KnownService::unknown(endpoint)
+            }
+        );
+        let ordered = memory.ordered();
         let names: Vec<String> = ordered.backends.keys().map(ToString::to_string).collect();
         assert_eq!(names, ["chat/b1"]);
         assert_eq!(ordered.backends.values().flatten().count(), 0);

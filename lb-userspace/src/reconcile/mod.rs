@@ -214,9 +214,11 @@ pub async fn run(
         worker.answer();
         let mut news = false;
         let until = worker.due().map_or(comparison, |due| due.min(comparison));
-        while !news && Instant::now() < until {
+        // At least once, though the next plan may be due already: where one takes longer than the time from step to step of what is closed at a pace,
+        // nobody would be heard until all of that is closed.
+        loop {
             match inputs.next(until).await {
-                Next::Event(event) => news = worker.take_in(event),
+                Next::Event(event) => news |= worker.take_in(event),
                 Next::Deadline => {}
                 Next::Stop => {
                     worker.state.ends();
@@ -226,6 +228,9 @@ pub async fn run(
             // Whatever else has come meanwhile is part of the same change.
             for event in inputs.waiting() {
                 news |= worker.take_in(event);
+            }
+            if news || Instant::now() >= until {
+                break;
             }
         }
     }

@@ -54,7 +54,7 @@ impl State {
     /// When it would be refused: why.
     pub(super) fn ask_about(&self, file: Config, now: Moment) -> Result<Question, String> {
         let answers = self.answers.carried(&self.file, &file);
-        let (_, overlaid) = self.taken_on(&file, &answers)?;
+        let (expanded, overlaid) = self.taken_on(&file, &answers)?;
         let Overlaid {
             config,
             changes: _,
@@ -63,11 +63,12 @@ impl State {
         let mut ended: BTreeSet<BackendName> = dropped.into_iter().map(|(name, _)| name).collect();
         let mut kept = self.ordered.clone();
         kept.backends.retain(|name, _| {
-            let is_there = desired::find(&config, name).is_some();
-            if !is_there {
+            let stays = desired::find(&config, name).is_some()
+                || desired::may_return(&expanded.config, name);
+            if !stays {
                 ended.insert(name.clone());
             }
-            is_there
+            stays
         });
         Ok(Question {
             generation: self.generation.accepted,

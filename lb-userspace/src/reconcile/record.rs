@@ -20,10 +20,10 @@ use crate::{
     guard::Guard,
     ids::{Numbered, Quiet},
     model::{
-        Admin, BackendName, Check, Health, HealthReport, LastError, OnDown, Passage, Suspension,
-        ToVip,
+        Admin, BackendName, Check, Drains, Health, HealthReport, LastError, OnDown, Passage,
+        Suspension, ToVip,
     },
-    pace::{Closing, Moment, Terms},
+    pace::{Closing, Moment, Ramp, Terms},
     resolve::{BackendFacts, Found, Hop, WantedBackend, WantedService},
 };
 
@@ -44,6 +44,10 @@ pub(super) struct ServiceRecord {
     pub(super) on_down: OnDown,
     /// As last wanted.
     pub(super) reset_over: Duration,
+    /// How drains of its backends end, as last wanted.
+    pub(super) terms: Terms,
+    /// How clients of its dead backends are told: both of these, as last resolved.
+    pub(super) told: Option<(OnDown, Duration)>,
     /// Wanted ones in the order of the configuration, then removed ones.
     pub(super) backends: Vec<BackendRecord>,
     /// Removed and without flows: packets no longer find it.
@@ -84,6 +88,8 @@ pub(super) struct BackendRecord {
     pub(super) wanted: Option<WantedBackend>,
     pub(super) check: Check,
     pub(super) check_address: SocketAddr,
+    /// It was there before its first check: it has no time to start.
+    pub(super) has_started: bool,
     pub(super) health: Health,
     pub(super) last_error: Option<LastError>,
     pub(super) fell_at_ms: Option<u64>,
@@ -98,6 +104,8 @@ pub(super) struct BackendRecord {
     pub(super) drained: Option<Moment>,
     /// How that is to end.
     pub(super) terms: Terms,
+    /// How it is to end, if it is removed, by a drain of all, or of what has its name now.
+    pub(super) hastened: Option<Terms>,
     /// How it ends, if its terms say that it does.
     pub(super) closing: Option<Closing>,
     /// Since when it serves nothing, if it does.
@@ -140,7 +148,7 @@ impl Verdict {
 
 impl BackendRecord {
     /// The same with a verdict that is known already: what is checked is what was checked before, though it is another object now. (Until its checks
-    /// say so again all of a service whose mode or VIP is changed would be unknown, and whoever is known next would be the only one to take new flows.)
+    /// say so again all of a service whose name, mode or VIP is changed would be unknown, and whoever is known next would be the only one to take new flows.)
     pub(super) fn judged(self, verdict: Option<&Verdict>) -> Self {
         let Some(verdict) = verdict.cloned() else {
             return self;
@@ -150,6 +158,7 @@ impl BackendRecord {
             last_error: verdict.last_error,
             fell_at_ms: verdict.fell_at_ms,
             faltered_at_ms: verdict.faltered_at_ms,
+            has_started: true,
             ..self
         }
     }
@@ -181,13 +190,43 @@ impl BackendRecord {
         true
     }
 
-    /// Whether it is to lose its flows in time: drained, or removed. (What is disabled is not: it is to be what it is again.)
+    /// Whether it is to lose its flows in time: drained, or removed. (What is disabled is not, since it is to be what it is again; but if a deadline was asked
+    /// for by command, which is then remembered with its beginning.)
     fn is_drained(&self) -> bool {
-        self.wanted
-            .is_none_or(|wanted| wanted.admin == Admin::Draining)
+        self.wanted.is_none_or(|wanted| match wanted.admin {
+            Admin::Active => false,
+            Admin::Draining => true,
+            Admin::Disabled => self.terms.since.is_some(),
+        })
     }
 
-    /// Notes since when it is drained, and since when it is dead, as far as that is not known. True if the first is news.
+    /// When its flows are closed if it is drained since `begun`: of two ends the earlier.
+    pub(super) fn end(&self, begun: Moment) -> Option<Ramp> {
+        [Some(self.terms), self.hastened]
+            .into_iter()
+            .flatten()
+            .filter_map(|terms| terms.ramp(begun))
+            .min_by_key(|ramp| ramp.from)
+    }
+
+    /// Takes in drains that were ordered by command. They say nothing of it once it is removed, but for their deadlines: who evacuates a host would wait for
+    /// it without end.
+    pub(super) fn hasten(&mut self, ordered: &Drains) {
+        self.hastened = match self.wanted {
+            Some(_) => None,
+            None => ordered
+                .asked(&self.name)
+                // One that does not count yet will with the next plan.
+                .filter(|asked| asked.since.is_some())
+                .map(|asked| Terms {
+                    deadline: Some(asked.deadline),
+                    close_over: asked.close_over.unwrap_or(self.terms.close_over),
+                    since: asked.since,
+                }),
+        };
+    }
+
+    /// Notes since when it is drained, and since when it is dead, as far as that is not known. True if the first is news, or since when its deadline counts.
     pub(super) fn note(&mut self, reset_over: Duration, now: Moment) -> bool {
         if let Some(share) = self.held_share.take() {
             // It goes on from where it was.
@@ -196,14 +235,15 @@ impl BackendRecord {
             let passed = u64::try_from(parts).unwrap_or(u64::MAX);
             self.died = Some(now.earlier(Duration::from_millis(passed)));
         }
-        let before = self.drained;
+        let before = (self.drained, self.terms.since);
         // Not after now, whatever a clock said that was set wrong.
         self.drained = self
             .is_drained()
-            .then(|| before.map_or(now, |begun| begun.min(now)));
-        let due = self.drained.and_then(|begun| self.terms.ramp(begun));
+            .then(|| self.drained.map_or(now, |begun| begun.min(now)));
+        self.terms.since = self.terms.since.map(|since| since.min(now));
+        let due = self.drained.and_then(|begun| self.end(begun));
         self.closing = due.map(|due| Closing::next(self.closing, due, self.closed, now));
-        self.drained != before
+        (self.drained, self.terms.since) != before
     }
 
     /// Takes in the share of its flows that is closed now, and says when that begins and ends.
@@ -326,6 +366,7 @@ pub(super) fn new_record(
         wanted: None,
         check: backend.check.clone(),
         check_address: backend.check_address,
+        has_started: false,
         health: Health::Unknown,
         last_error: None,
         fell_at_ms: None,
@@ -335,6 +376,7 @@ pub(super) fn new_record(
         held_share: None,
         drained: None,
         terms: backend.terms,
+        hastened: None,
         closing: None,
         died: None,
         spared: None,

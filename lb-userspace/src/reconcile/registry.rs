@@ -12,7 +12,7 @@ use lb_common::{
 };
 
 use super::{
-    memory::Memory,
+    memory::{KnownService, Memory},
     record::{BackendRecord, ServiceRecord, Verdict, new_record, renewed},
     translations::Translations,
     weigh::tell_of_spread,
@@ -23,14 +23,51 @@ use crate::{
     desired::{self, Endpoint},
     flows::{Census, Counts},
     ids::{Numbered, Pool, Quiet},
-    model::{BackendName, Check, Health, HealthReport, OnDown, Suspension, Target},
+    model::{
+        BackendName, Check, CheckKind, Drains, Health, HealthReport, OnDown, Suspension, Target,
+    },
     pace::{Closing, Moment, Terms},
     plan::Observed,
     resolve::{self, Affinity, Found, ServiceFacts, WantedService},
 };
 
-/// By name and address that is checked.
-type Verdicts = HashMap<(BackendName, SocketAddr), Verdict>;
+/// What the checks say.
+#[derive(Default)]
+struct Verdicts {
+    all: Vec<Verdict>,
+    /// By name and address that is checked.
+    by_name: HashMap<(BackendName, SocketAddr), usize>,
+    /// By the address that is checked and what it is asked, but for what is asked through a VIP.
+    by_question: HashMap<SocketAddr, Vec<(CheckKind, usize)>>,
+}
+
+impl Verdicts {
+    fn note(&mut self, backend: &BackendRecord) {
+        let (at, address) = (self.all.len(), backend.check_address);
+        self.all.push(Verdict::of(backend));
+        self.by_name.insert((backend.name.clone(), address), at);
+        if !backend.check.through_vip {
+            let asked = self.by_question.entry(address).or_default();
+            asked.push((backend.check.kind.clone(), at));
+        }
+    }
+
+    /// What they say of a backend; or of another name for what answers the same question, as after the renaming of a service.
+    fn of(&self, backend: &desired::Backend) -> Option<&Verdict> {
+        let named = (backend.name.clone(), backend.check_address);
+        let at = self.by_name.get(&named).copied().or_else(|| {
+            if backend.check.through_vip {
+                return None;
+            }
+            let asked = self.by_question.get(&backend.check_address)?;
+            let mut asked = asked.iter();
+            asked
+                .find(|(kind, _)| *kind == backend.check.kind)
+                .map(|&(_, at)| at)
+        })?;
+        self.all.get(at)
+    }
+}
 
 /// All that is known.
 #[derive(Clone, Debug)]
@@ -59,17 +96,21 @@ impl Registry {
                     vip: held.entry.vip.into(),
                     port: held.entry.port,
                 };
-                let name = memory.service(endpoint);
+                let known = memory
+                    .service(endpoint)
+                    .unwrap_or_else(|| KnownService::unknown(endpoint));
                 let record = ServiceRecord {
                     id,
-                    name: name.unwrap_or_else(|| endpoint.to_string()),
+                    name: known.name,
                     endpoint,
                     mode: Mode::L2,
                     wanted: None,
                     affinity: None,
                     guard: None,
-                    on_down: OnDown::default(),
-                    reset_over: Duration::ZERO,
+                    on_down: known.on_down,
+                    reset_over: known.reset_over,
+                    terms: known.terms,
+                    told: None,
                     backends: Vec::new(),
                     unlisted: false,
                     quiet: Quiet::default(),
@@ -138,6 +179,7 @@ impl Registry {
                 // Nobody remembers its own.
                 check: Check::DEFAULT,
                 check_address: endpoint,
+                has_started: true,
                 health: Health::Unknown,
                 last_error: None,
                 fell_at_ms: None,
@@ -149,7 +191,8 @@ impl Registry {
                 drained: None,
                 terms: memory
                     .drain(held.identity)
-                    .map_or(Terms::NONE, |(_, terms)| terms),
+                    .map_or(service.terms, |(_, terms)| terms),
+                hastened: None,
                 closing: state.all_closed_since().map(Closing::found),
                 died: None,
                 spared: None,
@@ -174,6 +217,13 @@ impl Registry {
         let homeless = std::mem::take(&mut self.homeless);
         self.replace(services);
         self.tell_of_homeless(&homeless);
+    }
+
+    /// Takes in drains that were ordered by command, as far as they concern what is removed.
+    pub(super) fn hasten(&mut self, ordered: &Drains) {
+        for backend in self.backends_mut() {
+            backend.hasten(ordered);
+        }
     }
 
     /// The same without a word.
@@ -247,16 +297,16 @@ impl Registry {
         }
     }
 
-    /// What the checks say, by whose they are.
+    /// What the checks say.
     fn verdicts(&self) -> Verdicts {
+        let mut verdicts = Verdicts::default();
         let known = self
             .backends()
             .filter(|backend| backend.health != Health::Unknown);
-        let of = |backend: &BackendRecord| {
-            let key = (backend.name.clone(), backend.check_address);
-            (key, Verdict::of(backend))
-        };
-        known.map(of).collect()
+        for backend in known {
+            verdicts.note(backend);
+        }
+        verdicts
     }
 
     fn want_service(&mut self, service: desired::Service, verdicts: &Verdicts) {
@@ -281,6 +331,8 @@ impl Registry {
             guard: None,
             on_down: OnDown::default(),
             reset_over: Duration::ZERO,
+            terms: Terms::NONE,
+            told: None,
             backends: Vec::new(),
             unlisted: false,
             quiet: Quiet::default(),
@@ -300,6 +352,7 @@ impl Registry {
         record.guard.clone_from(&service.guard);
         record.on_down = service.on_down;
         record.reset_over = service.reset_over;
+        record.terms = service.terms;
         record.unlisted = false;
         record.quiet = Quiet::default();
         record.error = None;
@@ -321,9 +374,8 @@ impl Registry {
                 }),
                 None => match self.backend_ids.take() {
                     Some(numbered) => {
-                        let key = (backend.name.clone(), backend.check_address);
                         let new = new_record(numbered, &service, backend);
-                        record.backends.push(new.judged(verdicts.get(&key)));
+                        record.backends.push(new.judged(verdicts.of(backend)));
                     }
                     None => without.push(backend.name.backend.as_str()),
                 },
@@ -529,6 +581,7 @@ impl Registry {
                 guard: service.guard.as_ref(),
                 on_down: service.on_down,
                 reset_over: service.reset_over,
+                told_before: service.told,
                 resets_were_suspended: service.resets_suspended.is_some(),
                 backends: service
                     .backends
@@ -575,6 +628,7 @@ impl Registry {
             service.spread = outcome.spread;
             service.fail_open = outcome.fail_open;
             service.resets_suspended = outcome.resets_suspended;
+            service.told = Some((service.on_down, service.reset_over));
             for backend in &mut service.backends {
                 backend.per_mille = outcome
                     .per_mille
@@ -620,10 +674,11 @@ impl Registry {
                 object: backend.numbered,
                 address: backend.check_address,
                 check: Check {
-                    // One that was found in the maps has started long ago.
-                    startup_grace: match backend.held {
-                        Some(_) => Duration::ZERO,
-                        None => backend.check.startup_grace,
+                    // One that was found in the maps has started long ago, or whose verdict is known by another object or name.
+                    startup_grace: if backend.has_started {
+                        Duration::ZERO
+                    } else {
+                        backend.check.startup_grace
                     },
                     ..backend.check.clone()
                 },

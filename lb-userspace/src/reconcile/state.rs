@@ -13,7 +13,7 @@ use super::{
     Error,
     answers::Answers,
     capacity,
-    memory::{self, Memory},
+    memory::{self, KnownService, Memory},
     registry::{Outcome, Registry},
     translations::Translations,
     weigh::per_mille,
@@ -526,6 +526,7 @@ impl State {
     fn want(&mut self) {
         self.registry
             .want(desired::services(&self.config, &self.ordered));
+        self.registry.hasten(&self.ordered);
         self.names_changed = true;
         let addresses = self.registry.addresses();
         // Who comes back is asked about anew.
@@ -570,10 +571,7 @@ impl State {
 
     /// Whether a backend is one from the DNS that the latest answer does not have.
     fn may_return(&self, name: &BackendName) -> bool {
-        let mut services = self.base.services.iter();
-        let service = services.find(|service| service.name == name.service);
-        service.is_some_and(|service| desired::may_be_answered(service, &name.backend))
-            && desired::find(&self.base, name).is_none()
+        desired::may_return(&self.base, name)
     }
 
     /// Ends what was ordered of backends from the DNS that no answer has had for long.
@@ -632,10 +630,15 @@ impl State {
     }
 
     fn save(&mut self, ordered: &Drains, changes: Changes) -> std::io::Result<()> {
-        let names = self
-            .registry
-            .services()
-            .map(|service| (service.endpoint, service.name.clone()));
+        let services = self.registry.services().map(|service| {
+            let known = KnownService {
+                name: service.name.clone(),
+                on_down: service.on_down,
+                reset_over: service.reset_over,
+                terms: service.terms,
+            };
+            (service.endpoint, known)
+        });
         let backends = self
             .registry
             .services()
@@ -645,7 +648,7 @@ impl State {
         let drains = self.registry.drains();
         let memory = self
             .saved
-            .renewed(ordered, changes, answers, names, backends, drains);
+            .renewed(ordered, changes, answers, services, backends, drains);
         let memory = match self.planned {
             Some(now) => memory.with_echoing(self.registry.echoing(), now),
             // What the last run knew stays as old as it is until this one goes on from it.

@@ -82,6 +82,7 @@ fn service(backends: Vec<BackendFacts<'static>>) -> ServiceFacts<'static> {
         guard: None,
         on_down: OnDown::Reset,
         reset_over: Duration::ZERO,
+        told_before: None,
         resets_were_suspended: false,
         backends,
     }
@@ -445,6 +446,9 @@ fn a_fall_of_many_is_believed_after_a_minute_of_good_checks_beside_it() {
     let doubted = given(&facts, 1_000_000);
     assert_eq!(doubted.resets_suspended, Some(Suspension::MassFall));
     assert_eq!(doubted.backends[0].due, None, "no time ends that");
+    // But what was believed is, also when that one falters long after.
+    facts.backends[3].faltered_at_ms = Some(at(60_000));
+    assert_eq!(given(&facts, 1_000_000).resets_suspended, None);
     // Whatever another service sees well is seen by the same eyes.
     let mut other = service(vec![up(5)]);
     other.id = 2;
@@ -606,6 +610,42 @@ fn clients_of_a_dead_backend_are_told_at_once_or_at_the_pace_of_its_service() {
     });
     let suspended = given(&facts, 6_000);
     assert_eq!((share(suspended), suspended.died), (None, None));
+}
+
+/// Nobody expects a file that is read again to have all clients of a dead backend connect anew in one moment.
+#[test]
+fn clients_of_a_dead_backend_that_are_told_otherwise_from_now_on_are_not_told_at_once() {
+    let mut facts = service(vec![up(1), admin(2, Admin::Active, Health::Down)]);
+    facts.backends[1].died = Some(NOW);
+    facts.reset_over = Duration::from_secs(20);
+    let given = |before: (OnDown, u64), ms: i64| {
+        let mut facts = facts.clone();
+        facts.told_before = Some((before.0, Duration::from_secs(before.1)));
+        let first = resolve(&SEED, &[facts.clone()], Moment(NOW.0 + ms)).remove(0);
+        // And from then on they are told so.
+        facts.told_before = Some((facts.on_down, facts.reset_over));
+        facts.backends[1].died = first.backends[1].died;
+        let later = resolve(&SEED, &[facts], Moment(NOW.0 + ms + 5_000)).remove(0);
+        let share = |service: &Service<'_>| {
+            let pace = service.backends[1].pace;
+            pace.map(|pace| pace.share.parts())
+        };
+        [share(&first), share(&later)]
+    };
+    assert_eq!(
+        given((OnDown::Reset, 20), 10_000),
+        [Some(32_768), Some(49_152)]
+    );
+    for before in [OnDown::Keep, OnDown::Rehash] {
+        assert_eq!(given((before, 20), 3_600_000), [Some(0), Some(16_384)]);
+    }
+    // A quarter of 80 s; now over 20 s.
+    assert_eq!(
+        given((OnDown::Reset, 80), 20_000),
+        [Some(16_384), Some(32_768)]
+    );
+    // Who is told stays so.
+    assert_eq!(given((OnDown::Reset, 0), 1_000), [None, None]);
 }
 
 /// All were dark, and one is found to be up before the others are looked at.

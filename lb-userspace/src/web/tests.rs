@@ -159,6 +159,8 @@ fn a_status() -> Status {
                     address: [10, 0, 2, 100].into(),
                     ports: 51_000,
                 }],
+                identity: None,
+                mode: None,
             }],
         }],
         reasons: Default::default(),
@@ -377,6 +379,32 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
             "no line {line} in\n{text}"
         );
     }
+}
+
+/// A change of mode makes another object of a backend, with the same labels as the old one, which keeps its flows.
+#[tokio::test]
+async fn a_backend_that_there_is_twice_has_each_sample_once_and_the_flows_of_both() {
+    let mut status = a_status();
+    let backends = &mut status.services[0].backends;
+    backends[0].flows.pin = 2;
+    let mut old = backends[0].clone();
+    (old.removed, old.identity) = (true, Some(77));
+    old.flows.pin = 3;
+    backends.push(old);
+    let (address, _status, _stop) = start(status).await;
+    let (_, text) = get(address, "/metrics").await;
+    let samples = || {
+        let lines = text.lines().filter(|line| !line.starts_with('#'));
+        lines.filter_map(|line| line.rsplit_once(' '))
+    };
+    let names: BTreeSet<&str> = samples().map(|(name, _)| name).collect();
+    assert_eq!(samples().count(), names.len(), "{text}");
+    let backend =
+        r#"service="chat",vip="10.0.0.1:80",backend="b1",address="[2001:db8:0:1::11]:80""#;
+    let pins = format!(r#"tether_backend_flows{{{backend},state="pin"}} 5"#);
+    assert!(text.lines().any(|line| line == pins), "{text}");
+    let draining = format!("tether_backend_draining{{{backend}}} 0");
+    assert!(text.lines().any(|line| line == draining), "{text}");
 }
 
 #[tokio::test]

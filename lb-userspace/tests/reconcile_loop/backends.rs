@@ -239,3 +239,53 @@ async fn a_backend_at_its_limit_takes_no_new_flows() {
         .await;
     daemon.stop().await;
 }
+
+/// Nobody is found to be well or ill by another name.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_is_renamed_is_what_he_was() {
+    let machine = Machine::new("renamed");
+    let daemon = running(&machine).await;
+    daemon.verdict("b2", "10.0.1.12:80", Health::Refusing).await;
+    daemon
+        .until("b2 refuses", |status| {
+            serves(status, "b2", Serving::ExistingOnly)
+        })
+        .await;
+    let given = async |config: Config| {
+        let name = config.services[0].name.clone();
+        daemon.reload(config).await.unwrap();
+        // As it is applied for the first time: nobody has been checked since.
+        let status = daemon.status.borrow().clone();
+        let mut services = status.services.iter();
+        let service = services.find(|service| service.name == name).unwrap();
+        let found = ["b1", "b2"].map(|name| {
+            let mut backends = service.backends.iter();
+            let backend = backends.find(|backend| backend.name == name).unwrap();
+            (backend.health, backend.serving)
+        });
+        (service.fail_open, found)
+    };
+    let mut config = machine.config(&[B1, B2]);
+    config.services[0].name = "talk".to_owned();
+    let (up, refusing) = (
+        (Health::Up, Serving::New),
+        (Health::Refusing, Serving::ExistingOnly),
+    );
+    for backend in &mut config.services[0].backends {
+        backend.check.startup_grace = Duration::from_secs(60);
+    }
+    assert_eq!(given(config.clone()).await, (false, [up, refusing]));
+    // If it fails from now on that counts: it is none that still starts.
+    let targets = daemon.targets.borrow().clone();
+    let graces = targets.iter().map(|target| target.check.startup_grace);
+    assert_eq!(graces.collect::<Vec<_>>(), [Duration::ZERO; 4]);
+
+    // Who is asked something else by another name is not known.
+    config.services[0].name = "mail".to_owned();
+    for backend in &mut config.services[0].backends {
+        backend.check.through_vip = true;
+    }
+    let unknown = (Health::Unknown, Serving::New);
+    assert_eq!(given(config).await, (true, [unknown, unknown]));
+    daemon.stop().await;
+}

@@ -5,6 +5,7 @@ mod backends;
 mod edits;
 mod maps;
 mod names;
+mod pressed;
 mod preview;
 mod refusals;
 mod restart;

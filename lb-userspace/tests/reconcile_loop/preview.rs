@@ -1,15 +1,16 @@
 //! What a reload would do.
 
-use std::{net::Ipv4Addr, sync::Arc};
+use std::{net::Ipv4Addr, path::Path, sync::Arc};
 
 use lb_common::{backend::Serving, net::IpVersion};
 use lb_userspace::{
+    config, dns,
     guard::{Guard, Lists},
     model::Health,
     preview::{BackendChange, GuardPreview, ServiceChange, ServicePreview},
 };
 
-use super::{B1, B2, Machine, backend, counted, running, serves, slots_of};
+use super::{B1, B2, Daemon, Machine, backend, counted, name, running, serves, slots_of};
 
 /// Backends of a previewed service: name, change, share of the table before and after in slots of 1,009, and active flows.
 fn previewed(service: &ServicePreview) -> Vec<(&str, BackendChange, u32, u32, u64)> {
@@ -139,5 +140,57 @@ async fn a_preview_says_what_a_reload_then_does_and_changes_nothing_itself() {
     let is = owners(&read().0);
     let moved = was.iter().zip(&is).filter(|(was, is)| was != is).count();
     assert_eq!((service.moved * 1_009.0).round() as usize, moved);
+    daemon.stop().await;
+}
+
+/// As a reload keeps it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preview_ends_no_drain_of_a_backend_that_the_dns_may_have_again() {
+    const POD: &str = "pods-10.0.1.20";
+    let machine = Machine::new("preview-dns");
+    let named = || {
+        let mut config = machine.config(&[B1]);
+        let text = "interfaces = [\"eth0\"]\n[[service]]\nname = \"chat\"\nvip = \"10.0.0.1\"\nport = 80\nmode = \"ipip\"\n\
+                    [[service.dns]]\nname = \"pods\"\nquery = \"pods.example.\"\n";
+        let named = config::parse(Path::new("loop.toml"), text).unwrap().config;
+        config.services[0].dns = named.services[0].dns.clone();
+        config
+    };
+    let daemon = Daemon::start(&machine.maps, named());
+    let answer = async |last: u8| {
+        let found = dns::Found {
+            address: [10, 0, 1, last].into(),
+            port: None,
+            weight: None,
+        };
+        let question = dns::Question {
+            name: "pods.example.".into(),
+            kind: dns::Kind::Address,
+        };
+        let result = Ok(vec![found]);
+        let report = dns::Report { question, result };
+        daemon.answers.send(report).await.unwrap();
+    };
+    answer(20).await;
+    daemon
+        .until("both are watched", |_| daemon.targets.borrow().len() == 2)
+        .await;
+    for (name, address) in [("b1", "10.0.1.11"), (POD, "10.0.1.20")] {
+        daemon.reachable(address).await;
+        let checked = format!("{address}:80");
+        daemon.verdict(name, &checked, Health::Up).await;
+    }
+    daemon.drain(POD).await.unwrap();
+    answer(21).await;
+    daemon
+        .until("it has left the DNS", |status| {
+            backend(status, POD).is_some_and(|pod| pod.removed)
+        })
+        .await;
+    let ended = daemon.preview(named()).await.unwrap().ended;
+    assert!(ended.is_empty(), "{ended:?}");
+    // That of a source which is gone does end.
+    let without = daemon.preview(machine.config(&[B1])).await.unwrap();
+    assert_eq!(without.ended, [name(POD)]);
     daemon.stop().await;
 }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, SystemTime};
 
-use lb_common::backend::Serving;
+use lb_common::backend::{Mode, Serving};
 use lb_userspace::{
     config::Config,
     desired::Refusal,
@@ -145,6 +145,26 @@ fn a_removed_backend_has_a_deadline_too_and_keeps_it_when_its_service_is_removed
     assert_eq!((share(&machine, 2), share(&machine, 1)), (None, None));
 }
 
+/// A new file comes with a new daemon as often as not.
+#[test]
+fn a_service_that_is_removed_while_no_daemon_runs_keeps_its_deadline_too() {
+    let machine = Machine::new("removed-meanwhile");
+    let terms = "drain_deadline = \"60s\"\nclose_over = \"10s\"\n";
+    let mut state = machine.adopt(machine.config_with(&["b1"], terms)).unwrap();
+    machine.settle_at(&mut state, after(0));
+    let nothing = || Config {
+        services: vec![],
+        ..machine.config(&[])
+    };
+    let mut state = machine.adopt(nothing()).unwrap();
+    machine.settle_at(&mut state, after(10));
+    assert_eq!(drain(&state, "b1"), Some((60, 0.0)));
+    let mut state = machine.adopt(nothing()).unwrap();
+    machine.settle_at(&mut state, after(70));
+    machine.settle_at(&mut state, after(75));
+    assert_eq!(drain(&state, "b1"), Some((0, 0.5)));
+}
+
 #[test]
 fn a_deadline_that_is_asked_for_counts_from_then_on_and_outlives_a_restart() {
     let machine = Machine::new("asked");
@@ -228,6 +248,36 @@ fn a_deadline_that_passed_before_anybody_saw_it_closes_at_a_pace_like_any_other(
 }
 
 #[test]
+fn a_deadline_that_was_asked_for_by_a_wrong_clock_is_not_years_away() {
+    let machine = Machine::new("asked-wrong");
+    let config = |machine: &Machine| machine.config(&["b1", "b2"]);
+    let mut state = machine.adopt(config(&machine)).unwrap();
+    let asked = |seconds| {
+        Some(Asked {
+            deadline: Duration::from_secs(seconds),
+            close_over: Some(Duration::ZERO),
+            since: None,
+        })
+    };
+    machine.settle_at(&mut state, after(100_000_000));
+    state.drain(&name("b1"), asked(60)).unwrap();
+    state.drain_all(asked(90)).unwrap();
+    machine.settle_at(&mut state, after(100_000_000));
+    let rebooted = Machine::new("asked-wrong-rebooted");
+    std::fs::copy(machine.memory(), rebooted.memory()).unwrap();
+    let mut state = rebooted.adopt(config(&rebooted)).unwrap();
+    let ends = |state: &State| ["b1", "b2"].map(|name| drain(state, name).map(|(left, _)| left));
+    rebooted.settle_at(&mut state, after(1_000));
+    assert_eq!(ends(&state), [Some(60), Some(90)]);
+    rebooted.settle_at(&mut state, after(1_020));
+    assert_eq!(ends(&state), [Some(40), Some(70)]);
+    // That is remembered in the place of what the clock said.
+    let mut state = rebooted.adopt(config(&rebooted)).unwrap();
+    rebooted.settle_at(&mut state, after(1_030));
+    assert_eq!(ends(&state), [Some(30), Some(60)]);
+}
+
+#[test]
 fn a_restart_goes_on_telling_a_dead_backends_clients_where_it_was() {
     let machine = Machine::new("dead-pace");
     let config = || machine.config_with(&["b1", "b2"], "reset_over = \"20s\"\n");
@@ -279,6 +329,34 @@ fn a_restart_goes_on_telling_a_dead_backends_clients_where_it_was() {
     machine.settle_at(&mut state, after(44));
     assert_eq!(share(&machine, 2), None);
     assert_eq!(drain(&state, "b2"), Some((3_590, 1.0)));
+}
+
+/// Its host may come back with its connections: for that they were to be kept.
+#[test]
+fn what_becomes_of_a_dead_backends_flows_outlives_its_service_and_a_restart() {
+    let machine = Machine::new("removed-keep");
+    let config = machine.config_with(&["b1"], "on_down = \"keep\"\n");
+    let mut state = machine.adopt(config).unwrap();
+    let report = HealthReport {
+        name: name("b1"),
+        address: "10.0.1.1:80".parse().unwrap(),
+        health: Health::Down,
+        last_error: None,
+    };
+    assert!(state.heard(report, 0));
+    machine.settle_at(&mut state, after(0));
+    let nothing = Config {
+        services: vec![],
+        ..machine.config(&[])
+    };
+    state.reload(nothing.clone()).unwrap();
+    machine.settle_at(&mut state, after(10));
+    let kept = (Serving::None, Some(0));
+    let given = || (machine.maps.state(1).serving(), share(&machine, 1));
+    assert_eq!(given(), kept);
+    let mut state = machine.adopt(nothing).unwrap();
+    machine.settle_at(&mut state, after(20));
+    assert_eq!(given(), kept);
 }
 
 #[test]
@@ -506,4 +584,85 @@ fn of_a_deadline_for_one_and_one_for_all_the_earlier_counts() {
     state.undrain_all().unwrap();
     machine.settle_at(&mut state, after(60));
     assert_eq!(ends(&state), [Some(50), None]);
+}
+
+/// Else a host with a flow on one that was removed long ago is never empty.
+#[test]
+fn a_deadline_for_all_is_one_for_removed_backends_too() {
+    let machine = Machine::new("evacuated-removed");
+    let only = || machine.config(&["b1"]);
+    let mut state = machine.adopt(machine.config(&["b1", "b2"])).unwrap();
+    machine.settle_at(&mut state, after(0));
+    state.reload(only()).unwrap();
+    machine.settle_at(&mut state, after(10));
+    assert_eq!(drain(&state, "b2"), None);
+    let asked = |seconds| {
+        Some(Asked {
+            deadline: Duration::from_secs(seconds),
+            close_over: Some(Duration::from_secs(10)),
+            since: None,
+        })
+    };
+    state.drain_all(asked(60)).unwrap();
+    machine.settle_at(&mut state, after(1_000));
+    assert_eq!(
+        (drain(&state, "b1"), drain(&state, "b2")),
+        (Some((60, 0.0)), Some((60, 0.0)))
+    );
+    let mut state = machine.adopt(only()).unwrap();
+    machine.settle_at(&mut state, after(1_050));
+    assert_eq!(drain(&state, "b2"), Some((10, 0.0)));
+    machine.settle_at(&mut state, after(1_065));
+    assert_eq!(
+        (drain(&state, "b2"), share(&machine, 2)),
+        (Some((0, 0.5)), Some(32_768))
+    );
+    // The host is not evacuated any more: who was not closed stays.
+    state.undrain_all().unwrap();
+    machine.settle_at(&mut state, after(1_066));
+    assert_eq!((drain(&state, "b2"), share(&machine, 2)), (None, None));
+
+    // Nor does a deadline for one leave out what it was before a change of mode.
+    let machine = Machine::new("drained-twice");
+    let mut state = machine.adopt(machine.config(&["b1"])).unwrap();
+    machine.settle_at(&mut state, after(0));
+    let mut other = machine.config(&["b1"]);
+    other.services[0].mode = Mode::L2;
+    state.reload(other).unwrap();
+    machine.settle_at(&mut state, after(10));
+    state.drain(&name("b1"), asked(0)).unwrap();
+    machine.settle_at(&mut state, after(20));
+    machine.settle_at(&mut state, after(25));
+    assert_eq!([1, 2].map(|id| share(&machine, id)), [Some(32_768); 2]);
+}
+
+/// The command has said that it is in force.
+#[test]
+fn a_deadline_that_is_asked_for_holds_for_a_disabled_backend() {
+    let machine = Machine::new("disabled-deadline");
+    let mut config = machine.config_with(&["b1", "b2"], "drain_deadline = \"5s\"\n");
+    config.services[0].backends[0].admin = Admin::Disabled;
+    let mut state = machine.adopt(config).unwrap();
+    machine.settle_at(&mut state, after(0));
+    machine.settle_at(&mut state, after(10));
+    assert_eq!((drain(&state, "b1"), share(&machine, 1)), (None, None));
+    let asked = Some(Asked {
+        deadline: Duration::from_secs(60),
+        close_over: Some(Duration::from_secs(10)),
+        since: None,
+    });
+    state.drain(&name("b1"), asked).unwrap();
+    machine.settle_at(&mut state, after(20));
+    assert_eq!(drain(&state, "b1"), Some((60, 0.0)));
+    machine.settle_at(&mut state, after(80));
+    machine.settle_at(&mut state, after(85));
+    assert_eq!(share(&machine, 1), Some(32_768));
+    assert_eq!(admins(&state)[0], Some(Admin::Disabled));
+    // Without a deadline again; and one for all.
+    state.drain(&name("b1"), None).unwrap();
+    machine.settle_at(&mut state, after(86));
+    assert_eq!((drain(&state, "b1"), share(&machine, 1)), (None, None));
+    state.drain_all(asked).unwrap();
+    machine.settle_at(&mut state, after(90));
+    assert_eq!(drain(&state, "b1"), Some((60, 0.0)));
 }

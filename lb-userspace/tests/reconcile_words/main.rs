@@ -15,13 +15,14 @@ use std::{
     time::Duration,
 };
 
-use lb_common::clock::Tick;
+use lb_common::{backend::Mode, clock::Tick};
 use lb_userspace::{
     by_version::ByVersion,
     config::{self, Config},
     dataplane::maps::{Capacity, Maps},
     desired::Edit,
     flows::{Census, Counts, Fill, TableCensus},
+    inventory::Ids,
     model::{Admin, BackendName},
     pace::Moment,
     reconcile::{Error, State, would_fit},
@@ -445,6 +446,34 @@ fn backends_without_an_id_are_named_until_they_have_one() {
     assert_eq!(said(), []);
     let generation = status(&state).generation;
     assert_eq!(generation.applied, generation.resolved);
+}
+
+/// The old object of a backend has flows for days; who waits for their end, or counts them, must find it.
+#[test]
+fn the_entries_of_a_backend_before_and_after_a_change_of_mode_are_told_apart() {
+    let machine = Machine::new("modes");
+    let mut state = machine.adopt(machine.config(&["b1"])).unwrap();
+    machine.settle(&mut state);
+    let mut other = machine.config(&["b1"]);
+    other.services[0].mode = Mode::L2;
+    state.reload(other.clone()).unwrap();
+    machine.settle(&mut state);
+    let found = |state: &State| {
+        let ids = Ids::of(&machine.maps);
+        let services = status(state).services;
+        let of = |service: &ServiceStatus| {
+            let backends = service.backends.iter();
+            let found = backends.map(|one| (one.removed, ids.backend(service, one)));
+            found.collect::<Vec<_>>()
+        };
+        services.iter().flat_map(of).collect::<Vec<_>>()
+    };
+    assert_eq!(found(&state), [(false, Some(2)), (true, Some(1))]);
+    // Also where nobody remembers what it was called, so that it is listed apart.
+    std::fs::remove_file(machine.memory()).unwrap();
+    let mut state = machine.adopt(other).unwrap();
+    machine.settle(&mut state);
+    assert_eq!(found(&state), [(true, Some(1)), (false, Some(2))]);
 }
 
 #[test]

@@ -33,6 +33,8 @@ fn backend(name: &str, last: u8, admin: Intent, removed: bool) -> BackendStatus 
         drain: None,
         flows: Default::default(),
         snat: Vec::new(),
+        identity: None,
+        mode: None,
     }
 }
 
@@ -58,6 +60,11 @@ fn populate(daemon: &Daemon) {
             backend("b3", 13, Intent::Disabled, false),
             // It had another address.
             backend("b2", 14, Intent::Draining, true),
+            // Its service had another mode.
+            BackendStatus {
+                identity: Some(77),
+                ..backend("b3", 13, Intent::Draining, true)
+            },
         ],
     };
     for (id, backend) in (1..).zip(&service.backends) {
@@ -123,9 +130,10 @@ async fn flows_are_found_by_their_backends_names() {
     ];
     assert_eq!(of(Some(name("b2"))).await, both);
     assert_eq!(of(Some(name("b9"))).await, []);
-    let all = of(None).await;
-    assert_eq!(all.len(), 4);
-    assert!(all.contains(&told("b3", "10.0.1.13", true)));
+    // One of today, and one of before a change of mode: each has its own flow.
+    let old_and_new = [told("b3", "10.0.1.13", true), told("b3", "10.0.1.13", true)];
+    assert_eq!(of(Some(name("b3"))).await, old_and_new);
+    assert_eq!(of(None).await.len(), 5);
 }
 
 #[tokio::test]

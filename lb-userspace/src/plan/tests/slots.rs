@@ -62,6 +62,28 @@ fn without_room_a_table_of_another_size_waits_and_says_so() {
     );
 }
 
+/// Else a new backend gets nothing for as long as flows of removed services live.
+#[test]
+fn while_a_table_of_another_size_waits_that_of_today_takes_in_what_changes() {
+    let mut bench = Bench::new(20);
+    bench.converge(&[service(1, 13, &[1, 2], &[])]);
+    bench.now = bench.now.later(TENURE_TICKS);
+    let wanted = [service(1, 17, &[1, 3], &[2])];
+    let operations = bench.converge(&wanted);
+    let in_place = "service 1: write table of 13 slots at 0, in place";
+    assert_eq!(operations.last().map(String::as_str), Some(in_place));
+    let owners: BTreeSet<u32> = bench.slots(1).iter().map(|slot| slot.current()).collect();
+    assert_eq!(owners, BTreeSet::from([1, 3]));
+    assert_eq!(bench.converge(&wanted), [] as [&str; 0]);
+    assert!(bench.plan(&wanted).deferred.contains_key(&1));
+    // More backends than it has slots wait.
+    let mut bench = Bench::new(8);
+    bench.converge(&[service(1, 5, &[1, 2], &[])]);
+    let operations = bench.converge(&[service(1, 7, &[1, 2, 3, 4, 5, 6], &[])]);
+    let is_table = |operation: &String| operation.contains("write table");
+    assert!(!operations.iter().any(is_table), "{operations:#?}");
+}
+
 #[test]
 fn slots_succeed_those_of_a_table_of_the_same_size_only() {
     let mut bench = Bench::new(1_000);

@@ -1,6 +1,10 @@
 //! Services and backends.
 
-use std::{fmt, net::SocketAddr};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    fmt,
+    net::SocketAddr,
+};
 
 use lb_common::{backend::Serving, counters::Counter, nat::PORTS_OF_PAIR};
 use prometheus_client::encoding::DescriptorEncoder;
@@ -14,7 +18,7 @@ use crate::{
     flows::Churn,
     inventory::Ids,
     model::Health,
-    status::{BackendStatus, Neighbour, ServiceStatus},
+    status::{BackendFlows, BackendStatus, Neighbour, ServiceStatus},
 };
 
 /// A service with its labels, and its id if it has one.
@@ -153,12 +157,24 @@ pub(super) fn backends(
     let layout = metrics.maps.capacity.counters();
     let services = metrics.status.services.iter();
     let mut backends: Vec<(Labels, &BackendStatus)> = Vec::new();
+    let mut flows_of: Vec<BackendFlows> = Vec::new();
     let mut counters = Vec::new();
     let mut repeats = Vec::new();
     let mut begun_and_ended = Vec::new();
     for service in services {
         let endpoint = SocketAddr::new(service.vip, service.port).to_string();
+        let mut listed = HashMap::new();
         for backend in &service.backends {
+            // It is listed already, as what it is since the service has another mode: no sample is told twice, and flows of both are its.
+            match listed.entry((&backend.name, backend.address, backend.port)) {
+                Entry::Occupied(entry) => {
+                    let at: usize = *entry.get();
+                    flows_of[at] = flows_of[at] + backend.flows;
+                    continue;
+                }
+                Entry::Vacant(entry) => entry.insert(backends.len()),
+            };
+            flows_of.push(backend.flows);
             let id = ids.backend(service, backend);
             let known = id.and_then(|id| {
                 // Whoever had the id before is somebody else.
@@ -189,8 +205,8 @@ pub(super) fn backends(
         &traffic,
     )?;
     let mut flows = Family::gauge(encoder, "backend_flows", "Flows of a backend, by state")?;
-    for (labels, backend) in &backends {
-        for (state, number) in states(&backend.flows) {
+    for ((labels, _), of) in backends.iter().zip(&flows_of) {
+        for (state, number) in states(of) {
             flows.add_with(labels, ("state", state), number)?;
         }
     }
@@ -306,7 +322,7 @@ fn drains(
     Ok(())
 }
 
-/// Removed backends may share their name with another, but not their address.
+/// Removed backends may share their name with another, but not their address as well, unless the service had another mode: see [`backends`].
 fn labels(service: &str, endpoint: &str, backend: &BackendStatus) -> Labels {
     let address = SocketAddr::new(backend.address, backend.port).to_string();
     Labels::new(
