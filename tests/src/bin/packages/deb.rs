@@ -142,6 +142,11 @@ pub(crate) fn test(package: &Path) -> Result<()> {
     let newcomers = clients.open(10, Plan::new(target), |_| {})?;
     drop(newcomers);
 
+    // Whatever the file has come to.
+    host.write(
+        &format!("{ROOT}/etc/tether/tether.toml"),
+        "interfaces = 7\n",
+    )?;
     inside("dpkg --purge tether")?;
     ensure!(
         attached(host)?.is_none(),
