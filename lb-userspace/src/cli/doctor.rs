@@ -71,7 +71,7 @@ impl Doctor {
             println!("{text}");
         } else {
             print!("{}", shown(&report, Colours::of_stdout()));
-            if config.is_none() {
+            if config.is_none() && status.is_none() {
                 eprintln!("no configuration was looked at: name one with --config");
             }
         }
@@ -89,7 +89,14 @@ impl Doctor {
             (None, None) if usual.exists() => usual,
             (None, None) => return Ok(None),
         };
-        load(path, |warning| eprintln!("warning: {warning}")).map(Some)
+        match load(path, |warning| eprintln!("warning: {warning}")) {
+            // The daemon goes on by the one before: what that has is there to be looked at, and that it refused this one is a finding.
+            Err(Failure::Config(problems)) if self.config.is_none() && status.is_some() => {
+                eprintln!("{problems}");
+                Ok(None)
+            }
+            loaded => loaded.map(Some),
+        }
     }
 }
 
