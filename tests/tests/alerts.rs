@@ -51,6 +51,39 @@ fn every_alert_fires_for_its_fault_and_for_nothing_else() -> Result<()> {
     Ok(())
 }
 
+/// Whoever is woken finds in the operations guide what to do.
+#[test]
+fn every_alert_is_told_of_with_what_to_do() -> Result<()> {
+    let rules = std::fs::read_to_string(deploy("prometheus/tether.rules.yml"))?;
+    let guide = std::fs::read_to_string(deploy("../docs/operations.md"))?;
+    let (_, table) = guide
+        .split_once("\n### Alerts\n")
+        .context("docs/operations.md has no section on alerts")?;
+    let told: BTreeSet<&str> = table
+        .split("\n## ")
+        .next()
+        .unwrap_or(table)
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `"))
+        .filter_map(|row| row.split(" | ").next())
+        .flat_map(|names| names.split('`'))
+        .filter(|name| name.starts_with("Tether"))
+        .collect();
+    let shipped: BTreeSet<&str> = rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "))
+        .collect();
+    assert_eq!(told, shipped);
+    let listed = std::fs::read_to_string(deploy("README.md"))?;
+    for name in shipped {
+        assert!(
+            listed.contains(&format!("`{name}`")),
+            "deploy/README.md does not list {name}"
+        );
+    }
+    Ok(())
+}
+
 #[test]
 fn the_dashboards_queries_are_promql() -> Result<()> {
     let mut rules = "groups:\n- name: dashboard\n  rules:\n".to_owned();

@@ -232,9 +232,18 @@ fn alerts_fire_for_faults_and_clear() -> Result<()> {
     }
     prometheus.see("all are back", &[])?;
 
+    let names = ["b1", "b2", "b3"].map(|name| format!("{SERVICE}/{name}"));
+    for name in &names {
+        stage.tether.succeed(&["drain", name])?;
+    }
+    prometheus.see("all are drained", &["TetherNoBackend"])?;
+    // The same, but meant for the host as a whole.
     stage.tether.succeed(&["drain", "--all"])?;
-    prometheus.see("the host is evacuated", &["TetherNoBackend"])?;
+    prometheus.see("the host is evacuated", &["TetherEvacuated"])?;
     stage.tether.succeed(&["undrain", "--all"])?;
+    for name in &names {
+        stage.tether.succeed(&["undrain", name])?;
+    }
     prometheus.see("it is not any more", &[])?;
 
     let nobody: IpAddr = NOBODY.parse()?;
