@@ -122,4 +122,9 @@ fn a_bad_configuration_is_another_exit_status_than_a_failure() {
     assert!(error.to_string().contains("/nonexistent/tether.toml"));
     let other = Failure::Other(anyhow::anyhow!("x"));
     assert_eq!(other.exit_code(), ExitCode::FAILURE);
+    // What clap cannot see is wrong with a command line is that all the same.
+    let Command::Events(events) = parse("tether events --service chat").unwrap() else {
+        panic!("another command");
+    };
+    assert_eq!(events.run().unwrap_err().exit_code(), ExitCode::from(2));
 }
