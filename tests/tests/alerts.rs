@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use lab::dashboard;
 use lab::stage::Stage;
 use lab::topology::{Place, Topology};
+use lb_common::verdict::{Class, Reason};
 
 fn deploy(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -48,6 +49,22 @@ fn every_alert_fires_for_its_fault_and_for_nothing_else() -> Result<()> {
             "nothing fires {name}"
         );
     }
+    Ok(())
+}
+
+#[test]
+fn whatever_should_never_happen_fires_an_alert() -> Result<()> {
+    let rules = std::fs::read_to_string(deploy("prometheus/tether.rules.yml"))?;
+    let names: Vec<&str> = Reason::ALL
+        .iter()
+        .filter(|reason| reason.class() == Class::ShouldNeverHappen)
+        .map(|reason| reason.name())
+        .collect();
+    let selector = format!(
+        "tether_reason_packets_total{{reason=~\"{}\"}}",
+        names.join("|")
+    );
+    assert!(rules.contains(&selector), "no rule has {selector}");
     Ok(())
 }
 
