@@ -351,6 +351,7 @@ fn it_works_without_a_daemon_and_names_who_is_in_the_way() -> Result<()> {
         found.with_context(|| format!("nothing about {check}"))
     };
     assert_eq!(of(&lines, "daemon")?.state, "unknown");
+    assert_eq!(of(&lines, "start")?.state, "ok");
     assert_eq!(of(&lines, "vip")?.state, "ok");
     let xdp = of(&lines, "xdp")?;
     assert!(
