@@ -154,6 +154,12 @@ fn conntrack(host: &Host) -> Option<Finding> {
     })
 }
 
+/// What an error says before it quotes somebody at length, as the verifier.
+fn first_line(text: &str) -> &str {
+    let line = text.lines().next().unwrap_or_default();
+    line.trim_end_matches(':')
+}
+
 /// Whether this program would start.
 fn start(start: &Start) -> Finding {
     const CHECK: &str = "start";
@@ -167,8 +173,8 @@ fn start(start: &Start) -> Finding {
             Failure,
             CHECK,
             "",
-            format!("`tether run` would be refused: {why}"),
-            "do what it says; `tether upgrade-check --config FILE` says whether that was enough",
+            format!("`tether run` would be refused: {}", first_line(why)),
+            "do what it says; `tether upgrade-check --config FILE` says all of it, and whether that was enough",
         ),
         Start::Unseen(why) => Finding::bad(
             Unknown,

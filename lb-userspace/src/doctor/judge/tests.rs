@@ -197,6 +197,15 @@ fn the_host() {
     makes(Mode::Nat, Failure, "start", "upgrade-check", |facts| {
         facts.start = Some(Start::Refused("the verifier refuses steer4".into()))
     });
+    let refused = found(Mode::Nat, |facts| {
+        facts.start = Some(Start::Refused(
+            "steer4 is refused, and this is why:\n0: R1=ctx\n".into(),
+        ));
+    });
+    assert_eq!(
+        refused[0].found,
+        "`tether run` would be refused: steer4 is refused, and this is why"
+    );
     makes(Mode::Nat, Unknown, "start", "as root", |facts| {
         facts.start = Some(Start::Unseen("CAP_BPF missing".into()))
     });
