@@ -29,6 +29,8 @@ const UNIT_FILE: &str = "/usr/lib/systemd/system/tether.service";
 const DROP_IN: &str = "/etc/systemd/system/tether.service.d/group.conf";
 const CONFIG: &str = "/etc/tether/tether.toml";
 const STATE_DIR: &str = "/run/tether";
+/// Where `state_dir` may be instead, on disk.
+const ON_DISK: &str = "/var/lib/tether";
 /// The machine's interface that the program is attached to.
 const UPLINK: &str = "up0";
 const CLIENT: &str = "10.99.0.1";
@@ -258,7 +260,12 @@ fn is_confined(pid: u32) -> Result<()> {
         let found = fact(pid, name)?;
         ensure!(found == value, "{name} is {found}, and not {value}");
     }
-    for (place, right) in [("/", "ro"), (STATE_DIR, "rw"), ("/sys/fs/bpf", "rw")] {
+    for (place, right) in [
+        ("/", "ro"),
+        (STATE_DIR, "rw"),
+        (ON_DISK, "rw"),
+        ("/sys/fs/bpf", "rw"),
+    ] {
         let options = mounted(pid, place)?;
         ensure!(
             options.iter().any(|option| option == right),
@@ -395,7 +402,7 @@ fn install_run_upgrade_and_remove(host: &Namespace) -> Result<()> {
             .sh(&format!("ip link show dev {UPLINK}"))?
             .contains("xdp")
     );
-    for gone in [PINS, STATE_DIR, "/etc/tether", "/var/lib/tether"] {
+    for gone in [PINS, STATE_DIR, "/etc/tether", ON_DISK] {
         ensure!(!Path::new(gone).exists(), "a purge leaves {gone}");
     }
     Ok(())

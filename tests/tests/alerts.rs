@@ -8,6 +8,7 @@ use anyhow::{Context as _, Result, ensure};
 use lab::dashboard;
 use lab::stage::Stage;
 use lab::topology::{Place, Topology};
+use lb_common::verdict::{Class, Reason};
 
 fn deploy(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR"))
@@ -46,6 +47,55 @@ fn every_alert_fires_for_its_fault_and_for_nothing_else() -> Result<()> {
         assert!(
             tests.contains(&format!("alertname=\"{name}\"")),
             "nothing fires {name}"
+        );
+    }
+    Ok(())
+}
+
+#[test]
+fn whatever_should_never_happen_fires_an_alert() -> Result<()> {
+    let rules = std::fs::read_to_string(deploy("prometheus/tether.rules.yml"))?;
+    let names: Vec<&str> = Reason::ALL
+        .iter()
+        .filter(|reason| reason.class() == Class::ShouldNeverHappen)
+        .map(|reason| reason.name())
+        .collect();
+    let selector = format!(
+        "tether_reason_packets_total{{reason=~\"{}\"}}",
+        names.join("|")
+    );
+    assert!(rules.contains(&selector), "no rule has {selector}");
+    Ok(())
+}
+
+/// Whoever is woken finds in the operations guide what to do.
+#[test]
+fn every_alert_is_told_of_with_what_to_do() -> Result<()> {
+    let rules = std::fs::read_to_string(deploy("prometheus/tether.rules.yml"))?;
+    let guide = std::fs::read_to_string(deploy("../docs/operations.md"))?;
+    let (_, table) = guide
+        .split_once("\n### Alerts\n")
+        .context("docs/operations.md has no section on alerts")?;
+    let told: BTreeSet<&str> = table
+        .split("\n## ")
+        .next()
+        .unwrap_or(table)
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `"))
+        .filter_map(|row| row.split(" | ").next())
+        .flat_map(|names| names.split('`'))
+        .filter(|name| name.starts_with("Tether"))
+        .collect();
+    let shipped: BTreeSet<&str> = rules
+        .lines()
+        .filter_map(|line| line.trim().strip_prefix("- alert: "))
+        .collect();
+    assert_eq!(told, shipped);
+    let listed = std::fs::read_to_string(deploy("README.md"))?;
+    for name in shipped {
+        assert!(
+            listed.contains(&format!("`{name}`")),
+            "deploy/README.md does not list {name}"
         );
     }
     Ok(())

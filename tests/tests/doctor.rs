@@ -13,6 +13,7 @@ use lab::topology::{Place, Topology, UPLINK};
 use lab::two_links::{self, SECOND};
 use lab::wait;
 use lb_common::net::IpVersion;
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 /// Each examination takes a second or two, and the kernel takes its time to find a neighbour gone.
@@ -328,6 +329,18 @@ fn where_addresses_are_translated(family: Family, seed: u64) -> Result<()> {
 #[test]
 fn it_works_without_a_daemon_and_names_who_is_in_the_way() -> Result<()> {
     let mut stage = Stage::set(Topology::new(Place::Segment), 705, |_| {})?;
+    // A file that the daemon has refused keeps nobody from looking at what it has.
+    let balancer = stage.lab.balancer();
+    balancer.write(tether::CONFIG_PATH, "interfaces = 7\n")?;
+    stage.tether.signal(Signal::SIGHUP)?;
+    let line = see(&stage, "daemon", "", "failure")?;
+    assert!(line.text.contains("refused its configuration"), "{line:?}");
+    see(&stage, "xdp", UPLINK, "ok")?;
+    see(&stage, "vip", &b1(), "ok")?;
+    balancer.write(tether::CONFIG_PATH, &stage.config.text())?;
+    stage.tether.signal(Signal::SIGHUP)?;
+    see(&stage, "daemon", "", "ok")?;
+
     stage.tether.terminate()?;
     stage.tether.succeed(&["cleanup"])?;
     let config = ["--config", tether::CONFIG_PATH];
@@ -338,6 +351,7 @@ fn it_works_without_a_daemon_and_names_who_is_in_the_way() -> Result<()> {
         found.with_context(|| format!("nothing about {check}"))
     };
     assert_eq!(of(&lines, "daemon")?.state, "unknown");
+    assert_eq!(of(&lines, "start")?.state, "ok");
     assert_eq!(of(&lines, "vip")?.state, "ok");
     let xdp = of(&lines, "xdp")?;
     assert!(

@@ -133,6 +133,15 @@ fn the_page_follows_a_running_instance() -> Result<()> {
         "+document.querySelector('#drains [role=progressbar]').getAttribute('aria-valuenow')";
     browser.wait_for(progress, SOON, |done| done.as_u64() == Some(100))?;
 
+    // The whole host, which is no fault of its services.
+    stage.tether.succeed(&["drain", "--all"])?;
+    says(&mut browser, "#verdict", |text| {
+        text.starts_with("Worth a look") && text.contains("This host is evacuated")
+    })?;
+    says(&mut browser, &tag, |text| text == "no backend")?;
+    stage.tether.succeed(&["undrain", "--all"])?;
+    says(&mut browser, &tag, |text| text == "ok")?;
+
     // A host that goes dark.
     stage.lab.darken(1)?;
     says(&mut browser, &row("b2", 2), |text| text == "down")?;

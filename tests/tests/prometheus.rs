@@ -29,7 +29,7 @@ use lab::two_links::{self, SECOND};
 use lab::wait;
 use lb_common::clock::Tick;
 use lb_common::flow::v4;
-use lb_common::flow::word::Word;
+use lb_common::flow::word::{BackendRef, Word};
 use lb_common::maps::FLOWS4;
 use lb_common::net::IpVersion;
 use lb_userspace::dataplane::array::Array;
@@ -233,9 +233,18 @@ fn alerts_fire_for_faults_and_clear() -> Result<()> {
     }
     prometheus.see("all are back", &[])?;
 
+    let names = ["b1", "b2", "b3"].map(|name| format!("{SERVICE}/{name}"));
+    for name in &names {
+        stage.tether.succeed(&["drain", name])?;
+    }
+    prometheus.see("all are drained", &["TetherNoBackend"])?;
+    // The same, but meant for the host as a whole.
     stage.tether.succeed(&["drain", "--all"])?;
-    prometheus.see("the host is evacuated", &["TetherNoBackend"])?;
+    prometheus.see("the host is evacuated", &["TetherEvacuated"])?;
     stage.tether.succeed(&["undrain", "--all"])?;
+    for name in &names {
+        stage.tether.succeed(&["undrain", name])?;
+    }
     prometheus.see("it is not any more", &[])?;
 
     let nobody: IpAddr = NOBODY.parse()?;
@@ -415,20 +424,28 @@ fn alerts_fire_while_removed_backends_leave_no_room_for_new_ones() -> Result<()>
 
 /// Makes all flows as old as if they had said nothing for a day, which no test can wait for. To be called on the host that has the table.
 fn let_a_day_pass() -> Result<()> {
+    let then = Tick(now().0.wrapping_sub(RECLAIM_PIN_TICKS + 1));
+    change_all_flows(|seen| seen.with_tick(then))
+}
+
+/// Has all flows name backends that are no more, as nothing ever should. To be called on the host that has the table.
+fn let_flows_name_nobody() -> Result<()> {
+    change_all_flows(|seen| {
+        let backend = seen.backend();
+        seen.with_backend(BackendRef::new(backend.id(), backend.generation() ^ 1))
+    })
+}
+
+fn change_all_flows(change: impl Fn(Word) -> Word) -> Result<()> {
     let map = MapData::from_pin(Path::new(PINS).join("maps").join(FLOWS4))?;
     let buckets = Array::<v4::Bucket>::of_map(map.fd().as_fd(), map.info()?.max_entries())?;
-    let then = Tick(now().0.wrapping_sub(RECLAIM_PIN_TICKS + 1));
     for entry in buckets.all().chunks_exact(size_of::<v4::Entry>() / 8) {
         let value = &entry[std::mem::offset_of!(v4::Entry, value) / 8];
         let seen = Word(value.load(Ordering::Acquire));
         if seen.is_open() {
             // As the daemon does it: what the data path has written meanwhile is newer, and stays.
-            let _ = value.compare_exchange(
-                seen.0,
-                seen.with_tick(then).0,
-                Ordering::SeqCst,
-                Ordering::Relaxed,
-            );
+            let _ =
+                value.compare_exchange(seen.0, change(seen).0, Ordering::SeqCst, Ordering::Relaxed);
         }
     }
     Ok(())
@@ -454,6 +471,24 @@ fn alerts_fire_when_flows_find_no_room() -> Result<()> {
     prometheus.see("a larger table", &[])?;
     // With an entry or without, each is where it was.
     assert_eq!(crowd::echo_all(&connections), [""; 0]);
+    assert_eq!(crowd::breaks(&connections), [""; 0]);
+    stage.close();
+    Ok(())
+}
+
+#[test]
+fn an_alert_fires_when_what_should_never_happen_does() -> Result<()> {
+    let stage = Stage::set(Topology::new(Place::Farm), 237, |_| {})?;
+    let prometheus = Prometheus::start(stage.lab.balancer())?;
+    prometheus.see_all_well()?;
+
+    let connections = stage.clients.open(60, stage.plan(), |_| {})?;
+    stage.lab.balancer().run(let_flows_name_nobody)?;
+    // The first packet of each is dropped, and its entry taken away. The next is adopted.
+    assert_eq!(crowd::echo_all(&connections), [""; 0]);
+    assert!(stage.tether.status()?.packets("stale_generation") > 0);
+    prometheus.see_among("entries that name nobody", &["TetherDefect"])?;
+    prometheus.see_no_more("they are gone", "TetherDefect")?;
     assert_eq!(crowd::breaks(&connections), [""; 0]);
     stage.close();
     Ok(())

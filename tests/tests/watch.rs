@@ -371,6 +371,11 @@ fn commands_that_wait_say_so_on_a_terminal_only() -> Result<()> {
             "looking at this host, and asking backends",
             "could not be found out".to_owned(),
         ),
+        (
+            &["upgrade-check"][..],
+            "the kernel's verifier looks at this program",
+            "kept: ".to_owned(),
+        ),
     ] {
         let mut terminal = Terminal::start(&stage, arguments)?;
         terminal.wait_to_show(&answer, &answer)?;

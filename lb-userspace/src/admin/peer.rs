@@ -96,18 +96,44 @@ impl Readers {
             })?;
         fs::set_permissions(socket, Permissions::from_mode(0o660))
     }
+
+    /// Lets the group reach a socket again that has been taken from it since it was admitted. True if that was so.
+    ///
+    /// Systemd takes it: each command of a unit, those of a reload among them, has all of its `RuntimeDirectory` given to the unit's own user and
+    /// group first.
+    ///
+    /// # Errors
+    /// When the socket is not there, or cannot be given to the group.
+    pub fn admit_again(self, socket: &Path) -> io::Result<bool> {
+        let Some(group) = self.0 else {
+            return Ok(false);
+        };
+        let found = fs::metadata(socket)?;
+        let is_theirs = found.gid() == group.as_raw() && found.mode() & 0o060 == 0o060;
+        let directory = socket.parent();
+        if is_theirs && directory.map_or(Ok(true), |path| lets_through(path, group))? {
+            return Ok(false);
+        }
+        self.admit(socket)?;
+        Ok(true)
+    }
 }
 
 /// Lets a group pass through the socket's directory, unless anybody may: that one is somebody's, and open on purpose.
 fn let_through(directory: &Path, group: Gid) -> io::Result<()> {
-    let found = fs::metadata(directory)?;
-    let passes = found.mode() & 0o010 != 0 && found.gid() == group.as_raw();
-    if found.mode() & 0o001 != 0 || passes {
+    if lets_through(directory, group)? {
         return Ok(());
     }
     chown(directory, None, Some(group))?;
-    let mode = (found.mode() & 0o7707) | 0o010;
+    let mode = (fs::metadata(directory)?.mode() & 0o7707) | 0o010;
     fs::set_permissions(directory, Permissions::from_mode(mode))
+}
+
+/// Whether a group may pass through a directory.
+fn lets_through(directory: &Path, group: Gid) -> io::Result<bool> {
+    let found = fs::metadata(directory)?;
+    let passes = found.mode() & 0o010 != 0 && found.gid() == group.as_raw();
+    Ok(found.mode() & 0o001 != 0 || passes)
 }
 
 /// The groups of a connection's peer beside its first, as they were when it connected.

@@ -73,9 +73,9 @@ impl Capture {
     pub(super) fn run(&self) -> Result<(), Failure> {
         let out: Box<dyn Write> = match &self.write {
             None if io::stdout().is_terminal() => {
-                return Err(Failure::Other(anyhow::anyhow!(
-                    "a capture is no text for a terminal: name a file with --write, or pipe it to a program"
-                )));
+                return Err(Failure::CommandLine(
+                    "a capture is no text for a terminal: name a file with --write, or pipe it to a program",
+                ));
             }
             None => Box::new(io::stdout().lock()),
             Some(path) => Box::new(

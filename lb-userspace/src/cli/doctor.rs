@@ -16,12 +16,20 @@ use super::{
     table::{Cell, Colours, Columns, Style},
 };
 use crate::{
+    chain::chain,
     config::Config,
+    daemon,
+    dataplane::{
+        kernel::{self, Verdict, upgrade_check},
+        maps::Capacity,
+    },
     doctor::{
         Finding, Report, State,
+        facts::Start,
         gather::{Asked, gather},
         judge::examine,
     },
+    reconcile,
     status::Status,
 };
 
@@ -61,9 +69,13 @@ impl Doctor {
             .map_err(anyhow::Error::from)?;
         let progress = Progress::on_stderr();
         progress.say("looking at this host, and asking backends");
-        let facts = runtime
+        let mut facts = runtime
             .block_on(gather(&asked))
             .map_err(anyhow::Error::from)?;
+        if let (Some(config), None) = (&config, &status) {
+            progress.say("the kernel's verifier looks at the program");
+            facts.start = Some(start(config));
+        }
         progress.clear();
         let report = examine(&facts);
         if self.json {
@@ -71,7 +83,7 @@ impl Doctor {
             println!("{text}");
         } else {
             print!("{}", shown(&report, Colours::of_stdout()));
-            if config.is_none() {
+            if config.is_none() && status.is_none() {
                 eprintln!("no configuration was looked at: name one with --config");
             }
         }
@@ -89,7 +101,34 @@ impl Doctor {
             (None, None) if usual.exists() => usual,
             (None, None) => return Ok(None),
         };
-        load(path, |warning| eprintln!("warning: {warning}")).map(Some)
+        match load(path, |warning| eprintln!("warning: {warning}")) {
+            // The daemon goes on by the one before: what that has is there to be looked at, and that it refused this one is a finding.
+            Err(Failure::Config(problems)) if self.config.is_none() && status.is_some() => {
+                eprintln!("{problems}");
+                Ok(None)
+            }
+            loaded => loaded.map(Some),
+        }
+    }
+}
+
+/// What a start with a configuration would come to: the same that `tether upgrade-check` asks.
+fn start(config: &Config) -> Start {
+    let fits = |capacity: &Capacity| reconcile::would_fit(config, capacity);
+    let options = match daemon::options(config) {
+        Ok(options) => options,
+        Err(error) => return Start::Unseen(chain(error.as_ref())),
+    };
+    let asked = kernel::Asked {
+        capacity: options.capacity,
+        fits: &fits,
+    };
+    match upgrade_check(&config.bpffs, Some(asked)) {
+        Ok(check) if check.verdict == Verdict::Refused => {
+            Start::Refused(check.why.unwrap_or_default())
+        }
+        Ok(_) => Start::Begins,
+        Err(error) => Start::Unseen(chain(&error)),
     }
 }
 

@@ -1,13 +1,13 @@
 //! `tether drain` and `tether undrain`, and the wait until nothing is left.
 
 use std::{
-    io::{IsTerminal as _, Write as _},
+    io::{self, IsTerminal as _},
     time::{Duration, Instant},
 };
 
 use clap::Args;
 
-use super::{Daemon, Failure, Named, ask};
+use super::{Daemon, Failure, Named, ask, progress};
 use crate::{
     admin::{
         BackendLeft,
@@ -260,7 +260,7 @@ struct Screen {
 impl Screen {
     fn new() -> Self {
         Self {
-            is_terminal: std::io::stdout().is_terminal(),
+            is_terminal: io::stdout().is_terminal() && !progress::is_dumb(),
             last: None,
         }
     }
@@ -268,9 +268,7 @@ impl Screen {
     fn show(&mut self, line: &str, counted: (u64, u64)) {
         let is_news = self.last.replace(counted) != Some(counted);
         if self.is_terminal {
-            print!("\r\x1b[2K{line}");
-            // It is shown with the next one otherwise.
-            let _ = std::io::stdout().flush();
+            progress::show_in_place(&mut io::stdout(), line);
         } else if is_news {
             println!("{line}");
         }

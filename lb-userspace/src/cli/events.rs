@@ -75,9 +75,9 @@ impl Events {
             return self.flows();
         }
         if self.of != Of::default() {
-            return Err(Failure::Other(anyhow::anyhow!(
-                "--service, --backend and --client choose among events of flows: add --flows"
-            )));
+            return Err(Failure::CommandLine(
+                "--service, --backend and --client choose among events of flows: add --flows",
+            ));
         }
         let asked = AskedEvents {
             follow: self.follow,

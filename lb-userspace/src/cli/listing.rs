@@ -2,6 +2,8 @@
 
 use std::{fmt::Write as _, net::SocketAddr};
 
+use lb_common::verdict::{Class, Reason};
+
 use crate::{
     config::{Config, Limits},
     flows::Fill,
@@ -315,7 +317,27 @@ fn reasons(status: &Status) -> String {
     if rows.len() == 1 {
         return "no packets yet\n".to_owned();
     }
-    table(&rows)
+    let defects: Vec<_> = Reason::ALL
+        .iter()
+        .filter(|reason| reason.class() == Class::ShouldNeverHappen)
+        .map(|reason| reason.name())
+        .filter(|name| {
+            status
+                .reasons
+                .get(*name)
+                .is_some_and(|count| count.packets > 0)
+        })
+        .collect();
+    let mut text = table(&rows);
+    if !defects.is_empty() {
+        // Writing to a String cannot fail.
+        let _ = writeln!(
+            text,
+            "{} should never happen: a defect of Tether's, or maps that somebody has changed; docs/reasons.md says what to do",
+            defects.join(", ")
+        );
+    }
+    text
 }
 
 /// Columns of even width, two spaces apart, indented by two.
@@ -411,6 +433,20 @@ chat  [2001:db8::1]:80  ipip  FAIL-OPEN: too few backends are usable, all active
         let text = status(&serde_json::from_str(&json).unwrap(), 1_800_000_100);
         let line = "  b1: ejected for another 1 min 1 s, 2 times of late: clients repeat";
         assert!(text.lines().any(|found| found == line), "{text}");
+    }
+
+    #[test]
+    fn what_should_never_happen_is_told_as_that() {
+        let json = JSON.replace(
+            "\"opened\":{\"packets\":0,\"bytes\":0}",
+            "\"no_answer\":{\"packets\":1,\"bytes\":60},\"no_headroom\":{\"packets\":0,\"bytes\":0}",
+        );
+        let text = status(&serde_json::from_str(&json).unwrap(), 1_800_000_100);
+        let last = text.lines().next_back().unwrap();
+        assert!(
+            last.starts_with("no_answer should never happen: "),
+            "{text}"
+        );
     }
 
     #[test]

@@ -267,6 +267,9 @@ enum Failure {
     Kernel(#[from] kernel::Error),
     #[error("tether: {0}")]
     Lock(#[from] daemon::lock::Error),
+    /// The command line asks for what does not go together.
+    #[error("tether: {0}")]
+    CommandLine(&'static str),
     /// A start would be refused.
     #[error("tether: {0}")]
     Refused(String),
@@ -283,7 +286,7 @@ impl From<anyhow::Error> for Failure {
 impl Failure {
     fn exit_code(&self) -> ExitCode {
         match self {
-            Self::Config(_) => ExitCode::from(2),
+            Self::Config(_) | Self::CommandLine(_) => ExitCode::from(2),
             Self::Refused(_) => ExitCode::from(3),
             _ => ExitCode::FAILURE,
         }

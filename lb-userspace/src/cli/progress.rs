@@ -4,8 +4,10 @@
 use std::{
     cell::RefCell,
     env,
-    io::{self, IsTerminal as _, Write as _},
+    io::{self, IsTerminal as _, Write},
 };
+
+use ratatui::crossterm::terminal;
 
 /// To the line's begin, and all of it erased (ECMA-48, 8.3.41).
 const ERASE: &str = "\r\x1b[2K";
@@ -21,9 +23,8 @@ pub(super) struct Progress {
 impl Progress {
     /// Where standard error is a terminal that can erase.
     pub(super) fn on_stderr() -> Self {
-        let is_dumb = env::var_os("TERM").is_some_and(|term| term == "dumb");
         Self {
-            is_wanted: io::stderr().is_terminal() && !is_dumb,
+            is_wanted: io::stderr().is_terminal() && !is_dumb(),
             line: RefCell::default(),
         }
     }
@@ -36,17 +37,17 @@ impl Progress {
         }
     }
 
-    /// Puts a line in the place of the one before. One that is wider than the terminal could not be taken away.
+    /// Puts a line in the place of the one before.
     pub(super) fn say(&self, line: &str) {
         if self.is_wanted && self.line.replace(line.to_owned()) != line {
-            write(line);
+            show_in_place(&mut io::stderr(), line);
         }
     }
 
     /// Takes the line away.
     pub(super) fn clear(&self) {
         if !self.line.take().is_empty() {
-            write("");
+            show_in_place(&mut io::stderr(), "");
         }
     }
 }
@@ -57,7 +58,40 @@ impl Drop for Progress {
     }
 }
 
-fn write(line: &str) {
-    // Nothing is lost with it.
-    let _ = write!(io::stderr(), "{ERASE}{line}");
+/// Whether the terminal can only write, and take nothing away.
+pub(super) fn is_dumb() -> bool {
+    env::var_os("TERM").is_some_and(|term| term == "dumb")
+}
+
+/// Puts a line in the place of the one that stands on a terminal.
+pub(super) fn show_in_place(out: &mut impl Write, line: &str) {
+    let columns = match terminal::size() {
+        Ok((columns, _)) if columns > 0 => usize::from(columns),
+        _ => 80,
+    };
+    // Nothing is lost with it. What is not flushed is shown with the next one.
+    let _ = write!(out, "{ERASE}{}", fitting(line, columns)).and_then(|()| out.flush());
+}
+
+/// As much of a line as there is room for in so many columns: the rest would be in the next line, and not be taken away with this one.
+fn fitting(line: &str, columns: usize) -> &str {
+    let end = line.char_indices().nth(columns.saturating_sub(1));
+    end.map_or(line, |(end, _)| &line[..end])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_line_is_not_wider_than_the_terminal() {
+        assert_eq!(fitting("drains: 7", 80), "drains: 7");
+        assert_eq!(fitting("drains: 7", 10), "drains: 7");
+        assert_eq!(fitting("drains: 7", 9), "drains: ");
+        assert_eq!(fitting("\u{e4}\u{f6}\u{fc}", 3), "\u{e4}\u{f6}");
+        assert_eq!(fitting("", 0), "");
+        let mut shown = Vec::new();
+        show_in_place(&mut shown, "waits");
+        assert_eq!(shown, b"\r\x1b[2Kwaits");
+    }
 }

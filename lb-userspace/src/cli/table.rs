@@ -2,6 +2,8 @@
 
 use std::{env, fmt::Write as _, io::IsTerminal as _};
 
+use super::progress::is_dumb;
+
 /// How a cell looks where there are colours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Style {
@@ -42,8 +44,7 @@ impl Colours {
     /// Where standard output is a terminal that shows them, and nobody asked for none (<https://no-color.org>).
     pub(super) fn of_stdout() -> Self {
         let is_set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
-        let is_dumb = env::var_os("TERM").is_some_and(|term| term == "dumb");
-        Self(std::io::stdout().is_terminal() && !is_set("NO_COLOR") && !is_dumb)
+        Self(std::io::stdout().is_terminal() && !is_set("NO_COLOR") && !is_dumb())
     }
 
     /// A text in a style.

@@ -14,6 +14,29 @@ fn the_commands_are_consistent() {
 }
 
 #[test]
+fn every_command_is_told_of_in_the_documents() {
+    let page = include_str!("../../../docs/commands.md");
+    let (_, table) = page
+        .split_once("| command | |")
+        .expect("a table of commands");
+    let (table, _) = table.split_once("\n\n").expect("its end");
+    let told: Vec<&str> = table
+        .lines()
+        .filter_map(|line| line.strip_prefix("| `")?.split(" | ").next())
+        .flat_map(|names| names.trim_end_matches('`').split("`, `"))
+        .collect();
+    let commands = Cli::command();
+    let mut there: Vec<&str> = commands
+        .get_subcommands()
+        .map(clap::Command::get_name)
+        .collect();
+    let mut sorted = told.clone();
+    sorted.sort_unstable();
+    there.sort_unstable();
+    assert_eq!(sorted, there);
+}
+
+#[test]
 fn defaults_are_those_of_the_configuration() {
     let Command::Status { daemon, json } = parse("tether status").unwrap() else {
         panic!("another command");
@@ -122,4 +145,9 @@ fn a_bad_configuration_is_another_exit_status_than_a_failure() {
     assert!(error.to_string().contains("/nonexistent/tether.toml"));
     let other = Failure::Other(anyhow::anyhow!("x"));
     assert_eq!(other.exit_code(), ExitCode::FAILURE);
+    // What clap cannot see is wrong with a command line is that all the same.
+    let Command::Events(events) = parse("tether events --service chat").unwrap() else {
+        panic!("another command");
+    };
+    assert_eq!(events.run().unwrap_err().exit_code(), ExitCode::from(2));
 }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{BPFFS, Failure, load};
+use super::{BPFFS, Failure, load, progress::Progress};
 use crate::{
     daemon,
     dataplane::{
@@ -18,6 +18,9 @@ use crate::{
 /// What `tether upgrade-check` ends with.
 pub(super) const EXIT_STATUS: &str = "Exit status: 0 this program can take over, or nothing is pinned; 1 it could not look; 2 the command line or the \
     configuration is wrong; 3 it would refuse.";
+
+/// What it says meanwhile.
+const LOOKS: &str = "the kernel's verifier looks at this program";
 
 #[derive(Args, Debug, PartialEq, Eq)]
 pub(super) struct UpgradeCheckCommand {
@@ -42,9 +45,11 @@ impl UpgradeCheckCommand {
             print!("{}", Layouts::own());
             return Ok(());
         }
+        let progress = Progress::on_stderr();
         let check = match &self.config {
             Some(path) => {
                 let config = load(path, |_| ())?;
+                progress.say(LOOKS);
                 let fits = |capacity: &Capacity| reconcile::would_fit(&config, capacity);
                 let asked = Asked {
                     capacity: daemon::options(&config)?.capacity,
@@ -52,8 +57,12 @@ impl UpgradeCheckCommand {
                 };
                 upgrade_check(&config.bpffs, Some(asked))?
             }
-            None => upgrade_check(&self.bpffs, None)?,
+            None => {
+                progress.say(LOOKS);
+                upgrade_check(&self.bpffs, None)?
+            }
         };
+        progress.clear();
         if self.json {
             println!(
                 "{}",

@@ -467,6 +467,7 @@ async fn run_parts(
         readers,
         trouble: None,
         is_open: true,
+        is_admitted: true,
     };
     let ended = serve(upkeep, &mut parts, &mut signals, watched_status, &reloader).await;
     // Nobody is left to listen only if every part has ended already.
@@ -494,6 +495,8 @@ async fn serve(
             signal = signals.next() => match signal {
                 Asked::End => return Ok(()),
                 Asked::Reload => {
+                    // Systemd's own part of a reload comes before the signal.
+                    upkeep.admit_again();
                     let reloader = reloader.clone();
                     // Its errors are logged and in the status; there is nobody else to tell.
                     tokio::spawn(async move { drop(reloader.reload().await) });
@@ -513,6 +516,7 @@ async fn serve(
             }
             _ = look.tick() => {
                 upkeep.open_again();
+                upkeep.admit_again();
                 if ready {
                     upkeep.attach_again();
                 }

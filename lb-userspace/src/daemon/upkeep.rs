@@ -32,6 +32,8 @@ pub(super) struct Upkeep<'a> {
     pub(super) trouble: Option<String>,
     /// As of the latest look.
     pub(super) is_open: bool,
+    /// Whether those who may read get through to the socket, as of the latest look.
+    pub(super) is_admitted: bool,
 }
 
 impl Upkeep<'_> {
@@ -141,6 +143,28 @@ impl Upkeep<'_> {
                     );
                 }
                 self.is_open = false;
+            }
+        }
+    }
+
+    /// Sees to it that `admin_group` gets through to the admin socket, which a reload of systemd's unit takes from it.
+    pub(super) fn admit_again(&mut self) {
+        match self.readers.admit_again(&self.state.socket()) {
+            Ok(was_taken) => {
+                if was_taken {
+                    tracing::info!(
+                        "the admin socket was taken from admin_group, and is given back"
+                    );
+                }
+                self.is_admitted = true;
+            }
+            // It is opened again at the next look.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => (),
+            Err(error) => {
+                if self.is_admitted {
+                    tracing::error!(%error, "members of admin_group cannot use the admin socket; trying again");
+                }
+                self.is_admitted = false;
             }
         }
     }

@@ -13,6 +13,8 @@ pub struct Facts {
     pub host: Host,
     /// The running daemon.
     pub daemon: Daemon,
+    /// Where none runs and there is a configuration: what a start would come to.
+    pub start: Option<Start>,
     /// Interfaces that the program is, or is to be, attached to, and those that lead to backends, by name.
     pub interfaces: BTreeMap<String, Interface>,
     /// Services.
@@ -53,6 +55,17 @@ pub enum Daemon {
         /// What it says is wrong: a refused configuration, services that it cannot serve, changes that are not in force.
         complaints: Vec<String>,
     },
+}
+
+/// What a start of this program would come to, as far as the kernel and what is pinned decide.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Start {
+    /// Neither is in its way.
+    Begins,
+    /// It would be refused: why, and what to do.
+    Refused(String),
+    /// It could not be found out: why, and what to do.
+    Unseen(String),
 }
 
 impl Daemon {

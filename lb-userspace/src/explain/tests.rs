@@ -9,7 +9,7 @@ use lb_common::{
         word::{BackendRef, State},
     },
     maglev::{Slot, TableRef},
-    verdict::Reason,
+    verdict::{Class, Reason},
 };
 
 use super::*;
@@ -323,4 +323,40 @@ fn what_cannot_be_asked_says_why() {
     )
     .unwrap();
     assert_eq!(program.asked.lock().unwrap()[0].0, "eth0");
+}
+
+#[test]
+fn every_reason_is_told_of_in_the_documents() {
+    let page = include_str!("../../../docs/reasons.md");
+    for (class, heading) in [
+        (
+            Class::Configuration,
+            "Look at the configuration or the network",
+        ),
+        (Class::Expected, "Part of normal life"),
+        (Class::ShouldNeverHappen, "Should never happen"),
+    ] {
+        let begin = format!("\n## {heading}\n");
+        let (_, section) = page.split_once(&begin).expect("a section for each class");
+        let section = section.split("\n## ").next().unwrap_or(section);
+        let rows: Vec<&str> = section
+            .lines()
+            .filter(|line| line.starts_with("| `"))
+            .collect();
+        let reasons: Vec<&Reason> = Reason::ALL
+            .iter()
+            .filter(|reason| reason.class() == class)
+            .collect();
+        assert_eq!(rows.len(), reasons.len(), "{heading}");
+        for (row, reason) in rows.into_iter().zip(reasons) {
+            let (name, verdict) = (reason.name(), verdict(reason.verdict()));
+            let told = format!("| `{name}` | {verdict} | {} | ", reason.meaning());
+            let remedy = row.strip_prefix(&told);
+            let remedy = remedy.unwrap_or_else(|| panic!("not as in the program, {told:?}: {row}"));
+            assert!(
+                class != Class::Configuration || remedy.len() > 10,
+                "what is to be done? {row}"
+            );
+        }
+    }
 }

@@ -68,6 +68,7 @@ pub fn changes(before: &Status, after: &Status) -> Vec<Change> {
     configuration(before, after, &mut all);
     interfaces(before, after, &mut all);
     tables(before, after, &mut all);
+    names(before, after, &mut all);
     services(before, after, &mut all);
     all
 }
@@ -155,6 +156,29 @@ fn tables(before: &Status, after: &Status, all: &mut Vec<Change>) {
     }
 }
 
+/// Names that backends come from.
+fn names(before: &Status, after: &Status, all: &mut Vec<Change>) {
+    for name in &after.dns {
+        let was = before.dns.iter().find(|one| {
+            (&one.service, &one.source, &one.query) == (&name.service, &name.source, &name.query)
+        });
+        let failed = was.is_some_and(|one| one.error.is_some());
+        let (level, text) = match &name.error {
+            Some(error) if !failed => (
+                Level::Warning,
+                format!(
+                    "{} does not resolve ({error}): what it gave last stays in force",
+                    name.query
+                ),
+            ),
+            None if failed => (Level::Good, format!("{} resolves again", name.query)),
+            _ => continue,
+        };
+        let subject = format!("{}/{}", name.service, name.source);
+        all.push(Change::new(level, subject, text));
+    }
+}
+
 /// What makes a service the same one.
 type ServiceKey<'s> = (&'s str, IpAddr, u16);
 
@@ -209,6 +233,16 @@ fn the_service(was: &ServiceStatus, now: &ServiceStatus, all: &mut Vec<Change>) 
             );
         } else {
             say(Level::Good, "no longer fails open");
+        }
+    }
+    if was.full != now.full {
+        if now.full {
+            say(
+                Level::Bad,
+                "full: every usable backend is at its max_connections, new connections are dropped",
+            );
+        } else {
+            say(Level::Good, "takes new connections again");
         }
     }
     if was.resets_suspended != now.resets_suspended {

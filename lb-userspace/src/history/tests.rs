@@ -7,7 +7,7 @@ use crate::{
     balance::outlier::Signal,
     inventory::tests as shown,
     model::{Admin, Health, Suspension},
-    status::{AttachMode, EjectedStatus, Neighbour},
+    status::{AttachMode, DnsStatus, EjectedStatus, Neighbour},
 };
 
 /// What is said when a status changes so.
@@ -148,6 +148,11 @@ fn changes_of_services_and_of_the_instance_are_told() {
         level == Level::Warning && text.contains("mail: clients of dead"),
         "{text}"
     );
+    let (level, text) = texts(&|s| s.services[0].full = true);
+    assert!(
+        level == Level::Bad && text.starts_with("chat: full: "),
+        "{text}"
+    );
     let (_, text) = texts(&|s| drop(s.services.pop()));
     assert_eq!(text, "mail: gone: its last flow has ended");
     let (_, text) = texts(&|s| drop(s.services[0].backends.pop()));
@@ -180,6 +185,44 @@ fn changes_of_services_and_of_the_instance_are_told() {
         s.services.push(new);
     });
     assert_eq!(added[0].1, "chat: added at 10.0.0.1:81 with 2 backends");
+}
+
+#[test]
+fn a_name_that_stops_resolving_is_told_once_and_when_it_does_again() {
+    let name = |error: Option<&str>| {
+        let mut status = shown::a_status();
+        status.dns.push(DnsStatus {
+            service: "chat".into(),
+            source: "pods".into(),
+            query: "pods.example.".into(),
+            kind: crate::dns::Kind::Srv,
+            addresses: vec![],
+            failures: 0,
+            error: error.map(str::to_owned),
+            ignored: vec![],
+        });
+        status
+    };
+    let (well, failing) = (name(None), name(Some("request timed out")));
+    let told = |before: &Status, after: &Status| {
+        let told = changes(before, after).into_iter();
+        told.map(|change| (change.level, change.subject, change.text))
+            .collect::<Vec<_>>()
+    };
+    let one = |level, text: &str| vec![(level, "chat/pods".to_owned(), text.to_owned())];
+    let fails =
+        "pods.example. does not resolve (request timed out): what it gave last stays in force";
+    assert_eq!(told(&well, &failing), one(Level::Warning, fails));
+    assert_eq!(
+        told(&shown::a_status(), &failing),
+        one(Level::Warning, fails)
+    );
+    assert_eq!(told(&failing, &name(Some("another"))), []);
+    assert_eq!(
+        told(&failing, &well),
+        one(Level::Good, "pods.example. resolves again")
+    );
+    assert_eq!(told(&shown::a_status(), &well), []);
 }
 
 #[test]

@@ -9,6 +9,7 @@
 
 mod metrics;
 mod page;
+mod scrapes;
 
 use std::{fmt, net::SocketAddr, sync::Arc};
 
@@ -24,7 +25,7 @@ use tokio::{
     sync::{Semaphore, watch},
 };
 
-use self::metrics::Metrics;
+use self::{metrics::Metrics, scrapes::Scrapes};
 use crate::{
     dataplane::{kernel::runs::Runs, maps::Maps},
     flows::Census,
@@ -57,6 +58,7 @@ pub struct Web {
     runs: RunSource,
     /// Places for those who listen to the page's news.
     readers: Arc<Semaphore>,
+    scrapes: Scrapes,
 }
 
 impl Web {
@@ -79,6 +81,7 @@ impl Web {
             told,
             runs: RunSource(Arc::new(|| None)),
             readers: Arc::new(Semaphore::new(page::READERS)),
+            scrapes: Scrapes::default(),
         }
     }
 
@@ -129,18 +132,21 @@ pub async fn serve(listener: TcpListener, web: Web, mut shutdown: watch::Receive
 }
 
 async fn metrics(State(web): State<Web>) -> Response {
-    let metrics = Metrics {
-        status: web.status.borrow().clone(),
-        census: web.census.borrow().clone(),
-        maps: web.maps,
-        probes: web.probes,
-        told: web.told,
-        runs: web.runs,
-    };
+    let scrapes = web.scrapes.clone();
     // Tens of thousands of counters may have to be summed over all CPUs.
-    let text = tokio::task::spawn_blocking(move || metrics.text()).await;
-    match text {
-        Ok(Ok(text)) => (
+    let make = move || {
+        let metrics = Metrics {
+            status: web.status.borrow().clone(),
+            census: web.census.borrow().clone(),
+            maps: web.maps,
+            probes: web.probes,
+            told: web.told,
+            runs: web.runs,
+        };
+        metrics.text()
+    };
+    match scrapes.text(make).await {
+        Ok(text) => (
             [(
                 header::CONTENT_TYPE,
                 "application/openmetrics-text; version=1.0.0; charset=utf-8",
@@ -148,7 +154,6 @@ async fn metrics(State(web): State<Web>) -> Response {
             text,
         )
             .into_response(),
-        Ok(Err(error)) => http::error(StatusCode::INTERNAL_SERVER_ERROR, error),
         Err(error) => http::error(StatusCode::INTERNAL_SERVER_ERROR, error),
     }
 }

@@ -473,9 +473,10 @@ async fn the_page_is_one_file_that_may_fetch_nothing_but_its_news() {
 
 #[tokio::test]
 async fn the_news_begin_with_the_past_and_bring_the_backends_that_are_asked_for() {
-    let (address, _status, _stop) = start(a_status()).await;
+    let (address, status, _stop) = start(a_status()).await;
     let (names, now) = news(address, "", 2).await;
     assert_eq!(names, ["past", "now"]);
+    assert_eq!(now["evacuated"], false);
     assert_eq!(now["services"][0]["state"], "fail-open");
     assert_eq!(now["services"][0]["backends"]["new"], 1);
     assert_eq!(now["tables"][1]["fill"], "high");
@@ -488,6 +489,11 @@ async fn the_news_begin_with_the_past_and_bring_the_backends_that_are_asked_for(
     );
     let (_, opened) = news(address, "?open=[%22other%22]", 3).await;
     assert_eq!(opened["backends"], serde_json::json!([]));
+    let mut evacuated = a_status();
+    evacuated.evacuated = true;
+    status.send(Arc::new(evacuated)).unwrap();
+    let (_, now) = news(address, "", 2).await;
+    assert_eq!(now["evacuated"], true);
     for wrong in [
         "?open=chat",
         "?open=[1]",

@@ -218,6 +218,9 @@ impl Bom {
                 .filter(|package| package.source.is_some())
         };
         let mut texts: BTreeMap<String, Vec<String>> = BTreeMap::new();
+        for words in notices(exec::workspace())? {
+            texts.entry(words).or_default().push("Tether".to_owned());
+        }
         for package in foreign() {
             let licence = package.license.as_deref().unwrap_or_default();
             // Writing to a String cannot fail.
@@ -391,6 +394,12 @@ mod tests {
     fn everything_that_is_shipped_may_be() -> Result<()> {
         let bom = Bom::read("x86_64-unknown-linux-gnu")?;
         bom.check()?;
+        let licences = bom.licences()?;
+        // Its own, which have to go with it as much as anybody else's.
+        for name in ["LICENSE-MIT", "LICENSE-APACHE", "LICENSE-GPL-2.0"] {
+            let words = fs::read_to_string(exec::workspace().join(name))?;
+            assert!(licences.contains(words.trim_end()), "{name} is left out");
+        }
         let value: Value = serde_json::from_str(&bom.cyclonedx()?)?;
         let components = value["components"].as_array().context("components")?;
         let named = |name: &str| {

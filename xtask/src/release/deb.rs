@@ -20,11 +20,13 @@ const COMPLETIONS: [(&str, &str); 3] = [
     ("fish", "usr/share/fish/vendor_completions.d/tether.fish"),
 ];
 /// Documents that are shipped, beside all of `docs`.
-const DOCUMENTS: [&str; 6] = [
+const DOCUMENTS: [&str; 8] = [
     "README.md",
+    "CHANGELOG.md",
     "SECURITY.md",
     "examples/tether.toml",
     "deploy/prometheus/tether.rules.yml",
+    "deploy/prometheus/tether.test.yml",
     "deploy/grafana/tether.json",
     "deploy/README.md",
 ];

@@ -69,4 +69,32 @@ mod tests {
         }
         assert!(!manifest.contains("prometheus.io"));
     }
+
+    /// A start that moves flows is not ended halfway by either.
+    #[test]
+    fn a_pod_may_take_as_long_to_start_as_the_unit() {
+        let unit = exec::workspace().join("deploy/systemd/tether.service");
+        let unit = fs::read_to_string(unit).expect("the unit");
+        let minutes: u64 = unit
+            .lines()
+            .find_map(|line| line.strip_prefix("TimeoutStartSec=")?.strip_suffix("min"))
+            .and_then(|minutes| minutes.parse().ok())
+            .expect("the unit says how many minutes a start may take");
+        let manifest = shipped("daemonset.yaml");
+        let probe = manifest
+            .split_once("startupProbe:")
+            .and_then(|(_, rest)| rest.split_once("livenessProbe:"))
+            .expect("a probe of the start")
+            .0;
+        let number = |key: &str| -> u64 {
+            let found = probe
+                .lines()
+                .find_map(|line| line.trim().strip_prefix(key)?.strip_prefix(": "));
+            found.and_then(|text| text.parse().ok()).expect("a number")
+        };
+        assert_eq!(
+            number("periodSeconds") * number("failureThreshold"),
+            60 * minutes
+        );
+    }
 }

@@ -123,6 +123,32 @@ fn the_group_can_reach_the_socket_through_a_directory_of_the_daemons_own() {
 }
 
 #[test]
+fn what_was_taken_from_the_group_is_given_back() {
+    let directory = std::env::temp_dir().join(format!("tether-taken-{}", std::process::id()));
+    std::fs::create_dir(&directory).unwrap();
+    let socket = directory.join("admin.sock");
+    std::fs::write(&socket, "").unwrap();
+    let mode = std::fs::Permissions::from_mode(0o700);
+    std::fs::set_permissions(&directory, mode).unwrap();
+    let readers = Readers::of(Gid::from_raw(GROUP));
+    readers.admit(&socket).unwrap();
+    assert!(!readers.admit_again(&socket).unwrap());
+    let groups = || [&directory, &socket].map(|path| std::fs::metadata(path).unwrap().gid());
+    // As systemd does at a reload; or by halves.
+    for taken in [&[&directory, &socket] as &[_], &[&directory], &[&socket]] {
+        for path in taken {
+            nix::unistd::chown(*path, None, Some(Gid::from_raw(0))).unwrap();
+        }
+        assert!(readers.admit_again(&socket).unwrap());
+        assert_eq!(groups(), [GROUP, GROUP]);
+    }
+    // Without a group there is nothing to give.
+    assert!(!Readers::default().admit_again(&socket).unwrap());
+    assert_eq!(groups(), [GROUP, GROUP]);
+    std::fs::remove_dir_all(&directory).unwrap();
+}
+
+#[test]
 fn a_group_that_is_not_there_is_named_with_the_remedy() {
     let path = std::path::Path::new("/etc/tether/tether.toml");
     let error = Readers::named(Some("no-such-group-here"), path)

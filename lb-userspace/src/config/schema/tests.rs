@@ -77,6 +77,35 @@ fn keys(schema: &Value, place: &str) -> BTreeSet<String> {
     properties(schema, place).keys().cloned().collect()
 }
 
+/// Whoever takes the comment off a line of the example has it in the table that it belongs to.
+#[test]
+fn what_the_example_has_in_comments_is_where_it_belongs() {
+    let is_code = |text: &&str| {
+        let key = text.split_once(" = ").map(|(key, _)| key);
+        text.starts_with('[')
+            || key.is_some_and(|key| key.chars().all(|c| c.is_ascii_lowercase() || c == '_'))
+    };
+    let mut taken_off = 0;
+    let mut text = String::new();
+    for line in EXAMPLE.lines() {
+        let code = line.strip_prefix("# ").filter(is_code);
+        taken_off += usize::from(code.is_some());
+        text += code.unwrap_or(line);
+        text += "\n";
+    }
+    assert!(taken_off > 30, "only {taken_off} lines");
+    toml::from_str::<toml::Table>(&text).expect("TOML");
+    let unknown: Vec<String> = match parse(Path::new("x.toml"), &text) {
+        Ok(_) => vec![],
+        Err(problems) => problems
+            .iter()
+            .map(ToString::to_string)
+            .filter(|problem| problem.contains("unknown key"))
+            .collect(),
+    };
+    assert_eq!(unknown, [""; 0]);
+}
+
 /// The keys that the parser knows in a table: it lists them when it meets another.
 fn parsed(file: &str) -> BTreeSet<String> {
     let problems = parse(Path::new("t.toml"), file).unwrap_err();

@@ -98,6 +98,20 @@ fn wanted(asked: &Asked<'_>) -> Vec<Wanted> {
     }
 }
 
+/// Interfaces that the program is to be attached to: by the file; or, where that cannot be used any more, as the daemon says.
+fn interfaces(asked: &Asked<'_>) -> Vec<String> {
+    match (asked.config, asked.status) {
+        (Some(config), _) => config.interfaces.clone(),
+        // Whether a program is the daemon's is seen by where it is pinned, which the file might have said.
+        (None, Some(status)) if asked.bpffs.exists() => {
+            let attached = status.attachments.iter().map(|one| &one.interface);
+            let detached = status.detached.iter().map(|one| &one.interface);
+            attached.chain(detached).cloned().collect()
+        }
+        (None, _) => vec![],
+    }
+}
+
 /// Gathers everything. It takes a second or two: some of it is asked of backends.
 ///
 /// # Errors
@@ -114,9 +128,9 @@ pub async fn gather(asked: &Asked<'_>) -> std::io::Result<Facts> {
         ..Facts::default()
     };
     let addresses = wanted.iter().flat_map(|service| &service.backends);
-    let configured = asked.config.map_or(&[][..], |config| &config.interfaces);
+    let configured = interfaces(asked);
     let rule = Rule {
-        interfaces: configured.to_vec(),
+        interfaces: configured.clone(),
         named: asked
             .config
             .and_then(|config| config.local_interfaces.clone()),
@@ -128,7 +142,7 @@ pub async fn gather(asked: &Asked<'_>) -> std::io::Result<Facts> {
         .filter(|way| !way.here && !way.physical.is_empty())
         .map(|way| (way.physical.clone(), false))
         .collect();
-    names.extend(configured.iter().map(|name| (name.clone(), true)));
+    names.extend(configured.into_iter().map(|name| (name, true)));
     for (name, configured) in names {
         let interface = interface::gather(&netlink, &name, configured, asked.bpffs).await;
         facts.interfaces.insert(name, interface);

@@ -4,7 +4,7 @@ use super::{
     super::{
         Finding,
         State::{self, Failure, Unknown, Warning},
-        facts::{Daemon, Facts, Host},
+        facts::{Daemon, Facts, Host, Start},
     },
     listed,
 };
@@ -26,6 +26,7 @@ pub(super) fn examine(facts: &Facts, findings: &mut Vec<Finding>) {
     findings.push(jit(host));
     findings.extend(conntrack(host));
     findings.push(daemon(&facts.daemon));
+    findings.extend(facts.start.as_ref().map(start));
 }
 
 fn kernel(release: &str) -> Finding {
@@ -151,6 +152,38 @@ fn conntrack(host: &Host) -> Option<Finding> {
     } else {
         Finding::ok("conntrack", "", found)
     })
+}
+
+/// What an error says before it quotes somebody at length, as the verifier.
+fn first_line(text: &str) -> &str {
+    let line = text.lines().next().unwrap_or_default();
+    line.trim_end_matches(':')
+}
+
+/// Whether this program would start.
+fn start(start: &Start) -> Finding {
+    const CHECK: &str = "start";
+    match start {
+        Start::Begins => Finding::ok(
+            CHECK,
+            "",
+            "this kernel takes the program, and what is pinned is not in its way",
+        ),
+        Start::Refused(why) => Finding::bad(
+            Failure,
+            CHECK,
+            "",
+            format!("`tether run` would be refused: {}", first_line(why)),
+            "do what it says; `tether upgrade-check --config FILE` says all of it, and whether that was enough",
+        ),
+        Start::Unseen(why) => Finding::bad(
+            Unknown,
+            CHECK,
+            "",
+            format!("whether `tether run` would begin could not be found out: {why}"),
+            "run `tether doctor` as root, with a bpffs mounted",
+        ),
+    }
 }
 
 fn daemon(daemon: &Daemon) -> Finding {

@@ -8,7 +8,7 @@ use crate::{
     doctor::{
         Finding,
         State::{self, Failure, Ok, Unknown, Warning},
-        facts::{Backend, Daemon, Echoes, Host, Interface, Probe, Program, Service, Snat},
+        facts::{Backend, Daemon, Echoes, Host, Interface, Probe, Program, Service, Snat, Start},
     },
     neighbour::way::EntryState,
 };
@@ -56,6 +56,7 @@ fn well(mode: Mode) -> Facts {
             pid: 7,
             complaints: vec![],
         },
+        start: None,
         interfaces: [("eth0".to_owned(), interface)].into(),
         services: vec![Service {
             name: "chat".into(),
@@ -189,6 +190,24 @@ fn the_host() {
     );
     makes(Mode::L2, Unknown, "daemon", "tether run", |facts| {
         facts.daemon = Daemon::Silent
+    });
+    makes(Mode::Nat, Ok, "start", "", |facts| {
+        facts.start = Some(Start::Begins)
+    });
+    makes(Mode::Nat, Failure, "start", "upgrade-check", |facts| {
+        facts.start = Some(Start::Refused("the verifier refuses steer4".into()))
+    });
+    let refused = found(Mode::Nat, |facts| {
+        facts.start = Some(Start::Refused(
+            "steer4 is refused, and this is why:\n0: R1=ctx\n".into(),
+        ));
+    });
+    assert_eq!(
+        refused[0].found,
+        "`tether run` would be refused: steer4 is refused, and this is why"
+    );
+    makes(Mode::Nat, Unknown, "start", "as root", |facts| {
+        facts.start = Some(Start::Unseen("CAP_BPF missing".into()))
     });
     makes(Mode::L2, Failure, "daemon", "tether status", |facts| {
         facts.daemon = Daemon::Runs {

@@ -31,6 +31,8 @@ pub(super) struct Now<'s> {
     uptime_s: u64,
     generation: u64,
     config: Config<'s>,
+    /// Whether all backends are drained together, by command.
+    evacuated: bool,
     attachments: &'s [Attachment],
     detached: &'s [Detached],
     closed_egress: &'s [ClosedEgress],
@@ -134,6 +136,7 @@ pub(super) fn now(web: &Web, fresh: bool) -> serde_json::Value {
         config: Config {
             error: status.config.error.as_deref(),
         },
+        evacuated: status.evacuated,
         attachments: &status.attachments,
         detached: &status.detached,
         closed_egress: &status.closed_egress,

@@ -84,6 +84,7 @@
     for (const one of page.detached ?? []) findings.push(['bad', `The program is not attached to ${one.interface}: ${one.reason}`]);
     for (const one of page.closed_egress) findings.push(['bad', `Nothing leaves by ${one.interface}: ${one.reason}`]);
     for (const table of page.tables) if (table.fill === 'high') findings.push(['bad', `The IPv${table.version} flow table is over 70% full: raise its limit and restart the daemon.`]);
+    if (page.evacuated) findings.push(['warning', 'This host is evacuated: no backend takes new flows until `tether undrain --all`.']);
     const services = n => `${n} service${n === 1 ? '' : 's'}`;
     const named = state => {
       const names = page.services.filter(service => service.state === state).map(service => service.name);
@@ -94,7 +95,12 @@
       ['no-backend', 'bad', 'no backend takes new flows'],
       ['fail-open', 'bad', 'fail-open, too few backends are usable and all active ones take new flows'],
       ['degraded', 'warning', 'some backends are not well'],
-    ]) { const names = named(state); if (names) findings.push([level, `${names}: ${text}.`]); }
+    ]) {
+      // Of a host that is evacuated it is meant, and said above.
+      if (page.evacuated && state === 'no-backend') continue;
+      const names = named(state);
+      if (names) findings.push([level, `${names}: ${text}.`]);
+    }
     const level = findings.some(([level]) => level === 'bad') ? 'bad' : findings.length ? 'warning' : 'good';
     const said = level + JSON.stringify(findings);
     const verdict = $('#verdict');

@@ -142,6 +142,21 @@ pub(crate) fn test(package: &Path) -> Result<()> {
     let newcomers = clients.open(10, Plan::new(target), |_| {})?;
     drop(newcomers);
 
+    // Installed again, it is what it was: a service that begins with the machine.
+    inside("test -x /var/lib/tether/tether").context("a purge would find no program")?;
+    inside("dpkg --install /run/old.deb")?;
+    let said = asked()?;
+    ensure!(said.contains("enable tether.service"), "{said}");
+    inside("test ! -e /var/lib/tether/tether").context("it is kept twice")?;
+    hold("another installation")?;
+    inside("dpkg --remove tether")?;
+    ensure!(asked()?.contains("disable --now tether.service"));
+
+    // Whatever the file has come to.
+    host.write(
+        &format!("{ROOT}/etc/tether/tether.toml"),
+        "interfaces = 7\n",
+    )?;
     inside("dpkg --purge tether")?;
     ensure!(
         attached(host)?.is_none(),
