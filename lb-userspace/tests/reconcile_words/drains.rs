@@ -342,6 +342,7 @@ fn what_becomes_of_a_dead_backends_flows_outlives_its_service_and_a_restart() {
         address: "10.0.1.1:80".parse().unwrap(),
         health: Health::Down,
         last_error: None,
+        answers_echoes: false,
     };
     assert!(state.heard(report, 0));
     machine.settle_at(&mut state, after(0));
