@@ -330,6 +330,10 @@ fn choose(package: &str, test: &str, extent: Extent) -> Option<&'static [&'stati
         // It has a guest of its own: see `systemd`.
         ("lab-guest", "systemd") => return None,
         ("lab", "packet_forward") => (Extent::Smoke, ALL),
+        // Programs that watch take a verifier as long again.
+        ("lab", "packet_taken") if extent == Extent::Smoke => {
+            (Extent::Smoke, &["a_flow_comes_through_all_programs"][..])
+        }
         ("lab-guest", _) if extent == Extent::Smoke => {
             (Extent::Smoke, &["vlan::ipip_leaves_by_the_vlan_that"][..])
         }

@@ -646,7 +646,10 @@ mod tests {
         let due = 1_000 + ECHOES_SAVED_EVERY.as_millis() as i64;
         assert!(!memory.is_ageing(Moment(due - 1)) && memory.is_ageing(Moment(due)));
         assert_eq!(with_b1(memory.clone(), due - 1), memory);
-        assert_eq!(known(&with_b1(memory.clone(), due), end), std::slice::from_ref(&b1));
+        assert_eq!(
+            known(&with_b1(memory.clone(), due), end),
+            std::slice::from_ref(&b1)
+        );
         // It answers no more.
         let nobody = memory.with_echoing(std::iter::empty(), Moment(due - 1));
         assert_eq!(known(&nobody, due - 1), []);
