@@ -84,7 +84,9 @@ fn another_address_is_another_host() {
     tell(&mut state, 1, true);
     machine.settle(&mut state);
     let mut moved = machine.config(&["b1"]);
-    moved.services[0].backends[0].address = [10, 0, 1, 7].into();
+    let backend = &mut moved.services[0].backends[0];
+    backend.address = [10, 0, 1, 7].into();
+    backend.check_address = ([10, 0, 1, 7], 80).into();
     // The old object is drained at the old one, and is known as before.
     let next = machine.adopt(moved.clone()).unwrap();
     state.reload(moved).unwrap();

@@ -52,7 +52,12 @@ impl Service {
         assert_eq!(steps.len(), self.backends.len());
         self.now = self.now.later(self.policy.step());
         for ((memory, counted), step) in self.backends.iter_mut().zip(steps) {
-            *counted = counted.and(step);
+            // Of clients the daemon takes what has been noted, and leaves nothing.
+            *counted = Repeats {
+                syn_clients: step.syn_clients,
+                data_clients: step.data_clients,
+                ..counted.and(step)
+            };
             memory.window.step(*counted);
         }
         self.judge();
