@@ -384,7 +384,8 @@ fn a_routed_host_that_was_known_in(network: Network) {
             let found = (report.health, report.answers_echoes);
             assert_eq!(found, (verdict, answers_echoes));
         }
-        network.far.ip(&format!("addr add {behind} dev lo"));
+        // At once, and not after a search for others that have it.
+        network.far.ip(&format!("addr add {behind} dev lo nodad"));
     });
     // Echoes are dropped since nobody asked: that is seen while it is up, so that its silence is no death afterwards.
     pair.far.run(|| {
