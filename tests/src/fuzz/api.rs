@@ -74,8 +74,10 @@ fn send_all(first: u64, time: Duration) -> Result<u64> {
             })
         };
         let answer = answer.with_context(shown)?;
+        // Who asks in the older version is answered in it.
         let status: Option<u16> = answer
             .strip_prefix(b"HTTP/1.1 ")
+            .or_else(|| answer.strip_prefix(b"HTTP/1.0 "))
             .and_then(|rest| std::str::from_utf8(rest.get(..3)?).ok()?.parse().ok());
         // 503 says that it is busy, or not ready.
         let is_fault = match status {
