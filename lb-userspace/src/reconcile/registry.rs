@@ -659,6 +659,9 @@ impl Registry {
     /// Whose health is to be known. Where an old and a new object have name and address in common, once, as the new one has it.
     pub(super) fn targets(&self, hops: &HashMap<IpAddr, Found>) -> Vec<Target> {
         let mut targets = BTreeMap::new();
+        // It is a host that answers, whatever its backends are called: after the renaming of a service, one that is dead is to stay so.
+        let echoing = self.echoing.iter();
+        let echoing: BTreeSet<IpAddr> = echoing.map(|(_, address)| address.ip()).collect();
         let wanted_last = |wanted: bool| {
             self.services.values().flat_map(move |service| {
                 let backends = service.backends.iter();
@@ -668,7 +671,6 @@ impl Registry {
             })
         };
         for (service, backend) in wanted_last(false).chain(wanted_last(true)) {
-            let key = (backend.name.clone(), backend.check_address);
             let target = Target {
                 name: backend.name.clone(),
                 object: backend.numbered,
@@ -683,9 +685,9 @@ impl Registry {
                     ..backend.check.clone()
                 },
                 through: backend.through(service.endpoint, hops),
-                answers_echoes: self.echoing.contains(&key),
+                answers_echoes: echoing.contains(&backend.check_address.ip()),
             };
-            targets.insert(key, target);
+            targets.insert((backend.name.clone(), backend.check_address), target);
         }
         targets.into_values().collect()
     }
