@@ -74,13 +74,18 @@ pub struct FlowEvent {
 }
 
 /// Whether a packet that a program has told of is of a client that its listener wants to hear of. The program compares both addresses, since in what comes back the
-/// client is the destination; but that is the VIP in what clients send, and a prefix of clients may have it too.
+/// client is the destination; but the other one is the VIP or the backend's, and a prefix of clients may have that too.
 pub(crate) fn is_of_client(filter: &Filter, maps: &Maps, head: &Head) -> bool {
-    let words = head.source.words();
-    let is_wanted = (0..2).all(|at| words[at] & filter.mask[at] == filter.prefix[at]);
+    let is_wanted = |address: Address| {
+        let words = address.words();
+        (0..2).all(|at| words[at] & filter.mask[at] == filter.prefix[at])
+    };
+    if head.reason == Reason::Reply as u32 {
+        return is_wanted(head.destination);
+    }
     let is_for_vip = head.service < maps.services.len()
         && maps.services.get(head.service).vip == head.destination;
-    is_wanted || !is_for_vip
+    is_wanted(head.source) || !is_for_vip
 }
 
 /// What a packet is called: its service, and its backend as SERVICE/BACKEND, as far as it has got.
