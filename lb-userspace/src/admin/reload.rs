@@ -17,8 +17,16 @@ pub struct Reloader {
     commands: mpsc::Sender<Command>,
     /// Makes reloads follow one another. The digest of the text that was read last; none if it could not be.
     turn: Mutex<Option<u64>>,
-    /// Files that the configuration in force names and was read from, and those that one names which was refused since.
-    named: Mutex<BTreeSet<PathBuf>>,
+    named: Mutex<Named>,
+}
+
+/// Files that configurations name beside their own.
+#[derive(Debug)]
+struct Named {
+    /// What the one in force was read from.
+    in_force: BTreeSet<PathBuf>,
+    /// What the one would be read from that was refused since, if one was.
+    refused: BTreeSet<PathBuf>,
 }
 
 impl Reloader {
@@ -28,13 +36,17 @@ impl Reloader {
             path: first.path.clone(),
             commands,
             turn: Mutex::new(Some(first.digest)),
-            named: Mutex::new(named_by(first)),
+            named: Mutex::new(Named {
+                in_force: named_by(first),
+                refused: BTreeSet::new(),
+            }),
         }
     }
 
     /// Files that the configuration in force has been read from, beside its own, and those that one would be read from which was refused since.
     pub async fn named(&self) -> BTreeSet<PathBuf> {
-        self.named.lock().await.clone()
+        let named = self.named.lock().await;
+        named.in_force.union(&named.refused).cloned().collect()
     }
 
     /// Reads the file and has it applied. Gives the generation that it became.
@@ -63,30 +75,17 @@ impl Reloader {
         text: Result<String, Vec<String>>,
     ) -> Result<u64, Vec<String>> {
         *last = text.as_ref().ok().map(|text| config::digest(text));
-        let config = match text {
+        let errors = match text {
             Ok(text) => {
                 let text = Arc::<str>::from(text);
-                let parsed = self.parse(Arc::clone(&text)).await;
-                if parsed.is_err() {
-                    // What is wrong may be mended in another file than the configuration's own.
-                    let named = unblocked(move || Ok(config::files_named_in(&text))).await;
-                    let named = named.unwrap_or_default();
-                    self.named.lock().await.extend(named);
-                }
-                parsed
-            }
-            Err(errors) => Err(errors),
-        };
-        let errors = match config {
-            Ok(config) => {
-                let named = named_by(&config);
-                match self.apply(config).await {
-                    Ok(generation) => {
-                        *self.named.lock().await = named;
-                        tracing::info!(path = %self.path.display(), generation, "configuration reloaded");
-                        return Ok(generation);
+                match self.take_text(Arc::clone(&text)).await {
+                    Ok(generation) => return Ok(generation),
+                    Err(errors) => {
+                        // What is wrong may be mended in another file than the configuration's own.
+                        let named = unblocked(move || Ok(config::files_named_in(&text))).await;
+                        self.named.lock().await.refused = named.unwrap_or_default();
+                        errors
                     }
-                    Err(error) => vec![error],
                 }
             }
             Err(errors) => errors,
@@ -100,6 +99,18 @@ impl Reloader {
         // If nobody listens any more the daemon is ending, and so is its status.
         drop(self.commands.send(rejected).await);
         Err(errors)
+    }
+
+    async fn take_text(&self, text: Arc<str>) -> Result<u64, Vec<String>> {
+        let config = self.parse(text).await?;
+        let in_force = named_by(&config);
+        let generation = self.apply(config).await.map_err(|error| vec![error])?;
+        *self.named.lock().await = Named {
+            in_force,
+            refused: BTreeSet::new(),
+        };
+        tracing::info!(path = %self.path.display(), generation, "configuration reloaded");
+        Ok(generation)
     }
 
     async fn text(&self) -> Result<String, Vec<String>> {

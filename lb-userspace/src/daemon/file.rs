@@ -70,7 +70,7 @@ impl Watched {
     }
 }
 
-/// Has the file loaded whenever it, or a file that it names and was read from, has changed, until `shutdown` turns true. What is refused is told by
+/// Has the file loaded whenever it, or a file that it names, has changed, until `shutdown` turns true. What is refused is told by
 /// the reloader, once for each change.
 pub(super) async fn run(
     path: PathBuf,
@@ -263,6 +263,26 @@ mod tests {
         fs::write(&list, "something\n").unwrap();
         let wrong = watched.next().await.unwrap_err();
         assert!(wrong.contains("deny.txt:1:1: "), "{wrong}");
+        fs::write(&list, "192.0.2.0/24\n").unwrap();
+        assert_eq!(watched.next().await.unwrap(), "talk");
+    }
+
+    // Time passes when nothing else is to be done.
+    #[tokio::test(start_paused = true)]
+    async fn a_list_that_is_too_long_for_the_maps_is_read_again() {
+        let make = |directory: &Path| fs::write(directory.join("tether.toml"), CONFIG).unwrap();
+        let mut watched = Bench::start("too-long", make);
+        let list = watched.directory.join("deny.txt");
+        fs::write(&list, "192.0.2.0/24\n198.51.100.0/24\n").unwrap();
+        let text = format!("{}deny_file = {list:?}\n", CONFIG.replace("chat", "talk"));
+        fs::write(watched.directory.join("tether.toml"), text).unwrap();
+        // The text is valid, and it is the reconciler who finds no room.
+        match watched.told.recv().await.unwrap() {
+            Command::Reload { reply, .. } => reply.send(Err("too many prefixes".into())).unwrap(),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(watched.next().await.unwrap_err(), "too many prefixes");
+        tokio::time::sleep(3 * EVERY).await;
         fs::write(&list, "192.0.2.0/24\n").unwrap();
         assert_eq!(watched.next().await.unwrap(), "talk");
     }
