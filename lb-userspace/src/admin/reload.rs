@@ -1,11 +1,11 @@
 //! Reading the configuration again, for SIGHUP, for the admin API and for the watch over the file alike.
 
-use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::{
-    config::{self, Config, Problems},
+    config::{self, Config, Problems, Seen},
     model::Trust,
     reconcile::Command,
 };
@@ -20,13 +20,16 @@ pub struct Reloader {
     named: Mutex<Named>,
 }
 
+/// Files, each as it was before it was read; at the start, soon after.
+type Files = BTreeMap<PathBuf, Seen>;
+
 /// Files that configurations name beside their own.
 #[derive(Debug)]
 struct Named {
     /// What the one in force was read from.
-    in_force: BTreeSet<PathBuf>,
+    in_force: Files,
     /// What the one would be read from that was refused since, if one was.
-    refused: BTreeSet<PathBuf>,
+    refused: Files,
 }
 
 impl Reloader {
@@ -37,16 +40,19 @@ impl Reloader {
             commands,
             turn: Mutex::new(Some(first.digest)),
             named: Mutex::new(Named {
-                in_force: named_by(first),
-                refused: BTreeSet::new(),
+                in_force: seen(named_by(first)),
+                refused: Files::new(),
             }),
         }
     }
 
-    /// Files that the configuration in force has been read from, beside its own, and those that one would be read from which was refused since.
-    pub async fn named(&self) -> BTreeSet<PathBuf> {
+    /// Files that the configuration in force has been read from, beside its own, and those that one would be read from which was refused since; each
+    /// as it was then.
+    pub(crate) async fn named(&self) -> BTreeMap<PathBuf, Seen> {
         let named = self.named.lock().await;
-        named.in_force.union(&named.refused).cloned().collect()
+        let mut all = named.in_force.clone();
+        all.extend(named.refused.clone());
+        all
     }
 
     /// Reads the file and has it applied. Gives the generation that it became.
@@ -78,12 +84,22 @@ impl Reloader {
         let errors = match text {
             Ok(text) => {
                 let text = Arc::<str>::from(text);
-                match self.take_text(Arc::clone(&text)).await {
-                    Ok(generation) => return Ok(generation),
+                let of_text = Arc::clone(&text);
+                // Before they are read: what they become from now on is news.
+                let named = unblocked(move || Ok(seen(config::files_named_in(&of_text)))).await;
+                let named = named.unwrap_or_default();
+                match self.take_text(text).await {
+                    Ok(generation) => {
+                        tracing::info!(path = %self.path.display(), generation, "configuration reloaded");
+                        *self.named.lock().await = Named {
+                            in_force: named,
+                            refused: Files::new(),
+                        };
+                        return Ok(generation);
+                    }
                     Err(errors) => {
                         // What is wrong may be mended in another file than the configuration's own.
-                        let named = unblocked(move || Ok(config::files_named_in(&text))).await;
-                        self.named.lock().await.refused = named.unwrap_or_default();
+                        self.named.lock().await.refused = named;
                         errors
                     }
                 }
@@ -103,14 +119,7 @@ impl Reloader {
 
     async fn take_text(&self, text: Arc<str>) -> Result<u64, Vec<String>> {
         let config = self.parse(text).await?;
-        let in_force = named_by(&config);
-        let generation = self.apply(config).await.map_err(|error| vec![error])?;
-        *self.named.lock().await = Named {
-            in_force,
-            refused: BTreeSet::new(),
-        };
-        tracing::info!(path = %self.path.display(), generation, "configuration reloaded");
-        Ok(generation)
+        self.apply(config).await.map_err(|error| vec![error])
     }
 
     async fn text(&self) -> Result<String, Vec<String>> {
@@ -139,8 +148,17 @@ impl Reloader {
     }
 }
 
+/// Files as they are now.
+fn seen(paths: impl IntoIterator<Item = PathBuf>) -> Files {
+    let with_seen = |path: PathBuf| {
+        let seen = Seen::at(&path);
+        (path, seen)
+    };
+    paths.into_iter().map(with_seen).collect()
+}
+
 /// The files that a configuration names and is read from: of authorities, and of prefixes.
-fn named_by(config: &Config) -> BTreeSet<PathBuf> {
+fn named_by(config: &Config) -> impl Iterator<Item = PathBuf> {
     let lists = config.services.iter();
     let lists = lists.flat_map(|service| service.list_files.iter().cloned());
     let checks = config.services.iter().flat_map(|service| {
@@ -153,7 +171,6 @@ fn named_by(config: &Config) -> BTreeSet<PathBuf> {
             Trust::System | Trust::Anyone => None,
         })
         .chain(lists)
-        .collect()
 }
 
 /// Reads files where that hinders nobody.
