@@ -1,18 +1,20 @@
 //! Arithmetic without branches, of which the processor would guess some wrong, and the kernel's verifier follow each both ways through all that comes.
 //!
-//! Numbers that the compiler must not know for what they are, since for a comparison BPF has branches alone, go through `opaque`, which gives the same number.
+//! Numbers that the compiler must not know for what they are, since for a comparison BPF has branches alone, go through [`Hide::opaque`].
+
+use crate::hide::Hide;
 
 /// 1 if a number is not zero, else 0.
 #[inline(always)]
-pub(crate) fn is_some(number: u64, opaque: impl Fn(u64) -> u64) -> u64 {
-    (number | opaque(number.wrapping_neg())) >> 63
+pub(crate) fn is_some<H: Hide>(number: u64) -> u64 {
+    (number | H::opaque(number.wrapping_neg())) >> 63
 }
 
 /// 1 if a number is below another, else 0.
 #[inline(always)]
-pub(crate) fn below(number: u64, other: u64, opaque: impl Fn(u64) -> u64) -> u64 {
+pub(crate) fn below<H: Hide>(number: u64, other: u64) -> u64 {
     // The borrow of their difference.
-    let difference = opaque(number.wrapping_sub(other));
+    let difference = H::opaque(number.wrapping_sub(other));
     ((!number & other) | ((!number | other) & difference)) >> 63
 }
 
@@ -37,6 +39,7 @@ pub(crate) const fn lowest(bits: u32) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::hide::Plain;
     use proptest::prelude::*;
 
     #[test]
@@ -55,9 +58,9 @@ mod tests {
 
     #[test]
     fn nothing_but_zero_is_none() {
-        assert_eq!(is_some(0, |n| n), 0);
+        assert_eq!(is_some::<Plain>(0), 0);
         for number in [1, 2, 1 << 31, 1 << 32, 1 << 63, u64::MAX] {
-            assert_eq!(is_some(number, |n| n), 1, "{number:#x}");
+            assert_eq!(is_some::<Plain>(number), 1, "{number:#x}");
         }
     }
 
@@ -65,10 +68,10 @@ mod tests {
         #[test]
         fn what_has_no_branch_tells_the_same(a: u64, b: u64, near in 0u64..3) {
             for (a, b) in [(a, b), (a, a), (a, a.wrapping_add(near)), (a.wrapping_add(near), a)] {
-                prop_assert_eq!(below(a, b, |n| n), u64::from(a < b), "{} {}", a, b);
+                prop_assert_eq!(below::<Plain>(a, b), u64::from(a < b), "{} {}", a, b);
             }
-            prop_assert_eq!(is_some(a, |n| n), u64::from(a != 0));
-            prop_assert_eq!(is_some(near, |n| n), u64::from(near != 0));
+            prop_assert_eq!(is_some::<Plain>(a), u64::from(a != 0));
+            prop_assert_eq!(is_some::<Plain>(near), u64::from(near != 0));
         }
     }
 }

@@ -16,6 +16,7 @@ pub mod flow;
 pub mod guard;
 pub mod hash;
 pub mod headers;
+pub mod hide;
 #[cfg(feature = "user")]
 pub mod layout;
 pub mod maglev;

@@ -5,12 +5,34 @@
 
 use core::arch::asm;
 
+use lb_common::{flow::bucket::WAYS, hide::Hide};
+
+use crate::maps;
+
 unsafe extern "C" {
     // LLVM's own means for this, which its BPF backend removes when nothing is left to be optimised.
     #[link_name = "llvm.bpf.passthrough.i64.i64"]
     fn pass_number(sequence: u32, value: u64) -> u64;
     #[link_name = "llvm.bpf.passthrough.p0.p0"]
     fn pass_pointer(sequence: u32, value: *mut u8) -> *mut u8;
+}
+
+/// What [`lb_common`] hides.
+pub(crate) struct Hidden;
+
+impl Hide for Hidden {
+    /// Mixes in a number that the verifier (all kernels to 7.2) takes for anything from 0 to 3, and that is 0 for as long as machines
+    /// last.
+    #[inline(always)]
+    fn blur(way: u32) -> u32 {
+        // The verifier of 6.1 knows no bound of what an exclusive or of 32 bits comes to.
+        bits::<{ WAYS - 1 }>(u64::from(way ^ maps::always_zero())) as u32
+    }
+
+    #[inline(always)]
+    fn opaque(value: u64) -> u64 {
+        number(value)
+    }
 }
 
 /// The same number.

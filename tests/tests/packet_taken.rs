@@ -1,11 +1,7 @@
 //! That the kernel takes every program, each with room for all that there is, and that flows come through all of them: what the verifier of a kernel may refuse.
 
-use lab::packet::{BackendSpec, CLIENT, SERVICE, World, guard::Limits, kernel::FLOW_SEED};
-use lb_common::{
-    maps::{ABI_VERSION, Instance},
-    tcp::ACK,
-    verdict::Reason,
-};
+use lab::packet::{BackendSpec, CLIENT, SERVICE, World, guard::Limits, kernel::INSTANCE};
+use lb_common::{tcp::ACK, verdict::Reason};
 use lb_userspace::dataplane::kernel::tap::Tapped;
 
 lab::in_both_versions![a_flow_comes_through_all_programs];
@@ -27,13 +23,7 @@ fn a_flow_comes_through_all_programs() {
 #[test]
 fn all_programs_that_watch_are_taken() {
     let capacity = World::guarding_translating_measuring([]).maps.capacity;
-    let instance = Instance {
-        abi_version: ABI_VERSION,
-        reserved: 0,
-        flow_seed: FLOW_SEED,
-        fleet_seed: [1, 2, 3, 4],
-    };
-    let (loaded, _told) = Tapped::private(capacity, instance).expect("the kernel takes them");
+    let (loaded, _told) = Tapped::private(capacity, INSTANCE).expect("the kernel takes them");
     loaded
         .local_reply()
         .expect("and that of backends on this host");

@@ -5,14 +5,13 @@ use std::sync::{Mutex, MutexGuard, PoisonError, atomic::Ordering};
 use lab::packet::{
     BackendSpec, CLIENT, Client, Packet, SERVICE, VIP, World,
     guard::Limits,
-    kernel::{ELSEWHERE, FLOW_SEED, INGRESS, action},
+    kernel::{ELSEWHERE, INGRESS, INSTANCE, action},
     nat::{NARROW, TAGGED},
     on_wire,
 };
 use lb_common::{
     flow::word::{State, YOUNG_TICKS},
     guard::Listed,
-    maps::{ABI_VERSION, Instance},
     tcp::{ACK, FIN, RST, SYN},
     verdict::Reason,
     watch::{ANY, Filter, Head, MOST_KEPT},
@@ -61,7 +60,7 @@ impl Watching {
         drop(loaded);
         let mut watching = watching.lock().unwrap_or_else(PoisonError::into_inner);
         for place in 0..watching.tapped.listeners.len() {
-            // The time of this one is over.
+            // A filter whose time is over: nobody listens.
             watching.tapped.listeners.set(place, &ALL);
         }
         drop(watching.told());
@@ -69,13 +68,7 @@ impl Watching {
     }
 
     fn load(capacity: Capacity) -> Self {
-        let instance = Instance {
-            abi_version: ABI_VERSION,
-            reserved: 0,
-            flow_seed: FLOW_SEED,
-            fleet_seed: [1, 2, 3, 4],
-        };
-        let (loaded, tapped) = Tapped::private(capacity, instance).expect("the kernel takes it");
+        let (loaded, tapped) = Tapped::private(capacity, INSTANCE).expect("the kernel takes it");
         set_device(loaded.egress_fd(), ELSEWHERE, INGRESS).expect("admitting an interface");
         Self { loaded, tapped }
     }
@@ -159,7 +152,7 @@ impl Watching {
     }
 }
 
-/// Everything.
+/// Everything, until a time that is over.
 const ALL: Filter = Filter {
     until_ns: 0,
     reasons: u64::MAX,

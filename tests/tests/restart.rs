@@ -178,6 +178,13 @@ fn a_drain_outlives_a_killed_daemon() -> Result<()> {
     Ok(())
 }
 
+/// What the next daemon will know of this one.
+fn remembered(host: &Namespace) -> Result<serde_json::Value> {
+    Ok(serde_json::from_str(
+        &host.sh("cat /run/tether/runtime.json")?,
+    )?)
+}
+
 /// A routed host has no sign of life but its echoes, and the next daemon never sees this one answer any: that it did is remembered.
 #[test]
 fn a_routed_backend_that_dies_while_no_daemon_runs_is_down_and_its_clients_are_reset() -> Result<()>
@@ -188,6 +195,13 @@ fn a_routed_backend_that_dies_while_no_daemon_runs_is_down_and_its_clients_are_r
         .open(150, stage.plan().reconnecting(), |_| {})?;
     let theirs = crowd::on(&connections, "b2");
     assert!(theirs.len() > 10, "{} on b2", theirs.len());
+    // A killed daemon remembers what was on disk by then.
+    lab::wait::until_seen(
+        "it is remembered who answers echoes",
+        SOON,
+        || remembered(stage.lab.balancer()),
+        |kept| kept["echoing"]["hosts"].as_array().map_or(0, Vec::len) == 3,
+    )?;
     stage.tether.kill()?;
     stage.lab.darken(1)?;
     stage.tether.restart()?;

@@ -49,7 +49,7 @@ enum Command {
     BuildEbpf,
     /// Load every BPF program and hold what the verifier says of it against the budget
     Verifier,
-    /// Run every test: verifier budget, model check, unit, property, packet and lab tests (needs root)
+    /// Run the tests: verifier budget, model check, unit, property, packet and lab tests (needs root)
     Test {
         /// Also the tests that take long, whose promises others show in another mode, family or number
         #[arg(long)]

@@ -1,4 +1,4 @@
-//! `cargo xtask test`: every test there is.
+//! `cargo xtask test`: every test there is, or all but those that take long.
 
 mod lanes;
 
@@ -86,8 +86,8 @@ pub(crate) fn run(long: bool) -> Result<()> {
     exec::run(workspace().args(["--lib", "--bins"]))?;
     exec::run(workspace().arg("--doc"))?;
     other_version()?;
-    // Labs come last, being the slowest. In each of their programs one test runs at a time, since they measure time. Those of guest need a kernel of
-    // `cargo xtask kernels`.
+    // Labs come last, being the slowest, and packet tests with them. In each of their programs one test runs at a time, since they measure time. Those of
+    // guest need a kernel of `cargo xtask kernels`.
     let built = Built::by(workspace().args(["--no-run", "--exclude", "lab-guest", "--test", "*"]))?;
     let skipped = LONG.iter().filter(|_| !long);
     let arguments: Vec<&str> = ["--test-threads=1"]

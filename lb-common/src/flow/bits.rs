@@ -6,8 +6,8 @@ use crate::bits::is_some;
 
 /// The bit of a place, if a number is not 0.
 #[inline(always)]
-pub(super) fn unless_zero<M: Memory>(memory: &M, number: u64, way: u32) -> u32 {
-    (is_some(number, |number| memory.opaque(number)) as u32) << way
+pub(super) fn unless_zero<M: Memory>(number: u64, way: u32) -> u32 {
+    (is_some::<M::Hide>(number) as u32) << way
 }
 
 /// The places of a bucket that are not among these.
@@ -22,7 +22,7 @@ pub(super) fn holders<M: Memory>(memory: &M, bucket: M::Bucket, key: &M::Key) ->
     let mut different = 0;
     let mut way = 0;
     while way < M::WAYS {
-        different |= unless_zero(memory, memory.differs(bucket, way, key), way);
+        different |= unless_zero::<M>(memory.differs(bucket, way, key), way);
         way += 1;
     }
     others::<M>(different)

@@ -76,7 +76,7 @@ fn empty_place<M: Memory>(memory: &M, subject: &Subject<M::Key>) -> Option<Place
     let home = at / M::WAYS;
     Some(Place {
         index: first ^ ((first ^ second) * home),
-        way: memory.blur(at % M::WAYS),
+        way: M::Hide::blur(at % M::WAYS),
     })
 }
 
@@ -88,7 +88,7 @@ fn empty_in<M: Memory>(memory: &M, bucket: M::Bucket, key: &M::Key, is_known: &m
     let mut way = 0;
     while way < M::WAYS {
         *is_known |= memory.holds(bucket, way, key) && memory.value(bucket, way) != Word::EMPTY;
-        full |= bits::unless_zero(memory, memory.value(bucket, way).0, way);
+        full |= bits::unless_zero::<M>(memory.value(bucket, way).0, way);
         way += 1;
     }
     bits::others::<M>(full)

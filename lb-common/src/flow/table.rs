@@ -11,7 +11,7 @@ use super::{
     bits,
     word::{State, Word},
 };
-use crate::{bits::lowest, clock::Tick};
+use crate::{bits::lowest, clock::Tick, hide::Hide};
 
 /// Buckets of entries, wherever they are: BPF map, mapped memory, a test's vector, a model checker's cells.
 pub trait Memory {
@@ -19,6 +19,8 @@ pub trait Memory {
     type Key: Copy + PartialEq;
     /// A bucket that has been found.
     type Bucket: Copy;
+    /// What has to be hidden where they are.
+    type Hide: Hide;
 
     /// Entries in a bucket.
     const WAYS: u32;
@@ -50,18 +52,6 @@ pub trait Memory {
     fn replace(&self, bucket: Self::Bucket, way: u32, seen: Word, new: Word) -> bool;
     /// Exchange of the value of a place that is busy by our hand, a full barrier.
     fn publish(&self, bucket: Self::Bucket, way: u32, new: Word);
-    /// A way, unchanged, but such that the kernel's verifier no longer knows which: it would follow every way on its own from
-    /// there on, and give up. Elsewhere the identity.
-    #[inline(always)]
-    fn blur(&self, way: u32) -> u32 {
-        way
-    }
-    /// A number, unchanged, but such that the compiler no longer knows where it came from: it would see through arithmetic that stands for a branch, and
-    /// make one of it. Elsewhere the identity.
-    #[inline(always)]
-    fn opaque(&self, number: u64) -> u64 {
-        number
-    }
     /// The best that a bucket has to offer a newcomer, as [`best_offer`] tells it; which see. To be replaced by what calls that as a function for which
     /// the kernel's verifier has one look, and not one for each way that leads to it.
     #[inline(always)]
@@ -338,7 +328,7 @@ fn look_in<M: Memory>(memory: &M, index: u32, key: &M::Key, look: &Look, found: 
             && look.takes(index, way, word)
         {
             *found = word;
-            return memory.blur(way);
+            return M::Hide::blur(way);
         }
         way += 1;
     }
@@ -460,7 +450,7 @@ pub fn place<M: Memory>(
             };
             place = Place {
                 index,
-                way: memory.blur(way),
+                way: M::Hide::blur(way),
             };
             is_placed = displace(memory, subject, word, &place);
             at += 1;
@@ -532,7 +522,7 @@ pub fn best_offer<M: Memory>(memory: &M, index: u32, now: Tick) -> u32 {
     let mut way = 0;
     while way < M::WAYS {
         if memory.value(bucket, way).is_vacant(now) {
-            return VACANT + memory.blur(way);
+            return VACANT + M::Hide::blur(way);
         }
         way += 1;
     }
@@ -541,7 +531,7 @@ pub fn best_offer<M: Memory>(memory: &M, index: u32, now: Tick) -> u32 {
     way = 0;
     while way < M::WAYS {
         let word = memory.value(bucket, way);
-        let offer = (word.nascent_age(now) + 1) * M::WAYS + memory.blur(way);
+        let offer = (word.nascent_age(now) + 1) * M::WAYS + M::Hide::blur(way);
         if word.is_nascent() && offer > best {
             best = offer;
         }

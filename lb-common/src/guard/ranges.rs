@@ -1,20 +1,18 @@
 //! What a service's lists say about an address: a binary search through its [`Range`]s.
 
 use super::{Listed, Range, RangesRef};
-use crate::bits::below;
+use crate::{bits::below, hide::Hide};
 
 /// Steps of a search: so often a service's ranges are halved, of which 2^24 are many more than fit a map.
 pub const STEPS: u32 = 24;
 
 /// The ranges of all services, wherever they are.
 pub trait Ranges {
+    /// What has to be hidden where they are.
+    type Hide: Hide;
+
     /// The range at an index; none if there is no such index.
     fn range(&self, index: u32) -> Option<Range>;
-    /// The same number, of which the compiler knows nothing: it would make branches of what has none.
-    #[inline(always)]
-    fn opaque(&self, number: u64) -> u64 {
-        number
-    }
 }
 
 /// What the ranges `of` a service say about an address, which is as [`super::in_order`] gives it.
@@ -34,7 +32,7 @@ pub fn listed<R: Ranges>(ranges: &R, of: RangesRef, address: [u64; 2]) -> Listed
             return Listed::Allowed;
         };
         // Forward if the address is not before it.
-        at = at.wrapping_add(half * begins_by(ranges, &middle, address) as u32);
+        at = at.wrapping_add(half * begins_by::<R::Hide>(&middle, address) as u32);
         len -= half;
         step += 1;
     }
@@ -42,18 +40,17 @@ pub fn listed<R: Ranges>(ranges: &R, of: RangesRef, address: [u64; 2]) -> Listed
         return Listed::Allowed;
     }
     match ranges.range(at) {
-        Some(range) if begins_by(ranges, &range, address) != 0 => Listed::of(range.listed),
+        Some(range) if begins_by::<R::Hide>(&range, address) != 0 => Listed::of(range.listed),
         _ => Listed::Allowed,
     }
 }
 
 /// 1 if a range begins with an address or before it, else 0; without a branch: of two outcomes of each step the kernel's verifier would make 2^24.
 #[inline(always)]
-fn begins_by<R: Ranges>(ranges: &R, range: &Range, address: [u64; 2]) -> u64 {
+fn begins_by<H: Hide>(range: &Range, address: [u64; 2]) -> u64 {
     let [high, low] = range.first;
-    let below = |number, other| below(number, other, |n| ranges.opaque(n));
-    let is_after =
-        below(address[0], high) | ((1 ^ below(high, address[0])) & below(address[1], low));
+    let is_after = below::<H>(address[0], high)
+        | ((1 ^ below::<H>(high, address[0])) & below::<H>(address[1], low));
     1 ^ is_after
 }
 
@@ -62,6 +59,7 @@ mod tests {
     use std::cell::Cell;
 
     use super::*;
+    use crate::hide::Plain;
     use proptest::{collection::vec, prelude::*};
 
     /// Ranges, and how often one was looked at.
@@ -71,6 +69,8 @@ mod tests {
     }
 
     impl Ranges for Model {
+        type Hide = Plain;
+
         fn range(&self, index: u32) -> Option<Range> {
             self.looks.set(self.looks.get() + 1);
             self.ranges.get(index as usize).copied()
@@ -208,6 +208,8 @@ mod tests {
         );
         struct Endless;
         impl Ranges for Endless {
+            type Hide = Plain;
+
             fn range(&self, _: u32) -> Option<Range> {
                 Some(Range {
                     first: [0; 2],

@@ -10,6 +10,7 @@ use super::{SOURCES_IN_BUCKET, Source};
 use crate::{
     bits::{below, is_some, lowest},
     flow::table::Place,
+    hide::Hide,
 };
 
 /// How far ahead the clock of another CPU can be, that has read it a moment later, in nanoseconds. What is further ahead is of a corrupt map.
@@ -42,6 +43,8 @@ const _: () = assert!(offset_of!(Source, flows) == 8 * Part::Flows as usize);
 pub trait Sources {
     /// A bucket that has been found.
     type Bucket: Copy;
+    /// What has to be hidden where they are.
+    type Hide: Hide;
 
     /// A bucket by its index; none if there is no such bucket.
     fn bucket(&self, index: u32) -> Option<Self::Bucket>;
@@ -51,16 +54,6 @@ pub trait Sources {
     fn replace(&self, bucket: Self::Bucket, way: u32, part: Part, seen: u64, new: u64) -> bool;
     /// Stores the word that is for people.
     fn set_word(&self, bucket: Self::Bucket, way: u32, word: u64);
-    /// A way, unchanged, but such that the kernel's verifier no longer knows which: see [`crate::flow::table::Memory::blur`].
-    #[inline(always)]
-    fn blur(&self, way: u32) -> u32 {
-        way
-    }
-    /// The same number, of which the compiler knows nothing: it would make branches of what has none.
-    #[inline(always)]
-    fn opaque(&self, number: u64) -> u64 {
-        number
-    }
 }
 
 /// A source that is looked for.
@@ -95,7 +88,7 @@ pub fn place<S: Sources>(sources: &S, wanted: &Wanted) -> Option<Place> {
         }
         // Nobody's first: whoever has been here before may come again, and is known then.
         let empty = free >> EMPTY_SHIFT;
-        let is_any_empty = is_some(empty as u64, |n| sources.opaque(n)) as u32;
+        let is_any_empty = is_some::<S::Hide>(empty as u64) as u32;
         let free = free & ALL_PLACES & (empty | is_any_empty.wrapping_sub(1));
         const { assert!(2 * SOURCES_IN_BUCKET == 8) };
         let at = lowest(if held != 0 { held } else { free });
@@ -103,7 +96,7 @@ pub fn place<S: Sources>(sources: &S, wanted: &Wanted) -> Option<Place> {
         let home = at / SOURCES_IN_BUCKET;
         let place = Place {
             index: first ^ ((first ^ second) * home),
-            way: sources.blur(at % SOURCES_IN_BUCKET),
+            way: S::Hide::blur(at % SOURCES_IN_BUCKET),
         };
         if held != 0 || take(sources, place, wanted) {
             return Some(place);
@@ -134,11 +127,11 @@ fn look_in<S: Sources>(sources: &S, bucket: S::Bucket, wanted: &Wanted) -> Found
         let fingerprint = sources.load(bucket, way, Part::Fingerprint);
         let paid_ns = sources.load(bucket, way, Part::Paid);
         let flows = sources.load(bucket, way, Part::Flows);
-        let is_other = is_some(fingerprint ^ wanted.fingerprint, |n| sources.opaque(n));
-        let is_empty = 1 ^ is_some(fingerprint, |n| sources.opaque(n)) as u32;
+        let is_other = is_some::<S::Hide>(fingerprint ^ wanted.fingerprint);
+        let is_empty = 1 ^ is_some::<S::Hide>(fingerprint) as u32;
         found.held |= (1 ^ is_other as u32) << way;
         found.free |= is_empty << (EMPTY_SHIFT + way);
-        found.free |= is_free(sources, [fingerprint, paid_ns, flows], wanted) << way;
+        found.free |= is_free::<S::Hide>([fingerprint, paid_ns, flows], wanted) << way;
         way += 1;
     }
     found
@@ -146,22 +139,16 @@ fn look_in<S: Sources>(sources: &S, bucket: S::Bucket, wanted: &Wanted) -> Found
 
 /// 1 if a place with these words is nobody's, or of a source that owes nothing and has no flow, else 0; without a branch.
 #[inline(always)]
-fn is_free<S: Sources>(
-    sources: &S,
-    [fingerprint, paid_ns, flows]: [u64; 3],
-    wanted: &Wanted,
-) -> u32 {
-    let opaque = |number| sources.opaque(number);
+fn is_free<H: Hide>([fingerprint, paid_ns, flows]: [u64; 3], wanted: &Wanted) -> u32 {
     // What [`saved_up`] says, in one comparison.
     let since = wanted.now_ns.wrapping_sub(paid_ns);
     let ahead = AHEAD_NS - 1;
-    let owes = is_some(paid_ns, opaque)
-        & below(
+    let owes = is_some::<H>(paid_ns)
+        & below::<H>(
             since.wrapping_add(ahead),
             wanted.longest_burst_ns.wrapping_add(ahead),
-            opaque,
         );
-    (1 ^ (is_some(fingerprint, opaque) & (is_some(flows, opaque) | owes))) as u32
+    (1 ^ (is_some::<H>(fingerprint) & (is_some::<H>(flows) | owes))) as u32
 }
 
 /// Takes a place that was free. False if another was faster.

@@ -14,6 +14,7 @@ use lb_common::{
         word::{State, Word},
     },
     hash::Seed,
+    hide::Plain,
     maglev::{Slot, slot_index},
     share::Share,
     tcp::{ACK, FIN, RST, SYN, Segment},
@@ -204,6 +205,7 @@ impl Rig {
 impl Memory for Rig {
     type Key = Key;
     type Bucket = u32;
+    type Hide = Plain;
 
     const WAYS: u32 = WAYS;
 

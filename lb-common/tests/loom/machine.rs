@@ -13,6 +13,7 @@ use lb_common::{
         table::{self, Claim, Entry, Inserted, Look, Memory, Place, Subject},
         word::{BackendRef, State, Word},
     },
+    hide::Plain,
     maglev::Slot,
     tcp::{ACK, FIN, RST, SYN, Segment},
     verdict::Reason,
@@ -189,6 +190,7 @@ impl<const N: u32> Buckets<N> {
 impl<const N: u32> Memory for Buckets<N> {
     type Key = u64;
     type Bucket = u32;
+    type Hide = Plain;
 
     const WAYS: u32 = N;
 
@@ -261,6 +263,7 @@ impl<const N: u32> Cpu<N> {
 impl<const N: u32> Memory for Cpu<N> {
     type Key = u64;
     type Bucket = u32;
+    type Hide = Plain;
 
     const WAYS: u32 = N;
 

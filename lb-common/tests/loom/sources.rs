@@ -3,6 +3,7 @@
 use lb_common::{
     flow::table::Place,
     guard::sources::{Part, Sources, Wanted, count, pay, place},
+    hide::Plain,
 };
 use loom::sync::Arc;
 
@@ -48,6 +49,7 @@ impl Model {
 
 impl Sources for Model {
     type Bucket = u32;
+    type Hide = Plain;
 
     fn bucket(&self, index: u32) -> Option<u32> {
         Some(index)

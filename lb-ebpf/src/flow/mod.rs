@@ -28,7 +28,13 @@ use lb_common::{
 };
 
 pub(crate) use self::affinity::favour;
-use crate::{family::Family, hide, maps, nat, parse::Segment, watch};
+use crate::{
+    family::Family,
+    hide::{self, Hidden},
+    maps, nat,
+    parse::Segment,
+    watch,
+};
 
 /// What identifies a flow, as the entries of a table hold it.
 pub(crate) trait Held: FlowKey {
@@ -267,6 +273,7 @@ impl<T: Table, const TRANSLATES: bool, const AT_ONCE: bool> Memory
 {
     type Key = T::Key;
     type Bucket = *mut BucketOf<T>;
+    type Hide = Hidden;
 
     const WAYS: u32 = WAYS;
 
@@ -334,19 +341,6 @@ impl<T: Table, const TRANSLATES: bool, const AT_ONCE: bool> Memory
     fn publish(&self, bucket: *mut BucketOf<T>, way: u32, new: Word) {
         // SAFETY: an aligned word of the map. The old value was busy, by our hand.
         let _busy = unsafe { atomic_xchg::<u64, { SeqCst }>(value::<T>(bucket, way), new.0) };
-    }
-
-    /// Mixes in a number that the verifier (all kernels to 7.2) takes for anything from 0 to 3, and that is 0 for as long as machines
-    /// last.
-    #[inline(always)]
-    fn blur(&self, way: u32) -> u32 {
-        // The verifier of 6.1 knows no bound of what an exclusive or of 32 bits comes to.
-        hide::bits::<{ WAYS - 1 }>(u64::from(way ^ maps::always_zero())) as u32
-    }
-
-    #[inline(always)]
-    fn opaque(&self, number: u64) -> u64 {
-        hide::number(number)
     }
 
     #[inline(always)]

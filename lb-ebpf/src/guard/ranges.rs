@@ -5,12 +5,14 @@ use lb_common::guard::{
     ranges::{self, Ranges},
 };
 
-use crate::{hide, maps};
+use crate::{hide::Hidden, maps};
 
 /// The ranges of all services.
 struct RangeMap;
 
 impl Ranges for RangeMap {
+    type Hide = Hidden;
+
     #[inline(always)]
     fn range(&self, index: u32) -> Option<Range> {
         let range = maps::range(index)?.cast::<u64>();
@@ -22,11 +24,6 @@ impl Ranges for RangeMap {
                 listed: range.add(2).read_volatile(),
             })
         }
-    }
-
-    #[inline(always)]
-    fn opaque(&self, number: u64) -> u64 {
-        hide::number(number)
     }
 }
 

@@ -13,7 +13,7 @@ use lb_common::{
     },
 };
 
-use crate::{flow::within_bucket, hide, maps};
+use crate::{flow::within_bucket, hide::Hidden, maps};
 
 /// The sources of all services.
 struct SourceMap;
@@ -34,6 +34,7 @@ fn word(bucket: *mut SourceBucket, way: u32, part: Part) -> *mut u64 {
 
 impl Sources for SourceMap {
     type Bucket = *mut SourceBucket;
+    type Hide = Hidden;
 
     #[inline(always)]
     fn bucket(&self, index: u32) -> Option<*mut SourceBucket> {
@@ -64,17 +65,6 @@ impl Sources for SourceMap {
     fn set_word(&self, bucket: *mut SourceBucket, way: u32, value: u64) {
         // SAFETY: an entry of the map.
         unsafe { word(bucket, way, Part::Word).write_volatile(value) };
-    }
-
-    #[inline(always)]
-    fn opaque(&self, number: u64) -> u64 {
-        hide::number(number)
-    }
-
-    /// As in [`crate::flow`].
-    #[inline(always)]
-    fn blur(&self, way: u32) -> u32 {
-        hide::bits::<{ SOURCES_IN_BUCKET - 1 }>(u64::from(way ^ maps::always_zero())) as u32
     }
 }
 

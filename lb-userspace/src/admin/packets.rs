@@ -171,19 +171,35 @@ pub(super) async fn flow_events(
     let rest = stream::unfold(
         (admin, listening),
         move |(admin, mut listening)| async move {
-            let mut seen = Vec::new();
-            let packets = listening.packets.recv_many(&mut seen, TOGETHER);
-            let text = match tokio::time::timeout(BEAT, packets).await {
-                // The watch has ended, since the daemon ends.
-                Ok(0) => return None,
-                Ok(_) => events(&admin, clock, &filter, &seen),
-                Err(_) => "\n".to_owned(),
-            };
+            let text = next_events(&admin, &mut listening, clock, &filter).await?;
             Some((Ok(Bytes::from(text)), (admin, listening)))
         },
     );
     let body = Body::from_stream(stream::StreamExt::chain(first, rest));
     Ok(endless("application/x-ndjson", body))
+}
+
+/// Lines of the next events, or an empty one where none comes in time, though packets may; none if the watch has ended, since the daemon ends.
+async fn next_events(
+    admin: &Admin,
+    listening: &mut Listening,
+    clock: Clock,
+    filter: &Filter,
+) -> Option<String> {
+    let beat = Instant::now() + BEAT;
+    while Instant::now() < beat {
+        let mut seen = Vec::new();
+        let packets = listening.packets.recv_many(&mut seen, TOGETHER);
+        let text = match tokio::time::timeout_at(beat, packets).await {
+            Ok(0) => return None,
+            Ok(_) => events(admin, clock, filter, &seen),
+            Err(_) => break,
+        };
+        if !text.is_empty() {
+            return Some(text);
+        }
+    }
+    Some("\n".to_owned())
 }
 
 fn events(admin: &Admin, clock: Clock, filter: &Filter, seen: &[Arc<Seen>]) -> String {
@@ -337,22 +353,53 @@ mod tests {
         inventory::tests as shown,
     };
 
-    #[tokio::test(start_paused = true)]
-    async fn a_capture_ends_in_its_time_though_there_is_always_more() {
+    fn admin() -> Admin {
         let status = shown::a_status();
         let maps = Arc::new(shown::maps_of(&status));
-        let (_statuses, watched) = watch::channel(Arc::new(status));
-        let (commands, _received) = mpsc::channel(1);
+        let (_, watched) = watch::channel(Arc::new(status));
+        let (commands, _) = mpsc::channel(1);
         let first = config::parse(Path::new("tether.toml"), CONFIG).unwrap();
         let reloader = Arc::new(Reloader::new(&first.config, commands.clone()));
+        Admin::new(watched, maps, commands, reloader)
+    }
+
+    /// Who listens, and what tells him of packets.
+    fn listening() -> (mpsc::Sender<Arc<Seen>>, Listening) {
         let (told, packets) = mpsc::channel(TOGETHER);
+        let lost = Arc::default();
+        (told, Listening { packets, lost })
+    }
+
+    /// A packet that is no event of any flow.
+    fn nothing() -> Arc<Seen> {
+        Arc::new(Seen {
+            head: Head::default(),
+            data: vec![0; 14],
+        })
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn packets_without_an_event_hold_up_no_empty_line() {
+        let (told, mut listening) = listening();
+        tokio::spawn(async move {
+            let mut each = tokio::time::interval(BEAT / 10);
+            while told.send(nothing()).await.is_ok() {
+                each.tick().await;
+            }
+        });
+        let (begun, filter) = (Instant::now(), Filter::default());
+        let line = next_events(&admin(), &mut listening, Clock::new(), &filter).await;
+        assert_eq!(line.as_deref(), Some("\n"));
+        assert!(begun.elapsed() >= BEAT && begun.elapsed() < 2 * BEAT);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_capture_ends_in_its_time_though_there_is_always_more() {
+        let (told, listening) = listening();
         let (writer, begin) = Writer::begin(64);
         let mut file = File {
-            admin: Admin::new(watched, maps, commands, reloader),
-            listening: Listening {
-                packets,
-                lost: Arc::default(),
-            },
+            admin: admin(),
+            listening,
             filter: Filter::default(),
             writer,
             clock: Clock::new(),
@@ -366,11 +413,7 @@ mod tests {
         while file.next().await.is_some() {
             blocks += 1;
             assert!(blocks < 100, "it goes on for ever");
-            let seen = Seen {
-                head: Head::default(),
-                data: vec![0; 14],
-            };
-            told.try_send(Arc::new(seen)).unwrap();
+            told.try_send(nothing()).unwrap();
             tokio::time::advance(Duration::from_secs(1)).await;
         }
         // The beginning, a packet after the first second and one after the second, and the end.

@@ -1,11 +1,11 @@
 //! Reading the configuration again, for SIGHUP, for the admin API and for the watch over the file alike.
 
-use std::{collections::BTreeSet, path::PathBuf, sync::Arc};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc};
 
 use tokio::sync::{Mutex, mpsc, oneshot};
 
 use crate::{
-    config::{self, Config, Problems},
+    config::{self, Config, Problems, Seen},
     model::Trust,
     reconcile::Command,
 };
@@ -17,8 +17,19 @@ pub struct Reloader {
     commands: mpsc::Sender<Command>,
     /// Makes reloads follow one another. The digest of the text that was read last; none if it could not be.
     turn: Mutex<Option<u64>>,
-    /// Files that the configuration in force names and was read from, and those that one names which was refused since.
-    named: Mutex<BTreeSet<PathBuf>>,
+    named: Mutex<Named>,
+}
+
+/// Files, each as it was before it was read; at the start, soon after.
+type Files = BTreeMap<PathBuf, Seen>;
+
+/// Files that configurations name beside their own.
+#[derive(Debug)]
+struct Named {
+    /// What the one in force was read from.
+    in_force: Files,
+    /// What the one would be read from that was refused since, if one was.
+    refused: Files,
 }
 
 impl Reloader {
@@ -28,13 +39,20 @@ impl Reloader {
             path: first.path.clone(),
             commands,
             turn: Mutex::new(Some(first.digest)),
-            named: Mutex::new(named_by(first)),
+            named: Mutex::new(Named {
+                in_force: seen(named_by(first)),
+                refused: Files::new(),
+            }),
         }
     }
 
-    /// Files that the configuration in force has been read from, beside its own, and those that one would be read from which was refused since.
-    pub async fn named(&self) -> BTreeSet<PathBuf> {
-        self.named.lock().await.clone()
+    /// Files that the configuration in force has been read from, beside its own, and those that one would be read from which was refused since; each
+    /// as it was then.
+    pub(crate) async fn named(&self) -> BTreeMap<PathBuf, Seen> {
+        let named = self.named.lock().await;
+        let mut all = named.in_force.clone();
+        all.extend(named.refused.clone());
+        all
     }
 
     /// Reads the file and has it applied. Gives the generation that it became.
@@ -63,30 +81,27 @@ impl Reloader {
         text: Result<String, Vec<String>>,
     ) -> Result<u64, Vec<String>> {
         *last = text.as_ref().ok().map(|text| config::digest(text));
-        let config = match text {
+        let errors = match text {
             Ok(text) => {
                 let text = Arc::<str>::from(text);
-                let parsed = self.parse(Arc::clone(&text)).await;
-                if parsed.is_err() {
-                    // What is wrong may be mended in another file than the configuration's own.
-                    let named = unblocked(move || Ok(config::files_named_in(&text))).await;
-                    let named = named.unwrap_or_default();
-                    self.named.lock().await.extend(named);
-                }
-                parsed
-            }
-            Err(errors) => Err(errors),
-        };
-        let errors = match config {
-            Ok(config) => {
-                let named = named_by(&config);
-                match self.apply(config).await {
+                let of_text = Arc::clone(&text);
+                // Before they are read: what they become from now on is news.
+                let named = unblocked(move || Ok(seen(config::files_named_in(&of_text)))).await;
+                let named = named.unwrap_or_default();
+                match self.take_text(text).await {
                     Ok(generation) => {
-                        *self.named.lock().await = named;
                         tracing::info!(path = %self.path.display(), generation, "configuration reloaded");
+                        *self.named.lock().await = Named {
+                            in_force: named,
+                            refused: Files::new(),
+                        };
                         return Ok(generation);
                     }
-                    Err(error) => vec![error],
+                    Err(errors) => {
+                        // What is wrong may be mended in another file than the configuration's own.
+                        self.named.lock().await.refused = named;
+                        errors
+                    }
                 }
             }
             Err(errors) => errors,
@@ -100,6 +115,11 @@ impl Reloader {
         // If nobody listens any more the daemon is ending, and so is its status.
         drop(self.commands.send(rejected).await);
         Err(errors)
+    }
+
+    async fn take_text(&self, text: Arc<str>) -> Result<u64, Vec<String>> {
+        let config = self.parse(text).await?;
+        self.apply(config).await.map_err(|error| vec![error])
     }
 
     async fn text(&self) -> Result<String, Vec<String>> {
@@ -128,8 +148,17 @@ impl Reloader {
     }
 }
 
+/// Files as they are now.
+fn seen(paths: impl IntoIterator<Item = PathBuf>) -> Files {
+    let with_seen = |path: PathBuf| {
+        let seen = Seen::at(&path);
+        (path, seen)
+    };
+    paths.into_iter().map(with_seen).collect()
+}
+
 /// The files that a configuration names and is read from: of authorities, and of prefixes.
-fn named_by(config: &Config) -> BTreeSet<PathBuf> {
+fn named_by(config: &Config) -> impl Iterator<Item = PathBuf> {
     let lists = config.services.iter();
     let lists = lists.flat_map(|service| service.list_files.iter().cloned());
     let checks = config.services.iter().flat_map(|service| {
@@ -142,7 +171,6 @@ fn named_by(config: &Config) -> BTreeSet<PathBuf> {
             Trust::System | Trust::Anyone => None,
         })
         .chain(lists)
-        .collect()
 }
 
 /// Reads files where that hinders nobody.

@@ -10,6 +10,7 @@ pub mod problem;
 mod read;
 mod rules;
 mod schema;
+mod seen;
 mod spec;
 
 use std::{
@@ -26,13 +27,13 @@ use std::{
 
 use lb_common::{backend::Mode, net::IpVersion};
 
-pub(crate) use self::rules::weight_broken;
 pub use self::{
     problem::{Problem, Problems},
     read::duration_within,
     rules::{BackendSpec, MAX_WEIGHT, WEIGHT, usual_weight},
     schema::schema,
 };
+pub(crate) use self::{rules::weight_broken, seen::Seen};
 use crate::{
     balance::{Part, Policy},
     dns::{Bounds, Question, Servers},

@@ -4,38 +4,14 @@
 //! It looks, twice a second, at what the path leads to. That follows every link, works on every filesystem, needs no descriptor
 //! that may have run out, and misses nothing when directories on the way are themselves replaced.
 
-use std::{
-    collections::BTreeMap, fs, os::unix::fs::MetadataExt as _, path::PathBuf, sync::Arc,
-    time::Duration,
-};
+use std::{collections::BTreeMap, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::sync::watch;
 
-use crate::{admin::Reloader, shutdown};
+use crate::{admin::Reloader, config::Seen, shutdown};
 
 /// From look to look. A change counts once two looks have seen the same, so that a file that is being written is left alone.
 const EVERY: Duration = Duration::from_millis(500);
-
-/// What tells one content of a path from another without reading it; none if nothing is there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Seen(Option<[i128; 5]>);
-
-impl Seen {
-    fn at(path: &std::path::Path) -> Self {
-        let time = |seconds: i64, nanoseconds: i64| {
-            i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds)
-        };
-        Self(fs::metadata(path).ok().map(|file| {
-            [
-                file.dev().into(),
-                file.ino().into(),
-                file.size().into(),
-                time(file.mtime(), file.mtime_nsec()),
-                time(file.ctime(), file.ctime_nsec()),
-            ]
-        }))
-    }
-}
 
 /// One path, looked at again and again.
 #[derive(Clone, Copy, Debug)]
@@ -70,7 +46,7 @@ impl Watched {
     }
 }
 
-/// Has the file loaded whenever it, or a file that it names and was read from, has changed, until `shutdown` turns true. What is refused is told by
+/// Has the file loaded whenever it, or a file that it names, has changed, until `shutdown` turns true. What is refused is told by
 /// the reloader, once for each change.
 pub(super) async fn run(
     path: PathBuf,
@@ -89,7 +65,8 @@ pub(super) async fn run(
         }
         let (looked, named) = (path.clone(), reloader.named().await);
         let look = move || {
-            let seen = named.into_iter().map(|path| (Seen::at(&path), path));
+            let named = named.into_iter();
+            let seen = named.map(|(path, as_read)| (Seen::at(&path), as_read, path));
             (Seen::at(&looked), seen.collect::<Vec<_>>())
         };
         let Ok((seen, named)) = tokio::task::spawn_blocking(look).await else {
@@ -98,11 +75,11 @@ pub(super) async fn run(
         if file.look(seen) {
             reloader.reload_if_changed().await;
         }
-        others.retain(|path, _| named.iter().any(|(_, named)| named == path));
+        others.retain(|path, _| named.iter().any(|(.., named)| named == path));
         let mut news = false;
-        for (seen, path) in named {
+        for (seen, as_read, path) in named {
             let watched = others.entry(path);
-            news |= watched.or_insert(Watched::known(seen)).look(seen);
+            news |= watched.or_insert(Watched::known(as_read)).look(seen);
         }
         if news {
             // The configuration's own text is the same.
@@ -113,7 +90,7 @@ pub(super) async fn run(
 
 #[cfg(test)]
 mod tests {
-    use std::{os::unix::fs::symlink, path::Path};
+    use std::{fs, os::unix::fs::symlink, path::Path};
 
     use tokio::sync::mpsc;
 
@@ -259,10 +236,29 @@ mod tests {
         let text = format!("{}deny_file = {list:?}\n", CONFIG.replace("chat", "talk"));
         fs::write(watched.directory.join("tether.toml"), text).unwrap();
         assert!(watched.next().await.unwrap_err().contains("deny.txt"));
-        tokio::time::sleep(3 * EVERY).await;
+        // At once, though nobody has looked at it yet.
         fs::write(&list, "something\n").unwrap();
         let wrong = watched.next().await.unwrap_err();
         assert!(wrong.contains("deny.txt:1:1: "), "{wrong}");
+        fs::write(&list, "192.0.2.0/24\n").unwrap();
+        assert_eq!(watched.next().await.unwrap(), "talk");
+    }
+
+    // Time passes when nothing else is to be done.
+    #[tokio::test(start_paused = true)]
+    async fn a_list_that_is_too_long_for_the_maps_is_read_again() {
+        let make = |directory: &Path| fs::write(directory.join("tether.toml"), CONFIG).unwrap();
+        let mut watched = Bench::start("too-long", make);
+        let list = watched.directory.join("deny.txt");
+        fs::write(&list, "192.0.2.0/24\n198.51.100.0/24\n").unwrap();
+        let text = format!("{}deny_file = {list:?}\n", CONFIG.replace("chat", "talk"));
+        fs::write(watched.directory.join("tether.toml"), text).unwrap();
+        // The text is valid, and it is the reconciler who finds no room.
+        match watched.told.recv().await.unwrap() {
+            Command::Reload { reply, .. } => reply.send(Err("too many prefixes".into())).unwrap(),
+            other => panic!("{other:?}"),
+        }
+        assert_eq!(watched.next().await.unwrap_err(), "too many prefixes");
         fs::write(&list, "192.0.2.0/24\n").unwrap();
         assert_eq!(watched.next().await.unwrap(), "talk");
     }

@@ -12,6 +12,7 @@ mod record;
 mod registry;
 mod state;
 mod translations;
+mod verdicts;
 mod weigh;
 
 use std::{

@@ -12,7 +12,7 @@ use lb_common::{
     share::Share,
 };
 
-use super::translations::Translations;
+use super::{translations::Translations, verdicts::Verdict};
 use crate::{
     balance::{Spread, Standing, level::Level, outlier},
     config::Affinity,
@@ -124,26 +124,6 @@ pub(super) struct BackendRecord {
     pub(super) serving: Serving,
     /// Its part of a thousand new flows, as last resolved.
     pub(super) per_mille: u16,
-}
-
-/// What the checks say of a backend.
-#[derive(Clone, Debug)]
-pub(super) struct Verdict {
-    health: Health,
-    last_error: Option<LastError>,
-    fell_at_ms: Option<u64>,
-    faltered_at_ms: Option<u64>,
-}
-
-impl Verdict {
-    pub(super) fn of(backend: &BackendRecord) -> Self {
-        Self {
-            health: backend.health,
-            last_error: backend.last_error.clone(),
-            fell_at_ms: backend.fell_at_ms,
-            faltered_at_ms: backend.faltered_at_ms,
-        }
-    }
 }
 
 impl BackendRecord {

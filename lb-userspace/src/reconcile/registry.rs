@@ -1,73 +1,30 @@
 //! Every service and backend that is known: wanted, or removed and still in the maps. Gives them their ids.
 
+mod adopt;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
-use lb_common::{
-    backend::{BackendState, Forwarding, Mode, Serving},
-    share::Share,
-};
-
 use super::{
-    memory::{KnownService, Memory},
-    record::{BackendRecord, ServiceRecord, Verdict, new_record, renewed},
+    memory::Memory,
+    record::{BackendRecord, ServiceRecord, new_record, renewed},
     translations::Translations,
+    verdicts::Verdicts,
     weigh::tell_of_spread,
 };
 use crate::{
-    balance::{Spread, Standing, level::Level, outlier, slow_start::Start},
-    dataplane::maps::Maps,
+    balance::{Spread, level::Level},
     desired::{self, Endpoint},
     flows::{Census, Counts},
     ids::{Numbered, Pool, Quiet},
-    model::{
-        BackendName, Check, CheckKind, Drains, Health, HealthReport, OnDown, Suspension, Target,
-    },
-    pace::{Closing, Moment, Terms},
+    model::{BackendName, Check, Drains, Health, HealthReport, OnDown, Suspension, Target},
+    pace::{Moment, Terms},
     plan::Observed,
     resolve::{self, Affinity, Found, ServiceFacts, WantedService},
 };
-
-/// What the checks say.
-#[derive(Default)]
-struct Verdicts {
-    all: Vec<Verdict>,
-    /// By name and address that is checked.
-    by_name: HashMap<(BackendName, SocketAddr), usize>,
-    /// By the address that is checked and what it is asked, but for what is asked through a VIP.
-    by_question: HashMap<SocketAddr, Vec<(CheckKind, usize)>>,
-}
-
-impl Verdicts {
-    fn note(&mut self, backend: &BackendRecord) {
-        let (at, address) = (self.all.len(), backend.check_address);
-        self.all.push(Verdict::of(backend));
-        self.by_name.insert((backend.name.clone(), address), at);
-        if !backend.check.through_vip {
-            let asked = self.by_question.entry(address).or_default();
-            asked.push((backend.check.kind.clone(), at));
-        }
-    }
-
-    /// What they say of a backend; or of another name for what answers the same question, as after the renaming of a service.
-    fn of(&self, backend: &desired::Backend) -> Option<&Verdict> {
-        let named = (backend.name.clone(), backend.check_address);
-        let at = self.by_name.get(&named).copied().or_else(|| {
-            if backend.check.through_vip {
-                return None;
-            }
-            let asked = self.by_question.get(&backend.check_address)?;
-            let mut asked = asked.iter();
-            asked
-                .find(|(kind, _)| *kind == backend.check.kind)
-                .map(|&(_, at)| at)
-        })?;
-        self.all.get(at)
-    }
-}
 
 /// All that is known.
 #[derive(Clone, Debug)]
@@ -85,145 +42,11 @@ pub(super) struct Registry {
 }
 
 impl Registry {
-    /// Takes over what the maps hold, as removed until [`Registry::want`] says otherwise. Names are those that the last run
-    /// remembered, or made of addresses.
-    pub(super) fn adopt(maps: &Maps, observed: &Observed, memory: &Memory) -> Self {
-        let services = observed
-            .services
-            .iter()
-            .map(|(&id, held)| {
-                let endpoint = Endpoint {
-                    vip: held.entry.vip.into(),
-                    port: held.entry.port,
-                };
-                let known = memory
-                    .service(endpoint)
-                    .unwrap_or_else(|| KnownService::unknown(endpoint));
-                let record = ServiceRecord {
-                    id,
-                    name: known.name,
-                    endpoint,
-                    mode: Mode::L2,
-                    wanted: None,
-                    affinity: None,
-                    guard: None,
-                    on_down: known.on_down,
-                    reset_over: known.reset_over,
-                    terms: known.terms,
-                    told: None,
-                    backends: Vec::new(),
-                    unlisted: false,
-                    quiet: Quiet::default(),
-                    error: None,
-                    fail_open: false,
-                    fail_open_flows: 0,
-                    spread: Spread::default(),
-                    level: Level::default(),
-                    judged: None,
-                    ejections: 0,
-                    resets_suspended: None,
-                };
-                (id, record)
-            })
-            .collect();
-        let mut registry = Self {
-            services,
-            by_endpoint: HashMap::new(),
-            service_ids: Pool::restore((1..maps.services.len()).map(|id| {
-                let in_use = observed.services.contains_key(&(id as u16));
-                in_use.then_some((0, true))
-            })),
-            backend_ids: Pool::restore((1..maps.backends.len()).map(|id| {
-                let state = maps.state(id);
-                let in_use = observed.backends.contains_key(&id);
-                (in_use || state.0 != 0).then_some((state.generation(), in_use))
-            })),
-            homeless: Vec::new(),
-            watched: HashMap::new(),
-            echoing: BTreeSet::new(),
-        };
-        for (&id, held) in &observed.backends {
-            let state = BackendState(held.state);
-            let numbered = Numbered {
-                id,
-                generation: state.generation(),
-            };
-            let (Some(service), Some(mode)) = (
-                registry.services.get_mut(&held.service),
-                state.forwarding().map(Forwarding::mode),
-            ) else {
-                // Its service went first, as removal has it, and it had no flows then. The first plan takes it out.
-                registry.backend_ids.give_back(numbered);
-                continue;
-            };
-            let address = IpAddr::from(held.address);
-            let endpoint = SocketAddr::from((address, held.port));
-            let name = memory
-                .backend(held.identity)
-                .unwrap_or_else(|| BackendName {
-                    service: service.name.clone(),
-                    backend: endpoint.to_string(),
-                });
-            service.mode = mode;
-            service.backends.push(BackendRecord {
-                numbered,
-                identity: held.identity,
-                name,
-                address,
-                port: held.port,
-                mode,
-                snat: observed.translations.snat_addresses(held),
-                weight: 0,
-                zone: None,
-                wanted: None,
-                // Nobody remembers its own.
-                check: Check::DEFAULT,
-                check_address: endpoint,
-                has_started: true,
-                health: Health::Unknown,
-                last_error: None,
-                fell_at_ms: None,
-                faltered_at_ms: None,
-                held: Some(state.serving()),
-                held_local: state.is_local(),
-                held_share: (state.serving() == Serving::None)
-                    .then(|| state.share().unwrap_or(Share::ALL)),
-                drained: None,
-                terms: memory
-                    .drain(held.identity)
-                    .map_or(service.terms, |(_, terms)| terms),
-                hastened: None,
-                closing: state.all_closed_since().map(Closing::found),
-                died: None,
-                spared: None,
-                closed: state.share(),
-                on_down: OnDown::Reset,
-                standing: Standing {
-                    start: Start::known(state.serving() == Serving::New),
-                    ..Standing::default()
-                },
-                sent: outlier::Memory::default(),
-                quiet: Quiet::default(),
-                serving: state.serving(),
-                per_mille: 0,
-            });
-        }
-        registry.index();
-        registry
-    }
-
     /// Makes `services` the wanted ones, and all others removed. Says what cannot be served.
     pub(super) fn want(&mut self, services: Vec<desired::Service>) {
         let homeless = std::mem::take(&mut self.homeless);
         self.replace(services);
         self.tell_of_homeless(&homeless);
-    }
-
-    /// Takes in drains that were ordered by command, as far as they concern what is removed.
-    pub(super) fn hasten(&mut self, ordered: &Drains) {
-        for backend in self.backends_mut() {
-            backend.hasten(ordered);
-        }
     }
 
     /// The same without a word.
@@ -241,6 +64,13 @@ impl Registry {
             self.want_service(service, &verdicts);
         }
         self.index();
+    }
+
+    /// Takes in drains that were ordered by command, as far as they concern what is removed.
+    pub(super) fn hasten(&mut self, ordered: &Drains) {
+        for backend in self.backends_mut() {
+            backend.hasten(ordered);
+        }
     }
 
     /// Services that no packet finds for want of an id, and why.
@@ -659,6 +489,9 @@ impl Registry {
     /// Whose health is to be known. Where an old and a new object have name and address in common, once, as the new one has it.
     pub(super) fn targets(&self, hops: &HashMap<IpAddr, Found>) -> Vec<Target> {
         let mut targets = BTreeMap::new();
+        // It is a host that answers, whatever its backends are called: after the renaming of a service, one that is dead is to stay so.
+        let echoing = self.echoing.iter();
+        let echoing: BTreeSet<IpAddr> = echoing.map(|(_, address)| address.ip()).collect();
         let wanted_last = |wanted: bool| {
             self.services.values().flat_map(move |service| {
                 let backends = service.backends.iter();
@@ -668,7 +501,6 @@ impl Registry {
             })
         };
         for (service, backend) in wanted_last(false).chain(wanted_last(true)) {
-            let key = (backend.name.clone(), backend.check_address);
             let target = Target {
                 name: backend.name.clone(),
                 object: backend.numbered,
@@ -683,9 +515,9 @@ impl Registry {
                     ..backend.check.clone()
                 },
                 through: backend.through(service.endpoint, hops),
-                answers_echoes: self.echoing.contains(&key),
+                answers_echoes: echoing.contains(&backend.check_address.ip()),
             };
-            targets.insert(key, target);
+            targets.insert((backend.name.clone(), backend.check_address), target);
         }
         targets.into_values().collect()
     }

@@ -1,10 +1,11 @@
 //! What the reconciler knows and decides, without waiting for anything: the loop around it feeds it events and applies its plans.
 
+mod drains;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
     net::IpAddr,
     sync::Arc,
-    time::Duration,
 };
 
 use lb_common::clock::Tick;
@@ -22,19 +23,15 @@ use crate::{
     by_version::ByVersion,
     config::Config,
     dataplane::maps::{Capacity, Maps},
-    desired::{self, Change, Changes, Edit, Expanded, Overlaid, Refusal},
+    desired::{self, Changes, Edit, Expanded, Overlaid, Refusal},
     flows::{Census, Fill},
-    model::{Admin, Asked, BackendName, Drains, HealthReport, NextHopReport, Target},
+    model::{Admin, BackendName, Drains, HealthReport, NextHopReport, Target},
     neighbour::replies::Hindrances,
     pace::Moment,
     plan::{self, Deferred, Observed, Plan, Tables, Unsettled, Wanted},
     resolve::{self, Found, Hop},
     status::{Generation, Reloads},
 };
-
-/// What was ordered of a backend from the DNS waits so long for an answer that has it again. Answers leave out what is not ready for a moment, or are
-/// of one server that knows less than another; but in time an address is somebody else's.
-const AWAITED: Duration = Duration::from_secs(3_600);
 
 /// What the reconciler knows.
 pub struct State {
@@ -245,52 +242,6 @@ impl State {
     pub fn rejected(&mut self, error: String) {
         self.config_error = Some(error);
         self.reloads.refused += 1;
-    }
-
-    /// Drains a backend until [`State::undrain`], over restarts. `asked` is a deadline of this drain's own, from now on; without one that of its
-    /// service counts, from when the drain began.
-    ///
-    /// # Errors
-    /// When there is no such backend, or the drain cannot be remembered.
-    pub fn drain(&mut self, name: &BackendName, asked: Option<Asked>) -> Result<(), Refusal> {
-        self.configured(name)?;
-        let mut ordered = self.ordered.clone();
-        if ordered.backends.insert(name.clone(), asked) != Some(asked) {
-            self.set_ordered(ordered)?;
-        }
-        Ok(())
-    }
-
-    /// Ends a drain.
-    ///
-    /// # Errors
-    /// When there is no such backend, it would be drained nevertheless, with all others or because the configuration itself wants it, or the end
-    /// cannot be remembered; all stays as it was.
-    pub fn undrain(&mut self, name: &BackendName) -> Result<(), Refusal> {
-        let admin = match self.configured(name) {
-            // The DNS has left it out.
-            Err(_) if self.ordered.backends.contains_key(name) => Admin::Active,
-            configured => configured?,
-        };
-        match admin {
-            Admin::Active if self.ordered.all.is_some() => {
-                return Err(Refusal::Invalid(format!(
-                    "{name} is drained with all others; `tether undrain --all` ends that"
-                )));
-            }
-            Admin::Active => {}
-            Admin::Draining | Admin::Disabled => {
-                return Err(Refusal::Invalid(format!(
-                    "{name} is not active in {}; set admin = \"active\" there and reload",
-                    self.config.path.display()
-                )));
-            }
-        }
-        let mut ordered = self.ordered.clone();
-        if ordered.backends.remove(name).is_some() {
-            self.set_ordered(ordered)?;
-        }
-        Ok(())
     }
 
     /// Takes in a verdict; `now_ms` is since boot, as [`Moment`] has it. False if it is no news.
@@ -545,88 +496,12 @@ impl State {
             })
     }
 
-    pub(super) fn set_ordered(&mut self, ordered: Drains) -> Result<(), Refusal> {
-        self.save(&ordered, self.changes.clone())
-            .map_err(|error| Refusal::Failed(self.not_remembered(&error)))?;
-        self.ordered = ordered;
-        self.want();
-        self.accepted();
-        Ok(())
-    }
-
-    /// Deadlines that were asked for since the last plan count from now on.
-    fn begin_asked(&mut self, now: Moment) {
-        if self.ordered.begin(now) {
-            self.want();
-        }
-    }
-
     fn not_remembered(&self, error: &std::io::Error) -> String {
         let file = memory::path(&self.config.state_dir);
         format!(
             "it cannot be remembered in {}: {error}; make room or mend the directory, then try again",
             file.display()
         )
-    }
-
-    /// Whether a backend is one from the DNS that the latest answer does not have.
-    fn may_return(&self, name: &BackendName) -> bool {
-        desired::may_return(&self.base, name)
-    }
-
-    /// Ends what was ordered of backends from the DNS that no answer has had for long.
-    fn give_up_awaiting(&mut self, now: Moment) {
-        let drained = self.ordered.backends.keys();
-        let changed = self.changes.iter().filter_map(|(name, change)| {
-            let is_there = matches!(change, Change::Put(_));
-            (!is_there).then_some(name)
-        });
-        let absent: BTreeSet<BackendName> = drained
-            .chain(changed)
-            .filter(|name| self.may_return(name) && desired::find(&self.config, name).is_none())
-            .cloned()
-            .collect();
-        self.awaited.retain(|name, _| absent.contains(name));
-        for name in absent {
-            let since = *self.awaited.entry(name.clone()).or_insert_with(|| {
-                tracing::info!(
-                    backend = %name,
-                    "the DNS no longer has it: what was ordered of it holds again if it returns within {} min",
-                    AWAITED.as_secs() / 60
-                );
-                now
-            });
-            if now.since(since) < AWAITED {
-                continue;
-            }
-            tracing::warn!(
-                backend = %name,
-                "the DNS has not had it for {} min, and what was ordered of it ends: should it return, it takes new flows as any other",
-                AWAITED.as_secs() / 60
-            );
-            self.awaited.remove(&name);
-            self.ordered.backends.remove(&name);
-            self.changes.forget(&name);
-            self.names_changed = true;
-        }
-    }
-
-    /// A drain ends with its backend: one that is configured again later is as the configuration says. That of one from the DNS outlives an answer without it.
-    fn forget_drains(&mut self) {
-        let mut ordered = std::mem::take(&mut self.ordered);
-        ordered.backends.retain(|name, _| {
-            let stays = self.configured(name).is_ok() || self.may_return(name);
-            if !stays {
-                tracing::warn!(
-                    backend = %name,
-                    "it is no longer in {}, or was removed at runtime, and the `tether drain` that was ordered for it ends with it: should it return, or have another \
-                     name now, it takes new flows unless it is drained again",
-                    self.config.path.display()
-                );
-            }
-            stays
-        });
-        self.ordered = ordered;
     }
 
     fn save(&mut self, ordered: &Drains, changes: Changes) -> std::io::Result<()> {

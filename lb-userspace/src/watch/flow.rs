@@ -9,6 +9,7 @@ use lb_common::{
         ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, IPV6_LEN, IPV6_OFFSET,
         NEXT_DESTINATION, NEXT_FRAGMENT, NEXT_HOP_BY_HOP, NEXT_ROUTING, PROTO_TCP,
     },
+    net::Address,
     tcp::{FIN, RST},
     verdict::{Reason, Verdict},
     watch::{ANY, Filter, Head},
@@ -74,13 +75,18 @@ pub struct FlowEvent {
 }
 
 /// Whether a packet that a program has told of is of a client that its listener wants to hear of. The program compares both addresses, since in what comes back the
-/// client is the destination; but that is the VIP in what clients send, and a prefix of clients may have it too.
+/// client is the destination; but the other one is the VIP's or a backend's, and a prefix of clients may have that too.
 pub(crate) fn is_of_client(filter: &Filter, maps: &Maps, head: &Head) -> bool {
-    let words = head.source.words();
-    let is_wanted = (0..2).all(|at| words[at] & filter.mask[at] == filter.prefix[at]);
+    let is_wanted = |address: Address| {
+        let words = address.words();
+        (0..2).all(|at| words[at] & filter.mask[at] == filter.prefix[at])
+    };
+    if head.reason == Reason::Reply as u32 {
+        return is_wanted(head.destination);
+    }
     let is_for_vip = head.service < maps.services.len()
         && maps.services.get(head.service).vip == head.destination;
-    is_wanted || !is_for_vip
+    is_wanted(head.source) || !is_for_vip
 }
 
 /// What a packet is called: its service, and its backend as SERVICE/BACKEND, as far as it has got.
@@ -314,23 +320,23 @@ mod tests {
     }
 
     #[test]
-    fn a_prefix_of_clients_is_not_met_by_the_vip() {
+    fn a_prefix_of_clients_is_met_by_neither_vip_nor_backend() {
         let maps = shown::maps_of(&shown::a_status());
         let address = |last| IpAddr::from([10, 9, 9, last]).into();
         let mut service = maps.services.get(3);
         service.vip = address(1);
         maps.services.set(3, &service);
-        let net = lb_common::net::Address::from(IpAddr::from([10, 9, 9, 0]));
+        let net = Address::from(IpAddr::from([10, 9, 9, 0]));
         let filter = Filter {
             prefix: net.words(),
-            mask: lb_common::net::Address((u128::MAX << 8).to_be_bytes()).words(),
+            mask: Address((u128::MAX << 8).to_be_bytes()).words(),
             ..Filter::default()
         };
         let stranger = IpAddr::from([192, 0, 2, 7]).into();
         for (source, destination, service, expected) in [
             (address(7), address(1), 3, true),
             (stranger, address(1), 3, false),
-            // A reply, and what is for no service.
+            // What is for another than the VIP, and what is for no service.
             (stranger, address(7), 3, true),
             (stranger, address(1), 4, true),
             (stranger, address(1), ANY, true),
@@ -343,6 +349,17 @@ mod tests {
             };
             let is_of = is_of_client(&filter, &maps, &head);
             assert_eq!(is_of, expected, "{head:?}");
+        }
+        // A reply is of whom it is for, whoever sent it.
+        for (client, expected) in [(address(7), true), (stranger, false)] {
+            let reply = Head {
+                source: address(2),
+                destination: client,
+                service: 3,
+                reason: Reason::Reply as u32,
+                ..Head::default()
+            };
+            assert_eq!(is_of_client(&filter, &maps, &reply), expected);
         }
         // Who wants to hear of all clients hears of all.
         let head = Head {

@@ -55,6 +55,22 @@ impl Made {
             _ => self.read.iter().rev().find_map(Weak::upgrade),
         }
     }
+
+    /// Another.
+    async fn anew(
+        &mut self,
+        make: impl FnOnce() -> Result<String, fmt::Error> + Send + 'static,
+    ) -> Result<Arc<String>, String> {
+        let begun = Instant::now();
+        let text = spawn_blocking(make)
+            .await
+            .map_err(|error| error.to_string())?
+            .map_err(|error| error.to_string())?;
+        let text = Arc::new(text);
+        self.read.push(Arc::downgrade(&text));
+        self.latest = Some((begun, text.clone()));
+        Ok(text)
+    }
 }
 
 impl Scrapes {
@@ -85,23 +101,14 @@ impl Shared {
         self.waiting.fetch_sub(1, Ordering::Relaxed);
         made.read.retain(|text| text.strong_count() > 0);
         let text = match made.for_one_who(asked) {
-            Some(text) => text,
-            None => {
-                let begun = Instant::now();
-                let text = spawn_blocking(make)
-                    .await
-                    .map_err(|error| error.to_string())?
-                    .map_err(|error| error.to_string())?;
-                let text = Arc::new(text);
-                made.read.push(Arc::downgrade(&text));
-                made.latest = Some((begun, text.clone()));
-                text
-            }
+            Some(text) => Ok(text),
+            None => made.anew(make).await,
         };
+        // Also where that failed: the one before is nobody's any more.
         if self.waiting.load(Ordering::Relaxed) == 0 {
             made.latest = None;
         }
-        Ok(Bytes::from_owner(Held(text)))
+        text.map(|text| Bytes::from_owner(Held(text)))
     }
 }
 
@@ -154,5 +161,33 @@ mod tests {
         scrapes.text(|| panic!("on purpose")).await.unwrap_err();
         let text = scrapes.text(|| Ok("made".to_owned())).await.unwrap();
         assert_eq!(&text[..], b"made");
+    }
+
+    #[tokio::test]
+    async fn none_is_held_for_one_who_came_too_late_for_it_and_whose_own_cannot_be_made() {
+        let scrapes = Scrapes::default();
+        let (begins, begun) = tokio::sync::oneshot::channel();
+        let (goes_on, waits) = std::sync::mpsc::channel();
+        let first = scrapes.text(move || {
+            begins.send(()).unwrap();
+            waits.recv().unwrap();
+            Ok("first".to_owned())
+        });
+        let second = async {
+            begun.await.unwrap();
+            let second = scrapes.text(|| Err(fmt::Error));
+            let ends_first = async {
+                while scrapes.0.waiting.load(Ordering::Relaxed) == 0 {
+                    tokio::task::yield_now().await;
+                }
+                goes_on.send(()).unwrap();
+            };
+            let (second, ()) = tokio::join!(second, ends_first);
+            second
+        };
+        let (first, second) = tokio::join!(first, second);
+        assert_eq!(&first.unwrap()[..], b"first");
+        second.unwrap_err();
+        assert!(scrapes.0.made.lock().await.latest.is_none());
     }
 }

@@ -390,6 +390,8 @@ async fn a_backend_that_there_is_twice_has_each_sample_once_and_the_flows_of_bot
     let mut old = backends[0].clone();
     (old.removed, old.identity) = (true, Some(77));
     old.flows.pin = 3;
+    // It is translated no more, and those that are have their ports.
+    backends[0].snat.clear();
     backends.push(old);
     let (address, _status, _stop) = start(status).await;
     let (_, text) = get(address, "/metrics").await;
@@ -403,6 +405,8 @@ async fn a_backend_that_there_is_twice_has_each_sample_once_and_the_flows_of_bot
         r#"service="chat",vip="10.0.0.1:80",backend="b1",address="[2001:db8:0:1::11]:80""#;
     let pins = format!(r#"tether_backend_flows{{{backend},state="pin"}} 5"#);
     assert!(text.lines().any(|line| line == pins), "{text}");
+    let ports = format!(r#"tether_snat_ports{{{backend},snat_address="10.0.2.100"}} 51000"#);
+    assert!(text.lines().any(|line| line == ports), "{text}");
     let draining = format!("tether_backend_draining{{{backend}}} 0");
     assert!(text.lines().any(|line| line == draining), "{text}");
 }

@@ -99,6 +99,23 @@ fn another_address_is_another_host() {
     assert_eq!(known(&state), ["10.0.1.1:80"]);
 }
 
+/// Else one that is dead would be called refusing by its new name, and its clients be told no more.
+#[test]
+fn by_another_name_it_is_the_same_host() {
+    let machine = Machine::new("echoes-renamed");
+    let mut state = machine.adopt(machine.config(&["b1"])).unwrap();
+    tell(&mut state, 1, true);
+    machine.settle(&mut state);
+    let mut renamed = machine.config(&["b1"]);
+    renamed.services[0].name = "talk".to_owned();
+    let next = machine.adopt(renamed.clone()).unwrap();
+    state.reload(renamed).unwrap();
+    // As it was called, and as it is.
+    for state in [&state, &next] {
+        assert_eq!(known(state), ["10.0.1.1:80"; 2]);
+    }
+}
+
 #[test]
 fn what_no_daemon_has_asked_for_long_is_not_known() {
     let machine = Machine::new("echoes-long-ago");

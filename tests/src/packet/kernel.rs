@@ -60,6 +60,14 @@ pub const FLOW_SEED: Seed = Seed::new([
     0xc2b2_ae3d_27d4_eb4f,
 ]);
 
+/// What the programs of tests are loaded with.
+pub const INSTANCE: Instance = Instance {
+    abi_version: ABI_VERSION,
+    reserved: 0,
+    flow_seed: FLOW_SEED,
+    fleet_seed: [1, 2, 3, 4],
+};
+
 /// TC's actions, as they are returned.
 pub mod tc_action {
     /// The packet goes on, to another program or out.
@@ -238,13 +246,7 @@ impl Tether {
         if pairs != 0 {
             capacity = capacity.translating(pairs);
         }
-        let instance = Instance {
-            abi_version: ABI_VERSION,
-            reserved: 0,
-            flow_seed: FLOW_SEED,
-            fleet_seed: [1, 2, 3, 4],
-        };
-        let mut loaded = Loaded::private(capacity, instance)
+        let mut loaded = Loaded::private(capacity, INSTANCE)
             .map_err(|error| format!("loading tether: {error}"))?;
         // A test run ends before anything is sent, so any interface will do for what is at that number.
         set_device(loaded.egress_fd(), ELSEWHERE, INGRESS)

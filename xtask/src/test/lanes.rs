@@ -264,7 +264,13 @@ fn failures(ended: &[Ended]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeSet, sync::Barrier};
+    use std::{
+        collections::BTreeSet,
+        sync::{
+            Barrier,
+            atomic::{AtomicUsize, Ordering::SeqCst},
+        },
+    };
 
     use super::*;
 
@@ -319,12 +325,16 @@ mod tests {
         let items: Vec<usize> = (0..5 * LANES).collect();
         // Nobody goes on before each lane has one.
         let all_lanes = Barrier::new(LANES);
+        let (running, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let mut done = in_lanes(&items, |item| {
+            most.fetch_max(running.fetch_add(1, SeqCst) + 1, SeqCst);
             all_lanes.wait();
+            running.fetch_sub(1, SeqCst);
             Ok(*item)
         })?;
         done.sort_unstable();
         assert_eq!(done, items);
+        assert_eq!(most.into_inner(), LANES);
         Ok(())
     }
 

@@ -1,7 +1,7 @@
 use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 
 use super::*;
-use crate::{flow::bucket::homes, guard::fingerprint, hash::Seed};
+use crate::{flow::bucket::homes, guard::fingerprint, hash::Seed, hide::Plain};
 use proptest::{collection::vec, prelude::*};
 
 const NOW: u64 = 1_000_000_000_000;
@@ -56,6 +56,7 @@ impl Model {
 
 impl Sources for Model {
     type Bucket = u32;
+    type Hide = Plain;
 
     fn bucket(&self, index: u32) -> Option<u32> {
         ((index as usize) < self.0.len()).then_some(index)
@@ -459,6 +460,7 @@ struct Crowded(Model);
 
 impl Sources for Crowded {
     type Bucket = u32;
+    type Hide = Plain;
 
     fn bucket(&self, index: u32) -> Option<u32> {
         self.0.bucket(index)

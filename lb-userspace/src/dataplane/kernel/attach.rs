@@ -9,6 +9,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use aya::programs::ProgramError;
+
 use super::{
     bpf::{Link, LinkInfo, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE},
     device::{self, XdpState},
@@ -240,7 +242,15 @@ pub(super) fn switch_all(
 pub(super) fn is_used(pins: &Path, map: u32) -> Result<bool, Error> {
     let links = pinned_links(pins)?;
     for program in aya::programs::loaded_programs() {
-        let program = program.map_err(|error| Error::program("the list of programs", error))?;
+        let program = match program {
+            // It went meanwhile, and so is on no link.
+            Err(ProgramError::SyscallError(error))
+                if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
+            {
+                continue;
+            }
+            program => program.map_err(|error| Error::program("the list of programs", error))?,
+        };
         if !links
             .iter()
             .any(|pinned| pinned.info.program == program.id())

@@ -18,7 +18,7 @@ use crate::{
     flows::Churn,
     inventory::Ids,
     model::Health,
-    status::{BackendFlows, BackendStatus, Neighbour, ServiceStatus},
+    status::{BackendFlows, BackendStatus, Neighbour, ServiceStatus, SnatStatus},
 };
 
 /// A service with its labels, and its id if it has one.
@@ -158,6 +158,7 @@ pub(super) fn backends(
     let services = metrics.status.services.iter();
     let mut backends: Vec<(Labels, &BackendStatus)> = Vec::new();
     let mut flows_of: Vec<BackendFlows> = Vec::new();
+    let mut ports_of: Vec<Vec<SnatStatus>> = Vec::new();
     let mut counters = Vec::new();
     let mut repeats = Vec::new();
     let mut begun_and_ended = Vec::new();
@@ -165,16 +166,24 @@ pub(super) fn backends(
         let endpoint = SocketAddr::new(service.vip, service.port).to_string();
         let mut listed = HashMap::new();
         for backend in &service.backends {
-            // It is listed already, as what it is since the service has another mode: no sample is told twice, and flows of both are its.
+            // It is listed already, as what it is since the service has another mode: no sample is told twice, and flows and ports of both are its.
             match listed.entry((&backend.name, backend.address, backend.port)) {
                 Entry::Occupied(entry) => {
                     let at: usize = *entry.get();
                     flows_of[at] = flows_of[at] + backend.flows;
+                    let ports = &mut ports_of[at];
+                    for snat in &backend.snat {
+                        // Toward one address and port they are the same ports, whoever's they are.
+                        if ports.iter().all(|known| known.address != snat.address) {
+                            ports.push(*snat);
+                        }
+                    }
                     continue;
                 }
                 Entry::Vacant(entry) => entry.insert(backends.len()),
             };
             flows_of.push(backend.flows);
+            ports_of.push(backend.snat.clone());
             let id = ids.backend(service, backend);
             let known = id.and_then(|id| {
                 // Whoever had the id before is somebody else.
@@ -266,13 +275,14 @@ pub(super) fn backends(
         weight.add(labels, u64::from(backend.weight))?;
     }
     drains(&backends, encoder)?;
-    ports(&backends, encoder)?;
+    ports(&backends, &ports_of, encoder)?;
     balance::backends(&backends, encoder)?;
     balance::repeats(&backends, &repeats, encoder)
 }
 
 fn ports(
     backends: &[(Labels, &BackendStatus)],
+    ports_of: &[Vec<SnatStatus>],
     encoder: &mut DescriptorEncoder<'_>,
 ) -> fmt::Result {
     let mut ports = Family::gauge(
@@ -280,8 +290,8 @@ fn ports(
         "snat_ports",
         "Ports of a SNAT address that are in use toward a backend's address and port, or rest after use",
     )?;
-    for (labels, backend) in backends {
-        for snat in &backend.snat {
+    for ((labels, _), of) in backends.iter().zip(ports_of) {
+        for snat in of {
             let address = snat.address.to_string();
             ports.add_with(labels, ("snat_address", &address), u64::from(snat.ports))?;
         }
