@@ -94,6 +94,34 @@ fn outlive_a_larger_and_a_smaller_flow_table(place: Place, family: Family) -> Re
     Ok(())
 }
 
+/// The unit gives the daemon no right to ask the kernel what programs there are and which maps they use.
+#[test]
+fn a_daemon_that_is_killed_while_it_resizes_is_followed_by_one_with_least_rights() -> Result<()> {
+    /// Those of a resize come first, and links are switched between them.
+    const FAILPOINTS: u32 = 7;
+    let mut stage = Stage::set(Topology::new(Place::Farm), 58, |_| {})?;
+    let small = stage.config.flows;
+    let connections = stage
+        .clients
+        .open(100, stage.plan().talking(PACE), |_| {})?;
+    for failpoint in 1..=FAILPOINTS {
+        let flows = small * (1 + failpoint % 2);
+        let config = stage.config.with_flows(IpVersion::V4, flows);
+        stage.lab.balancer().write(CONFIG_PATH, &config.text())?;
+        stage.tether.terminate()?;
+        stage.tether.restart_to_die(failpoint)?;
+        stage.tether.wait_death(SOON, |_| false)?;
+        stage.tether.restart_with_least_rights()?;
+        stage.wait_serving()?;
+        assert_talking(&connections)?;
+        assert_eq!(crowd::breaks(&connections), [""; 0], "{failpoint}");
+    }
+    let status = stage.tether.status()?;
+    assert_eq!(status.packets("adopted"), 0);
+    stage.close();
+    Ok(())
+}
+
 /// The flow tables of an instance without such a service have no translations: a reload is refused, and a restart makes them, while all flows go on as
 /// they were.
 #[test]

@@ -9,14 +9,12 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::programs::ProgramError;
-
 use super::{
-    bpf::{Link, LinkInfo, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE},
+    bpf::{Link, LinkInfo, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE, pinned_program},
     device::{self, XdpState},
     error::Error,
     load::possible_cpus,
-    pins::{Pins, Rename, links, rename},
+    pins::{Pins, Rename, links, programs_beside, rename, staged_in},
 };
 use crate::failpoint;
 
@@ -235,32 +233,15 @@ pub(super) fn switch_all(
     Ok(())
 }
 
-/// Whether the program of a link that is pinned in a directory uses the map of this id.
+/// Whether a link that is pinned in a directory runs a program that was made for the maps that are staged there.
 ///
 /// # Errors
-/// When pins or programs cannot be read.
-pub(super) fn is_used(pins: &Path, map: u32) -> Result<bool, Error> {
+/// When pins cannot be read.
+pub(super) fn runs_staged(pins: &Path) -> Result<bool, Error> {
     let links = pinned_links(pins)?;
-    for program in aya::programs::loaded_programs() {
-        let program = match program {
-            // It went meanwhile, and so is on no link.
-            Err(ProgramError::SyscallError(error))
-                if error.io_error.raw_os_error() == Some(libc::ENOENT) =>
-            {
-                continue;
-            }
-            program => program.map_err(|error| Error::program("the list of programs", error))?,
-        };
-        if !links
-            .iter()
-            .any(|pinned| pinned.info.program == program.id())
-        {
-            continue;
-        }
-        let maps = program
-            .map_ids()
-            .map_err(|error| Error::program("the maps of a program", error))?;
-        if maps.is_some_and(|maps| maps.contains(&map)) {
+    for path in programs_beside(&staged_in(pins))? {
+        let program = pinned_program(&path).map_err(Error::file(&path, "opening the program"))?;
+        if links.iter().any(|pinned| pinned.info.program == program) {
             return Ok(true);
         }
     }

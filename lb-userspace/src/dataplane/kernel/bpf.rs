@@ -318,17 +318,27 @@ pub fn programs_of(ifindex: u32, row: u32) -> io::Result<Vec<u32>> {
     Ok(ids.into_iter().take(attributes.count as usize).collect())
 }
 
-/// The id of a pinned program.
+/// The id of a program.
 ///
 /// # Errors
-/// When there is no such pin, or it is no program (EINVAL).
-pub fn pinned_program(path: &Path) -> io::Result<u32> {
+/// When it is no program (EINVAL).
+pub fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
     #[derive(Default)]
     #[repr(C)]
     struct Info {
         program_type: u32,
         id: u32,
     }
+    // SAFETY: the beginning of `struct bpf_prog_info`, integers only.
+    let info: Info = unsafe { info_of(program)? };
+    Ok(info.id)
+}
+
+/// The id of a pinned program.
+///
+/// # Errors
+/// When there is no such pin, or it is no program (EINVAL).
+pub fn pinned_program(path: &Path) -> io::Result<u32> {
     let path = c_path(path)?;
     let mut attributes = ObjectAttributes {
         path: path.as_ptr() as u64,
@@ -337,9 +347,7 @@ pub fn pinned_program(path: &Path) -> io::Result<u32> {
     };
     // SAFETY: what BPF_OBJ_GET takes; the path outlives the call.
     let program = unsafe { bpf_fd(BPF_OBJ_GET, &mut attributes)? };
-    // SAFETY: the beginning of `struct bpf_prog_info`, integers only.
-    let info: Info = unsafe { info_of(program.as_fd())? };
-    Ok(info.id)
+    program_id(program.as_fd())
 }
 
 /// How often a program has run while the kernel counted that, and for how long.

@@ -30,6 +30,8 @@ use super::{bpf, error::Error, shapes::Opened};
 pub(super) const MAPS: &str = "maps";
 const STAGING: &str = "maps-new";
 const ASIDE: &str = "program-new";
+/// What the names of programs begin with that are pinned beside maps: see [`Pins::stage_program`].
+const PROGRAM: &str = "program-";
 
 /// What is pinned of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -189,6 +191,30 @@ impl Pins {
     /// Where maps are staged.
     pub fn staged(&self) -> PathBuf {
         staged_in(&self.directory)
+    }
+
+    /// Pins a program that is about to run on the staged maps beside them. By that it is known whether they are in use, should this process be killed: to
+    /// ask a program that runs for its maps takes CAP_SYS_ADMIN, which a daemon has no need of otherwise.
+    ///
+    /// # Errors
+    /// When bpffs refuses.
+    pub fn stage_program(&self, program: BorrowedFd<'_>) -> Result<(), Error> {
+        let staging = self.staged();
+        let id = bpf::program_id(program)
+            .map_err(Error::file(&staging, "asking for the id of a program for"))?;
+        let path = staging.join(format!("{PROGRAM}{id}"));
+        bpf::pin(program, &path).map_err(Error::file(&path, "pinning the program"))
+    }
+
+    /// Unpins programs beside the instance's maps: they were staged with them, and links hold the one that runs.
+    ///
+    /// # Errors
+    /// When bpffs refuses.
+    pub fn discard_programs(&self) -> Result<(), Error> {
+        for path in programs_beside(&self.maps())? {
+            fs::remove_file(&path).map_err(Error::file(&path, "unpinning"))?;
+        }
+        Ok(())
     }
 
     /// Makes the staged maps the instance's maps and those the staged ones, in one step.
@@ -380,6 +406,16 @@ pub fn is_on_bpffs(directory: &Path) -> io::Result<bool> {
         }
     }
     Ok(false)
+}
+
+/// The programs that are pinned beside maps.
+pub(super) fn programs_beside(maps: &Path) -> Result<Vec<PathBuf>, Error> {
+    let mut found = entries(maps)?;
+    found.retain(|path| {
+        let name = path.file_name().and_then(|name| name.to_str());
+        name.is_some_and(|name| name.starts_with(PROGRAM))
+    });
+    Ok(found)
 }
 
 /// Where maps are staged in a pin directory.

@@ -88,10 +88,9 @@ pub(super) fn resized(capacity: &Capacity, wanted: &Capacity) -> Capacity {
 /// Completes what a killed process has left, if links run its new program; else removes its traces. The program guards services if `guards` says so.
 fn finish(pins: &Pins, grace: &GracePeriod, guards: bool) -> Result<Option<Loaded>, Error> {
     let staged = pins.staged();
-    if !staged.join(names::FLOWS4).exists()
-        || !attach::is_used(pins.directory(), shapes::pinned_id(&staged, names::FLOWS4)?)?
-    {
+    if !staged.join(names::FLOWS4).exists() || !attach::runs_staged(pins.directory())? {
         pins.discard_staged()?;
+        pins.discard_programs()?;
         return Ok(None);
     }
     let version = shapes::pinned_version(&staged)?;
@@ -113,6 +112,7 @@ fn finish(pins: &Pins, grace: &GracePeriod, guards: bool) -> Result<Option<Loade
         Box::new(migrate::Foreign::open(&pins.maps())?)
     };
     let loaded = Prepared::with_maps(capacity, instance, &maps)?.load()?;
+    pins.stage_program(loaded.program_fd())?;
     local::switch_all(pins, loaded.local_reply_fd())?;
     attach::switch_all(pins, loaded.program_fd(), &mut || ())?;
     grace.wait();
@@ -121,6 +121,7 @@ fn finish(pins: &Pins, grace: &GracePeriod, guards: bool) -> Result<Option<Loade
     old.conclude(&copier.loaded().maps())?;
     pins.exchange_maps()?;
     pins.discard_staged()?;
+    pins.discard_programs()?;
     copier.into_loaded().map(Some)
 }
 

@@ -124,11 +124,6 @@ pub(super) fn open_pinned(directory: &Path) -> Result<(Opened, Capacity, Instanc
     Ok((maps, capacity, instance))
 }
 
-/// The kernel's id of a pinned map.
-pub(super) fn pinned_id(directory: &Path, name: &str) -> Result<u32, Error> {
-    Ok(info(&open(directory, name)?)?.id())
-}
-
 pub(super) fn refused_call(doing: &'static str) -> impl FnOnce(io::Error) -> Error {
     move |source| Error::Bpf { doing, source }
 }

@@ -147,6 +147,7 @@ impl Transfer<'_> {
             held_since_ns,
             held_until_ns,
         } = copy;
+        self.pins.stage_program(copier.loaded().program_fd())?;
         // What comes back of a flow is told by the table that its first packet was recorded in: so this one first.
         local::switch_all(self.pins, copier.loaded().local_reply_fd())?;
         attach::switch_all(self.pins, copier.loaded().program_fd(), &mut || {
@@ -162,6 +163,7 @@ impl Transfer<'_> {
         self.pins.exchange_maps()?;
         (self.observe)(Step::Exchanged);
         self.pins.discard_staged()?;
+        self.pins.discard_programs()?;
         let from = self.origin.maps().capacity;
         tracing::info!(
             from = flows_in(from.flow4_buckets),

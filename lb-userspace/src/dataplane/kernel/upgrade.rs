@@ -211,8 +211,7 @@ fn look(
     wanted: Option<&Capacity>,
 ) -> Result<(Verdict, Capacity), Error> {
     let staged = pins::staged_in(bpffs);
-    if staged.join(FLOWS4).exists() && attach::is_used(bpffs, shapes::pinned_id(&staged, FLOWS4)?)?
-    {
+    if staged.join(FLOWS4).exists() && attach::runs_staged(bpffs)? {
         check.interrupted = true;
         let version = shapes::pinned_version(&staged)?;
         if version != names::ABI_VERSION {
