@@ -39,7 +39,10 @@ impl Directory for V4 {
 
     #[inline(always)]
     fn is_only_vip(address: u32) -> bool {
-        find4(VipEntry::key(address, 0)).is_some_and(|flags| flags & VipEntry::HOST_OWNED == 0)
+        // 0.0.0.0 is nobody's VIP, and with port 0 its key is that of a place which is empty.
+        address != 0
+            && find4(VipEntry::key(address, 0))
+                .is_some_and(|flags| flags & VipEntry::HOST_OWNED == 0)
     }
 }
 

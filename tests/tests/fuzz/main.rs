@@ -134,6 +134,10 @@ fn what_was_found_stays_mended() {
             include_str!("cases/syn-beside-closed-and-open.txt"),
         ),
         (
+            "fragment-for-nobody",
+            include_str!("cases/fragment-for-nobody.txt"),
+        ),
+        (
             "error-that-ends-before-its-quote",
             include_str!("cases/error-that-ends-before-its-quote.txt"),
         ),
