@@ -14,6 +14,7 @@ use crate::{
     backend::Serving,
     bits::{is_single, lowest},
     clock::Tick,
+    hide::Hide as _,
     tcp::Segment,
 };
 

@@ -161,7 +161,7 @@ fn take<S: Sources>(sources: &S, place: Place, wanted: &Wanted) -> bool {
     let holder = sources.load(bucket, way, Part::Fingerprint);
     let paid_ns = sources.load(bucket, way, Part::Paid);
     let flows = sources.load(bucket, way, Part::Flows);
-    if is_free(sources, [holder, paid_ns, flows], wanted) == 0
+    if is_free::<S::Hide>([holder, paid_ns, flows], wanted) == 0
         || !sources.replace(bucket, way, Part::Fingerprint, holder, wanted.fingerprint)
     {
         return false;

@@ -355,7 +355,7 @@ proptest! {
     ) {
         let own = Wanted { now_ns, ..wanted(1, 2, NOW) };
         let owes_nothing = saved_up(paid_ns, now_ns, BURST) == BURST;
-        prop_assert_eq!(is_free(&Model::new(0), [2, paid_ns, 0], &own) == 1, owes_nothing);
+        prop_assert_eq!(is_free::<Plain>([2, paid_ns, 0], &own) == 1, owes_nothing);
     }
 
     /// Each source has what it would have if it were alone, for as long as there are places.
@@ -443,7 +443,7 @@ proptest! {
             let fingerprint = if n == 0 { 0 } else { 2 * n };
             let source = Source { fingerprint, word: n, paid_ns, flows };
             model.put(place, source);
-            (place, source, is_free(&model, [fingerprint, paid_ns, flows], &own) == 0)
+            (place, source, is_free::<Plain>([fingerprint, paid_ns, flows], &own) == 0)
         }).collect();
         let found = place(&model, &own);
         prop_assert_eq!(found.is_some(), kept.iter().any(|(.., is_kept)| !is_kept));
