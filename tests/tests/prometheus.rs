@@ -438,7 +438,9 @@ fn let_flows_name_nobody() -> Result<()> {
 
 fn change_all_flows(change: impl Fn(Word) -> Word) -> Result<()> {
     let map = MapData::from_pin(Path::new(PINS).join("maps").join(FLOWS4))?;
-    let buckets = Array::<v4::Bucket>::of_map(map.fd().as_fd(), map.info()?.max_entries())?;
+    // One value with all buckets.
+    let buckets = map.info()?.value_size() / size_of::<v4::Bucket>() as u32;
+    let buckets = Array::<v4::Bucket>::of_map(map.fd().as_fd(), buckets)?;
     for entry in buckets.all().chunks_exact(size_of::<v4::Entry>() / 8) {
         let value = &entry[std::mem::offset_of!(v4::Entry, value) / 8];
         let seen = Word(value.load(Ordering::Acquire));

@@ -112,7 +112,7 @@ fn a_case_is_shrunk_to_what_is_needed() {
 /// What was found once, or nearly taken for something found, each in a file named for it.
 #[test]
 fn what_was_found_stays_mended() {
-    const CASES: [(&str, &str); 8] = [
+    const CASES: [(&str, &str); 9] = [
         (
             "syn-without-hops-left",
             include_str!("cases/syn-without-hops-left.txt"),
@@ -132,6 +132,10 @@ fn what_was_found_stays_mended() {
         (
             "syn-beside-closed-and-open",
             include_str!("cases/syn-beside-closed-and-open.txt"),
+        ),
+        (
+            "syn-that-finds-a-closed-flow-and-no-room",
+            include_str!("cases/syn-that-finds-a-closed-flow-and-no-room.txt"),
         ),
         (
             "fragment-for-nobody",

@@ -66,6 +66,8 @@ pub struct Flow {
     seen: BTreeSet<u32>,
     /// Whether a SYN has come beside a live entry: from then on there may be two flows of one name.
     contested: bool,
+    /// Whether it has ended, and its entry may be there still: what comes for it then need not be the beginning of another.
+    lingers: bool,
 }
 
 /// A SYN whose handshake is seen from both sides.
@@ -188,6 +190,7 @@ impl Flow {
             self.pinned = None;
             self.syns.clear();
             self.contested = false;
+            self.lingers = false;
         }
         self.syns.push((seq, backend));
         self.seen.insert(backend);
@@ -300,10 +303,11 @@ impl Flow {
                     self.held = BTreeSet::from([(backend, nascent.source)]);
                     self.is_hidden = false;
                 }
+                self.lingers &= !adopted;
                 self.pinned = Some(Pinned {
                     backend,
                     seq: tcp.seq,
-                    ended: false,
+                    ended: self.lingers,
                     // Of two that came before it, this may be either.
                     muddied: self.contested,
                 });
@@ -397,6 +401,7 @@ impl Flows {
         for flow in self.0.values_mut() {
             if flow.pinned.is_some_and(|pinned| pinned.ended) {
                 flow.pinned = None;
+                flow.lingers = true;
             }
         }
     }
