@@ -66,7 +66,7 @@ pub struct Flow {
     seen: BTreeSet<u32>,
     /// Whether a SYN has come beside a live entry: from then on there may be two flows of one name.
     contested: bool,
-    /// Whether it has ended, and its entry may be there still: what comes for it then need not be the beginning of another.
+    /// Whether an end of it has passed since it began, and its entry may be there still: what comes for it then need not be the beginning of another.
     lingers: bool,
 }
 
@@ -226,10 +226,11 @@ impl Flow {
 
     /// A segment of its backend's came back, for what that takes for the client. `surely` if it is known to have been this flow's.
     fn replied(&mut self, tcp: &Tcp, backend: u32, source: End, surely: bool) {
-        if tcp.flags & (FIN | RST) != 0
-            && let Some(pinned) = &mut self.pinned
-        {
-            pinned.ended = true;
+        if tcp.flags & (FIN | RST) != 0 {
+            self.lingers = true;
+            if let Some(pinned) = &mut self.pinned {
+                pinned.ended = true;
+            }
         }
         let Some(nascent) = &mut self.nascent else {
             return;
@@ -265,8 +266,9 @@ impl Flow {
             self.passed(tcp, backend, false, kind);
         } else {
             self.seen.insert(backend);
-            // It may be proven.
+            // It may be proven, and may have ended.
             self.nascent = None;
+            self.lingers |= tcp.flags & (FIN | RST) != 0;
         }
     }
 
@@ -283,6 +285,7 @@ impl Flow {
         }
         let continues = tcp.flags & ACK != 0 && tcp.flags & (SYN | FIN | RST) == 0;
         let ends = tcp.flags & (FIN | RST) != 0;
+        self.lingers = ends || (self.lingers && !adopted);
         let follows_a_syn = self
             .syns
             .iter()
@@ -303,7 +306,6 @@ impl Flow {
                     self.held = BTreeSet::from([(backend, nascent.source)]);
                     self.is_hidden = false;
                 }
-                self.lingers &= !adopted;
                 self.pinned = Some(Pinned {
                     backend,
                     seq: tcp.seq,
