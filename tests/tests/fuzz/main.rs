@@ -112,7 +112,7 @@ fn a_case_is_shrunk_to_what_is_needed() {
 /// What was found once, or nearly taken for something found, each in a file named for it.
 #[test]
 fn what_was_found_stays_mended() {
-    const CASES: [(&str, &str); 9] = [
+    const CASES: [(&str, &str); 10] = [
         (
             "syn-without-hops-left",
             include_str!("cases/syn-without-hops-left.txt"),
@@ -148,6 +148,10 @@ fn what_was_found_stays_mended() {
         (
             "error-that-ends-before-its-quote-ipv6",
             include_str!("cases/error-that-ends-before-its-quote-ipv6.txt"),
+        ),
+        (
+            "syn-that-is-too-big-beside-a-former-holders-entry",
+            include_str!("cases/syn-that-is-too-big-beside-a-former-holders-entry.txt"),
         ),
     ];
     for (name, text) in CASES {
