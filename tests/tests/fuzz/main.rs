@@ -153,6 +153,10 @@ fn what_was_found_stays_mended() {
             "error-that-ends-before-its-quote-ipv6",
             include_str!("cases/error-that-ends-before-its-quote-ipv6.txt"),
         ),
+        (
+            "syn-that-is-too-big-beside-a-former-holders-entry",
+            include_str!("cases/syn-that-is-too-big-beside-a-former-holders-entry.txt"),
+        ),
     ];
     for (name, text) in CASES {
         let case = Case::parse(text).unwrap_or_else(|error| panic!("{name}: {error}"));

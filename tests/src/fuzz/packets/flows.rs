@@ -68,6 +68,8 @@ pub struct Flow {
     contested: bool,
     /// Whether an end of it has passed since it began, and its entry may be there still: what comes for it then need not be the beginning of another.
     lingers: bool,
+    /// Whether an entry of it may name a former holder of a backend's id: no segment is sent by that, but a SYN finds it there.
+    is_stale: bool,
 }
 
 /// A SYN whose handshake is seen from both sides.
@@ -200,6 +202,7 @@ impl Flow {
     fn begun_anew(&mut self) {
         self.held.clear();
         self.is_hidden = false;
+        self.is_stale = false;
         self.nascent = None;
     }
 
@@ -259,7 +262,8 @@ impl Flow {
     /// A segment concerned a backend, and was not sent to it: the flow's entry may be as if it had been.
     fn concerned(&mut self, tcp: &Tcp, backend: u32, kind: Kind) {
         if tcp.flags & SYN != 0 {
-            self.opened(tcp.seq, backend, !self.seen.is_empty(), kind);
+            let challenges = self.is_stale || !self.seen.is_empty();
+            self.opened(tcp.seq, backend, challenges, kind);
             self.is_hidden |= kind.sees_both;
             self.nascent = None;
         } else if self.pinned.is_some() {
@@ -408,14 +412,14 @@ impl Flows {
         }
     }
 
-    /// A backend's id has another holder: nobody has flows with it.
+    /// A backend's id has another holder: nobody has flows with it, though entries that name the former one may be there still.
     pub fn forget(&mut self, backend: u32) {
         for flow in self.0.values_mut() {
             if flow.pinned.is_some_and(|pinned| pinned.backend == backend) {
                 flow.pinned = None;
             }
             flow.syns.retain(|(_, to)| *to != backend);
-            flow.seen.remove(&backend);
+            flow.is_stale |= flow.seen.remove(&backend);
             flow.held.retain(|(to, _)| *to != backend);
             flow.nascent = flow.nascent.filter(|nascent| nascent.backend != backend);
         }
