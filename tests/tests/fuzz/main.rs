@@ -112,7 +112,7 @@ fn a_case_is_shrunk_to_what_is_needed() {
 /// What was found once, or nearly taken for something found, each in a file named for it.
 #[test]
 fn what_was_found_stays_mended() {
-    const CASES: [(&str, &str); 10] = [
+    const CASES: [(&str, &str); 11] = [
         (
             "syn-without-hops-left",
             include_str!("cases/syn-without-hops-left.txt"),
