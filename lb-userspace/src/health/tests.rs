@@ -228,6 +228,17 @@ impl Checks {
             }
         }
     }
+
+    /// Waits until a backend is refusing, which it is without having been down, and stays.
+    async fn refuses_and_is_not_down(&mut self, address: IpAddr) {
+        let before = self.until(address, Health::Refusing).await;
+        assert!(!before.contains(&Health::Down), "{before:?}");
+        let silent_for = tokio::time::timeout(Duration::from_secs(4), self.reports.recv());
+        assert!(
+            silent_for.await.is_err(),
+            "another verdict without evidence"
+        );
+    }
 }
 
 /// Serves on the far host for as long as the sender is kept.
@@ -295,13 +306,7 @@ fn a_neighbour_that_cannot_be_asked_is_not_down() {
         checks.until(there, Health::Up).await;
         near.ip("addr flush dev near scope link");
         network.darken();
-        let before = checks.until(there, Health::Refusing).await;
-        assert!(!before.contains(&Health::Down), "{before:?}");
-        let silent_for = tokio::time::timeout(Duration::from_secs(4), checks.reports.recv());
-        assert!(
-            silent_for.await.is_err(),
-            "another verdict without evidence"
-        );
+        checks.refuses_and_is_not_down(there).await;
     });
 }
 
@@ -336,17 +341,7 @@ fn a_routed_host_in(network: Network) {
         let mut checks = Checks::start(vec![target(behind, tcp())]);
         checks.until(behind, Health::Up).await;
         network.far.ip(&format!("addr del {behind} dev lo"));
-        assert!(
-            !checks
-                .until(behind, Health::Refusing)
-                .await
-                .contains(&Health::Down)
-        );
-        let silent_for = tokio::time::timeout(Duration::from_secs(4), checks.reports.recv());
-        assert!(
-            silent_for.await.is_err(),
-            "another verdict without evidence"
-        );
+        checks.refuses_and_is_not_down(behind).await;
     });
 }
 
@@ -399,13 +394,7 @@ fn a_routed_host_that_was_known_in(network: Network) {
         let report = checks.next().await;
         assert_eq!((report.health, report.answers_echoes), (Health::Up, false));
         network.far.ip(&format!("addr del {behind} dev lo"));
-        let before = checks.until(behind, Health::Refusing).await;
-        assert!(!before.contains(&Health::Down), "{before:?}");
-        let silent_for = tokio::time::timeout(Duration::from_secs(4), checks.reports.recv());
-        assert!(
-            silent_for.await.is_err(),
-            "another verdict without evidence"
-        );
+        checks.refuses_and_is_not_down(behind).await;
     });
 }
 
