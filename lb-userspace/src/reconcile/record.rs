@@ -71,6 +71,36 @@ pub(super) struct ServiceRecord {
     pub(super) resets_suspended: Option<Suspension>,
 }
 
+impl ServiceRecord {
+    /// One of which no more is known, and that nobody wants.
+    pub(super) fn new(id: u16, endpoint: Endpoint, mode: Mode) -> Self {
+        Self {
+            id,
+            name: String::new(),
+            endpoint,
+            mode,
+            wanted: None,
+            affinity: None,
+            guard: None,
+            on_down: OnDown::default(),
+            reset_over: Duration::ZERO,
+            terms: Terms::NONE,
+            told: None,
+            backends: Vec::new(),
+            unlisted: false,
+            quiet: Quiet::default(),
+            error: None,
+            fail_open: false,
+            fail_open_flows: 0,
+            spread: Spread::default(),
+            level: Level::default(),
+            judged: None,
+            ejections: 0,
+            resets_suspended: None,
+        }
+    }
+}
+
 /// A backend that is known.
 #[derive(Clone, Debug)]
 pub(super) struct BackendRecord {

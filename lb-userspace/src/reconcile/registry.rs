@@ -16,11 +16,11 @@ use super::{
     weigh::tell_of_spread,
 };
 use crate::{
-    balance::{Spread, level::Level},
+    balance::Spread,
     desired::{self, Endpoint},
     flows::{Census, Counts},
     ids::{Numbered, Pool, Quiet},
-    model::{BackendName, Check, Drains, Health, HealthReport, OnDown, Suspension, Target},
+    model::{BackendName, Check, Drains, Health, HealthReport, Suspension, Target},
     pace::{Moment, Terms},
     plan::Observed,
     resolve::{self, Affinity, Found, ServiceFacts, WantedService},
@@ -151,30 +151,10 @@ impl Registry {
                 }
             },
         };
-        let record = self.services.entry(id).or_insert_with(|| ServiceRecord {
-            id,
-            name: String::new(),
-            endpoint: service.endpoint,
-            mode: service.mode,
-            wanted: None,
-            affinity: None,
-            guard: None,
-            on_down: OnDown::default(),
-            reset_over: Duration::ZERO,
-            terms: Terms::NONE,
-            told: None,
-            backends: Vec::new(),
-            unlisted: false,
-            quiet: Quiet::default(),
-            error: None,
-            fail_open: false,
-            fail_open_flows: 0,
-            spread: Spread::default(),
-            level: Level::default(),
-            judged: None,
-            ejections: 0,
-            resets_suspended: None,
-        });
+        let record = self
+            .services
+            .entry(id)
+            .or_insert_with(|| ServiceRecord::new(id, service.endpoint, service.mode));
         self.by_endpoint.insert(service.endpoint, id);
         record.name.clone_from(&service.name);
         record.mode = service.mode;

@@ -18,7 +18,7 @@ use super::{
     Registry,
 };
 use crate::{
-    balance::{Spread, Standing, level::Level, outlier, slow_start::Start},
+    balance::{Standing, outlier, slow_start::Start},
     dataplane::maps::Maps,
     desired::Endpoint,
     ids::{Numbered, Pool, Quiet},
@@ -43,28 +43,11 @@ impl Registry {
                     .service(endpoint)
                     .unwrap_or_else(|| KnownService::unknown(endpoint));
                 let record = ServiceRecord {
-                    id,
                     name: known.name,
-                    endpoint,
-                    mode: Mode::L2,
-                    wanted: None,
-                    affinity: None,
-                    guard: None,
                     on_down: known.on_down,
                     reset_over: known.reset_over,
                     terms: known.terms,
-                    told: None,
-                    backends: Vec::new(),
-                    unlisted: false,
-                    quiet: Quiet::default(),
-                    error: None,
-                    fail_open: false,
-                    fail_open_flows: 0,
-                    spread: Spread::default(),
-                    level: Level::default(),
-                    judged: None,
-                    ejections: 0,
-                    resets_suspended: None,
+                    ..ServiceRecord::new(id, endpoint, Mode::L2)
                 };
                 (id, record)
             })
