@@ -38,6 +38,7 @@ lab::in_both_versions![
     an_error_is_not_answered_with_an_error,
     no_truncation_of_a_message_is_more_than_the_hosts,
     a_router_on_the_way_to_a_backend_is_heard_by_the_client,
+    a_packet_that_gets_no_further_in_its_tunnel_is_told_to_its_client,
     what_is_not_about_a_flow_and_its_backend_is_the_hosts,
 ];
 
@@ -443,13 +444,35 @@ fn a_router_on_the_way_to_a_backend_is_heard_by_the_client() {
         .expect(&dropped(Reason::AnswerLimited).of_backend(1));
 }
 
+/// What leaves a client's packet no way to go on, in whatever words, the client hears in the same ones (RFC 2003, section 5.1; RFC 2473, section 8).
+fn a_packet_that_gets_no_further_in_its_tunnel_is_told_to_its_client() {
+    let world = World::with(&BackendSpec::ipip(1));
+    world.send(&CLIENT.syn());
+    let outer = world.send(&CLIENT.ack()).outcome.output;
+    let within = CLIENT.ack().ttl(63);
+    let least = outer_len() as usize + within.headers_len() + 8;
+    let heard = complaint(&within, About::NoWay);
+    let expected = answered(Reason::ErrorRelayed, heard).of_backend(1);
+    for about in [About::NoWay, About::Expired, About::NoSuchProtocol] {
+        for quoted in [least, 200] {
+            world.save_answers(1);
+            world
+                .send(&from_within(&outer, about, quoted))
+                .expect(&expected);
+        }
+    }
+    world
+        .send_without_answers(&from_within(&outer, About::NoWay, least))
+        .expect(&dropped(Reason::AnswerLimited).of_backend(1));
+}
+
 fn what_is_not_about_a_flow_and_its_backend_is_the_hosts() {
     let world = World::with(&BackendSpec::ipip(1));
     world.send(&CLIENT.syn());
     let outer = world.send(&CLIENT.ack().of_length(1_400)).outcome.output;
     let untouched = passed(Reason::NotService).counting(0);
-    // Other errors, and no MTU.
-    for about in [About::Expired, About::Unreachable, About::TooBig(0)] {
+    // What is nothing to the client, and no MTU.
+    for about in [About::Unreachable, About::BadHeader, About::TooBig(0)] {
         world
             .send(&from_within(&outer, about, 200))
             .expect(&untouched);
@@ -464,18 +487,22 @@ fn what_is_not_about_a_flow_and_its_backend_is_the_hosts() {
     for at in [to, port, next] {
         let mut other = outer.clone();
         other[at] ^= 1;
-        world
-            .send(&from_within(&other, About::TooBig(1_400), 200))
-            .expect(&untouched);
+        for about in [About::TooBig(1_400), About::NoWay] {
+            world
+                .send(&from_within(&other, about, 200))
+                .expect(&untouched);
+        }
     }
     // The flow has another backend by now.
     world.backend(&BackendSpec::ipip(2));
     let pin = Word::live(State::Pin, backend(2), 0, world.now(), 0);
     let (place, _) = world.entries(CLIENT.key())[0];
     world.set_value(place, pin);
-    world
-        .send(&from_within(&outer, About::TooBig(1_400), 200))
-        .expect(&untouched);
+    for about in [About::TooBig(1_400), About::NoWay] {
+        world
+            .send(&from_within(&outer, about, 200))
+            .expect(&untouched);
+    }
 }
 
 #[test]

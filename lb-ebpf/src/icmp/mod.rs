@@ -1,5 +1,5 @@
-//! ICMP (RFC 792) and ICMPv6 (RFC 4443), as far as they concern VIPs: errors about services' packets go to the backends that sent these, echo
-//! requests are answered, and clients are told of packets that cannot go on.
+//! ICMP (RFC 792) and ICMPv6 (RFC 4443), as far as they concern VIPs: errors about services' packets go to the backends that sent these, and those about
+//! encapsulated packets to the clients; echo requests are answered, and clients are told of packets that cannot go on.
 
 mod complaint;
 mod echo;
@@ -46,6 +46,8 @@ pub(crate) trait Icmp: Parse {
     const TOO_BIG: [u8; 2];
     /// Type and code of the error about a packet whose hops ended.
     const EXPIRED: [u8; 2];
+    /// Type and code of the error about a packet whose receiver no router can reach.
+    const NO_WAY: [u8; 2];
     /// The least MTU that is told.
     const LEAST_MTU: u32;
 
@@ -61,8 +63,8 @@ pub(crate) trait Icmp: Parse {
     fn quoted_tunnel(ctx: &XdpContext, quote: usize) -> Option<usize>;
     /// The version of IP of that packet within.
     fn version_within(ctx: &XdpContext, quote: usize) -> Option<IpVersion>;
-    /// The MTU that the header of an error tells; 0 is none.
-    fn told_mtu(header: Bytes) -> u32;
+    /// What the header of an error about an encapsulated packet has its client learn, if anything.
+    fn told(header: Bytes) -> Option<Told>;
     /// Sets the TTL, or hop limit, of a packet that starts here.
     fn renew(ip: Bytes);
     /// Swaps the ends of an IP header.
@@ -75,6 +77,20 @@ pub(crate) trait Icmp: Parse {
     /// Answers the frame with an error about its packet: that it is too big for a way of this MTU, or if that is 0, that its hops ended. A function of
     /// its own, for its stack; what it returns is told in [`complaint`].
     fn complain(ctx: *mut xdp_md, mtu: u32) -> u32;
+}
+
+/// What a client is to learn of its packet: too big for a way of this MTU, in bytes; or if that is 0, [`Icmp::NO_WAY`]. One number and no enum, since the
+/// verifier would follow both sides.
+pub(crate) struct Told(u32);
+
+impl Told {
+    const NO_WAY: Self = Self(0);
+
+    /// None for an MTU of 0, which routers that are older than RFC 1191 tell.
+    #[inline(always)]
+    fn too_big(mtu: u32) -> Option<Self> {
+        (mtu != 0).then_some(Self(mtu))
+    }
 }
 
 /// A message.
@@ -160,9 +176,7 @@ fn handle<F: Family>(
     let message = F::message(ctx, network).ok_or(Reason::NotService)?;
     if F::is_error(message.kind) {
         let quote = network + message.header_len + ICMP_LEN;
-        if message.kind == F::TOO_BIG[0]
-            && let Some(within) = F::version_within(ctx, quote)
-        {
+        if let Some(within) = F::version_within(ctx, quote) {
             let is_other = within as u32 != F::VERSION as u32;
             let action = if is_other { TUNNEL_4_IN_6 } else { TUNNEL };
             return Ok((Reason::NotService, action));

@@ -1,5 +1,5 @@
-//! Errors from the way between here and a backend of mode `ipip`: a router tells this host that a packet which was encapsulated here is too big. It
-//! is the client's packet, so the client has to know (RFC 2003, section 5; RFC 2473, section 8).
+//! Errors from the way between here and a backend of mode `ipip`: a router tells this host that a packet which was encapsulated here is too big, or gets
+//! no further. It is the client's packet, so the client has to know (RFC 2003, section 5; RFC 2473, section 8).
 //!
 //! Only what is about a flow, and about the backend of that flow, is believed; the rest is the host's.
 
@@ -15,7 +15,7 @@ use lb_common::{
 
 use lb_ebpf::packet::Frame;
 
-use super::{complaint, header_at};
+use super::{Told, complaint, header_at};
 use crate::{
     count::Tally,
     family::{Family, V4, V6},
@@ -79,7 +79,8 @@ fn try_tell<O: Family, I: Family>(
 ) -> Result<(), Reason> {
     let message = O::message(ctx, network).ok_or(Reason::NotService)?;
     let at = network + message.header_len;
-    let told = O::told_mtu(header_at(ctx, at).ok_or(Reason::NotService)?);
+    let Told(mtu) =
+        O::told(header_at(ctx, at).ok_or(Reason::NotService)?).ok_or(Reason::NotService)?;
     let quote = at + ICMP_LEN;
     let outer_len = O::quoted_tunnel(ctx, quote).ok_or(Reason::NotService)?;
     let inner = quote + outer_len;
@@ -101,7 +102,7 @@ fn try_tell<O: Family, I: Family>(
     let (client_port, port) = (ports.u16(0), ports.u16(2));
     let service = I::service(vip, port)?;
     let id = flow::concerned::<I>(service, client, client_port);
-    if maps::backend_address(id) != Some(backend_address) || told == 0 {
+    if maps::backend_address(id) != Some(backend_address) {
         return Err(Reason::NotService);
     }
     tally.bytes = network as u32 + message.length;
@@ -111,9 +112,14 @@ fn try_tell<O: Family, I: Family>(
         return Err(Reason::AnswerLimited);
     }
     shrink::<O, I>(ctx, network, inner).ok_or(Reason::NoAnswer)?;
-    let room = told.saturating_sub(O::LEN as u32).max(I::LEAST_MTU);
     let quoted_len = I::quoted_len(ctx, network + I::LEN + ICMP_LEN).ok_or(Reason::NoAnswer)?;
-    complaint::finish::<I>(ctx, network, I::TOO_BIG, room, quoted_len).ok_or(Reason::NoAnswer)
+    let (kind, room) = if mtu == 0 {
+        (I::NO_WAY, 0)
+    } else {
+        let room = mtu.saturating_sub(O::LEN as u32).max(I::LEAST_MTU);
+        (I::TOO_BIG, room)
+    };
+    complaint::finish::<I>(ctx, network, kind, room, quoted_len).ok_or(Reason::NoAnswer)
 }
 
 /// Takes away what is before the inner packet, but for the room of the headers that are to come, and writes the frame's head there, its MAC

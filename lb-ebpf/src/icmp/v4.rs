@@ -10,7 +10,7 @@ use lb_common::{
 use lb_ebpf::packet::{Bytes, Frame};
 
 use super::{
-    Icmp, Message,
+    Icmp, Message, Told,
     complaint::{self, FAILED, MOST_QUOTED},
     header_at,
 };
@@ -32,6 +32,8 @@ impl Icmp for V4 {
     /// Fragmentation needed (RFC 1191).
     const TOO_BIG: [u8; 2] = [UNREACHABLE, 4];
     const EXPIRED: [u8; 2] = [TIME_EXCEEDED, 0];
+    /// Host unreachable.
+    const NO_WAY: [u8; 2] = [UNREACHABLE, 1];
     /// RFC 791.
     const LEAST_MTU: u32 = 68;
 
@@ -88,13 +90,15 @@ impl Icmp for V4 {
         }
     }
 
-    /// Fragmentation needed is one of many codes.
+    /// RFC 2003, section 5. A port is no concern of what has none, a route that the sender chose (code 5) is not the client's, and neither is what is wrong
+    /// with a header that was written here.
     #[inline(always)]
-    fn told_mtu(header: Bytes) -> u32 {
-        if header.u8(1) == Self::TOO_BIG[1] {
-            header.u16(6) as u32
-        } else {
-            0
+    fn told(header: Bytes) -> Option<Told> {
+        match (header.u8(0), header.u8(1)) {
+            (UNREACHABLE, 3 | 5) => None,
+            (UNREACHABLE, 4) => Told::too_big(header.u16(6) as u32),
+            (UNREACHABLE | TIME_EXCEEDED, _) => Some(Told::NO_WAY),
+            _ => None,
         }
     }
 

@@ -9,7 +9,7 @@ use lb_common::{
 use lb_ebpf::packet::{Bytes, Frame};
 
 use super::{
-    Icmp, Message,
+    Icmp, Message, Told,
     complaint::{self, FAILED},
     header_at,
 };
@@ -23,6 +23,8 @@ impl Icmp for V6 {
     const ECHO_REPLY: u8 = 129;
     const TOO_BIG: [u8; 2] = [2, 0];
     const EXPIRED: [u8; 2] = [3, 0];
+    /// Address unreachable.
+    const NO_WAY: [u8; 2] = [1, 3];
     /// RFC 8200, section 5.
     const LEAST_MTU: u32 = 1_280;
 
@@ -76,9 +78,16 @@ impl Icmp for V6 {
         }
     }
 
+    /// RFC 2473, section 8. A port (type 1, code 4) is no concern of what has none; a next header that the receiver does not know (type 4, code 1) is the
+    /// encapsulated packet.
     #[inline(always)]
-    fn told_mtu(header: Bytes) -> u32 {
-        header.u32(4)
+    fn told(header: Bytes) -> Option<Told> {
+        match (header.u8(0), header.u8(1)) {
+            (1, 4) => None,
+            (2, _) => Told::too_big(header.u32(4)),
+            (1 | 3, _) | (4, 1) => Some(Told::NO_WAY),
+            _ => None,
+        }
     }
 
     #[inline(always)]

@@ -22,6 +22,12 @@ pub enum About {
     Expired,
     /// A port was unreachable.
     Unreachable,
+    /// A host was unreachable.
+    NoWay,
+    /// The receiver does not know what a packet carries.
+    NoSuchProtocol,
+    /// A field of a packet's header makes no sense.
+    BadHeader,
     /// A router or neighbour wants to be found: no error, and no echo.
     Other,
 }
@@ -40,6 +46,12 @@ impl About {
             (Self::Expired, IpVersion::V6) => [3, 0],
             (Self::Unreachable, IpVersion::V4) => [3, 3],
             (Self::Unreachable, IpVersion::V6) => [1, 4],
+            (Self::NoWay, IpVersion::V4) => [3, 1],
+            (Self::NoWay, IpVersion::V6) => [1, 3],
+            (Self::NoSuchProtocol, IpVersion::V4) => [3, 2],
+            (Self::NoSuchProtocol, IpVersion::V6) => [4, 1],
+            (Self::BadHeader, IpVersion::V4) => [12, 0],
+            (Self::BadHeader, IpVersion::V6) => [4, 0],
             (Self::Other, IpVersion::V4) => [10, 0],
             (Self::Other, IpVersion::V6) => [135, 0],
         }

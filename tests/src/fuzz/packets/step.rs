@@ -584,6 +584,9 @@ impl Maker {
             About::TooBig(mtu),
             About::Expired,
             About::Unreachable,
+            About::NoWay,
+            About::NoSuchProtocol,
+            About::BadHeader,
             About::Other,
         ]);
         let to = self.pick(&[VIP, OWN_VIP, OUTER_SOURCE, client.0]);

@@ -14,7 +14,7 @@ use super::{
     },
 };
 use crate::fuzz::packets::{
-    reader::{self, Ip, Seen},
+    reader::{self, Carried, Ip, Seen},
     scene::{self, Back, End, MTU, Scene, Service, Way},
 };
 
@@ -150,7 +150,13 @@ impl Judge {
                 let due = (service.end().0, *client);
                 ensure(ends == Some(due), Promise::RightWay, || {
                     format!("about {due:?}, sent {ends:?}")
-                })
+                })?;
+                let (heard, told) = (kind_of(ip, at), answer.ip.as_ref().and_then(kind_told));
+                ensure(
+                    told == heard_by_client(heard, &answer),
+                    Promise::RightWay,
+                    || format!("the client is told {told:?} of {heard:?}"),
+                )
             }
             Concern::Reply { service, client } => {
                 is_of(service)?;
@@ -383,6 +389,34 @@ fn concerned(scene: &Scene, ip: &Ip<'_>, at: usize) -> Option<Concern> {
         endpoint,
         source: (quoted.source, source),
     })
+}
+
+/// The type and code of a message at an offset of its packet, and whether they are IPv4's.
+fn kind_of(ip: &Ip<'_>, at: usize) -> Option<(bool, u8, u8)> {
+    let kind = ip.bytes.get(at..at + 2)?;
+    Some((ip.is_ipv4(), kind[0], kind[1]))
+}
+
+/// Those of a message.
+fn kind_told(ip: &Ip<'_>) -> Option<(bool, u8, u8)> {
+    match ip.carried {
+        Carried::Icmp(at) => kind_of(ip, at),
+        _ => None,
+    }
+}
+
+/// What a client has to be told where this is said of its packet as it was encapsulated: that it is too big, or that there is no way (RFC 2003, section
+/// 5.1; RFC 2473, section 8); none where it is nothing to it.
+fn heard_by_client(heard: Option<(bool, u8, u8)>, answer: &Seen<'_>) -> Option<(bool, u8, u8)> {
+    let is_ipv4 = answer.ip.as_ref()?.is_ipv4();
+    let too_big = if is_ipv4 { (true, 3, 4) } else { (false, 2, 0) };
+    let no_way = if is_ipv4 { (true, 3, 1) } else { (false, 1, 3) };
+    match heard? {
+        (true, 3, 4) | (false, 2, _) => Some(too_big),
+        (true, 3, 3 | 5) | (false, 1, 4) => None,
+        (true, 3 | 11, _) | (false, 1 | 3, _) | (false, 4, 1) => Some(no_way),
+        _ => None,
+    }
 }
 
 /// The shortest header of IPv4 (RFC 791, section 3.1), bytes.
