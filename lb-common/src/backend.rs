@@ -328,9 +328,11 @@ pub struct NextHop {
     pub ifindex: u32,
     /// MTU of the egress interface or the route, in bytes from the IP header on.
     pub mtu: u16,
-    /// `ipip` in IPv4: the outer header's checksum as a folded sum of all that is constant: everything but length and type of service.
+    /// `ipip` in IPv4: the outer header's checksum as a folded sum of all that is constant: everything but length, type of service, and what
+    /// varies of the source. In IPv6, whose header has none: which of the source's last 16 bits vary from flow to flow, network byte order.
     pub checksum_base: u16,
-    /// `ipip`: the outer header's addresses, this host's and then the backend's: twice four bytes in IPv4, twice sixteen in IPv6.
+    /// `ipip`: the outer header's addresses, this host's and then the backend's: twice four bytes in IPv4, twice sixteen in IPv6. Behind those of
+    /// IPv4: which of the source's last 16 bits vary from flow to flow, network byte order. Those that vary are zero in the address.
     pub outer: [u8; 32],
     /// VLAN tags that the frame leaves with, the outermost first.
     pub tags: [VlanTag; 2],
@@ -393,6 +395,22 @@ impl NextHop {
         Self { outer, ..self }
     }
 
+    /// The same, these of the last 16 bits of what [`NextHop::from_source`] was given being another number for each flow; they are zero there.
+    #[must_use]
+    pub const fn varying(self, version: IpVersion, bits: u16) -> Self {
+        match version {
+            IpVersion::V4 => {
+                let mut outer = self.outer;
+                put(&mut outer, 8, &bits.to_be_bytes());
+                Self { outer, ..self }
+            }
+            IpVersion::V6 => Self {
+                checksum_base: bits.to_be(),
+                ..self
+            },
+        }
+    }
+
     /// What [`NextHop::from_source`] was given, an address of this version of IP.
     #[must_use]
     pub const fn source_address(&self, version: IpVersion) -> IpAddr {
@@ -435,7 +453,6 @@ impl NextHop {
                     ethertype: ETHERTYPE_IPV6.to_be_bytes(),
                     outer_start: [0x60, 0],
                     outer,
-                    checksum_base: 0,
                     ..self
                 }
             }

@@ -1,5 +1,7 @@
 //! What a backend receives, to the byte.
 
+use std::collections::BTreeSet;
+
 use lab::packet::{
     BackendSpec, CLIENT, Client, Packet, World, answered, dropped, forwarded,
     frame::checksum,
@@ -17,6 +19,7 @@ use lb_common::{
 lab::in_both_versions![
     l2_rewrites_the_frames_head_and_the_ttl_and_nothing_else,
     ipip_puts_an_outer_header_before_the_packet,
+    ipip_varies_its_outer_source_by_the_flow_and_within_the_prefix,
     a_ttl_of_0_or_1_ends_here,
     a_backend_behind_another_interface_is_reached_by_redirection,
     the_state_says_which_of_two_next_hops_is_in_force,
@@ -75,6 +78,43 @@ fn ipip_puts_an_outer_header_before_the_packet() {
         let run = world.send(&packet);
         let reason = run.reason();
         run.expect(&forwarded(reason, 1, backend.ipip_output(&packet)));
+    }
+}
+
+fn ipip_varies_its_outer_source_by_the_flow_and_within_the_prefix() {
+    for bits in [1, 0xff, 0x1ff, 0xffff] {
+        for backend in backends_in_ipip() {
+            let backend = backend.varying(bits);
+            let world = World::with(&backend);
+            let mut outputs = BTreeSet::new();
+            for packet in shapes() {
+                let run = world.send(&packet);
+                let reason = run.reason();
+                run.expect(&forwarded(reason, 1, backend.ipip_output(&packet)));
+            }
+            for port in 1..=64 {
+                let syn = Client(CLIENT.0, port).syn();
+                let run = world.send(&syn);
+                let output = backend.ipip_output(&syn);
+                let source = if output[12..14] == [0x08, 0x00] {
+                    26..30
+                } else {
+                    22..38
+                };
+                outputs.insert(output[source].to_vec());
+                run.expect(&forwarded(Reason::Opened, 1, output));
+            }
+            let least = usize::from(bits).min(31) + 1;
+            assert!(outputs.len() >= least, "{bits:#x}: {}", outputs.len());
+        }
+    }
+}
+
+/// One for each version of IP that its outer header may have.
+fn backends_in_ipip() -> Vec<BackendSpec> {
+    match version() {
+        IpVersion::V4 => vec![BackendSpec::ipip(1), BackendSpec::ipip_in_ipv6(1)],
+        IpVersion::V6 => vec![BackendSpec::ipip(1)],
     }
 }
 

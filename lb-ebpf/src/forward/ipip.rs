@@ -22,9 +22,9 @@ pub(super) fn in_ipv4_plain<H: Header>(
     segment: &Segment,
     hop: &NextHop,
 ) -> Result<(), Reason> {
-    let (length, traffic_class) = take_in_ipv4::<H>(ctx, segment, hop)?;
-    let head = grow::<IPV4_LEN>(ctx, hop, (traffic_class as u64) << 56)?;
-    finish_ipv4(head.after(ETH_LEN), hop, length, traffic_class);
+    let (length, start) = take_in_ipv4::<H>(ctx, segment, hop)?;
+    let head = grow::<IPV4_LEN>(ctx, hop, (traffic_class(start) as u64) << 56)?;
+    finish_ipv4(head.after(ETH_LEN), hop, length, start);
     Ok(())
 }
 
@@ -36,11 +36,11 @@ pub(super) fn in_ipv4<H: Header>(
     hop: &NextHop,
     state: BackendState,
 ) -> Result<(), Reason> {
-    let (length, traffic_class) = take_in_ipv4::<H>(ctx, segment, hop)?;
+    let (length, start) = take_in_ipv4::<H>(ctx, segment, hop)?;
     let at = head::write(ETHERTYPE_IPV4, ctx, segment, hop, state, IPV4_LEN)?;
     let outer = Frame::of(ctx).at(at, IPV4_LEN).ok_or(Reason::NoHeadroom)?;
-    outer.set_raw16(0, u16::from_le_bytes([0x45, traffic_class]));
-    finish_ipv4(outer, hop, length, traffic_class);
+    outer.set_raw16(0, u16::from_le_bytes([0x45, traffic_class(start)]));
+    finish_ipv4(outer, hop, length, start);
     Ok(())
 }
 
@@ -90,26 +90,25 @@ fn grow<const LEN: usize>(ctx: &XdpContext, hop: &NextHop, rest: u64) -> Result<
     Ok(head)
 }
 
-/// Takes a hop off the packet that becomes the inner one. Gives the outer one's length and type of service.
+/// Takes a hop off the packet that becomes the inner one. Gives the outer one's length, and its [`start`].
 #[inline(always)]
 fn take_in_ipv4<H: Header>(
     ctx: &XdpContext,
     segment: &Segment,
     hop: &NextHop,
-) -> Result<(u32, u8), Reason> {
+) -> Result<(u32, u32), Reason> {
     // No service with an IPv6 address has a backend with an IPv4 one: the daemon refuses that.
     if H::PROTOCOL != PROTO_IPIP {
         return Err(Reason::UnknownMode);
     }
     let inner = take_in::<H>(ctx, segment, hop, IPV4_LEN)?;
-    // The outer header carries the inner type of service, congestion marks included (RFC 6040, section 4.1).
-    Ok((segment.length + IPV4_LEN as u32, H::traffic_class(inner)))
+    Ok((
+        segment.length + IPV4_LEN as u32,
+        start::<H>(inner, segment.source_port),
+    ))
 }
 
-/// Takes a hop off the packet that becomes the inner one. Gives the outer one's payload length, and its traffic class (bits 20-27) and flow
-/// label (bits 0-19).
-///
-/// The label tells flows apart (RFC 6438), so that routers on the way and the receiver's queues share them out.
+/// Takes a hop off the packet that becomes the inner one. Gives the outer one's payload length, and its [`start`].
 #[inline(always)]
 fn take_in_ipv6<H: Header>(
     ctx: &XdpContext,
@@ -117,12 +116,30 @@ fn take_in_ipv6<H: Header>(
     hop: &NextHop,
 ) -> Result<(u32, u32), Reason> {
     let inner = take_in::<H>(ctx, segment, hop, IPV6_LEN)?;
-    let client = H::client(inner) ^ ((segment.source_port as u32) << 16);
+    Ok((segment.length, start::<H>(inner, segment.source_port)))
+}
+
+/// What an outer header takes over from the flow, in one number: in bits 20 to 27 the inner header's traffic class, or type of service, congestion
+/// marks included (RFC 6040, section 4.1); in bits 0 to 19 what tells flows apart, so that routers on the way and the receiver's queues share them
+/// out. That is the flow label (RFC 6438), and what varies of the source.
+#[inline(always)]
+fn start<H: Header>(inner: Bytes, source_port: u16) -> u32 {
+    let client = H::client(inner) ^ ((source_port as u32) << 16);
     let label = client.wrapping_mul(0x9e37_79b1) >> 12;
-    Ok((
-        segment.length,
-        ((H::traffic_class(inner) as u32) << 20) | label,
-    ))
+    ((H::traffic_class(inner) as u32) << 20) | label
+}
+
+/// What may vary of the outer source, for a [`start`]; network byte order. The label's first bits depend on the whole of the client's endpoint, and become
+/// the address's last ones, which any prefix has.
+#[inline(always)]
+fn varied(start: u32) -> u16 {
+    (start >> 4) as u16
+}
+
+/// The traffic class, or type of service, of a [`start`].
+#[inline(always)]
+fn traffic_class(start: u32) -> u8 {
+    (start >> 20) as u8
 }
 
 /// Takes a hop off the packet that becomes the inner one, if it fits with `room` bytes before it. Gives its header.
@@ -145,13 +162,15 @@ fn take_in<H: Header>(
 
 /// Writes the outer header from its length on.
 #[inline(always)]
-fn finish_ipv4(outer: Bytes, hop: &NextHop, length: u32, type_of_service: u8) {
+fn finish_ipv4(outer: Bytes, hop: &NextHop, length: u32, start: u32) {
     const CONSTANTS: u64 =
         u64::from_le_bytes([0, 0, 0, 0, (IPV4_DF >> 8) as u8, 0, TTL, PROTO_IPIP]);
     outer.set_raw64(2, CONSTANTS | (length as u16).to_be() as u64);
-    let sum = hop.checksum_base as u32 + type_of_service as u32 + length;
+    let varied = varied(start) & hop_word(hop, 4) as u16;
+    let constant = hop.checksum_base as u32 + traffic_class(start) as u32 + length;
+    let sum = constant + u16::from_be(varied) as u32;
     outer.set_u16(10, csum::finish_short(sum));
-    outer.set_raw64(12, hop_word(hop, 3));
+    outer.set_raw64(12, hop_word(hop, 3) | ((varied as u64) << 16));
 }
 
 /// Writes the outer header from the rest of its flow label on.
@@ -165,7 +184,8 @@ fn finish_ipv6<H: Header>(outer: Bytes, hop: &NextHop, length: u32, start: u32) 
     // Its last two bytes are the address's, which come next.
     outer.set_raw64(2, constants(H::PROTOCOL) | length | label);
     outer.set_raw64(8, hop_word(hop, 3));
-    outer.set_raw64(16, hop_word(hop, 4));
+    let varied = varied(start) & hop.checksum_base;
+    outer.set_raw64(16, hop_word(hop, 4) | ((varied as u64) << 48));
     outer.set_raw64(24, hop_word(hop, 5));
     outer.set_raw64(32, hop_word(hop, 6));
 }

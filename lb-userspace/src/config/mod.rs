@@ -39,6 +39,7 @@ use crate::{
     dns::{Bounds, Question, Servers},
     guard::Guard,
     model::{Admin, Check, OnDown},
+    neighbour::outer::OuterSources,
 };
 
 /// A configuration, valid as a whole.
@@ -54,6 +55,8 @@ pub struct Config {
     pub interfaces: Vec<String>,
     /// The interfaces behind which backends are on this host, names or beginnings of names with `*` after; none: what the kernel tells of links decides.
     pub local_interfaces: Option<Vec<String>>,
+    /// What the outer headers of mode `ipip` are from, in the place of this host's addresses.
+    pub outer_sources: OuterSources,
     /// Holds the lock, the admin socket and what survives a restart.
     pub state_dir: PathBuf,
     /// The pin directory.

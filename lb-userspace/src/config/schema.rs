@@ -65,6 +65,10 @@ struct Tether {
     /// The interfaces behind which backends are on this host, with `*` at the end of a name's beginning. Found out if it is left out.
     #[schemars(inner(length(min = 1, max = 15)))]
     local_interfaces: Option<Vec<String>>,
+    /// Prefixes that are routed to this host, one for each version of IP at most: what the outer headers of mode `ipip` are from, a flow's always from the
+    /// same address. This host's own address if it is left out.
+    #[schemars(length(min = 1, max = 2))]
+    outer_sources: Option<Vec<String>>,
     /// Holds the lock, the admin socket, and what is changed at runtime.
     #[schemars(regex(pattern = "^/"), extend("default" = "/run/tether"))]
     state_dir: Option<String>,

@@ -7,6 +7,7 @@ mod guard;
 mod health;
 mod interfaces;
 mod nat;
+mod outer;
 mod service;
 
 use std::{
@@ -67,6 +68,7 @@ fn read(
     let mut root = Reader::new(document.get_ref(), start, "configuration".to_owned());
     let interfaces = interfaces::attached(&mut root, findings);
     let local_interfaces = interfaces::local(&mut root, findings);
+    let outer_sources = outer::sources(&mut root, findings);
     let state_dir = directory(&mut root, "state_dir", STATE_DIR, findings);
     let bpffs = directory(&mut root, "bpffs", BPFFS, findings);
     let fleet_seed = fleet_seed(&mut root, findings);
@@ -101,6 +103,7 @@ fn read(
         reload_on_change,
         interfaces,
         local_interfaces,
+        outer_sources,
         state_dir,
         bpffs,
         fleet_seed,

@@ -254,6 +254,7 @@ async fn run_parts(
     let watched_file = config.reload_on_change.then(|| config.path.clone());
     let interfaces = config.interfaces.clone();
     let local_interfaces = config.local_interfaces.clone();
+    let outer_sources = config.outer_sources;
     let probes = health::ProbeTimes::default();
     let inputs = Inputs {
         commands: command_queue,
@@ -319,6 +320,7 @@ async fn run_parts(
             hop_reports,
             egress,
             local,
+            outer_sources,
             stopping.clone(),
         );
         async { running.await.context("no netlink socket") }

@@ -81,8 +81,13 @@ impl Prefix {
         self.bits
     }
 
+    /// Its first address.
+    pub const fn network(self) -> IpAddr {
+        self.network
+    }
+
     /// The version of IP of its addresses.
-    pub fn version(self) -> IpVersion {
+    pub const fn version(self) -> IpVersion {
         IpVersion::of(self.network)
     }
 

@@ -23,6 +23,7 @@
 
 pub mod local;
 pub mod netlink;
+pub mod outer;
 pub mod own;
 pub mod replies;
 pub mod way;
@@ -44,6 +45,7 @@ use tokio::sync::{mpsc, watch};
 use self::{
     local::{Leaves, Place, Rule},
     netlink::{Event, Events, Netlink},
+    outer::OuterSources,
     replies::forwards,
     way::{Entry, Kind, Link, MOST_TAGS, Obstacle, Route, Way, covers},
 };
@@ -90,10 +92,11 @@ pub async fn run(
     reports: mpsc::Sender<NextHopReport>,
     egress: Egress,
     local: Local,
+    outer_sources: OuterSources,
     mut shutdown: watch::Receiver<bool>,
 ) -> io::Result<()> {
     let (netlink, mut events) = Netlink::subscribe()?;
-    let mut watched = Watched::new(netlink, reports, egress, local);
+    let mut watched = Watched::new(netlink, reports, egress, local, outer_sources);
     watched.set_addresses(&addresses.borrow_and_update());
     let mut open = tokio::time::interval(OPEN_INTERVAL);
     let mut uses = tokio::time::interval(USE_INTERVAL);
@@ -157,6 +160,7 @@ struct Watched {
     reports: mpsc::Sender<NextHopReport>,
     egress: Egress,
     local: Local,
+    outer_sources: OuterSources,
     /// Interfaces of which it was told that it is unclear where backends behind them are.
     unclear: BTreeSet<String>,
     /// Egress interfaces that are closed, by index.
@@ -175,12 +179,14 @@ impl Watched {
         reports: mpsc::Sender<NextHopReport>,
         egress: Egress,
         local: Local,
+        outer_sources: OuterSources,
     ) -> Self {
         Self {
             netlink,
             reports,
             egress,
             local,
+            outer_sources,
             unclear: BTreeSet::new(),
             closed: BTreeMap::new(),
             ways: BTreeMap::new(),
@@ -414,7 +420,8 @@ impl Watched {
                 tracing::debug!(%error, %neighbour, interface = %link.name, "a neighbour could not be asked for");
             }
         }
-        way.resolve(address, &route, &link, &below, entry.as_ref())
+        let hop = way.resolve(address, &route, &link, &below, entry.as_ref())?;
+        Ok(self.outer_sources.on(hop, IpVersion::of(address)))
     }
 
     /// Whether the backend is on this host that a route leads to, which leaves by a link.

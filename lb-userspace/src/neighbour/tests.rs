@@ -60,7 +60,16 @@ fn start_where(addresses: &[IpAddr], admit: Admit, local: Local) -> Running {
     let (sender, reports) = mpsc::channel(16);
     let (stop, shutdown) = watch::channel(false);
     tokio::spawn(async move {
-        run(watched, sender, egress, local, shutdown).await.unwrap();
+        run(
+            watched,
+            sender,
+            egress,
+            local,
+            OuterSources::default(),
+            shutdown,
+        )
+        .await
+        .unwrap();
         drop(stop);
     });
     Running {

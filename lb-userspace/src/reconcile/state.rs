@@ -568,6 +568,7 @@ fn needs_no_restart(old: &Config, new: &Config) -> Result<(), String> {
             "local_interfaces",
             old.local_interfaces != new.local_interfaces,
         ),
+        ("outer_sources", old.outer_sources != new.outer_sources),
         ("state_dir", old.state_dir != new.state_dir),
         ("bpffs", old.bpffs != new.bpffs),
         ("fleet_seed", old.fleet_seed != new.fleet_seed),

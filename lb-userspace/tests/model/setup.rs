@@ -208,6 +208,7 @@ pub(super) fn config(services: &[Option<ServicePlan>], state_dir: PathBuf) -> Co
         path: "model.toml".into(),
         interfaces: vec!["eth0".to_owned()],
         local_interfaces: None,
+        outer_sources: lb_userspace::neighbour::outer::OuterSources::default(),
         services: services.collect(),
         bpffs: "/sys/fs/bpf/model".into(),
         fleet_seed: None,

@@ -27,6 +27,7 @@ pub struct BackendSpec {
     resolved: bool,
     share: Option<Share>,
     pub(super) hop: NextHop,
+    varied: u16,
 }
 
 impl BackendSpec {
@@ -76,6 +77,7 @@ impl BackendSpec {
             serving: Serving::New,
             resolved: true,
             share: None,
+            varied: 0,
             hop: match forwarding {
                 Forwarding::InIpv4 => hop
                     .from_source(OUTER_SOURCE.into())
@@ -86,6 +88,23 @@ impl BackendSpec {
                 Forwarding::L2 | Forwarding::Nat | Forwarding::Dnat => hop.bare(),
             },
         }
+    }
+
+    /// The same in mode `ipip`, these of the last bits of the outer header's source being another number for each flow.
+    pub fn varying(mut self, bits: u16) -> Self {
+        self.varied = bits;
+        let base = Ipv4Addr::from_bits(OUTER_SOURCE.to_bits() & !u32::from(bits));
+        let (base, version) = if self.forwarding == Forwarding::InIpv6 as u64 {
+            (in_ipv6(base).into(), IpVersion::V6)
+        } else {
+            (base.into(), IpVersion::V4)
+        };
+        self.hop = self
+            .hop
+            .from_source(base)
+            .varying(version, bits)
+            .encapsulating(self.address());
+        self
     }
 
     /// Its address.
@@ -216,17 +235,17 @@ impl BackendSpec {
         let (ethertype, outer) = if self.forwarding == Forwarding::InIpv6 as u64 {
             (0x86dd_u16, self.outer_ipv6(&sent, length, label))
         } else {
-            (0x0800, self.outer_ipv4(&sent, length))
+            (0x0800, self.outer_ipv4(&sent, length, label))
         };
         let at = head.len() - 2;
         head[at..].copy_from_slice(&ethertype.to_be_bytes());
         [head, outer, inner].concat()
     }
 
-    fn outer_ipv4(&self, inner: &Packet, length: u16) -> Vec<u8> {
+    fn outer_ipv4(&self, inner: &Packet, length: u16, label: u32) -> Vec<u8> {
         let mut outer = vec![0x45, inner.tos, 0, 0, 0, 0, 0x40, 0, 64, 4, 0, 0];
         outer[2..4].copy_from_slice(&(length + 20).to_be_bytes());
-        outer.extend(OUTER_SOURCE.octets());
+        outer.extend(self.outer_source(label).octets());
         outer.extend(address_of(self.id).octets());
         let sum = checksum(&outer);
         outer[10..12].copy_from_slice(&sum.to_be_bytes());
@@ -242,9 +261,16 @@ impl BackendSpec {
         let mut outer = first.to_be_bytes().to_vec();
         outer.extend(length.to_be_bytes());
         outer.extend([next_header, 64]);
-        outer.extend(in_ipv6(OUTER_SOURCE).octets());
+        outer.extend(in_ipv6(self.outer_source(label)).octets());
         outer.extend(in_ipv6(address_of(self.id)).octets());
         outer
+    }
+
+    /// Where the outer header is from of a flow that has this label, in IPv6 [`in_ipv6`] of it.
+    fn outer_source(&self, label: u32) -> Ipv4Addr {
+        let varied = u32::from(self.varied);
+        let number = u32::from(((label >> 4) as u16).swap_bytes());
+        Ipv4Addr::from_bits((OUTER_SOURCE.to_bits() & !varied) | (number & varied))
     }
 
     /// A frame as it arrives at this backend in modes `nat` and `dnat`, if its packet has this source by then.

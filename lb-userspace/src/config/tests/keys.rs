@@ -5,11 +5,15 @@ use std::{sync::Arc, time::Duration};
 use lb_common::backend::Mode;
 
 use super::*;
-use crate::model::{CheckKind, HttpCheck, Initial, RequestTarget};
+use crate::{
+    model::{CheckKind, HttpCheck, Initial, RequestTarget},
+    neighbour::outer::OuterSources,
+};
 
 const WHOLE: &str = r#"
 interfaces = ["eth0", "eth1"]
 local_interfaces = ["cni0", "cali*"]
+outer_sources = ["10.9.0.0/24", "2001:db8:9::/112"]
 state_dir = "/run/other"
 bpffs = "/sys/fs/bpf/other"
 fleet_seed = "a secret of many letters"
@@ -79,6 +83,9 @@ fn every_key_has_its_effect() {
     assert_eq!(config.interfaces, ["eth0", "eth1"]);
     let local: Option<Vec<String>> = Some(vec!["cni0".into(), "cali*".into()]);
     assert_eq!(config.local_interfaces, local);
+    let (outer, _) = OuterSources::default().with("10.9.0.0/24".parse().unwrap());
+    let (outer, _) = outer.with("2001:db8:9::/112".parse().unwrap());
+    assert_eq!(config.outer_sources, outer);
     assert_eq!(config.state_dir, Path::new("/run/other"));
     assert_eq!(config.bpffs, Path::new("/sys/fs/bpf/other"));
     assert_ne!(config.fleet_seed, None);

@@ -177,6 +177,36 @@ fn each_mistake_has_its_place_object_and_remedy() {
         ),
         (
             "[\"eth0\"]",
+            "[\"eth0\"]\nouter_sources = []",
+            "t.toml:2:17: configuration: outer_sources is empty; name a prefix that is routed to this host, or remove the key to send from this host's own address",
+        ),
+        (
+            "[\"eth0\"]",
+            "[\"eth0\"]\nouter_sources = [4]",
+            "t.toml:2:18: configuration: outer_sources contains a whole number; write prefixes only, like outer_sources = [\"10.9.0.0/24\"]",
+        ),
+        (
+            "[\"eth0\"]",
+            "[\"eth0\"]\nouter_sources = [\"10.9.0.0/15\"]",
+            "t.toml:2:18: configuration: outer_sources contains \"10.9.0.0/15\", which has bits set beyond its length; write 10.8.0.0/15 if all of it is meant, or the one address without a length",
+        ),
+        (
+            "[\"eth0\"]",
+            "[\"eth0\"]\nouter_sources = [\"10.8.0.0/15\"]",
+            "t.toml:2:18: configuration: 10.8.0.0/15 has more addresses than a flow is told apart by; give a part of it, of /16 or longer",
+        ),
+        (
+            "[\"eth0\"]",
+            "[\"eth0\"]\nouter_sources = [\"fe80::/112\"]",
+            "t.toml:2:18: configuration: fe80::/112 is a link-local address, which is another host's on every link; give a global or unique local address",
+        ),
+        (
+            "[\"eth0\"]",
+            "[\"eth0\"]\nouter_sources = [\"10.9.0.0/24\", \"10.9.1.0/24\"]",
+            "t.toml:2:33: configuration: 10.9.1.0/24 is a second prefix of IPv4; keep one of 10.9.0.0/24 and 10.9.1.0/24",
+        ),
+        (
+            "[\"eth0\"]",
             "[\"eth0\"]\nstate_dir = \"run\"",
             "t.toml:2:13: configuration: state_dir is \"run\", which is no absolute path; begin it with /",
         ),
