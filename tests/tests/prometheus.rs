@@ -8,19 +8,20 @@ use std::os::fd::AsFd as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, ensure};
 use aya::maps::MapData;
 use lab::address::Family;
-use lab::config::{Config, SERVICE};
+use lab::config::{Config, Named, SERVICE};
 use lab::dashboard;
 use lab::gray;
 use lab::namespace::Namespace;
 use lab::passing;
 use lab::peer::client::Close;
 use lab::peer::crowd;
+use lab::peer::dns::DnsServer;
 use lab::running::Running;
 use lab::stage::Stage;
 use lab::tether::PINS;
@@ -30,7 +31,7 @@ use lab::wait;
 use lb_common::clock::Tick;
 use lb_common::flow::v4;
 use lb_common::flow::word::{BackendRef, Word};
-use lb_common::maps::FLOWS4;
+use lb_common::maps::{FLOWS4, PORTS};
 use lb_common::net::IpVersion;
 use lb_userspace::dataplane::array::Array;
 use lb_userspace::dataplane::kernel::bpf::Link;
@@ -560,6 +561,107 @@ fn an_alert_fires_while_a_backend_is_ejected() -> Result<()> {
     })?;
     prometheus.see("it loses none any more", &[])?;
     assert_eq!(crowd::breaks(&connections), [""; 0]);
+    stage.close();
+    Ok(())
+}
+
+#[test]
+fn an_alert_fires_while_all_backends_are_full() -> Result<()> {
+    let stage = Stage::set(Topology::new(Place::Farm), 238, |config| {
+        for backend in &mut config.backends {
+            backend.lines = "max_connections = 1\n".into();
+        }
+    })?;
+    let prometheus = Prometheus::start(stage.lab.balancer())?;
+    prometheus.see_all_well()?;
+
+    // One after another, each counted before the next: so each finds a backend that has none.
+    let mut connections = vec![];
+    for _ in &stage.backends {
+        connections.push(stage.clients.open_one(stage.plan())?);
+        stage.tether.wait_status("it is counted", SOON, |status| {
+            let backends = stage.backends.iter();
+            let full = backends.filter(|backend| status.serving(backend.name()) == "existing-only");
+            full.count() == connections.len()
+        })?;
+    }
+    prometheus.see("all have as many as they may", &["TetherServiceFull"])?;
+    assert_eq!(crowd::echo_all(&connections), [""; 0]);
+    connections[0].close(Close::Abort)?;
+    prometheus.see("one has room", &[])?;
+    assert_eq!(crowd::echo_all(&connections[1..]), [""; 0]);
+    stage.close();
+    Ok(())
+}
+
+/// Ports that are marked as in use in each word of their bitmap: nine tenths.
+const MOST_PORTS: u64 = u64::MAX >> 6;
+
+/// The bitmap of SNAT ports. To be called on the host that has it.
+fn ports() -> Result<Array<u64>> {
+    let map = MapData::from_pin(Path::new(PINS).join("maps").join(PORTS))?;
+    // One value with all words.
+    let words = map.info()?.value_size() / size_of::<u64>() as u32;
+    Ok(Array::<u64>::of_map(map.fd().as_fd(), words)?)
+}
+
+/// Marks most ports of all SNAT addresses, as more flows would than any lab holds. Returns which bits of each word it has set.
+fn take_most_ports() -> Result<Vec<u64>> {
+    let take = |word: &AtomicU64| MOST_PORTS & !word.fetch_or(MOST_PORTS, Ordering::SeqCst);
+    Ok(ports()?.all().iter().map(take).collect())
+}
+
+#[test]
+fn an_alert_fires_while_snat_ports_run_out() -> Result<()> {
+    let stage = Stage::set(Topology::new(Place::Hidden), 239, |_| {})?;
+    let host = stage.lab.balancer();
+    let prometheus = Prometheus::start(host)?;
+    prometheus.see_all_well()?;
+    let connections = stage.clients.open(30, stage.plan(), |_| {})?;
+
+    let taken = host.run(take_most_ports)?;
+    prometheus.see("most ports are in use", &["TetherSnatPortsNearlyFull"])?;
+    // There are some yet.
+    let newcomers = stage.clients.open(30, stage.plan(), |_| {})?;
+    assert_eq!(crowd::echo_all(&newcomers), [""; 0]);
+    host.run(move || -> Result<()> {
+        for (word, bits) in ports()?.all().iter().zip(taken) {
+            word.fetch_and(!bits, Ordering::SeqCst);
+        }
+        Ok(())
+    })?;
+    prometheus.see("they are free again", &[])?;
+    assert_eq!(crowd::echo_all(&connections), [""; 0]);
+    assert_eq!(crowd::breaks(&connections), [""; 0]);
+    stage.close();
+    Ok(())
+}
+
+#[test]
+fn an_alert_fires_while_a_name_does_not_resolve() -> Result<()> {
+    const NAME: &str = "chat.example.";
+    let topology = Topology::new(Place::Farm);
+    let all: Vec<IpAddr> = (0..topology.backends)
+        .map(|index| topology.backend_address(index))
+        .collect();
+    let lab = topology.build()?;
+    let server = DnsServer::start(lab.balancer())?;
+    server.say(NAME, &all)?;
+    let stage = Stage::on(lab, 240, |config| {
+        config.backends.clear();
+        config.named = Some(Named {
+            server: server.address(),
+            query: NAME,
+            kind: "a",
+        });
+    })?;
+    let prometheus = Prometheus::start(stage.lab.balancer())?;
+    prometheus.see_all_well()?;
+
+    server.fail();
+    prometheus.see("a server that fails", &["TetherDnsFailing"])?;
+    server.say(NAME, &all)?;
+    prometheus.see("it answers again", &[])?;
     stage.close();
     Ok(())
 }

@@ -15,6 +15,7 @@ mod bom;
 mod deb;
 mod image;
 mod manifests;
+mod runtime;
 
 use std::{
     fs,

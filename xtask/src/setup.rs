@@ -12,11 +12,13 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 
-pub(crate) use self::missing::{EXAMPLES, PACKAGES, RELEASE};
 use self::{
     linker::Llvm,
     missing::{Missing, Tool},
     plan::Step,
+};
+pub(crate) use self::{
+    missing::{EXAMPLES, PACKAGES, RELEASE},
     rustc::Toolchain,
 };
 use crate::{exec, root};

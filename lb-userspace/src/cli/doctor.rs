@@ -14,22 +14,18 @@ use super::{
     load,
     progress::Progress,
     table::{Cell, Colours, Columns, Style},
+    upgrade::check_start,
 };
 use crate::{
     chain::chain,
     config::Config,
-    daemon,
-    dataplane::{
-        kernel::{self, Verdict, upgrade_check},
-        maps::Capacity,
-    },
+    dataplane::kernel::Verdict,
     doctor::{
         Finding, Report, State,
         facts::Start,
         gather::{Asked, gather},
         judge::examine,
     },
-    reconcile,
     status::Status,
 };
 
@@ -73,8 +69,7 @@ impl Doctor {
             .block_on(gather(&asked))
             .map_err(anyhow::Error::from)?;
         if let (Some(config), None) = (&config, &status) {
-            progress.say("the kernel's verifier looks at the program");
-            facts.start = Some(start(config));
+            facts.start = Some(start(config, &progress));
         }
         progress.clear();
         let report = examine(&facts);
@@ -112,23 +107,14 @@ impl Doctor {
     }
 }
 
-/// What a start with a configuration would come to: the same that `tether upgrade-check` asks.
-fn start(config: &Config) -> Start {
-    let fits = |capacity: &Capacity| reconcile::would_fit(config, capacity);
-    let options = match daemon::options(config) {
-        Ok(options) => options,
-        Err(error) => return Start::Unseen(chain(error.as_ref())),
-    };
-    let asked = kernel::Asked {
-        capacity: options.capacity,
-        fits: &fits,
-    };
-    match upgrade_check(&config.bpffs, Some(asked)) {
+/// What a start with a configuration would come to.
+fn start(config: &Config, progress: &Progress) -> Start {
+    match check_start(config, progress) {
         Ok(check) if check.verdict == Verdict::Refused => {
             Start::Refused(check.why.unwrap_or_default())
         }
         Ok(_) => Start::Begins,
-        Err(error) => Start::Unseen(chain(&error)),
+        Err(error) => Start::Unseen(chain(error.as_ref())),
     }
 }
 

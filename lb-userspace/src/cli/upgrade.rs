@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::{BPFFS, Failure, load, progress::Progress};
 use crate::{
+    config::Config,
     daemon,
     dataplane::{
         kernel::{Asked, UpgradeCheck, Verdict, upgrade_check},
@@ -49,13 +50,7 @@ impl UpgradeCheckCommand {
         let check = match &self.config {
             Some(path) => {
                 let config = load(path, |_| ())?;
-                progress.say(LOOKS);
-                let fits = |capacity: &Capacity| reconcile::would_fit(&config, capacity);
-                let asked = Asked {
-                    capacity: daemon::options(&config)?.capacity,
-                    fits: &fits,
-                };
-                upgrade_check(&config.bpffs, Some(asked))?
+                check_start(&config, &progress)?
             }
             None => {
                 progress.say(LOOKS);
@@ -76,6 +71,20 @@ impl UpgradeCheckCommand {
             _ => Ok(()),
         }
     }
+}
+
+/// Whether a daemon of this program would start with a configuration, and what it would keep.
+///
+/// # Errors
+/// When that cannot be found out.
+pub(super) fn check_start(config: &Config, progress: &Progress) -> anyhow::Result<UpgradeCheck> {
+    progress.say(LOOKS);
+    let fits = |capacity: &Capacity| reconcile::would_fit(config, capacity);
+    let asked = Asked {
+        capacity: daemon::options(config)?.capacity,
+        fits: &fits,
+    };
+    Ok(upgrade_check(&config.bpffs, Some(asked))?)
 }
 
 fn text(check: &UpgradeCheck) -> String {

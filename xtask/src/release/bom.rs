@@ -1,4 +1,5 @@
-//! What is in the binary: the crates that it is built of, from `cargo metadata`, as a software bill of materials and as a report of licences.
+//! What is in the binary: the crates that it is built of, from `cargo metadata`, and the libraries of the toolchain, as a software bill of materials and
+//! as a report of licences.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,6 +12,7 @@ use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 use serde_json::{Value, json};
 
+use super::runtime::{Library, libraries};
 use crate::exec;
 
 /// The crates that are shipped: the daemon, and the BPF programs inside it.
@@ -71,9 +73,11 @@ struct Kind {
     kind: Option<String>,
 }
 
-/// The crates of what is shipped.
+/// The crates of what is shipped, and what they stand on.
 pub(super) struct Bom {
     packages: BTreeMap<String, Package>,
+    /// Each stands on the next.
+    libraries: Vec<Library>,
     dependencies: BTreeMap<String, Vec<String>>,
     checksums: BTreeMap<(String, String), String>,
 }
@@ -82,7 +86,7 @@ impl Bom {
     /// Reads them, as they are for `target`. Crates that only build others or test them are left out.
     ///
     /// # Errors
-    /// If cargo does not tell.
+    /// If cargo does not tell, or the toolchain.
     pub(super) fn read(target: &str) -> Result<Self> {
         let mut metadata = exec::cargo();
         metadata.args([
@@ -96,10 +100,10 @@ impl Bom {
         let metadata: Metadata = serde_json::from_str(&exec::output(&mut metadata)?)
             .context("the output of cargo metadata")?;
         let lock = fs::read_to_string(exec::workspace().join("Cargo.lock"))?;
-        Self::of(metadata, &lock)
+        Self::of(metadata, &lock, libraries(target)?)
     }
 
-    fn of(metadata: Metadata, lock: &str) -> Result<Self> {
+    fn of(metadata: Metadata, lock: &str, libraries: Vec<Library>) -> Result<Self> {
         let mut all: BTreeMap<_, _> = metadata
             .packages
             .into_iter()
@@ -135,6 +139,7 @@ impl Bom {
         }
         Ok(Self {
             packages,
+            libraries,
             dependencies,
             checksums: checksums(lock)?,
         })
@@ -174,17 +179,44 @@ impl Bom {
             }
             component
         };
-        let references = |ids: &[String]| -> BTreeSet<String> {
+        let library = |library: &Library| {
+            json!({
+                "type": "library",
+                "bom-ref": library.reference(),
+                "name": library.name,
+                "version": library.version,
+                "purl": library.reference(),
+                "licenses": [{"expression": library.licence}],
+                "copyright": library.copyright,
+                "externalReferences": [{"type": "vcs", "url": library.repository}],
+            })
+        };
+        let components = self.packages.values().map(component);
+        let components = components.chain(self.libraries.iter().map(library));
+        // Every crate stands on the first library; it is told of those that are shipped as such.
+        let below = |package: &Package| {
+            let is_root = package.source.is_none() && ROOTS.contains(&package.name.as_str());
+            self.libraries.first().filter(|_| is_root)
+        };
+        let references = |package: &Package, ids: &[String]| -> BTreeSet<String> {
             ids.iter()
                 .filter_map(|id| self.packages.get(id))
                 .map(reference)
+                .chain(below(package).map(Library::reference))
                 .collect()
         };
-        let dependencies: Vec<Value> = self
-            .packages
-            .iter()
-            .map(|(id, package)| json!({"ref": reference(package), "dependsOn": references(&self.dependencies[id])}))
-            .collect();
+        let of_crates = self.packages.iter().map(|(id, package)| {
+            json!({"ref": reference(package), "dependsOn": references(package, &self.dependencies[id])})
+        });
+        let of_libraries = self.libraries.iter().enumerate().map(|(at, library)| {
+            let next: Vec<_> = self.libraries[at + 1..]
+                .first()
+                .map(Library::reference)
+                .into_iter()
+                .collect();
+            json!({"ref": library.reference(), "dependsOn": next})
+        });
+        let dependencies: Vec<Value> = of_crates.chain(of_libraries).collect();
         let text = serde_json::to_string_pretty(&json!({
             "bomFormat": "CycloneDX",
             "specVersion": "1.5",
@@ -196,20 +228,20 @@ impl Bom {
                 "version": self.version(),
                 "licenses": [{"expression": "MIT OR Apache-2.0"}],
             }},
-            "components": self.packages.values().map(component).collect::<Vec<_>>(),
+            "components": components.collect::<Vec<_>>(),
             "dependencies": dependencies,
         }))?;
         Ok(text + "\n")
     }
 
-    /// All crates with their licences, and the texts of these.
+    /// All crates and libraries with their licences, and the texts of these.
     ///
     /// # Errors
-    /// If a crate has a licence that is not [allowed](ALLOWED), or none.
+    /// If one has a licence that is not [allowed](ALLOWED), or none.
     pub(super) fn licences(&self) -> Result<String> {
         self.check()?;
         let mut text = format!(
-            "# What Tether {} is made of\n\nTether itself is MIT OR Apache-2.0; its BPF programs are MIT OR GPL-2.0-only.\n\n| crate | version | licence |\n|---|---|---|\n",
+            "# What Tether {} is made of\n\nTether itself is MIT OR Apache-2.0; its BPF programs are MIT OR GPL-2.0-only.\n\n| crate or library | version | licence |\n|---|---|---|\n",
             self.version()
         );
         let foreign = || {
@@ -234,6 +266,13 @@ impl Bom {
                 names.push(format!("{} {}", package.name, package.version));
             }
         }
+        let mit = fs::read_to_string(exec::workspace().join("LICENSE-MIT"))?;
+        for library in &self.libraries {
+            let (name, version) = (library.name, &library.version);
+            let _ = writeln!(text, "| {name} | {version} | {} |", library.licence);
+            let names = texts.entry(library.notice(&mit)?).or_default();
+            names.push(format!("{name} {version}"));
+        }
         for (words, names) in texts {
             let _ = write!(
                 text,
@@ -247,18 +286,21 @@ impl Bom {
 
     /// That every licence is allowed.
     fn check(&self) -> Result<()> {
-        let wrong: Vec<String> = self
+        let foreign = self
             .packages
             .values()
-            .filter(|package| package.source.is_some())
-            .filter(|package| !package.license.as_deref().is_some_and(is_allowed))
-            .map(|package| {
-                format!(
-                    "{} {}: {}",
-                    package.name,
-                    package.version,
-                    package.license.as_deref().unwrap_or("no licence")
-                )
+            .filter(|package| package.source.is_some());
+        let crates = foreign.map(|package| {
+            let licence = package.license.as_deref();
+            (package.name.as_str(), &package.version, licence)
+        });
+        let libraries = self.libraries.iter();
+        let libraries = libraries.map(|one| (one.name, &one.version, Some(one.licence)));
+        let wrong: Vec<String> = crates
+            .chain(libraries)
+            .filter(|(_, _, licence)| !licence.is_some_and(is_allowed))
+            .map(|(name, version, licence)| {
+                format!("{name} {version}: {}", licence.unwrap_or("no licence"))
             })
             .collect();
         if !wrong.is_empty() {
@@ -411,6 +453,17 @@ mod tests {
         assert_eq!(aya["hashes"][0]["content"].as_str().map(str::len), Some(64));
         assert!(named("aya-ebpf").is_some(), "the BPF programs are inside");
         assert!(named("proptest").is_none(), "tests are not shipped");
+        let std = named("rust-std").context("the standard library is shipped")?;
+        assert!(licences.contains(&format!(
+            "\n## rust-std {}\n",
+            std["version"].as_str().context("a version")?
+        )));
+        let depends = value["dependencies"].as_array().context("dependencies")?;
+        let on_std = depends.iter().filter(|one| {
+            let below = one["dependsOn"].as_array();
+            below.is_some_and(|below| below.contains(&std["bom-ref"]))
+        });
+        assert_eq!(on_std.count(), ROOTS.len());
         assert!(
             value["dependencies"]
                 .as_array()

@@ -81,6 +81,12 @@ impl Toolchain {
             .collect()
     }
 
+    /// Where a library is that the toolchain has of its own for a target, so that the machine's need not be there.
+    pub(crate) fn own_library(&self, target: &str, name: &str) -> PathBuf {
+        let libraries = self.sysroot.join("lib/rustlib").join(target).join("lib");
+        libraries.join("self-contained").join(name)
+    }
+
     /// Whether the toolchain has the file. Distributions put programs beside the sysroot's `bin`; with rustup, what is on the search
     /// path are stand-ins that are there even when the component is not.
     fn has(&self, file: &Path) -> bool {
