@@ -3,7 +3,7 @@
 mod adopt;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -51,7 +51,7 @@ impl Registry {
 
     /// The same without a word.
     pub(super) fn replace(&mut self, services: Vec<desired::Service>) {
-        let verdicts = self.verdicts();
+        let verdicts = self.verdicts_of_leaving(&services);
         for record in self.services.values_mut() {
             record.wanted = None;
             record.error = None;
@@ -86,10 +86,10 @@ impl Registry {
         if self.homeless.is_empty() {
             return;
         }
-        let verdicts = self.verdicts();
         let homeless = std::mem::take(&mut self.homeless);
         for (service, _) in &homeless {
-            self.want_service(service.clone(), &verdicts);
+            // Those whose places they were to take have left long ago.
+            self.want_service(service.clone(), &Verdicts::default());
             self.index();
         }
         self.tell_of_homeless(&homeless);
@@ -127,13 +127,21 @@ impl Registry {
         }
     }
 
-    /// What the checks say.
-    fn verdicts(&self) -> Verdicts {
+    /// What the checks say of the backends that are wanted now and will not be: what takes the place of one of them is the same by another name. (Of what
+    /// left before, only the address may be the same by now: a pod's is soon another pod's, while the old one's flows are still waited for.)
+    fn verdicts_of_leaving(&self, wanted_next: &[desired::Service]) -> Verdicts {
+        let staying: HashSet<u64> = wanted_next
+            .iter()
+            .flat_map(|service| &service.backends)
+            .map(|backend| backend.identity)
+            .collect();
         let mut verdicts = Verdicts::default();
-        let known = self
-            .backends()
-            .filter(|backend| backend.health != Health::Unknown);
-        for backend in known {
+        let leaving = self.backends().filter(|backend| {
+            backend.wanted.is_some()
+                && backend.health != Health::Unknown
+                && !staying.contains(&backend.identity)
+        });
+        for backend in leaving {
             verdicts.note(backend);
         }
         verdicts

@@ -5,6 +5,7 @@ mod drains;
 mod echoes;
 mod from_dns;
 mod local;
+mod newcomers;
 mod outliers;
 
 use std::{
