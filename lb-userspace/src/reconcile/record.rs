@@ -120,6 +120,8 @@ pub(super) struct BackendRecord {
     pub(super) check_address: SocketAddr,
     /// It was there before its first check: it has no time to start.
     pub(super) has_started: bool,
+    /// Its health is what was found by another name or of another object: its own checks have said nothing yet.
+    pub(super) is_presumed: bool,
     pub(super) health: Health,
     pub(super) last_error: Option<LastError>,
     pub(super) fell_at_ms: Option<u64>,
@@ -169,12 +171,23 @@ impl BackendRecord {
             fell_at_ms: verdict.fell_at_ms,
             faltered_at_ms: verdict.faltered_at_ms,
             has_started: true,
+            is_presumed: true,
             ..self
+        }
+    }
+
+    /// The verdict that its checks are to go on from.
+    pub(super) fn presumed(&self) -> Health {
+        if self.is_presumed {
+            self.health
+        } else {
+            Health::Unknown
         }
     }
 
     /// Takes in a verdict. False if it is no news.
     pub(super) fn heard(&mut self, report: &HealthReport, now_ms: u64) -> bool {
+        self.is_presumed = false;
         let error_is_news = self.last_error != report.last_error;
         self.last_error.clone_from(&report.last_error);
         let fails = report
@@ -377,6 +390,7 @@ pub(super) fn new_record(
         check: backend.check.clone(),
         check_address: backend.check_address,
         has_started: false,
+        is_presumed: false,
         health: Health::Unknown,
         last_error: None,
         fell_at_ms: None,

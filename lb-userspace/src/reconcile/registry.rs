@@ -504,6 +504,7 @@ impl Registry {
                 },
                 through: backend.through(service.endpoint, hops),
                 answers_echoes: echoing.contains(&backend.check_address.ip()),
+                verdict: backend.presumed(),
             };
             targets.insert((backend.name.clone(), backend.check_address), target);
         }

@@ -107,3 +107,22 @@ fn a_backend_beside_another_of_its_address_is_asked_itself() {
         [Health::Refusing, Health::Unknown]
     );
 }
+
+/// Else it would be up after one yes, whatever `rise` says.
+#[test]
+fn the_checks_of_a_renamed_backend_go_on_from_what_was_found_until_they_have_spoken() {
+    let machine = Machine::new("goes-on");
+    let mut state = machine.adopt(config(&machine, "chat", "b1")).unwrap();
+    let verdict = |state: &State, service| target(state, service, "b1").verdict;
+    hear(&mut state, "chat", "b1", Health::Refusing);
+    machine.settle(&mut state);
+    assert_eq!(verdict(&state, "chat"), Health::Unknown);
+    state.reload(config(&machine, "talk", "b1")).unwrap();
+    machine.settle(&mut state);
+    assert_eq!(found(&state), (Health::Refusing, Serving::ExistingOnly));
+    assert_eq!(verdict(&state, "talk"), Health::Refusing);
+    // Who begins later, as elsewhere, asks anew.
+    hear(&mut state, "talk", "b1", Health::Refusing);
+    assert_eq!(verdict(&state, "talk"), Health::Unknown);
+    assert_eq!(found(&state), (Health::Refusing, Serving::ExistingOnly));
+}

@@ -106,6 +106,7 @@ impl Registry {
                 check: Check::DEFAULT,
                 check_address: endpoint,
                 has_started: true,
+                is_presumed: false,
                 health: Health::Unknown,
                 last_error: None,
                 fell_at_ms: None,
