@@ -24,7 +24,7 @@ use crate::{
         Suspension, ToVip,
     },
     pace::{Closing, Moment, Ramp, Terms},
-    resolve::{BackendFacts, Found, Hop, WantedBackend, WantedService},
+    resolve::{BackendFacts, Found, Hop, WantedBackend, WantedService, WellSeen},
 };
 
 /// A service that is known.
@@ -69,6 +69,8 @@ pub(super) struct ServiceRecord {
     pub(super) ejections: u64,
     /// As last resolved.
     pub(super) resets_suspended: Option<Suspension>,
+    /// As last resolved.
+    pub(super) well_seen: WellSeen,
 }
 
 impl ServiceRecord {
@@ -97,6 +99,7 @@ impl ServiceRecord {
             judged: None,
             ejections: 0,
             resets_suspended: None,
+            well_seen: WellSeen::default(),
         }
     }
 }

@@ -23,7 +23,7 @@ use crate::{
     model::{BackendName, Check, Drains, Health, HealthReport, Suspension, Target},
     pace::{Moment, Terms},
     plan::Observed,
-    resolve::{self, Affinity, Found, ServiceFacts, WantedService},
+    resolve::{self, Affinity, Found, ServiceFacts, WantedService, WellSeen},
 };
 
 /// All that is known.
@@ -401,6 +401,7 @@ impl Registry {
                 reset_over: service.reset_over,
                 told_before: service.told,
                 resets_were_suspended: service.resets_suspended.is_some(),
+                well_seen: service.well_seen,
                 backends: service
                     .backends
                     .iter()
@@ -446,6 +447,7 @@ impl Registry {
             service.spread = outcome.spread;
             service.fail_open = outcome.fail_open;
             service.resets_suspended = outcome.resets_suspended;
+            service.well_seen = outcome.well_seen;
             service.told = Some((service.on_down, service.reset_over));
             for backend in &mut service.backends {
                 backend.per_mille = outcome
@@ -578,6 +580,7 @@ pub(super) struct Outcome {
     pub(super) fail_open: bool,
     pub(super) spread: Spread,
     pub(super) resets_suspended: Option<Suspension>,
+    pub(super) well_seen: WellSeen,
     pub(super) backends: Vec<resolve::Backend>,
     /// Parts of a thousand new flows, by id; absent is none.
     pub(super) per_mille: HashMap<u32, u16>,

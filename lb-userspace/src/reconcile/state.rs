@@ -372,6 +372,7 @@ impl State {
                 fail_open: service.fail_open,
                 spread: service.spread,
                 resets_suspended: service.resets_suspended,
+                well_seen: service.well_seen,
                 backends: service.backends.clone(),
                 per_mille: per_mille(service),
             })

@@ -3,6 +3,7 @@
 
 mod drains;
 mod echoes;
+mod falls;
 mod from_dns;
 mod local;
 mod newcomers;
