@@ -8,6 +8,7 @@ use std::{
 
 use lb_common::{
     backend::{Mode, Serving},
+    clock::Tick,
     net::IpVersion,
     share::Share,
 };
@@ -135,6 +136,8 @@ pub(super) struct BackendRecord {
     pub(super) held_local: bool,
     /// The share of its flows that was closed when it was found in the maps, if it was dead then; none once that is made use of.
     pub(super) held_share: Option<Share>,
+    /// Since when it was starting slowly, and what part of its weight it had, in sixteenths, as the last run remembered; none once that is made use of.
+    pub(super) held_start: Option<(Tick, u8)>,
     /// Since when it is drained or removed, if it is.
     pub(super) drained: Option<Moment>,
     /// How that is to end.
@@ -401,6 +404,7 @@ pub(super) fn new_record(
         held: None,
         held_local: false,
         held_share: None,
+        held_start: None,
         drained: None,
         terms: backend.terms,
         hastened: None,

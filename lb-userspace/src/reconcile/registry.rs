@@ -326,7 +326,16 @@ impl Registry {
         went
     }
 
-    /// Takes over since when backends are drained, and whose hosts answer echoes, as the last run remembered.
+    /// The backends that start slowly: by identity, since when, and what part of its weight each has, in sixteenths.
+    pub(super) fn starting(&self) -> impl Iterator<Item = (u64, Moment, u8)> {
+        let wanted = self.backends().filter(|backend| backend.wanted.is_some());
+        wanted.filter_map(|backend| {
+            let began = Moment::from(backend.standing.start.began?);
+            Some((backend.identity, began, backend.standing.start_factor))
+        })
+    }
+
+    /// Takes over since when backends are drained, how far their slow starts are, and whose hosts answer echoes, as the last run remembered.
     pub(super) fn recall(&mut self, memory: &Memory, now: Moment) {
         let watched = &self.watched;
         let echoing = memory.echoing(now);
@@ -334,6 +343,8 @@ impl Registry {
         for service in self.services.values_mut() {
             for backend in &mut service.backends {
                 backend.drained = memory.drain(backend.identity).map(|(begun, _)| begun);
+                let starting = memory.starting(backend.identity);
+                backend.held_start = starting.map(|(began, factor)| (began.tick(), factor));
             }
         }
     }

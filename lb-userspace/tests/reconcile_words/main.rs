@@ -8,6 +8,7 @@ mod from_dns;
 mod local;
 mod newcomers;
 mod outliers;
+mod starts;
 
 use std::{
     cell::RefCell,

@@ -115,6 +115,7 @@ impl Registry {
                 held_local: state.is_local(),
                 held_share: (state.serving() == Serving::None)
                     .then(|| state.share().unwrap_or(Share::ALL)),
+                held_start: None,
                 drained: None,
                 terms: memory
                     .drain(held.identity)
