@@ -113,6 +113,7 @@ fn cost(port: u16, kind: CheckKind, time: Duration) -> anyhow::Result<f64> {
         check: check.clone(),
         through: None,
         answers_echoes: false,
+        verdict: Health::Unknown,
     });
     let (_targets, watched) = watch::channel(targets.collect());
     let (_, vips) = watch::channel(BTreeSet::new());

@@ -184,6 +184,8 @@ pub struct Target {
     pub through: Option<ToVip>,
     /// Whether its host is known to answer echoes, for who begins to check it: see [`HealthReport::answers_echoes`].
     pub answers_echoes: bool,
+    /// The verdict that was found by another name, for who begins to check it: it goes on from that, and needs as much to change it.
+    pub verdict: Health,
 }
 
 /// Where a check through the VIP goes.

@@ -53,8 +53,22 @@ pub struct ServiceFacts<'a> {
     pub told_before: Option<(OnDown, Duration)>,
     /// Whether clients of its dead backends were not told up to now.
     pub resets_were_suspended: bool,
+    /// When a host was last seen to be well.
+    pub well_seen: WellSeen,
     /// Its backends, removed ones among them.
     pub backends: Vec<BackendFacts<'a>>,
+}
+
+/// When a host was last seen to be well, up and its latest check good: who fell a minute before that, or earlier, is dead, also when nobody is well any more.
+///
+/// No restart needs it. The maps say of who was taken for dead that it serves nothing, and for the next daemon such a one has not fallen; all others fall
+/// anew when that daemon finds them down.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct WellSeen {
+    /// One of the service's own.
+    pub own: Option<Moment>,
+    /// One of any service.
+    pub everywhere: Option<Moment>,
 }
 
 /// How a service places clients.
@@ -206,6 +220,8 @@ pub struct Service<'a> {
     pub spread: Spread,
     /// Why clients of dead backends are not told, if they are not.
     pub resets_suspended: Option<Suspension>,
+    /// When a host was last seen to be well.
+    pub well_seen: WellSeen,
     /// Its backends, in the order of the facts.
     pub backends: Vec<Backend>,
 }
@@ -270,8 +286,12 @@ pub fn resolve<'a>(
     now: Moment,
 ) -> Vec<Service<'a>> {
     let everywhere = services.iter().flat_map(|service| &service.backends);
+    let seen = services
+        .iter()
+        .filter_map(|service| service.well_seen.everywhere)
+        .max();
     // When most of what this machine sees has died at once, then perhaps its own sight has.
-    let blind = fell_together(everywhere, now);
+    let all = Sight::of(everywhere, seen, now);
     // A group is called by the lowest number of its services, of which none is 0.
     let mut groups = BTreeMap::new();
     for service in services {
@@ -292,7 +312,7 @@ pub fn resolve<'a>(
     };
     services
         .iter()
-        .map(|service| resolve_service(fleet_seed, service, placing(service), blind, now))
+        .map(|service| resolve_service(fleet_seed, service, placing(service), all, now))
         .collect()
 }
 
@@ -306,7 +326,7 @@ fn resolve_service<'a>(
     fleet_seed: &[u64; 4],
     facts: &ServiceFacts<'a>,
     placing: Placing,
-    blind: Option<Doubt>,
+    all: Sight,
     now: Moment,
 ) -> Service<'a> {
     let may_take_new = |backend: &&BackendFacts<'_>| {
@@ -362,10 +382,10 @@ fn resolve_service<'a>(
         zone::split(capacity, policy.zone_enough)
     };
     // What is most in doubt comes first: a mass fall is also what most fail-opens come from.
-    let fell_together = fell_together(facts.backends.iter(), now);
-    let resets_suspended = if fell_together.is_some() {
+    let own = Sight::of(facts.backends.iter(), facts.well_seen.own, now);
+    let resets_suspended = if own.doubt.is_some() {
         Some(Suspension::MassFall)
-    } else if blind.is_some() {
+    } else if all.doubt.is_some() {
         Some(Suspension::MassFallEverywhere)
     } else if fail_open {
         Some(Suspension::FailOpen)
@@ -413,7 +433,7 @@ fn resolve_service<'a>(
             // While resets are suspended it is not time that ends that, but for a fall of many.
             let spared_until = match resets_suspended {
                 None => spared,
-                Some(_) => spared.and_then(|_| fell_together.or(blind)?.ends),
+                Some(_) => spared.and_then(|_| own.doubt.or(all.doubt)?.ends),
             };
             Backend {
                 numbered: backend.numbered,
@@ -472,6 +492,10 @@ fn resolve_service<'a>(
         }),
         fail_open,
         resets_suspended,
+        well_seen: WellSeen {
+            own: own.well_seen,
+            everywhere: all.well_seen,
+        },
         backends,
     }
 }
@@ -597,26 +621,63 @@ struct Host {
 /// Until now, and for as long as nobody says otherwise.
 const STILL: u64 = u64::MAX;
 
-/// Whether over half of at least four hosts fell within ten seconds of one another, not long ago or with nobody well beside them since, and are down
-/// still.
-fn fell_together<'f>(
-    backends: impl Iterator<Item = &'f BackendFacts<'f>>,
-    now: Moment,
-) -> Option<Doubt> {
-    let mut hosts: BTreeMap<IpAddr, Host> = BTreeMap::new();
-    for backend in backends.filter(|backend| backend.wanted.is_some()) {
-        let host = hosts.entry(backend.address).or_insert(Host {
-            is_down: true,
-            well_until_ms: None,
-            fell_at_ms: None,
-        });
-        host.is_down &= backend.health == Health::Down;
-        if backend.health == Health::Up {
-            let until = backend.faltered_at_ms.unwrap_or(STILL);
-            host.well_until_ms = host.well_until_ms.max(Some(until));
+/// What is seen of several hosts.
+#[derive(Clone, Copy, Debug)]
+struct Sight {
+    /// When one was last seen to be well.
+    well_seen: Option<Moment>,
+    /// Whether so many of them fell together that they may be well.
+    doubt: Option<Doubt>,
+}
+
+impl Sight {
+    /// Looks at the hosts of `backends`, of which one was last seen to be well at `well_seen`.
+    fn of<'f>(
+        backends: impl Iterator<Item = &'f BackendFacts<'f>>,
+        well_seen: Option<Moment>,
+        now: Moment,
+    ) -> Self {
+        let mut hosts: BTreeMap<IpAddr, Host> = BTreeMap::new();
+        for backend in backends.filter(|backend| backend.wanted.is_some()) {
+            let host = hosts.entry(backend.address).or_insert(Host {
+                is_down: true,
+                well_until_ms: None,
+                fell_at_ms: None,
+            });
+            host.is_down &= backend.health == Health::Down;
+            if backend.health == Health::Up {
+                let until = backend.faltered_at_ms.unwrap_or(STILL);
+                host.well_until_ms = host.well_until_ms.max(Some(until));
+            }
+            host.fell_at_ms = host.fell_at_ms.max(backend.fell_at_ms);
         }
-        host.fell_at_ms = host.fell_at_ms.max(backend.fell_at_ms);
+        let well_until = hosts.values().filter_map(|host| host.well_until_ms).max();
+        let is_one_well = well_until == Some(STILL);
+        let well_seen = if is_one_well {
+            Some(now)
+        } else {
+            well_seen.max(well_until.map(moment))
+        };
+        let doubted_until = fell_together(&hosts)
+            .map(|fell_at| fell_at.later(MASS_FALL_DOUBT))
+            // Seen so late it was believed, and is so still, whatever became of who was well.
+            .filter(|&ends| well_seen.is_none_or(|seen| seen < ends));
+        Self {
+            well_seen,
+            doubt: doubted_until.map(|ends| Doubt {
+                ends: is_one_well.then_some(ends),
+            }),
+        }
     }
+}
+
+/// A moment of the checks.
+fn moment(ms: u64) -> Moment {
+    Moment(i64::try_from(ms).unwrap_or(i64::MAX))
+}
+
+/// When the last fell of over half of at least four hosts that fell within ten seconds of one another and are down still.
+fn fell_together(hosts: &BTreeMap<IpAddr, Host>) -> Option<Moment> {
     if hosts.len() < MASS_FALL_MINIMUM {
         return None;
     }
@@ -627,15 +688,7 @@ fn fell_together<'f>(
     let together = falls
         .windows(suspect)
         .rfind(|window| window[suspect - 1] - window[0] <= MASS_FALL_MS)?;
-    let moment = |ms: u64| Moment(i64::try_from(ms).unwrap_or(i64::MAX));
-    let ends = moment(together[suspect - 1]).later(MASS_FALL_DOUBT);
-    let well_until = hosts.values().filter_map(|host| host.well_until_ms).max();
-    match well_until {
-        Some(STILL) => (now < ends).then_some(Doubt { ends: Some(ends) }),
-        // It was believed while somebody was well, and is so still.
-        Some(until) if moment(until) >= ends => None,
-        _ => Some(Doubt { ends: None }),
-    }
+    Some(moment(together[suspect - 1]))
 }
 
 /// Whether so many others falter since about when a backend fell that these may be the first signs of a fall of many.

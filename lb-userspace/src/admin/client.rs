@@ -102,6 +102,12 @@ struct Failure {
 struct Done {}
 
 #[derive(Deserialize)]
+struct Undrained {
+    #[serde(default)]
+    stays: Option<String>,
+}
+
+#[derive(Deserialize)]
 struct Reloaded {
     generation: u64,
 }
@@ -197,12 +203,14 @@ impl Client {
         self.ask(Method::GET, &path, Body::None).await
     }
 
-    /// Ends a drain.
+    /// Takes back what was ordered of a backend; gives why it takes no new flows all the same, if the configuration itself says so.
     ///
     /// # Errors
-    /// When there is no daemon, or no such backend.
-    pub async fn undrain(&self, name: &BackendName) -> Result<(), Error> {
-        self.change(&format!("{}/undrain", path_of(name))).await
+    /// When there is no daemon, no such backend, or nothing to take back from one that is drained otherwise.
+    pub async fn undrain(&self, name: &BackendName) -> Result<Option<String>, Error> {
+        let path = format!("{}/undrain", path_of(name));
+        let Undrained { stays } = self.ask(Method::POST, &path, Body::None).await?;
+        Ok(stays)
     }
 
     /// Adds a backend, or puts another in the place of one.

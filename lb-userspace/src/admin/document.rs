@@ -62,6 +62,16 @@ pub(super) struct Done {
     pub(super) ok: bool,
 }
 
+/// What was ordered is taken back.
+#[derive(Debug, Deserialize, Serialize, ToSchema)]
+pub(super) struct Undrained {
+    /// True.
+    pub(super) ok: bool,
+    /// Why the backend takes no new flows all the same, and what to do, if the configuration itself says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub(super) stays: Option<String>,
+}
+
 /// The configuration was read again.
 #[derive(Debug, Deserialize, Serialize, ToSchema)]
 pub(super) struct Reloaded {

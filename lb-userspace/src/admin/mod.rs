@@ -33,7 +33,7 @@ use utoipa::OpenApi as _;
 use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::{
-    document::{Document, Done, Failure, Failures, Reloaded},
+    document::{Document, Done, Failure, Failures, Reloaded, Undrained},
     explain::Explainer,
     list::Lists,
     peer::Right,
@@ -331,14 +331,15 @@ async fn drain(
 
 /// End a drain
 ///
-/// It takes new flows again, as its health allows.
+/// What was ordered is taken back, a deadline of its own with it. It takes new flows again, as its health allows; if the configuration itself says that
+/// it is to take none, the answer says so.
 #[utoipa::path(post, path = "/v1/services/{service}/backends/{backend}/undrain", tag = "changes",
     params(("service" = String, Path, description = "Name of the service"), ("backend" = String, Path, description = "Name of the backend")),
-    responses((status = 200, description = "It is remembered and in force", body = Done),
+    responses((status = 200, description = "It is remembered and in force", body = Undrained),
         (status = 400, description = "A name is no text", body = Failure),
         (status = 403, description = "Not for this user", body = Failure),
         (status = 404, description = "No such backend", body = Failure),
-        (status = 422, description = "It stays drained: with all others, or by the configuration", body = Failure),
+        (status = 422, description = "It is drained with all others; or by the configuration alone, and nothing was ordered", body = Failure),
         (status = 500, description = "It cannot be remembered, and is not done", body = Failure),
         (status = 503, description = "The daemon is busy, or stopping", body = Failure)))]
 async fn undrain(
@@ -347,7 +348,8 @@ async fn undrain(
 ) -> Result<Response, Response> {
     let name = named(name)?;
     let command = |reply| Command::Undrain { name, reply };
-    Ok(ask(&admin, command).await)
+    let undrained = |stays| Undrained { ok: true, stays };
+    Ok(answer(exchange(&admin, command).await, undrained))
 }
 
 /// Evacuate this host
@@ -386,8 +388,16 @@ async fn ask(
     admin: &Admin,
     command: impl FnOnce(oneshot::Sender<Result<(), Refusal>>) -> Command,
 ) -> Response {
-    match exchange(admin, command).await {
-        Ok(Ok(())) => Json(Done { ok: true }).into_response(),
+    answer(exchange(admin, command).await, |()| Done { ok: true })
+}
+
+/// What the reconciler has done, as `done` says it, or why it has not.
+fn answer<T, D: serde::Serialize>(
+    answered: Result<Result<T, Refusal>, Response>,
+    done: impl FnOnce(T) -> D,
+) -> Response {
+    match answered {
+        Ok(Ok(told)) => Json(done(told)).into_response(),
         Ok(Err(refusal)) => {
             let status = match &refusal {
                 Refusal::Absent(_) => StatusCode::NOT_FOUND,

@@ -136,7 +136,9 @@ impl Daemon {
                         "undrain all".into()
                     }
                     Command::Undrain { name, reply } => {
-                        reply.send(answer(&name)).unwrap();
+                        let stays = || format!("{name} is not active in the file");
+                        let stays = (name.service == "out").then(stays);
+                        reply.send(answer(&name).map(|()| stays)).unwrap();
                         format!("undrain {name}")
                     }
                     Command::Edit { name, edit, reply } => {
@@ -272,12 +274,12 @@ async fn backends_are_drained_by_name() {
         .unwrap_err();
     assert_eq!(error.to_string(), "1073741824000ms is not from 0s to 720h");
     // Names are text, not paths.
-    daemon
-        .client
-        .undrain(&name("a b/../c%41", "b1"))
-        .await
-        .unwrap();
+    let stays = daemon.client.undrain(&name("a b/../c%41", "b1")).await;
+    assert_eq!(stays.unwrap(), None);
     assert_eq!(daemon.heard.recv().await.unwrap(), "undrain a b/../c%41/b1");
+    let stays = daemon.client.undrain(&name("out", "b1")).await.unwrap();
+    assert_eq!(stays.as_deref(), Some("out/b1 is not active in the file"));
+    assert_eq!(daemon.heard.recv().await.unwrap(), "undrain out/b1");
     let error = daemon
         .client
         .drain(&name("chat", "b9"), None)

@@ -39,6 +39,24 @@ impl Start {
         }
     }
 
+    /// One that the last daemon saw begin at `began`, and last had at `factor`, goes on in this one. What was due while nobody saw to it is made up for by one
+    /// step: all others are still to come, each in its time.
+    pub fn resumed(began: Tick, factor: u8, slow_start: Duration, now: Tick) -> Self {
+        let (step, steps) = steps_of(slow_start);
+        let began = began.min(now);
+        let due = now.0 / step - began.0 / step;
+        let reached = (0..steps).take_while(|&done| share(done, steps) <= factor);
+        let next = reached.count() as u32;
+        Self {
+            able: true,
+            began: Some(if due > next {
+                Tick((now.0 / step - next) * step)
+            } else {
+                began
+            }),
+        }
+    }
+
     /// Its part of its weight, in sixteenths, 1 to 16.
     pub fn factor(self, slow_start: Duration, now: Tick) -> u8 {
         self.began
@@ -49,11 +67,20 @@ impl Start {
 /// The part of its weight that a backend has which began at `began`. Steps begin at the same moments for all backends of a service, so that a
 /// table is written once for all of them.
 fn factor(slow_start: Duration, began: Tick, now: Tick) -> u8 {
+    let (step, steps) = steps_of(slow_start);
+    share((now.0 / step).saturating_sub(began.0 / step), steps)
+}
+
+/// How long each step is, in ticks, and how many there are.
+fn steps_of(slow_start: Duration) -> (u32, u32) {
     let ticks = slow_start.as_nanos().div_ceil(u128::from(TICK_NS));
     let ticks = u32::try_from(ticks).unwrap_or(u32::MAX);
     let step = ticks.div_ceil(STEPS).max(SHORTEST_STEP_TICKS);
-    let steps = ticks.div_ceil(step);
-    let done = (now.0 / step).saturating_sub(began.0 / step);
+    (step, ticks.div_ceil(step))
+}
+
+/// The part of its weight that a backend has once so many of its steps are done.
+fn share(done: u32, steps: u32) -> u8 {
     if done >= steps {
         return WHOLE;
     }
@@ -102,7 +129,7 @@ mod tests {
         let fallen = begun.next(false, MINUTE, Tick(104));
         assert_eq!(fallen, Start::known(false));
         assert_eq!(fallen.next(true, MINUTE, Tick(108)).began, Some(Tick(108)));
-        // A restart of the daemon is no beginning, nor is a new configuration.
+        // That it was there when the daemon began is no beginning, nor is a new configuration.
         assert_eq!(Start::known(true).next(true, MINUTE, Tick(100)).began, None);
         assert_eq!(begun.next(true, Duration::ZERO, Tick(101)).began, None);
         assert_eq!(
@@ -111,7 +138,56 @@ mod tests {
         );
     }
 
+    #[test]
+    fn it_goes_on_in_the_next_daemon_by_one_step_at_most() {
+        // Seven steps of two ticks each: it began at 100, and had done two when it was seen last.
+        let resumed = |factor, slow_start, now| {
+            let start = Start::resumed(Tick(100), factor, slow_start, Tick(now));
+            start.next(true, slow_start, Tick(now))
+        };
+        let factor_of = |now| resumed(6, MINUTE, now).factor(MINUTE, Tick(now));
+        // As if nothing had been: and not so when it was away for long.
+        assert_eq!([104, 105, 106, 107].map(factor_of), [6, 6, 8, 8]);
+        assert_eq!([108, 113, 114, 9_999].map(factor_of), [8; 4]);
+        let late = resumed(6, MINUTE, 114);
+        let later = [114, 116, 118, 120].map(|now| late.factor(MINUTE, Tick(now)));
+        assert_eq!(later, [8, 10, 12, 14]);
+        assert_eq!(late.next(true, MINUTE, Tick(122)), Start::known(true));
+        // It was at its last step.
+        assert_eq!(resumed(14, MINUTE, 114), Start::known(true));
+        // Its service has no slow start any more, or a longer one: as after a reload.
+        assert_eq!(resumed(6, Duration::ZERO, 105), Start::known(true));
+        let hour = resumed(6, MINUTE * 60, 104);
+        assert_eq!(hour.factor(MINUTE * 60, Tick(104)), 1);
+        // A clock that was ahead.
+        let ahead = Start::resumed(Tick(200), 6, MINUTE, Tick(100));
+        assert_eq!(ahead.factor(MINUTE, Tick(100)), 2);
+    }
+
     proptest! {
+        #[test]
+        fn nobody_gets_more_at_once_for_a_restart(
+            ms in 1u64..86_400_000,
+            began in 0u32..1_000_000,
+            lasted in 0u32..1_000,
+            away in 0u32..30_000,
+        ) {
+            let slow_start = Duration::from_millis(ms);
+            let (step, steps) = steps_of(slow_start);
+            let lasted = step * steps * lasted / 1_000;
+            let begun = Start { able: true, began: Some(Tick(began)) };
+            let (seen, now) = (Tick(began + lasted), Tick(began + lasted + away));
+            let last = begun.factor(slow_start, seen);
+            prop_assume!(last < WHOLE);
+            let resumed = Start::resumed(Tick(began), last, slow_start, now);
+            let factor = resumed.factor(slow_start, now);
+            prop_assert!((last..=begun.factor(slow_start, now)).contains(&factor));
+            prop_assert!(factor <= begun.factor(slow_start, seen.later(step)));
+            // And it has all of it in time.
+            let end = now.later(step * steps);
+            prop_assert_eq!(resumed.factor(slow_start, end), WHOLE);
+        }
+
         #[test]
         fn it_only_grows_and_ends_in_time(ms in 1u64..86_400_000, began in 0u32..1_000_000) {
             let slow_start = Duration::from_millis(ms);

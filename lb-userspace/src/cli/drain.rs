@@ -125,8 +125,13 @@ impl Undrain {
     pub(super) fn run(&self) -> Result<(), Failure> {
         match self.whom.name() {
             Some(name) => {
-                ask(&self.daemon, async |client| client.undrain(name).await)?;
-                println!("{name} takes new flows again, as its health allows");
+                let stays = ask(&self.daemon, async |client| client.undrain(name).await)?;
+                match stays {
+                    None => println!("{name} takes new flows again, as its health allows"),
+                    Some(stays) => println!(
+                        "what was ordered is taken back, and it takes no new flows all the same: {stays}"
+                    ),
+                }
             }
             None => {
                 ask(&self.daemon, async |client| client.undrain_all().await)?;

@@ -147,6 +147,8 @@ enum Command {
     #[command(after_help = EXIT_STATUS)]
     Drain(drain::Drain),
     /// End a drain
+    ///
+    /// What was ordered is taken back, a deadline of its own with it. A backend that the file itself wants out takes no new flows all the same; then that is said.
     #[command(after_help = EXIT_STATUS)]
     Undrain(drain::Undrain),
     /// Give a backend another share of new flows

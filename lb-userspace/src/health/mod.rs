@@ -35,7 +35,7 @@ use crate::model::{BackendName, Check, Health, HealthReport, LastError, Target};
 /// Checks `targets` until `shutdown` turns true or the receiver of `reports` is gone.
 ///
 /// No check through a VIP is asked from one of `vips`, those of all services. How they went is noted in `times`. `at_once` is how many checks of all services are under way at once, at most. A target is a name and an address: one that stays in the list keeps its
-/// verdict, also when how it is checked changes. What is known of its host's echoes counts when it joins the list. A report is sent whenever a target's
+/// verdict, also when how it is checked changes. What is known of its host's echoes, and of its health by another name, counts when it joins the list. A report is sent whenever a target's
 /// verdict, the reason of its last failure or whether its host answers echoes changes, or that failure has ended, and again for each other object that
 /// takes a target's place.
 ///
@@ -130,6 +130,7 @@ fn adjust(
                 one.order.send_if_modified(|current| {
                     // What it has found out itself is no other order.
                     order.target.answers_echoes = current.target.answers_echoes;
+                    order.target.verdict = current.target.verdict;
                     let changed = *current != order;
                     *current = order;
                     changed
@@ -166,7 +167,9 @@ async fn watch_one(shared: Arc<Shared>, mut orders: watch::Receiver<Order>) {
         mut places,
     } = orders.borrow_and_update().clone();
     let mut probe = shared.probe(&target);
-    let mut track = Track::new(rules(&target.check)).recalling(target.answers_echoes);
+    let mut track = Track::new(rules(&target.check))
+        .recalling(target.answers_echoes)
+        .going_on_from(target.verdict);
     let mut signs = Signs::new(target.address.ip());
     let mut news = News::default();
     let mut first_asked = None;

@@ -100,7 +100,7 @@ mod tests {
     use super::*;
     use crate::{
         ids::Numbered,
-        model::{BackendName, Check},
+        model::{BackendName, Check, Health},
     };
 
     fn target(service: &str, at_once: usize) -> Target {
@@ -120,6 +120,7 @@ mod tests {
             },
             through: None,
             answers_echoes: false,
+            verdict: Health::Unknown,
         }
     }
 

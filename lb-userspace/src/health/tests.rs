@@ -56,6 +56,7 @@ fn target(address: IpAddr, check: Check) -> Target {
         check,
         through: None,
         answers_echoes: false,
+        verdict: Health::Unknown,
     }
 }
 
@@ -466,6 +467,26 @@ fn targets_that_stay_are_not_disturbed() {
             (report.address.ip(), report.health),
             (FOUR.there, Health::Up)
         );
+    });
+}
+
+/// Else one that is refusing would be up by another name after one yes, whatever `rise` says.
+#[test]
+fn checks_go_on_from_the_verdict_that_was_found_by_another_name() {
+    let pair = Arc::new(Pair::new());
+    let _server = serve(&pair);
+    block_on(&pair.near, || async {
+        for (verdict, before) in [
+            (Health::Unknown, vec![]),
+            (Health::Refusing, vec![Health::Refusing]),
+        ] {
+            let known = Target {
+                verdict,
+                ..target(FOUR.there, tcp())
+            };
+            let mut checks = Checks::start(vec![known]);
+            assert_eq!(checks.until(FOUR.there, Health::Up).await, before);
+        }
     });
 }
 

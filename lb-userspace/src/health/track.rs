@@ -106,6 +106,15 @@ impl Track {
         }
     }
 
+    /// The same with the verdict that was found by another name, if it was: the next one needs as much as it did then.
+    #[must_use]
+    pub fn going_on_from(self, verdict: Health) -> Self {
+        Self {
+            health: verdict,
+            ..self
+        }
+    }
+
     /// Whether the backend still has time to start. Meanwhile failures do not make a first verdict, but a host that is gone is gone. Those counted in it
     /// count when it is over.
     pub fn set_grace(&mut self, in_grace: bool) {
@@ -363,6 +372,27 @@ mod tests {
         let answering = (Reply::Yes, Sign::Echo(true));
         let falls = [answering, lost, lost, lost];
         assert_eq!(recalling(false, &falls), (Health::Down, true));
+    }
+
+    #[test]
+    fn a_verdict_that_was_found_by_another_name_needs_as_much_to_change() {
+        let going_on = |verdict, results: &[(Reply, Sign)]| {
+            let mut track = Track::new(RULES).going_on_from(verdict);
+            for (reply, sign) in results {
+                track.observe(*reply, *sign);
+            }
+            (track.health(), track.interval())
+        };
+        let (soon, usual) = (RULES.doubt_interval, RULES.interval);
+        assert_eq!(going_on(Health::Unknown, &[YES]), (Health::Up, usual));
+        assert_eq!(going_on(Health::Refusing, &[]), (Health::Refusing, usual));
+        assert_eq!(going_on(Health::Refusing, &[YES]), (Health::Refusing, soon));
+        assert_eq!(going_on(Health::Refusing, &[YES; 2]), (Health::Up, usual));
+        // What is down is so before it was silent for long again, and until there is a sign of life.
+        assert_eq!(going_on(Health::Down, &[MUTE]), (Health::Down, usual));
+        assert_eq!(going_on(Health::Down, &[YES]), (Health::Refusing, soon));
+        assert_eq!(going_on(Health::Up, &[NO; 2]), (Health::Up, soon));
+        assert_eq!(going_on(Health::Up, &[NO; 3]), (Health::Refusing, usual));
     }
 
     #[test]

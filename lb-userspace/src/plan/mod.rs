@@ -274,45 +274,9 @@ impl Planner<'_> {
             });
         }
         if let Some(spec) = &service.table {
-            let spec = resolve::Table {
-                // Without members any size does: that of today keeps today's owners as the previous ones.
-                size: if spec.members.is_empty() {
-                    table.size()
-                } else {
-                    spec.size
-                },
-                members: spec.members.clone(),
-            };
-            if spec.size > 0
-                && let Some(owners) =
-                    tables.owners_if_changed(wanted.fleet_seed, service, &spec, held)
-            {
-                match self.place(service.id, table, owners) {
-                    Ok(placed) => named = placed,
-                    Err(deferred) => {
-                        self.plan.deferred.insert(service.id, deferred);
-                        if held.is_none() {
-                            return;
-                        }
-                        // It may be days until there is room. Meanwhile that of today takes in what changes, if it has a slot for each.
-                        let today = resolve::Table {
-                            size: table.size(),
-                            ..spec
-                        };
-                        if today.size as usize >= today.members.len().max(2)
-                            && let Some(owners) =
-                                tables.owners_if_changed(wanted.fleet_seed, service, &today, held)
-                        {
-                            self.push(Operation::WriteTable {
-                                service: service.id,
-                                from: table,
-                                to: table,
-                                owners,
-                                now: self.now,
-                            });
-                        }
-                    }
-                }
+            match self.table(wanted, service, (spec, held), tables) {
+                Some(placed) => named = placed,
+                None => return,
             }
         }
         let (seed, placing) = match (service.placing, held) {
@@ -356,47 +320,104 @@ impl Planner<'_> {
         self.named.insert(service.id, named);
     }
 
-    /// Writes a table aside, or where the arena is full and the size is the same, slot by slot in its place, which is as safe: every slot is one word.
-    fn place(
+    /// A service's table, which is given; none if it has to wait for one to be found at all.
+    fn table(
+        &mut self,
+        wanted: &Wanted<'_>,
+        service: &resolve::Service<'_>,
+        (spec, held): (&resolve::Table<'_>, Option<&ObservedService>),
+        tables: &mut Tables,
+    ) -> Option<TableRef> {
+        let table = held.map_or(TableRef::default(), |held| held.table);
+        let spec = resolve::Table {
+            // Without members any size does: that of today keeps today's owners as the previous ones.
+            size: if spec.members.is_empty() {
+                table.size()
+            } else {
+                spec.size
+            },
+            members: spec.members.clone(),
+        };
+        if spec.size == 0 {
+            return Some(table);
+        }
+        if spec.size == table.size() {
+            let owners = tables.owners_if_changed(wanted.fleet_seed, service, &spec, held);
+            return Some(match owners {
+                Some(owners) => self.rewrite(service.id, table, owners),
+                None => table,
+            });
+        }
+        // Room comes first: while it is waited for, each plan would build what waits, and that of today anew for it.
+        if let Some(offset) = self.room(spec.size) {
+            let (owners, _) = tables.build(wanted.fleet_seed, service, &spec);
+            return Some(self.write_aside(service.id, table, offset, owners));
+        }
+        let deferred = Deferred::Arena {
+            slots: spec.size,
+            largest: self.arena().largest(),
+        };
+        self.plan.deferred.insert(service.id, deferred);
+        held?;
+        // It may be days until there is room. Meanwhile that of today takes in what changes, if it has a slot for each.
+        let today = resolve::Table {
+            size: table.size(),
+            ..spec
+        };
+        if today.size as usize >= today.members.len().max(2)
+            && let Some(owners) = tables.owners_if_changed(wanted.fleet_seed, service, &today, held)
+        {
+            self.write_in_place(service.id, table, owners);
+        }
+        Some(table)
+    }
+
+    /// Takes room for a table, if there is any once nobody reads what is no longer named.
+    fn room(&mut self, size: u32) -> Option<u32> {
+        let offset = self.arena().take(size);
+        if offset.is_some() || self.plan.unsettled.regions.is_empty() {
+            return offset;
+        }
+        self.grace();
+        self.arena().take(size)
+    }
+
+    /// Writes a table of the size of today's aside, or where the arena is full slot by slot in its place, which is as safe: every slot is one word.
+    fn rewrite(&mut self, service: u16, old: TableRef, owners: Arc<[u32]>) -> TableRef {
+        match self.room(old.size()) {
+            Some(offset) => self.write_aside(service, old, offset, owners),
+            None => self.write_in_place(service, old, owners),
+        }
+    }
+
+    fn write_aside(
         &mut self,
         service: u16,
         old: TableRef,
+        offset: u32,
         owners: Arc<[u32]>,
-    ) -> Result<TableRef, Deferred> {
+    ) -> TableRef {
         let size = owners.len() as u32;
-        let generation = old.generation().wrapping_add(1);
-        let mut offset = self.arena().take(size);
-        if offset.is_none() && !self.plan.unsettled.regions.is_empty() {
-            self.grace();
-            offset = self.arena().take(size);
-        }
-        match offset {
-            Some(offset) => {
-                let to = TableRef::new(offset, size, generation);
-                self.push(Operation::WriteTable {
-                    service,
-                    from: old,
-                    to,
-                    owners,
-                    now: self.now,
-                });
-                Ok(to)
-            }
-            None if old.size() == size => {
-                self.push(Operation::WriteTable {
-                    service,
-                    from: old,
-                    to: old,
-                    owners,
-                    now: self.now,
-                });
-                Ok(old)
-            }
-            None => Err(Deferred::Arena {
-                slots: size,
-                largest: self.arena().largest(),
-            }),
-        }
+        let to = TableRef::new(offset, size, old.generation().wrapping_add(1));
+        self.push(Operation::WriteTable {
+            service,
+            from: old,
+            to,
+            owners,
+            now: self.now,
+        });
+        to
+    }
+
+    fn write_in_place(&mut self, service: u16, table: TableRef, owners: Arc<[u32]>) -> TableRef {
+        self.push(Operation::WriteTable {
+            service,
+            from: table,
+            to: table,
+            owners,
+            now: self.now,
+        });
+        table
     }
 
     fn arena(&mut self) -> &mut Arena {

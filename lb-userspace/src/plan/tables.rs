@@ -14,6 +14,9 @@ use crate::{
 pub struct Tables {
     /// By service id: the hash of what the table is made of, and the digest of its owners.
     built: HashMap<u16, (u64, u64)>,
+    /// How many were built so far.
+    #[cfg(test)]
+    pub(super) builds: usize,
 }
 
 impl Tables {
@@ -25,22 +28,37 @@ impl Tables {
         table: &resolve::Table<'_>,
         observed: Option<&ObservedService>,
     ) -> Option<Arc<[u32]>> {
-        let made_of = made_of(fleet_seed, service, table);
         let held = observed
             .map(|held| held.table)
             .filter(|held| held.size() == table.size)
             .and(observed)
             .map(|service| service.digest);
         if let Some(&(known, digest)) = self.built.get(&service.id)
-            && known == made_of
             && held == Some(digest)
+            && known == made_of(fleet_seed, service, table)
         {
             return None;
         }
+        let (owners, digest) = self.build(fleet_seed, service, table);
+        (held != Some(digest)).then_some(owners)
+    }
+
+    /// The owners of a service's slots, whatever is there, and their digest.
+    pub(super) fn build(
+        &mut self,
+        fleet_seed: &[u64; 4],
+        service: &resolve::Service<'_>,
+        table: &resolve::Table<'_>,
+    ) -> (Arc<[u32]>, u64) {
+        #[cfg(test)]
+        {
+            self.builds += 1;
+        }
         let owners = owners(fleet_seed, service.placed_as, table);
         let digest = digest(owners.iter().copied());
+        let made_of = made_of(fleet_seed, service, table);
         self.built.insert(service.id, (made_of, digest));
-        (held != Some(digest)).then(|| owners.into())
+        (owners.into(), digest)
     }
 }
 

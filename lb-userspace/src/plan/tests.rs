@@ -153,6 +153,7 @@ fn service(id: u16, size: u32, new: &[u32], old: &[u32]) -> resolve::Service<'st
         fail_open: false,
         spread: Default::default(),
         resets_suspended: None,
+        well_seen: Default::default(),
         backends: new
             .iter()
             .map(|&id| backend(id, Serving::New))

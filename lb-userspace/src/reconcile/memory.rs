@@ -1,5 +1,5 @@
 //! What a restart must not forget and the maps do not hold: drains and changes that were asked for at runtime, since when backends are drained,
-//! answers of the DNS, names, which hosts answer echoes, and what becomes of flows of services that are gone from the file.
+//! answers of the DNS, names, which hosts answer echoes, how far backends' slow starts are, and what becomes of flows of services that are gone from the file.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -64,6 +64,9 @@ pub(super) struct Memory {
     /// Hosts that answer echoes; none also in what a version before this one left.
     #[serde(default)]
     echoing: Option<Echoing>,
+    /// Backends that get less than their shares since they began to take new flows, by identity; none also in what a version before this one left.
+    #[serde(default)]
+    starting: BTreeMap<u64, Starting>,
     /// This machine's clocks.
     #[serde(skip)]
     clocks: Clocks,
@@ -123,6 +126,14 @@ struct Echoing {
     /// When a daemon knew that last.
     known: Date,
     hosts: Vec<Host>,
+}
+
+/// How far a slow start is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Starting {
+    began: Date,
+    /// The part of its weight that the backend has.
+    sixteenths: u8,
 }
 
 /// The host of a checked backend.
@@ -230,8 +241,8 @@ impl KnownService {
 }
 
 impl Memory {
-    /// The same with these drains by command, changes, names and drains of all kinds. Which hosts answer echoes stays:
-    /// [`Memory::with_echoing`].
+    /// The same with these drains by command, changes, names and drains of all kinds. Which hosts answer echoes stays, and who starts:
+    /// [`Memory::with_echoing`], [`Memory::with_starting`].
     pub(super) fn renewed(
         &self,
         ordered: &Drains,
@@ -266,6 +277,7 @@ impl Memory {
             evacuated,
             drains: drains.collect(),
             echoing: self.echoing.clone(),
+            starting: self.starting.clone(),
             clocks: clocks.clone(),
             is_unread: self.is_unread,
             drained: ordered.backends.keys().cloned().collect(),
@@ -304,6 +316,26 @@ impl Memory {
             echoing: (!hosts.is_empty()).then_some(Echoing { known, hosts }),
             ..self
         }
+    }
+
+    /// The same with the backends that start slowly now: by identity, since when, and what part of its weight each has, in sixteenths.
+    pub(super) fn with_starting(self, starting: impl Iterator<Item = (u64, Moment, u8)>) -> Self {
+        let clocks = &self.clocks;
+        let starting = starting
+            .map(|(identity, began, sixteenths)| {
+                let began = clocks.date(began);
+                (identity, Starting { began, sixteenths })
+            })
+            .collect();
+        Self { starting, ..self }
+    }
+
+    /// Since when a backend starts slowly, and what part of its weight it had, if it did and the machine has not started anew since. (After that it begins anew
+    /// with all others, whatever the wall clock says.)
+    pub(super) fn starting(&self, identity: u64) -> Option<(Moment, u8)> {
+        let starting = self.starting.get(&identity)?;
+        let began = &starting.began;
+        (began.boot == self.clocks.boot).then(|| (self.clocks.moment(began), starting.sixteenths))
     }
 
     /// Whether it is time to save anew which hosts answer echoes, though they are the same.
@@ -490,7 +522,7 @@ pub(super) fn path(directory: &Path) -> PathBuf {
 const LOST_DRAINS: &str = "backends that were drained with `tether drain` take new flows unless they are drained again, and so do all after a `tether drain --all`";
 const KEPT_DRAINS: &str =
     "what was drained with `tether drain` stays so, without a deadline of its own";
-const LOST_REST: &str = "what was changed at runtime is as the configuration says, and what was removed from that is listed by its addresses; deadlines of drains count anew, and a routed backend that is dead is called refusing until it has been up";
+const LOST_REST: &str = "what was changed at runtime is as the configuration says, and what was removed from that is listed by its addresses; deadlines of drains count anew, backends that were starting slowly have their whole shares, and a routed backend that is dead is called refusing until it has been up";
 
 /// Keeps an unusable file for people to look at, and says what is lost with it.
 fn set_aside(directory: &Path, error: &io::Error, has_drains: bool) {

@@ -86,8 +86,9 @@ pub enum Command {
     Undrain {
         /// Which.
         name: BackendName,
-        /// Told when it is remembered and applied, or why it is refused.
-        reply: oneshot::Sender<Result<(), Refusal>>,
+        /// Told when it is remembered and applied, with why the backend takes no new flows all the same, if the configuration itself says so; or why it
+        /// is refused.
+        reply: oneshot::Sender<Result<Option<String>, Refusal>>,
     },
     /// No backend is to take new flows, nor any that is yet to come, until undrained together; survives restarts.
     DrainAll {

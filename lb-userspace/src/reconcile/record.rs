@@ -8,6 +8,7 @@ use std::{
 
 use lb_common::{
     backend::{Mode, Serving},
+    clock::Tick,
     net::IpVersion,
     share::Share,
 };
@@ -24,7 +25,7 @@ use crate::{
         Suspension, ToVip,
     },
     pace::{Closing, Moment, Ramp, Terms},
-    resolve::{BackendFacts, Found, Hop, WantedBackend, WantedService},
+    resolve::{BackendFacts, Found, Hop, WantedBackend, WantedService, WellSeen},
 };
 
 /// A service that is known.
@@ -69,6 +70,8 @@ pub(super) struct ServiceRecord {
     pub(super) ejections: u64,
     /// As last resolved.
     pub(super) resets_suspended: Option<Suspension>,
+    /// As last resolved.
+    pub(super) well_seen: WellSeen,
 }
 
 impl ServiceRecord {
@@ -97,6 +100,7 @@ impl ServiceRecord {
             judged: None,
             ejections: 0,
             resets_suspended: None,
+            well_seen: WellSeen::default(),
         }
     }
 }
@@ -120,6 +124,8 @@ pub(super) struct BackendRecord {
     pub(super) check_address: SocketAddr,
     /// It was there before its first check: it has no time to start.
     pub(super) has_started: bool,
+    /// Its health is what was found by another name or of another object: its own checks have said nothing yet.
+    pub(super) is_presumed: bool,
     pub(super) health: Health,
     pub(super) last_error: Option<LastError>,
     pub(super) fell_at_ms: Option<u64>,
@@ -130,6 +136,8 @@ pub(super) struct BackendRecord {
     pub(super) held_local: bool,
     /// The share of its flows that was closed when it was found in the maps, if it was dead then; none once that is made use of.
     pub(super) held_share: Option<Share>,
+    /// Since when it was starting slowly, and what part of its weight it had, in sixteenths, as the last run remembered; none once that is made use of.
+    pub(super) held_start: Option<(Tick, u8)>,
     /// Since when it is drained or removed, if it is.
     pub(super) drained: Option<Moment>,
     /// How that is to end.
@@ -169,12 +177,23 @@ impl BackendRecord {
             fell_at_ms: verdict.fell_at_ms,
             faltered_at_ms: verdict.faltered_at_ms,
             has_started: true,
+            is_presumed: true,
             ..self
+        }
+    }
+
+    /// The verdict that its checks are to go on from.
+    pub(super) fn presumed(&self) -> Health {
+        if self.is_presumed {
+            self.health
+        } else {
+            Health::Unknown
         }
     }
 
     /// Takes in a verdict. False if it is no news.
     pub(super) fn heard(&mut self, report: &HealthReport, now_ms: u64) -> bool {
+        self.is_presumed = false;
         let error_is_news = self.last_error != report.last_error;
         self.last_error.clone_from(&report.last_error);
         let fails = report
@@ -377,6 +396,7 @@ pub(super) fn new_record(
         check: backend.check.clone(),
         check_address: backend.check_address,
         has_started: false,
+        is_presumed: false,
         health: Health::Unknown,
         last_error: None,
         fell_at_ms: None,
@@ -384,6 +404,7 @@ pub(super) fn new_record(
         held: None,
         held_local: false,
         held_share: None,
+        held_start: None,
         drained: None,
         terms: backend.terms,
         hastened: None,

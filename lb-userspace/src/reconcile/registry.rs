@@ -3,7 +3,7 @@
 mod adopt;
 
 use std::{
-    collections::{BTreeMap, BTreeSet, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -23,7 +23,7 @@ use crate::{
     model::{BackendName, Check, Drains, Health, HealthReport, Suspension, Target},
     pace::{Moment, Terms},
     plan::Observed,
-    resolve::{self, Affinity, Found, ServiceFacts, WantedService},
+    resolve::{self, Affinity, Found, ServiceFacts, WantedService, WellSeen},
 };
 
 /// All that is known.
@@ -51,7 +51,7 @@ impl Registry {
 
     /// The same without a word.
     pub(super) fn replace(&mut self, services: Vec<desired::Service>) {
-        let verdicts = self.verdicts();
+        let verdicts = self.verdicts_of_leaving(&services);
         for record in self.services.values_mut() {
             record.wanted = None;
             record.error = None;
@@ -86,10 +86,10 @@ impl Registry {
         if self.homeless.is_empty() {
             return;
         }
-        let verdicts = self.verdicts();
         let homeless = std::mem::take(&mut self.homeless);
         for (service, _) in &homeless {
-            self.want_service(service.clone(), &verdicts);
+            // Those whose places they were to take have left long ago.
+            self.want_service(service.clone(), &Verdicts::default());
             self.index();
         }
         self.tell_of_homeless(&homeless);
@@ -127,13 +127,21 @@ impl Registry {
         }
     }
 
-    /// What the checks say.
-    fn verdicts(&self) -> Verdicts {
+    /// What the checks say of the backends that are wanted now and will not be: what takes the place of one of them is the same by another name. (Of what
+    /// left before, only the address may be the same by now: a pod's is soon another pod's, while the old one's flows are still waited for.)
+    fn verdicts_of_leaving(&self, wanted_next: &[desired::Service]) -> Verdicts {
+        let staying: HashSet<u64> = wanted_next
+            .iter()
+            .flat_map(|service| &service.backends)
+            .map(|backend| backend.identity)
+            .collect();
         let mut verdicts = Verdicts::default();
-        let known = self
-            .backends()
-            .filter(|backend| backend.health != Health::Unknown);
-        for backend in known {
+        let leaving = self.backends().filter(|backend| {
+            backend.wanted.is_some()
+                && backend.health != Health::Unknown
+                && !staying.contains(&backend.identity)
+        });
+        for backend in leaving {
             verdicts.note(backend);
         }
         verdicts
@@ -318,7 +326,16 @@ impl Registry {
         went
     }
 
-    /// Takes over since when backends are drained, and whose hosts answer echoes, as the last run remembered.
+    /// The backends that start slowly: by identity, since when, and what part of its weight each has, in sixteenths.
+    pub(super) fn starting(&self) -> impl Iterator<Item = (u64, Moment, u8)> {
+        let wanted = self.backends().filter(|backend| backend.wanted.is_some());
+        wanted.filter_map(|backend| {
+            let began = Moment::from(backend.standing.start.began?);
+            Some((backend.identity, began, backend.standing.start_factor))
+        })
+    }
+
+    /// Takes over since when backends are drained, how far their slow starts are, and whose hosts answer echoes, as the last run remembered.
     pub(super) fn recall(&mut self, memory: &Memory, now: Moment) {
         let watched = &self.watched;
         let echoing = memory.echoing(now);
@@ -326,6 +343,8 @@ impl Registry {
         for service in self.services.values_mut() {
             for backend in &mut service.backends {
                 backend.drained = memory.drain(backend.identity).map(|(begun, _)| begun);
+                let starting = memory.starting(backend.identity);
+                backend.held_start = starting.map(|(began, factor)| (began.tick(), factor));
             }
         }
     }
@@ -393,6 +412,7 @@ impl Registry {
                 reset_over: service.reset_over,
                 told_before: service.told,
                 resets_were_suspended: service.resets_suspended.is_some(),
+                well_seen: service.well_seen,
                 backends: service
                     .backends
                     .iter()
@@ -438,6 +458,7 @@ impl Registry {
             service.spread = outcome.spread;
             service.fail_open = outcome.fail_open;
             service.resets_suspended = outcome.resets_suspended;
+            service.well_seen = outcome.well_seen;
             service.told = Some((service.on_down, service.reset_over));
             for backend in &mut service.backends {
                 backend.per_mille = outcome
@@ -496,6 +517,7 @@ impl Registry {
                 },
                 through: backend.through(service.endpoint, hops),
                 answers_echoes: echoing.contains(&backend.check_address.ip()),
+                verdict: backend.presumed(),
             };
             targets.insert((backend.name.clone(), backend.check_address), target);
         }
@@ -569,6 +591,7 @@ pub(super) struct Outcome {
     pub(super) fail_open: bool,
     pub(super) spread: Spread,
     pub(super) resets_suspended: Option<Suspension>,
+    pub(super) well_seen: WellSeen,
     pub(super) backends: Vec<resolve::Backend>,
     /// Parts of a thousand new flows, by id; absent is none.
     pub(super) per_mille: HashMap<u32, u16>,

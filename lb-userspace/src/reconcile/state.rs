@@ -71,7 +71,7 @@ pub struct State {
     pub(super) unguarded: Option<String>,
     pub(super) generation: Generation,
     saved: Memory,
-    /// Whether names, drains or hosts that answer echoes came or went since they were saved.
+    /// Whether names, drains or hosts that answer echoes came or went since they were saved, or a slow start went on.
     names_changed: bool,
     /// Whether they could not be saved when that was tried last.
     is_unsaved: bool,
@@ -340,7 +340,7 @@ impl State {
         self.names_changed |= self.registry.retire(&self.observed, &self.census);
         self.names_changed |= self.saved.is_ageing(now);
         self.registry.house();
-        self.registry.weigh(&self.census, now.tick());
+        self.names_changed |= self.registry.weigh(&self.census, now.tick());
         let judged_next = self.registry.judge(self.maps.measured.as_ref(), now);
         self.translations.renew(
             self.registry.translated(&self.hops),
@@ -372,6 +372,7 @@ impl State {
                 fail_open: service.fail_open,
                 spread: service.spread,
                 resets_suspended: service.resets_suspended,
+                well_seen: service.well_seen,
                 backends: service.backends.clone(),
                 per_mille: per_mille(service),
             })
@@ -421,8 +422,8 @@ impl State {
                 if !self.is_unsaved {
                     tracing::warn!(
                         %error,
-                        "names of removed backends, answers of the DNS, since when backends are drained, and which hosts answer echoes, would not survive a restart; saving \
-                         them is tried again"
+                        "names of removed backends, answers of the DNS, since when backends are drained, how far slow starts are, and which hosts answer echoes, would \
+                         not survive a restart; saving them is tried again"
                     );
                 }
                 self.is_unsaved = true;
@@ -525,7 +526,9 @@ impl State {
             .saved
             .renewed(ordered, changes, answers, services, backends, drains);
         let memory = match self.planned {
-            Some(now) => memory.with_echoing(self.registry.echoing(), now),
+            Some(now) => memory
+                .with_echoing(self.registry.echoing(), now)
+                .with_starting(self.registry.starting()),
             // What the last run knew stays as old as it is until this one goes on from it.
             None => memory,
         };

@@ -28,7 +28,7 @@ impl Verdict {
     }
 }
 
-/// What the checks say.
+/// What the checks say of backends that leave.
 #[derive(Default)]
 pub(super) struct Verdicts {
     all: Vec<Verdict>,
@@ -49,7 +49,7 @@ impl Verdicts {
         }
     }
 
-    /// What they say of a backend; or of another name for what answers the same question, as after the renaming of a service.
+    /// What they say of a backend that comes in the place of one; of the same name, or else of what answers the same question, as at the renaming of a service.
     pub(super) fn of(&self, backend: &desired::Backend) -> Option<&Verdict> {
         let named = (backend.name.clone(), backend.check_address);
         let at = self.by_name.get(&named).copied().or_else(|| {

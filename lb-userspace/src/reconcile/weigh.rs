@@ -10,7 +10,9 @@ use super::{
     registry::Registry,
 };
 use crate::{
-    balance::{self, Balance, Spread, WHOLE, level::Taker, limit, share, zone::Zone},
+    balance::{
+        self, Balance, Spread, WHOLE, level::Taker, limit, share, slow_start::Start, zone::Zone,
+    },
     flows::Census,
     pace::Moment,
     resolve,
@@ -18,18 +20,20 @@ use crate::{
 };
 
 impl Registry {
-    /// Takes in what the flow tables hold, at `now`. The same again changes nothing.
-    pub(super) fn weigh(&mut self, census: &Census, now: Tick) {
+    /// Takes in what the flow tables hold, at `now`. The same again changes nothing. True if a slow start has begun, gone on or ended.
+    pub(super) fn weigh(&mut self, census: &Census, now: Tick) -> bool {
+        let mut news = false;
         for service in self.services_mut() {
             let Some(wanted) = service.wanted else {
                 continue;
             };
             for backend in &mut service.backends {
                 watch_limit(backend, census, now);
-                watch_start(backend, wanted.policy.slow_start, now);
+                news |= watch_start(backend, wanted.policy.slow_start, now);
             }
             level(service, wanted.policy.balance, census, now);
         }
+        news
     }
 }
 
@@ -60,11 +64,16 @@ fn watch_limit(backend: &mut BackendRecord, census: &Census, now: Tick) {
     backend.standing.full_since = full_since;
 }
 
-/// Whether a backend begins to take new flows, and how many it gets while it does.
-fn watch_start(backend: &mut BackendRecord, slow_start: Duration, now: Tick) {
+/// Whether a backend begins to take new flows, and how many it gets while it does. True if either is news.
+fn watch_start(backend: &mut BackendRecord, slow_start: Duration, now: Tick) -> bool {
+    if let Some((began, factor)) = backend.held_start.take()
+        && backend.standing.start.able
+    {
+        backend.standing.start = Start::resumed(began, factor, slow_start, now);
+    }
     let weight = backend.wanted.map_or(0, |wanted| wanted.weight);
     let serving = resolve::own_serving(backend.wanted, backend.health, backend.held);
-    let was = backend.standing.start;
+    let (was, factor) = (backend.standing.start, backend.standing.start_factor);
     let start = was.next(serving == Serving::New && weight > 0, slow_start, now);
     match (was.began, start.began) {
         (None, Some(_)) => tracing::info!(backend = %backend.name, ?slow_start, "slow start"),
@@ -73,6 +82,7 @@ fn watch_start(backend: &mut BackendRecord, slow_start: Duration, now: Tick) {
     }
     backend.standing.start = start;
     backend.standing.start_factor = start.factor(slow_start, now);
+    (was.began, factor) != (start.began, backend.standing.start_factor)
 }
 
 /// Moves the weights of a service's backends by what they have.

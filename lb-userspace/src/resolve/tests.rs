@@ -85,6 +85,7 @@ fn service(backends: Vec<BackendFacts<'static>>) -> ServiceFacts<'static> {
         reset_over: Duration::ZERO,
         told_before: None,
         resets_were_suspended: false,
+        well_seen: WellSeen::default(),
         backends,
     }
 }

@@ -208,7 +208,7 @@ impl Daemon {
         answer.await.unwrap()
     }
 
-    async fn undrain(&self, backend: &str) -> Result<(), Refusal> {
+    async fn undrain(&self, backend: &str) -> Result<Option<String>, Refusal> {
         let (reply, answer) = oneshot::channel();
         let name = name(backend);
         self.commands

@@ -3,9 +3,12 @@
 
 mod drains;
 mod echoes;
+mod falls;
 mod from_dns;
 mod local;
+mod newcomers;
 mod outliers;
+mod starts;
 
 use std::{
     cell::RefCell,

@@ -168,6 +168,13 @@ async fn every_answer_is_as_the_document_says() {
             200,
             json,
         ),
+        (
+            undrain,
+            "post",
+            "/v1/services/out/backends/b1/undrain",
+            200,
+            json,
+        ),
         ("/v1/reload", "post", "/v1/reload", 200, json),
         ("/v1/openapi.json", "get", "/v1/openapi.json", 200, json),
     ] {

@@ -84,6 +84,33 @@ fn while_a_table_of_another_size_waits_that_of_today_takes_in_what_changes() {
     assert!(!operations.iter().any(is_table), "{operations:#?}");
 }
 
+/// It may wait for days, and with a ramp there are ten plans a second.
+#[test]
+fn what_waits_for_room_is_not_built() {
+    let mut bench = Bench::new(20);
+    bench.converge(&[service(1, 13, &[1, 2], &[])]);
+    let built = |bench: &mut Bench, wanted: &[resolve::Service<'_>]| {
+        let before = bench.tables.builds;
+        bench.converge(wanted);
+        bench.tables.builds - before
+    };
+    let wanted = [service(1, 17, &[1, 2], &[]), service(2, 13, &[3], &[])];
+    for _ in 0..3 {
+        assert_eq!(built(&mut bench, &wanted), 0, "today's is as it was");
+        let plan = bench.plan(&wanted);
+        assert_eq!(plan.deferred.keys().collect::<Vec<_>>(), [&1, &2]);
+    }
+    // That of today takes in a change, and then is known.
+    let wanted = [service(1, 17, &[1], &[2]), service(2, 13, &[3], &[])];
+    assert_eq!(built(&mut bench, &wanted), 1);
+    assert_eq!(built(&mut bench, &wanted), 0);
+    // What has room is built once.
+    let wanted = [service(1, 7, &[1], &[2])];
+    assert_eq!(built(&mut bench, &wanted), 1);
+    assert_eq!(bench.slots(1).len(), 7);
+    assert_eq!(built(&mut bench, &wanted), 0);
+}
+
 #[test]
 fn slots_succeed_those_of_a_table_of_the_same_size_only() {
     let mut bench = Bench::new(1_000);

@@ -93,6 +93,7 @@ fn a_file_of_a_version_that_knew_no_deadlines_is_understood() {
     assert_eq!(ordered.backends.values().flatten().count(), 0);
     assert_eq!(ordered.all, None);
     assert_eq!(Memory::load(&directory).echoing(Moment(0)).count(), 0);
+    assert_eq!(memory.starting(0), None);
     fs::remove_dir_all(directory).unwrap();
 }
 
@@ -141,6 +142,42 @@ fn hosts_that_answer_echoes_are_known_for_a_while_and_until_the_machine_starts_a
     let nobody = memory.with_echoing(std::iter::empty(), Moment(due - 1));
     assert_eq!(known(&nobody, due - 1), []);
     assert!(!nobody.is_ageing(Moment(end)));
+    fs::remove_dir_all(directory).unwrap();
+}
+
+#[test]
+fn slow_starts_are_known_until_the_machine_starts_anew() {
+    let directory = directory("starting");
+    let nothing = Memory::load(&directory).renewed(
+        &Drains::default(),
+        Changes::default(),
+        vec![],
+        std::iter::empty(),
+        std::iter::empty(),
+        std::iter::empty(),
+    );
+    let starting = [(7, Moment(1_000), 3), (u64::MAX, Moment(9), 16)];
+    let memory = nothing.with_starting(starting.into_iter());
+    memory.save(&directory).unwrap();
+    let loaded = Memory::load(&directory);
+    assert_eq!(loaded.starting(7), Some((Moment(1_000), 3)));
+    assert_eq!(loaded.starting(u64::MAX), Some((Moment(9), 16)));
+    assert_eq!(loaded.starting(1), None);
+    let clocks = |boot: &str, wall_ahead_ms| Memory {
+        clocks: Clocks {
+            boot: boot.to_owned(),
+            wall_ahead_ms,
+        },
+        ..loaded.clone()
+    };
+    // Somebody has set the wall clock: that changes nothing.
+    let set = clocks(&loaded.clocks.boot, loaded.clocks.wall_ahead_ms + 9_999);
+    assert_eq!(set.starting(7), Some((Moment(1_000), 3)));
+    let rebooted = clocks("another", loaded.clocks.wall_ahead_ms);
+    assert_eq!(rebooted.starting(7), None);
+    // None is under way any more.
+    let over = loaded.with_starting(std::iter::empty());
+    assert_eq!(over.starting(7), None);
     fs::remove_dir_all(directory).unwrap();
 }
 

@@ -106,6 +106,7 @@ impl Registry {
                 check: Check::DEFAULT,
                 check_address: endpoint,
                 has_started: true,
+                is_presumed: false,
                 health: Health::Unknown,
                 last_error: None,
                 fell_at_ms: None,
@@ -114,6 +115,7 @@ impl Registry {
                 held_local: state.is_local(),
                 held_share: (state.serving() == Serving::None)
                     .then(|| state.share().unwrap_or(Share::ALL)),
+                held_start: None,
                 drained: None,
                 terms: memory
                     .drain(held.identity)

@@ -28,36 +28,54 @@ impl State {
         Ok(())
     }
 
-    /// Ends a drain.
+    /// Takes back what was ordered of a backend, a deadline of its own with it. Told is why it takes no new flows all the same, if the configuration
+    /// itself says so.
     ///
     /// # Errors
-    /// When there is no such backend, it would be drained nevertheless, with all others or because the configuration itself wants it, or the end
+    /// When there is no such backend, it is drained with all others, nothing was ordered of one that the configuration itself wants out, or the end
     /// cannot be remembered; all stays as it was.
-    pub fn undrain(&mut self, name: &BackendName) -> Result<(), Refusal> {
+    pub fn undrain(&mut self, name: &BackendName) -> Result<Option<String>, Refusal> {
         let admin = match self.configured(name) {
             // The DNS has left it out.
             Err(_) if self.ordered.backends.contains_key(name) => Admin::Active,
             configured => configured?,
         };
-        match admin {
-            Admin::Active if self.ordered.all.is_some() => {
-                return Err(Refusal::Invalid(format!(
-                    "{name} is drained with all others; `tether undrain --all` ends that"
-                )));
-            }
-            Admin::Active => {}
-            Admin::Draining | Admin::Disabled => {
-                return Err(Refusal::Invalid(format!(
-                    "{name} is not active in {}; set admin = \"active\" there and reload",
-                    self.config.path.display()
-                )));
-            }
+        if admin == Admin::Active && self.ordered.all.is_some() {
+            return Err(Refusal::Invalid(format!(
+                "{name} is drained with all others; `tether undrain --all` ends that"
+            )));
         }
+        let stays = self.stays_out(name, admin);
         let mut ordered = self.ordered.clone();
-        if ordered.backends.remove(name).is_some() {
-            self.set_ordered(ordered)?;
+        match (ordered.backends.remove(name), stays) {
+            (None, Some(stays)) => Err(Refusal::Invalid(stays)),
+            (None, None) => Ok(None),
+            (Some(_), stays) => {
+                self.set_ordered(ordered)?;
+                Ok(stays)
+            }
         }
-        Ok(())
+    }
+
+    /// Why a backend takes no new flows whatever was ordered of it, if that is so: what says that, and what to do.
+    fn stays_out(&self, name: &BackendName, admin: Admin) -> Option<String> {
+        let word = match admin {
+            Admin::Active => return None,
+            Admin::Draining => "draining",
+            Admin::Disabled => "disabled",
+        };
+        let file = self.config.path.display();
+        let mut changes = self.changes.iter();
+        let is_put = changes.any(|(of, change)| of == name && matches!(change, Change::Put(_)));
+        Some(if is_put {
+            format!(
+                "{name} is not active: it was put with admin = \"{word}\" at runtime; put it anew, or `tether revert {name}` makes it what {file} says"
+            )
+        } else {
+            format!(
+                "{name} is not active in {file}: admin = \"{word}\"; set admin = \"active\" there and reload"
+            )
+        })
     }
 
     /// Makes these the drains that are ordered, once they are remembered.

@@ -158,6 +158,74 @@ fn a_fall_of_many_is_believed_after_a_minute_of_good_checks_beside_it() {
     assert_eq!(why(ends), None);
 }
 
+/// Else clients of the dead are told no more as soon as who was well beside them leaves the file, or refuses.
+#[test]
+fn what_was_taken_for_dead_is_so_when_nobody_is_well_any_more() {
+    let given = |facts: &mut [ServiceFacts<'static>], ms: i64| {
+        let services = resolve(&SEED, facts, Moment(NOW.0 + ms));
+        for (facts, service) in facts.iter_mut().zip(&services) {
+            facts.well_seen = service.well_seen;
+        }
+        let why = services.iter().map(|service| service.resets_suspended);
+        why.collect::<Vec<_>>()
+    };
+    let fell = Some(Suspension::MassFall);
+    let everywhere = Some(Suspension::MassFallEverywhere);
+    let of = |id, backends| {
+        let mut facts = service(backends);
+        facts.id = id;
+        // Whatever is usable: not in fail-open, which says the same.
+        facts.wanted = facts.wanted.map(|wanted| WantedService {
+            min_healthy: 0,
+            ..wanted
+        });
+        facts
+    };
+    let refusing = |id| backend(id, |b| b.health = Health::Refusing);
+    let dead = || (1..5).map(|id| fallen(id, 0)).collect::<Vec<_>>();
+    let beside = |last: Option<BackendFacts<'static>>| {
+        let mut backends = dead();
+        backends.extend(last);
+        of(1, backends)
+    };
+    for last in [None, Some(refusing(5))] {
+        let mut facts = [beside(Some(up(5)))];
+        assert_eq!(given(&mut facts, 9_999), [fell]);
+        // Too early to be believed.
+        let mut early = facts.clone();
+        early[0].backends = beside(last.clone()).backends;
+        assert_eq!(given(&mut early, 1_000_000), [fell]);
+        assert_eq!(given(&mut facts, 10_000), [None]);
+        facts[0].backends = beside(last).backends;
+        assert_eq!(given(&mut facts, 1_000_000), [None]);
+        // What falls later is another fall.
+        let fallen_later = |id| fallen(id, 1_040_000);
+        facts[0].backends = (1..6).map(fallen_later).collect();
+        assert_eq!(given(&mut facts, 1_000_000), [fell]);
+    }
+
+    // Half is not over half, and so was never in doubt: nor is it when it is more than half of what is left.
+    let half = dead().into_iter().chain((5..9).map(up)).collect();
+    let mut facts = [of(1, half)];
+    assert_eq!(given(&mut facts, 100_000), [None]);
+    facts[0].backends.truncate(4);
+    assert_eq!(given(&mut facts, 1_000_000), [None]);
+
+    // The same of all services together: each has seen what any of them has, one that is new too.
+    let pair = |first| {
+        [
+            of(1, vec![first, fallen(2, 0)]),
+            of(2, vec![fallen(3, 0), fallen(4, 0)]),
+        ]
+    };
+    let mut facts = pair(up(1));
+    assert_eq!(given(&mut facts, 0), [everywhere; 2]);
+    assert_eq!(given(&mut facts, 10_000), [None; 2]);
+    facts[1].well_seen = WellSeen::default();
+    facts[0].backends = pair(refusing(1))[0].backends.clone();
+    assert_eq!(given(&mut facts, 1_000_000), [None; 2]);
+}
+
 #[test]
 fn suspended_resets_have_a_cause_and_the_gravest_is_told() {
     let why = |backends| one(service(backends)).resets_suspended;

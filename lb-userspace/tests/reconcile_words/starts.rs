@@ -1,0 +1,86 @@
+//! Slow starts, over restarts of the daemon.
+
+use std::sync::Arc;
+
+use lb_common::clock::Tick;
+use lb_userspace::{
+    config::Config,
+    flows::Census,
+    model::{Health, HealthReport},
+    reconcile::State,
+};
+
+use super::{Machine, name, service};
+
+/// Eight steps of 18 ticks: one begins wherever that divides.
+fn config(machine: &Machine) -> Config {
+    machine.config_with(&["b1", "b2"], "slow_start = \"10m\"\n")
+}
+
+/// The daemon that begins at some tick.
+fn adopt(machine: &Machine, now: u32) -> State {
+    let (maps, census) = (Arc::clone(&machine.maps), Arc::new(Census::default()));
+    State::adopt(maps, [1, 2, 3, 4], config(machine), census, Tick(now)).unwrap()
+}
+
+/// The checks say that a backend is up.
+fn is_up(state: &mut State, number: u8) {
+    let report = HealthReport {
+        name: name(&format!("b{number}")),
+        address: ([10, 0, 1, number], 80).into(),
+        health: Health::Up,
+        last_error: None,
+        answers_echoes: false,
+    };
+    assert!(state.heard(report, 0));
+}
+
+/// Whether b2 starts slowly at some tick, and how many sixteenths of what b1 gets it gets.
+fn b2(machine: &Machine, state: &mut State, now: u32) -> (bool, u32) {
+    machine.settle_at(state, Tick(now).into());
+    let backends = service(state).backends;
+    let of = |name: &str| {
+        let mut backends = backends.iter();
+        let backend = backends.find(|backend| backend.name == name).unwrap();
+        backend.balance.clone()
+    };
+    let (b1, b2) = (of("b1"), of("b2"));
+    assert!(!b1.starting);
+    let (part, whole) = (u32::from(b2.per_mille), u32::from(b1.per_mille));
+    (b2.starting, (part * 16 + whole / 2) / whole)
+}
+
+#[test]
+fn a_slow_start_goes_on_in_the_next_daemon() {
+    let machine = Machine::new("starts");
+    let mut state = adopt(&machine, 1_000);
+    is_up(&mut state, 1);
+    machine.settle_at(&mut state, Tick(1_000).into());
+    machine.settle_at(&mut state, Tick(1_500).into());
+    is_up(&mut state, 2);
+    assert_eq!(b2(&machine, &mut state, 1_500), (true, 1));
+    assert_eq!(b2(&machine, &mut state, 1_521), (true, 3));
+
+    let mut state = adopt(&machine, 1_522);
+    assert_eq!(b2(&machine, &mut state, 1_522), (true, 3));
+    is_up(&mut state, 1);
+    is_up(&mut state, 2);
+    assert_eq!(b2(&machine, &mut state, 1_529), (true, 3));
+    assert_eq!(b2(&machine, &mut state, 1_530), (true, 5));
+
+    // None ran when it would have ended. It goes on with the step that came first, whenever the daemon gets to it, and ends then.
+    let mut state = adopt(&machine, 1_990);
+    assert_eq!(b2(&machine, &mut state, 2_000), (true, 7));
+    assert_eq!(b2(&machine, &mut state, 2_015), (true, 7));
+    assert_eq!(b2(&machine, &mut state, 2_016), (true, 8));
+    // A daemon that dies before its first plan forgets nothing.
+    let mut state = adopt(&machine, 2_020);
+    state.drain(&name("b1"), None).unwrap();
+    state.undrain(&name("b1")).unwrap();
+    let mut state = adopt(&machine, 2_021);
+    assert_eq!(b2(&machine, &mut state, 2_021), (true, 8));
+    assert_eq!(b2(&machine, &mut state, 2_087), (true, 14));
+    assert_eq!(b2(&machine, &mut state, 2_088), (false, 16));
+    let mut state = adopt(&machine, 2_089);
+    assert_eq!(b2(&machine, &mut state, 2_089), (false, 16));
+}
