@@ -1,6 +1,7 @@
 //! What the services of a life look like, and where their backends are.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
@@ -226,6 +227,7 @@ pub(super) fn config(services: &[Option<ServicePlan>], state_dir: PathBuf) -> Co
         admin_group: None,
         metrics: None,
         limits: LIMITS,
+        limit_places: BTreeMap::new(),
         checks_at_once: 256,
         state_dir,
     }
