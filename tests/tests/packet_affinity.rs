@@ -100,11 +100,15 @@ fn what_a_client_kept_counts_for_nothing_if_it_takes_no_new_flows() {
     assert_eq!(opened_at(&world, from_port(1_004)), own);
 }
 
+/// An empty world.
+type Make = fn() -> World;
+/// A backend by its id.
+type Spec = fn(u32) -> BackendSpec;
 /// Has a backend be there.
 type Put = fn(&World, &BackendSpec);
 
-/// Every mode, and backends on this host: a world, what backends are there by id, and how they come there.
-fn modes() -> Vec<(fn() -> World, fn(u32) -> BackendSpec, Put)> {
+/// Every mode, and backends on this host.
+fn modes() -> Vec<(Make, Spec, Put)> {
     let plain: Put = |world, spec| world.backend(spec);
     let translated: Put = |world, spec| world.translate(spec, SERVICE);
     let local: Put = |world, spec| world.endpoint(spec, SERVICE);
@@ -122,7 +126,7 @@ fn on_this_host(id: u32) -> BackendSpec {
 }
 
 /// A world of two backends, of which all slots name the first, and whose client keeps the second.
-fn kept_aside(make: fn() -> World, spec: fn(u32) -> BackendSpec, put: Put) -> World {
+fn kept_aside(make: Make, spec: Spec, put: Put) -> World {
     let world = make();
     for id in [1, 2] {
         put(&world, &spec(id));
