@@ -1,13 +1,13 @@
 //! A service that places clients: each has one backend for all its connections, whatever becomes of the table meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::Result;
 use lab::address::Family;
-use lab::config::{Config, SERVICE};
-use lab::peer::client::{Close, Connection};
+use lab::config::{Config, SERVICE, TRANSLATED_PORT};
+use lab::peer::client::{Close, Connection, Plan};
 use lab::peer::crowd;
 use lab::stage::Stage;
 use lab::topology::{Place, Topology};
@@ -51,11 +51,18 @@ fn open(stage: &Stage) -> Result<Vec<Connection>> {
 
 /// Until a pass over the flow tables has met all clients.
 fn wait_known(stage: &Stage, clients: usize) -> Result<()> {
+    wait_known_at(stage, SERVICE, clients)
+}
+
+/// The same for another service.
+fn wait_known_at(stage: &Stage, service: &str, clients: usize) -> Result<()> {
     let known = |clients: Option<u64>| clients.and_then(|clients| usize::try_from(clients).ok());
     stage
         .tether
         .wait_status("all clients are known", SOON, |status| {
-            known(status.services[0].clients) == Some(clients)
+            let mut services = status.services.iter();
+            let found = services.find(|found| found.name == service);
+            found.is_some_and(|found| known(found.clients) == Some(clients))
         })
         .map(drop)
 }
@@ -148,6 +155,60 @@ fn a_reload_decides_whether_clients_are_placed_or_connections() -> Result<()> {
     assert!(several(&open(&stage)?) > 0);
     assert_eq!(stage.tether.status()?.services[0].clients, None);
     assert_eq!(crowd::echo_all(&before), [""; 0]);
+    stage.close();
+    Ok(())
+}
+
+/// Another service of the same hosts, as of pods that serve HTTP and WebSockets.
+const SECOND: &str = "sockets";
+const SECOND_PORT: u16 = 444;
+
+/// The lab's service, and another one at the same VIP whose configuration is otherwise that of `second`.
+fn both(first: &Config, second: &Config) -> String {
+    let text = second.text();
+    let (_, service) = text.split_once("[[service]]\n").expect("it has one");
+    let (name, port) = (
+        format!("name = \"{SERVICE}\"\n"),
+        format!("port = {TRANSLATED_PORT}\nmode"),
+    );
+    assert!(service.contains(&name) && service.contains(&port), "{text}");
+    let service = service
+        .replace(&name, &format!("name = \"{SECOND}\"\n"))
+        .replace(&port, &format!("port = {SECOND_PORT}\nmode"));
+    format!("{}\n[[service]]\n{service}", first.text())
+}
+
+#[test]
+fn services_of_a_group_keep_a_client_at_one_host() -> Result<()> {
+    let stage = Stage::set(Topology::new(Place::Hidden), 704, |config| {
+        config.lines = format!("{PLACES_CLIENTS}affinity_group = \"pods\"\n");
+    })?;
+    // By its own table the second service would have nearly all clients on one host.
+    let second = tilted(&stage.config, "b1");
+    stage.tether.reload(&both(&stage.config, &second))?;
+    stage
+        .tether
+        .wait_status("the second service takes connections", SOON, |status| {
+            let mut services = status.services.iter();
+            let found = services.find(|found| found.name == SECOND);
+            found.is_some_and(|found| {
+                let mut backends = found.backends.iter();
+                let b1 = found.backends.iter().find(|backend| backend.name == "b1");
+                backends.all(|backend| backend.serving == "new")
+                    && b1.is_some_and(|b1| b1.balance.per_mille > 900)
+            })
+        })?;
+    let first = open(&stage)?;
+    let at_home = homes(&first);
+    let used: BTreeSet<_> = at_home.values().collect();
+    assert!(used.len() > 1, "{at_home:?}");
+
+    // None of them has been there, and all are known there.
+    wait_known_at(&stage, SECOND, at_home.len())?;
+    let plan = Plan::new(SocketAddr::new(stage.config.vip, SECOND_PORT));
+    let there = stage.clients.open(CONNECTIONS, plan, |_| {})?;
+    assert_eq!(homes(&there), at_home);
+    assert_eq!(crowd::echo_all(first.iter().chain(&there)), [""; 0]);
     stage.close();
     Ok(())
 }

@@ -1,7 +1,7 @@
 //! `tether services`, `backends` and `flows` over real connections, and where the daemon listens for those who ask.
 
 use std::io::{Read as _, Write as _};
-use std::net::TcpStream;
+use std::net::{SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -9,6 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use lab::address::Family;
 use lab::config::SERVICE;
 use lab::namespace::Namespace;
+use lab::peer::client::Connection;
 use lab::peer::crowd;
 use lab::stage::Stage;
 use lab::tether::CONFIG_PATH;
@@ -65,6 +66,15 @@ fn lists(family: Family, number: u8) -> Result<()> {
         Family::V6 => "2001:db8:ffff::/48",
     };
     assert_eq!(live(&["--client", nobody])?.len(), 0);
+    let source = |connection: &Connection| {
+        let history = connection.history();
+        history.current().map(|life| life.local.ip())
+    };
+    let one = source(&connections[0]).context("it is open")?;
+    let own = connections.iter().filter(|c| source(c) == Some(one));
+    let own = own.count();
+    assert!(own < 90, "all are of one client");
+    assert_eq!(live(&["--client", &one.to_string()])?.len(), own);
     assert_eq!(live(&["--older-than", "1h"])?.len(), 0);
 
     // Pages of a sorted list, put together, are the list.
@@ -77,6 +87,11 @@ fn lists(family: Family, number: u8) -> Result<()> {
     clients.sort_unstable();
     sorted_clients.sort_unstable();
     assert_eq!(sorted_clients, clients);
+    let client = |flow: &serde_json::Value| -> Result<SocketAddr> {
+        Ok(flow["client"].as_str().context("a client")?.parse()?)
+    };
+    let in_order: Vec<SocketAddr> = sorted.iter().map(client).collect::<Result<_>>()?;
+    assert!(in_order.is_sorted(), "{in_order:?}");
     let first = tether.output(&[
         "flows", "--sort", "client", "--limit", "40", "--json", "--state", "young",
     ])?;

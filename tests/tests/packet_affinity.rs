@@ -3,20 +3,24 @@
 use std::collections::HashSet;
 
 use lab::packet::{
-    BackendSpec, CLIENT, Client, Packet, SERVICE, VIP, World, entries::backend, forwarded,
-    nat::MODES,
+    BackendSpec, CLIENT, Client, Packet, SERVICE, VIP, World, entries::backend, flow::ago,
+    forwarded, nat::MODES,
 };
 use lb_common::{
     backend::Serving,
     flow::word::{BackendRef, State},
     verdict::Reason,
 };
+use lb_userspace::plan::Operation;
 
 lab::in_both_versions![
     all_flows_of_a_client_begin_at_one_backend,
     clients_are_spread_all_the_same,
     a_client_keeps_its_backend_whatever_the_table_says,
     what_a_client_kept_counts_for_nothing_if_it_takes_no_new_flows,
+    what_a_client_kept_counts_for_nothing_once_it_is_gone,
+    what_a_client_kept_is_not_taken_for_who_has_its_id_now,
+    a_client_keeps_its_backend_until_the_daemon_forgets_it,
     what_a_client_kept_is_nothing_to_another_service_or_client,
     a_flow_that_has_an_entry_stays_where_it_is,
     a_client_keeps_its_backend_where_addresses_are_translated,
@@ -94,6 +98,96 @@ fn what_a_client_kept_counts_for_nothing_if_it_takes_no_new_flows() {
     // A later holder of the id is another backend.
     world.put_state(&BackendSpec::l2(kept).generation(1));
     assert_eq!(opened_at(&world, from_port(1_004)), own);
+}
+
+/// An empty world.
+type Make = fn() -> World;
+/// A backend by its id.
+type Spec = fn(u32) -> BackendSpec;
+/// Has a backend be there.
+type Put = fn(&World, &BackendSpec);
+
+/// Every mode, and backends on this host.
+fn modes() -> Vec<(Make, Spec, Put)> {
+    let plain: Put = |world, spec| world.backend(spec);
+    let translated: Put = |world, spec| world.translate(spec, SERVICE);
+    let local: Put = |world, spec| world.endpoint(spec, SERVICE);
+    vec![
+        (World::new, BackendSpec::l2, plain),
+        (World::new, BackendSpec::ipip, plain),
+        (World::translating, BackendSpec::nat, translated),
+        (World::translating, BackendSpec::dnat, translated),
+        (World::new, on_this_host, local),
+    ]
+}
+
+fn on_this_host(id: u32) -> BackendSpec {
+    BackendSpec::l2(id).local()
+}
+
+/// A world of two backends, of which all slots name the first, and whose client keeps the second.
+fn kept_aside(make: Make, spec: Spec, put: Put) -> World {
+    let world = make();
+    for id in [1, 2] {
+        put(&world, &spec(id));
+    }
+    world.place_clients(SERVICE);
+    world.keep(CLIENT, SERVICE, backend(2));
+    assert_eq!(opened_at(&world, CLIENT), 2);
+    world
+}
+
+fn what_a_client_kept_counts_for_nothing_once_it_is_gone() {
+    for (make, spec, put) in modes() {
+        let world = kept_aside(make, spec, put);
+        for (port, stale) in [
+            (1_000, spec(2).serving(Serving::ExistingOnly)),
+            (1_001, spec(2).serving(Serving::None)),
+            (1_002, spec(2).unresolved()),
+        ] {
+            world.put_state(&stale);
+            assert_eq!(opened_at(&world, from_port(port)), 1, "{stale:?}");
+        }
+        // Removed, as the daemon does it, and not yet forgotten.
+        Operation::ClearBackend { id: 2 }.apply(&world.maps, &|| {});
+        assert_eq!(opened_at(&world, from_port(1_003)), 1, "{:?}", spec(2));
+        // Nor was there ever a backend of this id.
+        world.keep(CLIENT, SERVICE, backend(u32::MAX >> 14));
+        assert_eq!(opened_at(&world, from_port(1_004)), 1, "{:?}", spec(2));
+    }
+}
+
+fn what_a_client_kept_is_not_taken_for_who_has_its_id_now() {
+    for (make, spec, put) in modes() {
+        let mut world = kept_aside(make, spec, put);
+        Operation::ClearBackend { id: 2 }.apply(&world.maps, &|| {});
+        put(&world, &spec(2).generation(1));
+        assert_eq!(opened_at(&world, from_port(1_000)), 1, "{:?}", spec(2));
+        // Where the table names that one it is that one's flow, and no stale one's.
+        world.share_between(&[2]);
+        let next = from_port(1_001);
+        assert_eq!(opened_at(&world, next), 2, "{:?}", spec(2));
+        assert_eq!(world.entry(next.key()).backend(), BackendRef::new(2, 1));
+        // And what was stale is in nobody's way.
+        world.share_between(&[1]);
+        world.keep(CLIENT, SERVICE, BackendRef::new(2, 1));
+        let next = from_port(1_002);
+        assert_eq!(opened_at(&world, next), 2, "{:?}", spec(2));
+        assert_eq!(world.entry(next.key()).backend(), BackendRef::new(2, 1));
+    }
+}
+
+/// Without a daemon nobody knows which clients have connections still, and theirs go on; so what was known last holds.
+fn a_client_keeps_its_backend_until_the_daemon_forgets_it() {
+    let world = world();
+    let own = opened_at(&world, CLIENT);
+    let kept = 1 + own % 8;
+    let patience = world.maps.services.get(u32::from(SERVICE)).affinity_ticks;
+    let long_ago = ago(world.now(), 2 * u32::from(patience));
+    world.keep_since(long_ago, CLIENT, SERVICE, backend(kept));
+    assert_eq!(opened_at(&world, from_port(1_000)), kept);
+    world.forget_clients();
+    assert_eq!(opened_at(&world, from_port(1_001)), own);
 }
 
 fn what_a_client_kept_is_nothing_to_another_service_or_client() {

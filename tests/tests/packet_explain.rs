@@ -3,7 +3,8 @@
 use std::sync::atomic::Ordering;
 
 use lab::packet::{
-    BackendSpec, CLIENT, Client, Packet, World,
+    BackendSpec, CLIENT, Client, Packet, SERVICE, World,
+    entries::backend,
     guard::Limits,
     kernel::{INGRESS, action},
     version,
@@ -30,6 +31,7 @@ lab::in_both_versions![
     a_rehearsal_agrees_with_the_packet_for_a_backend_on_this_host,
     a_rehearsal_agrees_with_the_translated_packet_for_a_backend_on_this_host,
     a_rehearsal_agrees_with_the_packet_of_a_guarded_service,
+    a_rehearsal_agrees_with_the_packet_of_a_service_that_places_clients,
     what_is_for_no_service_is_rehearsed_too,
 ];
 
@@ -46,6 +48,7 @@ fn words<T: Entry>(array: &Array<T>, all: &mut Vec<u64>) {
 /// All that the maps hold.
 fn contents(maps: &Maps) -> Vec<u64> {
     let mut all = flows(maps);
+    words(&maps.affinities, &mut all);
     words(&maps.nat4, &mut all);
     words(&maps.nat6, &mut all);
     words(&maps.slots, &mut all);
@@ -202,7 +205,7 @@ fn agree_translated(spec: fn(u32) -> BackendSpec) {
     for port in 40_000..40_006 {
         world.open(Client(CLIENT.0, port));
     }
-    world.translate(&spec(2), lab::packet::SERVICE);
+    world.translate(&spec(2), SERVICE);
     world.share_between(&[1, 2]);
     agree(&mut world, spec);
 }
@@ -227,7 +230,7 @@ fn a_rehearsal_agrees_with_the_packet_for_a_backend_on_this_host() {
     let spec = |id| BackendSpec::l2(id).local();
     let mut world = World::new();
     for id in [1, 2] {
-        world.endpoint(&spec(id), lab::packet::SERVICE);
+        world.endpoint(&spec(id), SERVICE);
     }
     world.share_between(&[1, 2]);
     agree(&mut world, spec);
@@ -236,7 +239,7 @@ fn a_rehearsal_agrees_with_the_packet_for_a_backend_on_this_host() {
 fn a_rehearsal_agrees_with_the_translated_packet_for_a_backend_on_this_host() {
     let spec = |id| BackendSpec::nat(id).local();
     let mut world = World::with_translating(&spec(1));
-    world.translate(&spec(2), lab::packet::SERVICE);
+    world.translate(&spec(2), SERVICE);
     world.share_between(&[1, 2]);
     agree(&mut world, spec);
 }
@@ -260,6 +263,25 @@ fn a_rehearsal_agrees_with_the_packet_of_a_guarded_service() {
     let rehearsal = world.rehearsals().prepare(version()).expect("it is loaded");
     let other = Client(CLIENT.0, 50_000);
     assert_eq!(compare(&world, &rehearsal, &other.syn()), Reason::Denied);
+}
+
+/// What a client keeps counts in a rehearsal too, for as long as it counts.
+fn a_rehearsal_agrees_with_the_packet_of_a_service_that_places_clients() {
+    let world = World::new();
+    world.place_clients(SERVICE);
+    world.keep(CLIENT, SERVICE, backend(2));
+    let rehearsal = world.rehearsals().prepare(version()).expect("it is loaded");
+    for (port, serving, expected) in [
+        (41_000, Serving::New, 2),
+        (41_001, Serving::ExistingOnly, 1),
+        (41_002, Serving::None, 1),
+    ] {
+        world.put_state(&BackendSpec::l2(2).serving(serving));
+        let client = Client(CLIENT.0, port);
+        let reason = compare(&world, &rehearsal, &client.syn());
+        assert_eq!(reason, Reason::Opened);
+        assert_eq!(world.entry(client.key()).backend(), backend(expected));
+    }
 }
 
 fn what_is_for_no_service_is_rehearsed_too() {

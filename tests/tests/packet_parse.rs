@@ -3,10 +3,11 @@
 use std::net::Ipv4Addr;
 
 use lab::packet::{
-    BackendSpec, CLIENT, Client, Packet, Transport, VIP, VIP_PORT, World, dropped, forwarded,
-    passed,
+    BackendSpec, CLIENT, Client, Packet, Transport, VIP, VIP_PORT, World, dropped,
+    entries::backend, forwarded, passed,
 };
 use lb_common::{
+    flow::word::{State, Word, epoch_of},
     net::IpVersion,
     tcp::{ACK, FIN, RST, SYN},
     verdict::{Reason, Verdict},
@@ -354,12 +355,33 @@ fn a_syn_with_ack_fin_or_rst_is_dropped_and_leaves_no_entry() {
 }
 
 fn the_flags_that_say_nothing_of_a_flows_life_change_nothing() {
-    let world = World::new();
-    // PSH, URG, ECE, CWR.
-    let syn = CLIENT.sends(SYN | 0xe8);
-    world
-        .send(&syn)
-        .expect(&forwarded(Reason::Opened, 1, BACKEND().l2_output(&syn)));
+    // PSH, URG, ECE, CWR: each, and all of them.
+    for more in [0x08, 0x20, 0x40, 0x80, 0xe8] {
+        let world = World::new();
+        let now = world.now();
+        let seq = CLIENT.ack().as_tcp().seq;
+        let live = |state| Word::live(state, backend(1), epoch_of(seq), now, 0);
+        let young = live(State::Young);
+        for (plain, reason, entry) in [
+            (
+                CLIENT.syn(),
+                Reason::Opened,
+                Word::embryo(backend(1), CLIENT.syn().as_tcp().seq, now),
+            ),
+            (CLIENT.ack(), Reason::Established, young),
+            (CLIENT.ack().payload(b"data"), Reason::Established, young),
+            (
+                CLIENT.ack().with_tcp(|tcp| tcp.flags = FIN | ACK),
+                Reason::Established,
+                live(State::Closing),
+            ),
+        ] {
+            let packet = plain.with_tcp(|tcp| tcp.flags |= more);
+            let output = BACKEND().l2_output(&packet);
+            world.send(&packet).expect(&forwarded(reason, 1, output));
+            assert_eq!(world.entry(CLIENT.key()), entry, "{more:#x}");
+        }
+    }
 }
 
 /// Every kind of frame that another test sends whole.

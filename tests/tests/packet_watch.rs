@@ -4,6 +4,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError, atomic::Ordering};
 
 use lab::packet::{
     BackendSpec, CLIENT, Client, Packet, SERVICE, VIP, World,
+    entries::backend,
     guard::Limits,
     kernel::{ELSEWHERE, INGRESS, INSTANCE, action},
     nat::{NARROW, TAGGED},
@@ -30,6 +31,7 @@ lab::in_both_versions![
     what_is_translated_and_watched_is_steered_as_ever,
     of_a_translated_flow_both_directions_are_in_the_sample_or_none_is,
     what_is_guarded_and_watched_is_steered_as_ever,
+    what_places_clients_and_is_watched_is_steered_as_ever,
     what_a_guard_refuses_is_told_of,
     only_what_is_wanted_is_told_of,
 ];
@@ -112,6 +114,7 @@ impl Watching {
         copy(&from.pairs, &to.pairs);
         copy(&from.ports, &to.ports);
         copy(&from.links, &to.links);
+        copy(&from.affinities, &to.affinities);
         copy(&from.guards, &to.guards);
         copy(&from.ranges, &to.ranges);
         copy(&from.sources, &to.sources);
@@ -292,6 +295,18 @@ fn what_is_guarded_and_watched_is_steered_as_ever() {
         });
         steered(&world);
     }
+}
+
+fn what_places_clients_and_is_watched_is_steered_as_ever() {
+    let world = World::new();
+    world.place_clients(SERVICE);
+    world.keep(CLIENT, SERVICE, backend(2));
+    let mut watching = Watching::of(&world);
+    let first = Client(CLIENT.0, 41_000).syn();
+    let (reason, backend, _) = watching.compare(&world, &first);
+    assert_eq!((reason, backend), (Reason::Opened, Some(2)));
+    drop(watching);
+    steered(&world);
 }
 
 fn what_a_guard_refuses_is_told_of() {

@@ -556,6 +556,7 @@ fn an_alert_fires_while_a_backend_is_ejected() -> Result<()> {
         })?;
     prometheus.see("a backend that loses packets", &["TetherBackendEjected"])?;
     gray::cure(&stage, "b2")?;
+    gray::forgive(&stage)?;
     stage.tether.wait_status("b2 is back", 2 * SOON, |status| {
         status.serving("b2") == "new"
     })?;

@@ -20,6 +20,7 @@ use nix::pty::{Winsize, openpty};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(30);
+const PACE: Duration = Duration::from_millis(100);
 const IN_PLACE: &str = "the program that watches is in its place";
 const GONE: &str = "the program that watches is gone";
 
@@ -237,7 +238,8 @@ fn packets_are_captured_with_their_verdicts() -> Result<()> {
         "25",
     ])?;
     wait_for_log(&stage, IN_PLACE, 1)?;
-    let connections = stage.clients.open(20, stage.plan(), |_| {})?;
+    let plan = stage.plan().talking(PACE);
+    let connections = stage.clients.open(20, plan, |_| {})?;
     let (status, said) = capture.wait_to_end(SOON)?;
     ensure!(
         status.success() && said.join("\n").contains("40 packets written"),
@@ -277,17 +279,32 @@ fn packets_are_captured_with_their_verdicts() -> Result<()> {
         "another program runs"
     );
 
-    // Only what is asked for; nothing is a whole file too.
-    stage.tether.succeed(&[
-        "capture",
-        "--write",
-        &path,
-        "--reason",
-        "no_backend",
-        "--seconds",
-        "1",
-    ])?;
-    assert_eq!(read(&fs::read(&file)?)?.1.len(), 0);
+    // Only what is asked for, though all talk: of one backend, of one client, of a reason; and what never comes is a whole file too.
+    let captured = |of: &[&str]| -> Result<Vec<Captured>> {
+        let arguments = [&["capture", "--write", &path][..], of].concat();
+        stage.tether.succeed(&arguments)?;
+        Ok(read(&fs::read(&file)?)?.1)
+    };
+    let history = connections[0].history();
+    let talker = history.current().context("it is open")?;
+    let backend = format!("{SERVICE}/{}", talker.backend);
+    let of_backend = captured(&["--backend", &backend, "--packets", "30"])?;
+    assert_eq!(of_backend.len(), 30);
+    let names_it = format!("established: forwarded, {backend}. ");
+    for packet in &of_backend {
+        ensure!(packet.comment.starts_with(&names_it), "{}", packet.comment);
+    }
+    let client = talker.local.ip().to_string();
+    let of_client = captured(&["--client", &client, "--packets", "5"])?;
+    assert_eq!(of_client.len(), 5);
+    for packet in &of_client {
+        let segment = lab::frame::parse(&packet.frame).context("no segment")?;
+        assert_eq!(segment.ip.source, talker.local.ip());
+    }
+    let of_reason = captured(&["--reason", "established", "--packets", "5"])?;
+    assert_eq!(of_reason.len(), 5);
+    let nothing = captured(&["--reason", "no_backend", "--seconds", "1"])?;
+    assert_eq!(nothing.len(), 0);
     // 2 is what is wrong by itself, as usage.
     for (arguments, code, remedy) in [
         (

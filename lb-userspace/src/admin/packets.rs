@@ -250,10 +250,7 @@ pub(super) async fn capture(
         writer,
         clock: Clock::new(),
         packets: asked.packets.unwrap_or(PACKETS),
-        bytes: asked
-            .bytes
-            .unwrap_or(BYTES)
-            .saturating_sub(begin.len() as u64),
+        bytes: room(asked.bytes, &begin),
         until: Instant::now() + Duration::from_secs(seconds),
         blocks: VecDeque::from([begin]),
         has_ended: false,
@@ -263,6 +260,12 @@ pub(super) async fn capture(
         Some((Ok::<_, Infallible>(Bytes::from(block)), file))
     });
     Ok(endless("application/x-pcapng", Body::from_stream(body)))
+}
+
+/// Bytes of packets that there may be in a file that begins so, and is to be no longer than asked for: what it ends with is a part of it too.
+fn room(asked: Option<u64>, begin: &[u8]) -> u64 {
+    let others = begin.len() as u64 + pcapng::LONGEST_END;
+    asked.unwrap_or(BYTES).saturating_sub(others)
 }
 
 /// A file that grows.
@@ -393,22 +396,57 @@ mod tests {
         assert!(begun.elapsed() >= BEAT && begun.elapsed() < 2 * BEAT);
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn a_capture_ends_in_its_time_though_there_is_always_more() {
-        let (told, listening) = listening();
+    /// A capture of three seconds, of so many packets and bytes at most.
+    fn capture(listening: Listening, packets: u64, bytes: Option<u64>) -> File {
         let (writer, begin) = Writer::begin(64);
-        let mut file = File {
+        File {
             admin: admin(),
             listening,
             filter: Filter::default(),
             writer,
             clock: Clock::new(),
-            packets: u64::MAX,
-            bytes: u64::MAX,
+            packets,
+            bytes: room(bytes, &begin),
             until: Instant::now() + Duration::from_secs(3),
             blocks: VecDeque::from([begin]),
             has_ended: false,
-        };
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_capture_ends_before_it_is_longer_than_asked_for() {
+        // A packet has less, with the comment that goes with it and what it came in by.
+        const PACKET: u64 = 400;
+        for most in (600..740).step_by(7).chain([10_000]) {
+            let (told, listening) = listening();
+            let mut file = capture(listening, u64::MAX, Some(most));
+            let (mut length, begun) = (0_u64, Instant::now());
+            while let Some(block) = file.next().await {
+                length += block.len() as u64;
+                while told.try_send(nothing()).is_ok() {}
+            }
+            assert!(length <= most, "{length} of {most}");
+            assert!(length + PACKET > most, "{length} of {most}");
+            assert!(begun.elapsed() < Duration::from_secs(3), "it was full");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_capture_ends_with_as_many_packets_as_asked_for() {
+        for most in [0, 1, 7, 300] {
+            let (told, listening) = listening();
+            let mut file = capture(listening, most, None);
+            while file.next().await.is_some() {
+                while told.try_send(nothing()).is_ok() {}
+            }
+            assert_eq!(file.writer.packets(), most);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_capture_ends_in_its_time_though_there_is_always_more() {
+        let (told, listening) = listening();
+        let mut file = capture(listening, u64::MAX, None);
         let mut blocks = 0;
         while file.next().await.is_some() {
             blocks += 1;

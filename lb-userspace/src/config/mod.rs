@@ -14,7 +14,7 @@ mod seen;
 mod spec;
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     fs::File,
     hash::{DefaultHasher, Hash as _, Hasher as _},
     io::Read as _,
@@ -28,7 +28,7 @@ use std::{
 use lb_common::{backend::Mode, net::IpVersion};
 
 pub use self::{
-    problem::{Problem, Problems},
+    problem::{Place, Problem, Problems},
     read::duration_within,
     rules::{BackendSpec, MAX_WEIGHT, WEIGHT, usual_weight},
     schema::schema,
@@ -71,6 +71,8 @@ pub struct Config {
     pub metrics: Option<SocketAddr>,
     /// Capacities of the maps.
     pub limits: Limits,
+    /// Where the file says them, by key. One that is not here has its default.
+    pub limit_places: BTreeMap<&'static str, Place>,
     /// Health checks that are under way at once, of all services, at most.
     pub checks_at_once: usize,
     /// The services; names, and pairs of VIP and port, are unique.

@@ -154,17 +154,22 @@ impl<'a> Findings<'a> {
         self.warnings.push(problem);
     }
 
-    fn problem(&self, span: &Range<usize>, object: &str, wrong: String, remedy: String) -> Problem {
+    /// A place of the text, given in bytes.
+    pub(super) fn place(&self, span: &Range<usize>) -> Place {
         let offset = span.start.min(self.text.len());
         let line = self.line_starts.partition_point(|&start| start <= offset);
         let start = self.line_starts[line - 1];
         let before = self.text.get(start..offset).unwrap_or_default();
+        Place {
+            line,
+            column: before.chars().count() + 1,
+        }
+    }
+
+    fn problem(&self, span: &Range<usize>, object: &str, wrong: String, remedy: String) -> Problem {
         Problem {
             file: self.file.to_owned(),
-            place: Some(Place {
-                line,
-                column: before.chars().count() + 1,
-            }),
+            place: Some(self.place(span)),
             object: object.to_owned(),
             wrong,
             remedy,

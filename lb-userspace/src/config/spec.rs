@@ -11,7 +11,7 @@ mod outer;
 mod service;
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     net::SocketAddr,
     ops::Range,
     path::{Path, PathBuf},
@@ -21,7 +21,7 @@ use lb_common::{maglev::TableRef, maps::default};
 use toml::{Spanned, de::DeTable};
 
 use self::service::PlacedService;
-use super::{Config, Limits, Loaded, Problems, problem::Findings, read::Reader};
+use super::{Config, Limits, Loaded, Place, Problems, problem::Findings, read::Reader};
 use crate::ids;
 
 /// Where runtime state is kept if the configuration does not say.
@@ -78,7 +78,8 @@ fn read(
     let dns_servers = dns::servers(&mut root, findings);
     let admin_group = admin_group(&mut root, findings);
     let metrics = metrics(&mut root, findings);
-    let (limits, checks_at_once, limits_span) = limits(&mut root, findings);
+    let mut limit_places = BTreeMap::new();
+    let (limits, checks_at_once, limits_span) = limits(&mut root, &mut limit_places, findings);
     let site = balance::site(&mut root, fleet_seed.is_some(), findings);
     let services: Vec<PlacedService> = root
         .tables("service", findings)
@@ -111,6 +112,7 @@ fn read(
         admin_group,
         metrics,
         limits,
+        limit_places,
         checks_at_once,
         services: services.into_iter().map(|placed| placed.service).collect(),
     };
@@ -205,8 +207,12 @@ fn metrics(root: &mut Reader<'_>, findings: &mut Findings<'_>) -> Option<SocketA
     address
 }
 
-/// The limits, that of checks, and where a service that exceeds them should send the reader.
-fn limits(root: &mut Reader<'_>, findings: &mut Findings<'_>) -> (Limits, usize, LimitSpans) {
+/// The limits, that of checks, and where a service that exceeds them should send the reader. Notes where each of them is.
+fn limits(
+    root: &mut Reader<'_>,
+    places: &mut BTreeMap<&'static str, Place>,
+    findings: &mut Findings<'_>,
+) -> (Limits, usize, LimitSpans) {
     let mut limits = Limits {
         flows: default::FLOWS,
         services: default::SERVICES,
@@ -224,6 +230,7 @@ fn limits(root: &mut Reader<'_>, findings: &mut Findings<'_>) -> (Limits, usize,
     };
     let mut take = |key, bounds, value: &mut u32, span: &mut Option<Range<usize>>| {
         if let Some(number) = table.integer(key, bounds, findings) {
+            places.insert(key, findings.place(&number.span()));
             *span = Some(number.span());
             *value = number.into_inner();
         }

@@ -5,10 +5,12 @@ use std::sync::Mutex;
 use lb_common::{
     clock::Tick,
     flow::{
-        v4,
+        FlowKey as _, v4, v6,
         word::{BackendRef, State},
     },
     maglev::{Slot, TableRef},
+    net::Address,
+    service::Service,
     verdict::{Class, Reason},
 };
 
@@ -110,6 +112,47 @@ pub(crate) fn an_explanation() -> Explanation {
 fn stage<'e>(explanation: &'e Explanation, name: &str) -> &'e Stage {
     let found = explanation.stages.iter().find(|stage| stage.stage == name);
     found.unwrap_or_else(|| panic!("no stage {name}: {explanation:#?}"))
+}
+
+/// Has the client keep a backend, as a pass over the flow tables notes it.
+fn keep(maps: &Maps, backend: BackendRef) {
+    let asked = question();
+    let key = v6::Key::new(Address::from(asked.client.ip()).words(), 0, CHAT);
+    let seed = maps.instance.get(0).flow_seed;
+    let home = key.homes(&seed, maps.affinities.len())[0];
+    let mut bucket = maps.affinities.get(home);
+    bucket.entries[0] = v6::Entry {
+        key,
+        value: Word::live(State::Pin, backend, 0, maps::now(), 0).0,
+    };
+    maps.affinities.set(home, &bucket);
+}
+
+#[test]
+fn what_a_client_keeps_is_said() {
+    for (affinity, backend, kept) in [
+        (CHAT, BackendRef::new(6, 1), Some("chat/b2")),
+        // Another backend has its id by now.
+        (CHAT, BackendRef::new(6, 0), None),
+        // The service places each flow for itself, by now.
+        (0, BackendRef::new(6, 1), None),
+    ] {
+        let maps = maps();
+        let entry = Service {
+            affinity,
+            ..maps.services.get(u32::from(CHAT))
+        };
+        maps.services.set(u32::from(CHAT), &entry);
+        keep(&maps, backend);
+        let explanation = explain(&question(), &maps, &shown::a_status(), &opens()).unwrap();
+        assert_eq!(explanation.kept.as_deref(), kept);
+        let why = &stage(&explanation, "table").why;
+        assert_eq!(
+            why.contains("the client keeps chat/b2, while that takes new flows"),
+            kept.is_some(),
+            "{why}"
+        );
+    }
 }
 
 #[test]

@@ -511,6 +511,21 @@ mod tests {
     }
 
     #[test]
+    fn those_of_a_backend_that_is_gone_are_in_nobodys_way() {
+        let mut fixture = Fixture::new();
+        crowd(&mut fixture, pin(31, NOW), NOW);
+        fixture.pass(&[(3, 32)], NOW);
+        assert_eq!(fixture.kept(3), 0, "there is no room");
+        let state = BackendState::new(1, Serving::New, Forwarding::L2, 0, true);
+        fixture.maps.set_state(31, state);
+        // With the end of the pass they are forgotten, and with the next one there is room.
+        assert_eq!(fixture.pass(&[(3, 32)], NOW), HashMap::new());
+        assert_eq!(fixture.pass(&[(3, 32)], NOW), [(3, 1)].into());
+        assert_eq!(fixture.kept(3), 32);
+        assert_eq!(fixture.affinities.evicted(), 0);
+    }
+
+    #[test]
     fn where_there_is_no_room_a_client_that_was_not_met_lately_gives_way() {
         let mut fixture = Fixture::new();
         fixture.pass(&[(3, 31)], NOW);

@@ -40,7 +40,7 @@ pub(super) fn fits(config: &Config, capacity: &Capacity) -> Result<(), String> {
         Some((key, needed, held)) => Err(format!(
             "{}: limits: the maps were made with {key} = {held}, {} too few for what is configured, and they hold flows; configure less, \
              or set {key} = {needed} or more in [limits], stop the daemon, run `tether cleanup` (which forgets all flows) and start it again",
-            config.path.display(),
+            place_of(config, key),
             needed - u64::from(held),
         )),
     }
@@ -76,10 +76,10 @@ fn unmeasured(config: &Config, capacity: &Capacity) -> Result<(), String> {
     }
 }
 
-/// What to warn of if the limits are not the sizes of the maps.
+/// What to warn of if the limits are not the sizes of the maps: a line for each.
 pub(super) fn other_limits(config: &Config, capacity: &Capacity) -> Vec<String> {
-    let (limits, path) = (&config.limits, config.path.display());
-    let others: Vec<String> = [
+    let limits = &config.limits;
+    let in_entries = [
         ("services", limits.services, capacity.services),
         ("backends", limits.backends, capacity.backends),
         ("table_slots", limits.table_slots, capacity.table_slots),
@@ -92,51 +92,47 @@ pub(super) fn other_limits(config: &Config, capacity: &Capacity) -> Vec<String> 
     ]
     .into_iter()
     .filter(|(_, configured, held)| configured != held)
-    .map(|(key, configured, held)| format!("{key} = {held} (not {configured})"))
-    .collect();
-    let mut warnings = Vec::new();
-    if !others.is_empty() {
-        warnings.push(format!(
-            "{path}: limits: the maps were made with {}, which stays in force; to change that, stop the daemon, run `tether cleanup` (which \
-             forgets all flows) and start it again",
-            others.join(", ")
-        ));
-    }
-    for (what, configured, held) in [
+    .map(|(key, configured, held)| (key, configured, u64::from(held)));
+    // Limits that come to the same number of buckets are the same.
+    let differs = |configured, held| bucket::buckets_for(configured) != held;
+    let in_buckets = [
         ("clients", limits.clients, capacity.affinity_buckets),
         ("sources", limits.sources, capacity.source_buckets),
-    ] {
-        // Limits that come to the same number of buckets are the same.
-        if bucket::buckets_for(configured) != held {
-            let held = resize::flows_in(held);
-            warnings.push(format!(
-                "{path}: limits: the maps were made with room for {held} {what} (not {configured}), which stays in force; to change that, stop the \
-                 daemon, run `tether cleanup` (which forgets all flows) and start it again"
-            ));
-        }
-    }
-    let sizes: Vec<String> = [IpVersion::V4, IpVersion::V6]
+    ]
+    .into_iter()
+    .filter(|&(_, configured, held)| differs(configured, held))
+    .map(|(key, configured, held)| (key, configured, resize::flows_in(held)));
+    let kept = in_entries.chain(in_buckets).map(|(key, configured, held)| {
+        format!(
+            "{}: limits: the maps were made with {key} = {held} (not {configured}), which stays in force; to change that, stop the daemon, run \
+             `tether cleanup` (which forgets all flows) and start it again",
+            place_of(config, key)
+        )
+    });
+    let resized = [IpVersion::V4, IpVersion::V6]
         .into_iter()
         .map(|version| {
-            (
-                version,
-                limits.flows_of(version),
-                capacity.flow_buckets(version),
+            let (configured, held) = (limits.flows_of(version), capacity.flow_buckets(version));
+            (Limits::flows_key(version), configured, held)
+        })
+        .filter(|&(_, configured, held)| differs(configured, held))
+        .map(|(key, configured, held)| {
+            format!(
+                "{}: limits: the flow table is made for {key} = {} (not {configured}); restart the daemon to have it resized, which loses no flow",
+                place_of(config, key),
+                resize::flows_in(held)
             )
-        })
-        .filter(|&(_, configured, held)| bucket::buckets_for(configured) != held)
-        .map(|(version, configured, held)| {
-            let (key, flows) = (Limits::flows_key(version), resize::flows_in(held));
-            format!("{key} = {flows} (not {configured})")
-        })
-        .collect();
-    if !sizes.is_empty() {
-        warnings.push(format!(
-            "{path}: limits: the flow tables are made for {}; restart the daemon to have them resized, which loses no flow",
-            sizes.join(", ")
-        ));
+        });
+    kept.chain(resized).collect()
+}
+
+/// The file, and where in it a limit is, if it is there.
+fn place_of(config: &Config, limit: &str) -> String {
+    let path = config.path.display();
+    match config.limit_places.get(limit) {
+        Some(place) => format!("{path}:{}:{}", place.line, place.column),
+        None => path.to_string(),
     }
-    warnings
 }
 
 /// What to say when the flow table of a version of IP has become so full.

@@ -17,6 +17,9 @@ const INTERFACE_RESOLUTION: u16 = 9;
 const STATISTICS_RECEIVED: u16 = 4;
 const STATISTICS_DROPPED: u16 = 5;
 
+/// Bytes that a file ends with, at most: see [`Writer::end`].
+pub const LONGEST_END: u64 = 52;
+
 /// Writes a file, block by block.
 #[derive(Debug)]
 pub struct Writer {
@@ -216,6 +219,9 @@ mod tests {
         let end = writer.end(0, 2);
         assert_eq!(end[..4], [5, 0, 0, 0]);
         assert_eq!((end[24], end[36]), (5, 2));
+        assert_eq!(end.len() as u64, LONGEST_END);
+        // A file without packets has no interface either.
+        assert!(Writer::begin(64).0.end(0, 2).is_empty());
     }
 
     #[test]

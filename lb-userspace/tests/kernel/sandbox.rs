@@ -90,7 +90,7 @@ impl Sandbox {
         let pins = Pins::open(&self.pins()).unwrap();
         let adopted = pins.has_maps();
         let maps = if adopted {
-            load::adopt(&pins)
+            load::adopt(&pins, capacity.measures)
         } else {
             load::create(&pins, capacity)
         };

@@ -18,7 +18,7 @@ use lb_userspace::{
     plan::{Operation, Plan},
 };
 
-use super::{FlowTranslation, LIMITS, VERSIONS, VIPS, World};
+use super::{FlowTranslation, LIMITS, VERSIONS, VIPS, World, outliers::StandBack};
 
 impl World {
     /// What packets under way may read is not written, and what they read from now on is noted.
@@ -334,6 +334,14 @@ impl World {
             if let Some(guard) = &wanted.guard {
                 assert!(self.is_in_force(guarded, guard), "{}", service.name);
             }
+            let measured = self.maps.measured.as_ref();
+            assert_eq!(
+                measured.is_some_and(|measured| measured.measures(guarded)),
+                wanted.policy.outlier.is_some(),
+                "what clients of {} send again is counted",
+                service.name
+            );
+            let stand_back = StandBack::of(service, wanted.min_healthy);
             let wanted = &wanted.backends;
             let there = service.backends.iter().filter(|backend| !backend.removed);
             let there: BTreeSet<&str> = there.map(|b| b.name.as_str()).collect();
@@ -407,6 +415,16 @@ impl World {
                 let takes = backend.serving == Serving::New;
                 let held = backend.health == Health::Unknown;
                 assert!(may || !takes, "{backend:?}");
+                if backend.balance.ejected.is_some() {
+                    assert!(
+                        stand_back != StandBack::ForSure || !takes,
+                        "the ejected stand back: {backend:?}"
+                    );
+                    // Else it takes new flows like all others.
+                    if stand_back != StandBack::Never {
+                        continue;
+                    }
+                }
                 if may && (backend.health == Health::Up || service.fail_open) {
                     assert!(takes, "{backend:?}");
                 }

@@ -1,9 +1,10 @@
-//! Random lives of an instance: configurations, changes at runtime, answers of the DNS, verdicts, next hops, flows that begin and end, time, drift,
-//! restarts, and deaths in the middle of a plan. What the data path relies on is checked after every single operation.
+//! Random lives of an instance: configurations, changes at runtime, answers of the DNS, verdicts, next hops, flows that begin and end, what clients send again,
+//! time, drift, restarts, and deaths in the middle of a plan. What the data path relies on is checked after every single operation.
 //!
 //! The maps are in memory or the kernel's own: whoever plays a life says how a daemon that starts comes to them.
 
 mod check;
+mod outliers;
 mod setup;
 mod strategy;
 mod verdicts;
@@ -43,6 +44,7 @@ use proptest::sample::Index;
 
 use self::{
     check::{directories, look_up, places},
+    outliers::Ejections,
     setup::{config, endpoint, found, question},
     strategy::{Drift, EditPlan, Event, ServicePlan},
     verdicts::Verdicts,
@@ -87,11 +89,26 @@ pub(crate) fn capacity(cpus: u32) -> Capacity {
     .with_guards(LIMITS.prefixes, LIMITS.sources)
     .translating_flows_of(IpVersion::V4, true)
     .translating_flows_of(IpVersion::V6, true)
+    .measuring(true)
+}
+
+/// What is to come about in some lives.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Rare {
+    /// A daemon dies with a part of a plan applied, not none and not all of it.
+    DiesAmid,
+    /// A backend is ejected for what its clients send again.
+    Ejected,
+    /// One that was ejected is there, and is not ejected any more.
+    Returned,
 }
 
 /// Plays a life to its end. At each start of a daemon, `open` gives its maps: new ones of [`capacity`] first, and then these with what they hold. Gives how
-/// many daemons died when a part of a plan was applied.
-pub(crate) fn play(events: &[Event], open: impl FnMut() -> Arc<Maps> + 'static) -> usize {
+/// often what is rare came about.
+pub(crate) fn play(
+    events: &[Event],
+    open: impl FnMut() -> Arc<Maps> + 'static,
+) -> BTreeMap<Rare, usize> {
     let mut world = World::new(Box::new(open));
     for event in events {
         world.happen(event);
@@ -99,7 +116,7 @@ pub(crate) fn play(events: &[Event], open: impl FnMut() -> Arc<Maps> + 'static) 
         world.speak_for_new_objects();
     }
     world.leave();
-    world.died_amid
+    world.rare
 }
 
 /// What the DNS has said.
@@ -186,8 +203,8 @@ struct World {
     guards: Vec<Guard>,
     /// Services whose guard somebody else has cleared.
     unguarded: BTreeSet<u16>,
-    /// Deaths with a part of a plan applied, not none and not all of it.
-    died_amid: usize,
+    ejections: Ejections,
+    rare: BTreeMap<Rare, usize>,
 }
 
 impl World {
@@ -218,7 +235,8 @@ impl World {
             numbers: HashMap::new(),
             guards: Vec::new(),
             unguarded: BTreeSet::new(),
-            died_amid: 0,
+            ejections: Ejections::default(),
+            rare: BTreeMap::new(),
         }
     }
 
@@ -231,6 +249,8 @@ impl World {
                     self.judge(key, *health);
                 }
             }
+            Event::AllWell(service) => self.all_well(*service),
+            Event::Sends(sent) => self.send(sent),
             Event::NextHop(service, backend, mac) => {
                 if let Some((_, address)) = self.named(*service, *backend) {
                     let address: IpAddr = address.ip();
@@ -409,6 +429,7 @@ impl World {
         self.readable = Readable::default();
         // A new daemon has counted nothing yet, and checked nobody.
         self.verdicts.clear();
+        self.ejections = Ejections::default();
         let census = Arc::new(census(&[], 0, self.now));
         self.scans = 0;
         self.maps = (self.start)();
@@ -426,7 +447,8 @@ impl World {
         for operation in &plan.operations[..count] {
             self.apply(operation);
         }
-        self.died_amid += usize::from(0 < count && count < plan.operations.len());
+        let is_amid = 0 < count && count < plan.operations.len();
+        self.came_about(Rare::DiesAmid, is_amid.into());
         if matches!(last, Event::Answer(..) | Event::Reload(_)) {
             // Answers, and which of them are asked for no longer, are saved with what has come of that.
             let (answers, changes) = saved;
@@ -435,6 +457,12 @@ impl World {
             self.take(overlaid);
         }
         self.restart();
+    }
+
+    fn came_about(&mut self, what: Rare, times: usize) {
+        if times > 0 {
+            *self.rare.entry(what).or_default() += times;
+        }
     }
 
     /// Somebody else writes to the maps, but nothing that a flow rests on.
@@ -540,6 +568,7 @@ impl World {
             self.apply(operation);
         }
         self.state.applied(&plan, self.now);
+        self.check_ejections();
         if plan.deferred.is_empty() {
             self.check_converged(&plan);
         }

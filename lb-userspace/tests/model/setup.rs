@@ -1,6 +1,7 @@
 //! What the services of a life look like, and where their backends are.
 
 use std::{
+    collections::BTreeMap,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     time::Duration,
@@ -8,7 +9,7 @@ use std::{
 
 use lb_common::{backend::Mode, net::IpVersion};
 use lb_userspace::{
-    balance::{Balance, Part, Policy, zone::Zone},
+    balance::{Balance, Part, Policy, outlier::Outlier, zone::Zone},
     config::{Affinity, Backend, BackendSpec, CLOSE_OVER, Config, DnsSource, Service},
     desired::Edit,
     dns::{Bounds, Found, Kind, Question},
@@ -18,7 +19,7 @@ use lb_userspace::{
 
 use super::{
     BACKENDS, LIMITS, SNAT_ADDRESSES, VIPS,
-    strategy::{BackendPlan, EditPlan, GuardPlan, ServicePlan},
+    strategy::{BackendPlan, EditPlan, GuardPlan, OutlierPlan, ServicePlan},
 };
 
 /// The only backend of the file that is not in the local zone.
@@ -123,6 +124,17 @@ fn guard(plan: &GuardPlan, vip: IpAddr) -> Guard {
     Guard::new(IpVersion::of(vip), lists, limit)
 }
 
+/// Who is ejected for what its clients send again. What they send in a life is enough each time to be judged by, and all are judged whenever time passes.
+fn outlier(plan: &OutlierPlan) -> Outlier {
+    Outlier {
+        at_most: plan.at_most,
+        eject_for: plan.eject_for,
+        least: 100,
+        window: Duration::from_secs(6),
+        ..Outlier::DEFAULT
+    }
+}
+
 pub(super) fn config(services: &[Option<ServicePlan>], state_dir: PathBuf) -> Config {
     let services = services.iter().enumerate().filter_map(|(n, plan)| {
         let plan = plan.as_ref()?;
@@ -196,6 +208,7 @@ pub(super) fn config(services: &[Option<ServicePlan>], state_dir: PathBuf) -> Co
                     Balance::Weights
                 },
                 slow_start: Duration::from_secs(if plan.renamed { 300 } else { 0 }),
+                outlier: plan.outlier.as_ref().map(outlier),
                 ..Policy::default()
             },
             backends: backends.collect(),
@@ -215,6 +228,7 @@ pub(super) fn config(services: &[Option<ServicePlan>], state_dir: PathBuf) -> Co
         admin_group: None,
         metrics: None,
         limits: LIMITS,
+        limit_places: BTreeMap::new(),
         checks_at_once: 256,
         state_dir,
     }

@@ -1,6 +1,6 @@
 //! What may happen in a life.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, time::Duration};
 
 use lb_common::{
     backend::{Mode, Serving},
@@ -8,6 +8,7 @@ use lb_common::{
     vip::{self, WAYS},
 };
 use lb_userspace::{
+    balance::outlier::Signal,
     config::MAX_WEIGHT,
     model::{Admin, Health},
 };
@@ -20,6 +21,10 @@ use super::{BACKENDS, LIMITS, MODES, SERVICES, SNAT_ADDRESSES, VERSIONS};
 pub(crate) enum Event {
     Reload(Vec<Option<ServicePlan>>),
     Verdict(usize, usize, Health),
+    /// All checks of a service find its backends well.
+    AllWell(usize),
+    /// What the clients of all backends send, until all are judged by it: for each service so many as [`SENDERS`], which its backends are dealt to.
+    Sends(Vec<Sent>),
     NextHop(usize, usize, Option<u8>),
     Drain(usize, usize),
     Undrain(usize, usize),
@@ -40,6 +45,21 @@ pub(crate) enum Event {
     /// This is the last that a daemon hears of: it dies somewhere in the plan that follows, before anything of that is saved, and another starts.
     Die(Box<Event>, Index),
 }
+
+/// What a backend's clients send, and send again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Sent {
+    Nothing,
+    /// Next to nothing of it comes again.
+    Well,
+    /// Much of this comes again, of many clients.
+    Ill(Signal),
+    /// Much comes again, of few clients.
+    OfFew,
+}
+
+/// Kinds of clients that a service has at a time.
+pub(super) const SENDERS: usize = 8;
 
 #[derive(Clone, Debug)]
 pub(crate) enum Drift {
@@ -64,6 +84,16 @@ pub(crate) struct ServicePlan {
     /// Whether more of its backends come from the DNS.
     pub(super) named: bool,
     pub(super) guard: Option<GuardPlan>,
+    pub(super) outlier: Option<OutlierPlan>,
+}
+
+/// Who is ejected for what its clients send again.
+#[derive(Clone, Debug)]
+pub(crate) struct OutlierPlan {
+    /// Of all, at most, percent.
+    pub(super) at_most: u32,
+    /// For how long.
+    pub(super) eject_for: Duration,
 }
 
 /// Whom a service takes new flows from: prefixes by number.
@@ -126,6 +156,8 @@ fn event() -> impl Strategy<Value = Event> {
     prop_oneof![
         3 => prop::collection::vec(prop::option::weighted(0.7, service()), SERVICES).prop_map(Event::Reload),
         8 => (s.clone(), b.clone(), health).prop_map(|(s, b, health)| Event::Verdict(s, b, health)),
+        6 => s.clone().prop_map(Event::AllWell),
+        8 => prop::collection::vec(sent(), SERVICES * SENDERS).prop_map(Event::Sends),
         3 => (s.clone(), b.clone(), prop::option::weighted(0.8, any::<u8>())).prop_map(|(s, b, mac)| Event::NextHop(s, b, mac)),
         1 => (s.clone(), b.clone()).prop_map(|(s, b)| Event::Drain(s, b)),
         1 => (s.clone(), b).prop_map(|(s, b)| Event::Undrain(s, b)),
@@ -182,6 +214,26 @@ fn guard() -> impl Strategy<Value = GuardPlan> {
     })
 }
 
+fn sent() -> impl Strategy<Value = Sent> {
+    prop_oneof![
+        6 => Just(Sent::Well),
+        1 => Just(Sent::Nothing),
+        2 => Just(Sent::Ill(Signal::Data)),
+        1 => Just(Sent::Ill(Signal::Syns)),
+        1 => Just(Sent::OfFew),
+    ]
+}
+
+fn outlier() -> impl Strategy<Value = OutlierPlan> {
+    let at_most = prop::sample::select(vec![0, 10, 10, 50, 100]);
+    // Over with the next step, after some, and with nothing that happens in a life but a reload or a restart.
+    let seconds = prop::sample::select(vec![1, 20, 3_600]);
+    (at_most, seconds).prop_map(|(at_most, seconds)| OutlierPlan {
+        at_most,
+        eject_for: Duration::from_secs(seconds),
+    })
+}
+
 fn service() -> impl Strategy<Value = ServicePlan> {
     let backends = prop::collection::vec(prop::option::weighted(0.8, backend()), BACKENDS);
     let size = prop::sample::select(vec![257, 257, 293]);
@@ -194,17 +246,21 @@ fn service() -> impl Strategy<Value = ServicePlan> {
         backends,
         prop::bool::weighted(0.4),
         prop::option::weighted(0.5, guard()),
+        prop::option::weighted(0.7, outlier()),
     )
         .prop_map(
-            |(renamed, mode, snat, size, min_healthy, backends, named, guard)| ServicePlan {
-                renamed,
-                mode,
-                snat,
-                size,
-                min_healthy,
-                backends,
-                named,
-                guard,
+            |(renamed, mode, snat, size, min_healthy, backends, named, guard, outlier)| {
+                ServicePlan {
+                    renamed,
+                    mode,
+                    snat,
+                    size,
+                    min_healthy,
+                    backends,
+                    named,
+                    guard,
+                    outlier,
+                }
             },
         )
 }

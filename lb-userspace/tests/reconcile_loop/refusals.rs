@@ -66,7 +66,7 @@ async fn maps_that_are_too_small_are_refused() {
         .unwrap_err()
         .to_string();
     for part in [
-        "loop.toml: limits: ",
+        "loop.toml:7:15: limits: ",
         "table_slots = 10000, 9946 too few",
         "table_slots = 19946 or more",
         "`tether cleanup`",

@@ -114,6 +114,13 @@ impl Machine {
 
     /// The same with more lines for the service.
     fn config_with(&self, backends: &[&str], lines: &str) -> Config {
+        config::parse(Path::new("words.toml"), &self.text(backends, lines))
+            .unwrap()
+            .config
+    }
+
+    /// The text of that.
+    fn text(&self, backends: &[&str], lines: &str) -> String {
         let mut text = format!(
             "interfaces = [\"eth0\"]\nstate_dir = {:?}\n\
              [limits]\nflows = 1000\nflows6 = 600\nservices = 2\nbackends = 3\ntable_slots = 10000\nnat_pairs = 3\nclients = 100\n\
@@ -125,9 +132,7 @@ impl Machine {
             text +=
                 &format!("[[service.backend]]\nname = {name:?}\naddress = \"10.0.1.{number}\"\n");
         }
-        config::parse(Path::new("words.toml"), &text)
-            .unwrap()
-            .config
+        text
     }
 
     fn adopt(&self, config: Config) -> Result<State, Error> {
@@ -200,7 +205,7 @@ fn limits_that_the_maps_were_not_made_with_are_warned_of_once_and_serve_what_fit
         (
             of_all,
             [
-                "words.toml: limits: ",
+                "words.toml:7:12: limits: ",
                 "backends = 3 (not 64)",
                 "stays in force",
                 "`tether cleanup`",
@@ -209,7 +214,7 @@ fn limits_that_the_maps_were_not_made_with_are_warned_of_once_and_serve_what_fit
         (
             of_flows,
             [
-                "words.toml: limits: ",
+                "words.toml:4:9: limits: ",
                 "flows = 1000 (not 2000)",
                 "restart the daemon",
                 "loses no flow",
@@ -232,7 +237,10 @@ fn limits_that_the_maps_were_not_made_with_are_warned_of_once_and_serve_what_fit
     let mut another = machine.config(&["b1"]);
     another.limits.services = 9;
     state.reload(another).unwrap();
-    assert_said(Level::WARN, &["services = 2 (not 9)"]);
+    assert_said(
+        Level::WARN,
+        &["words.toml:6:12: limits: ", "services = 2 (not 9)"],
+    );
 }
 
 #[test]
@@ -246,7 +254,7 @@ fn what_does_not_fit_the_maps_is_refused_with_what_to_do() {
     larger.services[0].backends.push(more);
     let refused = |error: String| {
         for part in [
-            "words.toml: limits: the maps were made with backends = 3, 1 too few",
+            "words.toml:7:12: limits: the maps were made with backends = 3, 1 too few",
             "set backends = 4 or more",
             "`tether cleanup`",
         ] {
@@ -515,24 +523,72 @@ fn a_guard_that_is_not_in_force_is_said_of_the_service_that_has_it() {
     assert_eq!(service(&state).error, None);
 }
 
+/// One service with one backend, and this room for guards, which lines 4 and 5 say.
+fn with_room(machine: &Machine, prefixes: u32, sources: u32, lists: &str) -> Config {
+    let plain = machine.text(&["b1"], lists);
+    let keys = format!("[limits]\nprefixes = {prefixes}\nsources = {sources}\n");
+    let text = plain.replace("[limits]\n", &keys);
+    config::parse(Path::new("words.toml"), &text)
+        .unwrap()
+        .config
+}
+
+/// Room for guards that the maps have otherwise is warned of, at a start and at a reload, each with where it is said, and what to do.
 #[test]
 fn room_for_guards_that_the_maps_have_otherwise_is_warned_of() {
+    fn assert_said_of_both() {
+        let said = said();
+        let [of_prefixes, of_sources] = &said[..] else {
+            panic!("not two things: {said:#?}");
+        };
+        for ((level, text), place, made) in [
+            (of_prefixes, "words.toml:4:12: limits: ", "prefixes = 65536"),
+            (of_sources, "words.toml:5:11: limits: ", "sources = 100000"),
+        ] {
+            assert_eq!(*level, Level::WARN, "{text}");
+            for part in [
+                place,
+                &format!("the maps were made with {made} (not 9), which stays in force"),
+                "stop the daemon, run `tether cleanup`",
+                "forgets all flows",
+            ] {
+                assert!(text.contains(part), "no {part:?} in: {text}");
+            }
+        }
+    }
     let machine = Machine::new("room");
-    let mut other = machine.config(&["b1"]);
-    (other.limits.prefixes, other.limits.sources) = (9, 9);
-    machine.adopt(other).unwrap();
-    let said = said();
-    let [(_, of_ranges), (_, of_sources)] = &said[..] else {
-        panic!("not two things: {said:#?}");
-    };
-    assert!(
-        of_ranges.contains("prefixes = 65536 (not 9)"),
-        "{of_ranges}"
-    );
-    assert!(
-        of_sources.contains("100000 sources (not 9)"),
-        "{of_sources}"
-    );
+    let other = || with_room(&machine, 9, 9, "");
+    let mut state = machine.adopt(other()).unwrap();
+    assert_said_of_both();
+    // Once, whatever else is reloaded.
+    state.reload(other()).unwrap();
+    assert_eq!(said(), []);
+    state.reload(machine.config(&["b1"])).unwrap();
+    assert_eq!(said(), []);
+    state.reload(other()).unwrap();
+    assert_said_of_both();
+}
+
+#[test]
+fn lists_that_the_maps_have_no_room_for_are_refused_with_what_to_do() {
+    let mut machine = Machine::new("narrow-room");
+    let capacity = machine.maps.capacity.with_guards(4, 100_000);
+    machine.maps = Arc::new(Maps::in_memory(capacity).unwrap());
+    let mut state = machine.adopt(with_room(&machine, 4, 100_000, "")).unwrap();
+    drop(said());
+    // Three ranges, and room to write as many beside them.
+    let long = with_room(&machine, 100, 100_000, "deny = [\"192.0.2.0/24\"]\n");
+    let error = state.reload(long).unwrap_err();
+    for part in [
+        "words.toml:4:12: limits: the maps were made with prefixes = 4, 2 too few",
+        "set prefixes = 6 or more in [limits]",
+        "stop the daemon, run `tether cleanup`",
+        "forgets all flows",
+    ] {
+        assert!(error.contains(part), "no {part:?} in: {error}");
+    }
+    assert_eq!(status(&state).config.error.as_ref(), Some(&error));
+    assert!(status(&state).services[0].guard.is_none());
 }
 
 #[test]

@@ -322,9 +322,17 @@ impl World {
     /// # Panics
     /// If there is no room.
     pub fn keep(&self, client: Client, service: u16, backend: BackendRef) {
+        self.keep_since(self.now(), client, service, backend);
+    }
+
+    /// The same of a client that had a flow last at this moment.
+    ///
+    /// # Panics
+    /// If there is no room.
+    pub fn keep_since(&self, seen: Tick, client: Client, service: u16, backend: BackendRef) {
         let address = Address::from(on_wire(client.0));
         let key = v6::Key::new(address.words(), 0, service);
-        let value = Word::live(State::Pin, backend, 0, self.now(), 0).0;
+        let value = Word::live(State::Pin, backend, 0, seen, 0).0;
         let affinities = &self.maps.affinities;
         let homes = key.homes(&FLOW_SEED, affinities.len());
         let is_own = |entry: &v6::Entry| entry.value != 0 && entry.key == key;
@@ -340,6 +348,18 @@ impl World {
             }
         }
         panic!("no room for another client");
+    }
+
+    /// Forgets all clients, as the daemon does: what it has been known by is left.
+    pub fn forget_clients(&self) {
+        let affinities = &self.maps.affinities;
+        for index in 0..affinities.len() {
+            let mut bucket = affinities.get(index);
+            for entry in &mut bucket.entries {
+                entry.value = Word::EMPTY.0;
+            }
+            affinities.set(index, &bucket);
+        }
     }
 
     /// Gives [`SERVICE`] a table of these owners' slots, unchanged for ages.

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Result, ensure};
 use lb_common::net::IpVersion;
+use lb_common::verdict::Reason;
 use serde::{Deserialize, Serialize};
 
 use super::visitors::Visitors;
@@ -56,7 +57,7 @@ pub struct Flooding {
     pub seconds: f64,
     /// Frames made a second.
     pub sent_per_second: f64,
-    /// Packets a second that came to Tether, those of connections among them.
+    /// Packets a second that came to Tether, and were taken there for what they were made to be.
     pub came_per_second: f64,
 }
 
@@ -125,7 +126,7 @@ pub fn flood(deluge: &Deluge, mut say: impl FnMut(&str)) -> Result<Flooded> {
             macs: (lab.router_mac(BALANCER_PORT)?, mac_of(balancer)),
             seed: random.bits(),
         };
-        let before = came(&stage.tether.metrics()?);
+        let before = came(&stage.tether.metrics()?, *kind);
         let begun = Instant::now();
         let flood = Flood::start(lab.router(), BALANCER_PORT, &plan)?;
         crowd::wait_for_echoes(&crowd, ECHOES, 4 * PATIENCE, |_| {})?;
@@ -136,7 +137,7 @@ pub fn flood(deluge: &Deluge, mut say: impl FnMut(&str)) -> Result<Flooded> {
             kind: *kind,
             seconds,
             sent_per_second: sent as f64 / seconds,
-            came_per_second: (came(&stage.tether.metrics()?) - before) as f64 / seconds,
+            came_per_second: (came(&stage.tether.metrics()?, *kind) - before) as f64 / seconds,
         };
         say(&format!(
             "{}: {:.0} frames a second for {seconds:.1} s, {:.0} of them came",
@@ -186,11 +187,62 @@ fn limits(version: IpVersion) -> String {
     )
 }
 
-/// Packets that have come to Tether's program so far, of all reasons: from its metrics, which are of the moment.
-fn came(metrics: &str) -> u64 {
+/// Packets that have come to Tether's program so far, for any reason that what a flood is made of comes to: from its metrics, which are of the moment.
+fn came(metrics: &str, kind: Kind) -> u64 {
+    let is_of_kind = |line: &&str| {
+        let rest = line.strip_prefix("tether_reason_packets_total{reason=\"");
+        let name = rest.and_then(|rest| rest.split('"').next());
+        let mut reasons = reasons(kind).iter();
+        reasons.any(|reason| Some(reason.name()) == name)
+    };
     metrics
         .lines()
-        .filter(|line| line.starts_with("tether_reason_packets_total{"))
+        .filter(is_of_kind)
         .filter_map(|line| line.rsplit(' ').next()?.parse::<u64>().ok())
         .sum()
+}
+
+/// What the packets of a flood come to, in any mode, and of whoever is limited. What is no segment of a service, as of frames that are made wrongly, is none of
+/// that.
+const fn reasons(kind: Kind) -> &'static [Reason] {
+    match kind {
+        Kind::Syn => &[
+            Reason::Opened,
+            Reason::Reopened,
+            Reason::Challenged,
+            Reason::Unpinned,
+            Reason::Contested,
+            Reason::NoPort,
+            Reason::Unrecorded,
+            Reason::Collision,
+            Reason::SourceRate,
+            Reason::SourceFull,
+        ],
+        Kind::Ack => &[
+            Reason::Adopted,
+            Reason::Unadopted,
+            Reason::Stray,
+            Reason::UnknownFlow,
+            Reason::ResetLimited,
+        ],
+        Kind::Fragment => &[Reason::Fragment],
+        Kind::Icmp => &[
+            Reason::EchoAnswered,
+            Reason::AnswerLimited,
+            Reason::ErrorRelayed,
+            Reason::ErrorUnrelayed,
+        ],
+        // The ACK of one that was not let in, or found no place, is of nobody's flow.
+        Kind::Handshake => &[
+            Reason::Opened,
+            Reason::Unpinned,
+            Reason::NoPort,
+            Reason::SourceRate,
+            Reason::SourceFull,
+            Reason::Established,
+            Reason::Unadopted,
+            Reason::UnknownFlow,
+            Reason::ResetLimited,
+        ],
+    }
 }

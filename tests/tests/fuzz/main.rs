@@ -1,6 +1,9 @@
 //! A short run of each fuzzer, the promises broken on purpose, and every case that once broke one by itself.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time::Duration,
+};
 
 use anyhow::Result;
 use lab::fuzz::{
@@ -158,6 +161,17 @@ fn what_was_found_stays_mended() {
             include_str!("cases/syn-that-is-too-big-beside-a-former-holders-entry.txt"),
         ),
     ];
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fuzz/cases");
+    let kept: BTreeSet<String> = std::fs::read_dir(folder)
+        .expect("there are cases")
+        .map(|file| file.expect("a file").file_name().into_string())
+        .collect::<Result<_, _>>()
+        .expect("names are text");
+    let played: BTreeSet<String> = CASES
+        .iter()
+        .map(|(name, _)| format!("{name}.txt"))
+        .collect();
+    assert_eq!(played, kept, "a case that is kept is played");
     for (name, text) in CASES {
         let case = Case::parse(text).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(case.play(None).breach, None, "{name}");

@@ -415,6 +415,24 @@ mod tests {
     }
 
     #[test]
+    fn a_driver_that_would_take_the_kernel_down_is_told_with_the_way_out() {
+        let error = Error::VirtioQueues {
+            interface: "eth0".into(),
+            combined: 3,
+            maximum: 4,
+            cpus: 2,
+        };
+        let message = error.to_string();
+        for part in [
+            "interface eth0: virtio_net has 3 queue pairs in use of 4",
+            "with 2 CPUs",
+            "`ethtool -L eth0 combined 2`",
+        ] {
+            assert!(message.contains(part), "no {part:?}: {message}");
+        }
+    }
+
+    #[test]
     fn of_a_program_of_ciliums_more_is_told() {
         let of = |name: &str| {
             let error = Error::Foreign {
