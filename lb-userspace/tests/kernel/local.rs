@@ -1,13 +1,25 @@
 //! The program on egress for what backends on this host send back: attached when it is wanted, by either means, replaced in place, removed.
 
-use aya::programs::{SchedClassifier, TcAttachType};
-use lb_userspace::dataplane::kernel::{
-    cleanup, device,
-    local::Means,
-    tc::{self, Filter},
+use std::{
+    os::unix::process::ExitStatusExt as _,
+    process::{Command, Stdio},
 };
 
-use crate::sandbox::{Sandbox, command, ip, names, run};
+use aya::programs::{SchedClassifier, TcAttachType};
+use lb_common::flow::bucket::buckets_for;
+use lb_userspace::dataplane::kernel::{
+    Kernel, bpf, cleanup, device,
+    local::Means,
+    resize::Step,
+    tc::{self, Filter},
+};
+use nix::{
+    mount::umount,
+    sys::signal::{Signal, kill},
+    unistd::getpid,
+};
+
+use crate::sandbox::{Sandbox, command, ip, names, run, state};
 
 /// Whether this kernel has TCX links: Linux 6.6 brought them.
 fn has_links() -> bool {
@@ -36,6 +48,11 @@ fn filters(interface: &str) -> Vec<Filter> {
 
 fn has_qdisc(interface: &str) -> bool {
     tc::has_qdisc(index(interface)).unwrap()
+}
+
+/// The id of a daemon's program for replies.
+fn program_of(kernel: &Kernel) -> u32 {
+    bpf::program_id(kernel.loaded().local_reply_fd().unwrap()).unwrap()
 }
 
 /// The daemon's beginning, with a backend on this host or without.
@@ -238,5 +255,52 @@ fn a_filter_that_somebody_removed_is_missed_and_made_again() {
         drop((kernel, replies));
         cleanup(&sandbox.pins()).unwrap();
         assert!(!has_qdisc("va"));
+    });
+}
+
+/// This test's own executable, run again, is the daemon that is killed when replies are translated by the new maps, and packets are steered by the old ones.
+/// The next one moves no flows: what replies are translated by is put right before anything else.
+#[test]
+fn replies_are_translated_by_the_maps_in_force_after_a_resize_that_was_killed() {
+    const TEST: &str =
+        "local::replies_are_translated_by_the_maps_in_force_after_a_resize_that_was_killed";
+    const VICTIM: &str = "TETHER_TEST_REPLIES";
+    if !has_links() {
+        return;
+    }
+    run(|sandbox| {
+        if std::env::var_os(VICTIM).is_some() {
+            // In the sandbox of the process that started this one, whose bpffs lies under the one just mounted.
+            umount("/sys/fs/bpf").unwrap();
+            let mut options = sandbox.options(&["va"]);
+            options.capacity.flow4_buckets = buckets_for(6_000);
+            let end = Kernel::open_observed(&options, &mut |step| {
+                if step == Step::RepliesSwitched {
+                    kill(getpid(), Signal::SIGKILL).unwrap();
+                }
+            });
+            unreachable!("it went on: {end:?}");
+        }
+        sandbox.veth("va", "vb");
+        start(sandbox, &["va"], Means::Best, true);
+        let (replies, steering) = (links("va"), state("va"));
+        let mut victim = Command::new("/proc/self/exe")
+            .args(["--exact", TEST])
+            .env(VICTIM, "1")
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let end = victim.wait().unwrap();
+        assert_eq!(end.signal(), Some(libc::SIGKILL), "{end}");
+        assert_ne!(links("va"), replies, "it is of the new maps");
+        assert_eq!(state("va"), steering, "it is of the old ones");
+
+        let mut kernel = sandbox.open(&["va"]);
+        assert!(kernel.not_resized().is_none());
+        assert_eq!(links("va"), [program_of(&kernel)]);
+        assert_eq!(state("va"), steering, "opening attaches nothing");
+        assert_eq!(names(&sandbox.pins()), ["link-va", "local-va", "maps"]);
+        kernel.attach().unwrap();
+        assert_eq!(links("va"), [program_of(&kernel)]);
     });
 }

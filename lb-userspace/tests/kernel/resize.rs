@@ -606,11 +606,12 @@ fn rescue_what_has_changed<K: Client>() {
 fn a_resize_killed_at_any_step_loses_no_entry() {
     const TEST: &str = "resize::a_resize_killed_at_any_step_loses_no_entry";
     const VICTIM: &str = "TETHER_TEST_RESIZE";
-    const STEPS: [Step; 7] = [
+    const STEPS: [Step; 8] = [
         Step::Staged,
         Step::Copied,
         Step::Held,
         Step::Exact,
+        Step::RepliesSwitched,
         Step::SwitchedOne,
         Step::Switched,
         Step::Exchanged,

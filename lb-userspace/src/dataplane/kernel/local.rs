@@ -371,11 +371,18 @@ pub(super) fn switch_all(pins: &Pins, program: Result<BorrowedFd<'_>, &str>) -> 
         };
         match place.sort {
             Sort::Xdp | Sort::Qdisc => {}
-            Sort::Local => match open_link(&place.path)?.update(program) {
-                // Its interface is gone, and no packet meets its program.
-                Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {}
-                updated => updated.map_err(failed)?,
-            },
+            Sort::Local => {
+                let link = match open_link(&place.path) {
+                    // Whoever attaches there says so.
+                    Err(Error::Damaged { .. }) => continue,
+                    link => link?,
+                };
+                match link.update(program) {
+                    // Its interface is gone, and no packet meets its program.
+                    Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {}
+                    updated => updated.map_err(failed)?,
+                }
+            }
             Sort::Filter => {
                 let Some(index) = device::index(&place.interface) else {
                     continue;

@@ -132,8 +132,11 @@ impl Kernel {
     /// When the process lacks rights, there is no bpffs, another daemon has the directory, pinned maps are not what this version can use, or the kernel
     /// refuses maps or program. Each says what to do.
     pub fn open(options: &Options) -> Result<Self, Error> {
-        Self::open_observed(options, &mut |_| {
-            failpoint::pass(failpoint::Place::ResizeStepDone)
+        Self::open_observed(options, &mut |step| {
+            failpoint::pass(match step {
+                resize::Step::RepliesSwitched => failpoint::Place::RepliesSwitched,
+                _ => failpoint::Place::ResizeStepDone,
+            });
         })
     }
 
