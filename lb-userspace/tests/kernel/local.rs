@@ -6,9 +6,13 @@ use std::{
 };
 
 use aya::programs::{SchedClassifier, TcAttachType};
-use lb_common::flow::bucket::buckets_for;
+use lb_common::{
+    flow::bucket::buckets_for,
+    hash::Seed,
+    maps::{ABI_VERSION, Instance},
+};
 use lb_userspace::dataplane::kernel::{
-    Kernel, bpf, cleanup, device,
+    Kernel, Loaded, bpf, cleanup, device,
     local::Means,
     resize::Step,
     tc::{self, Filter},
@@ -302,5 +306,53 @@ fn replies_are_translated_by_the_maps_in_force_after_a_resize_that_was_killed() 
         assert_eq!(names(&sandbox.pins()), ["link-va", "local-va", "maps"]);
         kernel.attach().unwrap();
         assert_eq!(links("va"), [program_of(&kernel)]);
+    });
+}
+
+/// Leaves what a daemon leaves that is killed when it has replaced the programs of two filters, and marked the first.
+fn replace_filters_and_die(sandbox: &Sandbox) {
+    let instance = Instance {
+        abi_version: ABI_VERSION,
+        reserved: 0,
+        flow_seed: Seed::new([1, 2, 3]),
+        fleet_seed: [0; 4],
+    };
+    let other = Loaded::private(sandbox.options(&[]).capacity, instance).unwrap();
+    let program = other.local_reply_fd().unwrap();
+    for (interface, pin) in [("va", "filter-va"), ("vb", "program-new")] {
+        let pin = sandbox.pins().join(pin);
+        if pin.exists() {
+            std::fs::remove_file(&pin).unwrap();
+        }
+        bpf::pin(program, &pin).unwrap();
+        tc::set_filter(index(interface), program).unwrap();
+    }
+}
+
+#[test]
+fn a_filter_whose_mark_is_behind_is_replaced_by_the_next_start_and_removed_by_cleanup() {
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        start(sandbox, &["va", "vb"], Means::Filter, true);
+        let pinned = names(&sandbox.pins());
+        replace_filters_and_die(sandbox);
+        let kernel = sandbox.open(&["va", "vb"]);
+        for interface in ["va", "vb"] {
+            let [filter] = filters(interface)[..] else {
+                panic!("{interface}: {:?}", filters(interface));
+            };
+            assert_eq!(filter.program, Some(program_of(&kernel)), "{interface}");
+        }
+        assert_eq!(names(&sandbox.pins()), pinned);
+        drop(kernel);
+
+        replace_filters_and_die(sandbox);
+        let removed = cleanup(&sandbox.pins()).unwrap();
+        assert_eq!(removed.interfaces, ["va", "vb"]);
+        for interface in ["va", "vb"] {
+            assert_eq!(filters(interface), []);
+            assert!(!has_qdisc(interface));
+        }
+        assert!(!sandbox.pins().exists());
     });
 }

@@ -10,9 +10,10 @@
 //! | `local-eth0` | the TCX link |
 //! | `filter-eth0` | the program of the filter |
 //! | `qdisc-eth0` | a program, for a mark: the clsact qdisc is tether's, and goes with the filter unless others use it then |
+//! | `program-new` | the program of a filter whose own pin is behind: it was replaced by a process that was killed then |
 
 use std::{
-    fs,
+    fs, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -218,9 +219,7 @@ impl Hook {
                 return Err(failed(error));
             }
         }
-        let mark = self.pins.of(Sort::Filter, interface);
-        self.pins.renew(program, &mark)?;
-        tc::set_filter(index, program).map_err(failed)
+        put_filter(&self.pins, program, interface, index)
     }
 
     /// The pinned link of an interface.
@@ -279,11 +278,62 @@ fn filter_of(pins: &Pins, interface: &str, index: u32) -> Result<bool, Error> {
     })
 }
 
-fn is_filter_on(index: u32, program: u32) -> std::io::Result<bool> {
+fn is_filter_on(index: u32, program: u32) -> io::Result<bool> {
     let filters = tc::filters(index, tc::EGRESS)?;
     Ok(filters
         .iter()
         .any(|filter| filter.is_in_place() && filter.program == Some(program)))
+}
+
+/// Puts a program into tether's filter on an interface. At whatever moment this process is killed, the program that is in the filter is pinned: as its
+/// mark, or aside.
+fn put_filter(
+    pins: &Pins,
+    program: BorrowedFd<'_>,
+    interface: &str,
+    index: u32,
+) -> Result<(), Error> {
+    settle(pins)?;
+    let set = || {
+        tc::set_filter(index, program).map_err(|source| Error::AttachLocal {
+            interface: interface.to_owned(),
+            source,
+        })
+    };
+    let mark = pins.of(Sort::Filter, interface);
+    if mark.exists() {
+        pins.renew_once(program, &mark, set)
+    } else {
+        pins.renew(program, &mark)?;
+        set()
+    }
+}
+
+/// Marks the filter whose program a killed process has replaced, and not come to mark.
+///
+/// # Errors
+/// When the kernel cannot be asked, or bpffs refuses.
+pub(super) fn settle(pins: &Pins) -> Result<(), Error> {
+    let aside = pins.aside();
+    // Nothing else has a use for what is there.
+    let Ok(program) = bpf::pinned_program(&aside) else {
+        return pins.discard_aside();
+    };
+    let failed = || Error::file(&aside, "looking for the filter that has this program");
+    let interfaces =
+        nix::net::if_::if_nameindex().map_err(|errno| failed()(io::Error::from(errno)))?;
+    for interface in interfaces.iter() {
+        if !is_filter_on(interface.index(), program).map_err(failed())? {
+            continue;
+        }
+        let mark = pins.of(Sort::Filter, &interface.name().to_string_lossy());
+        // Another interface's filter may have the same program.
+        if bpf::pinned_program(&mark).ok() != Some(program) {
+            return fs::rename(&aside, &mark)
+                .map_err(Error::file(&mark, "pinning the filter's program"));
+        }
+    }
+    pins.discard_aside()
 }
 
 /// All that is pinned, the filters before their qdiscs.
@@ -318,12 +368,12 @@ impl Place {
         fs::remove_file(path).map_err(Error::file(path, "unpinning"))
     }
 
-    fn failed(&self) -> impl FnOnce(std::io::Error) -> Error {
+    fn failed(&self) -> impl FnOnce(io::Error) -> Error {
         Error::file(&self.path, "removing what is marked by it")
     }
 
     /// By its program and not by the interface's name, which may be another since.
-    fn remove_filter(&self) -> std::io::Result<()> {
+    fn remove_filter(&self) -> io::Result<()> {
         let program = bpf::pinned_program(&self.path)?;
         for interface in nix::net::if_::if_nameindex()?.iter() {
             let index = interface.index();
@@ -335,7 +385,7 @@ impl Place {
     }
 
     /// Unless somebody else has put filters into it since.
-    fn remove_qdisc(&self) -> std::io::Result<()> {
+    fn remove_qdisc(&self) -> io::Result<()> {
         let Some(index) = device::index(&self.interface) else {
             return Ok(());
         };
@@ -388,8 +438,7 @@ pub(super) fn switch_all(pins: &Pins, program: Result<BorrowedFd<'_>, &str>) -> 
                     continue;
                 };
                 if filter_of(pins, &place.interface, index)? {
-                    pins.renew(program, &place.path)?;
-                    tc::set_filter(index, program).map_err(failed)?;
+                    put_filter(pins, program, &place.interface, index)?;
                 }
             }
         }
@@ -402,6 +451,7 @@ pub(super) fn switch_all(pins: &Pins, program: Result<BorrowedFd<'_>, &str>) -> 
 /// # Errors
 /// When the kernel refuses; a second call goes on where this one stopped.
 pub(super) fn discard_all(pins: &Pins) -> Result<Vec<String>, Error> {
+    settle(pins)?;
     let mut interfaces = Vec::new();
     for place in places(pins)? {
         place.discard()?;

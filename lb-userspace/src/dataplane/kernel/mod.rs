@@ -154,6 +154,7 @@ impl Kernel {
             return Err(Error::Capabilities { missing });
         }
         let pins = Arc::new(Pins::open(&options.bpffs)?);
+        local::settle(&pins)?;
         let grace = Arc::new(GracePeriod::new()?);
         let adopted = pins.has_maps();
         let mut not_resized = None;

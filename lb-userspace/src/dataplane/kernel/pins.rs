@@ -294,10 +294,33 @@ impl Pins {
     /// # Errors
     /// When bpffs refuses.
     pub fn renew(&self, program: BorrowedFd<'_>, path: &Path) -> Result<(), Error> {
+        self.renew_once(program, path, || Ok(()))
+    }
+
+    /// The same once something is done: a process that is killed before has the program pinned at `path` that was there, and one that is killed after has
+    /// the new one pinned there, or aside.
+    ///
+    /// # Errors
+    /// When that fails, and then all is as it was; or bpffs refuses.
+    pub(super) fn renew_once(
+        &self,
+        program: BorrowedFd<'_>,
+        path: &Path,
+        done: impl FnOnce() -> Result<(), Error>,
+    ) -> Result<(), Error> {
         self.discard_aside()?;
-        let aside = self.directory.join(ASIDE);
+        let aside = self.aside();
         bpf::pin(program, &aside).map_err(Error::file(&aside, "pinning the program"))?;
+        if let Err(error) = done() {
+            self.discard_aside()?;
+            return Err(error);
+        }
         fs::rename(&aside, path).map_err(Error::file(path, "pinning the program"))
+    }
+
+    /// Where a program is pinned that is to have the place of another.
+    pub(super) fn aside(&self) -> PathBuf {
+        self.directory.join(ASIDE)
     }
 
     /// Removes what a killed process may have left of [`Pins::renew`].
@@ -305,7 +328,7 @@ impl Pins {
     /// # Errors
     /// When bpffs refuses.
     pub fn discard_aside(&self) -> Result<(), Error> {
-        let aside = self.directory.join(ASIDE);
+        let aside = self.aside();
         match fs::remove_file(&aside) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(Error::file(&aside, "unpinning")(error))
