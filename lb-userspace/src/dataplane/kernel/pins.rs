@@ -73,13 +73,17 @@ impl Pins {
     pub fn open(directory: &Path) -> Result<Self, Error> {
         let parent = directory.parent().unwrap_or(directory);
         check_bpffs(parent)?;
-        match DirBuilder::new().mode(0o700).create(directory) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(Error::file(directory, "creating the pin directory")(error));
+        loop {
+            match DirBuilder::new().mode(0o700).create(directory) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(Error::file(directory, "creating the pin directory")(error));
+                }
+                _ => {}
             }
-            _ => {}
+            if let Some(pins) = Self::lock(directory)? {
+                return Ok(pins);
+            }
         }
-        Self::lock(directory)
     }
 
     /// Locks the directory if it exists.
@@ -87,24 +91,37 @@ impl Pins {
     /// # Errors
     /// When another process has it, or it is on no bpffs: what would be removed from elsewhere is nothing of ours.
     pub fn open_existing(directory: &Path) -> Result<Option<Self>, Error> {
-        if !directory
-            .try_exists()
-            .map_err(Error::file(directory, "looking for the pin directory"))?
-        {
-            return Ok(None);
+        loop {
+            if !directory
+                .try_exists()
+                .map_err(Error::file(directory, "looking for the pin directory"))?
+            {
+                return Ok(None);
+            }
+            check_bpffs(directory)?;
+            if let Some(pins) = Self::lock(directory)? {
+                return Ok(Some(pins));
+            }
         }
-        check_bpffs(directory)?;
-        Self::lock(directory).map(Some)
     }
 
-    fn lock(directory: &Path) -> Result<Self, Error> {
+    /// None if the directory was removed meanwhile.
+    fn lock(directory: &Path) -> Result<Option<Self>, Error> {
         let file =
             File::open(directory).map_err(Error::file(directory, "opening the pin directory"))?;
+        Self::lock_opened(directory, file)
+    }
+
+    /// Whoever removes the directory holds the lock meanwhile: so what is locked may be gone, and another have its name.
+    fn lock_opened(directory: &Path, file: File) -> Result<Option<Self>, Error> {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Self {
-                directory: directory.to_owned(),
-                lock: Arc::new(lock),
-            }),
+            Ok(lock) => {
+                let pins = Self {
+                    directory: directory.to_owned(),
+                    lock: Arc::new(lock),
+                };
+                Ok(pins.is_in_place().then_some(pins))
+            }
             Err((file, Errno::EWOULDBLOCK)) => Err(Error::Busy {
                 path: directory.to_owned(),
                 pid: holder(&file),
@@ -511,6 +528,19 @@ mod tests {
         let error = Pins::open(Path::new("/proc/self/tether")).unwrap_err();
         assert!(matches!(error, Error::NoBpffs { .. }), "{error}");
         assert!(error.to_string().contains("mount -t bpf bpf /sys/fs/bpf"));
+    }
+
+    #[test]
+    fn a_directory_that_was_opened_and_removed_is_not_taken_for_the_one_that_has_its_name() {
+        let directory = std::env::temp_dir().join(format!("tether-pins-{}", std::process::id()));
+        fs::create_dir(&directory).unwrap();
+        let removed = File::open(&directory).unwrap();
+        fs::remove_dir(&directory).unwrap();
+        fs::create_dir(&directory).unwrap();
+        assert!(Pins::lock_opened(&directory, removed).unwrap().is_none());
+        let there = File::open(&directory).unwrap();
+        assert!(Pins::lock_opened(&directory, there).unwrap().is_some());
+        fs::remove_dir(&directory).unwrap();
     }
 
     #[test]
