@@ -12,13 +12,15 @@ use lb_common::{
     maps::{ABI_VERSION, Instance},
 };
 use lb_userspace::dataplane::kernel::{
-    Kernel, Loaded, bpf, cleanup, device,
+    Error, Kernel, Loaded, bpf, cleanup,
+    device::{self, XdpState},
     local::Means,
     resize::Step,
     tc::{self, Filter},
 };
 use nix::{
     mount::umount,
+    sched::{CloneFlags, setns, unshare},
     sys::signal::{Signal, kill},
     unistd::getpid,
 };
@@ -178,6 +180,40 @@ fn a_link_that_somebody_undid_is_missed_and_made_again() {
             kernel.attach().unwrap();
             assert!(kernel.is_attached().unwrap());
             assert_eq!(links("va").len(), 1);
+        }
+    });
+}
+
+/// A daemon that finds the pins of another network namespace leaves what they hold there alone.
+#[test]
+fn a_link_in_another_network_namespace_is_left_alone() {
+    if !has_links() {
+        return;
+    }
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        sandbox.veth("vc", "vd");
+        start(sandbox, &["va", "vc"], Means::Best, true);
+        let home = std::fs::File::open("/proc/thread-self/ns/net").unwrap();
+        unshare(CloneFlags::CLONE_NEWNET).unwrap();
+        // Of the same name, and of another index.
+        for (name, peer) in [("ve", "vf"), ("vg", "vh"), ("va", "vb")] {
+            sandbox.veth(name, peer);
+        }
+        let mut kernel = sandbox.open(&["va"]);
+        let error = kernel.local_replies().open().unwrap_err();
+        assert!(matches!(error, Error::Elsewhere { .. }), "{error}");
+        let error = kernel.attach().unwrap_err();
+        assert!(matches!(error, Error::Elsewhere { .. }), "{error}");
+        assert_eq!(links("va"), [0; 0]);
+        drop(kernel);
+        // Nor does one that is not about this interface take it off there.
+        sandbox.open(&[]).attach().unwrap();
+
+        setns(home, CloneFlags::CLONE_NEWNET).unwrap();
+        assert_eq!((links("va").len(), links("vc").len()), (1, 1));
+        for interface in ["va", "vc"] {
+            assert!(matches!(state(interface), XdpState::Native(_)));
         }
     });
 }

@@ -105,20 +105,37 @@ impl LocalReplies {
         Ok(())
     }
 
-    /// Takes it off interfaces that are configured no more; and if it is wanted, replaces it, or attaches it, on those that are.
+    /// If it is wanted, replaces it, or attaches it, on all interfaces that are configured.
     ///
     /// # Errors
     /// When that fails.
     pub(super) fn renew(&self) -> Result<(), Error> {
         let hook = self.hook();
-        for place in places(&hook.pins)? {
-            if !hook.interfaces.contains(&place.interface) {
-                place.discard()?;
-            }
-        }
         // What the kernel has not taken serves nobody, and who wanted it is told so.
         if hook.is_wanted && hook.program.is_ok() {
             hook.attach()?;
+        }
+        Ok(())
+    }
+
+    /// Takes it off interfaces that are configured no more.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub(super) fn discard_others(&self) -> Result<(), Error> {
+        let hook = self.hook();
+        for place in places(&hook.pins)? {
+            if hook.interfaces.contains(&place.interface) {
+                continue;
+            }
+            if place.is_elsewhere()? {
+                tracing::warn!(
+                    interface = place.interface, pin = %place.path.display(),
+                    "this pinned link is attached in another network namespace and is left alone"
+                );
+                continue;
+            }
+            place.discard()?;
         }
         Ok(())
     }
@@ -175,7 +192,7 @@ impl Hook {
             if is_on(&link, interface, index)? {
                 return link.update(program).map_err(failed);
             }
-            if link.info().map_err(failed)?.ifindex == index {
+            if is_elsewhere(&link, interface)? {
                 return Err(Error::Elsewhere {
                     interface: interface.to_owned(),
                     path,
@@ -261,6 +278,25 @@ fn is_on(link: &Link, interface: &str, index: u32) -> Result<bool, Error> {
     }
     let programs = bpf::programs_of(index, bpf::BPF_TCX_EGRESS).map_err(failed)?;
     Ok(programs.contains(&info.program))
+}
+
+/// Whether a link is attached to an interface of another network namespace.
+fn is_elsewhere(link: &Link, interface: &str) -> Result<bool, Error> {
+    let failed = |source| Error::Device {
+        interface: interface.to_owned(),
+        doing: "asking for its programs on egress",
+        source,
+    };
+    let info = link.info().map_err(failed)?;
+    // Its interface is gone.
+    if info.ifindex == 0 {
+        return Ok(false);
+    }
+    match bpf::programs_of(info.ifindex, bpf::BPF_TCX_EGRESS) {
+        Ok(programs) => Ok(!programs.contains(&info.program)),
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(true),
+        Err(error) => Err(failed(error)),
+    }
 }
 
 /// Whether tether's filter is on an interface.
@@ -352,6 +388,18 @@ fn places(pins: &Pins) -> Result<Vec<Place>, Error> {
 }
 
 impl Place {
+    /// Whether it is a link that is attached in another network namespace. (Filters are looked for in this one only.)
+    fn is_elsewhere(&self) -> Result<bool, Error> {
+        match self.sort {
+            Sort::Local => match open_link(&self.path) {
+                Ok(link) => is_elsewhere(&link, &self.interface),
+                Err(Error::Damaged { .. }) => Ok(false),
+                Err(error) => Err(error),
+            },
+            Sort::Xdp | Sort::Filter | Sort::Qdisc => Ok(false),
+        }
+    }
+
     /// Undoes it, and removes the pin.
     fn discard(&self) -> Result<(), Error> {
         let Self { sort, path, .. } = self;

@@ -250,11 +250,13 @@ impl Kernel {
     /// detaches from interfaces that are not configured any more.
     ///
     /// # Errors
-    /// When an interface is missing, runs another XDP program, or cannot take this one. Links that this call made are undone;
+    /// When an interface is missing, runs another XDP program, or cannot take this one. Links of XDP programs that this call made are undone;
     /// links of before stay.
     pub fn attach(&mut self) -> Result<Vec<Attached>, Error> {
-        let attached = self.tap.attach(&self.interfaces)?;
+        // First, and last to go: a reply that leaves with its backend's own source is reset by the client.
         self.local.renew()?;
+        let attached = self.tap.attach(&self.interfaces)?;
+        self.local.discard_others()?;
         Ok(attached)
     }
 
@@ -265,12 +267,13 @@ impl Kernel {
     /// When nothing can be seen to: the pins cannot be read, or made again.
     pub fn attach_again(&mut self) -> Result<Renewal, Error> {
         let is_pinned_again = self.pin_again()?;
-        let interfaces = self.tap.attach_each(&self.interfaces)?;
-        let replies = if self.local.is_in_order()? {
-            None
-        } else {
-            self.local.renew().err()
+        // Before flows come in where the program is attached again.
+        let replies = match self.local.is_in_order() {
+            Ok(true) => None,
+            Ok(false) => self.local.renew().err(),
+            Err(error) => Some(error),
         };
+        let interfaces = self.tap.attach_each(&self.interfaces)?;
         Ok(Renewal {
             is_pinned_again,
             interfaces,
