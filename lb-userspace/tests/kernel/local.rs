@@ -12,7 +12,9 @@ use lb_common::{
     maps::{ABI_VERSION, Instance},
 };
 use lb_userspace::dataplane::kernel::{
-    Error, Kernel, Loaded, bpf, cleanup,
+    Error, Kernel, Loaded,
+    bpf::{self, Kind, Link},
+    cleanup,
     device::{self, XdpState},
     local::Means,
     resize::Step,
@@ -165,10 +167,7 @@ fn a_link_that_somebody_undid_is_missed_and_made_again() {
         kernel.attach().unwrap();
         let pin = sandbox.pins().join("local-va");
         let undoings: [fn(&std::path::Path); 2] = [
-            |pin| {
-                use lb_userspace::dataplane::kernel::bpf::{Kind, Link};
-                Link::from_pin_of(pin, Kind::Tcx).unwrap().detach().unwrap();
-            },
+            |pin| Link::from_pin_of(pin, Kind::Tcx).unwrap().detach().unwrap(),
             |_| {
                 ip(&["link", "del", "va"]);
                 ip(&["link", "add", "va", "type", "veth", "peer", "name", "vb"]);
@@ -181,6 +180,18 @@ fn a_link_that_somebody_undid_is_missed_and_made_again() {
             assert!(kernel.is_attached().unwrap());
             assert_eq!(links("va").len(), 1);
         }
+
+        // Unpinned: the daemon keeps it open, so that it stays until it is pinned again.
+        let link = || {
+            let link = Link::from_pin_of(&pin, Kind::Tcx).unwrap();
+            link.info().unwrap().id
+        };
+        let before = link();
+        std::fs::remove_file(&pin).unwrap();
+        assert!(!kernel.is_attached().unwrap());
+        kernel.attach().unwrap();
+        assert!(kernel.is_attached().unwrap());
+        assert_eq!((links("va").len(), link()), (1, before));
     });
 }
 

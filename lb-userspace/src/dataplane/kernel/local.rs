@@ -13,6 +13,7 @@
 //! | `program-new` | the program of a filter whose own pin is behind: it was replaced by a process that was killed then |
 
 use std::{
+    collections::BTreeMap,
     fs, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
@@ -51,6 +52,8 @@ struct Hook {
     means: Means,
     /// There is, or was, a backend on this host.
     is_wanted: bool,
+    /// Links that are kept open, by their interfaces: one whose pin somebody removes, or mounts a bpffs over, stays where it is, and is pinned again.
+    held: BTreeMap<String, Link>,
 }
 
 /// What is pinned of one interface.
@@ -78,6 +81,7 @@ impl LocalReplies {
             interfaces,
             means: Means::default(),
             is_wanted,
+            held: BTreeMap::new(),
         })))
     }
 
@@ -110,7 +114,7 @@ impl LocalReplies {
     /// # Errors
     /// When that fails.
     pub(super) fn renew(&self) -> Result<(), Error> {
-        let hook = self.hook();
+        let mut hook = self.hook();
         // What the kernel has not taken serves nobody, and who wanted it is told so.
         if hook.is_wanted && hook.program.is_ok() {
             hook.attach()?;
@@ -167,19 +171,24 @@ impl Hook {
         Ok(true)
     }
 
-    fn attach(&self) -> Result<(), Error> {
+    fn attach(&mut self) -> Result<(), Error> {
         let program = self.program.as_ref().map_err(|reason| Error::NoLocal {
             reason: reason.clone(),
         })?;
-        let mut outcome = Ok(());
+        let (mut outcome, mut held) = (Ok(()), Vec::new());
         for interface in &self.interfaces {
-            // What is wrong with one keeps no other from it.
-            outcome = outcome.and(self.attach_to(program.as_fd(), interface));
+            match self.attach_to(program.as_fd(), interface) {
+                Ok(link) => held.extend(link.map(|link| (interface.clone(), link))),
+                // What is wrong with one keeps no other from it.
+                Err(error) => outcome = outcome.and(Err(error)),
+            }
         }
+        self.held.extend(held);
         outcome
     }
 
-    fn attach_to(&self, program: BorrowedFd<'_>, interface: &str) -> Result<(), Error> {
+    /// Gives the link that holds it there; none if it is a filter.
+    fn attach_to(&self, program: BorrowedFd<'_>, interface: &str) -> Result<Option<Link>, Error> {
         let index = device::index(interface).ok_or_else(|| Error::NoInterface {
             interface: interface.to_owned(),
         })?;
@@ -188,9 +197,17 @@ impl Hook {
             source,
         };
         let path = self.pins.of(Sort::Local, interface);
+        if !path.exists()
+            && let Some(link) = self.held.get(interface)
+            && is_on(link, interface, index)?
+        {
+            link.pin(&path)
+                .map_err(Error::file(&path, "pinning the link again"))?;
+        }
         if let Some(link) = self.link(interface)? {
             if is_on(&link, interface, index)? {
-                return link.update(program).map_err(failed);
+                link.update(program).map_err(failed)?;
+                return Ok(Some(link));
             }
             if is_elsewhere(&link, interface)? {
                 return Err(Error::Elsewhere {
@@ -205,16 +222,17 @@ impl Hook {
             match Link::create_egress(program, index) {
                 Ok(link) => {
                     failpoint::pass(failpoint::Place::ReplyLinkAttached);
-                    return link
-                        .pin(&path)
-                        .map_err(Error::file(&path, "pinning the link"));
+                    link.pin(&path)
+                        .map_err(Error::file(&path, "pinning the link"))?;
+                    return Ok(Some(link));
                 }
                 // Linux before 6.6 knows no such link.
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
                 Err(error) => return Err(failed(error)),
             }
         }
-        self.set_filter(program, interface, index)
+        self.set_filter(program, interface, index)?;
+        Ok(None)
     }
 
     /// The marks come first, so that whatever a killed process leaves is found again.
