@@ -12,7 +12,7 @@ use lb_common::{
     maps::{ABI_VERSION, Instance},
 };
 use lb_userspace::dataplane::kernel::{
-    Error, Kernel, Loaded,
+    Error, Kernel, Loaded, Seen,
     bpf::{self, Kind, Link},
     cleanup,
     device::{self, XdpState},
@@ -192,6 +192,40 @@ fn a_link_that_somebody_undid_is_missed_and_made_again() {
         kernel.attach().unwrap();
         assert!(kernel.is_attached().unwrap());
         assert_eq!((links("va").len(), link()), (1, before));
+    });
+}
+
+/// By an interface that is gone no reply leaves: backends on this host are served by the others.
+#[test]
+fn an_interface_that_is_gone_keeps_no_other_from_being_translated_on() {
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        sandbox.veth("vc", "vd");
+        let mut kernel = sandbox.open(&["va", "vc"]);
+        let replies = kernel.local_replies();
+        replies.open().unwrap();
+        kernel.attach().unwrap();
+        ip(&["link", "del", "vc"]);
+        replies.open().unwrap();
+        let renewal = kernel.attach_again().unwrap();
+        assert!(renewal.replies.is_none(), "{renewal:?}");
+        assert!(
+            matches!(
+                renewal.interfaces[..],
+                [
+                    (_, Seen::Still(_)),
+                    (_, Seen::Not(Error::NoInterface { .. }))
+                ]
+            ),
+            "{renewal:?}"
+        );
+
+        // It is wanted there as soon as there is one of that name.
+        sandbox.veth("vc", "vd");
+        replies.open().unwrap();
+        for interface in ["va", "vc"] {
+            assert_eq!(links(interface).len() + filters(interface).len(), 1);
+        }
     });
 }
 

@@ -94,8 +94,8 @@ impl LocalReplies {
         self.hook().means = means;
     }
 
-    /// Sees to it that what backends on this host send back is translated, on all interfaces. To be asked for before a packet goes to the first of
-    /// them; what is in order stays as it is.
+    /// Sees to it that what backends on this host send back is translated, on all interfaces that there are. To be asked for before a packet goes to the
+    /// first of them; what is in order stays as it is.
     ///
     /// # Errors
     /// When it cannot be.
@@ -109,7 +109,7 @@ impl LocalReplies {
         Ok(())
     }
 
-    /// If it is wanted, replaces it, or attaches it, on all interfaces that are configured.
+    /// If it is wanted, replaces it, or attaches it, on all interfaces that are configured and there.
     ///
     /// # Errors
     /// When that fails.
@@ -155,11 +155,15 @@ impl LocalReplies {
 }
 
 impl Hook {
+    /// The interfaces that there are, with their indices. By one that is gone nothing leaves, and whoever attaches the XDP program says so: it keeps nobody
+    /// from being served by the others.
+    fn present(&self) -> impl Iterator<Item = (&String, u32)> {
+        let interfaces = self.interfaces.iter();
+        interfaces.filter_map(|interface| Some((interface, device::index(interface)?)))
+    }
+
     fn is_attached(&self) -> Result<bool, Error> {
-        for interface in &self.interfaces {
-            let Some(index) = device::index(interface) else {
-                return Ok(false);
-            };
+        for (interface, index) in self.present() {
             let is_there = match self.link(interface)? {
                 Some(link) => is_on(&link, interface, index)?,
                 None => filter_of(&self.pins, interface, index)?,
@@ -176,8 +180,8 @@ impl Hook {
             reason: reason.clone(),
         })?;
         let (mut outcome, mut held) = (Ok(()), Vec::new());
-        for interface in &self.interfaces {
-            match self.attach_to(program.as_fd(), interface) {
+        for (interface, index) in self.present() {
+            match self.attach_to(program.as_fd(), interface, index) {
                 Ok(link) => held.extend(link.map(|link| (interface.clone(), link))),
                 // What is wrong with one keeps no other from it.
                 Err(error) => outcome = outcome.and(Err(error)),
@@ -188,10 +192,12 @@ impl Hook {
     }
 
     /// Gives the link that holds it there; none if it is a filter.
-    fn attach_to(&self, program: BorrowedFd<'_>, interface: &str) -> Result<Option<Link>, Error> {
-        let index = device::index(interface).ok_or_else(|| Error::NoInterface {
-            interface: interface.to_owned(),
-        })?;
+    fn attach_to(
+        &self,
+        program: BorrowedFd<'_>,
+        interface: &str,
+        index: u32,
+    ) -> Result<Option<Link>, Error> {
         let failed = |source| Error::AttachLocal {
             interface: interface.to_owned(),
             source,
