@@ -294,3 +294,19 @@ fn cleanup_leaves_nothing_and_tells_what_it_removed() {
         assert_eq!(again.to_string(), "nothing to remove\n");
     });
 }
+
+#[test]
+fn cleanup_leaves_alone_what_has_come_in_the_place_of_a_link_that_was_detached() {
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        sandbox.open(&["va", "vb"]).attach().unwrap();
+        let link = Link::from_pin(&sandbox.pins().join("link-va")).unwrap();
+        link.detach().unwrap();
+        attach_decap("va", Path::new("/sys/fs/bpf/others")).unwrap();
+        let theirs = state("va");
+        let removed = cleanup(&sandbox.pins()).unwrap();
+        assert_eq!(removed.interfaces, ["vb"]);
+        assert_eq!((state("va"), state("vb")), (theirs, XdpState::None));
+        assert!(!sandbox.pins().exists());
+    });
+}
