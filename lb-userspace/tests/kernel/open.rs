@@ -68,8 +68,13 @@ fn pins_that_somebody_removed_are_made_again_of_the_same_maps_and_links() {
         let link = kernel.attach().unwrap()[0].link;
         assert!(!kernel.attach_again().unwrap().is_pinned_again);
         let before = map_ids(&sandbox.pins());
-        let undoings: [fn(&Path); 3] = [
+        let undoings: [fn(&Path); 4] = [
             |pins| fs::remove_file(pins.join("maps/FLOWS4")).unwrap(),
+            // Another map has its place.
+            |pins| {
+                fs::remove_file(pins.join("maps/FLOWS4")).unwrap();
+                fs::rename(pins.join("maps/FLOWS6"), pins.join("maps/FLOWS4")).unwrap();
+            },
             |pins| fs::remove_dir_all(pins).unwrap(),
             // Another has its name.
             |pins| {

@@ -9,7 +9,7 @@ use std::{
     fs::{self, DirBuilder, File},
     io,
     os::{
-        fd::{AsFd as _, BorrowedFd},
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::{
             ffi::OsStrExt,
             fs::{DirBuilderExt, MetadataExt},
@@ -177,17 +177,25 @@ impl Pins {
         fs::rename(&staging, self.maps()).map_err(Error::file(&staging, "renaming to `maps`"))
     }
 
-    /// Whether all of these maps are pinned.
+    /// Whether all of these maps are pinned, and no others by their names.
     pub(super) fn has_all(&self, maps: &Opened) -> bool {
-        maps.keys().all(|name| self.maps().join(name).exists())
+        let directory = self.maps();
+        maps.iter()
+            .all(|(name, map)| is_pinned(map.as_fd(), &directory.join(name)))
     }
 
-    /// Pins those of an instance's maps that are not pinned: if none is, all in one step.
+    /// Pins those of an instance's maps that are not pinned: if none is, or others have their places, all in one step.
     ///
     /// # Errors
     /// When bpffs refuses.
     pub(super) fn pin_again(&self, maps: &Opened) -> Result<(), Error> {
-        let is_whole = !self.has_maps();
+        let has_maps = self.has_maps();
+        let are_others = |(name, map): (&&str, &OwnedFd)| {
+            let path = self.maps().join(name);
+            path.exists() && !is_pinned(map.as_fd(), &path)
+        };
+        // Others may be what these were before they were resized, below a bpffs that was mounted over them for a time.
+        let is_whole = !has_maps || maps.iter().any(are_others);
         let directory = if is_whole {
             self.stage_maps()?
         } else {
@@ -199,8 +207,13 @@ impl Pins {
                 bpf::pin(map.as_fd(), &path).map_err(Error::file(&path, "pinning a map"))?;
             }
         }
-        if is_whole {
-            self.publish_maps()?;
+        match (is_whole, has_maps) {
+            (false, _) => {}
+            (true, false) => self.publish_maps()?,
+            (true, true) => {
+                self.exchange_maps()?;
+                self.discard_staged()?;
+            }
         }
         Ok(())
     }
@@ -364,6 +377,11 @@ impl Pins {
             "removing the pin directory (anything left in it is not tether's)",
         ))
     }
+}
+
+/// Whether a path is this map's.
+fn is_pinned(map: BorrowedFd<'_>, path: &Path) -> bool {
+    matches!((bpf::map_id(map), bpf::pinned_map(path)), (Ok(map), Ok(found)) if map == found)
 }
 
 /// All links that are pinned in a directory, whoever has it: interface name and path, sorted.
