@@ -59,6 +59,15 @@ pub enum Error {
         /// Id of the process, if it can be seen from here.
         pid: Option<u32>,
     },
+    /// The decapsulator would have the pin directory of a load balancer, which is not running.
+    #[error(
+        "{}: the pins of a load balancer are here, which would lose its interfaces to the decapsulator; give this one a directory of its own (`--bpffs`)",
+        path.display()
+    )]
+    Balancer {
+        /// The pin directory.
+        path: PathBuf,
+    },
     /// There is no instance.
     #[error(
         "{}: no tether has pinned its maps here; start the daemon once, or name its `bpffs` directory",
