@@ -437,3 +437,40 @@ fn a_filter_whose_mark_is_behind_is_replaced_by_the_next_start_and_removed_by_cl
         assert!(!sandbox.pins().exists());
     });
 }
+
+#[test]
+fn a_filter_and_its_qdisc_are_known_by_the_new_name_of_their_interface() {
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        start(sandbox, &["va", "vb"], Means::Filter, true);
+        ip(&["link", "set", "dev", "va", "down"]);
+        ip(&["link", "set", "dev", "va", "name", "uplink.7"]);
+        start(sandbox, &["uplink.7", "vb"], Means::Best, false);
+        let pinned = [
+            "filter-uplink%2e7",
+            "filter-vb",
+            "link-uplink%2e7",
+            "link-vb",
+            "maps",
+            "qdisc-uplink%2e7",
+            "qdisc-vb",
+        ];
+        assert_eq!(names(&sandbox.pins()), pinned);
+        for interface in ["uplink.7", "vb"] {
+            assert_eq!((filters(interface).len(), links(interface).len()), (1, 0));
+        }
+
+        // And one that is configured no more takes none of the other's with it.
+        start(sandbox, &["vb"], Means::Best, false);
+        assert_eq!(filters("uplink.7"), []);
+        assert!(!has_qdisc("uplink.7"));
+        assert_eq!(filters("vb").len(), 1);
+
+        ip(&["link", "set", "dev", "vb", "down"]);
+        ip(&["link", "set", "dev", "vb", "name", "vc"]);
+        cleanup(&sandbox.pins()).unwrap();
+        assert_eq!(filters("vc"), []);
+        assert!(!has_qdisc("vc"));
+        assert!(!sandbox.pins().exists());
+    });
+}

@@ -25,7 +25,7 @@ use super::{
     bpf::{self, Kind, Link},
     device,
     error::Error,
-    pins::{self, Pins, Sort},
+    pins::{self, Pins, Rename, Sort, rename},
     tc,
 };
 use crate::failpoint;
@@ -379,21 +379,74 @@ pub(super) fn settle(pins: &Pins) -> Result<(), Error> {
     let Ok(program) = bpf::pinned_program(&aside) else {
         return pins.discard_aside();
     };
-    let failed = || Error::file(&aside, "looking for the filter that has this program");
-    let interfaces =
-        nix::net::if_::if_nameindex().map_err(|errno| failed()(io::Error::from(errno)))?;
-    for interface in interfaces.iter() {
-        if !is_filter_on(interface.index(), program).map_err(failed())? {
+    let found = unmarked(pins, program).map_err(Error::file(
+        &aside,
+        "looking for the filter that has this program",
+    ))?;
+    let Some(interface) = found else {
+        return pins.discard_aside();
+    };
+    let mark = pins.of(Sort::Filter, &interface);
+    fs::rename(&aside, &mark).map_err(Error::file(&mark, "pinning the filter's program"))
+}
+
+/// Gives the marks of filters, and those of their qdiscs, the names that their interfaces have by now.
+///
+/// # Errors
+/// When the kernel cannot be asked, or bpffs refuses.
+pub(super) fn follow_names(pins: &Pins) -> Result<(), Error> {
+    for (interface, mark) in pins.all_of(Sort::Filter)? {
+        // What is no program is on no interface.
+        let Ok(program) = bpf::pinned_program(&mark) else {
+            continue;
+        };
+        let failed = |source| Error::Device {
+            interface: interface.clone(),
+            doing: "looking for its filter",
+            source,
+        };
+        let is_there = match device::index(&interface) {
+            Some(index) => is_filter_on(index, program).map_err(failed)?,
+            None => false,
+        };
+        if is_there {
             continue;
         }
-        let mark = pins.of(Sort::Filter, &interface.name().to_string_lossy());
-        // Another interface's filter may have the same program.
-        if bpf::pinned_program(&mark).ok() != Some(program) {
-            return fs::rename(&aside, &mark)
-                .map_err(Error::file(&mark, "pinning the filter's program"));
+        let Some(name) = unmarked(pins, program).map_err(failed)? else {
+            continue;
+        };
+        // By the filter's mark it is known that something is left to do: so that one last.
+        for sort in [Sort::Qdisc, Sort::Filter] {
+            let (from, to) = (pins.of(sort, &interface), pins.of(sort, &name));
+            if !from.exists() {
+                continue;
+            }
+            // Exchanged, and not replaced: the other interface may have another name itself.
+            let how = if to.exists() {
+                Rename::Exchange
+            } else {
+                Rename::Refuse
+            };
+            rename(&from, &to, how).map_err(Error::file(
+                &from,
+                "giving the pin its interface's new name",
+            ))?;
         }
     }
-    pins.discard_aside()
+    Ok(())
+}
+
+/// An interface whose filter has this program, and no mark of that.
+fn unmarked(pins: &Pins, program: u32) -> io::Result<Option<String>> {
+    for interface in nix::net::if_::if_nameindex()?.iter() {
+        let name = interface.name().to_string_lossy();
+        // Several may have the same program.
+        let is_marked = || bpf::pinned_program(&pins.of(Sort::Filter, &name)).ok() == Some(program);
+        if is_filter_on(interface.index(), program)? && !is_marked() {
+            return Ok(Some(name.into_owned()));
+        }
+    }
+    Ok(None)
 }
 
 /// All that is pinned, the filters before their qdiscs.
@@ -444,16 +497,13 @@ impl Place {
         Error::file(&self.path, "removing what is marked by it")
     }
 
-    /// By its program and not by the interface's name, which may be another since.
+    /// By its program too, and not by the interface's name alone: another's filter may be in its place by now.
     fn remove_filter(&self) -> io::Result<()> {
         let program = bpf::pinned_program(&self.path)?;
-        for interface in nix::net::if_::if_nameindex()?.iter() {
-            let index = interface.index();
-            if is_filter_on(index, program)? {
-                tc::remove_filter(index)?;
-            }
+        match device::index(&self.interface) {
+            Some(index) if is_filter_on(index, program)? => tc::remove_filter(index),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Unless somebody else has put filters into it since.
@@ -524,6 +574,7 @@ pub(super) fn switch_all(pins: &Pins, program: Result<BorrowedFd<'_>, &str>) -> 
 /// When the kernel refuses; a second call goes on where this one stopped.
 pub(super) fn discard_all(pins: &Pins) -> Result<Vec<String>, Error> {
     settle(pins)?;
+    follow_names(pins)?;
     let mut interfaces = Vec::new();
     for place in places(pins)? {
         place.discard()?;

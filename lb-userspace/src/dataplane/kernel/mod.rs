@@ -155,6 +155,7 @@ impl Kernel {
         }
         let pins = Arc::new(Pins::open(&options.bpffs)?);
         local::settle(&pins)?;
+        local::follow_names(&pins)?;
         let grace = Arc::new(GracePeriod::new()?);
         let adopted = pins.has_maps();
         let mut not_resized = None;
