@@ -39,6 +39,7 @@ places! {
     ProgramReplaced = "after a link's program is replaced",
     LinkDetached = "between detaching a link and unpinning it",
     ReplyLinkAttached = "between attaching the program for replies from this host and pinning its link",
+    RepliesSwitched = "between switching the program for replies from this host and the first link of a resize",
     OperationDue = "before an operation",
     OperationsDone = "after all operations",
     MemoryWritten = "between writing and renaming what is remembered",

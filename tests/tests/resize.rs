@@ -12,7 +12,9 @@ use lab::stage::Stage;
 use lab::tether::{self, CONFIG_PATH, Tether};
 use lab::topology::{Place, Topology};
 use lb_common::flow::bucket::{WAYS, buckets_for};
+use lb_common::maps::STEER_INDEX;
 use lb_common::net::IpVersion;
+use lb_userspace::failpoint::Place as Failpoint;
 use nix::sys::signal::Signal;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -97,20 +99,31 @@ fn outlive_a_larger_and_a_smaller_flow_table(place: Place, family: Family) -> Re
 /// The unit gives the daemon no right to ask the kernel what programs there are and which maps they use.
 #[test]
 fn a_daemon_that_is_killed_while_it_resizes_is_followed_by_one_with_least_rights() -> Result<()> {
-    /// Those of a resize come first, and links are switched between them.
-    const FAILPOINTS: u32 = 7;
+    /// Those of a resize come first. After the maps are staged, programs are put in their places: those that there are without a service that translates or
+    /// guards.
+    const STAGED: u32 = 1;
+    const COPIED: u32 = STAGED + STEER_INDEX + 1;
+    /// Until the new maps are the instance's.
+    const EXCHANGED: u32 = COPIED + 6;
     let mut stage = Stage::set(Topology::new(Place::Farm), 58, |_| {})?;
     let small = stage.config.flows;
     let connections = stage
         .clients
         .open(100, stage.plan().talking(PACE), |_| {})?;
-    for failpoint in 1..=FAILPOINTS {
-        let flows = small * (1 + failpoint % 2);
+    for (round, failpoint) in (1..).zip([STAGED].into_iter().chain(COPIED..=EXCHANGED)) {
+        let flows = small * (1 + round % 2);
         let config = stage.config.with_flows(IpVersion::V4, flows);
         stage.lab.balancer().write(CONFIG_PATH, &config.text())?;
         stage.tether.terminate()?;
         stage.tether.restart_to_die(failpoint)?;
-        stage.tether.wait_death(SOON, |_| false)?;
+        let died = stage.tether.wait_death(SOON, |_| false)?;
+        let of_resize = [Failpoint::ResizeStepDone, Failpoint::RepliesSwitched];
+        assert!(
+            of_resize
+                .iter()
+                .any(|place| died.as_deref() == Some(place.name())),
+            "failpoint {failpoint}: {died:?}"
+        );
         stage.tether.restart_with_least_rights()?;
         stage.wait_serving()?;
         assert_talking(&connections)?;

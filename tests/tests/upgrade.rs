@@ -169,6 +169,7 @@ fn a_migration_that_is_killed_loses_no_flow() -> Result<()> {
         ("Copied", false),
         ("Held", false),
         ("Exact", false),
+        ("RepliesSwitched", false),
         ("SwitchedOne", true),
         ("Switched", true),
         ("Exchanged", true),

@@ -1,10 +1,6 @@
 //! Attaching: native, generic, replaced, refused, detached.
 
-use std::{
-    path::Path,
-    thread::sleep,
-    time::{Duration, Instant},
-};
+use std::path::Path;
 
 use lb_userspace::dataplane::kernel::{
     Error, Seen, XdpMode, attach_decap, bpf::Link, cleanup, device::XdpState,
@@ -85,11 +81,10 @@ fn an_attachment_that_somebody_undid_is_missed_and_made_again() {
         kernel.attach().unwrap();
         assert!(kernel.is_attached().unwrap());
 
-        // Detached and still pinned, unpinned (which detaches), and with its interface gone and made anew.
+        // Detached and still pinned, and with its interface gone and made anew.
         let pin = sandbox.pins().join("link-va");
-        let undoings: [fn(&Path); 3] = [
+        let undoings: [fn(&Path); 2] = [
             |pin| Link::from_pin(pin).unwrap().detach().unwrap(),
-            |pin| std::fs::remove_file(pin).unwrap(),
             |_| {
                 ip(&["link", "del", "va"]);
                 ip(&["link", "add", "va", "type", "veth", "peer", "name", "vb"]);
@@ -97,12 +92,7 @@ fn an_attachment_that_somebody_undid_is_missed_and_made_again() {
         ];
         for undo in undoings {
             undo(&pin);
-            // The kernel lets go of an unpinned link in its own time.
-            let deadline = Instant::now() + Duration::from_secs(20);
-            while state("va") != XdpState::None {
-                assert!(Instant::now() < deadline, "it is never detached");
-                sleep(Duration::from_millis(1));
-            }
+            assert_eq!(state("va"), XdpState::None);
             assert!(!kernel.is_attached().unwrap());
             kernel.attach().unwrap();
             assert!(kernel.is_attached().unwrap());
@@ -110,6 +100,13 @@ fn an_attachment_that_somebody_undid_is_missed_and_made_again() {
                 assert!(matches!(state(interface), XdpState::Native(_)));
             }
         }
+
+        // Unpinned: the daemon keeps it open, so that it stays until it is pinned again.
+        let before = kernel.attach().unwrap();
+        std::fs::remove_file(&pin).unwrap();
+        assert!(!kernel.is_attached().unwrap());
+        assert_eq!(kernel.attach().unwrap(), before);
+        assert!(kernel.is_attached().unwrap());
     });
 }
 
@@ -295,5 +292,21 @@ fn cleanup_leaves_nothing_and_tells_what_it_removed() {
         let again = cleanup(&sandbox.pins()).unwrap();
         assert_eq!(again, Default::default());
         assert_eq!(again.to_string(), "nothing to remove\n");
+    });
+}
+
+#[test]
+fn cleanup_leaves_alone_what_has_come_in_the_place_of_a_link_that_was_detached() {
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        sandbox.open(&["va", "vb"]).attach().unwrap();
+        let link = Link::from_pin(&sandbox.pins().join("link-va")).unwrap();
+        link.detach().unwrap();
+        attach_decap("va", Path::new("/sys/fs/bpf/others")).unwrap();
+        let theirs = state("va");
+        let removed = cleanup(&sandbox.pins()).unwrap();
+        assert_eq!(removed.interfaces, ["vb"]);
+        assert_eq!((state("va"), state("vb")), (theirs, XdpState::None));
+        assert!(!sandbox.pins().exists());
     });
 }

@@ -1,6 +1,8 @@
 //! The decapsulator: attached, replaced, detached.
 
-use lb_userspace::dataplane::kernel::{XdpMode, attach_decap, detach_decap, device::XdpState};
+use lb_userspace::dataplane::kernel::{
+    Error, XdpMode, attach_decap, detach_decap, device::XdpState,
+};
 
 use crate::sandbox::{names, run, state};
 
@@ -24,6 +26,23 @@ fn it_attaches_replaces_and_detaches() {
         assert!(detach_decap("vb", &sandbox.pins()).unwrap());
         assert!(!sandbox.pins().exists());
         assert!(!detach_decap("vb", &sandbox.pins()).unwrap());
+    });
+}
+
+#[test]
+fn it_keeps_out_of_a_load_balancers_directory() {
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        sandbox.open(&["va"]).attach().unwrap();
+        let steering = state("va");
+        for error in [
+            attach_decap("va", &sandbox.pins()).unwrap_err(),
+            detach_decap("va", &sandbox.pins()).unwrap_err(),
+        ] {
+            assert!(matches!(error, Error::Balancer { .. }), "{error}");
+        }
+        assert_eq!(state("va"), steering);
+        assert_eq!(names(&sandbox.pins()), ["link-va", "maps"]);
     });
 }
 

@@ -13,12 +13,14 @@ use std::{
 use aya::maps::MapData;
 use lb_common::{maps, net::IpVersion, vip::VipEntry};
 use lb_userspace::dataplane::kernel::{
-    Error, Kernel, Loaded, cleanup,
+    Error, Kernel, Loaded, Seen, XdpMode,
+    bpf::Link,
+    cleanup,
     device::XdpState,
     foreseen_capacity,
     seed::{fleet_seed, set_fleet_seed},
 };
-use nix::mount::umount;
+use nix::mount::{MsFlags, mount, umount};
 
 use crate::sandbox::{names, run, state};
 
@@ -59,15 +61,20 @@ fn an_instance_is_created_complete_and_for_root_only() {
 }
 
 #[test]
-fn pins_that_somebody_removed_are_made_again_of_the_same_maps() {
+fn pins_that_somebody_removed_are_made_again_of_the_same_maps_and_links() {
     run(|sandbox| {
         sandbox.veth("va", "vb");
         let mut kernel = sandbox.open(&["va"]);
-        kernel.attach().unwrap();
+        let link = kernel.attach().unwrap()[0].link;
         assert!(!kernel.attach_again().unwrap().is_pinned_again);
         let before = map_ids(&sandbox.pins());
-        let undoings: [fn(&Path); 3] = [
+        let undoings: [fn(&Path); 4] = [
             |pins| fs::remove_file(pins.join("maps/FLOWS4")).unwrap(),
+            // Another map has its place.
+            |pins| {
+                fs::remove_file(pins.join("maps/FLOWS4")).unwrap();
+                fs::rename(pins.join("maps/FLOWS6"), pins.join("maps/FLOWS4")).unwrap();
+            },
             |pins| fs::remove_dir_all(pins).unwrap(),
             // Another has its name.
             |pins| {
@@ -77,16 +84,11 @@ fn pins_that_somebody_removed_are_made_again_of_the_same_maps() {
         ];
         for undo in undoings {
             undo(&sandbox.pins());
-            let is_attached = sandbox.pins().join("link-va").exists();
-            // The kernel lets go of an unpinned link in its own time.
-            let deadline = Instant::now() + Duration::from_secs(20);
-            while !is_attached && state("va") != XdpState::None {
-                assert!(Instant::now() < deadline, "it is never detached");
-                sleep(Duration::from_millis(1));
-            }
             assert!(kernel.attach_again().unwrap().is_pinned_again);
             assert_eq!(names(&sandbox.pins()), ["link-va", "maps"]);
             assert_eq!(map_ids(&sandbox.pins()), before);
+            // It has been on its interface all the time.
+            assert_eq!(pinned_link(&sandbox.pins()), link);
             assert!(matches!(state("va"), XdpState::Native(_)));
             assert!(!kernel.attach_again().unwrap().is_pinned_again);
             // It is this daemon's own, as it was.
@@ -95,6 +97,60 @@ fn pins_that_somebody_removed_are_made_again_of_the_same_maps() {
         }
         drop(kernel);
         assert!(sandbox.open(&["va"]).adopted());
+    });
+}
+
+/// The id of the link that is pinned of `va`.
+fn pinned_link(pins: &Path) -> u32 {
+    let link = Link::from_pin(&pins.join("link-va")).unwrap();
+    link.info().unwrap().id
+}
+
+fn mount_over() {
+    let flags = MsFlags::empty();
+    mount(Some("bpf"), "/sys/fs/bpf", Some("bpf"), flags, None::<&str>).unwrap();
+}
+
+/// What `mount -t bpf bpf /sys/fs/bpf` does where there is one already.
+#[test]
+fn an_empty_bpffs_that_was_mounted_over_the_pins_changes_nothing_for_a_daemon_that_runs() {
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        let mut kernel = sandbox.open(&["va"]);
+        kernel.local_replies().open().unwrap();
+        let link = kernel.attach().unwrap()[0].link;
+        let (pinned, maps) = (names(&sandbox.pins()), map_ids(&sandbox.pins()));
+        mount_over();
+        assert!(!sandbox.pins().exists());
+        let renewal = kernel.attach_again().unwrap();
+        assert!(
+            renewal.is_pinned_again && renewal.replies.is_none(),
+            "{renewal:?}"
+        );
+        assert!(
+            matches!(renewal.interfaces[..], [(_, Seen::Still(XdpMode::Native))]),
+            "{renewal:?}"
+        );
+        assert_eq!(pinned_link(&sandbox.pins()), link);
+        // Where there is a filter in its place, its qdisc is taken for somebody else's by now.
+        if pinned.contains(&"local-va".to_owned()) {
+            assert_eq!(names(&sandbox.pins()), pinned);
+        }
+        drop(kernel);
+
+        let mut next = sandbox.open(&["va"]);
+        assert!(next.adopted());
+        assert_eq!(map_ids(&sandbox.pins()), maps);
+        assert_eq!(next.attach().unwrap()[0].link, link);
+        drop(next);
+
+        // One that starts then knows of nothing, and is told why.
+        mount_over();
+        let error = sandbox.open(&["va"]).attach().unwrap_err();
+        assert!(matches!(error, Error::Foreign { .. }), "{error}");
+        let message = error.to_string();
+        assert!(message.contains("unmount the upper one"), "{message}");
+        assert!(matches!(state("va"), XdpState::Native(_)));
     });
 }
 

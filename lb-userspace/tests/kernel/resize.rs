@@ -601,21 +601,25 @@ fn rescue_what_has_changed<K: Client>() {
     });
 }
 
-/// This test's own executable, run again, is the daemon that is killed, at every step.
+/// This test's own executable, run again, is the daemon that is killed, at every step; and so is the one that completes what was begun.
 #[test]
 fn a_resize_killed_at_any_step_loses_no_entry() {
     const TEST: &str = "resize::a_resize_killed_at_any_step_loses_no_entry";
     const VICTIM: &str = "TETHER_TEST_RESIZE";
-    const STEPS: [Step; 7] = [
+    const STEPS: [Step; 8] = [
         Step::Staged,
         Step::Copied,
         Step::Held,
         Step::Exact,
+        Step::RepliesSwitched,
         Step::SwitchedOne,
         Step::Switched,
         Step::Exchanged,
     ];
+    /// One link of two runs the new program: the next daemon completes it.
+    const IN_FORCE: usize = 5;
     const TALKERS: u32 = 100;
+    assert_eq!(STEPS[IN_FORCE], Step::SwitchedOne);
     run(|sandbox| {
         let interfaces = ["va", "wa"];
         if let Some(orders) = std::env::var_os(VICTIM) {
@@ -642,37 +646,42 @@ fn a_resize_killed_at_any_step_loses_no_entry() {
         pin_talkers::<v6::Key>(&first, TALKERS);
         let crowd = Crowd::<v4::Key>::settle(&first, 4_000);
         let crowd6 = Crowd::<v6::Key>::settle(&first, 1_000);
-        for (at, step) in STEPS.into_iter().enumerate() {
+        let once = (0..STEPS.len()).map(|at| vec![at]);
+        let twice = (IN_FORCE - 1..STEPS.len()).map(|at| vec![IN_FORCE, at]);
+        for (round, deaths) in once.chain(twice).enumerate() {
+            let steps: Vec<_> = deaths.iter().map(|at| STEPS[*at]).collect();
             let before = buckets::<v4::Key>(&kernel.maps());
             assert_eq!(before, buckets_for(small));
             drop(kernel);
-            let mut victim = Command::new("/proc/self/exe")
-                .args(["--exact", TEST])
-                .env(VICTIM, format!("{at} {large}"))
-                .stdout(Stdio::null())
-                .spawn()
-                .unwrap();
-            let end = victim.wait().unwrap();
-            assert_eq!(
-                std::os::unix::process::ExitStatusExt::signal(&end),
-                Some(libc::SIGKILL),
-                "{step:?}: {end}"
-            );
-            // Nobody is there: the data path goes on by itself, on both interfaces.
-            for interface in ["vb", "wb"] {
-                let mut wire = Wire::new(interface, first.clone());
-                assert_talking::<v4::Key>(&mut wire, &first, TALKERS);
-                assert_talking::<v6::Key>(&mut wire, &first, TALKERS);
+            for at in &deaths {
+                let mut victim = Command::new("/proc/self/exe")
+                    .args(["--exact", TEST])
+                    .env(VICTIM, format!("{at} {large}"))
+                    .stdout(Stdio::null())
+                    .spawn()
+                    .unwrap();
+                let end = victim.wait().unwrap();
+                assert_eq!(
+                    std::os::unix::process::ExitStatusExt::signal(&end),
+                    Some(libc::SIGKILL),
+                    "{steps:?}: {end}"
+                );
+                // Nobody is there: the data path goes on by itself, on both interfaces.
+                for interface in ["vb", "wb"] {
+                    let mut wire = Wire::new(interface, first.clone());
+                    assert_talking::<v4::Key>(&mut wire, &first, TALKERS);
+                    assert_talking::<v6::Key>(&mut wire, &first, TALKERS);
+                }
             }
             // The next daemon wants the new size, or that of before.
-            let wanted = if at % 2 == 0 { large } else { small };
+            let wanted = if round % 2 == 0 { large } else { small };
             kernel = Kernel::open(&sized::<v4::Key>(sandbox, &interfaces, wanted)).unwrap();
             if let Some(error) = kernel.not_resized() {
-                panic!("{step:?}: {error}");
+                panic!("{steps:?}: {error}");
             }
             kernel.attach().unwrap();
             let maps = kernel.maps();
-            assert_eq!(buckets::<v4::Key>(&maps), buckets_for(wanted), "{step:?}");
+            assert_eq!(buckets::<v4::Key>(&maps), buckets_for(wanted), "{steps:?}");
             assert_eq!(names(&sandbox.pins()), ["link-va", "link-wa", "maps"]);
             assert_eq!(names(&sandbox.pins().join("maps")).len(), maps::ALL.len());
             crowd.assert_kept(&maps, 0);

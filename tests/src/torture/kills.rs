@@ -270,7 +270,9 @@ impl Besieged {
     /// Adds one on the balancer's own host, whose replies need a program of their own.
     fn add_local(&mut self) -> Result<()> {
         let balancer = self.stage.lab.balancer();
-        self.local = Some(Backend::start(balancer)?);
+        if self.local.is_none() {
+            self.local = Some(Backend::start(balancer)?);
+        }
         self.config.backends.push(BackendSpec {
             name: balancer.name().to_owned(),
             address: address::balancer(self.stage.lab.topology().family.vip()),
@@ -310,6 +312,12 @@ impl Besieged {
                 self.change_interfaces();
             }
             Place::ReplyLinkAttached => self.add_local()?,
+            Place::RepliesSwitched => {
+                self.add_local()?;
+                self.write()?;
+                self.look(crowd)?;
+                self.resize();
+            }
             Place::ProgramMissing
             | Place::ProgramOld
             | Place::ProgramReplaced
@@ -320,8 +328,13 @@ impl Besieged {
         }
         self.write()?;
         self.die_at(place.name())?;
+        if place == Place::RepliesSwitched {
+            // The next one moves no flows, which would have replies translated by other maps anyway.
+            self.resize();
+            self.write()?;
+        }
         self.look(crowd)?;
-        if place == Place::ReplyLinkAttached {
+        if matches!(place, Place::ReplyLinkAttached | Place::RepliesSwitched) {
             self.config.backends.pop();
             self.write()?;
             self.look(crowd)?;

@@ -60,7 +60,7 @@ struct Pinned {
     place: Place,
 }
 
-/// Where a pinned link is attached.
+/// Where a link is attached.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Place {
     /// To the interface with its index, in this network namespace.
@@ -201,6 +201,51 @@ pub(super) fn attach_each(
     Ok(interfaces.iter().zip(steps).map(see).collect())
 }
 
+/// Opens the links that hold a program on an interface of this network namespace, with the interface's names. For as long as one is open, the program stays
+/// there, whatever becomes of the pin.
+///
+/// # Errors
+/// When the pins cannot be read.
+pub(super) fn hold(pins: &Pins) -> Result<Vec<(String, Link)>, Error> {
+    let pinned = pinned_links(pins.directory())?.into_iter();
+    Ok(pinned
+        .filter(|pinned| pinned.place == Place::Here)
+        .map(|pinned| (pinned.interface, pinned.link))
+        .collect())
+}
+
+/// Pins such links again whose pins are gone: somebody has removed them, or mounted a bpffs over theirs. They get `program`, which may have come to the
+/// pinned ones meanwhile.
+///
+/// # Errors
+/// When the pins cannot be read, or made.
+pub(super) fn pin_again(
+    pins: &Pins,
+    program: BorrowedFd<'_>,
+    held: &[(String, Link)],
+) -> Result<(), Error> {
+    let pinned = pinned_links(pins.directory())?;
+    for (interface, link) in held {
+        let info = link
+            .info()
+            .map_err(device_error(interface, "asking for its link"))?;
+        let path = pins.link(interface);
+        let is_pinned = pinned
+            .iter()
+            .any(|pinned| pinned.info.id == info.id || pinned.path == path);
+        if !is_pinned && place_of(interface, &info)? == Place::Here {
+            link.pin(&path)
+                .and_then(|()| link.update(program))
+                .map_err(Error::file(&path, "pinning the link again"))?;
+            tracing::warn!(
+                interface,
+                "the pin of the interface's link was removed; it is pinned again"
+            );
+        }
+    }
+    Ok(())
+}
+
 /// How a program is attached that was found on an interface.
 fn mode_of(state: XdpState) -> XdpMode {
     match state {
@@ -269,16 +314,7 @@ fn pinned_links(pins: &Path) -> Result<Vec<Pinned>, Error> {
                     },
                     _ => Error::file(&path, "opening the pinned link")(source),
                 })?;
-            let place = if info.ifindex == 0 {
-                Place::Nowhere
-            } else if device::xdp(info.ifindex)
-                .map_err(device_error(&interface, "asking for its XDP program"))?
-                .is_some_and(|state| state.program() == Some(info.program))
-            {
-                Place::Here
-            } else {
-                Place::Elsewhere
-            };
+            let place = place_of(&interface, &info)?;
             Ok(Pinned {
                 interface,
                 path,
@@ -288,6 +324,20 @@ fn pinned_links(pins: &Path) -> Result<Vec<Pinned>, Error> {
             })
         })
         .collect()
+}
+
+fn place_of(interface: &str, info: &LinkInfo) -> Result<Place, Error> {
+    if info.ifindex == 0 {
+        return Ok(Place::Nowhere);
+    }
+    let state =
+        device::xdp(info.ifindex).map_err(device_error(interface, "asking for its XDP program"))?;
+    let is_here = state.is_some_and(|state| state.program() == Some(info.program));
+    Ok(if is_here {
+        Place::Here
+    } else {
+        Place::Elsewhere
+    })
 }
 
 fn device_error(interface: &str, doing: &'static str) -> impl FnOnce(io::Error) -> Error {

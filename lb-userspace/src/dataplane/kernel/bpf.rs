@@ -192,14 +192,7 @@ impl Link {
     /// # Errors
     /// When there is no such pin, or it is something else (EINVAL).
     pub fn from_pin_of(path: &Path, kind: Kind) -> io::Result<Self> {
-        let path = c_path(path)?;
-        let mut attributes = ObjectAttributes {
-            path: path.as_ptr() as u64,
-            fd: 0,
-            flags: 0,
-        };
-        // SAFETY: what BPF_OBJ_GET takes; the path outlives the call.
-        let link = Self(unsafe { bpf_fd(BPF_OBJ_GET, &mut attributes)? });
+        let link = Self(open_pinned(path)?);
         if link.info()?.kind == kind {
             Ok(link)
         } else {
@@ -323,14 +316,27 @@ pub fn programs_of(ifindex: u32, row: u32) -> io::Result<Vec<u32>> {
 /// # Errors
 /// When it is no program (EINVAL).
 pub fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
+    id_of(program)
+}
+
+/// The id of a map.
+///
+/// # Errors
+/// None that are known.
+pub fn map_id(map: BorrowedFd<'_>) -> io::Result<u32> {
+    id_of(map)
+}
+
+/// The id of a map among maps, or of a program among programs.
+fn id_of(object: BorrowedFd<'_>) -> io::Result<u32> {
     #[derive(Default)]
     #[repr(C)]
     struct Info {
-        program_type: u32,
+        sort: u32,
         id: u32,
     }
-    // SAFETY: the beginning of `struct bpf_prog_info`, integers only.
-    let info: Info = unsafe { info_of(program)? };
+    // SAFETY: the beginning of `struct bpf_prog_info` and of `struct bpf_map_info`, integers only.
+    let info: Info = unsafe { info_of(object)? };
     Ok(info.id)
 }
 
@@ -339,6 +345,18 @@ pub fn program_id(program: BorrowedFd<'_>) -> io::Result<u32> {
 /// # Errors
 /// When there is no such pin, or it is no program (EINVAL).
 pub fn pinned_program(path: &Path) -> io::Result<u32> {
+    program_id(open_pinned(path)?.as_fd())
+}
+
+/// The id of a pinned map.
+///
+/// # Errors
+/// When there is no such pin.
+pub fn pinned_map(path: &Path) -> io::Result<u32> {
+    map_id(open_pinned(path)?.as_fd())
+}
+
+fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     let path = c_path(path)?;
     let mut attributes = ObjectAttributes {
         path: path.as_ptr() as u64,
@@ -346,8 +364,7 @@ pub fn pinned_program(path: &Path) -> io::Result<u32> {
         flags: 0,
     };
     // SAFETY: what BPF_OBJ_GET takes; the path outlives the call.
-    let program = unsafe { bpf_fd(BPF_OBJ_GET, &mut attributes)? };
-    program_id(program.as_fd())
+    unsafe { bpf_fd(BPF_OBJ_GET, &mut attributes) }
 }
 
 /// How often a program has run while the kernel counted that, and for how long.

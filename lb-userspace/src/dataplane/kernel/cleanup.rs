@@ -44,11 +44,17 @@ pub fn cleanup(bpffs: &Path) -> Result<Removed, Error> {
     };
     for (interface, path) in pins.links()? {
         match Link::from_pin(&path) {
-            Ok(link) => discard(&link, &path)?,
+            Ok(link) => {
+                // Its interface may be gone, or somebody have detached it: then what is there is not ours.
+                let is_attached = link.info().is_ok_and(|info| info.ifindex != 0);
+                discard(&link, &path)?;
+                if is_attached {
+                    removed.interfaces.push(interface);
+                }
+            }
             // Something else under a link's name: without its pin it is nothing of ours any more.
             Err(_) => fs::remove_file(&path).map_err(Error::file(&path, "unpinning"))?,
         }
-        removed.interfaces.push(interface);
     }
     for interface in local::discard_all(&pins)? {
         if !removed.interfaces.contains(&interface) {

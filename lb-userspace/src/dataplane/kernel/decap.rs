@@ -17,9 +17,10 @@ use crate::objects;
 /// created if its parent is on a bpffs.
 ///
 /// # Errors
-/// When the interface is missing, runs another XDP program or cannot take this one.
+/// When the interface is missing, runs another XDP program or cannot take this one, or the directory is a load balancer's.
 pub fn attach_decap(interface: &str, bpffs: &Path) -> Result<Attached, Error> {
     let pins = Pins::open(bpffs)?;
+    check_owner(&pins)?;
     let attached = load_and_attach(interface, &pins);
     if attached.is_err() {
         remove_if_empty(pins)?;
@@ -54,11 +55,12 @@ fn load_and_attach(interface: &str, pins: &Pins) -> Result<Attached, Error> {
 /// Detaches the decapsulator from an interface, and removes `bpffs` with its last link. False if it was not attached.
 ///
 /// # Errors
-/// When the kernel refuses.
+/// When the kernel refuses, or the directory is a load balancer's.
 pub fn detach_decap(interface: &str, bpffs: &Path) -> Result<bool, Error> {
     let Some(pins) = Pins::open_existing(bpffs)? else {
         return Ok(false);
     };
+    check_owner(&pins)?;
     let path = pins.link(interface);
     let was_attached = path.exists();
     if was_attached {
@@ -71,8 +73,18 @@ pub fn detach_decap(interface: &str, bpffs: &Path) -> Result<bool, Error> {
     Ok(was_attached)
 }
 
+/// Refuses the directory of a load balancer, whose links have the same names. Forwarding goes by them while its daemon is away.
+fn check_owner(pins: &Pins) -> Result<(), Error> {
+    if pins.has_maps() {
+        return Err(Error::Balancer {
+            path: pins.directory().to_owned(),
+        });
+    }
+    Ok(())
+}
+
 fn remove_if_empty(pins: Pins) -> Result<(), Error> {
-    if pins.links()?.is_empty() && !pins.has_maps() {
+    if pins.links()?.is_empty() {
         pins.remove()?;
     }
     Ok(())

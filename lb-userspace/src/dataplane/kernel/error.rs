@@ -3,6 +3,7 @@
 use std::{io, path::PathBuf};
 
 use aya::{EbpfError, programs::ProgramError};
+use lb_common::maps as names;
 use nix::sys::utsname::uname;
 
 use crate::chain::chain;
@@ -57,6 +58,15 @@ pub enum Error {
         path: PathBuf,
         /// Id of the process, if it can be seen from here.
         pid: Option<u32>,
+    },
+    /// The decapsulator would have the pin directory of a load balancer, which is not running.
+    #[error(
+        "{}: the pins of a load balancer are here, which would lose its interfaces to the decapsulator; give this one a directory of its own (`--bpffs`)",
+        path.display()
+    )]
+    Balancer {
+        /// The pin directory.
+        path: PathBuf,
     },
     /// There is no instance.
     #[error(
@@ -186,7 +196,7 @@ pub enum Error {
         "interface {interface}: another XDP program is attached (id {program}{}), and an interface runs one only; remove that (`ip link set dev \
          {interface} xdp off`, or stop what attached it: `bpftool link` tells), or take {interface} out of `interfaces`{}",
         name.as_deref().map(|name| format!(", {name}")).unwrap_or_default(),
-        of_cilium(name.as_deref())
+        of_known(name.as_deref())
     )]
     Foreign {
         /// The interface.
@@ -285,9 +295,12 @@ pub enum Error {
     },
 }
 
-/// What else to do about a program of Cilium's.
-fn of_cilium(name: Option<&str>) -> &'static str {
-    if name.is_some_and(|name| name.starts_with("cil_")) {
+/// What else to do about a program of Cilium's, or of a tether's.
+fn of_known(name: Option<&str>) -> &'static str {
+    if name == Some(names::PROGRAM) {
+        "; it has the name of tether's own, whose pins are not in this `bpffs` directory: they are in another one, or another bpffs was mounted over theirs \
+         (`findmnt -t bpf` lists it twice then: unmount the upper one)"
+    } else if name.is_some_and(|name| name.starts_with("cil_")) {
         "; it is Cilium's, which attaches it again: set its `loadBalancer.acceleration` to `disabled`, or give tether an interface that Cilium does not have \
          (its `devices`)"
     } else {
@@ -433,7 +446,7 @@ mod tests {
     }
 
     #[test]
-    fn of_a_program_of_ciliums_more_is_told() {
+    fn of_a_program_of_ciliums_or_of_a_tether_more_is_told() {
         let of = |name: &str| {
             let error = Error::Foreign {
                 interface: "eth0".into(),
@@ -452,6 +465,9 @@ mod tests {
             assert!(message.contains(part), "no {part:?}: {message}");
         }
         assert!(!of("other").contains("Cilium"));
+        let message = of("tether");
+        assert!(message.contains("unmount the upper one"), "{message}");
+        assert!(!message.contains("Cilium"), "{message}");
     }
 
     #[test]

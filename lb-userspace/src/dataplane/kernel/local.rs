@@ -10,9 +10,11 @@
 //! | `local-eth0` | the TCX link |
 //! | `filter-eth0` | the program of the filter |
 //! | `qdisc-eth0` | a program, for a mark: the clsact qdisc is tether's, and goes with the filter unless others use it then |
+//! | `program-new` | the program of a filter whose own pin is behind: it was replaced by a process that was killed then |
 
 use std::{
-    fs,
+    collections::BTreeMap,
+    fs, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -23,7 +25,7 @@ use super::{
     bpf::{self, Kind, Link},
     device,
     error::Error,
-    pins::{self, Pins, Sort},
+    pins::{self, Pins, Rename, Sort, rename},
     tc,
 };
 use crate::failpoint;
@@ -50,6 +52,8 @@ struct Hook {
     means: Means,
     /// There is, or was, a backend on this host.
     is_wanted: bool,
+    /// Links that are kept open, by their interfaces: one whose pin somebody removes, or mounts a bpffs over, stays where it is, and is pinned again.
+    held: BTreeMap<String, Link>,
 }
 
 /// What is pinned of one interface.
@@ -77,6 +81,7 @@ impl LocalReplies {
             interfaces,
             means: Means::default(),
             is_wanted,
+            held: BTreeMap::new(),
         })))
     }
 
@@ -89,8 +94,8 @@ impl LocalReplies {
         self.hook().means = means;
     }
 
-    /// Sees to it that what backends on this host send back is translated, on all interfaces. To be asked for before a packet goes to the first of
-    /// them; what is in order stays as it is.
+    /// Sees to it that what backends on this host send back is translated, on all interfaces that there are. To be asked for before a packet goes to the
+    /// first of them; what is in order stays as it is.
     ///
     /// # Errors
     /// When it cannot be.
@@ -104,20 +109,37 @@ impl LocalReplies {
         Ok(())
     }
 
-    /// Takes it off interfaces that are configured no more; and if it is wanted, replaces it, or attaches it, on those that are.
+    /// If it is wanted, replaces it, or attaches it, on all interfaces that are configured and there.
     ///
     /// # Errors
     /// When that fails.
     pub(super) fn renew(&self) -> Result<(), Error> {
-        let hook = self.hook();
-        for place in places(&hook.pins)? {
-            if !hook.interfaces.contains(&place.interface) {
-                place.discard()?;
-            }
-        }
+        let mut hook = self.hook();
         // What the kernel has not taken serves nobody, and who wanted it is told so.
         if hook.is_wanted && hook.program.is_ok() {
             hook.attach()?;
+        }
+        Ok(())
+    }
+
+    /// Takes it off interfaces that are configured no more.
+    ///
+    /// # Errors
+    /// When that fails.
+    pub(super) fn discard_others(&self) -> Result<(), Error> {
+        let hook = self.hook();
+        for place in places(&hook.pins)? {
+            if hook.interfaces.contains(&place.interface) {
+                continue;
+            }
+            if place.is_elsewhere()? {
+                tracing::warn!(
+                    interface = place.interface, pin = %place.path.display(),
+                    "this pinned link is attached in another network namespace and is left alone"
+                );
+                continue;
+            }
+            place.discard()?;
         }
         Ok(())
     }
@@ -133,11 +155,15 @@ impl LocalReplies {
 }
 
 impl Hook {
+    /// The interfaces that there are, with their indices. By one that is gone nothing leaves, and whoever attaches the XDP program says so: it keeps nobody
+    /// from being served by the others.
+    fn present(&self) -> impl Iterator<Item = (&String, u32)> {
+        let interfaces = self.interfaces.iter();
+        interfaces.filter_map(|interface| Some((interface, device::index(interface)?)))
+    }
+
     fn is_attached(&self) -> Result<bool, Error> {
-        for interface in &self.interfaces {
-            let Some(index) = device::index(interface) else {
-                return Ok(false);
-            };
+        for (interface, index) in self.present() {
             let is_there = match self.link(interface)? {
                 Some(link) => is_on(&link, interface, index)?,
                 None => filter_of(&self.pins, interface, index)?,
@@ -149,32 +175,47 @@ impl Hook {
         Ok(true)
     }
 
-    fn attach(&self) -> Result<(), Error> {
+    fn attach(&mut self) -> Result<(), Error> {
         let program = self.program.as_ref().map_err(|reason| Error::NoLocal {
             reason: reason.clone(),
         })?;
-        let mut outcome = Ok(());
-        for interface in &self.interfaces {
-            // What is wrong with one keeps no other from it.
-            outcome = outcome.and(self.attach_to(program.as_fd(), interface));
+        let (mut outcome, mut held) = (Ok(()), Vec::new());
+        for (interface, index) in self.present() {
+            match self.attach_to(program.as_fd(), interface, index) {
+                Ok(link) => held.extend(link.map(|link| (interface.clone(), link))),
+                // What is wrong with one keeps no other from it.
+                Err(error) => outcome = outcome.and(Err(error)),
+            }
         }
+        self.held.extend(held);
         outcome
     }
 
-    fn attach_to(&self, program: BorrowedFd<'_>, interface: &str) -> Result<(), Error> {
-        let index = device::index(interface).ok_or_else(|| Error::NoInterface {
-            interface: interface.to_owned(),
-        })?;
+    /// Gives the link that holds it there; none if it is a filter.
+    fn attach_to(
+        &self,
+        program: BorrowedFd<'_>,
+        interface: &str,
+        index: u32,
+    ) -> Result<Option<Link>, Error> {
         let failed = |source| Error::AttachLocal {
             interface: interface.to_owned(),
             source,
         };
         let path = self.pins.of(Sort::Local, interface);
+        if !path.exists()
+            && let Some(link) = self.held.get(interface)
+            && is_on(link, interface, index)?
+        {
+            link.pin(&path)
+                .map_err(Error::file(&path, "pinning the link again"))?;
+        }
         if let Some(link) = self.link(interface)? {
             if is_on(&link, interface, index)? {
-                return link.update(program).map_err(failed);
+                link.update(program).map_err(failed)?;
+                return Ok(Some(link));
             }
-            if link.info().map_err(failed)?.ifindex == index {
+            if is_elsewhere(&link, interface)? {
                 return Err(Error::Elsewhere {
                     interface: interface.to_owned(),
                     path,
@@ -187,16 +228,17 @@ impl Hook {
             match Link::create_egress(program, index) {
                 Ok(link) => {
                     failpoint::pass(failpoint::Place::ReplyLinkAttached);
-                    return link
-                        .pin(&path)
-                        .map_err(Error::file(&path, "pinning the link"));
+                    link.pin(&path)
+                        .map_err(Error::file(&path, "pinning the link"))?;
+                    return Ok(Some(link));
                 }
                 // Linux before 6.6 knows no such link.
                 Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {}
                 Err(error) => return Err(failed(error)),
             }
         }
-        self.set_filter(program, interface, index)
+        self.set_filter(program, interface, index)?;
+        Ok(None)
     }
 
     /// The marks come first, so that whatever a killed process leaves is found again.
@@ -218,9 +260,7 @@ impl Hook {
                 return Err(failed(error));
             }
         }
-        let mark = self.pins.of(Sort::Filter, interface);
-        self.pins.renew(program, &mark)?;
-        tc::set_filter(index, program).map_err(failed)
+        put_filter(&self.pins, program, interface, index)
     }
 
     /// The pinned link of an interface.
@@ -264,6 +304,25 @@ fn is_on(link: &Link, interface: &str, index: u32) -> Result<bool, Error> {
     Ok(programs.contains(&info.program))
 }
 
+/// Whether a link is attached to an interface of another network namespace.
+fn is_elsewhere(link: &Link, interface: &str) -> Result<bool, Error> {
+    let failed = |source| Error::Device {
+        interface: interface.to_owned(),
+        doing: "asking for its programs on egress",
+        source,
+    };
+    let info = link.info().map_err(failed)?;
+    // Its interface is gone.
+    if info.ifindex == 0 {
+        return Ok(false);
+    }
+    match bpf::programs_of(info.ifindex, bpf::BPF_TCX_EGRESS) {
+        Ok(programs) => Ok(!programs.contains(&info.program)),
+        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(true),
+        Err(error) => Err(failed(error)),
+    }
+}
+
 /// Whether tether's filter is on an interface.
 fn filter_of(pins: &Pins, interface: &str, index: u32) -> Result<bool, Error> {
     let mark = pins.of(Sort::Filter, interface);
@@ -279,11 +338,115 @@ fn filter_of(pins: &Pins, interface: &str, index: u32) -> Result<bool, Error> {
     })
 }
 
-fn is_filter_on(index: u32, program: u32) -> std::io::Result<bool> {
+fn is_filter_on(index: u32, program: u32) -> io::Result<bool> {
     let filters = tc::filters(index, tc::EGRESS)?;
     Ok(filters
         .iter()
         .any(|filter| filter.is_in_place() && filter.program == Some(program)))
+}
+
+/// Puts a program into tether's filter on an interface. At whatever moment this process is killed, the program that is in the filter is pinned: as its
+/// mark, or aside.
+fn put_filter(
+    pins: &Pins,
+    program: BorrowedFd<'_>,
+    interface: &str,
+    index: u32,
+) -> Result<(), Error> {
+    settle(pins)?;
+    let set = || {
+        tc::set_filter(index, program).map_err(|source| Error::AttachLocal {
+            interface: interface.to_owned(),
+            source,
+        })
+    };
+    let mark = pins.of(Sort::Filter, interface);
+    if mark.exists() {
+        pins.renew_once(program, &mark, set)
+    } else {
+        pins.renew(program, &mark)?;
+        set()
+    }
+}
+
+/// Marks the filter whose program a killed process has replaced, and not come to mark.
+///
+/// # Errors
+/// When the kernel cannot be asked, or bpffs refuses.
+pub(super) fn settle(pins: &Pins) -> Result<(), Error> {
+    let aside = pins.aside();
+    // Nothing else has a use for what is there.
+    let Ok(program) = bpf::pinned_program(&aside) else {
+        return pins.discard_aside();
+    };
+    let found = unmarked(pins, program).map_err(Error::file(
+        &aside,
+        "looking for the filter that has this program",
+    ))?;
+    let Some(interface) = found else {
+        return pins.discard_aside();
+    };
+    let mark = pins.of(Sort::Filter, &interface);
+    fs::rename(&aside, &mark).map_err(Error::file(&mark, "pinning the filter's program"))
+}
+
+/// Gives the marks of filters, and those of their qdiscs, the names that their interfaces have by now.
+///
+/// # Errors
+/// When the kernel cannot be asked, or bpffs refuses.
+pub(super) fn follow_names(pins: &Pins) -> Result<(), Error> {
+    for (interface, mark) in pins.all_of(Sort::Filter)? {
+        // What is no program is on no interface.
+        let Ok(program) = bpf::pinned_program(&mark) else {
+            continue;
+        };
+        let failed = |source| Error::Device {
+            interface: interface.clone(),
+            doing: "looking for its filter",
+            source,
+        };
+        let is_there = match device::index(&interface) {
+            Some(index) => is_filter_on(index, program).map_err(failed)?,
+            None => false,
+        };
+        if is_there {
+            continue;
+        }
+        let Some(name) = unmarked(pins, program).map_err(failed)? else {
+            continue;
+        };
+        // By the filter's mark it is known that something is left to do: so that one last.
+        for sort in [Sort::Qdisc, Sort::Filter] {
+            let (from, to) = (pins.of(sort, &interface), pins.of(sort, &name));
+            if !from.exists() {
+                continue;
+            }
+            // Exchanged, and not replaced: the other interface may have another name itself.
+            let how = if to.exists() {
+                Rename::Exchange
+            } else {
+                Rename::Refuse
+            };
+            rename(&from, &to, how).map_err(Error::file(
+                &from,
+                "giving the pin its interface's new name",
+            ))?;
+        }
+    }
+    Ok(())
+}
+
+/// An interface whose filter has this program, and no mark of that.
+fn unmarked(pins: &Pins, program: u32) -> io::Result<Option<String>> {
+    for interface in nix::net::if_::if_nameindex()?.iter() {
+        let name = interface.name().to_string_lossy();
+        // Several may have the same program.
+        let is_marked = || bpf::pinned_program(&pins.of(Sort::Filter, &name)).ok() == Some(program);
+        if is_filter_on(interface.index(), program)? && !is_marked() {
+            return Ok(Some(name.into_owned()));
+        }
+    }
+    Ok(None)
 }
 
 /// All that is pinned, the filters before their qdiscs.
@@ -302,6 +465,18 @@ fn places(pins: &Pins) -> Result<Vec<Place>, Error> {
 }
 
 impl Place {
+    /// Whether it is a link that is attached in another network namespace. (Filters are looked for in this one only.)
+    fn is_elsewhere(&self) -> Result<bool, Error> {
+        match self.sort {
+            Sort::Local => match open_link(&self.path) {
+                Ok(link) => is_elsewhere(&link, &self.interface),
+                Err(Error::Damaged { .. }) => Ok(false),
+                Err(error) => Err(error),
+            },
+            Sort::Xdp | Sort::Filter | Sort::Qdisc => Ok(false),
+        }
+    }
+
     /// Undoes it, and removes the pin.
     fn discard(&self) -> Result<(), Error> {
         let Self { sort, path, .. } = self;
@@ -318,24 +493,21 @@ impl Place {
         fs::remove_file(path).map_err(Error::file(path, "unpinning"))
     }
 
-    fn failed(&self) -> impl FnOnce(std::io::Error) -> Error {
+    fn failed(&self) -> impl FnOnce(io::Error) -> Error {
         Error::file(&self.path, "removing what is marked by it")
     }
 
-    /// By its program and not by the interface's name, which may be another since.
-    fn remove_filter(&self) -> std::io::Result<()> {
+    /// By its program too, and not by the interface's name alone: another's filter may be in its place by now.
+    fn remove_filter(&self) -> io::Result<()> {
         let program = bpf::pinned_program(&self.path)?;
-        for interface in nix::net::if_::if_nameindex()?.iter() {
-            let index = interface.index();
-            if is_filter_on(index, program)? {
-                tc::remove_filter(index)?;
-            }
+        match device::index(&self.interface) {
+            Some(index) if is_filter_on(index, program)? => tc::remove_filter(index),
+            _ => Ok(()),
         }
-        Ok(())
     }
 
     /// Unless somebody else has put filters into it since.
-    fn remove_qdisc(&self) -> std::io::Result<()> {
+    fn remove_qdisc(&self) -> io::Result<()> {
         let Some(index) = device::index(&self.interface) else {
             return Ok(());
         };
@@ -371,18 +543,24 @@ pub(super) fn switch_all(pins: &Pins, program: Result<BorrowedFd<'_>, &str>) -> 
         };
         match place.sort {
             Sort::Xdp | Sort::Qdisc => {}
-            Sort::Local => match open_link(&place.path)?.update(program) {
-                // Its interface is gone, and no packet meets its program.
-                Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {}
-                updated => updated.map_err(failed)?,
-            },
+            Sort::Local => {
+                let link = match open_link(&place.path) {
+                    // Whoever attaches there says so.
+                    Err(Error::Damaged { .. }) => continue,
+                    link => link?,
+                };
+                match link.update(program) {
+                    // Its interface is gone, and no packet meets its program.
+                    Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => {}
+                    updated => updated.map_err(failed)?,
+                }
+            }
             Sort::Filter => {
                 let Some(index) = device::index(&place.interface) else {
                     continue;
                 };
                 if filter_of(pins, &place.interface, index)? {
-                    pins.renew(program, &place.path)?;
-                    tc::set_filter(index, program).map_err(failed)?;
+                    put_filter(pins, program, &place.interface, index)?;
                 }
             }
         }
@@ -395,6 +573,8 @@ pub(super) fn switch_all(pins: &Pins, program: Result<BorrowedFd<'_>, &str>) -> 
 /// # Errors
 /// When the kernel refuses; a second call goes on where this one stopped.
 pub(super) fn discard_all(pins: &Pins) -> Result<Vec<String>, Error> {
+    settle(pins)?;
+    follow_names(pins)?;
     let mut interfaces = Vec::new();
     for place in places(pins)? {
         place.discard()?;

@@ -132,8 +132,11 @@ impl Kernel {
     /// When the process lacks rights, there is no bpffs, another daemon has the directory, pinned maps are not what this version can use, or the kernel
     /// refuses maps or program. Each says what to do.
     pub fn open(options: &Options) -> Result<Self, Error> {
-        Self::open_observed(options, &mut |_| {
-            failpoint::pass(failpoint::Place::ResizeStepDone)
+        Self::open_observed(options, &mut |step| {
+            failpoint::pass(match step {
+                resize::Step::RepliesSwitched => failpoint::Place::RepliesSwitched,
+                _ => failpoint::Place::ResizeStepDone,
+            });
         })
     }
 
@@ -151,6 +154,8 @@ impl Kernel {
             return Err(Error::Capabilities { missing });
         }
         let pins = Arc::new(Pins::open(&options.bpffs)?);
+        local::settle(&pins)?;
+        local::follow_names(&pins)?;
         let grace = Arc::new(GracePeriod::new()?);
         let adopted = pins.has_maps();
         let mut not_resized = None;
@@ -246,11 +251,13 @@ impl Kernel {
     /// detaches from interfaces that are not configured any more.
     ///
     /// # Errors
-    /// When an interface is missing, runs another XDP program, or cannot take this one. Links that this call made are undone;
+    /// When an interface is missing, runs another XDP program, or cannot take this one. Links of XDP programs that this call made are undone;
     /// links of before stay.
     pub fn attach(&mut self) -> Result<Vec<Attached>, Error> {
-        let attached = self.tap.attach(&self.interfaces)?;
+        // First, and last to go: a reply that leaves with its backend's own source is reset by the client.
         self.local.renew()?;
+        let attached = self.tap.attach(&self.interfaces)?;
+        self.local.discard_others()?;
         Ok(attached)
     }
 
@@ -261,12 +268,13 @@ impl Kernel {
     /// When nothing can be seen to: the pins cannot be read, or made again.
     pub fn attach_again(&mut self) -> Result<Renewal, Error> {
         let is_pinned_again = self.pin_again()?;
-        let interfaces = self.tap.attach_each(&self.interfaces)?;
-        let replies = if self.local.is_in_order()? {
-            None
-        } else {
-            self.local.renew().err()
+        // Before flows come in where the program is attached again.
+        let replies = match self.local.is_in_order() {
+            Ok(true) => None,
+            Ok(false) => self.local.renew().err(),
+            Err(error) => Some(error),
         };
+        let interfaces = self.tap.attach_each(&self.interfaces)?;
         Ok(Renewal {
             is_pinned_again,
             interfaces,

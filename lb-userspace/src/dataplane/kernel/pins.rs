@@ -9,7 +9,7 @@ use std::{
     fs::{self, DirBuilder, File},
     io,
     os::{
-        fd::{AsFd as _, BorrowedFd},
+        fd::{AsFd as _, BorrowedFd, OwnedFd},
         unix::{
             ffi::OsStrExt,
             fs::{DirBuilderExt, MetadataExt},
@@ -73,13 +73,17 @@ impl Pins {
     pub fn open(directory: &Path) -> Result<Self, Error> {
         let parent = directory.parent().unwrap_or(directory);
         check_bpffs(parent)?;
-        match DirBuilder::new().mode(0o700).create(directory) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(Error::file(directory, "creating the pin directory")(error));
+        loop {
+            match DirBuilder::new().mode(0o700).create(directory) {
+                Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                    return Err(Error::file(directory, "creating the pin directory")(error));
+                }
+                _ => {}
             }
-            _ => {}
+            if let Some(pins) = Self::lock(directory)? {
+                return Ok(pins);
+            }
         }
-        Self::lock(directory)
     }
 
     /// Locks the directory if it exists.
@@ -87,24 +91,37 @@ impl Pins {
     /// # Errors
     /// When another process has it, or it is on no bpffs: what would be removed from elsewhere is nothing of ours.
     pub fn open_existing(directory: &Path) -> Result<Option<Self>, Error> {
-        if !directory
-            .try_exists()
-            .map_err(Error::file(directory, "looking for the pin directory"))?
-        {
-            return Ok(None);
+        loop {
+            if !directory
+                .try_exists()
+                .map_err(Error::file(directory, "looking for the pin directory"))?
+            {
+                return Ok(None);
+            }
+            check_bpffs(directory)?;
+            if let Some(pins) = Self::lock(directory)? {
+                return Ok(Some(pins));
+            }
         }
-        check_bpffs(directory)?;
-        Self::lock(directory).map(Some)
     }
 
-    fn lock(directory: &Path) -> Result<Self, Error> {
+    /// None if the directory was removed meanwhile.
+    fn lock(directory: &Path) -> Result<Option<Self>, Error> {
         let file =
             File::open(directory).map_err(Error::file(directory, "opening the pin directory"))?;
+        Self::lock_opened(directory, file)
+    }
+
+    /// Whoever removes the directory holds the lock meanwhile: so what is locked may be gone, and another have its name.
+    fn lock_opened(directory: &Path, file: File) -> Result<Option<Self>, Error> {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(lock) => Ok(Self {
-                directory: directory.to_owned(),
-                lock: Arc::new(lock),
-            }),
+            Ok(lock) => {
+                let pins = Self {
+                    directory: directory.to_owned(),
+                    lock: Arc::new(lock),
+                };
+                Ok(pins.is_in_place().then_some(pins))
+            }
             Err((file, Errno::EWOULDBLOCK)) => Err(Error::Busy {
                 path: directory.to_owned(),
                 pid: holder(&file),
@@ -160,17 +177,25 @@ impl Pins {
         fs::rename(&staging, self.maps()).map_err(Error::file(&staging, "renaming to `maps`"))
     }
 
-    /// Whether all of these maps are pinned.
+    /// Whether all of these maps are pinned, and no others by their names.
     pub(super) fn has_all(&self, maps: &Opened) -> bool {
-        maps.keys().all(|name| self.maps().join(name).exists())
+        let directory = self.maps();
+        maps.iter()
+            .all(|(name, map)| is_pinned(map.as_fd(), &directory.join(name)))
     }
 
-    /// Pins those of an instance's maps that are not pinned: if none is, all in one step.
+    /// Pins those of an instance's maps that are not pinned: if none is, or others have their places, all in one step.
     ///
     /// # Errors
     /// When bpffs refuses.
     pub(super) fn pin_again(&self, maps: &Opened) -> Result<(), Error> {
-        let is_whole = !self.has_maps();
+        let has_maps = self.has_maps();
+        let are_others = |(name, map): (&&str, &OwnedFd)| {
+            let path = self.maps().join(name);
+            path.exists() && !is_pinned(map.as_fd(), &path)
+        };
+        // Others may be what these were before they were resized, below a bpffs that was mounted over them for a time.
+        let is_whole = !has_maps || maps.iter().any(are_others);
         let directory = if is_whole {
             self.stage_maps()?
         } else {
@@ -182,8 +207,13 @@ impl Pins {
                 bpf::pin(map.as_fd(), &path).map_err(Error::file(&path, "pinning a map"))?;
             }
         }
-        if is_whole {
-            self.publish_maps()?;
+        match (is_whole, has_maps) {
+            (false, _) => {}
+            (true, false) => self.publish_maps()?,
+            (true, true) => {
+                self.exchange_maps()?;
+                self.discard_staged()?;
+            }
         }
         Ok(())
     }
@@ -294,10 +324,33 @@ impl Pins {
     /// # Errors
     /// When bpffs refuses.
     pub fn renew(&self, program: BorrowedFd<'_>, path: &Path) -> Result<(), Error> {
+        self.renew_once(program, path, || Ok(()))
+    }
+
+    /// The same once something is done: a process that is killed before has the program pinned at `path` that was there, and one that is killed after has
+    /// the new one pinned there, or aside.
+    ///
+    /// # Errors
+    /// When that fails, and then all is as it was; or bpffs refuses.
+    pub(super) fn renew_once(
+        &self,
+        program: BorrowedFd<'_>,
+        path: &Path,
+        done: impl FnOnce() -> Result<(), Error>,
+    ) -> Result<(), Error> {
         self.discard_aside()?;
-        let aside = self.directory.join(ASIDE);
+        let aside = self.aside();
         bpf::pin(program, &aside).map_err(Error::file(&aside, "pinning the program"))?;
+        if let Err(error) = done() {
+            self.discard_aside()?;
+            return Err(error);
+        }
         fs::rename(&aside, path).map_err(Error::file(path, "pinning the program"))
+    }
+
+    /// Where a program is pinned that is to have the place of another.
+    pub(super) fn aside(&self) -> PathBuf {
+        self.directory.join(ASIDE)
     }
 
     /// Removes what a killed process may have left of [`Pins::renew`].
@@ -305,7 +358,7 @@ impl Pins {
     /// # Errors
     /// When bpffs refuses.
     pub fn discard_aside(&self) -> Result<(), Error> {
-        let aside = self.directory.join(ASIDE);
+        let aside = self.aside();
         match fs::remove_file(&aside) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
                 Err(Error::file(&aside, "unpinning")(error))
@@ -324,6 +377,11 @@ impl Pins {
             "removing the pin directory (anything left in it is not tether's)",
         ))
     }
+}
+
+/// Whether a path is this map's.
+fn is_pinned(map: BorrowedFd<'_>, path: &Path) -> bool {
+    matches!((bpf::map_id(map), bpf::pinned_map(path)), (Ok(map), Ok(found)) if map == found)
 }
 
 /// All links that are pinned in a directory, whoever has it: interface name and path, sorted.
@@ -488,6 +546,19 @@ mod tests {
         let error = Pins::open(Path::new("/proc/self/tether")).unwrap_err();
         assert!(matches!(error, Error::NoBpffs { .. }), "{error}");
         assert!(error.to_string().contains("mount -t bpf bpf /sys/fs/bpf"));
+    }
+
+    #[test]
+    fn a_directory_that_was_opened_and_removed_is_not_taken_for_the_one_that_has_its_name() {
+        let directory = std::env::temp_dir().join(format!("tether-pins-{}", std::process::id()));
+        fs::create_dir(&directory).unwrap();
+        let removed = File::open(&directory).unwrap();
+        fs::remove_dir(&directory).unwrap();
+        fs::create_dir(&directory).unwrap();
+        assert!(Pins::lock_opened(&directory, removed).unwrap().is_none());
+        let there = File::open(&directory).unwrap();
+        assert!(Pins::lock_opened(&directory, there).unwrap().is_some());
+        fs::remove_dir(&directory).unwrap();
     }
 
     #[test]

@@ -36,7 +36,7 @@ pub(super) fn open(
     grace: &GracePeriod,
     observe: &mut dyn FnMut(Step),
 ) -> Result<(Loaded, Option<Error>), Error> {
-    let complete = finish(pins, grace, wanted.guards)?;
+    let complete = finish(pins, grace, wanted.guards, observe)?;
     if shapes::pinned_version(&pins.maps())? != names::ABI_VERSION {
         return migrate::open(pins, wanted, grace, observe);
     }
@@ -66,6 +66,9 @@ pub(super) fn open(
             Prepared::with_maps(capacity, instance, &held)?.load()?
         }
     };
+    // It may be of maps that a killed process never came to put in force: they know no flow that has begun since, and its replies would be reset by its
+    // client. So not only when all else is attached, which waits for first verdicts.
+    local::switch_all(pins, loaded.local_reply_fd())?;
     Ok((loaded, refused))
 }
 
@@ -86,7 +89,14 @@ pub(super) fn resized(capacity: &Capacity, wanted: &Capacity) -> Capacity {
 }
 
 /// Completes what a killed process has left, if links run its new program; else removes its traces. The program guards services if `guards` says so.
-fn finish(pins: &Pins, grace: &GracePeriod, guards: bool) -> Result<Option<Loaded>, Error> {
+///
+/// It may be killed itself, and is begun anew then: all of it can be done twice.
+fn finish(
+    pins: &Pins,
+    grace: &GracePeriod,
+    guards: bool,
+    observe: &mut dyn FnMut(Step),
+) -> Result<Option<Loaded>, Error> {
     let staged = pins.staged();
     if !staged.join(names::FLOWS4).exists() || !attach::runs_staged(pins.directory())? {
         pins.discard_staged()?;
@@ -114,12 +124,17 @@ fn finish(pins: &Pins, grace: &GracePeriod, guards: bool) -> Result<Option<Loade
     let loaded = Prepared::with_maps(capacity, instance, &maps)?.load()?;
     pins.stage_program(loaded.program_fd())?;
     local::switch_all(pins, loaded.local_reply_fd())?;
-    attach::switch_all(pins, loaded.program_fd(), &mut || ())?;
+    observe(Step::RepliesSwitched);
+    attach::switch_all(pins, loaded.program_fd(), &mut || {
+        observe(Step::SwitchedOne);
+    })?;
     grace.wait();
+    observe(Step::Switched);
     let mut copier = Copier::new(loaded)?;
     rescue::rescue(&*old, &instance, &mut copier)?;
     old.conclude(&copier.loaded().maps())?;
     pins.exchange_maps()?;
+    observe(Step::Exchanged);
     pins.discard_staged()?;
     pins.discard_programs()?;
     copier.into_loaded().map(Some)

@@ -22,7 +22,7 @@ use lb_common::{
 
 use super::{
     attach::{self, Attached, Seen},
-    bpf,
+    bpf::{self, Link},
     error::Error,
     grace::GracePeriod,
     load::{Loaded, Prepared},
@@ -54,6 +54,8 @@ struct Running {
     usual: Usual,
     /// Those that watch, while they are in their places, with the maps that they have for that.
     watching: Option<(Loaded, Opened)>,
+    /// The links, by their interfaces: see [`attach::hold`].
+    held: Vec<(String, Link)>,
 }
 
 /// Programs that do not watch.
@@ -121,6 +123,7 @@ impl Tap {
                 capacity,
                 usual: Usual::of(loaded)?,
                 watching: None,
+                held: Vec::new(),
             }),
         })
     }
@@ -210,12 +213,20 @@ impl Tap {
 
     /// Attaches the program that is to run now, as [`attach::attach_all`] does.
     pub(super) fn attach(&self, interfaces: &[String]) -> Result<Vec<Attached>, Error> {
-        attach::attach_all(&self.pins, self.running().program(), interfaces)
+        let mut running = self.running();
+        attach::pin_again(&self.pins, running.program(), &running.held)?;
+        let attached = attach::attach_all(&self.pins, running.program(), interfaces)?;
+        running.held = attach::hold(&self.pins)?;
+        Ok(attached)
     }
 
     /// The same where it is not, as [`attach::attach_each`] does.
     pub(super) fn attach_each(&self, interfaces: &[String]) -> Result<Vec<(String, Seen)>, Error> {
-        attach::attach_each(&self.pins, self.running().program(), interfaces)
+        let mut running = self.running();
+        attach::pin_again(&self.pins, running.program(), &running.held)?;
+        let seen = attach::attach_each(&self.pins, running.program(), interfaces)?;
+        running.held = attach::hold(&self.pins)?;
+        Ok(seen)
     }
 
     /// The runs of the program that runs unless somebody watches, since it was loaded; none while the kernel counts none, or while it is replaced.

@@ -22,6 +22,10 @@
 //! Until then one link may run the new program and another the old one. Flows that were there before go on, whichever way their packets come: both
 //! know them. So do those that begin, if all their packets come one way. If their two sides' packets come by two such links, as may be in modes `nat` and `dnat`,
 //! they cannot begin: the host resets what is not known on the other, and the client sends its SYN again until all links run one program.
+//!
+//! The same is so of flows to backends on this host while their replies are translated by the new maps and no link runs the new program. Then the old
+//! maps are the instance's still, and hold all that the data path has recorded: the next start discards the new ones, and first of all has replies
+//! translated by those again ([`super::resize::open`]), or by yet others, if it moves the flows once more.
 
 use std::{os::fd::AsFd as _, sync::Arc, time::Duration};
 
@@ -75,6 +79,8 @@ pub enum Step {
     Held,
     /// The copies are exact.
     Exact,
+    /// What translates replies of backends on this host does so by the new maps; no link runs the new program yet.
+    RepliesSwitched,
     /// One link more runs the new program.
     SwitchedOne,
     /// All do, and no run of the old program is left.
@@ -150,6 +156,7 @@ impl Transfer<'_> {
         self.pins.stage_program(copier.loaded().program_fd())?;
         // What comes back of a flow is told by the table that its first packet was recorded in: so this one first.
         local::switch_all(self.pins, copier.loaded().local_reply_fd())?;
+        (self.observe)(Step::RepliesSwitched);
         attach::switch_all(self.pins, copier.loaded().program_fd(), &mut || {
             (self.observe)(Step::SwitchedOne);
         })?;

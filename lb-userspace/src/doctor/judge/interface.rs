@@ -80,6 +80,15 @@ fn link(name: &str, interface: &Interface) -> Finding {
 fn xdp(name: &str, interface: &Interface) -> Finding {
     const CHECK: &str = "xdp";
     if let Program::Foreign { id, name: program } = &interface.program {
+        let remedy = if program == lb_common::maps::PROGRAM {
+            "it has the name of tether's own, whose pins are not in `bpffs`: they are in another directory, or another bpffs was mounted over theirs (`findmnt \
+             -t bpf` lists it twice then: unmount the upper one)"
+                .to_owned()
+        } else {
+            format!(
+                "ip link set dev {name} xdp off, or stop what attached it: `bpftool link` tells; or take {name} out of `interfaces`"
+            )
+        };
         return Finding::bad(
             Failure,
             CHECK,
@@ -87,9 +96,7 @@ fn xdp(name: &str, interface: &Interface) -> Finding {
             format!(
                 "another XDP program is attached (id {id}, {program}), and an interface runs one only"
             ),
-            format!(
-                "ip link set dev {name} xdp off, or stop what attached it: `bpftool link` tells; or take {name} out of `interfaces`"
-            ),
+            remedy,
         );
     }
     if let Some(bond) = &interface.bond {

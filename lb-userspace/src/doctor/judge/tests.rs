@@ -230,6 +230,12 @@ fn interfaces_and_drivers() {
             name: "other".into(),
         };
     });
+    makes(Mode::L2, Failure, "xdp", "unmount the upper", |facts| {
+        eth0(facts).program = Program::Foreign {
+            id: 3,
+            name: "tether".into(),
+        };
+    });
     makes(Mode::L2, Failure, "xdp", "put bond0", |facts| {
         eth0(facts).bond = Some("bond0".into())
     });
