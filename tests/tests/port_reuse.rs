@@ -22,7 +22,8 @@ const AGAIN: [Close; 6] = [
     Close::Vanish,
     Close::Orderly,
 ];
-const FIRST_PORT: u16 = 20_000;
+/// None that the kernel would give another client's connection.
+const FIRST_PORT: u16 = 10_000;
 
 /// When a client has closed, the last acknowledgement may still be on its way, and until it is there the kernel keeps the port.
 fn wait_free(client: &Namespace, port: u16) -> Result<()> {
