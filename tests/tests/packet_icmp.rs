@@ -39,6 +39,7 @@ lab::in_both_versions![
     no_truncation_of_a_message_is_more_than_the_hosts,
     a_router_on_the_way_to_a_backend_is_heard_by_the_client,
     a_packet_that_gets_no_further_in_its_tunnel_is_told_to_its_client,
+    packets_that_get_no_further_leave_answers_for_those_that_are_too_big,
     what_is_not_about_a_flow_and_its_backend_is_the_hosts,
 ];
 
@@ -455,7 +456,7 @@ fn a_packet_that_gets_no_further_in_its_tunnel_is_told_to_its_client() {
     let expected = answered(Reason::ErrorRelayed, heard).of_backend(1);
     for about in [About::NoWay, About::Expired, About::NoSuchProtocol] {
         for quoted in [least, 200] {
-            world.save_answers(1);
+            world.save_answers_for_leisure();
             world
                 .send(&from_within(&outer, about, quoted))
                 .expect(&expected);
@@ -464,6 +465,31 @@ fn a_packet_that_gets_no_further_in_its_tunnel_is_told_to_its_client() {
     world
         .send_without_answers(&from_within(&outer, About::NoWay, least))
         .expect(&dropped(Reason::AnswerLimited).of_backend(1));
+}
+
+/// Routers say of each packet to a host that is gone that there is no way to it; a packet that is too big is told of once.
+fn packets_that_get_no_further_leave_answers_for_those_that_are_too_big() {
+    let world = World::with(&BackendSpec::ipip(1));
+    world.send(&CLIENT.syn());
+    let outer = world.send(&CLIENT.ack()).outcome.output;
+    let no_way = from_within(&outer, About::NoWay, 200);
+    // More may be there when a step of the coarse clock falls between.
+    let is_limited = (0..1_000).any(|_| {
+        world.save_answers(World::KEPT_ANSWERS);
+        world.send(&no_way).reason() == Reason::AnswerLimited
+    });
+    assert!(is_limited, "they take all that there is");
+    let frame = no_way.bytes();
+    for _ in 0..1_000 {
+        world.hit(&frame);
+    }
+    let told = complaint(&CLIENT.ack().ttl(63), About::TooBig(1_400 - outer_len()));
+    let expected = answered(Reason::ErrorRelayed, told).of_backend(1);
+    for _ in 0..World::KEPT_ANSWERS {
+        world
+            .send(&from_within(&outer, About::TooBig(1_400), 200))
+            .expect(&expected);
+    }
 }
 
 fn what_is_not_about_a_flow_and_its_backend_is_the_hosts() {

@@ -10,6 +10,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     headers::{ETH_LEN, ICMP_LEN, VLAN_LEN},
+    maps::KEPT_NS,
     verdict::Reason,
 };
 
@@ -21,7 +22,7 @@ use crate::{
     family::{Family, V4, V6},
     flow,
     forward::Header,
-    maps,
+    hide, maps,
     parse::{self, Ends},
 };
 
@@ -108,7 +109,9 @@ fn try_tell<O: Family, I: Family>(
     tally.bytes = network as u32 + message.length;
     tally.service(service);
     tally.backend(id);
-    if !maps::may_answer(maps::now_ns(), 0) {
+    // What is no matter of size can wait. By arithmetic, since the verifier would follow both sides of a comparison to the end.
+    let can_wait = hide::number(u64::from(mtu)).wrapping_sub(1) >> 63;
+    if !maps::may_answer(maps::now_ns(), can_wait * KEPT_NS) {
         return Err(Reason::AnswerLimited);
     }
     shrink::<O, I>(ctx, network, inner).ok_or(Reason::NoAnswer)?;
