@@ -343,6 +343,29 @@ fn a_filter_that_somebody_removed_is_missed_and_made_again() {
     });
 }
 
+/// Else it would be taken for somebody else's from then on, and stay for ever.
+#[test]
+fn a_qdisc_whose_mark_somebody_removed_is_tethers_still() {
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        let mut kernel = sandbox.open(&["va"]);
+        let replies = kernel.local_replies();
+        replies.set_means(Means::Filter);
+        replies.open().unwrap();
+        kernel.attach().unwrap();
+        let pinned = names(&sandbox.pins());
+        assert_eq!(pinned, ["filter-va", "link-va", "maps", "qdisc-va"]);
+        std::fs::remove_dir_all(sandbox.pins()).unwrap();
+        let renewal = kernel.attach_again().unwrap();
+        assert!(renewal.replies.is_none(), "{renewal:?}");
+        assert_eq!(names(&sandbox.pins()), pinned);
+        assert_eq!(filters("va").len(), 1);
+        drop(kernel);
+        cleanup(&sandbox.pins()).unwrap();
+        assert!(!has_qdisc("va"));
+    });
+}
+
 /// This test's own executable, run again, is the daemon that is killed when replies are translated by the new maps, and packets are steered by the old ones.
 /// The next one moves no flows: what replies are translated by is put right before anything else.
 #[test]

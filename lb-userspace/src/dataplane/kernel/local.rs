@@ -15,7 +15,7 @@
 mod names;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
@@ -56,6 +56,8 @@ struct Hook {
     is_wanted: bool,
     /// Links that are kept open, by their interfaces: one whose pin somebody removes, or mounts a bpffs over, stays where it is, and is pinned again.
     held: BTreeMap<String, Link>,
+    /// Interfaces whose clsact qdisc is tether's, by index: also once somebody has removed the mark of that.
+    qdiscs: BTreeSet<u32>,
 }
 
 /// What is pinned of one interface.
@@ -84,6 +86,7 @@ impl LocalReplies {
             means: Means::default(),
             is_wanted,
             held: BTreeMap::new(),
+            qdiscs: BTreeSet::new(),
         })))
     }
 
@@ -191,6 +194,10 @@ impl Hook {
                 Err(error) => outcome = outcome.and(Err(error)),
             }
         }
+        let is_own = |interface: &str| self.pins.of(Sort::Qdisc, interface).exists();
+        let own = self.present().filter(|(interface, _)| is_own(interface));
+        let own: Vec<u32> = own.map(|(_, index)| index).collect();
+        self.qdiscs.extend(own);
         self.held.extend(held);
         outcome
     }
@@ -258,13 +265,15 @@ impl Hook {
             interface: interface.to_owned(),
             source,
         };
+        let mark = self.pins.of(Sort::Qdisc, interface);
         if !tc::has_qdisc(index).map_err(failed)? {
-            let mark = self.pins.of(Sort::Qdisc, interface);
             self.pins.renew(program, &mark)?;
             if let Err(error) = tc::add_qdisc(index) {
                 fs::remove_file(&mark).map_err(Error::file(&mark, "unpinning"))?;
                 return Err(failed(error));
             }
+        } else if self.qdiscs.contains(&index) && !mark.exists() {
+            self.pins.renew(program, &mark)?;
         }
         put_filter(&self.pins, program, interface, index)
     }
