@@ -295,13 +295,15 @@ pub enum Error {
     },
 }
 
+/// Where the pins are of a program that has the name of tether's own, and no pin.
+pub(crate) const HIDDEN_PINS: &str = "its pins are not in this `bpffs` directory: they are in another one, or another bpffs was mounted over theirs (`findmnt \
+                                      -t bpf` lists it twice then: unmount the upper one)";
+
 /// What else to do about a program of Cilium's, or of a tether's. Without CAP_SYS_ADMIN, which a daemon has no other need of, nobody says which it is.
 fn of_known(name: Option<&str>) -> String {
-    const HIDDEN: &str = "its pins are not in this `bpffs` directory: they are in another one, or another bpffs was mounted over theirs (`findmnt -t bpf` lists \
-                          it twice then: unmount the upper one)";
     match name {
-        None => format!("; `tether doctor`, run by root, tells its name: if that is tether, {HIDDEN}"),
-        Some(names::PROGRAM) => format!("; it has the name of tether's own: {HIDDEN}"),
+        None => format!("; `tether doctor`, run by root, tells its name: if that is tether, {HIDDEN_PINS}"),
+        Some(names::PROGRAM) => format!("; it has the name of tether's own: {HIDDEN_PINS}"),
         Some(name) if name.starts_with("cil_") => {
             "; it is Cilium's, which attaches it again: set its `loadBalancer.acceleration` to `disabled`, or give tether an interface that Cilium does not have \
              (its `devices`)"

@@ -65,6 +65,7 @@ use aya::maps::{MapData, RingBuf};
 
 use lb_common::maps::Instance;
 
+pub(crate) use self::error::HIDDEN_PINS;
 pub use self::{
     attach::{Attached, Seen, XdpMode},
     cleanup::{Removed, cleanup},

@@ -10,6 +10,7 @@ use super::{
     },
     listed,
 };
+use crate::dataplane::kernel::HIDDEN_PINS;
 
 // include/uapi/linux/netdev.h
 const XDP_BASIC: u64 = 1 << 0;
@@ -81,9 +82,7 @@ fn xdp(name: &str, interface: &Interface) -> Finding {
     const CHECK: &str = "xdp";
     if let Program::Foreign { id, name: program } = &interface.program {
         let remedy = if program == lb_common::maps::PROGRAM {
-            "it has the name of tether's own, whose pins are not in `bpffs`: they are in another directory, or another bpffs was mounted over theirs (`findmnt \
-             -t bpf` lists it twice then: unmount the upper one)"
-                .to_owned()
+            format!("it has the name of tether's own: {HIDDEN_PINS}")
         } else {
             format!(
                 "ip link set dev {name} xdp off, or stop what attached it: `bpftool link` tells; or take {name} out of `interfaces`"
