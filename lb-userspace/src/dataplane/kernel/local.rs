@@ -170,7 +170,7 @@ impl Hook {
     fn is_attached(&self) -> Result<bool, Error> {
         for (interface, index) in self.present() {
             let is_there = match self.link(interface)? {
-                Some(link) => site_of(&link, interface)? == Site::Here(index),
+                Some(link) => whereabouts(&link, interface)? == Whereabouts::Here(index),
                 None => filter_of(&self.pins, interface, index)?,
             };
             if !is_there {
@@ -216,19 +216,19 @@ impl Hook {
         let path = self.pins.of(Sort::Local, interface);
         if !path.exists()
             && let Some(link) = self.held.get(interface)
-            && site_of(link, interface)? == Site::Here(index)
+            && whereabouts(link, interface)? == Whereabouts::Here(index)
         {
             link.pin(&path)
                 .map_err(Error::file(&path, "pinning the link again"))?;
         }
         if let Some(link) = self.link(interface)? {
-            match site_of(&link, interface)? {
-                Site::Here(found) if found == index => {
+            match whereabouts(&link, interface)? {
+                Whereabouts::Here(found) if found == index => {
                     link.update(program).map_err(failed)?;
                     return Ok(Some(link));
                 }
-                Site::Here(_) | Site::Nowhere => discard(&link, &path)?,
-                Site::Elsewhere => {
+                Whereabouts::Here(_) | Whereabouts::Nowhere => discard(&link, &path)?,
+                Whereabouts::Elsewhere => {
                     return Err(Error::Elsewhere {
                         interface: interface.to_owned(),
                         path,
@@ -306,7 +306,7 @@ fn open_link(path: &Path) -> Result<Link, Error> {
 
 /// Where a link is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Site {
+enum Whereabouts {
     /// To the interface with this index, in this network namespace.
     Here(u32),
     /// To an interface in another network namespace.
@@ -316,7 +316,7 @@ enum Site {
 }
 
 /// Where a link is that is pinned for an interface.
-fn site_of(link: &Link, interface: &str) -> Result<Site, Error> {
+fn whereabouts(link: &Link, interface: &str) -> Result<Whereabouts, Error> {
     let failed = |source| Error::Device {
         interface: interface.to_owned(),
         doing: "asking for its programs on egress",
@@ -324,12 +324,12 @@ fn site_of(link: &Link, interface: &str) -> Result<Site, Error> {
     };
     let info = link.info().map_err(failed)?;
     if info.ifindex == 0 {
-        return Ok(Site::Nowhere);
+        return Ok(Whereabouts::Nowhere);
     }
     match bpf::programs_of(info.ifindex, bpf::BPF_TCX_EGRESS) {
-        Ok(programs) if programs.contains(&info.program) => Ok(Site::Here(info.ifindex)),
+        Ok(programs) if programs.contains(&info.program) => Ok(Whereabouts::Here(info.ifindex)),
         Err(error) if error.raw_os_error() != Some(libc::ENODEV) => Err(failed(error)),
-        _ => Ok(Site::Elsewhere),
+        _ => Ok(Whereabouts::Elsewhere),
     }
 }
 
@@ -442,7 +442,7 @@ impl Place {
     fn is_elsewhere(&self) -> Result<bool, Error> {
         match self.sort {
             Sort::Local => match open_link(&self.path) {
-                Ok(link) => Ok(site_of(&link, &self.interface)? == Site::Elsewhere),
+                Ok(link) => Ok(whereabouts(&link, &self.interface)? == Whereabouts::Elsewhere),
                 Err(Error::Damaged { .. }) => Ok(false),
                 Err(error) => Err(error),
             },

@@ -8,7 +8,7 @@ use super::{
         error::Error,
         pins::{Pins, Rename, Sort, rename},
     },
-    Site, is_filter_on, open_link, site_of, unmarked,
+    Whereabouts, is_filter_on, open_link, unmarked, whereabouts,
 };
 
 /// Of links.
@@ -80,7 +80,7 @@ fn name_by_now(interface: &str, path: &Path) -> Result<Option<String>, Error> {
         Err(Error::Damaged { .. }) => return Ok(None),
         link => link?,
     };
-    let Site::Here(index) = site_of(&link, interface)? else {
+    let Whereabouts::Here(index) = whereabouts(&link, interface)? else {
         return Ok(None);
     };
     let name = nix::net::if_::if_indextoname(index).ok();
