@@ -191,7 +191,9 @@ impl Judge {
     ) -> Result<(), Breach> {
         let way = scene::way_to(backend);
         let Some(endpoint) = scene::endpoint_of(backend) else {
-            return leaves_for(scene, seen, ip, backend, came);
+            // Where it is encapsulated as from goes by who tells.
+            leaves_for(scene, seen, ip, backend, came)?;
+            return Ok(());
         };
         let out = if way == Way::Local {
             stays_here(seen, ip, came)?;
