@@ -112,13 +112,15 @@ fn try_tell<O: Family, I: Family>(
         return Err(Reason::AnswerLimited);
     }
     shrink::<O, I>(ctx, network, inner).ok_or(Reason::NoAnswer)?;
-    let quoted_len = I::quoted_len(ctx, network + I::LEN + ICMP_LEN).ok_or(Reason::NoAnswer)?;
+    // Read again, since it would have to lie on the stack meanwhile.
+    let tcp = I::quoted_tcp(ctx, network + I::LEN + ICMP_LEN).ok_or(Reason::NoAnswer)?;
     let (kind, room) = if mtu == 0 {
         (I::NO_WAY, 0)
     } else {
         let room = mtu.saturating_sub(O::LEN as u32).max(I::LEAST_MTU);
         (I::TOO_BIG, room)
     };
+    let quoted_len = (tcp + QUOTED_TCP_LEN) as u32;
     complaint::finish::<I>(ctx, network, kind, room, quoted_len).ok_or(Reason::NoAnswer)
 }
 

@@ -291,7 +291,7 @@ impl Judge {
                 let backend = came.backends.first();
                 let outer = backend.and_then(|id| scene::outer_of(*id));
                 let room = scene::MTU - outer.map_or(0, |outer| outer.length);
-                is_complaint(seen, ip, reason, came, |mtu| mtu == room)?;
+                is_complaint(seen, ip, tcp, reason, came, |mtu| mtu == room)?;
             }
             _ => self.lost_nothing(scene, &id, tcp, reason)?,
         }
