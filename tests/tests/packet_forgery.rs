@@ -9,7 +9,7 @@ use lab::packet::{
 use lb_common::{
     backend::Serving,
     flow::word::{LATE_TICKS, State, Word, YOUNG_TICKS},
-    tcp::{ACK, FIN, RST},
+    tcp::{ACK, FIN, RST, SYN},
     verdict::Reason,
 };
 
@@ -19,6 +19,8 @@ lab::in_both_versions![
     a_whole_spoofed_handshake_against_a_pin_never_moves_it,
     a_spoofed_fin_or_rst_outside_the_window_leaves_a_hint_that_data_clears,
     a_spoofed_fin_or_rst_within_the_window_does_not_move_a_pin_either,
+    a_forged_end_at_a_forged_place_does_not_move_a_pin_either,
+    flags_that_no_stream_has_change_nothing_of_a_pin,
     a_spoofed_syn_ahead_of_a_stream_never_has_it,
     three_spoofed_segments_do_not_cut_a_half_closed_stream,
     a_port_used_again_belongs_to_its_challenger_from_its_first_acknowledgement_on,
@@ -152,6 +154,45 @@ fn a_spoofed_fin_or_rst_within_the_window_does_not_move_a_pin_either() {
             2,
         );
         assert!(world.entry(CLIENT.key()).is(State::Pin));
+    }
+}
+
+/// Who forges twice where the stream is, and then its end there, closes the entry without a guess. It forwards all the same, and lives again once its client
+/// has spoken twice.
+fn a_forged_end_at_a_forged_place_does_not_move_a_pin_either() {
+    for end in [fin(), rst()] {
+        let (world, pin) = pinned();
+        let far = seq() ^ 0x4000_0000;
+        for forged in [CLIENT.ack(), CLIENT.ack(), end] {
+            assert_to(&world, &forged.seq(far), Reason::Established, 2);
+        }
+        assert!(world.entry(CLIENT.key()).is(State::Closing));
+        world.age(LATE_TICKS);
+        let data = CLIENT.ack().payload(b"data");
+        for _ in 0..2 {
+            assert_to(&world, &data, Reason::Established, 2);
+        }
+        let revived = world.entry(CLIENT.key());
+        assert_eq!(
+            (revived.state(), revived.backend()),
+            (State::Young, pin.backend())
+        );
+    }
+}
+
+/// A handshake from the wrong side or with an end in it, and segments that acknowledge nothing.
+fn flags_that_no_stream_has_change_nothing_of_a_pin() {
+    const PSH: u8 = 0x08;
+    const URG: u8 = 0x20;
+    let (world, pin) = pinned();
+    let odd = |flags| CLIENT.ack().with_tcp(|tcp| tcp.flags = flags);
+    for flags in [SYN | ACK, SYN | FIN, SYN | RST, SYN | FIN | PSH | URG, 0xff] {
+        world.send(&odd(flags)).expect(&dropped(Reason::BadFlags));
+        assert_eq!(world.entry(CLIENT.key()), pin);
+    }
+    for flags in [0, PSH, URG, PSH | URG] {
+        assert_to(&world, &odd(flags), Reason::Established, 2);
+        assert_eq!(world.entry(CLIENT.key()), pin);
     }
 }
 
