@@ -17,6 +17,7 @@ lab::in_both_versions![
     a_spoofed_syn_against_a_pin_never_moves_it,
     a_spoofed_syn_against_a_pin_of_a_draining_backend_never_moves_it,
     a_whole_spoofed_handshake_against_a_pin_never_moves_it,
+    a_whole_spoofed_handshake_against_a_pin_whose_place_was_forged_never_moves_it,
     a_spoofed_fin_or_rst_outside_the_window_leaves_a_hint_that_data_clears,
     a_spoofed_fin_or_rst_within_the_window_does_not_move_a_pin_either,
     a_forged_end_at_a_forged_place_does_not_move_a_pin_either,
@@ -103,6 +104,29 @@ fn a_whole_spoofed_handshake_against_a_pin_never_moves_it() {
     let pins = both.iter().filter(|(_, word)| word.is(State::Pin)).count();
     assert_eq!(pins, 2, "{both:?}");
     assert!(both.iter().any(|(_, word)| word.backend() == pin.backend()));
+}
+
+/// Half of all sequence numbers are nearer to the forged handshake than to where the stream is forged to be.
+fn a_whole_spoofed_handshake_against_a_pin_whose_place_was_forged_never_moves_it() {
+    for away in [0x2000_0000, 0x6000_0000, 0xa000_0000, 0xe000_0000] {
+        let (world, pin) = pinned();
+        world.backend(&BackendSpec::l2(2).serving(Serving::ExistingOnly));
+        let place = seq().wrapping_add(away);
+        for _ in 0..2 {
+            let forged = CLIENT.ack().seq(place);
+            assert_to(&world, &forged, Reason::Established, 2);
+        }
+        let isn = place.wrapping_add(1 << 31);
+        assert_to(&world, &CLIENT.syn().seq(isn), Reason::Challenged, 1);
+        let answer = CLIENT.ack().seq(isn.wrapping_add(1));
+        assert_to(&world, &answer, Reason::Established, 1);
+        let data = CLIENT.ack().payload(b"data");
+        for _ in 0..2 {
+            assert_to(&world, &data, Reason::Established, 2);
+        }
+        let (_, word) = world.entry_in(CLIENT.key(), State::Pin);
+        assert_eq!(word, pin.with(Word::CONTESTED));
+    }
 }
 
 fn a_spoofed_fin_or_rst_outside_the_window_leaves_a_hint_that_data_clears() {
