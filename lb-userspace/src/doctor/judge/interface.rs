@@ -43,6 +43,7 @@ pub(super) fn examine(facts: &Facts, findings: &mut Vec<Finding>) {
             findings.extend(queues(name, interface));
             findings.extend(mtu(name, interface));
             findings.extend(header_split(name, interface));
+            findings.extend(promiscuous(name, interface));
             findings.extend(peer(name, interface));
             if local {
                 findings.push(local_replies(name, interface, facts.daemon.runs()));
@@ -237,6 +238,19 @@ fn header_split(name: &str, interface: &Interface) -> Option<Finding> {
             name,
             format!("headers and data of TCP come in buffers of their own, and its driver takes no frames of several: it refuses native XDP{more}"),
             format!("ethtool -G {name} tcp-data-split off"),
+        )
+    })
+}
+
+/// XDP comes before the kernel asks whom a frame is for.
+fn promiscuous(name: &str, interface: &Interface) -> Option<Finding> {
+    interface.promiscuous?.then(|| {
+        Finding::bad(
+            Warning,
+            "promiscuous",
+            name,
+            "it lets in frames for other hosts: what another balancer of the same VIPs gets, or sends on, is steered here once more, wherever a switch shows it",
+            format!("capture with `tether capture`, or with `tcpdump -p`; `ip -d link show {name}` tells whether it is a port of a bridge, which always is so (docs/hardware.md)"),
         )
     })
 }

@@ -351,6 +351,17 @@ fn headers_apart_from_data_take_frames_of_several_buffers() {
 }
 
 #[test]
+fn frames_for_other_hosts() {
+    makes(Mode::L2, Warning, "promiscuous", "tcpdump -p", |facts| {
+        eth0(facts).promiscuous = Some(true)
+    });
+    for promiscuous in [Some(false), None] {
+        let change = |facts: &mut Facts| eth0(facts).promiscuous = promiscuous;
+        assert_eq!(found(Mode::L2, change), []);
+    }
+}
+
+#[test]
 fn other_programs_and_sysctls() {
     makes(Mode::L2, Warning, "tc", "VIP", |facts| {
         eth0(facts).tc = Some(vec!["shaper".into()])
