@@ -278,6 +278,7 @@ fn the_page_stays_usable_with_a_thousand_services() -> Result<()> {
     sender.send_modify(|status| {
         let mut next = Status::clone(status);
         next.services[5].fail_open = true;
+        next.services[4].full = true;
         next.config.error = Some("tether.toml:1:1: configuration: this is not TOML".to_owned());
         *status = Arc::new(next);
     });
@@ -286,6 +287,10 @@ fn the_page_stays_usable_with_a_thousand_services() -> Result<()> {
     })?;
     let verdict = says(&mut browser, "#verdict", |text| text.contains("not TOML"))?;
     assert!(verdict.contains("fail-open"), "{verdict}");
+    assert!(
+        verdict.contains("service-0004: every usable backend is at its max_connections"),
+        "{verdict}"
+    );
     says(&mut browser, "#events li:first-child", |text| {
         text.contains("service-0005")
     })?;

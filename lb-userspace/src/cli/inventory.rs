@@ -238,6 +238,8 @@ fn service_state(row: &ServiceRow) -> (&'static str, Style) {
         ("removed", Style::Faint)
     } else if row.fail_open {
         ("FAIL-OPEN", Style::Bad)
+    } else if row.full {
+        ("FULL", Style::Bad)
     } else if row.backends.new == 0 {
         ("no backend", Style::Bad)
     } else if row.resets_suspended.is_some() {

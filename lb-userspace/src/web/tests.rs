@@ -493,6 +493,11 @@ async fn the_news_begin_with_the_past_and_bring_the_backends_that_are_asked_for(
     );
     let (_, opened) = news(address, "?open=[%22other%22]", 3).await;
     assert_eq!(opened["backends"], serde_json::json!([]));
+    let mut full = a_status();
+    full.services[0].fail_open = false;
+    status.send(Arc::new(full)).unwrap();
+    let (_, now) = news(address, "", 2).await;
+    assert_eq!(now["services"][0]["state"], "full");
     let mut evacuated = a_status();
     evacuated.evacuated = true;
     status.send(Arc::new(evacuated)).unwrap();

@@ -398,6 +398,8 @@ impl Board {
             ("removed", Mood::Doubtful)
         } else if row.fail_open {
             ("FAIL-OPEN", Mood::Bad)
+        } else if row.full {
+            ("FULL", Mood::Bad)
         } else if row.backends.new == 0 {
             ("no backend", Mood::Bad)
         } else if row.resets_suspended.is_some() {

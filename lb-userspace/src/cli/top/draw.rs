@@ -141,6 +141,7 @@ fn bars(figures: &[f64], width: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use lb_common::backend::Serving;
     use ratatui::{Terminal, backend::TestBackend};
 
     use super::{
@@ -276,6 +277,22 @@ mod tests {
         assert_eq!(screen(&board, 80, 24)[5], "no daemon answers");
         board.take(sample(3));
         assert_eq!(board.warning(), None);
+    }
+
+    #[test]
+    fn a_service_whose_backends_are_full_is_called_so() {
+        let mut board = board(1);
+        board.wish(Wish::View);
+        let mut full = sample(2);
+        full.status.services[0].full = true;
+        for backend in &mut full.status.services[0].backends {
+            backend.serving = Serving::ExistingOnly;
+        }
+        full.services = inventory::services(&shown::maps_of(&full.status), &full.status);
+        board.take(full);
+        let lines = board.lines();
+        assert_eq!((&*lines[0].name, &*lines[0].state), ("chat", "FULL"));
+        assert_eq!(lines[0].serving, "0 of 2 new");
     }
 
     #[test]
