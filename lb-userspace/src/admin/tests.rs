@@ -18,6 +18,7 @@ use crate::{
 
 mod described;
 mod events;
+mod gone;
 mod lists;
 mod peers;
 
