@@ -1,6 +1,6 @@
 //! Changes of state, those that were and those that come.
 
-use std::{convert::Infallible, time::Duration};
+use std::{convert::Infallible, sync::Arc, time::Duration};
 
 use axum::{
     body::Body,
@@ -11,6 +11,7 @@ use axum::{
 use futures::stream;
 use hyper::body::Bytes;
 use serde::{Deserialize, Serialize};
+use tokio::sync::Semaphore;
 use utoipa::IntoParams;
 
 use super::{Admin, document::Failure};
@@ -21,6 +22,18 @@ use crate::{
 
 /// After so long without a change, followers are sent an empty line: so one that is gone is noticed, and one that listens knows that the daemon lives.
 pub(super) const BEAT: Duration = Duration::from_secs(5);
+/// Followers at once, at most: a part of the socket's connections, of which each keeps one for as long as it likes.
+pub(super) const FOLLOWERS: usize = 16;
+
+/// Places for followers.
+#[derive(Clone, Debug)]
+pub(super) struct Followers(Arc<Semaphore>);
+
+impl Default for Followers {
+    fn default() -> Self {
+        Self(Arc::new(Semaphore::new(FOLLOWERS)))
+    }
+}
 
 /// Which changes.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, IntoParams)]
@@ -46,7 +59,8 @@ pub struct Asked {
 #[utoipa::path(get, path = "/v1/events", tag = "listings", params(Asked),
     responses((status = 200, description = "A line for each change, the latest last", body = Event, content_type = "application/x-ndjson"),
         (status = 400, description = "The question means nothing", body = Failure),
-        (status = 403, description = "Not for this user", body = Failure)))]
+        (status = 403, description = "Not for this user", body = Failure),
+        (status = 503, description = "Too many follow already", body = Failure)))]
 pub(super) async fn events(
     State(admin): State<Admin>,
     asked: Result<Query<Asked>, QueryRejection>,
@@ -61,6 +75,10 @@ pub(super) async fn events(
     if !asked.follow {
         return (kind, text).into_response();
     }
+    let Ok(place) = admin.followers.0.try_acquire_owned() else {
+        let text = format!("{FOLLOWERS} follow the changes already; try again when one has ended");
+        return http::error(StatusCode::SERVICE_UNAVAILABLE, text);
+    };
     // The head of the answer is sent with its first bytes: a reader is to know at once that it listens.
     if text.is_empty() {
         text.push('\n');
@@ -68,8 +86,8 @@ pub(super) async fn events(
     let changed = history.changed();
     let first = stream::once(async { Ok::<_, Infallible>(Bytes::from(text)) });
     let rest = stream::unfold(
-        (history, changed, next),
-        move |(history, mut changed, next)| async move {
+        (history, changed, next, place),
+        move |(history, mut changed, next, place)| async move {
             // Ends only with the history, which this state holds.
             let beat = tokio::time::timeout(BEAT, changed.wait_for(|number| *number > next))
                 .await
@@ -79,7 +97,7 @@ pub(super) async fn events(
                 Ok(Err(_)) => return None,
                 Err(_) => ("\n".to_owned(), next),
             };
-            Some((Ok(Bytes::from(text)), (history, changed, next)))
+            Some((Ok(Bytes::from(text)), (history, changed, next, place)))
         },
     );
     let body = stream::StreamExt::chain(first, rest);

@@ -34,6 +34,7 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::{
     document::{Document, Done, Failure, Failures, Reloaded, Undrained},
+    events::Followers,
     explain::Explainer,
     list::Lists,
     peer::Right,
@@ -53,7 +54,7 @@ use crate::{
     desired::Refusal,
     explain::Rehearse,
     history::History,
-    http,
+    http::{self, gate::Gate},
     model::{Asked, BackendName},
     reconcile::Command,
     status::Status,
@@ -62,6 +63,8 @@ use crate::{
 
 /// Time in which the reconciler answers. It is busy for milliseconds at a time.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Connections that are served at once, at most, of those who may only look. Each may hold an answer of megabytes that it does not read.
+const LOOKERS: usize = 32;
 
 /// What requests act on.
 #[derive(Clone, Debug)]
@@ -71,6 +74,7 @@ pub struct Admin {
     commands: mpsc::Sender<Command>,
     reloader: Arc<Reloader>,
     lists: Lists,
+    followers: Followers,
     history: History,
     explainer: Explainer,
     watch: Option<Watch>,
@@ -90,6 +94,7 @@ impl Admin {
             commands,
             reloader,
             lists: Lists::default(),
+            followers: Followers::default(),
             history: History::default(),
             explainer: Explainer::new(None),
             watch: None,
@@ -154,7 +159,8 @@ pub async fn serve(
     mut shutdown: watch::Receiver<bool>,
 ) {
     let router = router(admin);
-    let gate = http::gate::Gate::default();
+    // Who may only look has places of its own: it must not keep out those who may do more.
+    let (gate, others) = (Gate::default(), Gate::of(LOOKERS));
     loop {
         let stream = tokio::select! {
             () = crate::shutdown::requested(&mut shutdown) => return,
@@ -170,11 +176,23 @@ pub async fn serve(
                 }
             }
         };
-        let place = tokio::select! {
-            () = crate::shutdown::requested(&mut shutdown) => return,
-            place = gate.enter() => place,
-        };
         let right = readers.right(&stream);
+        let place = match right {
+            Right::Everything => tokio::select! {
+                () = crate::shutdown::requested(&mut shutdown) => return,
+                place = gate.enter() => place,
+            },
+            // Nobody waits for such a place: whoever comes next would wait too.
+            Right::Read | Right::Nothing => match others.try_enter() {
+                Some(place) => place,
+                None => {
+                    tracing::debug!(
+                        "a connection was closed: those who may only look have too many"
+                    );
+                    continue;
+                }
+            },
+        };
         let router = router
             .clone()
             .layer(middleware::from_fn(move |request, next| {

@@ -18,11 +18,13 @@ use tokio::sync::Notify;
 pub(crate) const CONNECTIONS: usize = 64;
 
 /// The places of one listener.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
 pub(crate) struct Gate(Arc<Shared>);
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Shared {
+    /// How many there are.
+    most: usize,
     places: Mutex<Places>,
     freed: Notify,
 }
@@ -46,7 +48,22 @@ pub(crate) struct Place {
     endless: AtomicBool,
 }
 
+impl Default for Gate {
+    fn default() -> Self {
+        Self::of(CONNECTIONS)
+    }
+}
+
 impl Gate {
+    /// So many places.
+    pub(crate) fn of(most: usize) -> Self {
+        Self(Arc::new(Shared {
+            most,
+            places: Mutex::default(),
+            freed: Notify::new(),
+        }))
+    }
+
     /// Takes a place; waits only while every other is being answered.
     pub(crate) async fn enter(&self) -> Place {
         loop {
@@ -58,9 +75,10 @@ impl Gate {
         }
     }
 
-    fn try_enter(&self) -> Option<Place> {
+    /// Takes a place, if one is free or gives way.
+    pub(crate) fn try_enter(&self) -> Option<Place> {
         let mut places = self.places();
-        if places.asked.len() + places.silent.len() >= CONNECTIONS {
+        if places.asked.len() + places.silent.len() >= self.0.most {
             let (_, first) = places.silent.pop_first()?;
             first.notify_one();
         }
