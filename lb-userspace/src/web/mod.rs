@@ -6,7 +6,10 @@
 //! | `/metrics` | everything, in the OpenMetrics text format |
 //! | `/healthz` | 200 while the daemon answers at all |
 //! | `/readyz` | 200 while the configuration is applied and the program attached, else 503 and what is missing |
+//!
+//! On loopback it answers to addresses and to `localhost` alone: `host`.
 
+mod host;
 mod metrics;
 mod page;
 mod scrapes;
@@ -17,6 +20,7 @@ use axum::{
     Router,
     extract::State,
     http::{StatusCode, header},
+    middleware,
     response::{IntoResponse as _, Response},
     routing::get,
 };
@@ -102,7 +106,7 @@ pub async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
 
 /// Serves until `shutdown` turns true.
 pub async fn serve(listener: TcpListener, web: Web, mut shutdown: watch::Receiver<bool>) {
-    let router = Router::new()
+    let mut router = Router::new()
         .route("/", get(page::page))
         .route("/events", get(page::events))
         .route("/metrics", get(metrics))
@@ -111,6 +115,12 @@ pub async fn serve(listener: TcpListener, web: Web, mut shutdown: watch::Receive
         .fallback(http::not_found)
         .method_not_allowed_fallback(http::wrong_method)
         .with_state(web);
+    if listener
+        .local_addr()
+        .is_ok_and(|address| address.ip().is_loopback())
+    {
+        router = router.layer(middleware::from_fn(host::guard));
+    }
     let gate = http::gate::Gate::default();
     loop {
         let stream = tokio::select! {
