@@ -3,6 +3,7 @@
   const SHOWN = 20;          // services that are drawn before somebody asks for more
   const MORE = 50;           // and how many then
   const TOTALS = 150, OF_SERVICE = 60;
+  const OPEN = 32;           // services whose backends are told at once: the daemon tells no more
   const $ = (selector, root = document) => root.querySelector(selector);
   const SVG = 'http://www.w3.org/2000/svg';
 
@@ -163,6 +164,11 @@
     details.addEventListener('toggle', () => {
       if (details.open === open.has(service.name)) return;
       if (details.open) open.add(service.name); else open.delete(service.name);
+      // For one more, the one that was opened first is closed: what closes it has nothing more to tell here.
+      for (const name of [...open].slice(0, -OPEN)) {
+        open.delete(name);
+        for (const one of rows.values()) if (one.details.dataset.service === name) one.details.open = false;
+      }
       connect();
     });
     return { details, tag: $('.tag', details), text: $('.share span', details), bar: $('.bar', details),
