@@ -123,19 +123,20 @@ pub async fn serve(listener: TcpListener, web: Web, mut shutdown: watch::Receive
     }
     let gate = http::gate::Gate::default();
     loop {
-        let stream = tokio::select! {
+        let (stream, peer) = tokio::select! {
             () = crate::shutdown::requested(&mut shutdown) => return,
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
+                Ok(accepted) => accepted,
                 Err(error) => {
                     http::accept_failed(error).await;
                     continue;
                 }
             }
         };
-        let place = tokio::select! {
-            () = crate::shutdown::requested(&mut shutdown) => return,
-            place = gate.enter() => place,
+        // Nobody waits: whoever comes next would wait too.
+        let Some(place) = gate.enter_from(peer.ip()) else {
+            tracing::debug!(%peer, "a connection was closed: its source has too many");
+            continue;
         };
         tokio::spawn(http::serve(stream, router.clone(), place));
     }
