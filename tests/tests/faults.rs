@@ -1,6 +1,7 @@
 //! Faults that a user can cause: each is told with what it is about and what to do, and nothing is left behind.
 
-use std::process::{Command, Output};
+use std::fs::File;
+use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context as _, Result};
 use lab::address::Family;
@@ -184,5 +185,27 @@ fn where_no_daemon_runs_it_is_told_how_to_start_one() -> Result<()> {
             "--socket",
         ],
     );
+    Ok(())
+}
+
+/// As on a full disk: what was asked for is nowhere, so it is a failure, and told in a line.
+#[test]
+fn an_output_that_takes_nothing_is_told() -> Result<()> {
+    for arguments in [
+        &["completions", "bash"] as &[&str],
+        &["man"],
+        &["man", "seed-show"],
+        &["check", "--schema"],
+        &["upgrade-check", "--layouts"],
+    ] {
+        let mut command = tether::command(arguments)?;
+        command
+            .stdin(Stdio::null())
+            .stdout(File::options().write(true).open("/dev/full")?);
+        let output = command.output()?;
+        assert_told(&output, &["tether: standard output: ", "No space left"]);
+        let said = said(&output);
+        assert_eq!(said.lines().count(), 1, "{arguments:?}: {said}");
+    }
     Ok(())
 }
