@@ -1,8 +1,9 @@
 //! Changes of state, those that were and those that come.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, time::Duration};
 
 use axum::{
+    Extension,
     body::Body,
     extract::{Query, State, rejection::QueryRejection},
     http::{StatusCode, header},
@@ -11,10 +12,9 @@ use axum::{
 use futures::stream;
 use hyper::body::Bytes;
 use serde::{Deserialize, Serialize};
-use tokio::sync::Semaphore;
 use utoipa::IntoParams;
 
-use super::{Admin, document::Failure};
+use super::{Admin, document::Failure, peer::Right};
 use crate::{
     history::{Event, History, changes::Level},
     http::{self, Endless},
@@ -24,16 +24,6 @@ use crate::{
 pub(super) const BEAT: Duration = Duration::from_secs(5);
 /// Followers at once, at most: a part of the socket's connections, of which each keeps one for as long as it likes.
 pub(super) const FOLLOWERS: usize = 16;
-
-/// Places for followers.
-#[derive(Clone, Debug)]
-pub(super) struct Followers(Arc<Semaphore>);
-
-impl Default for Followers {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(FOLLOWERS)))
-    }
-}
 
 /// Which changes.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, IntoParams)]
@@ -63,6 +53,7 @@ pub struct Asked {
         (status = 503, description = "Too many follow already", body = Failure)))]
 pub(super) async fn events(
     State(admin): State<Admin>,
+    Extension(right): Extension<Right>,
     asked: Result<Query<Asked>, QueryRejection>,
 ) -> Response {
     let Query(asked) = match asked {
@@ -75,7 +66,7 @@ pub(super) async fn events(
     if !asked.follow {
         return (kind, text).into_response();
     }
-    let Ok(place) = admin.followers.0.try_acquire_owned() else {
+    let Some(place) = admin.followers.take(right) else {
         let text = format!("{FOLLOWERS} follow the changes already; try again when one has ended");
         return http::error(StatusCode::SERVICE_UNAVAILABLE, text);
     };

@@ -10,6 +10,7 @@ mod left;
 mod list;
 mod packets;
 mod peer;
+mod places;
 mod plan;
 mod reload;
 
@@ -34,10 +35,11 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::{
     document::{Document, Done, Failure, Failures, Reloaded, Undrained},
-    events::Followers,
+    events::FOLLOWERS,
     explain::Explainer,
-    list::Lists,
+    list::LISTS,
     peer::Right,
+    places::Places,
 };
 pub use self::{
     edit::PutBackend,
@@ -73,8 +75,8 @@ pub struct Admin {
     maps: Arc<Maps>,
     commands: mpsc::Sender<Command>,
     reloader: Arc<Reloader>,
-    lists: Lists,
-    followers: Followers,
+    lists: Places,
+    followers: Places,
     history: History,
     explainer: Explainer,
     watch: Option<Watch>,
@@ -93,8 +95,8 @@ impl Admin {
             maps,
             commands,
             reloader,
-            lists: Lists::default(),
-            followers: Followers::default(),
+            lists: Places::of(LISTS),
+            followers: Places::of(FOLLOWERS),
             history: History::default(),
             explainer: Explainer::new(None),
             watch: None,
@@ -202,8 +204,9 @@ pub async fn serve(
     }
 }
 
-/// Lets through what a peer may do.
-async fn guard(right: Right, request: Request, next: Next) -> Response {
+/// Lets through what a peer may do, and has its right known to who answers.
+async fn guard(right: Right, mut request: Request, next: Next) -> Response {
+    request.extensions_mut().insert(right);
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     match right {
         Right::Everything => next.run(request).await,

@@ -67,7 +67,7 @@ struct Daemon {
     status: watch::Sender<Arc<Status>>,
     maps: Arc<Maps>,
     heard: mpsc::Receiver<String>,
-    lists: Lists,
+    lists: Places,
     history: History,
 }
 
