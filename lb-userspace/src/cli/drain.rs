@@ -15,6 +15,7 @@ use crate::{
     },
     config,
     flows::left::Left,
+    logging,
     model::{Asked, BackendName},
     words,
 };
@@ -265,7 +266,7 @@ struct Screen {
 impl Screen {
     fn new() -> Self {
         Self {
-            is_terminal: io::stdout().is_terminal() && !progress::is_dumb(),
+            is_terminal: io::stdout().is_terminal() && !logging::is_dumb(),
             last: None,
         }
     }
