@@ -16,7 +16,7 @@ use lb_common::{
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
 };
 
 use super::*;
@@ -538,6 +538,33 @@ async fn open_pages_are_bounded_and_leave_room_for_scrapes() {
     tokio::time::timeout(Duration::from_secs(30), one_more)
         .await
         .expect("places come back when pages are closed");
+}
+
+/// More of them than there are places, all from one address, as kubelet's and Prometheus' are not.
+#[tokio::test]
+async fn who_reads_nothing_keeps_nobody_from_elsewhere_out() {
+    let (address, _status, _stop) = start(bounds::a_status_of(100, 20)).await;
+    let mut held = Vec::new();
+    for _ in 0..http::gate::CONNECTIONS + 8 {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4_096).unwrap();
+        socket
+            .bind((Ipv4Addr::new(127, 0, 0, 2), 0).into())
+            .unwrap();
+        let mut stream = socket.connect(address).await.unwrap();
+        let request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        // One that finds no place is closed, and may be before it has asked.
+        drop(stream.write_all(request).await);
+        held.push(stream);
+    }
+    // The last of the places is being answered, with more than its socket takes.
+    let last = &mut held[http::gate::CONNECTIONS - 1];
+    last.read_exact(&mut [0]).await.unwrap();
+    let answered = tokio::time::timeout(Duration::from_secs(4), get(address, "/healthz"));
+    let (code, _) = answered
+        .await
+        .expect("it is answered before any of those is given up");
+    assert_eq!(code, 200);
 }
 
 /// The status of an answer that may have no end.
