@@ -3,7 +3,7 @@
 use std::convert::Infallible;
 
 use axum::{
-    Extension, Json,
+    Extension,
     body::Body,
     extract::{Query, State, rejection::QueryRejection},
     http::{StatusCode, header},
@@ -35,8 +35,10 @@ const CHUNKS: usize = 4;
         (status = 403, description = "Not for this user", body = Failure)))]
 pub(super) async fn services(State(admin): State<Admin>) -> Response {
     let status = admin.status.borrow().clone();
-    let rows = tokio::task::spawn_blocking(move || inventory::services(&admin.maps, &status));
-    answer(rows.await)
+    let Admin { texts, maps, .. } = admin;
+    texts
+        .answer(move || serde_json::to_vec(&inventory::services(&maps, &status)))
+        .await
 }
 
 /// Which backends.
@@ -69,19 +71,13 @@ pub(super) async fn backends(
         let text = format!("there is no service {name:?}; `tether services` lists them");
         return http::error(StatusCode::NOT_FOUND, text);
     }
-    let rows = tokio::task::spawn_blocking(move || {
-        inventory::backends(&admin.maps, &status, |known| {
+    let Admin { texts, maps, .. } = admin;
+    let rows = move || {
+        serde_json::to_vec(&inventory::backends(&maps, &status, |known| {
             service.as_ref().is_none_or(|name| known.name == *name)
-        })
-    });
-    answer(rows.await)
-}
-
-fn answer<T: serde::Serialize>(rows: Result<Vec<T>, tokio::task::JoinError>) -> Response {
-    match rows {
-        Ok(rows) => Json(rows).into_response(),
-        Err(error) => http::error(StatusCode::INTERNAL_SERVER_ERROR, error),
-    }
+        }))
+    };
+    texts.answer(rows).await
 }
 
 /// Flows, one a line

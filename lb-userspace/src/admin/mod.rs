@@ -13,6 +13,7 @@ mod peer;
 mod places;
 mod plan;
 mod reload;
+mod texts;
 
 use std::{io, os::unix::fs::FileTypeExt as _, path::Path, sync::Arc, time::Duration};
 
@@ -40,6 +41,7 @@ use self::{
     list::LISTS,
     peer::Right,
     places::Places,
+    texts::Texts,
 };
 pub use self::{
     edit::PutBackend,
@@ -77,6 +79,7 @@ pub struct Admin {
     reloader: Arc<Reloader>,
     lists: Places,
     followers: Places,
+    texts: Texts,
     history: History,
     explainer: Explainer,
     watch: Option<Watch>,
@@ -97,6 +100,7 @@ impl Admin {
             reloader,
             lists: Places::of(LISTS),
             followers: Places::of(FOLLOWERS),
+            texts: Texts::default(),
             history: History::default(),
             explainer: Explainer::new(None),
             watch: None,
@@ -257,7 +261,10 @@ fn router(admin: Admin) -> Router {
         (status = 403, description = "Not for this user", body = Failure)))]
 async fn status(State(admin): State<Admin>) -> Response {
     let status = admin.status.borrow().clone();
-    Json(&*status).into_response()
+    admin
+        .texts
+        .answer(move || serde_json::to_vec(&*status))
+        .await
 }
 
 /// A service's name and a backend's, in a path.
