@@ -62,6 +62,8 @@ pub struct Web {
     runs: RunSource,
     /// Places for those who listen to the page's news.
     readers: Arc<Semaphore>,
+    /// Whose news are being made.
+    writing: Arc<Semaphore>,
     scrapes: Scrapes,
 }
 
@@ -85,6 +87,7 @@ impl Web {
             told,
             runs: RunSource(Arc::new(|| None)),
             readers: Arc::new(Semaphore::new(page::READERS)),
+            writing: Arc::new(Semaphore::new(1)),
             scrapes: Scrapes::default(),
         }
     }
