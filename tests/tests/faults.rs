@@ -209,3 +209,22 @@ fn an_output_that_takes_nothing_is_told() -> Result<()> {
     }
     Ok(())
 }
+
+/// Half of it would be in the way of the next start, or of nobody's knowledge.
+#[test]
+fn a_cleanup_that_cannot_say_a_word_is_complete() -> Result<()> {
+    let mut stage = Stage::set(Topology::new(Place::Farm), 58, |_| {})?;
+    stage.tether.terminate()?;
+    let balancer = stage.lab.balancer();
+    let mut command = tether::command(&["cleanup"])?;
+    command
+        .stdin(Stdio::null())
+        .stdout(File::options().write(true).open("/dev/full")?)
+        .stderr(Stdio::piped());
+    let output = balancer.spawn(command)?.wait_with_output()?;
+    assert_told(&output, &["standard output"]);
+    assert_nothing_left(&stage.lab)?;
+    assert_eq!(balancer.list("/run/tether")?, [""; 0]);
+    stage.close();
+    Ok(())
+}

@@ -444,9 +444,14 @@ fn cleanup(bpffs: &Path, state_dir: &Path) -> Result<(), Failure> {
         Ok(false) => None,
         _ => Some(StateDir::take(state_dir)?),
     };
-    put!("{}", kernel::cleanup(bpffs)?);
+    let removed = kernel::cleanup(bpffs)?;
+    let had_state = state.is_some();
     if let Some(state) = state {
         state.remove(&reconcile::MEMORY_FILES)?;
+    }
+    // All is done before a word of it: nobody who reads none of them, or goes, is to leave a half of it behind.
+    put!("{removed}");
+    if had_state {
         put_line!("removed the state in {}", state_dir.display());
     }
     Ok(())
