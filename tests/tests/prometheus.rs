@@ -426,6 +426,11 @@ fn an_alert_fires_while_all_backends_are_full() -> Result<()> {
         })?;
     }
     prometheus.see("all have as many as they may", &["TetherServiceFull"])?;
+    // The commands agree with it, and with each other.
+    for command in ["status", "services"] {
+        let said = stage.tether.succeed(&[command])?;
+        assert!(said.contains("  FULL"), "{command}: {said}");
+    }
     assert_eq!(crowd::echo_all(&connections), [""; 0]);
     connections[0].close(Close::Abort)?;
     prometheus.see("one has room", &[])?;

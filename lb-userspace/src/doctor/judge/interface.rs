@@ -177,7 +177,8 @@ fn offloads(name: &str, interface: &Interface) -> Option<Finding> {
 }
 
 fn queues(name: &str, interface: &Interface) -> Option<Finding> {
-    let queues = interface.queues?;
+    // A driver may know of queues, and of no pairs of them.
+    let queues = interface.queues.filter(|queues| queues.maximum > 0)?;
     let cpus = interface.cpus;
     let driver = interface.driver.as_deref().unwrap_or_default();
     let found = format!(
@@ -210,9 +211,14 @@ fn queues(name: &str, interface: &Interface) -> Option<Finding> {
     Some(Finding::ok("queues", name, found))
 }
 
+/// Whether its driver has native XDP, for frames of one buffer only; none where that is not told.
+fn takes_one_buffer(interface: &Interface) -> Option<bool> {
+    let features = interface.features?;
+    Some(features & XDP_BASIC != 0 && features & XDP_RX_SG == 0)
+}
+
 fn mtu(name: &str, interface: &Interface) -> Option<Finding> {
-    let takes_many = interface.features? & XDP_RX_SG != 0;
-    (interface.mtu > PAGE_MTU && !takes_many).then(|| {
+    (interface.mtu > PAGE_MTU && takes_one_buffer(interface)?).then(|| {
         Finding::bad(
             Warning,
             "driver-mtu",
@@ -225,8 +231,7 @@ fn mtu(name: &str, interface: &Interface) -> Option<Finding> {
 
 /// Headers in one buffer and data in another make two of every frame, however small.
 fn header_split(name: &str, interface: &Interface) -> Option<Finding> {
-    let takes_many = interface.features? & XDP_RX_SG != 0;
-    (interface.splits_headers? && !takes_many).then(|| {
+    (interface.splits_headers? && takes_one_buffer(interface)?).then(|| {
         let more = if interface.mtu > PAGE_MTU {
             format!("; MTU {} is more than a page holds, too", interface.mtu)
         } else {

@@ -303,6 +303,24 @@ fn interfaces_and_drivers() {
         ena.iter()
             .any(|one| one.check == "queues" && one.state == Warning)
     );
+    // A driver may have queues and no pairs of them, and one without native XDP has none to refuse.
+    let unpaired = found(Mode::L2, |facts| {
+        eth0(facts).queues = Some(Queues {
+            combined: 0,
+            maximum: 0,
+        });
+    });
+    assert_eq!(unpaired, []);
+    let generic = found(Mode::L2, |facts| {
+        let eth0 = eth0(facts);
+        (eth0.features, eth0.mtu, eth0.splits_headers) = (Some(0), 9000, Some(true));
+    });
+    assert!(
+        generic
+            .iter()
+            .all(|one| !["driver-mtu", "header-split"].contains(&one.check)),
+        "{generic:?}"
+    );
     let jumbo = found(Mode::L2, |facts| {
         eth0(facts).features = Some(0x5f);
         eth0(facts).mtu = 9000;
