@@ -269,7 +269,8 @@ pub const CONSTANTS: &str = "CONSTANTS";
 /// How long adoptions, resets and answers may be saved up, in nanoseconds: 100 ms.
 pub const BURST_NS: u64 = 100_000_000;
 
-/// How much of that answers leave which can wait, echoes and errors about hops, to those about packets that are too big, in nanoseconds: without these a connection stands still.
+/// How much of that answers leave which can wait, echoes and errors about hops and about ways that end, to those about packets that are too big, in
+/// nanoseconds: without these a connection stands still.
 pub const KEPT_NS: u64 = BURST_NS / 2;
 
 /// Default capacities.

@@ -668,17 +668,6 @@ pub(crate) fn endpoint_of(backend: *const Backend) -> u32 {
     (unsafe { core::ptr::addr_of!((*backend).endpoint).read_volatile() }) as u32
 }
 
-/// A backend's address, as [`lb_common::net::Address::words`] has it.
-#[inline(always)]
-pub(crate) fn backend_address(id: u32) -> Option<[u64; 2]> {
-    let backend = BACKENDS.at(id, constant!(backends))?;
-    // SAFETY: an entry of the map. The address does not change while anything names the backend.
-    Some(unsafe {
-        let words = core::ptr::addr_of!((*backend).address).cast::<u64>();
-        [words.read_volatile(), words.add(1).read_volatile()]
-    })
-}
-
 /// Has the frame sent out of another interface, if the program returns what this returns; none if that interface takes no frames.
 #[inline(always)]
 pub(crate) fn redirect(ifindex: u32) -> Option<u32> {

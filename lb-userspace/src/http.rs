@@ -5,7 +5,7 @@
 //! | connect and say nothing, or speak slowly | [`HEAD_TIMEOUT`]; when all places are taken, the silent one that came first goes: [`gate`] |
 //! | send a huge head or body | [`BUFFER`]; a body that no handler reads is not read |
 //! | read its answer slowly, or not at all | [`CONNECTION_TIMEOUT`]; for an answer without an end, [`stall`] |
-//! | connect many times | [`gate::CONNECTIONS`], and its own handlers' bounds |
+//! | connect many times | [`gate::CONNECTIONS`], of which who has the most gives way, and its own handlers' bounds |
 
 pub(crate) mod gate;
 mod stall;

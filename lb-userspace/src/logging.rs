@@ -1,5 +1,10 @@
 //! Logs: to stderr, for people or as JSON.
 
+use std::{
+    env,
+    io::{self, IsTerminal},
+};
+
 use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
 
@@ -27,17 +32,23 @@ pub fn start(format: Format) {
     let filter = EnvFilter::builder().parse_lossy(format!("{QUIET},{wanted}"));
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(io::stderr)
         .with_target(false);
     let started = match format {
-        Format::Text => {
-            use std::io::IsTerminal as _;
-            builder
-                .with_ansi(std::io::stderr().is_terminal())
-                .try_init()
-        }
+        Format::Text => builder.with_ansi(shows_colours(&io::stderr())).try_init(),
         Format::Json => builder.json().flatten_event(true).try_init(),
     };
     // The only error is that logging has started.
     drop(started);
+}
+
+/// Whether a stream is a terminal that shows colours, and nobody asked for none (<https://no-color.org>).
+pub(crate) fn shows_colours(stream: &impl IsTerminal) -> bool {
+    let is_set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
+    stream.is_terminal() && !is_set("NO_COLOR") && !is_dumb()
+}
+
+/// Whether the terminal can only write, and take nothing away.
+pub(crate) fn is_dumb() -> bool {
+    env::var_os("TERM").is_some_and(|term| term == "dumb")
 }

@@ -16,6 +16,7 @@ pub mod packet_socket;
 pub mod passing;
 pub mod peer;
 pub mod pods;
+pub mod prometheus;
 pub mod random;
 pub mod running;
 pub mod sandbox;

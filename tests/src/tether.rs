@@ -163,6 +163,19 @@ impl Tether {
         self.launch(command)
     }
 
+    /// The same without one right, named as `setpriv` does: `net_raw`.
+    ///
+    /// # Errors
+    /// As [`Tether::restart`].
+    pub fn restart_without(&mut self, right: &str) -> Result<()> {
+        let mut command = Command::new("setpriv");
+        command
+            .arg(format!("--bounding-set=-{right}"))
+            .arg("--inh-caps=-all")
+            .arg(&self.program);
+        self.launch(command)
+    }
+
     /// The same with a daemon that ends itself at a failpoint: the one of that number, counted from 1 as they are passed, or the first of
     /// that name.
     ///

@@ -1,6 +1,7 @@
 //! Faults that a user can cause: each is told with what it is about and what to do, and nothing is left behind.
 
-use std::process::{Command, Output};
+use std::fs::File;
+use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context as _, Result};
 use lab::address::Family;
@@ -184,5 +185,46 @@ fn where_no_daemon_runs_it_is_told_how_to_start_one() -> Result<()> {
             "--socket",
         ],
     );
+    Ok(())
+}
+
+/// As on a full disk: what was asked for is nowhere, so it is a failure, and told in a line.
+#[test]
+fn an_output_that_takes_nothing_is_told() -> Result<()> {
+    for arguments in [
+        &["completions", "bash"] as &[&str],
+        &["man"],
+        &["man", "seed-show"],
+        &["check", "--schema"],
+        &["upgrade-check", "--layouts"],
+    ] {
+        let mut command = tether::command(arguments)?;
+        command
+            .stdin(Stdio::null())
+            .stdout(File::options().write(true).open("/dev/full")?);
+        let output = command.output()?;
+        assert_told(&output, &["tether: standard output: ", "No space left"]);
+        let said = said(&output);
+        assert_eq!(said.lines().count(), 1, "{arguments:?}: {said}");
+    }
+    Ok(())
+}
+
+/// Half of it would be in the way of the next start, or of nobody's knowledge.
+#[test]
+fn a_cleanup_that_cannot_say_a_word_is_complete() -> Result<()> {
+    let mut stage = Stage::set(Topology::new(Place::Farm), 58, |_| {})?;
+    stage.tether.terminate()?;
+    let balancer = stage.lab.balancer();
+    let mut command = tether::command(&["cleanup"])?;
+    command
+        .stdin(Stdio::null())
+        .stdout(File::options().write(true).open("/dev/full")?)
+        .stderr(Stdio::piped());
+    let output = balancer.spawn(command)?.wait_with_output()?;
+    assert_told(&output, &["standard output"]);
+    assert_nothing_left(&stage.lab)?;
+    assert_eq!(balancer.list("/run/tether")?, [""; 0]);
+    stage.close();
     Ok(())
 }

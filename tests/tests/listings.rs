@@ -160,7 +160,7 @@ fn peers_that_go_before_their_answer_do_no_harm() -> Result<()> {
             drop(peer);
             let path = ["/metrics", "/", "/events"][round % 3];
             let mut peer = TcpStream::connect("127.0.0.1:9477")?;
-            write!(peer, "GET {path} HTTP/1.1\r\nHost: tether\r\n\r\n")?;
+            write!(peer, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
             if round % 2 == 0 {
                 let _ = peer.read(&mut [0; 16])?;
             }

@@ -132,9 +132,11 @@ fn the_readmes_way_leads_there_and_back() -> Result<()> {
         .next()
         .and_then(|line| line.strip_prefix("# "))
         .context("its path")?;
-    on(&format!("mkdir -p $(dirname {path})"))?;
+    for line in readme.commands("Configure", 0)?.lines() {
+        on(line)?;
+    }
     balancer.write(&format!("{}{path}", sandbox::ROOT), toml)?;
-    let (expected, printed) = session(readme.commands("Configure", 0)?, on)?;
+    let (expected, printed) = session(readme.commands("Configure", 1)?, on)?;
     assert_eq!(printed, expected);
 
     for line in readme.commands("Bring the VIP to the balancer", 0)?.lines() {

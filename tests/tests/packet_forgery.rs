@@ -9,7 +9,7 @@ use lab::packet::{
 use lb_common::{
     backend::Serving,
     flow::word::{LATE_TICKS, State, Word, YOUNG_TICKS},
-    tcp::{ACK, FIN, RST},
+    tcp::{ACK, FIN, RST, SYN},
     verdict::Reason,
 };
 
@@ -17,8 +17,11 @@ lab::in_both_versions![
     a_spoofed_syn_against_a_pin_never_moves_it,
     a_spoofed_syn_against_a_pin_of_a_draining_backend_never_moves_it,
     a_whole_spoofed_handshake_against_a_pin_never_moves_it,
+    a_whole_spoofed_handshake_against_a_pin_whose_place_was_forged_never_moves_it,
     a_spoofed_fin_or_rst_outside_the_window_leaves_a_hint_that_data_clears,
     a_spoofed_fin_or_rst_within_the_window_does_not_move_a_pin_either,
+    a_forged_end_at_a_forged_place_does_not_move_a_pin_either,
+    flags_that_no_stream_has_change_nothing_of_a_pin,
     a_spoofed_syn_ahead_of_a_stream_never_has_it,
     three_spoofed_segments_do_not_cut_a_half_closed_stream,
     a_port_used_again_belongs_to_its_challenger_from_its_first_acknowledgement_on,
@@ -103,6 +106,29 @@ fn a_whole_spoofed_handshake_against_a_pin_never_moves_it() {
     assert!(both.iter().any(|(_, word)| word.backend() == pin.backend()));
 }
 
+/// Half of all sequence numbers are nearer to the forged handshake than to where the stream is forged to be.
+fn a_whole_spoofed_handshake_against_a_pin_whose_place_was_forged_never_moves_it() {
+    for away in [0x2000_0000, 0x6000_0000, 0xa000_0000, 0xe000_0000] {
+        let (world, pin) = pinned();
+        world.backend(&BackendSpec::l2(2).serving(Serving::ExistingOnly));
+        let place = seq().wrapping_add(away);
+        for _ in 0..2 {
+            let forged = CLIENT.ack().seq(place);
+            assert_to(&world, &forged, Reason::Established, 2);
+        }
+        let isn = place.wrapping_add(1 << 31);
+        assert_to(&world, &CLIENT.syn().seq(isn), Reason::Challenged, 1);
+        let answer = CLIENT.ack().seq(isn.wrapping_add(1));
+        assert_to(&world, &answer, Reason::Established, 1);
+        let data = CLIENT.ack().payload(b"data");
+        for _ in 0..2 {
+            assert_to(&world, &data, Reason::Established, 2);
+        }
+        let (_, word) = world.entry_in(CLIENT.key(), State::Pin);
+        assert_eq!(word, pin.with(Word::CONTESTED));
+    }
+}
+
 fn a_spoofed_fin_or_rst_outside_the_window_leaves_a_hint_that_data_clears() {
     for flags in [FIN, FIN | ACK, RST, RST | ACK] {
         let (world, pin) = pinned();
@@ -152,6 +178,45 @@ fn a_spoofed_fin_or_rst_within_the_window_does_not_move_a_pin_either() {
             2,
         );
         assert!(world.entry(CLIENT.key()).is(State::Pin));
+    }
+}
+
+/// Who forges twice where the stream is, and then its end there, closes the entry without a guess. It forwards all the same, and lives again once its client
+/// has spoken twice.
+fn a_forged_end_at_a_forged_place_does_not_move_a_pin_either() {
+    for end in [fin(), rst()] {
+        let (world, pin) = pinned();
+        let far = seq() ^ 0x4000_0000;
+        for forged in [CLIENT.ack(), CLIENT.ack(), end] {
+            assert_to(&world, &forged.seq(far), Reason::Established, 2);
+        }
+        assert!(world.entry(CLIENT.key()).is(State::Closing));
+        world.age(LATE_TICKS);
+        let data = CLIENT.ack().payload(b"data");
+        for _ in 0..2 {
+            assert_to(&world, &data, Reason::Established, 2);
+        }
+        let revived = world.entry(CLIENT.key());
+        assert_eq!(
+            (revived.state(), revived.backend()),
+            (State::Young, pin.backend())
+        );
+    }
+}
+
+/// A handshake from the wrong side or with an end in it, and segments that acknowledge nothing.
+fn flags_that_no_stream_has_change_nothing_of_a_pin() {
+    const PSH: u8 = 0x08;
+    const URG: u8 = 0x20;
+    let (world, pin) = pinned();
+    let odd = |flags| CLIENT.ack().with_tcp(|tcp| tcp.flags = flags);
+    for flags in [SYN | ACK, SYN | FIN, SYN | RST, SYN | FIN | PSH | URG, 0xff] {
+        world.send(&odd(flags)).expect(&dropped(Reason::BadFlags));
+        assert_eq!(world.entry(CLIENT.key()), pin);
+    }
+    for flags in [0, PSH, URG, PSH | URG] {
+        assert_to(&world, &odd(flags), Reason::Established, 2);
+        assert_eq!(world.entry(CLIENT.key()), pin);
     }
 }
 

@@ -4,13 +4,14 @@ use std::net::Ipv4Addr;
 
 use lab::packet::{
     BackendSpec, CLIENT, Packet, VIP, VIP_PORT, World,
-    answer::OUTER_SOURCE,
+    answer::{OUTER_SOURCE, address_of},
     answered, dropped,
     entries::backend,
     forwarded,
     frame::Extension,
     icmp::{About, complaint, message, quote},
     in_version, passed, version,
+    version::in_ipv6,
 };
 use lb_common::{
     backend::Serving,
@@ -39,7 +40,9 @@ lab::in_both_versions![
     no_truncation_of_a_message_is_more_than_the_hosts,
     a_router_on_the_way_to_a_backend_is_heard_by_the_client,
     a_packet_that_gets_no_further_in_its_tunnel_is_told_to_its_client,
+    packets_that_get_no_further_leave_answers_for_those_that_are_too_big,
     what_is_not_about_a_flow_and_its_backend_is_the_hosts,
+    what_was_not_encapsulated_here_is_the_hosts,
 ];
 
 const ROUTER: Ipv4Addr = Ipv4Addr::new(203, 0, 113, 254);
@@ -455,7 +458,7 @@ fn a_packet_that_gets_no_further_in_its_tunnel_is_told_to_its_client() {
     let expected = answered(Reason::ErrorRelayed, heard).of_backend(1);
     for about in [About::NoWay, About::Expired, About::NoSuchProtocol] {
         for quoted in [least, 200] {
-            world.save_answers(1);
+            world.save_answers_for_leisure();
             world
                 .send(&from_within(&outer, about, quoted))
                 .expect(&expected);
@@ -464,6 +467,31 @@ fn a_packet_that_gets_no_further_in_its_tunnel_is_told_to_its_client() {
     world
         .send_without_answers(&from_within(&outer, About::NoWay, least))
         .expect(&dropped(Reason::AnswerLimited).of_backend(1));
+}
+
+/// Routers say of each packet to a host that is gone that there is no way to it; a packet that is too big is told of once.
+fn packets_that_get_no_further_leave_answers_for_those_that_are_too_big() {
+    let world = World::with(&BackendSpec::ipip(1));
+    world.send(&CLIENT.syn());
+    let outer = world.send(&CLIENT.ack()).outcome.output;
+    let no_way = from_within(&outer, About::NoWay, 200);
+    // More may be there when a step of the coarse clock falls between.
+    let is_limited = (0..1_000).any(|_| {
+        world.save_answers(World::KEPT_ANSWERS);
+        world.send(&no_way).reason() == Reason::AnswerLimited
+    });
+    assert!(is_limited, "they take all that there is");
+    let frame = no_way.bytes();
+    for _ in 0..1_000 {
+        world.hit(&frame);
+    }
+    let told = complaint(&CLIENT.ack().ttl(63), About::TooBig(1_400 - outer_len()));
+    let expected = answered(Reason::ErrorRelayed, told).of_backend(1);
+    for _ in 0..World::KEPT_ANSWERS {
+        world
+            .send(&from_within(&outer, About::TooBig(1_400), 200))
+            .expect(&expected);
+    }
 }
 
 fn what_is_not_about_a_flow_and_its_backend_is_the_hosts() {
@@ -502,6 +530,64 @@ fn what_is_not_about_a_flow_and_its_backend_is_the_hosts() {
         world
             .send(&from_within(&outer, about, 200))
             .expect(&untouched);
+    }
+}
+
+/// A frame that was encapsulated, as if it had been by another address.
+fn as_from(frame: &[u8], source: Ipv4Addr) -> Vec<u8> {
+    let (at, source) = match version() {
+        IpVersion::V4 => (14 + 12, source.octets().to_vec()),
+        IpVersion::V6 => (14 + 8, in_ipv6(source).octets().to_vec()),
+    };
+    let mut frame = frame.to_vec();
+    frame[at..at + source.len()].copy_from_slice(&source);
+    frame
+}
+
+/// Another balancer's packets are that one's, and so is what is said of them; where sources vary within a prefix, each of them is this host's.
+fn what_was_not_encapsulated_here_is_the_hosts() {
+    let untouched = passed(Reason::NotService).counting(0);
+    let packet = CLIENT.ack().of_length(1_400);
+    for bits in [0, 1, 0xff, 0xffff] {
+        let world = World::with(&BackendSpec::ipip(1).varying(bits));
+        world.send(&CLIENT.syn());
+        let outer = world.send(&packet).outcome.output;
+        let told = |source: Ipv4Addr, about: About, to: Ipv4Addr| {
+            message(about, 0, &as_from(&outer, source)[14..214], ROUTER, to)
+        };
+        let base = HERE.to_bits() & !u32::from(bits);
+        for (about, heard) in [
+            (About::TooBig(1_400), About::TooBig(1_400 - outer_len())),
+            (About::NoWay, About::NoWay),
+        ] {
+            let heard = complaint(&packet.clone().ttl(63), heard);
+            let expected = answered(Reason::ErrorRelayed, heard).of_backend(1);
+            for number in [0, 1, 0x80, 0x1234, 0xffff_u16] {
+                let source = Ipv4Addr::from_bits(base | u32::from(number & bits));
+                world.save_answers_for_leisure();
+                world.send(&told(source, about, source)).expect(&expected);
+                for beyond in [u32::from(bits) + 1, 1 << 16, 1 << 31] {
+                    let other = Ipv4Addr::from_bits(source.to_bits() ^ beyond);
+                    world.send(&told(other, about, other)).expect(&untouched);
+                    world.send(&told(source, about, other)).expect(&untouched);
+                }
+            }
+        }
+    }
+    // And nothing is, for a backend in another mode.
+    let world = World::new();
+    world.send(&CLIENT.syn());
+    let nobody = Ipv4Addr::UNSPECIFIED;
+    let protocol = match version() {
+        IpVersion::V4 => 4,
+        IpVersion::V6 => 41,
+    };
+    for to in [nobody, address_of(1)] {
+        let outer = Packet::tcp((nobody, 0), (to, 0), 0).carrying(protocol, &packet.packet());
+        for about in [About::TooBig(1_400), About::NoWay] {
+            let told = message(about, 0, &outer.packet()[..200], ROUTER, nobody);
+            world.send(&told).expect(&untouched);
+        }
     }
 }
 

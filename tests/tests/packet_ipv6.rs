@@ -266,6 +266,72 @@ fn a_jumbogram_is_malformed() {
     });
 }
 
+/// A client finds the connection that an error is about by what it quotes, whatever stands before TCP's header; but for more of that than anybody sends.
+#[test]
+fn who_is_told_of_a_packet_with_extension_headers_is_told_its_ports() {
+    let chains: [fn(Packet) -> Packet; 9] = [
+        |packet| packet.extended(Extension::options(HOP_BY_HOP, 8)),
+        |packet| packet.extended(Extension::options(DESTINATION, 24)),
+        |packet| packet.extended(Extension::routing(0)),
+        |packet| packet.extended(Extension::fragment(0)),
+        five,
+        |packet| packet.extended(Extension::options(DESTINATION, 72)),
+        |packet| packet.extended(Extension::options(DESTINATION, 80)),
+        |packet| packet.extended(Extension::options(DESTINATION, 400)),
+        |packet| five(packet).tagged(0x8100, 0x2001).tagged(0x88a8, 7),
+    ];
+    in_v6(|| {
+        let answered_to = |world: &World, packet: &Packet, reason: Reason, about: About| {
+            let told = complaint(packet, about);
+            world.save_answers_for_leisure();
+            world
+                .send(packet)
+                .expect(&answered(reason, told).of_backend(1));
+        };
+        for backend in [BackendSpec::l2(1), BackendSpec::ipip(1)] {
+            let world = World::with(&backend);
+            for chain in chains {
+                for packet in [CLIENT.syn(), CLIENT.ack().payload(b"odd")] {
+                    let last = chain(packet).ttl(1);
+                    answered_to(&world, &last, Reason::TtlExpired, About::Expired);
+                }
+            }
+        }
+        let world = World::with(&BackendSpec::ipip(1));
+        for chain in chains {
+            let long = chain(CLIENT.syn()).of_length(1_461);
+            answered_to(&world, &long, Reason::TooBig, About::TooBig(1_460));
+        }
+        drop(world);
+        for mode in MODES {
+            let world = World::with_translating(&mode(1).mtu(1_400));
+            let flow = world.open(CLIENT);
+            for chain in chains {
+                for packet in [flow.ack(), flow.replies(ACK)] {
+                    let last = chain(packet).ttl(1);
+                    answered_to(&world, &last, Reason::TtlExpired, About::Expired);
+                }
+                let long = chain(flow.ack()).of_length(1_401);
+                answered_to(&world, &long, Reason::TooBig, About::TooBig(1_400));
+            }
+        }
+    });
+}
+
+#[test]
+fn the_ports_are_quoted_where_a_client_looks_for_them() {
+    in_v6(|| {
+        let world = World::new();
+        let packet = five(CLIENT.syn()).ttl(1);
+        let answer = world.send(&packet).outcome.output;
+        // Behind Ethernet's header, the answer's own, ICMPv6's, and what the quoted packet has before TCP's.
+        let at = 14 + 40 + 8 + packet.headers_len();
+        assert_eq!(answer.len(), at + 8);
+        let ports = [CLIENT.1.to_be_bytes(), VIP_PORT.to_be_bytes()].concat();
+        assert_eq!(answer[at..at + 4], ports);
+    });
+}
+
 /// The bytes that the other tests build, here written down once.
 #[test]
 fn an_outer_header_byte_by_byte() {

@@ -1,7 +1,7 @@
 //! The life of a flow through the program: embryo, young, pin, closing.
 
 use lab::packet::{
-    BackendSpec, CLIENT, World, dropped,
+    BackendSpec, CLIENT, VIP, VIP_PORT, World, dropped,
     entries::backend,
     flow::{MIB, ago, assert_to, fin, live, pinned, rst, seq},
 };
@@ -26,6 +26,7 @@ lab::in_both_versions![
     an_ack_within_the_window_after_the_syn_promotes_and_notes_when,
     an_ack_outside_the_window_does_not_promote_and_goes_to_the_embryos_backend,
     promotion_follows_a_sequence_number_that_wraps,
+    what_follows_the_data_of_a_syn_promotes,
     a_fin_a_rst_or_a_segment_without_ack_does_not_promote,
     a_young_flow_becomes_a_pin_with_the_first_packet_after_30_seconds_and_not_before,
     a_pin_is_refreshed_by_every_packet_however_long_it_was_idle,
@@ -35,6 +36,7 @@ lab::in_both_versions![
     a_fin_in_the_window_closes_and_still_forwards,
     a_rst_in_the_window_closes_and_still_forwards,
     an_exception_that_closes_by_fin_is_marked_as_one,
+    a_half_closed_stream_keeps_its_backend_for_hours,
     data_long_after_a_fin_revives_the_flow_which_must_prove_itself_again,
     data_soon_after_a_fin_was_sent_before_it_and_revives_nothing,
     any_segment_after_a_rst_revives_the_flow_which_must_prove_itself_again,
@@ -128,6 +130,17 @@ fn promotion_follows_a_sequence_number_that_wraps() {
     assert_to(&world, &CLIENT.ack().seq(0), Reason::Established, 1);
     let (_, young) = world.entry_in(CLIENT.key(), State::Young);
     assert_eq!(young.epoch(), 0);
+}
+
+/// TCP Fast Open (RFC 7413): the stream goes on behind what came with its SYN.
+fn what_follows_the_data_of_a_syn_promotes() {
+    let world = World::new();
+    let syn = CLIENT.syn().payload(&[0x3c; 1_200]);
+    assert_to(&world, &syn, Reason::Opened, 1);
+    assert_to(&world, &syn, Reason::Reopened, 1);
+    let next = CLIENT.ack().seq(seq().wrapping_add(1_200));
+    assert_to(&world, &next, Reason::Established, 1);
+    assert!(world.entry(CLIENT.key()).is(State::Young));
 }
 
 fn a_fin_a_rst_or_a_segment_without_ack_does_not_promote() {
@@ -262,6 +275,21 @@ fn an_exception_that_closes_by_fin_is_marked_as_one() {
     let closing = pin.with_state(State::Closing).with(Word::EXCEPTION);
     assert_eq!(world.entry(CLIENT.key()), closing);
     assert_eq!(closing.linger(), LINGER_EXCEPTION_TICKS);
+}
+
+/// Its client has said all, and only acknowledges what it gets, just often enough not to be forgotten.
+fn a_half_closed_stream_keeps_its_backend_for_hours() {
+    let mut world = World::new();
+    world.insert(CLIENT.key(), live(State::Pin, world.now()));
+    assert_to(&world, &fin(), Reason::Established, 1);
+    world.service(1, VIP, VIP_PORT, &[2]);
+    let acknowledgement = CLIENT.ack().seq(seq().wrapping_add(1));
+    for _ in 0..12 {
+        world.age(LINGER_FIN_TICKS - 2);
+        let waiting = world.entry(CLIENT.key());
+        assert!(waiting.is(State::Closing) && !waiting.is_vacant(world.now()));
+        assert_to(&world, &acknowledgement, Reason::Established, 1);
+    }
 }
 
 fn data_long_after_a_fin_revives_the_flow_which_must_prove_itself_again() {

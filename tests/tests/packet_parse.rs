@@ -7,6 +7,7 @@ use lab::packet::{
     entries::backend, forwarded, passed,
 };
 use lb_common::{
+    backend::Serving,
     flow::word::{State, Word, epoch_of},
     net::IpVersion,
     tcp::{ACK, FIN, RST, SYN},
@@ -33,12 +34,15 @@ lab::in_both_versions![
     a_total_length_shorter_than_the_headers_is_malformed,
     a_total_length_beyond_the_frame_is_counted_and_forwarded_as_it_is,
     a_first_fragment_has_ports_and_is_steered,
+    all_that_may_stand_before_a_segment_is_stepped_over_at_once,
     a_later_tcp_fragment_for_a_vip_that_the_host_does_not_own_is_dropped,
     a_later_tcp_fragment_for_a_vip_that_the_host_owns_is_the_hosts,
     a_later_tcp_fragment_for_another_address_is_the_hosts,
     a_later_udp_fragment_for_a_vip_is_the_hosts,
     a_syn_with_ack_fin_or_rst_is_dropped_and_leaves_no_entry,
     the_flags_that_say_nothing_of_a_flows_life_change_nothing,
+    a_client_whose_port_is_0_is_served_like_any,
+    what_answers_a_segment_from_the_vip_to_itself_is_answered_no_more,
     every_truncation_of_every_fixture_passes_unchanged_or_goes_by_whole_headers,
     a_service_that_the_directory_names_and_that_is_beyond_the_map_is_missing,
 ];
@@ -301,6 +305,25 @@ fn a_first_fragment_has_ports_and_is_steered() {
         .expect(&forwarded(Reason::Opened, 1, BACKEND().l2_output(&syn)));
 }
 
+/// Tags that give a priority and no VLAN, options, and what says that more fragments come.
+fn all_that_may_stand_before_a_segment_is_stepped_over_at_once() {
+    let modes: [(BackendSpec, Output); 2] = [
+        (BackendSpec::l2(1), BackendSpec::l2_output),
+        (BackendSpec::ipip(1), BackendSpec::ipip_output),
+    ];
+    for (backend, output) in modes {
+        let world = World::with(&backend);
+        let syn = CLIENT
+            .syn()
+            .options(&[1; 40])
+            .fragment(0x2000)
+            .tagged(0x8100, 0xe000)
+            .tagged(0x88a8, 0x6000);
+        let sent = output(&backend, &syn);
+        world.send(&syn).expect(&forwarded(Reason::Opened, 1, sent));
+    }
+}
+
 fn a_later_tcp_fragment_for_a_vip_that_the_host_does_not_own_is_dropped() {
     let world = World::new();
     world.vip(VIP, false);
@@ -382,6 +405,46 @@ fn the_flags_that_say_nothing_of_a_flows_life_change_nothing() {
             assert_eq!(world.entry(CLIENT.key()), entry, "{more:#x}");
         }
     }
+}
+
+/// Only a service's port is never 0.
+fn a_client_whose_port_is_0_is_served_like_any() {
+    let world = World::new();
+    let client = Client(CLIENT.0, 0);
+    for (packet, reason) in [
+        (client.syn(), Reason::Opened),
+        (client.ack(), Reason::Established),
+        (client.ack().payload(b"data"), Reason::Established),
+    ] {
+        let output = BACKEND().l2_output(&packet);
+        world.send(&packet).expect(&forwarded(reason, 1, output));
+    }
+}
+
+/// Who gives the VIP for its own address sets nothing going in circles: what it is answered comes back here, and is answered by nothing.
+fn what_answers_a_segment_from_the_vip_to_itself_is_answered_no_more() {
+    let world = World::new();
+    let own = |flags| Packet::tcp((VIP, VIP_PORT), (VIP, VIP_PORT), flags);
+    let output = BACKEND().l2_output(&own(SYN));
+    world
+        .send(&own(SYN))
+        .expect(&forwarded(Reason::Opened, 1, output));
+    // By the backend.
+    world
+        .send(&own(SYN | ACK))
+        .expect(&dropped(Reason::BadFlags));
+    // By this host: that its hops ended, which is told to the backend; and that the backend is dead.
+    let last = world.send(&own(SYN).ttl(1));
+    assert_eq!(last.reason(), Reason::TtlExpired);
+    let told = world.send_bytes(&last.outcome.output, 0);
+    assert_eq!(told.reason(), Reason::ErrorRelayed);
+    world.backend(&BACKEND().serving(Serving::None));
+    let refused = world.send(&own(ACK));
+    assert_eq!(refused.reason(), Reason::BackendDead);
+    let reset = &refused.outcome.output;
+    world
+        .send_bytes(reset, reset.len() as u32)
+        .expect(&dropped(Reason::ResetToDead).of_backend(1));
 }
 
 /// Every kind of frame that another test sends whole.

@@ -266,6 +266,16 @@ fn the_page_stays_usable_with_a_thousand_services() -> Result<()> {
     let rows = "document.querySelectorAll('#services details[open] tbody tr').length";
     browser.wait_for(rows, SOON, |rows| rows.as_u64() == Some(20))?;
 
+    // More than the daemon tells of at once: those that were opened first give way, and the page goes on.
+    let open = "document.querySelectorAll('#services details[open]').length";
+    browser.evaluate(&search(""))?;
+    browser.evaluate("document.querySelector('#more').click()")?;
+    browser.evaluate("[...document.querySelectorAll('#services details:not([open]) summary')].slice(0, 40).forEach(summary => summary.click())")?;
+    browser.wait_for(open, SOON, |open| open.as_u64() == Some(32))?;
+    let told = "[...document.querySelectorAll('#services details[open]')].filter(one => one.querySelectorAll('tbody tr').length === 20).length";
+    browser.wait_for(told, SOON, |told| told.as_u64() == Some(32))?;
+    says(&mut browser, "#link", |text| text == "live")?;
+
     // A name is text, whatever it is.
     browser.evaluate(&search("onerror"))?;
     says(&mut browser, "#services details .name b", |text| {
@@ -278,6 +288,7 @@ fn the_page_stays_usable_with_a_thousand_services() -> Result<()> {
     sender.send_modify(|status| {
         let mut next = Status::clone(status);
         next.services[5].fail_open = true;
+        next.services[4].full = true;
         next.config.error = Some("tether.toml:1:1: configuration: this is not TOML".to_owned());
         *status = Arc::new(next);
     });
@@ -286,6 +297,10 @@ fn the_page_stays_usable_with_a_thousand_services() -> Result<()> {
     })?;
     let verdict = says(&mut browser, "#verdict", |text| text.contains("not TOML"))?;
     assert!(verdict.contains("fail-open"), "{verdict}");
+    assert!(
+        verdict.contains("service-0004: every usable backend is at its max_connections"),
+        "{verdict}"
+    );
     says(&mut browser, "#events li:first-child", |text| {
         text.contains("service-0005")
     })?;

@@ -2,27 +2,23 @@
 //! shorter than in the shipped file.
 
 use std::collections::BTreeSet;
-use std::io::{Read as _, Write as _};
-use std::net::{IpAddr, TcpStream};
+use std::net::IpAddr;
 use std::os::fd::AsFd as _;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::Arc;
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result};
 use aya::maps::MapData;
 use lab::address::Family;
 use lab::config::{Config, Named, SERVICE};
 use lab::dashboard;
 use lab::gray;
-use lab::namespace::Namespace;
 use lab::passing;
 use lab::peer::client::Close;
 use lab::peer::crowd;
 use lab::peer::dns::DnsServer;
-use lab::running::Running;
+use lab::prometheus::{Prometheus, rules};
 use lab::stage::Stage;
 use lab::tether::PINS;
 use lab::topology::{Place, Topology, UPLINK};
@@ -38,7 +34,6 @@ use lb_userspace::dataplane::kernel::bpf::Link;
 use lb_userspace::dataplane::maps::now;
 use lb_userspace::flows::judge::RECLAIM_PIN_TICKS;
 use nix::sys::signal::Signal;
-use serde_json::Value;
 
 /// Several scrapes and evaluations, of a second each, on a busy machine.
 const SOON: Duration = Duration::from_secs(60);
@@ -47,162 +42,6 @@ const NOBODY: &str = "10.0.2.99";
 
 /// A file while which exists the daemon's reconciler hangs.
 const HANG: &str = "/run/hang";
-
-/// The shipped rules with other times: what has to last for minutes lasts a second, and what is looked back on is shorter. So is the silence that makes a
-/// daemon stale, which speaks every 2 s.
-fn quick(rules: &str) -> Result<String> {
-    let mut text = String::new();
-    let mut shortened = 0;
-    for line in rules.lines() {
-        let indent = &line[..line.len() - line.trim_start().len()];
-        if line.trim_start().starts_with("for: ") {
-            text += indent;
-            text += "for: 1s\n";
-            shortened += 1;
-        } else {
-            text += &line
-                .replace("[5m]", "[15s]")
-                .replace("[10m]", "[15s]")
-                .replace("tether_status_timestamp_seconds > 60", STALE);
-            text.push('\n');
-        }
-    }
-    ensure!(shortened > 15, "only {shortened} rules last");
-    ensure!(text.contains(STALE), "no rule says when a daemon is stale");
-    Ok(text)
-}
-
-/// When a daemon is stale.
-const STALE: &str = "tether_status_timestamp_seconds > 10";
-
-/// The shipped rules.
-fn shipped() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/prometheus/tether.rules.yml")
-}
-
-/// A running Prometheus on the balancer, which scrapes as deploy/README.md says.
-struct Prometheus {
-    host: Arc<Namespace>,
-    process: Running,
-}
-
-impl Prometheus {
-    fn start(host: &Arc<Namespace>) -> Result<Self> {
-        let deploy = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy");
-        let rules = std::fs::read_to_string(shipped())?;
-        host.write("/run/rules.yml", &quick(&rules)?)?;
-        // The configuration as people are told to write it.
-        let readme = std::fs::read_to_string(deploy.join("README.md"))?;
-        let mut blocks = readme.split("```yaml\n").skip(1);
-        let shown = blocks.find(|block| block.starts_with("scrape_configs:"));
-        let shown = shown.and_then(|block| block.split("```").next());
-        let shown = shown.context("deploy/README.md shows how to scrape")?;
-        let config = format!(
-            "global: {{scrape_interval: 1s, scrape_timeout: 1s, evaluation_interval: 1s}}\nrule_files: [/run/rules.yml]\n{shown}"
-        );
-        host.write("/run/prometheus.yml", &config)?;
-        let mut command = Command::new("prometheus");
-        command.args([
-            "--config.file=/run/prometheus.yml",
-            "--storage.tsdb.path=/run/prometheus",
-            "--web.listen-address=127.0.0.1:9090",
-        ]);
-        let process = Running::start(host, command)?;
-        let prometheus = Self {
-            host: host.clone(),
-            process,
-        };
-        wait::until_seen("Prometheus answers", SOON, || prometheus.firing(), |_| true)
-            .with_context(|| prometheus.process.said().join("\n"))?;
-        Ok(prometheus)
-    }
-
-    fn get(&self, path: &'static str) -> Result<Value> {
-        let text = self.host.run(move || -> Result<String> {
-            let mut stream = TcpStream::connect("127.0.0.1:9090")?;
-            write!(stream, "GET {path} HTTP/1.0\r\n\r\n")?;
-            let mut text = String::new();
-            stream.read_to_string(&mut text)?;
-            Ok(text)
-        })?;
-        let body = text.split_once("\r\n\r\n").context("an answer")?.1;
-        serde_json::from_str(body).with_context(|| body.to_owned())
-    }
-
-    /// What promtool prints of a query's answer: a line for each sample.
-    fn ask(&self, query: &str) -> Result<String> {
-        let mut command = Command::new("promtool");
-        command.args(["query", "instant", "http://127.0.0.1:9090", query]);
-        let output = self.host.output(command)?;
-        let words = |bytes: &[u8]| String::from_utf8_lossy(bytes).trim().to_owned();
-        ensure!(
-            output.status.success(),
-            "{query}: {} {}",
-            words(&output.stdout),
-            words(&output.stderr)
-        );
-        Ok(words(&output.stdout))
-    }
-
-    /// The alerts that fire.
-    fn firing(&self) -> Result<BTreeSet<String>> {
-        let answer = self.get("/api/v1/alerts")?;
-        let alerts = answer["data"]["alerts"].as_array().context("alerts")?;
-        let firing = alerts.iter().filter(|alert| alert["state"] == "firing");
-        Ok(firing
-            .filter_map(|alert| alert["labels"]["alertname"].as_str().map(str::to_owned))
-            .collect())
-    }
-
-    /// Waits until exactly these fire.
-    fn see(&self, what: &str, alerts: &[&str]) -> Result<()> {
-        let wanted: BTreeSet<String> = alerts.iter().map(|&name| name.to_owned()).collect();
-        wait::until_seen(
-            &format!("{what}: {alerts:?} fire"),
-            SOON,
-            || self.firing(),
-            |firing| *firing == wanted,
-        )?;
-        Ok(())
-    }
-
-    /// Waits until it scrapes a daemon that is well.
-    fn see_all_well(&self) -> Result<()> {
-        wait::until_seen(
-            "it scrapes",
-            SOON,
-            || self.get("/api/v1/query?query=tether_backend_health"),
-            |answer| {
-                answer["data"]["result"]
-                    .as_array()
-                    .is_some_and(|all| all.len() >= 3)
-            },
-        )?;
-        self.see("all is well", &[])
-    }
-
-    /// Waits until all of these fire, perhaps among others.
-    fn see_among(&self, what: &str, alerts: &[&str]) -> Result<()> {
-        wait::until_seen(
-            &format!("{what}: {alerts:?} fire"),
-            SOON,
-            || self.firing(),
-            |firing| alerts.iter().all(|&alert| firing.contains(alert)),
-        )?;
-        Ok(())
-    }
-
-    /// Waits until an alert does not fire any more, whatever others do.
-    fn see_no_more(&self, what: &str, alert: &str) -> Result<()> {
-        wait::until_seen(
-            &format!("{what}: {alert} does not fire"),
-            SOON,
-            || self.firing(),
-            |firing| !firing.contains(alert),
-        )?;
-        Ok(())
-    }
-}
 
 /// Starts the daemon anew with another configuration.
 fn restart_with(stage: &mut Stage, config: &Config) -> Result<()> {
@@ -587,6 +426,11 @@ fn an_alert_fires_while_all_backends_are_full() -> Result<()> {
         })?;
     }
     prometheus.see("all have as many as they may", &["TetherServiceFull"])?;
+    // The commands agree with it, and with each other.
+    for command in ["status", "services"] {
+        let said = stage.tether.succeed(&[command])?;
+        assert!(said.contains("  FULL"), "{command}: {said}");
+    }
     assert_eq!(crowd::echo_all(&connections), [""; 0]);
     connections[0].close(Close::Abort)?;
     prometheus.see("one has room", &[])?;
@@ -703,7 +547,7 @@ fn every_query_of_the_dashboard_is_answered() -> Result<()> {
 
 #[test]
 fn every_alert_fires_in_a_lab() -> Result<()> {
-    let rules = std::fs::read_to_string(shipped())?;
+    let rules = std::fs::read_to_string(rules())?;
     let shipped: BTreeSet<&str> = rules
         .lines()
         .filter_map(|line| line.trim().strip_prefix("- alert: "))

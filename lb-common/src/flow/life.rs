@@ -13,6 +13,12 @@ use crate::{
 /// How far beyond its SYN a client's first acknowledgement may be, in bytes: 2^17.
 pub const PROMOTION_WINDOW: u32 = 1 << 17;
 
+/// How far from where its stream is a segment is taken for a young entry's, if the key has another one that may have sent it: in epochs, and so about as much
+/// as is on its way at once.
+const YOUNG_REACH: u32 = 8;
+/// More than any distance, in epochs.
+const FARTHEST: u32 = 1 << 12;
+
 /// Whether a segment follows the SYN of a nascent entry: mid-stream, and 0 to 2^17 bytes after it.
 #[inline(always)]
 pub const fn follows(word: Word, segment: &Segment) -> bool {
@@ -217,7 +223,8 @@ pub enum Owner {
 /// the challenger (`proves`): or a forged SYN a little ahead of a stream would have it, as soon as it comes there. It does if it acknowledges what the
 /// challenger's backend has answered; where that is not seen, if it is the very next after the SYN.
 ///
-/// Between two live entries it belongs to the one whose epoch is nearer, so that a retransmission far back does not go astray. In a tie to the newer
+/// Between two live entries it belongs to the one whose epoch is nearer, so that a retransmission far back does not go astray; but not to a young one that is
+/// not near at all: or who forges where a stream is, and then a handshake elsewhere, would have half of what the client sends next. In a tie to the newer
 /// one, or to a pin, rather than to one that is closing: of that connection both sides may still have something to say when the next is open already.
 /// Then to the newer one if that has proven itself, since its client has let go of the older. Else to the one that was seen last, of two seen in the same
 /// tick to the older, if that is a pin: so neither an entry whose client has vanished has the stream of the next for long, nor a forged one that of the client that is there.
@@ -238,7 +245,7 @@ pub const fn owner(first: Word, second: Word, segment: &Segment, now: Tick, prov
         };
     }
     let epoch = epoch_of(segment.seq);
-    let (to_first, to_second) = (first.distance(epoch), second.distance(epoch));
+    let (to_first, to_second) = (remoteness(first, epoch), remoteness(second, epoch));
     let (first_age, second_age) = (first.age(now), second.age(now));
     let is_first = if to_first != to_second {
         to_first < to_second
@@ -259,6 +266,17 @@ pub const fn owner(first: Word, second: Word, segment: &Segment, now: Tick, prov
         Owner::First
     } else {
         Owner::Second
+    }
+}
+
+/// How far a live entry is from an epoch, as one of two that may be meant: farther than any other, if it has proven nothing and is not near.
+#[inline(always)]
+const fn remoteness(word: Word, epoch: u32) -> u32 {
+    let distance = word.distance(epoch);
+    if word.is(State::Young) && distance > YOUNG_REACH {
+        distance + FARTHEST
+    } else {
+        distance
     }
 }
 

@@ -436,11 +436,23 @@ fn of_two_live_entries_the_nearer_has_a_segment() {
         (5, first),
         (6, second),
         (10, second),
+        (18, second),
         (-1_000, first),
-        (1_000, second),
     ] {
         assert_eq!(belongs(first, second, at(epochs)), expected, "{epochs}");
         assert_eq!(belongs(second, first, at(epochs)), expected, "{epochs}");
+    }
+    // Nothing that is not near is of one that is young, unless the other is no better.
+    for epochs in [19, 1_000, 2_000] {
+        for proven in [first, first.with_state(State::Closing)] {
+            assert_eq!(belongs(proven, second, at(epochs)), proven, "{epochs}");
+            assert_eq!(belongs(second, proven, at(epochs)), proven, "{epochs}");
+        }
+        for state in [State::Young, State::Pin] {
+            let (one, other) = (first.with_state(state), second.with_state(state));
+            assert_eq!(belongs(one, other, at(epochs)), other, "{epochs}");
+            assert_eq!(belongs(other, one, at(epochs)), other, "{epochs}");
+        }
     }
 }
 

@@ -298,6 +298,34 @@ fn a_spoofed_handshake_beside_a_pin_leaves_it_its_backend() {
     }
 }
 
+/// The forger says that the stream is elsewhere, and opens another as far from there as there is: half of all sequence numbers are nearer to that.
+#[test]
+fn a_spoofed_handshake_beside_a_pin_whose_place_was_forged_leaves_it_its_backend() {
+    for serving in [Serving::New, Serving::ExistingOnly] {
+        for part in 0..16 {
+            let mut rig = Rig::small(2);
+            let now = pinned(&rig);
+            hand_slot_over(&mut rig, now);
+            rig.set_backend(1, serving);
+            let forged = ISN.wrapping_add(0x0800_0000).wrapping_add(part << 28);
+            for _ in 0..2 {
+                rig.send(FLOW, ack(forged), now);
+            }
+            let other = forged.wrapping_add(1 << 31);
+            rig.send(FLOW, syn(other), now);
+            rig.send(FLOW, ack(other.wrapping_add(1)), now);
+            assert_eq!(rig.entries(FLOW).len(), 2);
+            for seq in [ISN + 1, ISN + 2] {
+                assert_eq!(
+                    rig.send(FLOW, data(seq), now),
+                    (Reason::Established, Some(1)),
+                    "{forged:#x}, {serving:?}"
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn the_same_syn_again_keeps_its_backend_while_that_serves() {
     for (serving, backend) in [

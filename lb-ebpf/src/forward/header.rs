@@ -1,6 +1,7 @@
 //! The IP header of what is forwarded.
 
 use lb_common::{
+    backend::NextHop,
     csum,
     headers::{ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4_LEN, IPV6_LEN, PROTO_IPIP, PROTO_IPV6},
     verdict::Reason,
@@ -8,6 +9,7 @@ use lb_common::{
 
 use lb_ebpf::packet::Bytes;
 
+use super::hop_word;
 use crate::family::{V4, V6};
 
 /// What forwarding reads and writes of an IP header, in one version of IP.
@@ -30,6 +32,9 @@ pub(crate) trait Header {
 
     /// A number that differs between clients.
     fn client(ip: Bytes) -> u32;
+
+    /// Whether this is from where, and to where, a next hop's outer headers are: never, if it has none of this version.
+    fn is_outer_of(ip: Bytes, hop: &NextHop) -> bool;
 }
 
 impl Header for V4 {
@@ -62,6 +67,12 @@ impl Header for V4 {
     fn client(ip: Bytes) -> u32 {
         ip.raw32(12)
     }
+
+    #[inline(always)]
+    fn is_outer_of(ip: Bytes, hop: &NextHop) -> bool {
+        let varied = (hop_word(hop, 4) as u16 as u64) << 16;
+        hop.outer_start[0] == 0x45 && ip.raw64(12) & !varied == hop_word(hop, 3)
+    }
 }
 
 impl Header for V6 {
@@ -92,5 +103,14 @@ impl Header for V6 {
     #[inline(always)]
     fn client(ip: Bytes) -> u32 {
         ip.raw32(12) ^ ip.raw32(16) ^ ip.raw32(20)
+    }
+
+    #[inline(always)]
+    fn is_outer_of(ip: Bytes, hop: &NextHop) -> bool {
+        let varied = (hop.checksum_base as u64) << 48;
+        let source =
+            (ip.raw64(8) ^ hop_word(hop, 3)) | ((ip.raw64(16) & !varied) ^ hop_word(hop, 4));
+        let destination = (ip.raw64(24) ^ hop_word(hop, 5)) | (ip.raw64(32) ^ hop_word(hop, 6));
+        hop.outer_start[0] == 0x60 && source | destination == 0
     }
 }

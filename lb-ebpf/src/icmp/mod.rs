@@ -69,7 +69,7 @@ pub(crate) trait Icmp: Parse {
     fn renew(ip: Bytes);
     /// Swaps the ends of an IP header.
     fn swap_ends(ip: Bytes);
-    /// How much of a packet is quoted in an error about it: its header, what stands between that and TCP's, and eight bytes more.
+    /// How much of a segment that has been parsed is quoted in an error about it: its header, what stands between that and TCP's, and eight bytes more.
     fn quoted_len(ctx: &XdpContext, network: usize) -> Option<u32>;
     /// Writes the header of an answer to the packet that it quotes. Gives the running sum that the checksum of the message begins with, in
     /// network byte order.

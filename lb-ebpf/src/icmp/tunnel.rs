@@ -1,7 +1,9 @@
 //! Errors from the way between here and a backend of mode `ipip`: a router tells this host that a packet which was encapsulated here is too big, or gets
 //! no further. It is the client's packet, so the client has to know (RFC 2003, section 5; RFC 2473, section 8).
 //!
-//! Only what is about a flow, and about the backend of that flow, is believed; the rest is the host's.
+//! Only what is about a packet that was encapsulated here, for the backend of the flow that it is of, is believed; the rest is the host's. Nobody can end
+//! a client's attempt to connect by forging that who could not by an error to the client itself: the client hears the quoted sequence number too, and its
+//! own stack believes only what quotes one that it has sent and that nobody has acknowledged (RFC 5927, section 4.1): while it connects, that of its SYN.
 
 use aya_ebpf::{
     bindings::{xdp_action, xdp_md},
@@ -10,6 +12,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     headers::{ETH_LEN, ICMP_LEN, VLAN_LEN},
+    maps::KEPT_NS,
     verdict::Reason,
 };
 
@@ -20,8 +23,8 @@ use crate::{
     count::Tally,
     family::{Family, V4, V6},
     flow,
-    forward::Header,
-    maps,
+    forward::{Header, hop_in_force},
+    hide, maps,
     parse::{self, Ends},
 };
 
@@ -85,7 +88,10 @@ fn try_tell<O: Family, I: Family>(
     let outer_len = O::quoted_tunnel(ctx, quote).ok_or(Reason::NotService)?;
     let inner = quote + outer_len;
     let outer = Frame::of(ctx).at(quote, O::LEN).ok_or(Reason::NotService)?;
-    let backend_address = O::as_words(O::ends(outer).destination);
+    // Who has sent a packet is told of it.
+    if O::ends(outer).source != message.ends.destination {
+        return Err(Reason::NotService);
+    }
     let ip = Frame::of(ctx).at(inner, I::LEN).ok_or(Reason::NotService)?;
     let Ends {
         source: client,
@@ -102,23 +108,31 @@ fn try_tell<O: Family, I: Family>(
     let (client_port, port) = (ports.u16(0), ports.u16(2));
     let service = I::service(vip, port)?;
     let id = flow::concerned::<I>(service, client, client_port);
-    if maps::backend_address(id) != Some(backend_address) {
+    let (backend, state) = maps::backend(id).ok_or(Reason::NotService)?;
+    // At most the headers of Ethernet, with two tags, of IPv4 with options, and of ICMP.
+    let quote = hide::bits::<0x7f>(quote as u64) as usize;
+    let outer = Frame::of(ctx).at(quote, O::LEN).ok_or(Reason::NotService)?;
+    if !O::is_outer_of(outer, hop_in_force(backend, state)) {
         return Err(Reason::NotService);
     }
     tally.bytes = network as u32 + message.length;
     tally.service(service);
     tally.backend(id);
-    if !maps::may_answer(maps::now_ns(), 0) {
+    // Without a branch: the verifier would follow both sides through all that comes.
+    let is_dead_end = hide::number(mtu as u64).wrapping_sub(1) >> 63;
+    if !maps::may_answer(maps::now_ns(), KEPT_NS * is_dead_end) {
         return Err(Reason::AnswerLimited);
     }
     shrink::<O, I>(ctx, network, inner).ok_or(Reason::NoAnswer)?;
-    let quoted_len = I::quoted_len(ctx, network + I::LEN + ICMP_LEN).ok_or(Reason::NoAnswer)?;
+    // Read again, since it would have to lie on the stack meanwhile.
+    let tcp = I::quoted_tcp(ctx, network + I::LEN + ICMP_LEN).ok_or(Reason::NoAnswer)?;
     let (kind, room) = if mtu == 0 {
         (I::NO_WAY, 0)
     } else {
         let room = mtu.saturating_sub(O::LEN as u32).max(I::LEAST_MTU);
         (I::TOO_BIG, room)
     };
+    let quoted_len = (tcp + QUOTED_TCP_LEN) as u32;
     complaint::finish::<I>(ctx, network, kind, room, quoted_len).ok_or(Reason::NoAnswer)
 }
 

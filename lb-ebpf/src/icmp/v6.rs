@@ -10,12 +10,12 @@ use lb_ebpf::packet::{Bytes, Frame};
 
 use super::{
     Icmp, Message, Told,
-    complaint::{self, FAILED},
+    complaint::{self, FAILED, MOST_QUOTED},
     header_at,
 };
 use crate::{
     family::V6,
-    parse::{self, Ends, Parse as _},
+    parse::{self, Ends, Parse as _, blur},
 };
 
 impl Icmp for V6 {
@@ -107,11 +107,15 @@ impl Icmp for V6 {
         ip.set_raw64(32, source[1]);
     }
 
-    /// What stands between the header and TCP's is quoted as if it were TCP: it rarely is there.
+    /// Extension headers are quoted too, or the client could not tell which of its connections the error is about. Of more than anybody sends, only so much
+    /// is quoted as is summed.
     #[inline(always)]
     fn quoted_len(ctx: &XdpContext, network: usize) -> Option<u32> {
-        Frame::of(ctx).at(network, IPV6_LEN + 8)?;
-        Some(IPV6_LEN as u32 + 8)
+        const MOST_BEFORE_TCP: u32 = MOST_QUOTED - 16;
+        let ip = Frame::of(ctx).at(network, IPV6_LEN)?;
+        let before = parse::transport6(ctx, network, ip).min(MOST_BEFORE_TCP);
+        // Its bound is all that the verifier is to know, or it would walk through what comes for each kind of header.
+        Some(blur(ctx, before, MOST_QUOTED - 1) + 8)
     }
 
     #[inline(always)]

@@ -14,6 +14,7 @@ use lb_common::{
 
 use lb_ebpf::packet::{Bytes, Frame, is_vlan};
 
+pub(crate) use self::v6::transport as transport6;
 use crate::hide;
 
 /// Parsing, in one version of IP.

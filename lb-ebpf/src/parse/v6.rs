@@ -90,6 +90,15 @@ impl Parse for V6 {
     }
 }
 
+/// The offset of TCP's header from an IPv6 header at an offset of the frame, of a segment that has been parsed; of anything else a larger number.
+#[inline(always)]
+pub(crate) fn transport(ctx: &XdpContext, network: usize, ip: Bytes) -> u32 {
+    match ip.u8(6) {
+        PROTO_TCP => IPV6_LEN as u32,
+        next => look_through_extensions(ctx.ctx, network as u32, next),
+    }
+}
+
 // What stands behind the header, if not TCP's: numbers, since that is what a BPF function returns. No offsets.
 /// A part of a segment, but the first.
 const FRAGMENT: u32 = 1 << 16;

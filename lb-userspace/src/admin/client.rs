@@ -314,7 +314,11 @@ impl Client {
                 Error::Absent { path, source }
             }
         })?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream))
+        // By single buffers, which the standard library writes to sockets without a signal: by several at once, a daemon that answers and goes before it
+        // has read all would end this process, which has SIGPIPE do that for the sake of its standard output.
+        let (mut sender, connection) = http1::Builder::new()
+            .writev(false)
+            .handshake(TokioIo::new(stream))
             .await
             .map_err(|error| self.unusable(error))?;
         let connection = Connection(tokio::spawn(async move {

@@ -3,6 +3,7 @@
 use std::{convert::Infallible, time::Duration};
 
 use axum::{
+    Extension,
     body::Body,
     extract::{Query, State, rejection::QueryRejection},
     http::{StatusCode, header},
@@ -13,7 +14,7 @@ use hyper::body::Bytes;
 use serde::{Deserialize, Serialize};
 use utoipa::IntoParams;
 
-use super::{Admin, document::Failure};
+use super::{Admin, document::Failure, peer::Right};
 use crate::{
     history::{Event, History, changes::Level},
     http::{self, Endless},
@@ -21,6 +22,8 @@ use crate::{
 
 /// After so long without a change, followers are sent an empty line: so one that is gone is noticed, and one that listens knows that the daemon lives.
 pub(super) const BEAT: Duration = Duration::from_secs(5);
+/// Followers at once, at most: a part of the socket's connections, of which each keeps one for as long as it likes.
+pub(super) const FOLLOWERS: usize = 16;
 
 /// Which changes.
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, IntoParams)]
@@ -46,9 +49,11 @@ pub struct Asked {
 #[utoipa::path(get, path = "/v1/events", tag = "listings", params(Asked),
     responses((status = 200, description = "A line for each change, the latest last", body = Event, content_type = "application/x-ndjson"),
         (status = 400, description = "The question means nothing", body = Failure),
-        (status = 403, description = "Not for this user", body = Failure)))]
+        (status = 403, description = "Not for this user", body = Failure),
+        (status = 503, description = "Too many follow already", body = Failure)))]
 pub(super) async fn events(
     State(admin): State<Admin>,
+    Extension(right): Extension<Right>,
     asked: Result<Query<Asked>, QueryRejection>,
 ) -> Response {
     let Query(asked) = match asked {
@@ -61,6 +66,10 @@ pub(super) async fn events(
     if !asked.follow {
         return (kind, text).into_response();
     }
+    let Some(place) = admin.followers.take(right) else {
+        let text = format!("{FOLLOWERS} follow the changes already; try again when one has ended");
+        return http::error(StatusCode::SERVICE_UNAVAILABLE, text);
+    };
     // The head of the answer is sent with its first bytes: a reader is to know at once that it listens.
     if text.is_empty() {
         text.push('\n');
@@ -68,8 +77,8 @@ pub(super) async fn events(
     let changed = history.changed();
     let first = stream::once(async { Ok::<_, Infallible>(Bytes::from(text)) });
     let rest = stream::unfold(
-        (history, changed, next),
-        move |(history, mut changed, next)| async move {
+        (history, changed, next, place),
+        move |(history, mut changed, next, place)| async move {
             // Ends only with the history, which this state holds.
             let beat = tokio::time::timeout(BEAT, changed.wait_for(|number| *number > next))
                 .await
@@ -79,7 +88,7 @@ pub(super) async fn events(
                 Ok(Err(_)) => return None,
                 Err(_) => ("\n".to_owned(), next),
             };
-            Some((Ok(Bytes::from(text)), (history, changed, next)))
+            Some((Ok(Bytes::from(text)), (history, changed, next, place)))
         },
     );
     let body = stream::StreamExt::chain(first, rest);

@@ -1,9 +1,9 @@
 //! Listings: services, backends, flows.
 
-use std::{convert::Infallible, sync::Arc};
+use std::convert::Infallible;
 
 use axum::{
-    Json,
+    Extension,
     body::Body,
     extract::{Query, State, rejection::QueryRejection},
     http::{StatusCode, header},
@@ -12,10 +12,10 @@ use axum::{
 use futures::StreamExt as _;
 use hyper::body::Bytes;
 use serde::Deserialize;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use utoipa::IntoParams;
 
-use super::{Admin, document::Failure};
+use super::{Admin, document::Failure, peer::Right};
 use crate::{
     dataplane::maps,
     http::{self, Endless},
@@ -23,29 +23,11 @@ use crate::{
 };
 
 /// Lists of flows that are read at once, at most: each takes a thread.
-const LISTS: usize = 4;
+pub(super) const LISTS: usize = 4;
 /// Text that is handed on together, in bytes.
 const CHUNK: usize = 32 << 10;
 /// Chunks that may wait for a slow reader.
 const CHUNKS: usize = 4;
-
-/// Places for lists of flows.
-#[derive(Clone, Debug)]
-pub(super) struct Lists(Arc<Semaphore>);
-
-impl Default for Lists {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(LISTS)))
-    }
-}
-
-#[cfg(test)]
-impl Lists {
-    /// How many more may be read.
-    pub(super) fn free(&self) -> usize {
-        self.0.available_permits()
-    }
-}
 
 /// All services
 #[utoipa::path(get, path = "/v1/services", tag = "listings",
@@ -53,8 +35,10 @@ impl Lists {
         (status = 403, description = "Not for this user", body = Failure)))]
 pub(super) async fn services(State(admin): State<Admin>) -> Response {
     let status = admin.status.borrow().clone();
-    let rows = tokio::task::spawn_blocking(move || inventory::services(&admin.maps, &status));
-    answer(rows.await)
+    let Admin { texts, maps, .. } = admin;
+    texts
+        .answer(move || serde_json::to_vec(&inventory::services(&maps, &status)))
+        .await
 }
 
 /// Which backends.
@@ -87,19 +71,13 @@ pub(super) async fn backends(
         let text = format!("there is no service {name:?}; `tether services` lists them");
         return http::error(StatusCode::NOT_FOUND, text);
     }
-    let rows = tokio::task::spawn_blocking(move || {
-        inventory::backends(&admin.maps, &status, |known| {
+    let Admin { texts, maps, .. } = admin;
+    let rows = move || {
+        serde_json::to_vec(&inventory::backends(&maps, &status, |known| {
             service.as_ref().is_none_or(|name| known.name == *name)
-        })
-    });
-    answer(rows.await)
-}
-
-fn answer<T: serde::Serialize>(rows: Result<Vec<T>, tokio::task::JoinError>) -> Response {
-    match rows {
-        Ok(rows) => Json(rows).into_response(),
-        Err(error) => http::error(StatusCode::INTERNAL_SERVER_ERROR, error),
-    }
+        }))
+    };
+    texts.answer(rows).await
 }
 
 /// Flows, one a line
@@ -113,6 +91,7 @@ fn answer<T: serde::Serialize>(rows: Result<Vec<T>, tokio::task::JoinError>) -> 
         (status = 503, description = "Too many lists are being read", body = Failure)))]
 pub(super) async fn flows(
     State(admin): State<Admin>,
+    Extension(right): Extension<Right>,
     query: Result<Query<FlowQuery>, QueryRejection>,
 ) -> Response {
     let query = match query {
@@ -123,7 +102,7 @@ pub(super) async fn flows(
         Ok(selection) => selection,
         Err(error) => return http::error(StatusCode::BAD_REQUEST, error),
     };
-    let Ok(place) = admin.lists.0.clone().try_acquire_owned() else {
+    let Some(place) = admin.lists.take(right) else {
         let text =
             format!("{LISTS} lists of flows are being read already; try again when one has ended");
         return http::error(StatusCode::SERVICE_UNAVAILABLE, text);

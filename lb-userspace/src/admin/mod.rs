@@ -10,8 +10,10 @@ mod left;
 mod list;
 mod packets;
 mod peer;
+mod places;
 mod plan;
 mod reload;
+mod texts;
 
 use std::{io, os::unix::fs::FileTypeExt as _, path::Path, sync::Arc, time::Duration};
 
@@ -34,9 +36,12 @@ use utoipa_axum::{router::OpenApiRouter, routes};
 
 use self::{
     document::{Document, Done, Failure, Failures, Reloaded, Undrained},
+    events::FOLLOWERS,
     explain::Explainer,
-    list::Lists,
+    list::LISTS,
     peer::Right,
+    places::Places,
+    texts::Texts,
 };
 pub use self::{
     edit::PutBackend,
@@ -53,7 +58,7 @@ use crate::{
     desired::Refusal,
     explain::Rehearse,
     history::History,
-    http,
+    http::{self, gate::Gate},
     model::{Asked, BackendName},
     reconcile::Command,
     status::Status,
@@ -62,6 +67,8 @@ use crate::{
 
 /// Time in which the reconciler answers. It is busy for milliseconds at a time.
 const PATIENCE: Duration = Duration::from_secs(10);
+/// Connections that are served at once, at most, of those who may only look. Each may hold an answer of megabytes that it does not read.
+const LOOKERS: usize = 32;
 
 /// What requests act on.
 #[derive(Clone, Debug)]
@@ -70,7 +77,9 @@ pub struct Admin {
     maps: Arc<Maps>,
     commands: mpsc::Sender<Command>,
     reloader: Arc<Reloader>,
-    lists: Lists,
+    lists: Places,
+    followers: Places,
+    texts: Texts,
     history: History,
     explainer: Explainer,
     watch: Option<Watch>,
@@ -89,7 +98,9 @@ impl Admin {
             maps,
             commands,
             reloader,
-            lists: Lists::default(),
+            lists: Places::of(LISTS),
+            followers: Places::of(FOLLOWERS),
+            texts: Texts::default(),
             history: History::default(),
             explainer: Explainer::new(None),
             watch: None,
@@ -154,7 +165,8 @@ pub async fn serve(
     mut shutdown: watch::Receiver<bool>,
 ) {
     let router = router(admin);
-    let gate = http::gate::Gate::default();
+    // Who may only look has places of its own: it must not keep out those who may do more.
+    let (gate, others) = (Gate::default(), Gate::of(LOOKERS));
     loop {
         let stream = tokio::select! {
             () = crate::shutdown::requested(&mut shutdown) => return,
@@ -170,11 +182,23 @@ pub async fn serve(
                 }
             }
         };
-        let place = tokio::select! {
-            () = crate::shutdown::requested(&mut shutdown) => return,
-            place = gate.enter() => place,
-        };
         let right = readers.right(&stream);
+        let place = match right {
+            Right::Everything => tokio::select! {
+                () = crate::shutdown::requested(&mut shutdown) => return,
+                place = gate.enter() => place,
+            },
+            // Nobody waits for such a place: whoever comes next would wait too.
+            Right::Read | Right::Nothing => match others.try_enter() {
+                Some(place) => place,
+                None => {
+                    tracing::debug!(
+                        "a connection was closed: those who may only look have too many"
+                    );
+                    continue;
+                }
+            },
+        };
         let router = router
             .clone()
             .layer(middleware::from_fn(move |request, next| {
@@ -184,8 +208,9 @@ pub async fn serve(
     }
 }
 
-/// Lets through what a peer may do.
-async fn guard(right: Right, request: Request, next: Next) -> Response {
+/// Lets through what a peer may do, and has its right known to who answers.
+async fn guard(right: Right, mut request: Request, next: Next) -> Response {
+    request.extensions_mut().insert(right);
     let reads = matches!(*request.method(), Method::GET | Method::HEAD);
     match right {
         Right::Everything => next.run(request).await,
@@ -236,7 +261,10 @@ fn router(admin: Admin) -> Router {
         (status = 403, description = "Not for this user", body = Failure)))]
 async fn status(State(admin): State<Admin>) -> Response {
     let status = admin.status.borrow().clone();
-    Json(&*status).into_response()
+    admin
+        .texts
+        .answer(move || serde_json::to_vec(&*status))
+        .await
 }
 
 /// A service's name and a backend's, in a path.

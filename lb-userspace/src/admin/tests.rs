@@ -18,6 +18,7 @@ use crate::{
 
 mod described;
 mod events;
+mod gone;
 mod lists;
 mod peers;
 
@@ -66,7 +67,7 @@ struct Daemon {
     status: watch::Sender<Arc<Status>>,
     maps: Arc<Maps>,
     heard: mpsc::Receiver<String>,
-    lists: Lists,
+    lists: Places,
     history: History,
 }
 

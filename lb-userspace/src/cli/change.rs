@@ -57,7 +57,7 @@ impl Weight {
         ask(&self.daemon, async |client| {
             client.set_weight(name, weight).await
         })?;
-        println!("{name} has weight {weight}; what flows there are stay where they are");
+        put_line!("{name} has weight {weight}; what flows there are stay where they are");
         Ok(())
     }
 }
@@ -74,7 +74,7 @@ impl Add {
         ask(&self.daemon, async |client| {
             client.put_backend(name, &backend).await
         })?;
-        println!("{name} is added; it takes new flows when its checks say yes");
+        put_line!("{name} is added; it takes new flows when its checks say yes");
         Ok(())
     }
 }
@@ -85,7 +85,7 @@ impl Remove {
         ask(&self.daemon, async |client| {
             client.remove_backend(name).await
         })?;
-        println!("{name} is removed; `tether status` shows the flows it has");
+        put_line!("{name} is removed; `tether status` shows the flows it has");
         Ok(())
     }
 }
@@ -94,7 +94,7 @@ impl Revert {
     pub(super) fn run(self) -> Result<(), Failure> {
         let name = &self.backend.0;
         ask(&self.daemon, async |client| client.revert(name).await)?;
-        println!("{name} is what the file says of it");
+        put_line!("{name} is what the file says of it");
         Ok(())
     }
 }

@@ -75,9 +75,9 @@ impl Doctor {
         let report = examine(&facts);
         if self.json {
             let text = serde_json::to_string(&report).map_err(anyhow::Error::from)?;
-            println!("{text}");
+            put_line!("{text}");
         } else {
-            print!("{}", shown(&report, Colours::of_stdout()));
+            put!("{}", shown(&report, Colours::of_stdout()));
             if config.is_none() && status.is_none() {
                 eprintln!("no configuration was looked at: name one with --config");
             }

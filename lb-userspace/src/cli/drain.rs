@@ -1,7 +1,7 @@
 //! `tether drain` and `tether undrain`, and the wait until nothing is left.
 
 use std::{
-    io::{self, IsTerminal as _},
+    io::{self, IsTerminal as _, Write as _},
     time::{Duration, Instant},
 };
 
@@ -15,6 +15,7 @@ use crate::{
     },
     config,
     flows::left::Left,
+    logging,
     model::{Asked, BackendName},
     words,
 };
@@ -86,11 +87,11 @@ impl Drain {
         match self.whom.name() {
             Some(name) => {
                 ask(&self.daemon, async |client| client.drain(name, asked).await)?;
-                println!("{name} takes no new flows; `tether status` shows those it has");
+                put_line!("{name} takes no new flows; `tether status` shows those it has");
             }
             None => {
                 ask(&self.daemon, async |client| client.drain_all(asked).await)?;
-                println!(
+                put_line!(
                     "no backend takes new flows; `tether status` shows those they have, and `tether undrain --all` ends this"
                 );
             }
@@ -127,15 +128,15 @@ impl Undrain {
             Some(name) => {
                 let stays = ask(&self.daemon, async |client| client.undrain(name).await)?;
                 match stays {
-                    None => println!("{name} takes new flows again, as its health allows"),
-                    Some(stays) => println!(
+                    None => put_line!("{name} takes new flows again, as its health allows"),
+                    Some(stays) => put_line!(
                         "what was ordered is taken back, and it takes no new flows all the same: {stays}"
                     ),
                 }
             }
             None => {
                 ask(&self.daemon, async |client| client.undrain_all().await)?;
-                println!(
+                put_line!(
                     "backends take new flows again, as their health allows, but for those that are drained by their own names"
                 );
             }
@@ -265,7 +266,7 @@ struct Screen {
 impl Screen {
     fn new() -> Self {
         Self {
-            is_terminal: io::stdout().is_terminal() && !progress::is_dumb(),
+            is_terminal: io::stdout().is_terminal() && !logging::is_dumb(),
             last: None,
         }
     }
@@ -275,13 +276,14 @@ impl Screen {
         if self.is_terminal {
             progress::show_in_place(&mut io::stdout(), line);
         } else if is_news {
-            println!("{line}");
+            // What is lost is a step of the wait, whose end the exit status tells.
+            let _ = writeln!(io::stdout(), "{line}");
         }
     }
 
     fn end(&self) {
         if self.is_terminal {
-            println!();
+            let _ = writeln!(io::stdout());
         }
     }
 }

@@ -83,9 +83,9 @@ pub(super) fn explain(command: &Explain) -> Result<(), Failure> {
     progress.clear();
     if command.json {
         let text = serde_json::to_string(&explanation).map_err(anyhow::Error::from)?;
-        println!("{text}");
+        put_line!("{text}");
     } else {
-        print!("{}", text(&explanation, Colours::of_stdout()));
+        put!("{}", text(&explanation, Colours::of_stdout()));
     }
     Ok(())
 }

@@ -158,7 +158,7 @@ pub(super) fn services(Services { daemon, output }: &Services) -> Result<(), Fai
     if output.json {
         return print_json(&rows);
     }
-    print!("{}", services_table(&rows, Colours::of_stdout()));
+    put!("{}", services_table(&rows, Colours::of_stdout()));
     Ok(())
 }
 
@@ -176,7 +176,7 @@ pub(super) fn backends(asked: &Backends) -> Result<(), Failure> {
     if asked.output.json {
         return print_json(&rows);
     }
-    print!(
+    put!(
         "{}",
         backends_table(&rows, super::since_1970(), Colours::of_stdout())
     );
@@ -184,7 +184,7 @@ pub(super) fn backends(asked: &Backends) -> Result<(), Failure> {
 }
 
 fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
-    println!(
+    put_line!(
         "{}",
         serde_json::to_string(value).map_err(anyhow::Error::from)?
     );
@@ -238,6 +238,8 @@ fn service_state(row: &ServiceRow) -> (&'static str, Style) {
         ("removed", Style::Faint)
     } else if row.fail_open {
         ("FAIL-OPEN", Style::Bad)
+    } else if row.full {
+        ("FULL", Style::Bad)
     } else if row.backends.new == 0 {
         ("no backend", Style::Bad)
     } else if row.resets_suspended.is_some() {

@@ -19,22 +19,29 @@ pub(super) struct Completions {
 
 #[derive(Args, Debug, PartialEq, Eq)]
 pub(super) struct Man {
-    /// The command whose page is printed; none is that of `tether` itself.
+    /// The command whose page is printed, one of a command's own as `seed-show`; none is that of `tether` itself.
     command: Option<String>,
     /// Write the pages of all commands to this directory instead.
     #[arg(long, value_name = "DIR", conflicts_with = "command")]
     dir: Option<PathBuf>,
 }
 
-pub(super) fn completions(Completions { shell }: &Completions) {
-    let mut command = Cli::command();
-    clap_complete::generate(*shell, &mut command, "tether", &mut io::stdout());
+pub(super) fn completions(Completions { shell }: &Completions) -> Result<(), Failure> {
+    let mut text = Vec::new();
+    clap_complete::generate(*shell, &mut Cli::command(), "tether", &mut text);
+    put!("{}", String::from_utf8_lossy(&text));
+    Ok(())
 }
 
 pub(super) fn man(Man { command, dir }: &Man) -> Result<(), Failure> {
     match dir {
         Some(dir) => Ok(write_all(dir)?),
-        None => Ok(page(command.as_deref(), &mut io::stdout().lock())?),
+        None => {
+            let mut text = Vec::new();
+            page(command.as_deref(), &mut text)?;
+            put!("{}", String::from_utf8_lossy(&text));
+            Ok(())
+        }
     }
 }
 
@@ -43,7 +50,7 @@ fn page(name: Option<&str>, out: &mut dyn io::Write) -> anyhow::Result<()> {
     let command = match name {
         None => tether,
         Some(name) => {
-            let found = tether.find_subcommand(name).cloned();
+            let found = of_name(&tether, name).cloned();
             // As the whole set names them.
             let display_name = format!("tether-{name}");
             found
@@ -54,6 +61,17 @@ fn page(name: Option<&str>, out: &mut dyn io::Write) -> anyhow::Result<()> {
     clap_mangen::Man::new(command)
         .render(out)
         .context("the page could not be written")
+}
+
+/// The command of a name, as its page has it: those of a command are named behind it, as `seed-show`.
+fn of_name<'c>(command: &'c clap::Command, name: &str) -> Option<&'c clap::Command> {
+    command.get_subcommands().find_map(|one| {
+        if one.get_name() == name {
+            return Some(one);
+        }
+        let rest = name.strip_prefix(one.get_name())?.strip_prefix('-')?;
+        of_name(one, rest)
+    })
 }
 
 fn write_all(dir: &Path) -> anyhow::Result<()> {
@@ -94,6 +112,18 @@ mod tests {
             text.contains("tether\\-flows") && text.contains("\\-\\-idle\\-for"),
             "{text}"
         );
+        // One of a command's own, and one whose name has a hyphen.
+        for (name, title) in [
+            ("seed-show", "tether\\-seed\\-show"),
+            ("upgrade-check", "tether\\-upgrade\\-check"),
+        ] {
+            let mut text = Vec::new();
+            page(Some(name), &mut text).unwrap();
+            let text = String::from_utf8(text).unwrap();
+            assert!(text.contains(title), "{text}");
+        }
+        let error = page(Some("seed-fly"), &mut Vec::new()).unwrap_err();
+        assert!(error.to_string().contains("seed-fly"), "{error}");
         let error = page(Some("fly"), &mut Vec::new()).unwrap_err().to_string();
         assert!(error.contains("fly"), "{error}");
     }

@@ -2,6 +2,20 @@
 //!
 //! Exit status: 0 is success, 1 that something failed, 2 that the command line or the configuration is wrong.
 
+/// Puts a text on standard output. Where that does not take it, as on a full disk, the command fails.
+macro_rules! put {
+    ($($part:tt)*) => {
+        $crate::cli::put(format_args!($($part)*))?
+    };
+}
+
+/// Puts a line on standard output, as `put!` does.
+macro_rules! put_line {
+    ($($part:tt)*) => {
+        $crate::cli::put(format_args!("{}\n", format_args!($($part)*)))?
+    };
+}
+
 mod capture;
 mod change;
 mod doctor;
@@ -19,6 +33,8 @@ mod top;
 mod upgrade;
 
 use std::{
+    fmt,
+    io::{self, Write as _},
     path::{Path, PathBuf},
     process::ExitCode,
     str::FromStr,
@@ -341,21 +357,21 @@ fn run(command: Command) -> Result<(), Failure> {
             match config {
                 Some(path) => {
                     let config = load(&path, |warning| eprintln!("warning: {warning}"))?;
-                    println!("{}", listing::checked(&config));
+                    put_line!("{}", listing::checked(&config));
                 }
-                None => println!("{:#}", config::schema().to_value()),
+                None => put_line!("{:#}", config::schema().to_value()),
             }
             Ok(())
         }
         Command::Status { daemon, json } => {
             let status = ask(&daemon, async |client| client.status().await)?;
             if json {
-                println!(
+                put_line!(
                     "{}",
                     serde_json::to_string(&status).map_err(anyhow::Error::from)?
                 );
             } else {
-                print!("{}", listing::status(&status, since_1970()));
+                put!("{}", listing::status(&status, since_1970()));
             }
             Ok(())
         }
@@ -367,10 +383,7 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Explain(asked) => explain::explain(&asked),
         Command::Events(asked) => asked.run(),
         Command::Capture(asked) => asked.run(),
-        Command::Completions(asked) => {
-            manual::completions(&asked);
-            Ok(())
-        }
+        Command::Completions(asked) => manual::completions(&asked),
         Command::Man(asked) => manual::man(&asked),
         Command::Drain(drain) => drain.run(),
         Command::Undrain(undrain) => undrain.run(),
@@ -400,6 +413,14 @@ fn run(command: Command) -> Result<(), Failure> {
     }
 }
 
+/// Puts a text on standard output, all of it now: what is still held when the process ends would be lost without a word.
+fn put(text: fmt::Arguments<'_>) -> Result<(), Failure> {
+    let mut out = io::stdout().lock();
+    out.write_fmt(text)
+        .and_then(|()| out.flush())
+        .map_err(|error| Failure::Other(anyhow::Error::new(error).context("standard output")))
+}
+
 fn load(path: &Path, warn: impl Fn(&config::Problem)) -> Result<Config, Failure> {
     let loaded = config::load(path).map_err(Failure::Config)?;
     loaded.warnings.iter().for_each(warn);
@@ -423,10 +444,15 @@ fn cleanup(bpffs: &Path, state_dir: &Path) -> Result<(), Failure> {
         Ok(false) => None,
         _ => Some(StateDir::take(state_dir)?),
     };
-    print!("{}", kernel::cleanup(bpffs)?);
+    let removed = kernel::cleanup(bpffs)?;
+    let had_state = state.is_some();
     if let Some(state) = state {
         state.remove(&reconcile::MEMORY_FILES)?;
-        println!("removed the state in {}", state_dir.display());
+    }
+    // All is done before a word of it: nobody who reads none of them, or goes, is to leave a half of it behind.
+    put!("{removed}");
+    if had_state {
+        put_line!("removed the state in {}", state_dir.display());
     }
     Ok(())
 }
@@ -434,9 +460,9 @@ fn cleanup(bpffs: &Path, state_dir: &Path) -> Result<(), Failure> {
 fn decap(interface: &str, detach: bool, bpffs: &Path) -> Result<(), Failure> {
     if detach {
         if kernel::detach_decap(interface, bpffs)? {
-            println!("no longer decapsulating on {interface}");
+            put_line!("no longer decapsulating on {interface}");
         } else {
-            println!("was not decapsulating on {interface}");
+            put_line!("was not decapsulating on {interface}");
         }
         return Ok(());
     }
@@ -448,7 +474,7 @@ fn decap(interface: &str, detach: bool, bpffs: &Path) -> Result<(), Failure> {
     if let Some(warning) = attached.warning {
         eprintln!("warning: {warning}");
     }
-    println!("decapsulating on {interface} ({mode})");
+    put_line!("decapsulating on {interface} ({mode})");
     Ok(())
 }
 

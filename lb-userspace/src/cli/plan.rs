@@ -40,9 +40,9 @@ impl Plan {
         let preview = ask(&self.daemon, async |client| client.plan(&path, text).await)?;
         if self.json {
             let text = serde_json::to_string(&preview).map_err(anyhow::Error::from)?;
-            println!("{text}");
+            put_line!("{text}");
         } else {
-            print!("{}", shown(&preview, &path));
+            put!("{}", shown(&preview, &path));
         }
         Ok(())
     }

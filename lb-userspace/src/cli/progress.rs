@@ -3,11 +3,12 @@
 
 use std::{
     cell::RefCell,
-    env,
     io::{self, IsTerminal as _, Write},
 };
 
 use ratatui::crossterm::terminal;
+
+use crate::logging::is_dumb;
 
 /// To the line's begin, and all of it erased (ECMA-48, 8.3.41).
 const ERASE: &str = "\r\x1b[2K";
@@ -56,11 +57,6 @@ impl Drop for Progress {
     fn drop(&mut self) {
         self.clear();
     }
-}
-
-/// Whether the terminal can only write, and take nothing away.
-pub(super) fn is_dumb() -> bool {
-    env::var_os("TERM").is_some_and(|term| term == "dumb")
 }
 
 /// Puts a line in the place of the one that stands on a terminal.

@@ -105,7 +105,7 @@ impl Place {
         let old = fleet_seed(&bpffs)?;
         let new = new()?;
         set_fleet_seed(&bpffs, new)?;
-        println!(
+        put_line!(
             "the seed in {} was {}, and is {}; start the daemon to have its tables built of it: recorded flows keep their backends, new flows go \
              where the new tables say, and every load balancer of the fleet needs the same seed",
             bpffs.display(),
@@ -121,16 +121,16 @@ pub(super) fn run(seed: &Seed) -> Result<(), Failure> {
         Seed::Show { place, secret } => {
             let found = place.seed()?;
             if *secret {
-                println!("{}", text_of(&found.seed));
+                put_line!("{}", text_of(&found.seed));
             } else {
-                println!("{}  {}", fingerprint(&found.seed), found.from);
+                put_line!("{}  {}", fingerprint(&found.seed), found.from);
             }
             Ok(())
         }
         Seed::Export { file, place } => {
             let found = place.seed()?;
             export(file, &found.seed)?;
-            println!(
+            put_line!(
                 "wrote the seed {} ({}) to {}",
                 fingerprint(&found.seed),
                 found.from,

@@ -1,8 +1,8 @@
 //! Tables for people: columns of even width, and colours where a terminal shows them.
 
-use std::{env, fmt::Write as _, io::IsTerminal as _};
+use std::fmt::Write as _;
 
-use super::progress::is_dumb;
+use crate::logging;
 
 /// How a cell looks where there are colours.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -41,10 +41,9 @@ impl Style {
 pub(super) struct Colours(pub(super) bool);
 
 impl Colours {
-    /// Where standard output is a terminal that shows them, and nobody asked for none (<https://no-color.org>).
+    /// Where standard output shows them.
     pub(super) fn of_stdout() -> Self {
-        let is_set = |name| env::var_os(name).is_some_and(|value| !value.is_empty());
-        Self(std::io::stdout().is_terminal() && !is_set("NO_COLOR") && !is_dumb())
+        Self(logging::shows_colours(&std::io::stdout()))
     }
 
     /// A text in a style.

@@ -43,7 +43,7 @@ impl UpgradeCheckCommand {
     /// Looks, and says what it saw.
     pub(super) fn run(&self) -> Result<(), Failure> {
         if self.layouts {
-            print!("{}", Layouts::own());
+            put!("{}", Layouts::own());
             return Ok(());
         }
         let progress = Progress::on_stderr();
@@ -59,12 +59,12 @@ impl UpgradeCheckCommand {
         };
         progress.clear();
         if self.json {
-            println!(
+            put_line!(
                 "{}",
                 serde_json::to_string(&check).map_err(anyhow::Error::from)?
             );
         } else {
-            print!("{}", text(&check));
+            put!("{}", text(&check));
         }
         match (check.verdict, check.why) {
             (Verdict::Refused, Some(why)) => Err(Failure::Refused(why)),

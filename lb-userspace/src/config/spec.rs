@@ -98,6 +98,7 @@ fn read(
     root.finish(findings);
     unique_services(&services, findings);
     nat::check_all(&services, findings);
+    outer::check_all(outer_sources, &services, findings);
     let config = Config {
         path: path.to_owned(),
         digest: super::digest(text),

@@ -106,6 +106,8 @@ pub struct Interface {
     pub up: bool,
     /// MTU in bytes.
     pub mtu: u32,
+    /// Whether it lets in frames for other hosts, whoever has asked for that.
+    pub promiscuous: Option<bool>,
     /// The driver's name.
     pub driver: Option<String>,
     /// The XDP program on it.

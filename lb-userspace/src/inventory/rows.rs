@@ -51,6 +51,9 @@ pub struct ServiceRow {
     pub removed: bool,
     /// Whether too few backends are usable, so that all active ones take new flows.
     pub fail_open: bool,
+    /// Whether backends are usable, and all of them have as many connections as they may: new flows are dropped.
+    #[serde(default)]
+    pub full: bool,
     /// Why dead backends' clients are not told, if they are not.
     pub resets_suspended: Option<Suspension>,
     /// Whom it takes new flows from, and how many of one source, if that is limited.
@@ -115,6 +118,7 @@ pub fn services(maps: &Maps, status: &Status) -> Vec<ServiceRow> {
             mode: service.mode,
             removed: service.removed,
             fail_open: service.fail_open,
+            full: service.full,
             resets_suspended: service.resets_suspended,
             guard: service.guard.clone(),
             error: service.error.clone(),

@@ -33,14 +33,24 @@ impl OuterSources {
     /// A next hop whose outer header would be from an address of its own, with what is configured in that one's place.
     #[must_use]
     pub fn on(&self, hop: NextHop, version: IpVersion) -> NextHop {
-        let prefix = match version {
-            IpVersion::V4 => self.v4,
-            IpVersion::V6 => self.v6,
-        };
-        prefix.map_or(hop, |prefix| {
+        self.of(version).map_or(hop, |prefix| {
             hop.from_source(prefix.network())
                 .varying(version, variety(prefix))
         })
+    }
+
+    /// The prefix that an address is in, if it is in one.
+    #[must_use]
+    pub fn holding(&self, address: IpAddr) -> Option<Prefix> {
+        self.of(IpVersion::of(address))
+            .filter(|prefix| prefix.contains(address))
+    }
+
+    const fn of(&self, version: IpVersion) -> Option<Prefix> {
+        match version {
+            IpVersion::V4 => self.v4,
+            IpVersion::V6 => self.v6,
+        }
     }
 }
 

@@ -14,6 +14,7 @@ use crate::{
         self, Balance, Spread, WHOLE, level::Taker, limit, share, slow_start::Start, zone::Zone,
     },
     flows::Census,
+    model::Health,
     pace::Moment,
     resolve,
     status::{BackendBalance, ServiceBalance},
@@ -71,10 +72,17 @@ fn watch_start(backend: &mut BackendRecord, slow_start: Duration, now: Tick) -> 
     {
         backend.standing.start = Start::resumed(began, factor, slow_start, now);
     }
-    let weight = backend.wanted.map_or(0, |wanted| wanted.weight);
-    let serving = resolve::own_serving(backend.wanted, backend.health, backend.held);
     let (was, factor) = (backend.standing.start, backend.standing.start_factor);
-    let start = was.next(serving == Serving::New && weight > 0, slow_start, now);
+    let able = if backend.held.is_some() && backend.health == Health::Unknown {
+        // A restart is no beginning, and the maps do not tell one that was full, ejected or not needed from one that refuses. It is as it was until its checks
+        // have spoken.
+        was.able
+    } else {
+        let weight = backend.wanted.map_or(0, |wanted| wanted.weight);
+        let serving = resolve::own_serving(backend.wanted, backend.health, backend.held);
+        serving == Serving::New && weight > 0
+    };
+    let start = was.next(able, slow_start, now);
     match (was.began, start.began) {
         (None, Some(_)) => tracing::info!(backend = %backend.name, ?slow_start, "slow start"),
         (Some(_), None) => tracing::info!(backend = %backend.name, "slow start is over"),

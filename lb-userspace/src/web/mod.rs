@@ -6,7 +6,10 @@
 //! | `/metrics` | everything, in the OpenMetrics text format |
 //! | `/healthz` | 200 while the daemon answers at all |
 //! | `/readyz` | 200 while the configuration is applied and the program attached, else 503 and what is missing |
+//!
+//! On loopback it answers to addresses and to `localhost` alone: `host`.
 
+mod host;
 mod metrics;
 mod page;
 mod scrapes;
@@ -17,6 +20,7 @@ use axum::{
     Router,
     extract::State,
     http::{StatusCode, header},
+    middleware,
     response::{IntoResponse as _, Response},
     routing::get,
 };
@@ -58,6 +62,8 @@ pub struct Web {
     runs: RunSource,
     /// Places for those who listen to the page's news.
     readers: Arc<Semaphore>,
+    /// Whose news are being made.
+    writing: Arc<Semaphore>,
     scrapes: Scrapes,
 }
 
@@ -81,6 +87,7 @@ impl Web {
             told,
             runs: RunSource(Arc::new(|| None)),
             readers: Arc::new(Semaphore::new(page::READERS)),
+            writing: Arc::new(Semaphore::new(1)),
             scrapes: Scrapes::default(),
         }
     }
@@ -102,7 +109,7 @@ pub async fn listen(address: SocketAddr) -> std::io::Result<TcpListener> {
 
 /// Serves until `shutdown` turns true.
 pub async fn serve(listener: TcpListener, web: Web, mut shutdown: watch::Receiver<bool>) {
-    let router = Router::new()
+    let mut router = Router::new()
         .route("/", get(page::page))
         .route("/events", get(page::events))
         .route("/metrics", get(metrics))
@@ -111,21 +118,28 @@ pub async fn serve(listener: TcpListener, web: Web, mut shutdown: watch::Receive
         .fallback(http::not_found)
         .method_not_allowed_fallback(http::wrong_method)
         .with_state(web);
+    if listener
+        .local_addr()
+        .is_ok_and(|address| address.ip().is_loopback())
+    {
+        router = router.layer(middleware::from_fn(host::guard));
+    }
     let gate = http::gate::Gate::default();
     loop {
-        let stream = tokio::select! {
+        let (stream, peer) = tokio::select! {
             () = crate::shutdown::requested(&mut shutdown) => return,
             accepted = listener.accept() => match accepted {
-                Ok((stream, _)) => stream,
+                Ok(accepted) => accepted,
                 Err(error) => {
                     http::accept_failed(error).await;
                     continue;
                 }
             }
         };
-        let place = tokio::select! {
-            () = crate::shutdown::requested(&mut shutdown) => return,
-            place = gate.enter() => place,
+        // Nobody waits: whoever comes next would wait too.
+        let Some(place) = gate.enter_from(peer.ip()) else {
+            tracing::debug!(%peer, "a connection was closed: its source has too many");
+            continue;
         };
         tokio::spawn(http::serve(stream, router.clone(), place));
     }

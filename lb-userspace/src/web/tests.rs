@@ -16,7 +16,7 @@ use lb_common::{
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
-    net::TcpStream,
+    net::{TcpSocket, TcpStream},
 };
 
 use super::*;
@@ -223,7 +223,7 @@ async fn get(address: SocketAddr, path: &str) -> (u16, String) {
 
 async fn ask(address: SocketAddr, method: &str, path: &str) -> (u16, String) {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    let request = format!("{method} {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+    let request = format!("{method} {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).await.unwrap();
@@ -437,7 +437,7 @@ async fn the_metrics_page_names_all_that_is_exported_and_nothing_else() {
 /// The names of the first events that `/events` brings, and the data of the last of them.
 async fn news(address: SocketAddr, query: &str, events: usize) -> (Vec<String>, serde_json::Value) {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    let request = format!("GET /events{query} HTTP/1.0\r\nHost: x\r\n\r\n");
+    let request = format!("GET /events{query} HTTP/1.0\r\nHost: localhost\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut text = String::new();
     while text.matches("\n\n").count() < events {
@@ -459,7 +459,7 @@ async fn news(address: SocketAddr, query: &str, events: usize) -> (Vec<String>, 
 async fn the_page_is_one_file_that_may_fetch_nothing_but_its_news() {
     let (address, _status, _stop) = start(a_status()).await;
     let mut stream = TcpStream::connect(address).await.unwrap();
-    let request = "GET / HTTP/1.1\r\nHost: x\r\n\r\n";
+    let request = "GET / HTTP/1.1\r\nHost: localhost\r\n\r\n";
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut text = String::new();
     stream.read_to_string(&mut text).await.unwrap();
@@ -493,6 +493,11 @@ async fn the_news_begin_with_the_past_and_bring_the_backends_that_are_asked_for(
     );
     let (_, opened) = news(address, "?open=[%22other%22]", 3).await;
     assert_eq!(opened["backends"], serde_json::json!([]));
+    let mut full = a_status();
+    full.services[0].fail_open = false;
+    status.send(Arc::new(full)).unwrap();
+    let (_, now) = news(address, "", 2).await;
+    assert_eq!(now["services"][0]["state"], "full");
     let mut evacuated = a_status();
     evacuated.evacuated = true;
     status.send(Arc::new(evacuated)).unwrap();
@@ -517,7 +522,7 @@ async fn open_pages_are_bounded_and_leave_room_for_scrapes() {
     let mut readers = Vec::new();
     for _ in 0..page::READERS {
         let mut stream = TcpStream::connect(address).await.unwrap();
-        let request = "GET /events HTTP/1.1\r\nHost: x\r\n\r\n";
+        let request = "GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n";
         stream.write_all(request.as_bytes()).await.unwrap();
         stream.read_exact(&mut [0; 64]).await.unwrap();
         readers.push(stream);
@@ -535,10 +540,37 @@ async fn open_pages_are_bounded_and_leave_room_for_scrapes() {
         .expect("places come back when pages are closed");
 }
 
+/// More of them than there are places, all from one address, as kubelet's and Prometheus' are not.
+#[tokio::test]
+async fn who_reads_nothing_keeps_nobody_from_elsewhere_out() {
+    let (address, _status, _stop) = start(bounds::a_status_of(100, 20)).await;
+    let mut held = Vec::new();
+    for _ in 0..http::gate::CONNECTIONS + 8 {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4_096).unwrap();
+        socket
+            .bind((Ipv4Addr::new(127, 0, 0, 2), 0).into())
+            .unwrap();
+        let mut stream = socket.connect(address).await.unwrap();
+        let request = b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n";
+        // One that finds no place is closed, and may be before it has asked.
+        drop(stream.write_all(request).await);
+        held.push(stream);
+    }
+    // The last of the places is being answered, with more than its socket takes.
+    let last = &mut held[http::gate::CONNECTIONS - 1];
+    last.read_exact(&mut [0]).await.unwrap();
+    let answered = tokio::time::timeout(Duration::from_secs(4), get(address, "/healthz"));
+    let (code, _) = answered
+        .await
+        .expect("it is answered before any of those is given up");
+    assert_eq!(code, 200);
+}
+
 /// The status of an answer that may have no end.
 async fn get_head(address: SocketAddr, path: &str) -> u16 {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    let request = format!("GET {path} HTTP/1.1\r\nHost: x\r\n\r\n");
+    let request = format!("GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut head = [0; 12];
     stream.read_exact(&mut head).await.unwrap();
@@ -566,6 +598,52 @@ async fn readiness_says_what_is_missing() {
     status.send(Arc::new(a_status())).unwrap();
     assert_eq!(get(address, "/readyz").await, (200, "ready\n".into()));
     assert_eq!(get(address, "/else").await.0, 404);
+}
+
+/// A page of somebody else's, whose name leads to loopback, asks with that name: the browser would let it read the answer.
+#[tokio::test]
+async fn nobody_elses_name_is_answered_to_on_loopback() {
+    let (address, _status, _stop) = start(a_status()).await;
+    let status_of = async |target: &str, host: &str| {
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        let request = format!("GET {target} HTTP/1.1\r\n{host}Connection: close\r\n\r\n");
+        stream.write_all(request.as_bytes()).await.unwrap();
+        let mut head = [0; 12];
+        stream.read_exact(&mut head).await.unwrap();
+        str::from_utf8(&head[9..]).unwrap().parse::<u16>().unwrap()
+    };
+    for path in ["/", "/events", "/metrics", "/healthz", "/readyz", "/else"] {
+        let port = address.port();
+        let refused = status_of(path, &format!("Host: rebound.example:{port}\r\n")).await;
+        assert_eq!(refused, 421, "{path}");
+    }
+    let by_proxy = status_of(
+        "http://rebound.example/metrics",
+        "Host: rebound.example\r\n",
+    );
+    assert_eq!(by_proxy.await, 421);
+    let own = format!("Host: {address}\r\n");
+    for host in [
+        "Host: localhost:9477\r\n",
+        "Host: [::1]\r\n",
+        "",
+        own.as_str(),
+    ] {
+        assert_eq!(status_of("/healthz", host).await, 200, "{host}");
+    }
+    // Nor is anybody's page that asks across allowed to read.
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    let request =
+        "GET /metrics HTTP/1.1\r\nHost: localhost\r\nOrigin: http://rebound.example\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut text = String::new();
+    stream.read_to_string(&mut text).await.unwrap();
+    let (head, _) = text.split_once("\r\n\r\n").unwrap();
+    let head = head.to_ascii_lowercase();
+    assert!(
+        head.starts_with("http/1.1 200 ") && !head.contains("access-control"),
+        "{head}"
+    );
 }
 
 #[tokio::test]

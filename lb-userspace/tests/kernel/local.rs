@@ -343,6 +343,29 @@ fn a_filter_that_somebody_removed_is_missed_and_made_again() {
     });
 }
 
+/// Else it would be taken for somebody else's from then on, and stay for ever.
+#[test]
+fn a_qdisc_whose_mark_somebody_removed_is_tethers_still() {
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        let mut kernel = sandbox.open(&["va"]);
+        let replies = kernel.local_replies();
+        replies.set_means(Means::Filter);
+        replies.open().unwrap();
+        kernel.attach().unwrap();
+        let pinned = names(&sandbox.pins());
+        assert_eq!(pinned, ["filter-va", "link-va", "maps", "qdisc-va"]);
+        std::fs::remove_dir_all(sandbox.pins()).unwrap();
+        let renewal = kernel.attach_again().unwrap();
+        assert!(renewal.replies.is_none(), "{renewal:?}");
+        assert_eq!(names(&sandbox.pins()), pinned);
+        assert_eq!(filters("va").len(), 1);
+        drop(kernel);
+        cleanup(&sandbox.pins()).unwrap();
+        assert!(!has_qdisc("va"));
+    });
+}
+
 /// This test's own executable, run again, is the daemon that is killed when replies are translated by the new maps, and packets are steered by the old ones.
 /// The next one moves no flows: what replies are translated by is put right before anything else.
 #[test]
@@ -438,13 +461,75 @@ fn a_filter_whose_mark_is_behind_is_replaced_by_the_next_start_and_removed_by_cl
     });
 }
 
+/// Gives an interface another name.
+fn rename(interface: &str, name: &str) {
+    ip(&["link", "set", "dev", interface, "down"]);
+    ip(&["link", "set", "dev", interface, "name", name]);
+}
+
+/// Else a second one would be made beside it, which the kernel refuses: the program is there already.
+#[test]
+fn a_link_is_known_by_the_new_name_of_its_interface() {
+    if !has_links() {
+        return;
+    }
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        start(sandbox, &["va", "vb"], Means::Best, true);
+        let link = |pin: &str| {
+            let link = Link::from_pin_of(&sandbox.pins().join(pin), Kind::Tcx).unwrap();
+            link.info().unwrap().id
+        };
+        let (first, second) = (link("local-va"), link("local-vb"));
+        rename("va", "uplink.7");
+        start(sandbox, &["uplink.7", "vb"], Means::Best, false);
+        let pinned = [
+            "link-uplink%2e7",
+            "link-vb",
+            "local-uplink%2e7",
+            "local-vb",
+            "maps",
+        ];
+        assert_eq!(names(&sandbox.pins()), pinned);
+        assert_eq!(
+            (link("local-uplink%2e7"), link("local-vb")),
+            (first, second)
+        );
+
+        // While the daemon runs, each gets the other's name.
+        let mut kernel = sandbox.open(&["uplink.7", "vb"]);
+        kernel.attach().unwrap();
+        rename("uplink.7", "spare");
+        rename("vb", "uplink.7");
+        rename("spare", "vb");
+        let renewal = kernel.attach_again().unwrap();
+        assert!(renewal.replies.is_none(), "{renewal:?}");
+        assert!(kernel.is_attached().unwrap());
+        assert_eq!(names(&sandbox.pins()), pinned);
+        assert_eq!(
+            (link("local-uplink%2e7"), link("local-vb")),
+            (second, first)
+        );
+        for interface in ["uplink.7", "vb"] {
+            assert_eq!(links(interface), [program_of(&kernel)]);
+        }
+        drop(kernel);
+
+        rename("vb", "vc");
+        cleanup(&sandbox.pins()).unwrap();
+        for interface in ["uplink.7", "vc"] {
+            assert_eq!(links(interface), [0; 0]);
+        }
+        assert!(!sandbox.pins().exists());
+    });
+}
+
 #[test]
 fn a_filter_and_its_qdisc_are_known_by_the_new_name_of_their_interface() {
     run(|sandbox| {
         sandbox.veth("va", "vb");
         start(sandbox, &["va", "vb"], Means::Filter, true);
-        ip(&["link", "set", "dev", "va", "down"]);
-        ip(&["link", "set", "dev", "va", "name", "uplink.7"]);
+        rename("va", "uplink.7");
         start(sandbox, &["uplink.7", "vb"], Means::Best, false);
         let pinned = [
             "filter-uplink%2e7",
@@ -466,8 +551,7 @@ fn a_filter_and_its_qdisc_are_known_by_the_new_name_of_their_interface() {
         assert!(!has_qdisc("uplink.7"));
         assert_eq!(filters("vb").len(), 1);
 
-        ip(&["link", "set", "dev", "vb", "down"]);
-        ip(&["link", "set", "dev", "vb", "name", "vc"]);
+        rename("vb", "vc");
         cleanup(&sandbox.pins()).unwrap();
         assert_eq!(filters("vc"), []);
         assert!(!has_qdisc("vc"));

@@ -9,6 +9,7 @@ mod local;
 mod newcomers;
 mod outliers;
 mod starts;
+mod undrains;
 
 use std::{
     cell::RefCell,

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use lb_common::clock::Tick;
+use lb_common::{backend::Serving, clock::Tick};
 use lb_userspace::{
     config::Config,
     flows::Census,
@@ -19,16 +19,26 @@ fn config(machine: &Machine) -> Config {
 
 /// The daemon that begins at some tick.
 fn adopt(machine: &Machine, now: u32) -> State {
+    adopt_with(machine, config(machine), now)
+}
+
+/// The same with a configuration.
+fn adopt_with(machine: &Machine, config: Config, now: u32) -> State {
     let (maps, census) = (Arc::clone(&machine.maps), Arc::new(Census::default()));
-    State::adopt(maps, [1, 2, 3, 4], config(machine), census, Tick(now)).unwrap()
+    State::adopt(maps, [1, 2, 3, 4], config, census, Tick(now)).unwrap()
 }
 
 /// The checks say that a backend is up.
 fn is_up(state: &mut State, number: u8) {
+    hear(state, number, Health::Up);
+}
+
+/// The checks say something new of a backend.
+fn hear(state: &mut State, number: u8, health: Health) {
     let report = HealthReport {
         name: name(&format!("b{number}")),
         address: ([10, 0, 1, number], 80).into(),
-        health: Health::Up,
+        health,
         last_error: None,
         answers_echoes: false,
     };
@@ -83,4 +93,57 @@ fn a_slow_start_goes_on_in_the_next_daemon() {
     assert_eq!(b2(&machine, &mut state, 2_088), (false, 16));
     let mut state = adopt(&machine, 2_089);
     assert_eq!(b2(&machine, &mut state, 2_089), (false, 16));
+}
+
+/// It has been there all the time. What was drained, refuses, or was dead, begins when it takes new flows again.
+#[test]
+fn a_restart_begins_no_slow_start_of_one_that_was_not_needed() {
+    let machine = Machine::new("not-needed");
+    let adopt = |now| {
+        let mut config = config(&machine);
+        config.services[0].backends[1].part.backup = true;
+        config.services[0].policy.backup_below = 1;
+        adopt_with(&machine, config, now)
+    };
+    let settle = |state: &mut State, now| machine.settle_at(state, Tick(now).into());
+    let serving = || [1, 2].map(|id| machine.maps.state(id).serving());
+    let starting = |state: &State| {
+        let backends = service(state).backends;
+        ["b1", "b2"].map(|name| {
+            let mut backends = backends.iter();
+            let backend = backends.find(|backend| backend.name == name).unwrap();
+            backend.balance.starting
+        })
+    };
+    let mut state = adopt(1_000);
+    is_up(&mut state, 1);
+    is_up(&mut state, 2);
+    settle(&mut state, 1_000);
+    settle(&mut state, 1_500);
+    assert_eq!(starting(&state), [false; 2], "it is over");
+    assert_eq!(serving(), [Serving::New, Serving::ExistingOnly]);
+
+    let mut state = adopt(1_600);
+    settle(&mut state, 1_600);
+    is_up(&mut state, 1);
+    is_up(&mut state, 2);
+    settle(&mut state, 1_601);
+    assert_eq!(starting(&state), [false; 2]);
+    state.drain(&name("b1"), None).unwrap();
+    settle(&mut state, 1_602);
+    assert_eq!(serving(), [Serving::ExistingOnly, Serving::New]);
+    assert_eq!(starting(&state), [false; 2]);
+
+    let mut state = adopt(1_700);
+    settle(&mut state, 1_700);
+    is_up(&mut state, 1);
+    hear(&mut state, 2, Health::Refusing);
+    settle(&mut state, 1_701);
+    assert_eq!(starting(&state), [false; 2]);
+    is_up(&mut state, 2);
+    settle(&mut state, 1_702);
+    assert_eq!(starting(&state), [false, true]);
+    state.undrain(&name("b1")).unwrap();
+    settle(&mut state, 1_703);
+    assert_eq!(starting(&state), [true; 2]);
 }

@@ -218,7 +218,7 @@ fn request(random: &mut Random, paths: &[(String, String)]) -> Vec<u8> {
         _ => body.len().to_string(),
     };
     let mut request = format!(
-        "{method} {target} HTTP/1.1\r\nHost: tether\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
+        "{method} {target} HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}"
     )
     .into_bytes();
     if random.below(4) == 0 {

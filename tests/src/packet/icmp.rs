@@ -128,9 +128,14 @@ pub fn without_checksum(heard: &Packet, told: &Packet, about: About, headers: us
     }
 }
 
+/// Bytes of a packet that an answer quotes at most: with what may stand before TCP's header in IPv4, and in IPv6 with far more than does.
+pub const MOST_QUOTED: usize = 120;
+
 /// The frame that answers a packet with an error about it, from the VIP.
 pub fn complaint(input: &Packet, about: About) -> Vec<u8> {
-    let mut answer = message(about, 0, &quote(input), input.destination, input.source)
+    let mut quoted = quote(input);
+    quoted.truncate(MOST_QUOTED);
+    let mut answer = message(about, 0, &quoted, input.destination, input.source)
         .macs(input.source_mac, input.destination_mac);
     answer.tags.clone_from(&input.tags);
     answer.id = 0;

@@ -93,3 +93,43 @@ async fn a_follower_waits_through_silence() {
     health(&daemon, Health::Down);
     assert_eq!(heard.recv().await.unwrap().number, 1);
 }
+
+/// Whoever follows has a place for as long as it likes: those who come when all are taken are told so, and nobody else is kept out.
+#[tokio::test]
+async fn followers_are_bounded_and_leave_room_for_others() {
+    let daemon = Daemon::start_for("followers", Readers::default(), shown::a_status()).await;
+    let asked = AskedEvents {
+        follow: true,
+        ..AskedEvents::default()
+    };
+    let mut all = Vec::new();
+    for _ in 0..crate::admin::events::FOLLOWERS {
+        let mut heard = follow(&daemon, asked);
+        heard.recv().await.unwrap();
+        all.push(heard);
+    }
+    let refused = daemon.client.events(asked, |_| true).await.unwrap_err();
+    assert!(
+        matches!(&refused, client::Error::Later(text) if text.contains("16 follow")),
+        "{refused}"
+    );
+    // What has an end needs no place.
+    let past = AskedEvents::default();
+    daemon.client.events(past, |_| true).await.unwrap();
+    daemon.client.status().await.unwrap();
+    drop(all);
+    // One that is gone is noticed when it is told of something.
+    let one_more = async {
+        loop {
+            health(&daemon, Health::Down);
+            health(&daemon, Health::Up);
+            if daemon.client.events(asked, |_| false).await.is_ok() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(30), one_more)
+        .await
+        .expect("places come back");
+}

@@ -12,21 +12,26 @@ const USER: u32 = 61_001;
 const GROUP: u32 = 61_002;
 const OTHER: u32 = 61_003;
 
+/// Has the calling thread, and no other, be a user's of these groups, the first of them its own.
+fn become_user(groups: &[u32]) {
+    // The system calls themselves: they change this thread alone, unlike the functions of libc.
+    // SAFETY: a list of so many groups, and plain numbers.
+    let results = unsafe {
+        [
+            libc::syscall(libc::SYS_setgroups, groups.len() - 1, groups[1..].as_ptr()),
+            libc::syscall(libc::SYS_setresgid, groups[0], groups[0], groups[0]),
+            libc::syscall(libc::SYS_setresuid, USER, USER, USER),
+        ]
+    };
+    assert_eq!(results, [0; 3], "this test needs root");
+}
+
 /// What the API answers to a user of these groups, the first of them its own: the status, or that it could not connect.
 fn ask_as(socket: &std::path::Path, groups: &[u32], request: &str) -> Option<u16> {
     let (socket, groups) = (socket.to_owned(), groups.to_vec());
     let request = format!("{request} HTTP/1.0\r\nHost: tether\r\n\r\n");
     std::thread::spawn(move || {
-        // The system calls themselves: they change this thread alone, unlike the functions of libc.
-        // SAFETY: a list of so many groups, and plain numbers.
-        let results = unsafe {
-            [
-                libc::syscall(libc::SYS_setgroups, groups.len() - 1, groups[1..].as_ptr()),
-                libc::syscall(libc::SYS_setresgid, groups[0], groups[0], groups[0]),
-                libc::syscall(libc::SYS_setresuid, USER, USER, USER),
-            ]
-        };
-        assert_eq!(results, [0; 3], "this test needs root");
+        become_user(&groups);
         let mut stream = UnixStream::connect(socket).ok()?;
         stream.write_all(request.as_bytes()).unwrap();
         let mut answer = String::new();
@@ -71,6 +76,50 @@ async fn members_of_the_group_may_look_and_change_nothing() {
     // And nothing reached the reconciler.
     let mut daemon = daemon;
     assert!(daemon.heard.try_recv().is_err());
+}
+
+/// Connections of a member of the group that each ask for the status, and read nothing of it.
+fn ask_and_read_nothing(socket: &std::path::Path, count: usize) -> Vec<UnixStream> {
+    let socket = socket.to_owned();
+    std::thread::spawn(move || {
+        become_user(&[GROUP]);
+        let held = (0..count).map(|_| {
+            let mut stream = UnixStream::connect(&socket).unwrap();
+            // One that finds no place is closed, and may be before it has asked.
+            drop(stream.write_all(b"GET /v1/status HTTP/1.1\r\nHost: tether\r\n\r\n"));
+            stream
+        });
+        held.collect()
+    })
+    .join()
+    .unwrap()
+}
+
+/// More of them than any listener has places.
+#[tokio::test]
+async fn members_of_the_group_keep_nobody_from_changing_things() {
+    let mut status = shown::a_status();
+    let maps = shown::maps_of(&status);
+    // An answer that no socket holds.
+    let backend = status.services[0].backends[0].clone();
+    status.services[0].backends = vec![backend; 4_000];
+    let readers = Readers::of(Gid::from_raw(GROUP));
+    let daemon = Daemon::start_with("hold", readers, status, maps).await;
+    let socket = daemon.socket();
+    let held = tokio::task::spawn_blocking(move || {
+        ask_and_read_nothing(&socket, 2 * http::gate::CONNECTIONS)
+    });
+    let held = held.await.unwrap();
+    let name = BackendName {
+        service: "chat".into(),
+        backend: "b1".into(),
+    };
+    let drained = tokio::time::timeout(Duration::from_secs(4), daemon.client.drain(&name, None));
+    drained
+        .await
+        .expect("it is answered before any of those is given up")
+        .unwrap();
+    drop(held);
 }
 
 #[tokio::test]

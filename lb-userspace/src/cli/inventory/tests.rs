@@ -35,6 +35,26 @@ mail     [2001:db8::1]:25  ipip  FAIL-OPEN  1 of 1      2       1     0        0
     assert_eq!(services_table(&[], Colours(false)), "no services\n");
 }
 
+/// As `tether status` calls it, which has it from the same status: not to be taken for one whose backends are all gone.
+#[test]
+fn a_service_whose_backends_are_full_is_called_so() {
+    let mut status = shown::a_status();
+    for backend in &mut status.services[0].backends {
+        backend.serving = Serving::ExistingOnly;
+    }
+    let state = |status: &crate::status::Status| {
+        let rows = crate::inventory::services(&shown::maps_of(status), status);
+        service_state(&rows[0]).0
+    };
+    assert_eq!(state(&status), "no backend");
+    status.services[0].full = true;
+    assert_eq!(state(&status), "FULL");
+    status.services[0].fail_open = true;
+    assert_eq!(state(&status), "FAIL-OPEN");
+    status.services[0].error = Some("no room".into());
+    assert_eq!(state(&status), "error");
+}
+
 #[test]
 fn backends_read_like_this() {
     let mut status = shown::a_status();

@@ -11,8 +11,10 @@ use crate::{
     words::{duration, word},
 };
 
-/// Samples that are kept of each rate.
+/// Samples that are kept of the instance's rates.
 const SAMPLES: usize = 120;
+/// Samples that are kept of a row's, as many as it shows: there may be tens of thousands of rows.
+pub(super) const TREND: usize = 10;
 
 /// What the daemon answered at one moment.
 #[derive(Clone, Debug)]
@@ -111,12 +113,13 @@ struct Track {
 }
 
 impl Track {
-    fn take(&mut self, at_ms: u64, now: Traffic) {
+    /// Takes in what was counted by then, and keeps so many rates.
+    fn take(&mut self, at_ms: u64, now: Traffic, kept: usize) {
         if let Some((before_ms, before)) = self.last {
             let seconds = at_ms.saturating_sub(before_ms).max(1) as f64 / 1e3;
             // Maps that were made anew begin at nothing.
             let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 / seconds;
-            if self.packets.len() == SAMPLES {
+            if self.packets.len() == kept {
                 self.packets.pop_front();
             }
             self.packets.push_back(rate(now.packets, before.packets));
@@ -179,7 +182,7 @@ impl Board {
         // Those that are gone are forgotten.
         for (key, traffic) in services.chain(backends) {
             let mut track = before.remove(&key).unwrap_or_default();
-            track.take(sample.at_ms, traffic);
+            track.take(sample.at_ms, traffic, TREND);
             self.tracks.insert(key, track);
         }
         let sum = |wanted: fn(Reason) -> bool| {
@@ -193,15 +196,20 @@ impl Board {
                 })
         };
         let at_ms = sample.at_ms;
-        self.sent
-            .take(at_ms, sum(|reason| reason.verdict() == Verdict::Forward));
+        self.sent.take(
+            at_ms,
+            sum(|reason| reason.verdict() == Verdict::Forward),
+            SAMPLES,
+        );
         self.opened.take(
             at_ms,
             sum(|reason| matches!(reason, Reason::Opened | Reason::Adopted)),
+            SAMPLES,
         );
         self.lost.take(
             at_ms,
             sum(|reason| matches!(reason.verdict(), Verdict::Drop | Verdict::Reset)),
+            SAMPLES,
         );
         self.sample = Some(sample);
     }
@@ -221,7 +229,7 @@ impl Board {
             Wish::Pause => self.paused = !self.paused,
             Wish::Up(rows) => self.skip = self.skip.saturating_sub(rows),
             Wish::Down(rows) => {
-                self.skip = (self.skip + rows).min(self.lines().len().saturating_sub(1));
+                self.skip = (self.skip + rows).min(self.rows().saturating_sub(1));
             }
             Wish::First => self.skip = 0,
         }
@@ -322,23 +330,45 @@ impl Board {
         }
     }
 
-    /// All rows, in order.
-    pub(super) fn lines(&self) -> Vec<Line> {
+    /// How many rows there are.
+    pub(super) fn rows(&self) -> usize {
+        self.sample.as_ref().map_or(0, |sample| match self.view {
+            View::Services => sample.services.len(),
+            View::Backends => sample.backends.len(),
+        })
+    }
+
+    /// So many rows behind the first ones, in order.
+    pub(super) fn lines(&self, skip: usize, count: usize) -> Vec<Line> {
         let Some(sample) = &self.sample else {
             return Vec::new();
         };
-        let mut lines: Vec<Line> = match self.view {
-            View::Services => sample
-                .services
-                .iter()
-                .map(|row| self.service(row))
-                .collect(),
-            View::Backends => sample
-                .backends
-                .iter()
-                .map(|row| self.backend(row))
-                .collect(),
-        };
+        match self.view {
+            View::Services => self.in_order(&sample.services, |row| self.service(row), skip, count),
+            View::Backends => self.in_order(&sample.backends, |row| self.backend(row), skip, count),
+        }
+    }
+
+    fn in_order<R>(
+        &self,
+        rows: &[R],
+        line: impl Fn(&R) -> Line,
+        skip: usize,
+        count: usize,
+    ) -> Vec<Line> {
+        // Only an order by figures takes those of all rows.
+        if self.sort == Sort::Name {
+            let at = |place: usize| {
+                if self.reverse {
+                    rows.len() - 1 - place
+                } else {
+                    place
+                }
+            };
+            let places = (0..rows.len()).skip(skip).take(count);
+            return places.map(|place| line(&rows[at(place)])).collect();
+        }
+        let mut lines: Vec<Line> = rows.iter().map(line).collect();
         // The greatest first; of equals, in the daemon's order.
         match self.sort {
             Sort::Name => {}
@@ -350,7 +380,7 @@ impl Board {
         if self.reverse {
             lines.reverse();
         }
-        lines
+        lines.into_iter().skip(skip).take(count).collect()
     }
 
     fn line(&self, key: &str) -> Line {
@@ -398,6 +428,8 @@ impl Board {
             ("removed", Mood::Doubtful)
         } else if row.fail_open {
             ("FAIL-OPEN", Mood::Bad)
+        } else if row.full {
+            ("FULL", Mood::Bad)
         } else if row.backends.new == 0 {
             ("no backend", Mood::Bad)
         } else if row.resets_suspended.is_some() {

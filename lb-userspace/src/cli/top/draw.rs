@@ -8,7 +8,7 @@ use ratatui::{
     widgets::{Cell, Paragraph, Row, Sparkline, Table},
 };
 
-use super::board::{Board, Line, Mood, View, short};
+use super::board::{Board, Line, Mood, TREND, View, short};
 
 /// Rows of the plot.
 const PLOT: u16 = 3;
@@ -62,7 +62,6 @@ pub(super) fn draw(frame: &mut Frame<'_>, board: &Board, ink: Ink) {
     if let Some(text) = warning {
         frame.render_widget(Paragraph::new(text).style(ink.of(Mood::Bad)), warned);
     }
-    let lines = board.lines();
     let widths = [
         Constraint::Min(14),
         Constraint::Length(10),
@@ -80,8 +79,11 @@ pub(super) fn draw(frame: &mut Frame<'_>, board: &Board, ink: Ink) {
     let heads = [
         first, "STATE", "SERVING", "ACTIVE", "IDLE", "PKT/S", "BIT/S", "TREND",
     ];
-    let skip = board.skip.min(lines.len().saturating_sub(1));
-    let rows = lines.iter().skip(skip).map(|line| row(line, ink));
+    let all = board.rows();
+    let skip = board.skip.min(all.saturating_sub(1));
+    let room = usize::from(table.height.saturating_sub(1));
+    let lines = board.lines(skip, room);
+    let rows = lines.iter().map(|line| row(line, ink));
     frame.render_widget(
         Table::new(rows, widths)
             .header(Row::new(heads).style(strong))
@@ -95,9 +97,7 @@ pub(super) fn draw(frame: &mut Frame<'_>, board: &Board, ink: Ink) {
     if board.paused {
         order += ", PAUSED";
     }
-    let rest = lines
-        .len()
-        .saturating_sub(skip + usize::from(table.height.saturating_sub(1)));
+    let rest = all.saturating_sub(skip + room);
     if rest > 0 || skip > 0 {
         order += &format!(", {skip} above, {rest} below");
     }
@@ -119,7 +119,7 @@ fn row(line: &Line, ink: Ink) -> Row<'static> {
         Cell::from(short(line.idle as f64)),
         Cell::from(short(line.packets)),
         Cell::from(short(line.bits)),
-        Cell::from(bars(&line.trend, 10)),
+        Cell::from(bars(&line.trend, TREND)),
     ])
 }
 
@@ -141,6 +141,7 @@ fn bars(figures: &[f64], width: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    use lb_common::backend::Serving;
     use ratatui::{Terminal, backend::TestBackend};
 
     use super::{
@@ -234,7 +235,11 @@ mod tests {
     fn keys_sort_reverse_scroll_and_switch() {
         let mut board = board(3);
         let names = |board: &Board| -> Vec<String> {
-            board.lines().into_iter().map(|line| line.name).collect()
+            board
+                .lines(0, usize::MAX)
+                .into_iter()
+                .map(|line| line.name)
+                .collect()
         };
         assert_eq!(names(&board), ["chat/b1", "chat/b2", "mail/m1"]);
         board.wish(Wish::Reverse);
@@ -264,6 +269,38 @@ mod tests {
     }
 
     #[test]
+    fn a_part_of_the_rows_is_the_same_as_of_all() {
+        let mut board = board(2);
+        assert_eq!(board.rows(), 3);
+        let begun = board.sort;
+        loop {
+            for _ in 0..2 {
+                board.wish(Wish::Reverse);
+                let all = board.lines(0, usize::MAX);
+                assert_eq!(all.len(), 3);
+                for skip in 0..5 {
+                    for count in 0..4 {
+                        let part: Vec<_> = all.iter().skip(skip).take(count).cloned().collect();
+                        assert_eq!(board.lines(skip, count), part, "{:?}", board.sort);
+                    }
+                }
+            }
+            board.wish(Wish::Sort);
+            if board.sort == begun {
+                break;
+            }
+        }
+        // No row keeps more than it shows.
+        let long = self::board(40);
+        let trends = long
+            .lines(0, usize::MAX)
+            .into_iter()
+            .map(|line| line.trend.len());
+        assert_eq!(trends.max(), Some(TREND));
+        assert_eq!(long.trend().len(), 40);
+    }
+
+    #[test]
     fn what_is_wrong_is_said() {
         let mut board = board(1);
         assert_eq!(board.warning(), None);
@@ -276,6 +313,22 @@ mod tests {
         assert_eq!(screen(&board, 80, 24)[5], "no daemon answers");
         board.take(sample(3));
         assert_eq!(board.warning(), None);
+    }
+
+    #[test]
+    fn a_service_whose_backends_are_full_is_called_so() {
+        let mut board = board(1);
+        board.wish(Wish::View);
+        let mut full = sample(2);
+        full.status.services[0].full = true;
+        for backend in &mut full.status.services[0].backends {
+            backend.serving = Serving::ExistingOnly;
+        }
+        full.services = inventory::services(&shown::maps_of(&full.status), &full.status);
+        board.take(full);
+        let lines = board.lines(0, usize::MAX);
+        assert_eq!((&*lines[0].name, &*lines[0].state), ("chat", "FULL"));
+        assert_eq!(lines[0].serving, "0 of 2 new");
     }
 
     #[test]

@@ -1,12 +1,15 @@
 //! The sources of outer headers.
 
-use lb_common::net::IpVersion;
+use lb_common::{backend::Mode, net::IpVersion};
 use toml::de::DeValue;
 
-use super::super::{
-    problem::Findings,
-    read::{Reader, kind},
-    rules::unusable,
+use super::{
+    super::{
+        problem::Findings,
+        read::{Reader, kind},
+        rules::unusable,
+    },
+    service::PlacedService,
 };
 use crate::{
     guard::Prefix,
@@ -82,4 +85,39 @@ fn one(element: &DeValue<'_>) -> Result<Prefix, (String, String)> {
         ));
     }
     Ok(prefix)
+}
+
+/// That no outer header is from an address of the backend that it goes to: in mode `ipip` these have VIPs, too.
+pub(super) fn check_all(
+    sources: OuterSources,
+    services: &[PlacedService],
+    findings: &mut Findings<'_>,
+) {
+    const REMEDY: &str = "route another prefix to this host for outer_sources";
+    let encapsulated = services
+        .iter()
+        .filter(|placed| placed.service.mode == Mode::Ipip);
+    for placed in encapsulated {
+        let vip = placed.service.vip;
+        if let (Some(prefix), Some(span)) = (sources.holding(vip), &placed.endpoint_span) {
+            findings.error(
+                span,
+                &placed.object,
+                format!("its VIP {vip} is in {prefix} of {KEY}, and backends take no packet from an address that they have themselves"),
+                REMEDY,
+            );
+        }
+        let backends = placed.service.backends.iter().zip(&placed.backends);
+        for (backend, (object, span)) in backends {
+            let address = backend.address;
+            if let (Some(prefix), Some(span)) = (sources.holding(address), span) {
+                findings.error(
+                    span,
+                    object,
+                    format!("its address {address} is in {prefix} of {KEY}, and it takes no packet from an address that it has itself"),
+                    REMEDY,
+                );
+            }
+        }
+    }
 }

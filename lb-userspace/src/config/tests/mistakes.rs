@@ -207,6 +207,16 @@ fn each_mistake_has_its_place_object_and_remedy() {
         ),
         (
             "[\"eth0\"]",
+            "[\"eth0\"]\nouter_sources = [\"10.0.0.0/24\"]",
+            "t.toml:5:7: service \"chat\": its VIP 10.0.0.1 is in 10.0.0.0/24 of outer_sources, and backends take no packet from an address that they have themselves; route another prefix to this host for outer_sources",
+        ),
+        (
+            "[\"eth0\"]",
+            "[\"eth0\"]\nouter_sources = [\"10.0.1.0/24\"]",
+            "t.toml:10:11: backend \"chat/b1\": its address 10.0.1.11 is in 10.0.1.0/24 of outer_sources, and it takes no packet from an address that it has itself; route another prefix to this host for outer_sources",
+        ),
+        (
+            "[\"eth0\"]",
             "[\"eth0\"]\nstate_dir = \"run\"",
             "t.toml:2:13: configuration: state_dir is \"run\", which is no absolute path; begin it with /",
         ),

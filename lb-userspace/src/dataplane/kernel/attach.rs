@@ -234,8 +234,9 @@ pub(super) fn pin_again(
             .iter()
             .any(|pinned| pinned.info.id == info.id || pinned.path == path);
         if !is_pinned && place_of(interface, &info)? == Place::Here {
-            link.pin(&path)
-                .and_then(|()| link.update(program))
+            // What is pinned counts as what has the program: so that comes last.
+            link.update(program)
+                .and_then(|()| link.pin(&path))
                 .map_err(Error::file(&path, "pinning the link again"))?;
             tracing::warn!(
                 interface,

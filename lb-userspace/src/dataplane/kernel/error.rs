@@ -295,16 +295,21 @@ pub enum Error {
     },
 }
 
-/// What else to do about a program of Cilium's, or of a tether's.
-fn of_known(name: Option<&str>) -> &'static str {
-    if name == Some(names::PROGRAM) {
-        "; it has the name of tether's own, whose pins are not in this `bpffs` directory: they are in another one, or another bpffs was mounted over theirs \
-         (`findmnt -t bpf` lists it twice then: unmount the upper one)"
-    } else if name.is_some_and(|name| name.starts_with("cil_")) {
-        "; it is Cilium's, which attaches it again: set its `loadBalancer.acceleration` to `disabled`, or give tether an interface that Cilium does not have \
-         (its `devices`)"
-    } else {
-        ""
+/// Where the pins are of a program that has the name of tether's own, and no pin.
+pub(crate) const HIDDEN_PINS: &str = "its pins are not in this `bpffs` directory: they are in another one, or another bpffs was mounted over theirs (`findmnt \
+                                      -t bpf` lists it twice then: unmount the upper one)";
+
+/// What else to do about a program of Cilium's, or of a tether's. Without CAP_SYS_ADMIN, which a daemon has no other need of, nobody says which it is.
+fn of_known(name: Option<&str>) -> String {
+    match name {
+        None => format!("; `tether doctor`, run by root, tells its name: if that is tether, {HIDDEN_PINS}"),
+        Some(names::PROGRAM) => format!("; it has the name of tether's own: {HIDDEN_PINS}"),
+        Some(name) if name.starts_with("cil_") => {
+            "; it is Cilium's, which attaches it again: set its `loadBalancer.acceleration` to `disabled`, or give tether an interface that Cilium does not have \
+             (its `devices`)"
+                .to_owned()
+        }
+        Some(_) => String::new(),
     }
 }
 
@@ -447,15 +452,15 @@ mod tests {
 
     #[test]
     fn of_a_program_of_ciliums_or_of_a_tether_more_is_told() {
-        let of = |name: &str| {
+        let of = |name: Option<&str>| {
             let error = Error::Foreign {
                 interface: "eth0".into(),
                 program: 7,
-                name: Some(name.into()),
+                name: name.map(Into::into),
             };
             error.to_string()
         };
-        let message = of("cil_xdp_entry");
+        let message = of(Some("cil_xdp_entry"));
         for part in [
             "id 7, cil_xdp_entry",
             "ip link set dev eth0 xdp off",
@@ -464,10 +469,16 @@ mod tests {
         ] {
             assert!(message.contains(part), "no {part:?}: {message}");
         }
-        assert!(!of("other").contains("Cilium"));
-        let message = of("tether");
-        assert!(message.contains("unmount the upper one"), "{message}");
-        assert!(!message.contains("Cilium"), "{message}");
+        let message = of(Some("other"));
+        assert!(message.ends_with("out of `interfaces`"), "{message}");
+        // And where its name is not to be had.
+        for (name, part) in [(Some("tether"), "tether's own"), (None, "`tether doctor`")] {
+            let message = of(name);
+            for part in [part, "unmount the upper one"] {
+                assert!(message.contains(part), "no {part:?}: {message}");
+            }
+            assert!(!message.contains("Cilium"), "{message}");
+        }
     }
 
     #[test]

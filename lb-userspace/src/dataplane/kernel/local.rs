@@ -12,8 +12,10 @@
 //! | `qdisc-eth0` | a program, for a mark: the clsact qdisc is tether's, and goes with the filter unless others use it then |
 //! | `program-new` | the program of a filter whose own pin is behind: it was replaced by a process that was killed then |
 
+mod names;
+
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fs, io,
     os::fd::{AsFd, BorrowedFd, OwnedFd},
     path::{Path, PathBuf},
@@ -25,7 +27,7 @@ use super::{
     bpf::{self, Kind, Link},
     device,
     error::Error,
-    pins::{self, Pins, Rename, Sort, rename},
+    pins::{self, Pins, Sort},
     tc,
 };
 use crate::failpoint;
@@ -54,6 +56,8 @@ struct Hook {
     is_wanted: bool,
     /// Links that are kept open, by their interfaces: one whose pin somebody removes, or mounts a bpffs over, stays where it is, and is pinned again.
     held: BTreeMap<String, Link>,
+    /// Interfaces whose clsact qdisc is tether's, by index: also once somebody has removed the mark of that.
+    qdiscs: BTreeSet<u32>,
 }
 
 /// What is pinned of one interface.
@@ -82,6 +86,7 @@ impl LocalReplies {
             means: Means::default(),
             is_wanted,
             held: BTreeMap::new(),
+            qdiscs: BTreeSet::new(),
         })))
     }
 
@@ -165,7 +170,7 @@ impl Hook {
     fn is_attached(&self) -> Result<bool, Error> {
         for (interface, index) in self.present() {
             let is_there = match self.link(interface)? {
-                Some(link) => is_on(&link, interface, index)?,
+                Some(link) => whereabouts(&link, interface)? == Whereabouts::Here(index),
                 None => filter_of(&self.pins, interface, index)?,
             };
             if !is_there {
@@ -179,6 +184,8 @@ impl Hook {
         let program = self.program.as_ref().map_err(|reason| Error::NoLocal {
             reason: reason.clone(),
         })?;
+        // The kernel takes no program twice on one interface: a link that is there already has to be found.
+        follow_names(&self.pins)?;
         let (mut outcome, mut held) = (Ok(()), Vec::new());
         for (interface, index) in self.present() {
             match self.attach_to(program.as_fd(), interface, index) {
@@ -187,6 +194,10 @@ impl Hook {
                 Err(error) => outcome = outcome.and(Err(error)),
             }
         }
+        let is_own = |interface: &str| self.pins.of(Sort::Qdisc, interface).exists();
+        let own = self.present().filter(|(interface, _)| is_own(interface));
+        let own: Vec<u32> = own.map(|(_, index)| index).collect();
+        self.qdiscs.extend(own);
         self.held.extend(held);
         outcome
     }
@@ -205,23 +216,25 @@ impl Hook {
         let path = self.pins.of(Sort::Local, interface);
         if !path.exists()
             && let Some(link) = self.held.get(interface)
-            && is_on(link, interface, index)?
+            && whereabouts(link, interface)? == Whereabouts::Here(index)
         {
             link.pin(&path)
                 .map_err(Error::file(&path, "pinning the link again"))?;
         }
         if let Some(link) = self.link(interface)? {
-            if is_on(&link, interface, index)? {
-                link.update(program).map_err(failed)?;
-                return Ok(Some(link));
+            match whereabouts(&link, interface)? {
+                Whereabouts::Here(found) if found == index => {
+                    link.update(program).map_err(failed)?;
+                    return Ok(Some(link));
+                }
+                Whereabouts::Here(_) | Whereabouts::Nowhere => discard(&link, &path)?,
+                Whereabouts::Elsewhere => {
+                    return Err(Error::Elsewhere {
+                        interface: interface.to_owned(),
+                        path,
+                    });
+                }
             }
-            if is_elsewhere(&link, interface)? {
-                return Err(Error::Elsewhere {
-                    interface: interface.to_owned(),
-                    path,
-                });
-            }
-            discard(&link, &path)?;
         }
         let has_filter = self.pins.of(Sort::Filter, interface).exists();
         if self.means == Means::Best && !has_filter {
@@ -252,13 +265,15 @@ impl Hook {
             interface: interface.to_owned(),
             source,
         };
+        let mark = self.pins.of(Sort::Qdisc, interface);
         if !tc::has_qdisc(index).map_err(failed)? {
-            let mark = self.pins.of(Sort::Qdisc, interface);
             self.pins.renew(program, &mark)?;
             if let Err(error) = tc::add_qdisc(index) {
                 fs::remove_file(&mark).map_err(Error::file(&mark, "unpinning"))?;
                 return Err(failed(error));
             }
+        } else if self.qdiscs.contains(&index) && !mark.exists() {
+            self.pins.renew(program, &mark)?;
         }
         put_filter(&self.pins, program, interface, index)
     }
@@ -289,37 +304,32 @@ fn open_link(path: &Path) -> Result<Link, Error> {
     })
 }
 
-/// Whether a link is attached to an interface, in this network namespace.
-fn is_on(link: &Link, interface: &str, index: u32) -> Result<bool, Error> {
-    let failed = |source| Error::Device {
-        interface: interface.to_owned(),
-        doing: "asking for its programs on egress",
-        source,
-    };
-    let info = link.info().map_err(failed)?;
-    if info.ifindex != index {
-        return Ok(false);
-    }
-    let programs = bpf::programs_of(index, bpf::BPF_TCX_EGRESS).map_err(failed)?;
-    Ok(programs.contains(&info.program))
+/// Where a link is attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Whereabouts {
+    /// To the interface with this index, in this network namespace.
+    Here(u32),
+    /// To an interface in another network namespace.
+    Elsewhere,
+    /// Nowhere: its interface is gone, or somebody detached it.
+    Nowhere,
 }
 
-/// Whether a link is attached to an interface of another network namespace.
-fn is_elsewhere(link: &Link, interface: &str) -> Result<bool, Error> {
+/// Where a link is that is pinned for an interface.
+fn whereabouts(link: &Link, interface: &str) -> Result<Whereabouts, Error> {
     let failed = |source| Error::Device {
         interface: interface.to_owned(),
         doing: "asking for its programs on egress",
         source,
     };
     let info = link.info().map_err(failed)?;
-    // Its interface is gone.
     if info.ifindex == 0 {
-        return Ok(false);
+        return Ok(Whereabouts::Nowhere);
     }
     match bpf::programs_of(info.ifindex, bpf::BPF_TCX_EGRESS) {
-        Ok(programs) => Ok(!programs.contains(&info.program)),
-        Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(true),
-        Err(error) => Err(failed(error)),
+        Ok(programs) if programs.contains(&info.program) => Ok(Whereabouts::Here(info.ifindex)),
+        Err(error) if error.raw_os_error() != Some(libc::ENODEV) => Err(failed(error)),
+        _ => Ok(Whereabouts::Elsewhere),
     }
 }
 
@@ -390,50 +400,13 @@ pub(super) fn settle(pins: &Pins) -> Result<(), Error> {
     fs::rename(&aside, &mark).map_err(Error::file(&mark, "pinning the filter's program"))
 }
 
-/// Gives the marks of filters, and those of their qdiscs, the names that their interfaces have by now.
+/// Gives links, and the marks of filters and of their qdiscs, the names that their interfaces have by now.
 ///
 /// # Errors
 /// When the kernel cannot be asked, or bpffs refuses.
 pub(super) fn follow_names(pins: &Pins) -> Result<(), Error> {
-    for (interface, mark) in pins.all_of(Sort::Filter)? {
-        // What is no program is on no interface.
-        let Ok(program) = bpf::pinned_program(&mark) else {
-            continue;
-        };
-        let failed = |source| Error::Device {
-            interface: interface.clone(),
-            doing: "looking for its filter",
-            source,
-        };
-        let is_there = match device::index(&interface) {
-            Some(index) => is_filter_on(index, program).map_err(failed)?,
-            None => false,
-        };
-        if is_there {
-            continue;
-        }
-        let Some(name) = unmarked(pins, program).map_err(failed)? else {
-            continue;
-        };
-        // By the filter's mark it is known that something is left to do: so that one last.
-        for sort in [Sort::Qdisc, Sort::Filter] {
-            let (from, to) = (pins.of(sort, &interface), pins.of(sort, &name));
-            if !from.exists() {
-                continue;
-            }
-            // Exchanged, and not replaced: the other interface may have another name itself.
-            let how = if to.exists() {
-                Rename::Exchange
-            } else {
-                Rename::Refuse
-            };
-            rename(&from, &to, how).map_err(Error::file(
-                &from,
-                "giving the pin its interface's new name",
-            ))?;
-        }
-    }
-    Ok(())
+    names::follow_links(pins)?;
+    names::follow_filters(pins)
 }
 
 /// An interface whose filter has this program, and no mark of that.
@@ -469,7 +442,7 @@ impl Place {
     fn is_elsewhere(&self) -> Result<bool, Error> {
         match self.sort {
             Sort::Local => match open_link(&self.path) {
-                Ok(link) => is_elsewhere(&link, &self.interface),
+                Ok(link) => Ok(whereabouts(&link, &self.interface)? == Whereabouts::Elsewhere),
                 Err(Error::Damaged { .. }) => Ok(false),
                 Err(error) => Err(error),
             },

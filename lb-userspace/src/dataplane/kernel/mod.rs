@@ -65,6 +65,7 @@ use aya::maps::{MapData, RingBuf};
 
 use lb_common::maps::Instance;
 
+pub(crate) use self::error::HIDDEN_PINS;
 pub use self::{
     attach::{Attached, Seen, XdpMode},
     cleanup::{Removed, cleanup},
@@ -101,6 +102,8 @@ pub struct Kernel {
     /// Its maps, kept open, so that they can be pinned again.
     maps: Opened,
     pins: Arc<Pins>,
+    /// As they were found at the start, and stay locked: others have them too.
+    first_pins: Arc<Pins>,
     tap: Arc<Tap>,
     interfaces: Vec<String>,
     fleet_seed: [u64; 4],
@@ -189,6 +192,7 @@ impl Kernel {
         Ok(Self {
             loaded,
             maps,
+            first_pins: Arc::clone(&pins),
             pins,
             tap: Arc::new(tap),
             interfaces: options.interfaces.clone(),
@@ -285,10 +289,15 @@ impl Kernel {
     /// True if that was called for.
     fn pin_again(&mut self) -> Result<bool, Error> {
         if !self.pins.is_in_place() {
-            let directory = self.pins.directory().to_owned();
             // What else has the pins needs only to know where they are.
-            self.pins = Arc::new(Pins::open(&directory)?);
-        } else if self.pins.has_all(&self.maps) {
+            self.pins = if self.first_pins.is_in_place() {
+                // What was mounted over them is gone again.
+                Arc::clone(&self.first_pins)
+            } else {
+                Arc::new(Pins::open(self.pins.directory())?)
+            };
+        }
+        if self.pins.has_all(&self.maps) {
             return Ok(false);
         }
         self.pins.pin_again(&self.maps)?;

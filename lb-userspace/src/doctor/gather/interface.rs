@@ -35,6 +35,7 @@ pub(super) async fn gather(
         exists: true,
         up: link.as_ref().is_some_and(|link| link.up),
         mtu: link.map_or(0, |link| link.mtu),
+        promiscuous: promiscuous(name),
         driver: device::driver(name).ok().flatten(),
         program: program(index, bpffs),
         features: features::of(index).ok().flatten(),
@@ -64,6 +65,15 @@ pub(super) fn link_of(name: &str) -> Option<(u32, [u8; 6])> {
         *to = u8::from_str_radix(hex, 16).ok()?;
     }
     Some((device::index(name)?, mac))
+}
+
+/// By the flag that the kernel itself goes by. (Netlink tells only of that which an operator has set.)
+fn promiscuous(name: &str) -> Option<bool> {
+    // include/uapi/linux/if.h
+    const IFF_PROMISC: u32 = 0x100;
+    let text = fs::read_to_string(format!("/sys/class/net/{name}/flags")).ok()?;
+    let flags = u32::from_str_radix(text.trim().strip_prefix("0x")?, 16).ok()?;
+    Some(flags & IFF_PROMISC != 0)
 }
 
 fn program(index: u32, bpffs: &Path) -> Program {

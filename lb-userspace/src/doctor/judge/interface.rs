@@ -10,6 +10,7 @@ use super::{
     },
     listed,
 };
+use crate::dataplane::kernel::HIDDEN_PINS;
 
 // include/uapi/linux/netdev.h
 const XDP_BASIC: u64 = 1 << 0;
@@ -42,6 +43,7 @@ pub(super) fn examine(facts: &Facts, findings: &mut Vec<Finding>) {
             findings.extend(queues(name, interface));
             findings.extend(mtu(name, interface));
             findings.extend(header_split(name, interface));
+            findings.extend(promiscuous(name, interface));
             findings.extend(peer(name, interface));
             if local {
                 findings.push(local_replies(name, interface, facts.daemon.runs()));
@@ -81,9 +83,7 @@ fn xdp(name: &str, interface: &Interface) -> Finding {
     const CHECK: &str = "xdp";
     if let Program::Foreign { id, name: program } = &interface.program {
         let remedy = if program == lb_common::maps::PROGRAM {
-            "it has the name of tether's own, whose pins are not in `bpffs`: they are in another directory, or another bpffs was mounted over theirs (`findmnt \
-             -t bpf` lists it twice then: unmount the upper one)"
-                .to_owned()
+            format!("it has the name of tether's own: {HIDDEN_PINS}")
         } else {
             format!(
                 "ip link set dev {name} xdp off, or stop what attached it: `bpftool link` tells; or take {name} out of `interfaces`"
@@ -177,7 +177,8 @@ fn offloads(name: &str, interface: &Interface) -> Option<Finding> {
 }
 
 fn queues(name: &str, interface: &Interface) -> Option<Finding> {
-    let queues = interface.queues?;
+    // A driver may know of queues, and of no pairs of them.
+    let queues = interface.queues.filter(|queues| queues.maximum > 0)?;
     let cpus = interface.cpus;
     let driver = interface.driver.as_deref().unwrap_or_default();
     let found = format!(
@@ -210,9 +211,14 @@ fn queues(name: &str, interface: &Interface) -> Option<Finding> {
     Some(Finding::ok("queues", name, found))
 }
 
+/// Whether its driver has native XDP, for frames of one buffer only; none where that is not told.
+fn takes_one_buffer(interface: &Interface) -> Option<bool> {
+    let features = interface.features?;
+    Some(features & XDP_BASIC != 0 && features & XDP_RX_SG == 0)
+}
+
 fn mtu(name: &str, interface: &Interface) -> Option<Finding> {
-    let takes_many = interface.features? & XDP_RX_SG != 0;
-    (interface.mtu > PAGE_MTU && !takes_many).then(|| {
+    (interface.mtu > PAGE_MTU && takes_one_buffer(interface)?).then(|| {
         Finding::bad(
             Warning,
             "driver-mtu",
@@ -225,8 +231,7 @@ fn mtu(name: &str, interface: &Interface) -> Option<Finding> {
 
 /// Headers in one buffer and data in another make two of every frame, however small.
 fn header_split(name: &str, interface: &Interface) -> Option<Finding> {
-    let takes_many = interface.features? & XDP_RX_SG != 0;
-    (interface.splits_headers? && !takes_many).then(|| {
+    (interface.splits_headers? && takes_one_buffer(interface)?).then(|| {
         let more = if interface.mtu > PAGE_MTU {
             format!("; MTU {} is more than a page holds, too", interface.mtu)
         } else {
@@ -238,6 +243,19 @@ fn header_split(name: &str, interface: &Interface) -> Option<Finding> {
             name,
             format!("headers and data of TCP come in buffers of their own, and its driver takes no frames of several: it refuses native XDP{more}"),
             format!("ethtool -G {name} tcp-data-split off"),
+        )
+    })
+}
+
+/// XDP comes before the kernel asks whom a frame is for.
+fn promiscuous(name: &str, interface: &Interface) -> Option<Finding> {
+    interface.promiscuous?.then(|| {
+        Finding::bad(
+            Warning,
+            "promiscuous",
+            name,
+            "it lets in frames for other hosts: what another balancer of the same VIPs gets, or sends on, is steered here once more, wherever a switch shows it",
+            format!("capture with `tether capture`, or with `tcpdump -p`; `ip -d link show {name}` tells whether it is a port of a bridge, which always is so (docs/hardware.md)"),
         )
     })
 }

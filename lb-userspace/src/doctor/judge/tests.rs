@@ -303,6 +303,24 @@ fn interfaces_and_drivers() {
         ena.iter()
             .any(|one| one.check == "queues" && one.state == Warning)
     );
+    // A driver may have queues and no pairs of them, and one without native XDP has none to refuse.
+    let unpaired = found(Mode::L2, |facts| {
+        eth0(facts).queues = Some(Queues {
+            combined: 0,
+            maximum: 0,
+        });
+    });
+    assert_eq!(unpaired, []);
+    let generic = found(Mode::L2, |facts| {
+        let eth0 = eth0(facts);
+        (eth0.features, eth0.mtu, eth0.splits_headers) = (Some(0), 9000, Some(true));
+    });
+    assert!(
+        generic
+            .iter()
+            .all(|one| !["driver-mtu", "header-split"].contains(&one.check)),
+        "{generic:?}"
+    );
     let jumbo = found(Mode::L2, |facts| {
         eth0(facts).features = Some(0x5f);
         eth0(facts).mtu = 9000;
@@ -348,6 +366,17 @@ fn headers_apart_from_data_take_frames_of_several_buffers() {
             .any(|one| one.found.contains("MTU 9000 is more than a page holds")),
         "{beyond:#?}"
     );
+}
+
+#[test]
+fn frames_for_other_hosts() {
+    makes(Mode::L2, Warning, "promiscuous", "tcpdump -p", |facts| {
+        eth0(facts).promiscuous = Some(true)
+    });
+    for promiscuous in [Some(false), None] {
+        let change = |facts: &mut Facts| eth0(facts).promiscuous = promiscuous;
+        assert_eq!(found(Mode::L2, change), []);
+    }
 }
 
 #[test]

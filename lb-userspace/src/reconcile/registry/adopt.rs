@@ -127,7 +127,12 @@ impl Registry {
                 closed: state.share(),
                 on_down: OnDown::Reset,
                 standing: Standing {
-                    start: Start::known(state.serving() == Serving::New),
+                    start: Start::known(match state.serving() {
+                        Serving::New => true,
+                        // It was drained; else it was full, ejected or not needed, or its checks said no, and say so again.
+                        Serving::ExistingOnly => memory.drain(held.identity).is_none(),
+                        Serving::None => false,
+                    }),
                     ..Standing::default()
                 },
                 sent: outlier::Memory::default(),

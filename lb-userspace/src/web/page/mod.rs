@@ -17,9 +17,9 @@ use axum::{
         sse::{Event, KeepAlive, Sse},
     },
 };
-use futures::{Stream, StreamExt as _, stream};
+use futures::{Stream, StreamExt as _, future, stream};
 use serde::Deserialize;
-use tokio::sync::OwnedSemaphorePermit;
+use tokio::{sync::OwnedSemaphorePermit, task::spawn_blocking};
 
 use super::Web;
 use crate::http::{self, Endless};
@@ -98,7 +98,11 @@ fn news(
     place: OwnedSemaphorePermit,
 ) -> impl Stream<Item = Result<Event, Infallible>> {
     let samples = web.history.samples();
-    let first = event("past", &news::past(&web));
+    let begun = web.clone();
+    let first = stream::once(async move {
+        let past = |web: &Web| event("past", &news::past(web));
+        made(&begun, past).await
+    });
     let later = stream::unfold(
         (web, open, samples, place, false),
         async |(web, open, mut samples, place, fresh)| {
@@ -106,14 +110,35 @@ fn news(
                 return None;
             }
             samples.mark_unchanged();
-            let mut events = vec![event("now", &news::now(&web, fresh))];
-            if !open.is_empty() {
-                events.push(event("backends", &news::backends(&web, &open)));
-            }
+            let wanted = open.clone();
+            let now = move |web: &Web| {
+                let mut events = vec![event("now", &news::now(web, fresh))];
+                if !wanted.is_empty() {
+                    events.push(event("backends", &news::backends(web, &wanted)));
+                }
+                events
+            };
+            let events = made(&web, now).await?;
             Some((stream::iter(events), (web, open, samples, place, true)))
         },
     );
-    stream::iter([first]).chain(later.flatten()).map(Ok)
+    let first = first.filter_map(future::ready);
+    first.chain(later.flatten()).map(Ok)
+}
+
+/// Has news made beside the threads that checks of health wait for, and those of one reader at a time: readers that come and go, and come again, keep one CPU
+/// busy at most. None if they cannot be made.
+async fn made<T: Send + 'static>(
+    web: &Web,
+    make: impl FnOnce(&Web) -> T + Send + 'static,
+) -> Option<T> {
+    let turn = web.writing.clone().acquire_owned().await.ok()?;
+    let web = web.clone();
+    let made = spawn_blocking(move || {
+        let _turn = turn;
+        make(&web)
+    });
+    made.await.ok()
 }
 
 fn event(name: &str, data: &impl serde::Serialize) -> Event {

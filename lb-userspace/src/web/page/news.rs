@@ -75,6 +75,8 @@ enum State {
     Error,
     /// Too few backends are usable.
     FailOpen,
+    /// Every usable backend has as many connections as it may.
+    Full,
     /// Nothing takes new flows.
     NoBackend,
     /// Some backends are not well.
@@ -96,6 +98,8 @@ impl State {
             Self::Removed
         } else if service.fail_open {
             Self::FailOpen
+        } else if service.full {
+            Self::Full
         } else if !service
             .backends
             .iter()

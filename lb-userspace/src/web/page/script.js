@@ -3,6 +3,7 @@
   const SHOWN = 20;          // services that are drawn before somebody asks for more
   const MORE = 50;           // and how many then
   const TOTALS = 150, OF_SERVICE = 60;
+  const OPEN = 32;           // services whose backends are told at once: the daemon tells no more
   const $ = (selector, root = document) => root.querySelector(selector);
   const SVG = 'http://www.w3.org/2000/svg';
 
@@ -73,7 +74,7 @@
 
   // ---- the whole ----
   const STATE = {
-    error: ['bad', 'not served as configured'], 'fail-open': ['bad', 'fail-open'], 'no-backend': ['bad', 'no backend'],
+    error: ['bad', 'not served as configured'], 'fail-open': ['bad', 'fail-open'], full: ['bad', 'full'], 'no-backend': ['bad', 'no backend'],
     degraded: ['warning', 'degraded'], removed: ['', 'removed'], ok: ['good', 'ok'],
   };
   const showVerdict = page => {
@@ -92,6 +93,7 @@
     };
     for (const [state, level, text] of [
       ['error', 'bad', 'not served as configured'],
+      ['full', 'bad', 'every usable backend is at its max_connections, new connections are dropped'],
       ['no-backend', 'bad', 'no backend takes new flows'],
       ['fail-open', 'bad', 'fail-open, too few backends are usable and all active ones take new flows'],
       ['degraded', 'warning', 'some backends are not well'],
@@ -162,12 +164,17 @@
     details.addEventListener('toggle', () => {
       if (details.open === open.has(service.name)) return;
       if (details.open) open.add(service.name); else open.delete(service.name);
+      // For one more, the one that was opened first is closed: what closes it has nothing more to tell here.
+      for (const name of [...open].slice(0, -OPEN)) {
+        open.delete(name);
+        for (const one of rows.values()) if (one.details.dataset.service === name) one.details.open = false;
+      }
       connect();
     });
     return { details, tag: $('.tag', details), text: $('.share span', details), bar: $('.bar', details),
       live: $('.live', details).firstChild, rate: $('.rate', details).firstChild, spark, backends: $('.backends', details) };
   };
-  const severity = service => ['error', 'no-backend', 'fail-open', 'degraded'].indexOf(service.state) + 1 || 9;
+  const severity = service => ['error', 'full', 'no-backend', 'fail-open', 'degraded'].indexOf(service.state) + 1 || 9;
   const showServices = page => {
     const wanted = $('#filter').value.trim().toLowerCase();
     const all = page.services.filter(service => !wanted || `${service.name} ${service.endpoint}`.toLowerCase().includes(wanted))
@@ -241,7 +248,7 @@
 
   const show = page => {
     latest = page;
-    document.title = page.config.error || page.services.some(service => severity(service) < 4) ? '(!) Tether' : 'Tether';
+    document.title = page.config.error || page.services.some(service => severity(service) < 5) ? '(!) Tether' : 'Tether';
     setText($('#about'), `${page.attachments.map(one => `${one.interface} (${one.mode})`).join(', ') || 'attached to nothing'} · version ${page.version} · up ${duration(page.uptime_s)} · generation ${page.generation}`);
     showVerdict(page);
     showTiles(page);

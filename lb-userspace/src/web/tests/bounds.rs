@@ -4,7 +4,7 @@ use super::*;
 use crate::{flows::Sweeper, inventory::tests as shown};
 
 /// A status of so many services with so many backends each, every one of which has all that a backend may have.
-fn a_status_of(services: u16, backends: u16) -> Status {
+pub(super) fn a_status_of(services: u16, backends: u16) -> Status {
     let mut status = a_status();
     let service = status.services.remove(0);
     let backend = service.backends[0].clone();

@@ -19,7 +19,7 @@ use lb_common::{
 use super::{
     contract::{Observed, Promise},
     reader::{self, Carried},
-    scene::{self, SERVICES, Scene, Setting, Way},
+    scene::{self, Outer, SERVICES, Scene, Setting, Way},
 };
 use crate::packet::{
     World,
@@ -72,6 +72,10 @@ breaks! {
     Corrupt: RightWay | ToItsClient;
     /// It leaves for the backend's neighbour in the network.
     WrongAddress: RightWay;
+    /// It is encapsulated as from an address that is none of ours.
+    WrongSource: RightWay;
+    /// An established flow's segment is encapsulated as from another address than its SYN was.
+    OtherSource: OwnSource;
     /// An established flow goes to another backend of its service.
     Move: KeptBackend;
     /// A flow's entry comes to name another backend of its service.
@@ -195,6 +199,10 @@ impl Sabotage {
                 }
             }
             Self::WrongAddress if is_forwarded => came.output[5] ^= 1,
+            Self::WrongSource if is_segment => change_source(came, 4, |_| true),
+            Self::OtherSource if is_segment && reason == Reason::Established => {
+                change_source(came, 2, |outer| outer.varied != 0);
+            }
             Self::Move if is_forwarded && reason == Reason::Established => {
                 send_to(scene, came, |node| node != Serving::None);
             }
@@ -311,7 +319,7 @@ fn leave_alone(frame: &[u8], came: &mut Observed) {
 fn inner(came: &Observed) -> usize {
     let backend = came.backends.first().copied().unwrap_or_default();
     match scene::outer_of(backend) {
-        Some((_, _, length)) => 14 + length,
+        Some(outer) => 14 + outer.length,
         None => reader::read(&came.output).ip.map_or(14, |ip| ip.at),
     }
 }
@@ -351,6 +359,28 @@ fn tell_too_much(frame: &mut [u8]) {
     let sum = updated(half(frame, at + 2), before, after);
     frame[at + 6..at + 8].copy_from_slice(&after.to_be_bytes());
     frame[at + 2..at + 4].copy_from_slice(&sum.to_be_bytes());
+}
+
+/// Has what was encapsulated, if its outer header `suits`, be as from an address that differs in the word which begins so many bytes before its end.
+/// Makes the header's checksum right for that.
+fn change_source(came: &mut Observed, back: usize, suits: impl Fn(&Outer) -> bool) {
+    let backend = came.backends.first().copied().unwrap_or_default();
+    let Some(outer) = scene::outer_of(backend).filter(suits) else {
+        return;
+    };
+    let end = 14 + if outer.is_ipv4() { 16 } else { 24 };
+    let frame = &mut came.output;
+    if frame.len() < 14 + outer.length {
+        return;
+    }
+    let at = end - back;
+    let before = half(frame, at);
+    let after = before ^ 1;
+    frame[at..at + 2].copy_from_slice(&after.to_be_bytes());
+    if outer.is_ipv4() {
+        let sum = updated(half(frame, 14 + 10), before, after);
+        frame[14 + 10..14 + 12].copy_from_slice(&sum.to_be_bytes());
+    }
 }
 
 /// Changes the checksum of the segment that an error quotes, if that is quoted, and makes the error's own right for it.

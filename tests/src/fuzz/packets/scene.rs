@@ -485,6 +485,10 @@ impl Scene {
             Way::Dnat => BackendSpec::dnat(id),
         };
         let mut spec = spec.serving(node.serving).generation(node.generation);
+        let varied = varied_of(id);
+        if varied != 0 {
+            spec = spec.varying(varied);
+        }
         if !node.resolved {
             spec = spec.unresolved();
         }
@@ -547,15 +551,75 @@ pub fn is_only_vip(address: IpAddr) -> bool {
     address == on_wire(VIP)
 }
 
-/// The header that a backend's packets are put into: its source and destination, and its length; none but in mode `ipip`.
+/// The header that a backend's packets are put into in mode `ipip`.
+#[derive(Clone, Copy, Debug)]
+pub struct Outer {
+    /// Where it is from; those bits that vary are zero.
+    source: IpAddr,
+    /// Those of the last bits of its source that vary.
+    pub varied: u16,
+    /// Where it goes.
+    pub destination: IpAddr,
+    /// Its length.
+    pub length: usize,
+}
+
+impl Outer {
+    /// Whether it is of IPv4.
+    #[must_use]
+    pub const fn is_ipv4(&self) -> bool {
+        self.source.is_ipv4()
+    }
+
+    /// Whether it may be from an address: whatever does not vary is as it should be.
+    #[must_use]
+    pub fn may_be_from(&self, source: IpAddr) -> bool {
+        match (self.source, source) {
+            (IpAddr::V4(base), IpAddr::V4(source)) => {
+                source.to_bits() & !u32::from(self.varied) == base.to_bits()
+            }
+            (IpAddr::V6(base), IpAddr::V6(source)) => {
+                source.to_bits() & !u128::from(self.varied) == base.to_bits()
+            }
+            _ => false,
+        }
+    }
+}
+
+/// Those of the last bits of the source of a backend's outer header that differ between flows: of some backends none.
 #[must_use]
-pub fn outer_of(backend: u32) -> Option<(IpAddr, IpAddr, usize)> {
-    let in_ipv4 = (OUTER_SOURCE.into(), address_of(backend).into(), 20);
-    let in_ipv6 = (
-        in_ipv6(OUTER_SOURCE).into(),
-        in_ipv6(address_of(backend)).into(),
-        40,
-    );
+pub const fn varied_of(backend: u32) -> u16 {
+    match backend {
+        5 => 0x00ff,
+        6 => 0xffff,
+        8 => 0x01ff,
+        _ => 0,
+    }
+}
+
+/// One of the sources that a backend's outer header may have, in IPv6 [`in_ipv6`] of it: what varies of it is taken from a number.
+#[must_use]
+pub fn outer_source(backend: u32, number: u16) -> Ipv4Addr {
+    let varied = u32::from(varied_of(backend));
+    Ipv4Addr::from_bits((OUTER_SOURCE.to_bits() & !varied) | (u32::from(number) & varied))
+}
+
+/// The header that a backend's packets are put into; none but in mode `ipip`.
+#[must_use]
+pub fn outer_of(backend: u32) -> Option<Outer> {
+    let source = outer_source(backend, 0);
+    let in_ipv4 = Outer {
+        source: source.into(),
+        varied: varied_of(backend),
+        destination: address_of(backend).into(),
+        length: 20,
+    };
+    let in_ipv6 = Outer {
+        source: in_ipv6(source).into(),
+        destination: in_ipv6(address_of(backend)).into(),
+        length: 40,
+        ..in_ipv4
+    };
     match (way_to(backend), version()) {
         (Way::L2 | Way::Nat | Way::Dnat | Way::Local, _) => None,
         (Way::Ipip, IpVersion::V4) => Some(in_ipv4),
@@ -573,6 +637,31 @@ pub fn macs_to(backend: u32) -> [u8; 12] {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::packet::in_version;
+
+    #[test]
+    fn an_outer_source_is_one_of_its_prefix() {
+        for version in [IpVersion::V4, IpVersion::V6] {
+            in_version(version, || {
+                for backend in 4..=8 {
+                    let outer = outer_of(backend).expect("mode ipip");
+                    let is_from = |source: Ipv4Addr| {
+                        outer.may_be_from(if outer.is_ipv4() {
+                            source.into()
+                        } else {
+                            in_ipv6(source).into()
+                        })
+                    };
+                    for number in [0, 1, 0xff, 0x100, 0xffff] {
+                        assert!(is_from(outer_source(backend, number)));
+                    }
+                    let next = u32::from(varied_of(backend)) + 1;
+                    let beyond = outer_source(backend, 0).to_bits() ^ next;
+                    assert!(!is_from(Ipv4Addr::from_bits(beyond)), "{backend}");
+                }
+            });
+        }
+    }
 
     /// Ids count on from service to service, and every way is met.
     #[test]

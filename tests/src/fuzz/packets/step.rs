@@ -4,13 +4,14 @@ use std::net::Ipv4Addr;
 
 use lb_common::{
     backend::Serving,
+    net::IpVersion,
     tcp::{ACK, FIN, RST, SYN},
 };
 
 use super::{
     asked::{Asked, LONGEST, Net},
     returns::{Noise, Reply, Told},
-    scene::{Node, OWN_VIP, SERVICES, Scene, Service, Setting, Way},
+    scene::{self, Node, OWN_VIP, SERVICES, Scene, Service, Setting, Way},
 };
 use crate::{
     packet::{
@@ -18,7 +19,7 @@ use crate::{
         answer::{OUTER_SOURCE, address_of},
         frame::Extension,
         icmp::{About, message, quote},
-        version,
+        in_version, version,
     },
     random::Random,
 };
@@ -602,15 +603,7 @@ impl Maker {
         // About what was encapsulated here.
         let (first, last) = service.backends;
         let backend = first + self.random.below(u64::from(last - first + 1)) as u32;
-        let inner = Packet::tcp((client.0, client.1), (service.vip, service.port), ACK).packet();
-        let protocol = if version() == lb_common::net::IpVersion::V4 {
-            4
-        } else {
-            41
-        };
-        let outer = Packet::tcp((OUTER_SOURCE, 0), (address_of(backend), 0), 0)
-            .carrying(protocol, &inner[..inner.len().min(60)]);
-        message(kind, 0, &outer.packet(), router, OUTER_SOURCE)
+        about_tunnelled(kind, router, backend, client, service)
     }
 
     /// Noise: what no sender that is sound would send.
@@ -648,4 +641,32 @@ impl Maker {
             frame.resize(14, 0);
         }
     }
+}
+
+/// An error about what was encapsulated here for a backend, told to where that was from: where this varies, another address for each client.
+fn about_tunnelled(
+    kind: About,
+    router: Ipv4Addr,
+    backend: u32,
+    client: Client,
+    service: &Service,
+) -> Packet {
+    let inner = Packet::tcp((client.0, client.1), (service.vip, service.port), ACK).packet();
+    let protocol = match version() {
+        IpVersion::V4 => 4,
+        IpVersion::V6 => 41,
+    };
+    let outer_version = if service.way == Way::InIpv6 {
+        IpVersion::V6
+    } else {
+        version()
+    };
+    let source = scene::outer_source(backend, client.1);
+    let mut told = None;
+    in_version(outer_version, || {
+        let outer = Packet::tcp((source, 0), (address_of(backend), 0), 0)
+            .carrying(protocol, &inner[..inner.len().min(60)]);
+        told = Some(message(kind, 0, &outer.packet(), router, source));
+    });
+    told.expect("it was built")
 }

@@ -6,7 +6,10 @@ use lb_common::{
 };
 
 use super::{Breach, Observed, Promise, breach, ensure};
-use crate::fuzz::packets::reader::{self, Carried, Ip, Seen, Tcp};
+use crate::{
+    fuzz::packets::reader::{self, Carried, Ip, Seen, Tcp},
+    packet::icmp::MOST_QUOTED,
+};
 
 /// What was made of a frame to answer it: sent back where it came from, with right checksums.
 pub(super) fn answer_of<'a>(seen: &Seen<'_>, came: &'a Observed) -> Result<Seen<'a>, Breach> {
@@ -91,11 +94,12 @@ pub(super) fn is_reset(
     )
 }
 
-/// An error about a packet, to who sent it: it quotes the packet's header and the eight bytes behind it, and if the packet was too big, tells an MTU that
-/// `fits` its way.
+/// An error about a segment, to who sent it: it quotes what stands before the segment, and eight bytes of that, and if the packet was too big, tells an MTU
+/// that `fits` its way.
 pub(super) fn is_complaint(
     seen: &Seen<'_>,
     ip: &Ip<'_>,
+    tcp: &Tcp,
     reason: Reason,
     came: &Observed,
     fits: impl Fn(usize) -> bool,
@@ -116,7 +120,8 @@ pub(super) fn is_complaint(
         (_, false) => [2, 0],
     };
     let quote = told.bytes.get(at + 8..told.length).unwrap_or_default();
-    let is_quoted = quote.len() >= 28 && ip.bytes.starts_with(quote);
+    let least = (tcp.at + 8).min(MOST_QUOTED);
+    let is_quoted = quote.len() >= least && ip.bytes.starts_with(quote);
     ensure(
         told.bytes.get(at..at + 2) == Some(&kinds) && is_quoted,
         Promise::RightWay,

@@ -34,7 +34,7 @@ pub(super) fn has_cause(
                 .backends
                 .first()
                 .and_then(|id| scene::outer_of(*id))
-                .map_or(0, |(_, _, length)| length);
+                .map_or(0, |outer| outer.length);
             // What gets VLAN tags that it came without may not fit either; here nothing does.
             ip.length + room > MTU
         }

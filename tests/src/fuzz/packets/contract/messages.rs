@@ -145,6 +145,17 @@ impl Judge {
         match concern {
             Concern::Tunnelled { service, client } => {
                 is_of(service)?;
+                let ours = scene::outer_of(backend);
+                let is_ours = quoted_by(ip, at).is_some_and(|quoted| {
+                    quoted.source == ip.destination
+                        && ours.is_some_and(|ours| {
+                            ours.may_be_from(quoted.source)
+                                && ours.destination == quoted.destination
+                        })
+                });
+                ensure(is_ours, Promise::Untouched, || {
+                    format!("about what was not encapsulated here for backend {backend}")
+                })?;
                 let answer = answer_of(seen, came)?;
                 let ends = answer.ip.as_ref().map(|ip| (ip.source, ip.destination));
                 let due = (service.end().0, *client);
@@ -191,7 +202,9 @@ impl Judge {
     ) -> Result<(), Breach> {
         let way = scene::way_to(backend);
         let Some(endpoint) = scene::endpoint_of(backend) else {
-            return leaves_for(scene, seen, ip, backend, came);
+            // Where it is encapsulated as from goes by who tells.
+            leaves_for(scene, seen, ip, backend, came)?;
+            return Ok(());
         };
         let out = if way == Way::Local {
             stays_here(seen, ip, came)?;
@@ -359,6 +372,12 @@ fn is_told(
         }
         _ => Ok(()),
     }
+}
+
+/// The packet that a message at an offset of its own quotes, if that is a packet of the same version of IP.
+fn quoted_by<'a>(ip: &Ip<'a>, at: usize) -> Option<Ip<'a>> {
+    let ethertype = if ip.is_ipv4() { 0x0800 } else { 0x86dd };
+    reader::read_ip(ip.bytes.get(at + 8..)?, 0, ethertype)
 }
 
 /// What a message at an offset of its packet is about. What is behind the packet in its frame is nobody's, and nothing is about that.

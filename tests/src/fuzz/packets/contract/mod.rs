@@ -95,6 +95,8 @@ promises! {
     RightSums;
     /// What leaves goes to a backend of the service, in the service's mode and one hop older, or to the client from the VIP.
     RightWay;
+    /// What is encapsulated for a backend is so as from one address for each flow, whatever varies of that between flows.
+    OwnSource;
     /// A flow keeps its backend.
     KeptBackend;
     /// A new flow goes to a backend that may take it.
@@ -146,6 +148,8 @@ pub struct Judge {
     kept: BTreeMap<IpAddr, u32>,
     /// Where clients' flows have begun since anything has changed.
     placed: BTreeMap<IpAddr, u32>,
+    /// As from where flows' segments are encapsulated for backends.
+    sources: BTreeMap<(FlowId, u32), IpAddr>,
     guards: Guards,
 }
 
@@ -272,7 +276,9 @@ impl Judge {
                 let source = if scene::way_to(backend).translates() {
                     translated_for(scene, seen, ip, tcp, backend, came)?
                 } else {
-                    leaves_for(scene, seen, ip, backend, came)?;
+                    if let Some(outer) = leaves_for(scene, seen, ip, backend, came)? {
+                        self.has_own_source(id, backend, outer)?;
+                    }
                     (ip.source, tcp.source)
                 };
                 self.forwarded(scene, (id, service), tcp, reason, (backend, source))?;
@@ -284,12 +290,20 @@ impl Judge {
             Verdict::Answer => {
                 let backend = came.backends.first();
                 let outer = backend.and_then(|id| scene::outer_of(*id));
-                let room = scene::MTU - outer.map_or(0, |(_, _, length)| length);
-                is_complaint(seen, ip, reason, came, |mtu| mtu == room)?;
+                let room = scene::MTU - outer.map_or(0, |outer| outer.length);
+                is_complaint(seen, ip, tcp, reason, came, |mtu| mtu == room)?;
             }
             _ => self.lost_nothing(scene, &id, tcp, reason)?,
         }
         self.guards.came(scene, asking, reason)
+    }
+
+    /// Whether a flow's segment is encapsulated for a backend as from where the others were: receivers keep in order what has one source.
+    fn has_own_source(&mut self, id: FlowId, backend: u32, source: IpAddr) -> Result<(), Breach> {
+        let own = *self.sources.entry((id, backend)).or_insert(source);
+        ensure(source == own, Promise::OwnSource, || {
+            format!("to backend {backend} as from {source}, and from {own} before")
+        })
     }
 
     /// A segment that was sent on, to a backend that takes its client for `source`.

@@ -201,7 +201,7 @@ impl Judge {
         }
         if reason.verdict() == Verdict::Answer {
             let fits = |mtu| !is_known || ways.contains(&mtu);
-            is_complaint(seen, ip, reason, came, fits)?;
+            is_complaint(seen, ip, tcp, reason, came, fits)?;
         }
         Ok(())
     }

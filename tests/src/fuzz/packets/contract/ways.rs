@@ -269,24 +269,26 @@ fn clamp(expected: &mut [u8], after: &[u8], tcp: &Tcp, most: u16) {
     }
 }
 
-/// Whether a packet leaves for a backend in whose mode it is not translated: one hop older, and else the same, by the right way.
+/// Whether a packet leaves for a backend in whose mode it is not translated: one hop older, and else the same, by the right way. Gives where it is
+/// encapsulated as from, if it is.
 pub(super) fn leaves_for(
     scene: &Scene,
     seen: &Seen<'_>,
     ip: &Ip<'_>,
     backend: u32,
     came: &Observed,
-) -> Result<(), Breach> {
+) -> Result<Option<IpAddr>, Breach> {
     leaves_by(scene, backend, came)?;
     let left = reader::read(&came.output);
     let Some(outer) = left.ip else {
         return breach(Promise::RightWay, "what left is no packet of IP");
     };
-    let inner_at = match scene::outer_of(backend) {
-        None => 14,
-        Some((source, destination, length)) => {
+    let (inner_at, source) = match scene::outer_of(backend) {
+        None => (14, None),
+        Some(due) => {
+            let length = due.length;
             ensure(
-                (outer.source, outer.destination) == (source, destination),
+                due.may_be_from(outer.source) && outer.destination == due.destination,
                 Promise::RightWay,
                 || format!("tunnelled from {} to {}", outer.source, outer.destination),
             )?;
@@ -298,12 +300,13 @@ pub(super) fn leaves_for(
                 Promise::RightWay,
                 || format!("{:?} of {} bytes is no tunnel", outer.carried, outer.length),
             )?;
-            14 + length
+            (14 + length, Some(outer.source))
         }
     };
     let came_with = seen.frame.get(ip.at..).unwrap_or_default();
     let leaves_with = came.output.get(inner_at..).unwrap_or_default();
-    is_one_hop_older(ip, came_with, leaves_with)
+    is_one_hop_older(ip, came_with, leaves_with)?;
+    Ok(source)
 }
 
 /// Whether a packet is another, one hop older.

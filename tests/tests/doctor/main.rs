@@ -1,7 +1,14 @@
 //! `tether doctor`: a lab where all is well, and one thing after another broken in it. Each has to be seen, and seen no more once it is mended.
+//!
+//! What no lab has is looked at by the unit tests of `lb_userspace::doctor::judge` alone: an interpreter of BPF (`jit`), LRO (a part of `offloads`), queues of
+//! cards (`queues`), and a driver that puts headers and data apart (`header-split`).
+
+mod host;
+mod interface;
 
 use std::fmt;
 use std::net::IpAddr;
+use std::process::Output;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
@@ -43,6 +50,11 @@ fn examine(stage: &Stage, more: &[&str]) -> Result<(Vec<Line>, bool)> {
     let output = stage
         .tether
         .output(&[&["doctor", "--json"], more].concat())?;
+    read(output)
+}
+
+/// What a doctor has said, and whether its exit status calls it a failure.
+fn read(output: Output) -> Result<(Vec<Line>, bool)> {
     let text = String::from_utf8(output.stdout)?;
     let said = String::from_utf8_lossy(&output.stderr).into_owned();
     let report: Value = serde_json::from_str(&text).with_context(|| format!("{text}{said}"))?;
@@ -59,10 +71,15 @@ fn examine(stage: &Stage, more: &[&str]) -> Result<(Vec<Line>, bool)> {
 
 /// Waits until the line about `check` of `subject` is in `state`, and holds that the exit status agrees with all lines.
 fn see(stage: &Stage, check: &str, subject: &str, state: &str) -> Result<Line> {
+    see_with(stage, &[], check, subject, state)
+}
+
+/// The same with more arguments.
+fn see_with(stage: &Stage, more: &[&str], check: &str, subject: &str, state: &str) -> Result<Line> {
     let (lines, _) = wait::until_seen(
         &format!("{check} of {subject:?} is {state}"),
         SOON,
-        || examine(stage, &[]),
+        || examine(stage, more),
         |(lines, failed)| {
             assert_eq!(
                 *failed,
@@ -74,10 +91,15 @@ fn see(stage: &Stage, check: &str, subject: &str, state: &str) -> Result<Line> {
                 .any(|line| line.check == check && line.subject == subject && line.state == state)
         },
     )?;
-    let found = lines
-        .into_iter()
-        .find(|line| line.check == check && line.subject == subject);
-    found.context("it was there")
+    line_of(&lines, check, subject).context("it was there")
+}
+
+/// The line about `check` of `subject`, if there is one.
+fn line_of(lines: &[Line], check: &str, subject: &str) -> Option<Line> {
+    let mut lines = lines.iter();
+    lines
+        .find(|line| line.check == check && line.subject == subject)
+        .cloned()
 }
 
 /// Lines that are neither well nor of a kind that no network namespace can tell.
@@ -378,10 +400,10 @@ fn it_works_without_a_daemon_and_names_who_is_in_the_way() -> Result<()> {
     stage.lab.balancer().write("/run/other.toml", &text)?;
     let (lines, failed) = examine(&stage, &["--config", "/run/other.toml"])?;
     assert!(failed);
+    let absent = line_of(&lines, "interface", "eth7").context("nothing about eth7")?;
     assert!(
-        lines
-            .iter()
-            .any(|line| line.subject == "eth7" && line.state == "failure")
+        absent.state == "failure" && absent.text.contains("`ip link`"),
+        "{absent:?}"
     );
     let wrong = stage
         .tether
