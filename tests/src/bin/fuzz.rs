@@ -31,7 +31,7 @@ struct Options {
     /// The first case's seed; the others follow it. One from the clock, if none is given.
     #[arg(long)]
     seed: Option<u64>,
-    /// Play one case of packets from a file instead, as it was printed.
+    /// Play one case of packets from a file instead, as it was printed, and tell what came of each.
     #[arg(long, value_name = "FILE", conflicts_with_all = ["sabotage", "break_"])]
     case: Option<PathBuf>,
     /// Break each promise about packets on purpose instead, and see that it is found. The time is shared by all of them.
@@ -74,7 +74,12 @@ fn run(options: &Options) -> Result<bool> {
         let text = std::fs::read_to_string(file)
             .with_context(|| format!("reading the case {}", file.display()))?;
         let case = Case::parse(&text).map_err(anyhow::Error::msg)?;
-        return Ok(match case.play(None).breach {
+        let outcome = case.play(None);
+        for (number, reasons) in outcome.each.iter().enumerate() {
+            let names: Vec<_> = reasons.iter().map(|reason| reason.name()).collect();
+            println!("packet {}: {}", number + 1, names.join(", "));
+        }
+        return Ok(match outcome.breach {
             Some((step, breach)) => {
                 println!("step {step}: {breach}");
                 false

@@ -154,6 +154,12 @@ impl Flow {
             .map(|pinned| pinned.backend)
     }
 
+    /// The backend that it is pinned to, contested or not.
+    #[must_use]
+    pub fn pinned_to(&self) -> Option<u32> {
+        self.pinned.map(|pinned| pinned.backend)
+    }
+
     /// Whether a SYN has come beside a live entry.
     #[must_use]
     pub const fn is_contested(&self) -> bool {
@@ -350,6 +356,11 @@ impl Flows {
             .entry(id)
             .or_default()
             .opened(seq, backend, challenges, kind);
+    }
+
+    /// A SYN has come for a name whose backend is dead or closes its flows: it may have taken that entry's place.
+    pub fn displaced(&mut self, id: FlowId) {
+        self.0.entry(id).or_default().pinned = None;
     }
 
     /// A SYN has found no entry of its flow.

@@ -56,6 +56,8 @@ pub struct Outcome {
     pub reasons: BTreeMap<Reason, u64>,
     /// Of how many what came of them was compared with what had come of them while nothing that clients send again was counted.
     pub compared: usize,
+    /// For which reasons each packet was counted, when the case was played last.
+    pub each: Vec<Vec<Reason>>,
     /// What was broken, by the step of this number.
     pub breach: Option<(usize, Breach)>,
 }
@@ -104,6 +106,7 @@ impl Case {
             packets: 0,
             reasons: BTreeMap::new(),
             compared: 0,
+            each: Vec::new(),
             breach: None,
         };
         in_version(self.version, || {
@@ -131,6 +134,14 @@ impl Case {
             *outcome.reasons.entry(reason).or_default() += packets;
         }
         outcome.compared += play.compared;
+        let reasons = |came: &Came| {
+            came.observed
+                .reasons
+                .iter()
+                .map(|(reason, _)| *reason)
+                .collect()
+        };
+        outcome.each = play.came.iter().map(reasons).collect();
         play.came
     }
 

@@ -413,7 +413,14 @@ impl Judge {
                 let challenges = flow.is_alive() || flow.is_contested();
                 self.flows.opened(id, tcp.seq, backend, challenges, kind);
             }
-            Reason::Challenged => self.flows.opened(id, tcp.seq, backend, true, kind),
+            Reason::Challenged => {
+                let home = flow.pinned_to().and_then(|home| scene.node(home));
+                if home.is_some_and(|node| node.serving == Serving::None || node.closing.is_some())
+                {
+                    self.flows.displaced(id);
+                }
+                self.flows.opened(id, tcp.seq, backend, true, kind);
+            }
             Reason::Unpinned if !scene::way_to(backend).translates() => {}
             _ => {
                 return breach(
