@@ -1,6 +1,7 @@
 //! What is different between two statuses, in words. Pure.
 
 use std::{
+    cmp::Reverse,
     collections::HashMap,
     net::{IpAddr, SocketAddr},
 };
@@ -62,14 +63,28 @@ pub fn started(status: &Status) -> Change {
     Change::new(Level::Info, "daemon", text)
 }
 
-/// What is different in `after`.
+/// How many changes of services are told one by one, if they come with one status. What a reload of a thousand services does to each would push all else out of
+/// what is remembered, and first of all that there was a reload.
+const AT_ONCE: usize = 100;
+
+/// What is different in `after`; of many changes of services the gravest, and how many more there are.
 pub fn changes(before: &Status, after: &Status) -> Vec<Change> {
     let mut all = Vec::new();
     configuration(before, after, &mut all);
     interfaces(before, after, &mut all);
     tables(before, after, &mut all);
     names(before, after, &mut all);
-    services(before, after, &mut all);
+    let mut of_services = Vec::new();
+    services(before, after, &mut of_services);
+    if of_services.len() > AT_ONCE {
+        // Stable: those that are alike stay in their order.
+        of_services.sort_by_key(|change| Reverse(change.level));
+        let rest = of_services.split_off(AT_ONCE - 1);
+        let level = rest.iter().map(|change| change.level).max();
+        let text = format!("{} more changes", rest.len());
+        of_services.push(Change::new(level.unwrap_or(Level::Info), "services", text));
+    }
+    all.append(&mut of_services);
     all
 }
 

@@ -7,7 +7,7 @@ use crate::{
     balance::outlier::Signal,
     inventory::tests as shown,
     model::{Admin, Health, Suspension},
-    status::{AttachMode, DnsStatus, EjectedStatus, Neighbour},
+    status::{AttachMode, DnsStatus, EjectedStatus, Neighbour, ServiceStatus},
 };
 
 /// What is said when a status changes so.
@@ -99,6 +99,41 @@ fn of_a_backend_that_there_is_twice_each_is_told_by_itself() {
         .map(|change| (change.subject.as_str(), change.text.as_str()))
         .collect();
     assert_eq!(said, [("chat/b1", "gone: its last flow has ended")]);
+}
+
+/// Nothing that was remembered before goes for changes of one kind that come all at once, and the gravest of these are told.
+#[test]
+fn of_many_changes_at_once_the_gravest_are_told_and_how_many_more_there_are() {
+    let mut before = shown::a_status();
+    let service = before.services[0].clone();
+    before.services = (0..1_000)
+        .map(|number| ServiceStatus {
+            name: format!("crowd-{number}"),
+            ..service.clone()
+        })
+        .collect();
+    let mut after = before.clone();
+    after.config.reloads.accepted += 1;
+    after.generation.accepted += 1;
+    for (number, service) in after.services.iter_mut().enumerate() {
+        service.backends[0].weight += 100;
+        if number == 700 {
+            service.backends[0].health = Health::Down;
+        }
+    }
+    let told = changes(&before, &after);
+    assert_eq!(told.len(), 101);
+    assert!(told[0].text.starts_with("reloaded: generation"), "{told:?}");
+    assert_eq!(
+        (told[1].level, &told[1].subject[..]),
+        (Level::Bad, "crowd-700/b1")
+    );
+    assert_eq!(told[2].subject, "crowd-0/b1");
+    let last = &told[100];
+    assert_eq!(
+        (last.level, &last.subject[..], &last.text[..]),
+        (Level::Info, "services", "901 more changes")
+    );
 }
 
 fn ejected(times: u32, left_s: u64) -> EjectedStatus {
