@@ -86,9 +86,10 @@ fn next_factors(takers: &[Taker]) -> Vec<u8> {
             0 => 0.0,
             whole => (way / PARTS).abs().max(1.0).copysign(f64::from(whole)),
         };
-        let factor = (f64::from(taker.factor) + step).round() as u8;
-        factor.clamp(*FACTORS.start(), *FACTORS.end())
+        (f64::from(taker.factor) + step).round() as u8
     };
+    // Also what is not worth a move is brought within its bounds.
+    let within = |factor: u8| factor.clamp(*FACTORS.start(), *FACTORS.end());
     takers
         .iter()
         .zip(targets)
@@ -96,6 +97,7 @@ fn next_factors(takers: &[Taker]) -> Vec<u8> {
             true => factor((taker, target)),
             false => taker.factor,
         })
+        .map(within)
         .collect()
 }
 

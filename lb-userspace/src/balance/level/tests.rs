@@ -79,6 +79,23 @@ fn groups_are_leveled_each_by_itself() {
 }
 
 #[test]
+fn a_factor_beyond_its_bounds_is_brought_back_where_nothing_else_is_worth_a_move() {
+    let beyond = Taker {
+        weight: 14.0,
+        connections: 0,
+        factor: 25,
+    };
+    let least = Taker {
+        weight: 1.0,
+        connections: 7,
+        factor: 8,
+    };
+    let mut groups = [vec![beyond, least]];
+    assert!(Level::default().move_factors(&mut groups, 7, Tick(0)));
+    assert_eq!([groups[0][0].factor, groups[0][1].factor], [24, 8]);
+}
+
+#[test]
 fn nothing_moves_before_all_is_counted_and_counted_anew() {
     let (mut level, mut groups) = (Level::default(), [vec![taker(900, 16), taker(0, 16)]]);
     assert!(!level.move_factors(&mut groups, 0, Tick(0)));
