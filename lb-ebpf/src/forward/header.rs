@@ -33,6 +33,9 @@ pub(crate) trait Header {
     /// A number that differs between clients.
     fn client(ip: Bytes) -> u32;
 
+    /// Which of the last 16 bits of an outer header's source vary from flow to flow, in network byte order: where a next hop of this version has that.
+    fn varies(hop: &NextHop) -> u16;
+
     /// Whether this is from where, and to where, a next hop's outer headers are: never, if it has none of this version.
     fn is_outer_of(ip: Bytes, hop: &NextHop) -> bool;
 }
@@ -69,8 +72,13 @@ impl Header for V4 {
     }
 
     #[inline(always)]
+    fn varies(hop: &NextHop) -> u16 {
+        hop_word(hop, 4) as u16
+    }
+
+    #[inline(always)]
     fn is_outer_of(ip: Bytes, hop: &NextHop) -> bool {
-        let varied = (hop_word(hop, 4) as u16 as u64) << 16;
+        let varied = (Self::varies(hop) as u64) << 16;
         hop.outer_start[0] == 0x45 && ip.raw64(12) & !varied == hop_word(hop, 3)
     }
 }
@@ -106,8 +114,13 @@ impl Header for V6 {
     }
 
     #[inline(always)]
+    fn varies(hop: &NextHop) -> u16 {
+        hop.checksum_base
+    }
+
+    #[inline(always)]
     fn is_outer_of(ip: Bytes, hop: &NextHop) -> bool {
-        let varied = (hop.checksum_base as u64) << 48;
+        let varied = (Self::varies(hop) as u64) << 48;
         let source =
             (ip.raw64(8) ^ hop_word(hop, 3)) | ((ip.raw64(16) & !varied) ^ hop_word(hop, 4));
         let destination = (ip.raw64(24) ^ hop_word(hop, 5)) | (ip.raw64(32) ^ hop_word(hop, 6));

@@ -13,7 +13,10 @@ use lb_common::{
 use super::{head, header::Header, hop_word};
 use lb_ebpf::packet::{Bytes, Frame};
 
-use crate::parse::Segment;
+use crate::{
+    family::{V4, V6},
+    parse::Segment,
+};
 
 /// In IPv4, a frame without VLAN tags, to a next hop without.
 #[inline(always)]
@@ -166,7 +169,7 @@ fn finish_ipv4(outer: Bytes, hop: &NextHop, length: u32, start: u32) {
     const CONSTANTS: u64 =
         u64::from_le_bytes([0, 0, 0, 0, (IPV4_DF >> 8) as u8, 0, TTL, PROTO_IPIP]);
     outer.set_raw64(2, CONSTANTS | (length as u16).to_be() as u64);
-    let varied = varied(start) & hop_word(hop, 4) as u16;
+    let varied = varied(start) & V4::varies(hop);
     let constant = hop.checksum_base as u32 + traffic_class(start) as u32 + length;
     let sum = constant + u16::from_be(varied) as u32;
     outer.set_u16(10, csum::finish_short(sum));
@@ -184,7 +187,7 @@ fn finish_ipv6<H: Header>(outer: Bytes, hop: &NextHop, length: u32, start: u32) 
     // Its last two bytes are the address's, which come next.
     outer.set_raw64(2, constants(H::PROTOCOL) | length | label);
     outer.set_raw64(8, hop_word(hop, 3));
-    let varied = varied(start) & hop.checksum_base;
+    let varied = varied(start) & V6::varies(hop);
     outer.set_raw64(16, hop_word(hop, 4) | ((varied as u64) << 48));
     outer.set_raw64(24, hop_word(hop, 5));
     outer.set_raw64(32, hop_word(hop, 6));

@@ -113,7 +113,7 @@ impl Icmp for V6 {
     fn quoted_len(ctx: &XdpContext, network: usize) -> Option<u32> {
         const MOST_BEFORE_TCP: u32 = MOST_QUOTED - 16;
         let ip = Frame::of(ctx).at(network, IPV6_LEN)?;
-        let before = parse::transport6(ctx, network, ip).min(MOST_BEFORE_TCP);
+        let before = parse::transport6(ctx, network, ip.u8(6)).min(MOST_BEFORE_TCP);
         // Its bound is all that the verifier is to know, or it would walk through what comes for each kind of header.
         Some(blur(ctx, before, MOST_QUOTED - 1) + 8)
     }

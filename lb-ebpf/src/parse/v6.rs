@@ -64,9 +64,8 @@ impl Parse for V6 {
             return Err(Reason::Malformed);
         }
         let transport = match ip.u8(6) {
-            PROTO_TCP => IPV6_LEN as u32,
             PROTO_ICMPV6 => return Ok(Parsed::Control),
-            next => look_through_extensions(ctx.ctx, network as u32, next),
+            next => transport(ctx, network, next),
         };
         match transport {
             FRAGMENT => {
@@ -90,10 +89,10 @@ impl Parse for V6 {
     }
 }
 
-/// The offset of TCP's header from an IPv6 header at an offset of the frame, of a segment that has been parsed; of anything else a larger number.
+/// The offset of TCP's header from an IPv6 header at an offset of the frame, which `next` comes after; or a larger number that says what else there is.
 #[inline(always)]
-pub(crate) fn transport(ctx: &XdpContext, network: usize, ip: Bytes) -> u32 {
-    match ip.u8(6) {
+pub(crate) fn transport(ctx: &XdpContext, network: usize, next: u8) -> u32 {
+    match next {
         PROTO_TCP => IPV6_LEN as u32,
         next => look_through_extensions(ctx.ctx, network as u32, next),
     }
