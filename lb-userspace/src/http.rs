@@ -9,6 +9,7 @@
 
 pub(crate) mod gate;
 mod stall;
+pub(crate) mod turns;
 
 use std::{io, time::Duration};
 

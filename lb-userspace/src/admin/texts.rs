@@ -1,26 +1,23 @@
 //! Answers about everything. With tens of thousands of backends one takes a CPU for a good part of a tenth of a second, which the checks of health must not wait
 //! for: so it is made elsewhere, and few are at a time.
 
-use std::sync::Arc;
-
 use axum::{
     http::{StatusCode, header},
     response::{IntoResponse as _, Response},
 };
-use tokio::{sync::Semaphore, task::spawn_blocking};
 
-use crate::http;
+use crate::http::{self, turns::Turns};
 
 /// Answers that are made at once, at most.
 const WRITERS: usize = 2;
 
 /// Who makes them.
 #[derive(Clone, Debug)]
-pub(super) struct Texts(Arc<Semaphore>);
+pub(super) struct Texts(Turns);
 
 impl Default for Texts {
     fn default() -> Self {
-        Self(Arc::new(Semaphore::new(WRITERS)))
+        Self(Turns::of(WRITERS))
     }
 }
 
@@ -30,21 +27,10 @@ impl Texts {
         &self,
         make: impl FnOnce() -> serde_json::Result<Vec<u8>> + Send + 'static,
     ) -> Response {
-        let failed =
-            |error: &dyn std::fmt::Display| http::error(StatusCode::INTERNAL_SERVER_ERROR, error);
-        let turn = match self.0.clone().acquire_owned().await {
-            Ok(turn) => turn,
-            Err(error) => return failed(&error),
-        };
-        // To its end, whoever goes meanwhile: else those who ask and go would have many made at once.
-        let made = spawn_blocking(move || {
-            let _turn = turn;
-            make()
-        });
-        match made.await {
-            Ok(Ok(text)) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),
-            Ok(Err(error)) => failed(&error),
-            Err(error) => failed(&error),
+        let made = self.0.take(make).await;
+        match made.and_then(|text| text.map_err(|error| error.to_string())) {
+            Ok(text) => ([(header::CONTENT_TYPE, "application/json")], text).into_response(),
+            Err(error) => http::error(StatusCode::INTERNAL_SERVER_ERROR, error),
         }
     }
 }
@@ -52,6 +38,7 @@ impl Texts {
 #[cfg(test)]
 mod tests {
     use std::sync::{
+        Arc,
         atomic::{AtomicUsize, Ordering},
         mpsc,
     };

@@ -35,7 +35,7 @@ use crate::{
     flows::Census,
     health::ProbeTimes,
     history::History,
-    http,
+    http::{self, turns::Turns},
     notice::Told,
     status::Status,
 };
@@ -63,7 +63,7 @@ pub struct Web {
     /// Places for those who listen to the page's news.
     readers: Arc<Semaphore>,
     /// Whose news are being made.
-    writing: Arc<Semaphore>,
+    writing: Turns,
     scrapes: Scrapes,
 }
 
@@ -87,7 +87,7 @@ impl Web {
             told,
             runs: RunSource(Arc::new(|| None)),
             readers: Arc::new(Semaphore::new(page::READERS)),
-            writing: Arc::new(Semaphore::new(1)),
+            writing: Turns::of(1),
             scrapes: Scrapes::default(),
         }
     }

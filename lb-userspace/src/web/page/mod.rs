@@ -19,7 +19,7 @@ use axum::{
 };
 use futures::{Stream, StreamExt as _, future, stream};
 use serde::Deserialize;
-use tokio::{sync::OwnedSemaphorePermit, task::spawn_blocking};
+use tokio::sync::OwnedSemaphorePermit;
 
 use super::Web;
 use crate::http::{self, Endless};
@@ -132,13 +132,8 @@ async fn made<T: Send + 'static>(
     web: &Web,
     make: impl FnOnce(&Web) -> T + Send + 'static,
 ) -> Option<T> {
-    let turn = web.writing.clone().acquire_owned().await.ok()?;
-    let web = web.clone();
-    let made = spawn_blocking(move || {
-        let _turn = turn;
-        make(&web)
-    });
-    made.await.ok()
+    let shown = web.clone();
+    web.writing.take(move || make(&shown)).await.ok()
 }
 
 fn event(name: &str, data: &impl serde::Serialize) -> Event {
