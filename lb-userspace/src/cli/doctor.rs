@@ -11,7 +11,7 @@ use clap::Args;
 use super::{
     BPFFS, Daemon, Failure, ask,
     listing::counted,
-    load,
+    load, print_json,
     progress::Progress,
     table::{Cell, Colours, Columns, Style},
     upgrade::check_start,
@@ -74,8 +74,7 @@ impl Doctor {
         progress.clear();
         let report = examine(&facts);
         if self.json {
-            let text = serde_json::to_string(&report).map_err(anyhow::Error::from)?;
-            put_line!("{text}");
+            print_json(&report)?;
         } else {
             put!("{}", shown(&report, Colours::of_stdout()));
             if config.is_none() && status.is_none() {

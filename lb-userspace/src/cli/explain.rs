@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use clap::Args;
 
 use super::{
-    Daemon, Failure,
+    Daemon, Failure, print_json,
     progress::Progress,
     table::{Colours, Style},
 };
@@ -82,8 +82,7 @@ pub(super) fn explain(command: &Explain) -> Result<(), Failure> {
     let explanation = super::ask(&command.daemon, async |client| client.explain(&asked).await)?;
     progress.clear();
     if command.json {
-        let text = serde_json::to_string(&explanation).map_err(anyhow::Error::from)?;
-        put_line!("{text}");
+        print_json(&explanation)?;
     } else {
         put!("{}", text(&explanation, Colours::of_stdout()));
     }

@@ -11,6 +11,8 @@ use lb_common::backend::Serving;
 use super::{
     Daemon, Failure,
     listing::{ejection, last_error},
+    print_json,
+    service_state::ServiceState,
     table::{Cell, Colours, Columns, Style, table},
 };
 use crate::{
@@ -183,14 +185,6 @@ pub(super) fn backends(asked: &Backends) -> Result<(), Failure> {
     Ok(())
 }
 
-fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
-    put_line!(
-        "{}",
-        serde_json::to_string(value).map_err(anyhow::Error::from)?
-    );
-    Ok(())
-}
-
 fn services_table(rows: &[ServiceRow], colours: Colours) -> String {
     if rows.is_empty() {
         return "no services\n".to_owned();
@@ -210,12 +204,12 @@ fn services_table(rows: &[ServiceRow], colours: Colours) -> String {
     let mut lines = vec![heading.map(Cell::heading)];
     lines.extend(rows.iter().map(|row| {
         let all = row.backends.new + row.backends.existing_only + row.backends.none;
-        let (state, style) = service_state(row);
+        let state = ServiceState::of(row);
         [
             Cell::new(&row.name),
             Cell::new(SocketAddr::new(row.vip, row.port).to_string()),
             Cell::new(word(&row.mode)),
-            Cell::styled(state, style),
+            Cell::styled(state.word(), service_style(state)),
             Cell::new(format!("{} of {all}", row.backends.new)),
             Cell::new(row.flows.active.to_string()),
             Cell::new(row.flows.idle.to_string()),
@@ -231,21 +225,15 @@ fn services_table(rows: &[ServiceRow], colours: Colours) -> String {
     table(&lines, colours)
 }
 
-fn service_state(row: &ServiceRow) -> (&'static str, Style) {
-    if row.error.is_some() {
-        ("error", Style::Bad)
-    } else if row.removed {
-        ("removed", Style::Faint)
-    } else if row.fail_open {
-        ("FAIL-OPEN", Style::Bad)
-    } else if row.full {
-        ("FULL", Style::Bad)
-    } else if row.backends.new == 0 {
-        ("no backend", Style::Bad)
-    } else if row.resets_suspended.is_some() {
-        ("resets off", Style::Doubtful)
-    } else {
-        ("ok", Style::Good)
+fn service_style(state: ServiceState) -> Style {
+    match state {
+        ServiceState::Error
+        | ServiceState::FailOpen
+        | ServiceState::Full
+        | ServiceState::NoBackend => Style::Bad,
+        ServiceState::Removed => Style::Faint,
+        ServiceState::ResetsOff => Style::Doubtful,
+        ServiceState::Ok => Style::Good,
     }
 }
 

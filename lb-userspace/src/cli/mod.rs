@@ -28,6 +28,7 @@ mod manual;
 mod plan;
 mod progress;
 mod seed;
+mod service_state;
 mod table;
 mod top;
 mod upgrade;
@@ -366,13 +367,9 @@ fn run(command: Command) -> Result<(), Failure> {
         Command::Status { daemon, json } => {
             let status = ask(&daemon, async |client| client.status().await)?;
             if json {
-                put_line!(
-                    "{}",
-                    serde_json::to_string(&status).map_err(anyhow::Error::from)?
-                );
-            } else {
-                put!("{}", listing::status(&status, since_1970()));
+                return print_json(&status);
             }
+            put!("{}", listing::status(&status, since_1970()));
             Ok(())
         }
         Command::Doctor(command) => command.run().map(drop),
@@ -419,6 +416,15 @@ fn put(text: fmt::Arguments<'_>) -> Result<(), Failure> {
     out.write_fmt(text)
         .and_then(|()| out.flush())
         .map_err(|error| Failure::Other(anyhow::Error::new(error).context("standard output")))
+}
+
+/// Puts something on standard output for programs: one line of JSON.
+fn print_json(value: &impl serde::Serialize) -> Result<(), Failure> {
+    put_line!(
+        "{}",
+        serde_json::to_string(value).map_err(anyhow::Error::from)?
+    );
+    Ok(())
 }
 
 fn load(path: &Path, warn: impl Fn(&config::Problem)) -> Result<Config, Failure> {

@@ -8,6 +8,7 @@ use serde::Serialize;
 use super::{
     ConfigFile, Daemon, Failure, ask,
     listing::{counted, counted_as, table},
+    print_json,
 };
 use crate::{
     config,
@@ -39,8 +40,7 @@ impl Plan {
         }
         let preview = ask(&self.daemon, async |client| client.plan(&path, text).await)?;
         if self.json {
-            let text = serde_json::to_string(&preview).map_err(anyhow::Error::from)?;
-            put_line!("{text}");
+            print_json(&preview)?;
         } else {
             put!("{}", shown(&preview, &path));
         }

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::{BPFFS, Failure, load, progress::Progress};
+use super::{BPFFS, Failure, load, print_json, progress::Progress};
 use crate::{
     config::Config,
     daemon,
@@ -59,10 +59,7 @@ impl UpgradeCheckCommand {
         };
         progress.clear();
         if self.json {
-            put_line!(
-                "{}",
-                serde_json::to_string(&check).map_err(anyhow::Error::from)?
-            );
+            print_json(&check)?;
         } else {
             put!("{}", text(&check));
         }

@@ -44,7 +44,7 @@ fn a_service_whose_backends_are_full_is_called_so() {
     }
     let state = |status: &crate::status::Status| {
         let rows = crate::inventory::services(&shown::maps_of(status), status);
-        service_state(&rows[0]).0
+        ServiceState::of(&rows[0]).word()
     };
     assert_eq!(state(&status), "no backend");
     status.services[0].full = true;

@@ -4,6 +4,7 @@ use std::collections::{HashMap, VecDeque};
 
 use lb_common::verdict::{Reason, Verdict};
 
+use super::super::service_state::ServiceState;
 use crate::{
     inventory::{BackendRow, ServiceRow, Traffic},
     model::{Admin, Health},
@@ -422,26 +423,20 @@ impl Board {
     }
 
     fn service(&self, row: &ServiceRow) -> Line {
-        let (state, mood) = if row.error.is_some() {
-            ("error", Mood::Bad)
-        } else if row.removed {
-            ("removed", Mood::Doubtful)
-        } else if row.fail_open {
-            ("FAIL-OPEN", Mood::Bad)
-        } else if row.full {
-            ("FULL", Mood::Bad)
-        } else if row.backends.new == 0 {
-            ("no backend", Mood::Bad)
-        } else if row.resets_suspended.is_some() {
-            ("resets off", Mood::Doubtful)
-        } else {
-            ("ok", Mood::Good)
+        let state = ServiceState::of(row);
+        let mood = match state {
+            ServiceState::Error
+            | ServiceState::FailOpen
+            | ServiceState::Full
+            | ServiceState::NoBackend => Mood::Bad,
+            ServiceState::Removed | ServiceState::ResetsOff => Mood::Doubtful,
+            ServiceState::Ok => Mood::Good,
         };
         let backends = row.backends;
         let of = backends.new + backends.existing_only + backends.none;
         Line {
             name: plain(&row.name),
-            state: state.to_owned(),
+            state: state.word().to_owned(),
             mood,
             serving: format!("{} of {of} new", backends.new),
             active: row.flows.active,
