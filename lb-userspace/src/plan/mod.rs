@@ -351,7 +351,7 @@ impl Planner<'_> {
         // Room comes first: while it is waited for, each plan would build what waits, and that of today anew for it.
         if let Some(offset) = self.room(spec.size) {
             let (owners, _) = tables.build(wanted.fleet_seed, service, &spec);
-            return Some(self.write_aside(service.id, table, offset, owners));
+            return Some(self.write(service.id, table, aside(table, offset, spec.size), owners));
         }
         let deferred = Deferred::Arena {
             slots: spec.size,
@@ -367,7 +367,7 @@ impl Planner<'_> {
         if today.size as usize >= today.members.len().max(2)
             && let Some(owners) = tables.owners_if_changed(wanted.fleet_seed, service, &today, held)
         {
-            self.write_in_place(service.id, table, owners);
+            self.write(service.id, table, table, owners);
         }
         Some(table)
     }
@@ -384,40 +384,28 @@ impl Planner<'_> {
 
     /// Writes a table of the size of today's aside, or where the arena is full slot by slot in its place, which is as safe: every slot is one word.
     fn rewrite(&mut self, service: u16, old: TableRef, owners: Arc<[u32]>) -> TableRef {
-        match self.room(old.size()) {
-            Some(offset) => self.write_aside(service, old, offset, owners),
-            None => self.write_in_place(service, old, owners),
-        }
+        let to = match self.room(old.size()) {
+            Some(offset) => aside(old, offset, old.size()),
+            None => old,
+        };
+        self.write(service, old, to, owners)
     }
 
-    fn write_aside(
+    fn write(
         &mut self,
         service: u16,
-        old: TableRef,
-        offset: u32,
+        from: TableRef,
+        to: TableRef,
         owners: Arc<[u32]>,
     ) -> TableRef {
-        let size = owners.len() as u32;
-        let to = TableRef::new(offset, size, old.generation().wrapping_add(1));
         self.push(Operation::WriteTable {
             service,
-            from: old,
+            from,
             to,
             owners,
             now: self.now,
         });
         to
-    }
-
-    fn write_in_place(&mut self, service: u16, table: TableRef, owners: Arc<[u32]>) -> TableRef {
-        self.push(Operation::WriteTable {
-            service,
-            from: table,
-            to: table,
-            owners,
-            now: self.now,
-        });
-        table
     }
 
     fn arena(&mut self) -> &mut Arena {
@@ -564,6 +552,11 @@ impl Planner<'_> {
             }
         }
     }
+}
+
+/// A table of so many slots at an offset, in the place of an old one.
+const fn aside(old: TableRef, offset: u32, size: u32) -> TableRef {
+    TableRef::new(offset, size, old.generation().wrapping_add(1))
 }
 
 #[cfg(test)]
