@@ -304,6 +304,14 @@ fn open_link(path: &Path) -> Result<Link, Error> {
     })
 }
 
+/// The same; none if something else is under a link's name, of which whoever attaches there says so.
+fn open_sound(path: &Path) -> Result<Option<Link>, Error> {
+    match open_link(path) {
+        Err(Error::Damaged { .. }) => Ok(None),
+        link => link.map(Some),
+    }
+}
+
 /// Where a link is attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Whereabouts {
@@ -441,10 +449,9 @@ impl Place {
     /// Whether it is a link that is attached in another network namespace. (Filters are looked for in this one only.)
     fn is_elsewhere(&self) -> Result<bool, Error> {
         match self.sort {
-            Sort::Local => match open_link(&self.path) {
-                Ok(link) => Ok(whereabouts(&link, &self.interface)? == Whereabouts::Elsewhere),
-                Err(Error::Damaged { .. }) => Ok(false),
-                Err(error) => Err(error),
+            Sort::Local => match open_sound(&self.path)? {
+                Some(link) => Ok(whereabouts(&link, &self.interface)? == Whereabouts::Elsewhere),
+                None => Ok(false),
             },
             Sort::Xdp | Sort::Filter | Sort::Qdisc => Ok(false),
         }
@@ -517,10 +524,8 @@ pub(super) fn switch_all(pins: &Pins, program: Result<BorrowedFd<'_>, &str>) -> 
         match place.sort {
             Sort::Xdp | Sort::Qdisc => {}
             Sort::Local => {
-                let link = match open_link(&place.path) {
-                    // Whoever attaches there says so.
-                    Err(Error::Damaged { .. }) => continue,
-                    link => link?,
+                let Some(link) = open_sound(&place.path)? else {
+                    continue;
                 };
                 match link.update(program) {
                     // Its interface is gone, and no packet meets its program.

@@ -213,20 +213,23 @@ impl Tap {
 
     /// Attaches the program that is to run now, as [`attach::attach_all`] does.
     pub(super) fn attach(&self, interfaces: &[String]) -> Result<Vec<Attached>, Error> {
-        let mut running = self.running();
-        attach::pin_again(&self.pins, running.program(), &running.held)?;
-        let attached = attach::attach_all(&self.pins, running.program(), interfaces)?;
-        running.held = attach::hold(&self.pins)?;
-        Ok(attached)
+        self.attach_by(|program| attach::attach_all(&self.pins, program, interfaces))
     }
 
     /// The same where it is not, as [`attach::attach_each`] does.
     pub(super) fn attach_each(&self, interfaces: &[String]) -> Result<Vec<(String, Seen)>, Error> {
+        self.attach_by(|program| attach::attach_each(&self.pins, program, interfaces))
+    }
+
+    fn attach_by<T>(
+        &self,
+        attach: impl FnOnce(BorrowedFd<'_>) -> Result<T, Error>,
+    ) -> Result<T, Error> {
         let mut running = self.running();
         attach::pin_again(&self.pins, running.program(), &running.held)?;
-        let seen = attach::attach_each(&self.pins, running.program(), interfaces)?;
+        let attached = attach(running.program())?;
         running.held = attach::hold(&self.pins)?;
-        Ok(seen)
+        Ok(attached)
     }
 
     /// The runs of the program that runs unless somebody watches, since it was loaded; none while the kernel counts none, or while it is replaced.

@@ -8,7 +8,7 @@ use super::{
         error::Error,
         pins::{Pins, Rename, Sort, rename},
     },
-    Whereabouts, is_filter_on, open_link, unmarked, whereabouts,
+    Whereabouts, is_filter_on, open_sound, unmarked, whereabouts,
 };
 
 /// Of links.
@@ -75,10 +75,8 @@ pub(super) fn follow_filters(pins: &Pins) -> Result<(), Error> {
 
 /// The name of the interface that a link is attached to which is pinned for `interface`; none if it is attached to none of this network namespace.
 fn name_by_now(interface: &str, path: &Path) -> Result<Option<String>, Error> {
-    let link = match open_link(path) {
-        // Whoever attaches there says so.
-        Err(Error::Damaged { .. }) => return Ok(None),
-        link => link?,
+    let Some(link) = open_sound(path)? else {
+        return Ok(None);
     };
     let Whereabouts::Here(index) = whereabouts(&link, interface)? else {
         return Ok(None);
