@@ -65,6 +65,11 @@ fn program_of(kernel: &Kernel) -> u32 {
 
 /// The daemon's beginning, with a backend on this host or without.
 fn start(sandbox: &Sandbox, interfaces: &[&str], means: Means, is_wanted: bool) {
+    begin(sandbox, interfaces, means, is_wanted);
+}
+
+/// The same daemon, that goes on.
+fn begin(sandbox: &Sandbox, interfaces: &[&str], means: Means, is_wanted: bool) -> Kernel {
     let mut kernel = sandbox.open(interfaces);
     let replies = kernel.local_replies();
     replies.set_means(means);
@@ -74,6 +79,7 @@ fn start(sandbox: &Sandbox, interfaces: &[&str], means: Means, is_wanted: bool) 
     }
     kernel.attach().unwrap();
     assert!(kernel.is_attached().unwrap());
+    kernel
 }
 
 /// A filter of somebody else's, which lets all pass.
@@ -327,17 +333,13 @@ fn a_qdisc_of_ours_stays_for_filters_that_others_have_put_there_since() {
 fn a_filter_that_somebody_removed_is_missed_and_made_again() {
     run(|sandbox| {
         sandbox.veth("va", "vb");
-        let mut kernel = sandbox.open(&["va"]);
-        let replies = kernel.local_replies();
-        replies.set_means(Means::Filter);
-        replies.open().unwrap();
-        kernel.attach().unwrap();
+        let mut kernel = begin(sandbox, &["va"], Means::Filter, true);
         command("tc", &["qdisc", "del", "dev", "va", "clsact"]);
         assert!(!kernel.is_attached().unwrap());
         kernel.attach().unwrap();
         assert!(kernel.is_attached().unwrap());
         assert_eq!(filters("va").len(), 1);
-        drop((kernel, replies));
+        drop(kernel);
         cleanup(&sandbox.pins()).unwrap();
         assert!(!has_qdisc("va"));
     });
@@ -348,11 +350,7 @@ fn a_filter_that_somebody_removed_is_missed_and_made_again() {
 fn a_qdisc_whose_mark_somebody_removed_is_tethers_still() {
     run(|sandbox| {
         sandbox.veth("va", "vb");
-        let mut kernel = sandbox.open(&["va"]);
-        let replies = kernel.local_replies();
-        replies.set_means(Means::Filter);
-        replies.open().unwrap();
-        kernel.attach().unwrap();
+        let mut kernel = begin(sandbox, &["va"], Means::Filter, true);
         let pinned = names(&sandbox.pins());
         assert_eq!(pinned, ["filter-va", "link-va", "maps", "qdisc-va"]);
         std::fs::remove_dir_all(sandbox.pins()).unwrap();

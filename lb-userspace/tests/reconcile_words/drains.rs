@@ -11,7 +11,7 @@ use lb_userspace::{
     reconcile::State,
 };
 
-use super::{Machine, NOW, admin, assert_said, name, said, status};
+use super::{Machine, NOW, admin, assert_said, found, name, said, status};
 
 /// Seconds until a backend's deadline, and the part of its flows that is closed.
 pub(super) fn drain(state: &State, name: &str) -> Option<(u64, f64)> {
@@ -282,14 +282,7 @@ fn a_restart_goes_on_telling_a_dead_backends_clients_where_it_was() {
     let config = || machine.config_with(&["b1", "b2"], "reset_over = \"20s\"\n");
     let mut state = machine.adopt(config()).unwrap();
     let tell = |state: &mut State, health| {
-        let report = HealthReport {
-            name: name("b2"),
-            address: "10.0.1.2:80".parse().unwrap(),
-            health,
-            last_error: None,
-            answers_echoes: false,
-        };
-        state.heard(report, 0);
+        state.heard(found(2, health), 0);
     };
     tell(&mut state, Health::Down);
     machine.settle_at(&mut state, after(0));
@@ -336,14 +329,7 @@ fn what_becomes_of_a_dead_backends_flows_outlives_its_service_and_a_restart() {
     let machine = Machine::new("removed-keep");
     let config = machine.config_with(&["b1"], "on_down = \"keep\"\n");
     let mut state = machine.adopt(config).unwrap();
-    let report = HealthReport {
-        name: name("b1"),
-        address: "10.0.1.1:80".parse().unwrap(),
-        health: Health::Down,
-        last_error: None,
-        answers_echoes: false,
-    };
-    assert!(state.heard(report, 0));
+    assert!(state.heard(found(1, Health::Down), 0));
     machine.settle_at(&mut state, after(0));
     let nothing = Config {
         services: vec![],
@@ -366,11 +352,8 @@ fn clients_of_one_that_dies_while_checks_of_others_fail_are_told_after_another_c
         let mut state = machine.adopt(machine.config(&["b1", "b2"])).unwrap();
         let tell = |state: &mut State, number: u8, health, last_error, now_ms| {
             let report = HealthReport {
-                name: name(&format!("b{number}")),
-                address: ([10, 0, 1, number], 80).into(),
-                health,
                 last_error,
-                answers_echoes: false,
+                ..found(number, health)
             };
             assert!(state.heard(report, now_ms));
         };
@@ -469,14 +452,7 @@ fn flows_that_begin_in_fail_open_are_counted() {
     count(&mut state, 5);
     count(&mut state, 8);
     assert_eq!(told(&state), (true, 8));
-    let report = HealthReport {
-        name: name("b1"),
-        address: "10.0.1.1:80".parse().unwrap(),
-        health: Health::Up,
-        last_error: None,
-        answers_echoes: false,
-    };
-    assert!(state.heard(report, 0));
+    assert!(state.heard(found(1, Health::Up), 0));
     machine.settle(&mut state);
     count(&mut state, 20);
     assert_eq!(told(&state), (false, 8));

@@ -9,7 +9,7 @@ use lb_userspace::{
     reconcile::State,
 };
 
-use super::{Machine, NOW, name};
+use super::{Machine, NOW, found};
 
 /// So many seconds after the beginning.
 fn after(seconds: u64) -> Moment {
@@ -19,11 +19,8 @@ fn after(seconds: u64) -> Moment {
 /// The checks say that a backend is up, and whether its host answers echoes. False if there is nothing to plan for in that.
 fn tell(state: &mut State, number: u8, answers_echoes: bool) -> bool {
     let report = HealthReport {
-        name: name(&format!("b{number}")),
-        address: ([10, 0, 1, number], 80).into(),
-        health: Health::Up,
-        last_error: None,
         answers_echoes,
+        ..found(number, Health::Up)
     };
     state.heard(report, 0)
 }

@@ -7,12 +7,12 @@ use lb_userspace::{
     config::Config,
     dataplane::maps::{Capacity, Maps},
     flows::Census,
-    model::{Health, HealthReport, Suspension},
+    model::{Health, Suspension},
     pace::Moment,
     reconcile::State,
 };
 
-use super::{Machine, NOW, name, service};
+use super::{Machine, NOW, found, service};
 
 /// So many seconds after the beginning.
 fn after(seconds: u64) -> Moment {
@@ -21,14 +21,7 @@ fn after(seconds: u64) -> Moment {
 
 /// The checks say something of a backend, so many seconds after the beginning.
 fn hear(state: &mut State, number: u8, health: Health, seconds: u64) {
-    let report = HealthReport {
-        name: name(&format!("b{number}")),
-        address: ([10, 0, 1, number], 80).into(),
-        health,
-        last_error: None,
-        answers_echoes: false,
-    };
-    state.heard(report, after(seconds).0 as u64);
+    state.heard(found(number, health), after(seconds).0 as u64);
 }
 
 /// One service with the first so many backends.

@@ -27,7 +27,7 @@ use lb_userspace::{
     desired::Edit,
     flows::{Census, Counts, Fill, TableCensus},
     inventory::Ids,
-    model::{Admin, BackendName},
+    model::{Admin, BackendName, Health, HealthReport},
     pace::Moment,
     reconcile::{Error, State, would_fit},
     status::{ServiceStatus, Status},
@@ -175,6 +175,17 @@ fn name(backend: &str) -> BackendName {
     BackendName {
         service: "chat".to_owned(),
         backend: backend.to_owned(),
+    }
+}
+
+/// What the checks say of one of the backends b1, b2 and so on.
+fn found(number: u8, health: Health) -> HealthReport {
+    HealthReport {
+        name: name(&format!("b{number}")),
+        address: ([10, 0, 1, number], 80).into(),
+        health,
+        last_error: None,
+        answers_echoes: false,
     }
 }
 

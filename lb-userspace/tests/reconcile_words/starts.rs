@@ -3,14 +3,9 @@
 use std::sync::Arc;
 
 use lb_common::{backend::Serving, clock::Tick};
-use lb_userspace::{
-    config::Config,
-    flows::Census,
-    model::{Health, HealthReport},
-    reconcile::State,
-};
+use lb_userspace::{config::Config, flows::Census, model::Health, reconcile::State};
 
-use super::{Machine, name, service};
+use super::{Machine, found, name, service};
 
 /// Eight steps of 18 ticks: one begins wherever that divides.
 fn config(machine: &Machine) -> Config {
@@ -35,14 +30,7 @@ fn is_up(state: &mut State, number: u8) {
 
 /// The checks say something new of a backend.
 fn hear(state: &mut State, number: u8, health: Health) {
-    let report = HealthReport {
-        name: name(&format!("b{number}")),
-        address: ([10, 0, 1, number], 80).into(),
-        health,
-        last_error: None,
-        answers_echoes: false,
-    };
-    assert!(state.heard(report, 0));
+    assert!(state.heard(found(number, health), 0));
 }
 
 /// Whether b2 starts slowly at some tick, and how many sixteenths of what b1 gets it gets.

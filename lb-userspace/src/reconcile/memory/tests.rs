@@ -97,6 +97,18 @@ fn a_file_of_a_version_that_knew_no_deadlines_is_understood() {
     fs::remove_dir_all(directory).unwrap();
 }
 
+/// What is to be remembered of a daemon that knows nothing.
+fn nothing(directory: &Path) -> Memory {
+    Memory::load(directory).renewed(
+        &Drains::default(),
+        Changes::default(),
+        vec![],
+        std::iter::empty(),
+        std::iter::empty(),
+        std::iter::empty(),
+    )
+}
+
 #[test]
 fn hosts_that_answer_echoes_are_known_for_a_while_and_until_the_machine_starts_anew() {
     let directory = directory("echoing");
@@ -106,14 +118,7 @@ fn hosts_that_answer_echoes_are_known_for_a_while_and_until_the_machine_starts_a
     };
     let b1: (BackendName, SocketAddr) = (name, "[2001:db8::7]:80".parse().unwrap());
     let with_b1 = |memory: Memory, ms| memory.with_echoing([b1.clone()].into_iter(), Moment(ms));
-    let nothing = Memory::load(&directory).renewed(
-        &Drains::default(),
-        Changes::default(),
-        vec![],
-        std::iter::empty(),
-        std::iter::empty(),
-        std::iter::empty(),
-    );
+    let nothing = nothing(&directory);
     with_b1(nothing, 1_000).save(&directory).unwrap();
     let memory = Memory::load(&directory);
     let known = |memory: &Memory, ms| memory.echoing(Moment(ms)).collect::<Vec<_>>();
@@ -148,14 +153,7 @@ fn hosts_that_answer_echoes_are_known_for_a_while_and_until_the_machine_starts_a
 #[test]
 fn slow_starts_are_known_until_the_machine_starts_anew() {
     let directory = directory("starting");
-    let nothing = Memory::load(&directory).renewed(
-        &Drains::default(),
-        Changes::default(),
-        vec![],
-        std::iter::empty(),
-        std::iter::empty(),
-        std::iter::empty(),
-    );
+    let nothing = nothing(&directory);
     let starting = [(7, Moment(1_000), 3), (u64::MAX, Moment(9), 16)];
     let memory = nothing.with_starting(starting.into_iter());
     memory.save(&directory).unwrap();
