@@ -1,9 +1,6 @@
 //! A short run of each fuzzer, the promises broken on purpose, and every case that once broke one by itself.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::Result;
 use lab::fuzz::{
@@ -115,67 +112,17 @@ fn a_case_is_shrunk_to_what_is_needed() {
 /// What was found once, or nearly taken for something found, each in a file named for it.
 #[test]
 fn what_was_found_stays_mended() {
-    const CASES: [(&str, &str); 11] = [
-        (
-            "syn-without-hops-left",
-            include_str!("cases/syn-without-hops-left.txt"),
-        ),
-        (
-            "adopted-without-hops-left",
-            include_str!("cases/adopted-without-hops-left.txt"),
-        ),
-        (
-            "syn-again-after-adopted-without-hops-left",
-            include_str!("cases/syn-again-after-adopted-without-hops-left.txt"),
-        ),
-        (
-            "syn-again-after-reset",
-            include_str!("cases/syn-again-after-reset.txt"),
-        ),
-        (
-            "syn-beside-closed-and-open",
-            include_str!("cases/syn-beside-closed-and-open.txt"),
-        ),
-        (
-            "syn-that-finds-a-closed-flow-and-no-room",
-            include_str!("cases/syn-that-finds-a-closed-flow-and-no-room.txt"),
-        ),
-        (
-            "syn-that-finds-what-ended-before-it-was-pinned",
-            include_str!("cases/syn-that-finds-what-ended-before-it-was-pinned.txt"),
-        ),
-        (
-            "fragment-for-nobody",
-            include_str!("cases/fragment-for-nobody.txt"),
-        ),
-        (
-            "error-that-ends-before-its-quote",
-            include_str!("cases/error-that-ends-before-its-quote.txt"),
-        ),
-        (
-            "error-that-ends-before-its-quote-ipv6",
-            include_str!("cases/error-that-ends-before-its-quote-ipv6.txt"),
-        ),
-        (
-            "syn-that-is-too-big-beside-a-former-holders-entry",
-            include_str!("cases/syn-that-is-too-big-beside-a-former-holders-entry.txt"),
-        ),
-    ];
     let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/fuzz/cases");
-    let kept: BTreeSet<String> = std::fs::read_dir(folder)
-        .expect("there are cases")
-        .map(|file| file.expect("a file").file_name().into_string())
-        .collect::<Result<_, _>>()
-        .expect("names are text");
-    let played: BTreeSet<String> = CASES
-        .iter()
-        .map(|(name, _)| format!("{name}.txt"))
-        .collect();
-    assert_eq!(played, kept, "a case that is kept is played");
-    for (name, text) in CASES {
-        let case = Case::parse(text).unwrap_or_else(|error| panic!("{name}: {error}"));
+    let mut played = 0;
+    for file in std::fs::read_dir(folder).expect("there are cases") {
+        let path = file.expect("a file").path();
+        let name = path.display();
+        let text = std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{name}: {error}"));
+        let case = Case::parse(&text).unwrap_or_else(|error| panic!("{name}: {error}"));
         assert_eq!(case.play(None).breach, None, "{name}");
+        played += 1;
     }
+    assert!(played > 0, "{folder} holds no case");
 }
 
 #[test]
