@@ -32,6 +32,9 @@ use self::{
 };
 use crate::model::{BackendName, Check, Health, HealthReport, LastError, Target};
 
+/// Checks begin at so many moments of an interval and at none between, so that one awakening of the process serves several.
+const STEPS: u32 = 250;
+
 /// Checks `targets` until `shutdown` turns true or the receiver of `reports` is gone.
 ///
 /// No check through a VIP is asked from one of `vips`, those of all services. How they went is noted in `times`. `at_once` is how many checks of all services are under way at once, at most. A target is a name and an address: one that stays in the list keeps its
@@ -55,6 +58,7 @@ pub async fn run(
         passages: Arc::new(Passages::beside(vips)),
         reports,
         times,
+        began: Instant::now(),
     });
     let mut places = Places::new(at_once);
     let mut running = HashMap::new();
@@ -78,6 +82,7 @@ struct Shared {
     passages: Arc<Passages>,
     reports: mpsc::Sender<HealthReport>,
     times: ProbeTimes,
+    began: Instant,
 }
 
 impl Shared {
@@ -214,6 +219,7 @@ async fn watch_one(shared: Arc<Shared>, mut orders: watch::Receiver<Order>) {
             began
         };
         let next = began + jittered(track.interval(), target.check.jitter_percent);
+        let next = in_step(shared.began, next, track.interval() / STEPS);
         tokio::select! {
             () = tokio::time::sleep_until(next.into()) => (),
             changed = orders.changed() => {
@@ -317,6 +323,15 @@ async fn check(
 fn jittered(interval: Duration, percent: u8) -> Duration {
     let most = f64::from(percent) / 100.0;
     interval.mul_f64((1.0 - most) + 2.0 * most * fastrand::f64())
+}
+
+/// The first moment from `next` on that is a whole number of `step`s after `began`.
+fn in_step(began: Instant, next: Instant, step: Duration) -> Instant {
+    let over = next.duration_since(began).as_nanos() % step.as_nanos().max(1);
+    match u64::try_from(over) {
+        Ok(over @ 1..) => next + step - Duration::from_nanos(over),
+        Ok(0) | Err(_) => next,
+    }
 }
 
 #[cfg(test)]

@@ -188,6 +188,17 @@ fn intervals_vary_by_so_many_percent() {
     );
 }
 
+#[test]
+fn checks_begin_in_step() {
+    let began = Instant::now();
+    let ms = |ms| began + Duration::from_millis(ms);
+    let step = Duration::from_millis(20);
+    for (next, then) in [(0, 0), (1, 20), (20, 20), (5_019, 5_020), (5_021, 5_040)] {
+        assert_eq!(in_step(began, ms(next), step), ms(then), "{next} ms");
+    }
+    assert_eq!(in_step(began, ms(7), Duration::ZERO), ms(7));
+}
+
 /// The module at work, and what it says.
 struct Checks {
     targets: watch::Sender<Vec<Target>>,
