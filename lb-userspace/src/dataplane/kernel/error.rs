@@ -387,7 +387,7 @@ impl Error {
 fn remedy(error: &io::Error) -> &'static str {
     match error.raw_os_error() {
         Some(libc::EPERM | libc::EACCES) => {
-            "; tether needs root, or the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON"
+            "; tether needs root, or the capabilities CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON; in a container also profiles of seccomp and AppArmor that let it (deploy/README.md)"
         }
         Some(libc::ENOMEM) => {
             "; there is not enough memory: lower `flows` or `table_slots` in [limits]"
