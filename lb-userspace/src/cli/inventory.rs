@@ -50,7 +50,7 @@ pub(super) struct Services {
 pub(super) struct Backends {
     /// Only those of this service.
     service: Option<String>,
-    /// Only those that the checks say this of.
+    /// Only those that the checks say this of: unknown, up, refusing or down.
     #[arg(long, value_name = "HEALTH", value_parser = health)]
     health: Option<Health>,
     /// Only those that are given this: new, existing-only or none.
@@ -79,7 +79,7 @@ pub(super) struct Flows {
     /// Only flows first seen so long ago or longer, like 10m; units are s, m, h and d.
     #[arg(long, value_name = "AGE", value_parser = seconds)]
     older_than: Option<u64>,
-    /// Only flows first seen so long ago at most.
+    /// Only flows first seen so long ago at most, like 30s.
     #[arg(long, value_name = "AGE", value_parser = seconds)]
     younger_than: Option<u64>,
     /// Only flows without a packet for so long or longer.

@@ -92,6 +92,8 @@ enum Command {
         log_format: logging::Format,
     },
     /// Validate a configuration
+    ///
+    /// Says all that is wrong at once, each with file, line, object and remedy, and touches neither the kernel nor a daemon.
     #[command(after_help = EXIT_STATUS)]
     Check {
         /// The configuration file.
@@ -108,6 +110,9 @@ enum Command {
     #[command(after_help = EXIT_STATUS)]
     Plan(plan::Plan),
     /// Show services, backends, health and flows
+    ///
+    /// Also what is wrong: what is not attached or not served as configured, a configuration that was refused, what is otherwise than the file
+    /// says. And what became of packets, by reason.
     #[command(after_help = EXIT_STATUS)]
     Status {
         #[command(flatten)]
@@ -123,9 +128,13 @@ enum Command {
     #[command(after_help = doctor::EXIT_STATUS)]
     Doctor(doctor::Doctor),
     /// List services
+    ///
+    /// Each with the worst that there is to say of it, how many of its backends take new flows, and what came for it.
     #[command(after_help = EXIT_STATUS)]
     Services(inventory::Services),
     /// List backends
+    ///
+    /// Each with what the checks say of it, what follows for clients, its flows, what it was sent, and why its last failed check failed.
     #[command(after_help = EXIT_STATUS)]
     Backends(inventory::Backends),
     /// List flows
@@ -142,8 +151,8 @@ enum Command {
     /// Tell what becomes of a packet from a client to a VIP, and why
     ///
     /// The real program is run with a packet that is built for the purpose, on copies of what it writes: no flow is recorded, nothing is counted, nothing is
-    /// sent. Without options it is a segment in mid-stream if the flow has an entry, and else a SYN. Takes a few seconds, and for that time
-    /// as much memory as the flow table.
+    /// sent. Without options it is a segment in mid-stream if the flow has an entry, and else a SYN. Takes a second or more, and for that time
+    /// as much memory as the flow table of the packet's version of IP.
     #[command(after_help = EXIT_STATUS)]
     Explain(explain::Explain),
     /// List changes of state: health, drains, next hops, reloads, interfaces
@@ -160,12 +169,13 @@ enum Command {
     Capture(capture::Capture),
     /// Give a backend no new flows; it keeps those it has
     ///
-    /// With a deadline, or if its service has one, they are closed in time: each on its next packet, client and backend both told.
+    /// With a deadline, or if its service has one, those that are left then are closed: each on its next packet, client and backend both told.
     #[command(after_help = EXIT_STATUS)]
     Drain(drain::Drain),
     /// End a drain
     ///
-    /// What was ordered is taken back, a deadline of its own with it. A backend that the file itself wants out takes no new flows all the same; then that is said.
+    /// What was ordered is taken back, a deadline of its own with it. A backend that is `draining` or `disabled` in the file takes no new flows
+    /// all the same, and the command says so.
     #[command(after_help = EXIT_STATUS)]
     Undrain(drain::Undrain),
     /// Give a backend another share of new flows
@@ -184,6 +194,8 @@ enum Command {
     #[command(after_help = EXIT_STATUS)]
     Remove(change::Remove),
     /// Make a backend what the file says of it
+    ///
+    /// Takes back what `tether add`, `remove` and `weight` have changed; one that the file does not have is removed. `tether undrain` ends a drain.
     #[command(after_help = EXIT_STATUS)]
     Revert(change::Revert),
     /// Compare, share and rotate the fleet's seed, of which the tables are built
