@@ -355,6 +355,7 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
         format!(r#"tether_backend_flow_ends_total{{{backend},cause="deadline"}} 10"#),
         format!(r#"tether_backend_flow_ends_total{{{backend},cause="rehashed"}} 11"#),
         format!("tether_service_unserved{{{service}}} 0"),
+        format!("tether_service_removed{{{service}}} 0"),
         format!("tether_backend_draining{{{backend}}} 0"),
         r#"tether_probes_total{service="chat",reply="yes"} 1"#.to_owned(),
         r#"tether_probes_total{service="chat",reply="silent"} 1"#.to_owned(),

@@ -107,6 +107,14 @@ pub(super) fn services(
     for (labels, service, _) in &services {
         error.add(labels, service.error.is_some())?;
     }
+    let mut removed = Family::gauge(
+        encoder,
+        "service_removed",
+        "Whether a service is no longer configured, and there for the flows it has",
+    )?;
+    for (labels, service, _) in &services {
+        removed.add(labels, service.removed)?;
+    }
     balance::services(&services, encoder)
 }
 
