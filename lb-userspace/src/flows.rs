@@ -112,7 +112,7 @@ pub struct Swept {
     pub marked: u64,
     /// Entries whose age was kept from wrapping.
     pub clamped: u64,
-    /// SNAT ports given back, of entries that were removed.
+    /// SNAT ports given back, of entries that were removed or gave way to flows without a port.
     pub ports: u64,
     /// Clients that kept a backend and had to give way to others.
     pub clients: u64,

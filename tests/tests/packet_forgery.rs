@@ -25,6 +25,7 @@ lab::in_both_versions![
     a_spoofed_syn_ahead_of_a_stream_never_has_it,
     three_spoofed_segments_do_not_cut_a_half_closed_stream,
     a_port_used_again_belongs_to_its_challenger_from_its_first_acknowledgement_on,
+    a_port_used_again_is_its_next_connections_past_where_the_former_one_was,
     a_third_use_of_a_port_takes_the_place_of_the_entry_that_is_closing,
     a_third_use_of_a_port_with_two_living_entries_goes_where_its_packets_will_and_writes_nothing,
 ];
@@ -271,6 +272,20 @@ fn a_port_used_again_belongs_to_its_challenger_from_its_first_acknowledgement_on
     assert_to(&world, &end, Reason::Established, 1);
     world.entry_in(CLIENT.key(), State::Closing);
     world.entry_in(CLIENT.key(), State::Pin);
+}
+
+/// The former client vanished, so that its entry stays where its stream was.
+fn a_port_used_again_is_its_next_connections_past_where_the_former_one_was() {
+    let (world, _) = pinned();
+    world.backend(&BackendSpec::l2(2).serving(Serving::ExistingOnly));
+    world.age(YOUNG_TICKS);
+    let isn = seq().wrapping_sub(3 * MIB);
+    assert_to(&world, &CLIENT.syn().seq(isn), Reason::Challenged, 1);
+    for step in 0..48 {
+        let at = isn.wrapping_add(1 + step * (MIB / 8));
+        let data = CLIENT.ack().seq(at).payload(b"data");
+        assert_to(&world, &data, Reason::Established, 1);
+    }
 }
 
 fn a_third_use_of_a_port_takes_the_place_of_the_entry_that_is_closing() {

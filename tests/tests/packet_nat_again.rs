@@ -17,6 +17,7 @@ lab::in_both_versions![
     the_syn_that_comes_late_once_more_takes_nothing,
     a_backend_that_takes_the_data_of_a_syn_has_opened_the_flow,
     the_next_connection_of_a_port_has_its_stream_at_once,
+    the_next_connection_of_a_port_has_its_stream_past_where_the_former_one_was,
     of_two_connections_of_one_port_the_backend_ends_its_own,
     a_syn_again_keeps_its_port,
     a_former_flow_of_the_same_client_proves_nothing,
@@ -92,6 +93,25 @@ fn the_next_connection_of_a_port_has_its_stream_at_once() {
         let (next, begin) = open_again(&world);
         for sent in [0, 4, 100_000] {
             goes_on(&world, &backend, &next, begin.wrapping_add(sent));
+        }
+    }
+}
+
+/// The former client vanished, so that its entry stays where its stream was; in mode `nat` with a port that the backend knows another connection by.
+fn the_next_connection_of_a_port_has_its_stream_past_where_the_former_one_was() {
+    for mode in MODES {
+        let backend = mode(1);
+        let world = World::with_translating(&backend);
+        let former = world.open(CLIENT);
+        let begin = former.ack().as_tcp().seq.wrapping_sub(3 * MIB);
+        let syn = CLIENT.syn().seq(begin.wrapping_sub(1));
+        assert_eq!(world.send(&syn).reason(), Reason::Challenged);
+        let next = world.flow_in(CLIENT, State::Challenger);
+        let run = world.send(&next.syn_ack().ack(begin));
+        assert_eq!(run.reason(), Reason::Reply);
+        for step in 0..48 {
+            let at = begin.wrapping_add(step * (MIB / 8));
+            goes_on(&world, &backend, &next, at);
         }
     }
 }

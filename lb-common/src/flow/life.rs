@@ -16,8 +16,8 @@ pub const PROMOTION_WINDOW: u32 = 1 << 17;
 /// How far from where its stream is a segment is taken for a young entry's, if the key has another one that may have sent it: in epochs, and so about as much
 /// as is on its way at once.
 const YOUNG_REACH: u32 = 8;
-/// More than any distance, in epochs.
-const FARTHEST: u32 = 1 << 12;
+/// More than the [`remoteness`] of any distance.
+const FARTHEST: u32 = 1 << 22;
 
 /// Whether a segment follows the SYN of a nascent entry: mid-stream, and 0 to 2^17 bytes after it.
 #[inline(always)]
@@ -224,7 +224,8 @@ pub enum Owner {
 /// challenger's backend has answered; where that is not seen, if it is the very next after the SYN.
 ///
 /// Between two live entries it belongs to the one whose epoch is nearer, so that a retransmission far back does not go astray; but not to a young one that is
-/// not near at all: or who forges where a stream is, and then a handshake elsewhere, would have half of what the client sends next. In a tie to the newer
+/// not near at all: or who forges where a stream is, and then a handshake elsewhere, would have half of what the client sends next. What is within an epoch
+/// of both is a tie: or a stream that comes to where the other's was, which is an epoch before until it has come there, would go on in that. In a tie to the newer
 /// one, or to a pin, rather than to one that is closing: of that connection both sides may still have something to say when the next is open already.
 /// Then to the newer one if that has proven itself, since its client has let go of the older. Else to the one that was seen last, of two seen in the same
 /// tick to the older, if that is a pin: so neither an entry whose client has vanished has the stream of the next for long, nor a forged one that of the client that is there.
@@ -269,14 +270,17 @@ pub const fn owner(first: Word, second: Word, segment: &Segment, now: Tick, prov
     }
 }
 
-/// How far a live entry is from an epoch, as one of two that may be meant: farther than any other, if it has proven nothing and is not near.
+/// How far a live entry is from an epoch, as one of two that may be meant, as a number that grows with the distance: 0 if it is near, and more than any other's
+/// if it has proven nothing and is not near at all.
 #[inline(always)]
 const fn remoteness(word: Word, epoch: u32) -> u32 {
     let distance = word.distance(epoch);
+    // Of 0 and 1 nothing is left, and of all others each is more than the one before. Without a branch, of which the kernel's verifier would follow both ways.
+    let beyond = distance * distance / 2;
     if word.is(State::Young) && distance > YOUNG_REACH {
-        distance + FARTHEST
+        beyond + FARTHEST
     } else {
-        distance
+        beyond
     }
 }
 

@@ -7,7 +7,8 @@ use crate::flow::word::{BackendRef, epoch_of};
 /// A translation: valid for the entry beside it if its stamp is that of the entry's key and backend, whatever was here before.
 ///
 /// Who writes one compares and exchanges the stamp for [`Translation::BUSY`], stores the word, then the stamp; who is not the first to do so
-/// drops its packet, which comes again. The word of one that is valid changes by compare-and-exchange.
+/// drops its packet, which comes again. The word of one that is valid changes by compare-and-exchange. The daemon exchanges the stamp for 0, and no more, of
+/// one that a former flow has left beside an entry which has none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C)]
 pub struct Translation {

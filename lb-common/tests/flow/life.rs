@@ -456,6 +456,35 @@ fn of_two_live_entries_the_nearer_has_a_segment() {
     }
 }
 
+/// A stream comes to where that of the former connection was, whose client has vanished; and what of it is sent again is a little before.
+#[test]
+fn what_is_near_both_is_of_the_next_connection_and_not_of_one_whose_place_it_comes_to() {
+    let former = live(State::Pin, Word::CONTESTED);
+    let proven = live(State::Pin, Word::CONTESTED | Word::SECOND);
+    let young = live(State::Young, Word::CONTESTED | Word::SECOND).with_tick(THEN.later(1));
+    for at_epoch in [EPOCH - 1, EPOCH, EPOCH + 1] {
+        for next in [proven.with_epoch(at_epoch), young.with_epoch(at_epoch)] {
+            for epochs in [-1, 0, 1] {
+                let segment = data(at(epochs));
+                if !next.is_near(epoch_of(segment.seq)) {
+                    continue;
+                }
+                let what = format!("{next:?}, {epochs}");
+                let owned = owner(former, next, &segment, NOW, false);
+                assert_eq!(owned, Owner::Second, "{what}");
+                let owned = owner(next, former, &segment, NOW, false);
+                assert_eq!(owned, Owner::First, "{what}");
+            }
+        }
+    }
+    // Who forges a handshake ahead of a stream does not have it when it comes there.
+    let forged = young.with_epoch(EPOCH + 1);
+    let seen_since = former.with_tick(NOW);
+    let ahead = data(at(1));
+    assert_eq!(owner(seen_since, forged, &ahead, NOW, false), Owner::First);
+    assert_eq!(owner(forged, seen_since, &ahead, NOW, false), Owner::Second);
+}
+
 /// What most packets take is no other rule than that for all of them.
 #[test]
 fn a_refresh_is_what_an_advance_would_be() {

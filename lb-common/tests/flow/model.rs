@@ -382,12 +382,12 @@ impl Reference {
                 1 - asked
             };
         }
-        // A young one has nothing that is not near.
+        // A young one has nothing that is not near; and near are all within an epoch.
         let far: Vec<_> = held
             .iter()
             .map(|one| one.ahead(segment.seq).abs())
             .zip(held)
-            .map(|(epochs, one)| (one.is_young() && epochs > 8, epochs))
+            .map(|(epochs, one)| (one.is_young() && epochs > 8, epochs.max(1)))
             .collect();
         match far[0].cmp(&far[1]) {
             Ordering::Less => 0,

@@ -429,6 +429,35 @@ fn a_port_reused_after_its_client_vanished_is_a_new_flow() {
     );
 }
 
+/// The former client vanished without a word, and is not to have what the next one sends once that comes to where it was.
+#[test]
+fn the_next_connection_of_a_port_goes_on_past_where_the_former_one_was() {
+    for lasts in [0, YOUNG_TICKS] {
+        let mut rig = Rig::small(2);
+        let mut now = pinned(&rig).later(1_000);
+        hand_slot_over(&mut rig, now);
+        rig.set_backend(1, Serving::ExistingOnly);
+        let isn = ISN - (4 << 20);
+        assert_eq!(rig.send(FLOW, syn(isn), now), (Reason::Challenged, Some(2)));
+        assert_eq!(
+            rig.send(FLOW, ack(isn + 1), now),
+            (Reason::Established, Some(2))
+        );
+        now = now.later(lasts);
+        for step in 0..64 {
+            let next = isn + 1 + step * (1 << 18);
+            // And what was lost is sent again.
+            for seq in [next, next - (1 << 19)] {
+                assert_eq!(
+                    rig.send(FLOW, data(seq), now),
+                    (Reason::Established, Some(2)),
+                    "{step}, {lasts}"
+                );
+            }
+        }
+    }
+}
+
 #[test]
 fn a_closing_flow_lingers_by_how_it_ended() {
     for (end, exception, linger) in [

@@ -196,13 +196,12 @@ impl<'m, K: TableKey> Table<'m, K> {
     /// If there is no such place.
     pub fn translation(
         self,
-        (bucket, way): Place,
+        place: Place,
         key: K,
         word: Word,
         seed: &Seed,
     ) -> Option<TranslationWord> {
-        const WORDS: usize = size_of::<Translation>() / 8;
-        let words = &self.translations?.words(bucket)[way as usize * WORDS..][..WORDS];
+        let words = self.translation_words(place)?;
         let seen = words[1].load(Ordering::Acquire);
         if seen <= Translation::BUSY || seen != stamp(key.mixed(seed), word.backend()) {
             return None;
@@ -212,21 +211,53 @@ impl<'m, K: TableKey> Table<'m, K> {
         (words[1].load(Ordering::Acquire) == seen).then_some(TranslationWord(translation))
     }
 
+    /// Takes the translation away that a former flow has left at the place of an entry, as that was read, whose own it is not. None if there is none such, or
+    /// if it or the entry changes at this moment.
+    ///
+    /// # Panics
+    /// If there is no such place.
+    pub fn take_left_translation(
+        self,
+        place: Place,
+        key: K,
+        word: Word,
+        seed: &Seed,
+    ) -> Option<TranslationWord> {
+        let words = self.translation_words(place)?;
+        let seen = words[1].load(Ordering::Acquire);
+        if seen <= Translation::BUSY || seen == stamp(key.mixed(seed), word.backend()) {
+            return None;
+        }
+        let translation = words[0].load(Ordering::Acquire);
+        // It may be that of an entry which has come since.
+        if self.read(place) != Some((key, word)) {
+            return None;
+        }
+        words[1]
+            .compare_exchange(seen, 0, Ordering::SeqCst, Ordering::Relaxed)
+            .is_ok()
+            .then_some(TranslationWord(translation))
+    }
+
+    /// The words of the translation at a place, the second of which is its stamp; none if there are no translations.
+    fn translation_words(self, (bucket, way): Place) -> Option<&'m [AtomicU64]> {
+        const WORDS: usize = size_of::<Translation>() / 8;
+        Some(&self.translations?.words(bucket)[way as usize * WORDS..][..WORDS])
+    }
+
     /// Changes the word of the translation at a place from what was seen: one compare-and-exchange. False too if there are none.
     ///
     /// # Panics
     /// If there is no such place.
     pub fn replace_translation(
         self,
-        (bucket, way): Place,
+        place: Place,
         seen: TranslationWord,
         new: TranslationWord,
     ) -> bool {
-        const WORDS: usize = size_of::<Translation>() / 8;
-        let Some(translations) = self.translations else {
+        let Some([word, ..]) = self.translation_words(place) else {
             return false;
         };
-        let word = &translations.words(bucket)[way as usize * WORDS];
         word.compare_exchange(seen.0, new.0, Ordering::SeqCst, Ordering::Relaxed)
             .is_ok()
     }

@@ -31,7 +31,7 @@ use super::{
     },
     reclaim::Reclaim,
     sources::{self, Sources},
-    today::{closed, is_due, is_forgotten, today},
+    today::{closed, is_due, is_forgotten, is_translated, today},
 };
 use crate::{
     by_version::ByVersion,
@@ -44,8 +44,8 @@ use crate::{
 /// Duplicates are looked for in one of so many buckets a pass, since it takes a look at each entry's other home: a cache miss each.
 const DUPLICATES_EVERY: u32 = 16;
 
-/// Counts, expires, clamps, deduplicates, takes the mark off entries that are contested no more, and reclaims. Nothing but value words is written, each
-/// by one compare-and-exchange with what was seen, so it can be dropped between any two steps, and its process killed anywhere.
+/// Counts, expires, clamps, deduplicates, takes the mark off entries that are contested no more, and reclaims. Of entries nothing but value words is written,
+/// each by one compare-and-exchange with what was seen, so it can be dropped between any two steps, and its process killed anywhere.
 pub struct Sweeper {
     common: Common,
     v4: Sweep<v4::Key>,
@@ -225,7 +225,7 @@ impl Common {
         }
     }
 
-    /// Gives back the SNAT port of an entry that was just emptied, if it had one.
+    /// Gives back the SNAT port of an entry that is gone from its place, if it had one.
     fn give_back(&mut self, (index, way): Place, translation: Option<TranslationWord>) {
         if let Some(translation) = translation {
             let (pair, port) = (translation.pair(), translation.port());
@@ -314,6 +314,11 @@ impl<K: TableKey> Sweep<K> {
             let key = bucket.key(way);
             let place = (index, way);
             let translation = table.translation(place, key, seen, &common.seed);
+            if translation.is_none() && table.translates() && !is_translated(&common.maps, seen) {
+                // The data path gives back the port of a former flow only where it gives the next one a translation.
+                let left = table.take_left_translation(place, key, seen, &common.seed);
+                common.give_back(place, left);
+            }
             let treated = self.treat(value(way), seen, key, now, is_full, common);
             let mut churn = Churn::default();
             let noted = treated.unwrap_or(seen);

@@ -71,6 +71,11 @@ pub fn is_forgotten(maps: &Maps, word: Word) -> bool {
     state_of(maps, word).is_some_and(BackendState::forgets)
 }
 
+/// Whether an entry's flow is translated: then it has a translation beside it, or is given one with its next packet.
+pub fn is_translated(maps: &Maps, word: Word) -> bool {
+    state_of(maps, word).is_some_and(BackendState::translates)
+}
+
 /// Since when all flows of an entry's backend are closed, at a deadline; none if they are not, or the entry is another backend's.
 pub fn closed(maps: &Maps, word: Word) -> Option<Tick> {
     state_of(maps, word)?.all_closed_since()

@@ -15,6 +15,7 @@ in_both_versions! {
     an_entry_that_goes_gives_back_its_port
     a_port_that_is_anothers_by_now_is_not_given_back
     a_translation_of_another_flow_is_none
+    a_port_that_a_former_flow_has_left_is_given_back
 }
 
 impl<K: Client> Fixture<K> {
@@ -117,12 +118,45 @@ fn a_translation_of_another_flow_is_none<K: Client>() {
     let word = TranslationWord::new(2, 2_000);
     assert_eq!(read(former, OWNER), Some(word));
     assert_eq!((read(key, OWNER), read(former, OTHER)), (None, None));
-    fixture.put(5, 1, key, aged(State::Closing, OWNER, 5_000));
-    let census = fixture.sweeper().pass();
-    assert_eq!((census.swept.ended, census.swept.ports), (1, 0));
-    assert_ne!(
-        fixture.slot(2, 2_000),
-        0,
-        "whoever has the place next gives it back"
-    );
+}
+
+/// A flow that is not translated has the place of one that had a port, and the data path has left its translation as it is.
+fn a_port_that_a_former_flow_has_left_is_given_back<K: Client>() {
+    for (state, age) in [(State::Pin, 1), (State::Closing, 5_000)] {
+        let fixture = Fixture::<K>::new(8);
+        let pair = Pair {
+            endpoint: 1,
+            ..Pair::default()
+        };
+        fixture.maps.pairs.set(2, &pair);
+        let (former, key) = (K::client(1, 0), K::client(2, 0));
+        fixture.put(5, 1, former, aged(State::Closing, OWNER, 1));
+        fixture.translate((5, 1), former, (2, 2_000));
+        fixture.put(5, 1, key, aged(State::Pin, OTHER, 1));
+        let forward = |forwarding| {
+            let backend = BackendState::new(0, Serving::New, forwarding, 0, true);
+            fixture.maps.set_state(OTHER, backend);
+        };
+        let mut sweeper = fixture.sweeper();
+
+        // One that is translated gives it back itself, with its next packet.
+        forward(Forwarding::Nat);
+        let census = sweeper.pass();
+        assert_eq!((census.swept.ports, census.ports), (0, [(2, 1)].into()));
+        assert_ne!(fixture.slot(2, 2_000), 0);
+
+        // Whether it stays or goes.
+        forward(Forwarding::L2);
+        fixture.put(5, 1, key, aged(state, OTHER, age));
+        let census = sweeper.pass();
+        assert_eq!((census.swept.ports, census.ports), (1, [(2, 0)].into()));
+        assert_eq!(fixture.slot(2, 2_000), 0);
+        let is_there = fixture.word(5, 1) != Word::EMPTY;
+        assert_eq!(is_there, state == State::Pin);
+
+        // Once: the port may be another's by then.
+        fixture.translate((3, 3), former, (2, 2_000));
+        assert_eq!(sweeper.pass().swept.ports, 1);
+        assert_ne!(fixture.slot(2, 2_000), 0);
+    }
 }

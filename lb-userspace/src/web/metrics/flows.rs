@@ -51,7 +51,7 @@ pub(super) fn encode(metrics: &Metrics, encoder: &mut DescriptorEncoder<'_>) -> 
     Family::counter(
         encoder,
         "swept_ports",
-        "SNAT ports given back of entries that the daemon's sweep removed",
+        "SNAT ports given back by the daemon's sweep, of entries that it removed or that gave way to flows without a port",
     )?
     .of(swept.ports)?;
     Family::counter(
