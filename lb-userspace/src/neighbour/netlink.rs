@@ -139,6 +139,17 @@ impl Netlink {
         Open::for_questions().map(Self::of)
     }
 
+    /// One that has ended, and that nobody opens again.
+    #[cfg(test)]
+    pub(super) fn closed() -> io::Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        drop(connection);
+        Ok(Self::of(Open {
+            handle,
+            carrier: None,
+        }))
+    }
+
     /// What questions are asked by.
     fn handle(&self) -> Handle {
         // Nothing panics while it is held.
