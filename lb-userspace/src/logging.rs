@@ -33,6 +33,9 @@ pub fn start(format: Format) {
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr)
+        // It would tell of a line that could not be written by `eprintln!`, which panics where that cannot be written either: a full disk, or the end of who
+        // reads the log, would take the daemon along.
+        .log_internal_errors(false)
         .with_target(false);
     let started = match format {
         Format::Text => builder.with_ansi(shows_colours(&io::stderr())).try_init(),
@@ -51,4 +54,35 @@ pub(crate) fn shows_colours(stream: &impl IsTerminal) -> bool {
 /// Whether the terminal can only write, and take nothing away.
 pub(crate) fn is_dumb() -> bool {
     env::var_os("TERM").is_some_and(|term| term == "dumb")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs::File, process::Command};
+
+    use super::*;
+
+    /// Set for the process that the test below starts.
+    const IS_CHILD: &str = "TETHER_TEST_LOGS_TO_NOBODY";
+
+    #[test]
+    fn a_log_that_cannot_be_written_ends_nothing() {
+        if env::var_os(IS_CHILD).is_some() {
+            start(Format::Text);
+            tracing::error!("nobody reads this");
+            return;
+        }
+        let full = File::options().write(true).open("/dev/full").unwrap();
+        let name = "logging::tests::a_log_that_cannot_be_written_ends_nothing";
+        let ran = Command::new(env::current_exe().unwrap())
+            .args([name, "--exact", "--nocapture"])
+            .env(IS_CHILD, "1")
+            .env(FILTER_VARIABLE, FILTER)
+            .stderr(full)
+            .output()
+            .unwrap();
+        let said = String::from_utf8_lossy(&ran.stdout);
+        assert!(ran.status.success(), "{said}");
+        assert!(said.contains("1 passed"), "{said}");
+    }
 }

@@ -472,7 +472,12 @@ fn busy() -> Response {
         (status = 403, description = "Not for this user", body = Failure),
         (status = 422, description = "It is refused, and the one in force stays", body = Failures)))]
 async fn reload(State(admin): State<Admin>) -> Response {
-    match admin.reloader.reload().await {
+    // To its end, though who asked goes meanwhile: a text that was read and not handed over would be taken for the one in force when the file is looked at.
+    let reloading = tokio::spawn(async move { admin.reloader.reload().await });
+    let reloaded = reloading
+        .await
+        .unwrap_or_else(|error| Err(vec![format!("the reload did not end: {error}")]));
+    match reloaded {
         Ok(generation) => Json(Reloaded {
             ok: true,
             generation,

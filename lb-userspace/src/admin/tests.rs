@@ -4,6 +4,7 @@ mod left;
 
 use std::os::unix::fs::MetadataExt as _;
 
+use futures::FutureExt as _;
 use nix::unistd::Gid;
 
 use super::{client::Client, *};
@@ -423,6 +424,30 @@ async fn a_reload_takes_a_good_file_and_reports_all_of_a_bad_one() {
         daemon.heard.recv().await.unwrap(),
         "rejected no room for huge"
     );
+}
+
+#[tokio::test]
+async fn a_reload_goes_on_without_who_asked_for_it() {
+    let directory = std::env::temp_dir().join(format!("tether-left-{}", std::process::id()));
+    std::fs::create_dir_all(&directory).unwrap();
+    let file = directory.join("tether.toml");
+    std::fs::write(&file, CONFIG).unwrap();
+    let first = config::load(&file).unwrap().config;
+    let (commands, mut told) = mpsc::channel(4);
+    let reloader = Arc::new(Reloader::new(&first, commands.clone()));
+    let status = some_status();
+    let maps = Arc::new(shown::maps_of(&status));
+    let (_status, watched) = watch::channel(Arc::new(status));
+    let admin = Admin::new(watched, maps, commands, reloader);
+    std::fs::write(&file, CONFIG.replace("chat", "talk")).unwrap();
+    // As a command that is interrupted: the file is hardly looked at yet.
+    assert!(super::reload(State(admin)).now_or_never().is_none());
+    let told = tokio::time::timeout(Duration::from_secs(20), told.recv());
+    match told.await.expect("it is handed over").unwrap() {
+        Command::Reload { config, .. } => assert_eq!(config.services[0].name, "talk"),
+        other => panic!("{other:?}"),
+    }
+    std::fs::remove_dir_all(&directory).unwrap();
 }
 
 #[tokio::test]

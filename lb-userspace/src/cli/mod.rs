@@ -354,7 +354,8 @@ pub fn main() -> ExitCode {
         command => run(command).map(|()| ExitCode::SUCCESS),
     };
     ended.unwrap_or_else(|failure| {
-        eprintln!("{failure}");
+        // The exit status says it, too, where nobody reads this.
+        let _ = writeln!(io::stderr(), "{failure}");
         failure.exit_code()
     })
 }

@@ -91,7 +91,10 @@ impl StateDir {
             if !is_at(&lock, &file_path) {
                 continue;
             }
-            write_pid(&mut lock).map_err(failed(&file_path, "writing the lock"))?;
+            // It is for a message alone: a full disk is no reason to leave the data path to itself.
+            if let Err(error) = write_pid(&mut lock) {
+                tracing::warn!(file = %file_path.display(), %error, "the lock is held, and its process id could not be written to it");
+            }
             return Ok(Self {
                 path: path.to_owned(),
                 lock,
@@ -207,6 +210,17 @@ mod tests {
         assert!(matches!(error, Error::Taken { .. }), "{error}");
         drop(state);
         other.remove(&[]).unwrap();
+    }
+
+    #[test]
+    fn a_lock_that_nothing_can_be_written_to_is_a_lock() {
+        let path = directory("full");
+        fs::create_dir_all(&path).unwrap();
+        std::os::unix::fs::symlink("/dev/full", path.join(LOCK)).unwrap();
+        let mut state = StateDir::take(&path).unwrap();
+        assert!(!state.retake().unwrap());
+        state.remove(&[]).unwrap();
+        assert!(!path.exists());
     }
 
     #[test]

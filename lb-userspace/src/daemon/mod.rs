@@ -75,6 +75,9 @@ pub fn run(config: Config) -> Result<()> {
         let _entered = runtime.enter();
         Signals::catch().context("signals could not be caught")?
     };
+    let (commands, command_queue) = mpsc::channel(QUEUE);
+    // It looks at the files that the configuration was read from before maps are opened, which may take minutes: what they become meanwhile is news.
+    let reloader = Arc::new(Reloader::new(&config, commands.clone()));
     let mut state = StateDir::take(&config.state_dir)?;
     let sockets = runtime.block_on(Sockets::open(&config, &state))?;
     let options = options(&config)?;
@@ -89,7 +92,15 @@ pub fn run(config: Config) -> Result<()> {
             config.path.display()
         );
     }
-    let ended = runtime.block_on(run_parts(config, &mut state, sockets, kernel, signals));
+    let ended = runtime.block_on(run_parts(
+        config,
+        &mut state,
+        sockets,
+        kernel,
+        signals,
+        (commands, command_queue),
+        reloader,
+    ));
     // A thread that hangs in a read of a file must not keep the process, and with it the lock.
     runtime.shutdown_timeout(STOP_PATIENCE);
     ended
@@ -212,6 +223,11 @@ async fn run_parts(
     sockets: Sockets,
     mut kernel: Kernel,
     mut signals: Signals,
+    (commands, command_queue): (
+        mpsc::Sender<reconcile::Command>,
+        mpsc::Receiver<reconcile::Command>,
+    ),
+    reloader: Arc<Reloader>,
 ) -> Result<()> {
     let Sockets {
         readers,
@@ -220,7 +236,6 @@ async fn run_parts(
         file: socket,
     } = sockets;
     let maps = kernel.maps();
-    let (commands, command_queue) = mpsc::channel(QUEUE);
     let (health_reports, health_queue) = mpsc::channel(QUEUE);
     let (hop_reports, hop_queue) = mpsc::channel(QUEUE);
     let (targets, watched_targets) = watch::channel(vec![]);
@@ -239,7 +254,6 @@ async fn run_parts(
     let (stop, stopping) = watch::channel(false);
     let (listeners, later_listeners) = mpsc::channel(1);
 
-    let reloader = Arc::new(Reloader::new(&config, commands.clone()));
     let history = History::default();
     let (packet_watch, listeners_to_packets) = Watch::new();
     let admin = Admin::new(

@@ -3,16 +3,26 @@
 use std::{future::Future, time::Duration};
 
 use anyhow::{Result, anyhow};
-use tokio::task::JoinSet;
+use tokio::{
+    task::{JoinError, JoinSet},
+    time::Instant,
+};
 
 use crate::chain::chain;
 
 /// Time in which the parts end once they are told to.
 pub(super) const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
+/// How a part ended: its name, and with what.
+type Ended = (&'static str, Result<()>);
+
 /// The parts that run until they are told to stop, by their names.
 #[derive(Default)]
-pub(super) struct Parts(JoinSet<(&'static str, Result<()>)>);
+pub(super) struct Parts {
+    running: JoinSet<Ended>,
+    /// The first that ended without an error, and until when another may turn out to be the reason.
+    follower: Option<(&'static str, Instant)>,
+}
 
 impl Parts {
     pub(super) fn start(
@@ -20,40 +30,38 @@ impl Parts {
         name: &'static str,
         part: impl Future<Output = Result<()>> + Send + 'static,
     ) {
-        self.0.spawn(async move { (name, part.await) });
+        self.running.spawn(async move { (name, part.await) });
     }
 
     /// Waits until a part ends by itself, which none should, and says why.
     ///
     /// A part that fails takes others with it, which end without an error of their own, and maybe before it: they are not the reason
-    /// if another is found within [`STOP_PATIENCE`].
+    /// if another is found within [`STOP_PATIENCE`]. Who waits may turn to something else meanwhile, and wait again: nothing is lost by that.
     pub(super) async fn failure(&mut self) -> anyhow::Error {
-        let mut ended = self.0.join_next().await;
-        if matches!(ended, Some(Ok((_, Ok(()))))) {
-            let reason = async {
-                while let Some(other) = self.0.join_next().await {
-                    if !matches!(other, Ok((_, Ok(())))) {
-                        return Some(other);
+        loop {
+            let ended = match self.follower {
+                None => self.running.join_next().await,
+                Some((name, until)) => {
+                    match tokio::time::timeout_at(until, self.running.join_next()).await {
+                        Ok(Some(ended)) => Some(ended),
+                        Ok(None) | Err(_) => return reason(Some(Ok((name, Ok(()))))),
                     }
                 }
-                None
             };
-            if let Ok(Some(other)) = tokio::time::timeout(STOP_PATIENCE, reason).await {
-                ended = Some(other);
+            match ended {
+                Some(Ok((name, Ok(())))) => {
+                    let first = (name, Instant::now() + STOP_PATIENCE);
+                    self.follower = self.follower.or(Some(first));
+                }
+                other => return reason(other),
             }
-        }
-        match ended {
-            None => anyhow!("no part is running"),
-            Some(Ok((name, Ok(())))) => anyhow!("{name} ended without being told to"),
-            Some(Ok((name, Err(error)))) => error.context(format!("{name} failed")),
-            Some(Err(error)) => anyhow!("a part of the daemon panicked: {error}"),
         }
     }
 
     /// Waits for all to end as they were told to; not for ever.
     pub(super) async fn end(&mut self) {
         let all = async {
-            while let Some(ended) = self.0.join_next().await {
+            while let Some(ended) = self.running.join_next().await {
                 match ended {
                     Ok((_, Ok(()))) => (),
                     Ok((name, Err(error))) => {
@@ -66,6 +74,16 @@ impl Parts {
         if tokio::time::timeout(STOP_PATIENCE, all).await.is_err() {
             tracing::warn!("not everything ended in time; leaving it behind");
         }
+    }
+}
+
+/// Why the daemon ends with a part that ended so.
+fn reason(ended: Option<Result<Ended, JoinError>>) -> anyhow::Error {
+    match ended {
+        None => anyhow!("no part is running"),
+        Some(Ok((name, Ok(())))) => anyhow!("{name} ended without being told to"),
+        Some(Ok((name, Err(error)))) => error.context(format!("{name} failed")),
+        Some(Err(error)) => anyhow!("a part of the daemon panicked: {error}"),
     }
 }
 
@@ -124,6 +142,24 @@ mod tests {
         assert_eq!(text, "the part ended without being told to");
         let text = failure(vec![("the only part", 10, Ok(()))]);
         assert_eq!(text, "the only part ended without being told to");
+    }
+
+    // Time passes when nothing else is to be done.
+    #[tokio::test(start_paused = true)]
+    async fn a_part_that_ends_alone_is_the_reason_though_other_things_are_seen_to_meanwhile() {
+        let mut parts = Parts::default();
+        parts.start("the part", async { Ok(()) });
+        parts.start("another", std::future::pending());
+        let begun = Instant::now();
+        let mut looks = tokio::time::interval(STOP_PATIENCE / 2);
+        // As the daemon waits: it sees to the interfaces as often.
+        let error = loop {
+            tokio::select! {
+                failure = parts.failure() => break failure,
+                _ = looks.tick() => assert!(begun.elapsed() <= 2 * STOP_PATIENCE),
+            }
+        };
+        assert_eq!(error.to_string(), "the part ended without being told to");
     }
 
     #[tokio::test]

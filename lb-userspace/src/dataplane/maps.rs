@@ -669,6 +669,16 @@ impl Maps {
                 bytes: sum.bytes.wrapping_add(counter.bytes),
             })
     }
+
+    /// Has a counter begin at nothing: what the former holder of an id has counted is not its next one's. No packet is counted by it meanwhile, since an id is
+    /// given again only when nothing names it.
+    pub fn begin_counting(&self, offset: u32) {
+        let per_cpu = self.capacity.counters().per_cpu;
+        for cpu in 0..self.capacity.cpus {
+            self.counters
+                .set(cpu * per_cpu + offset, &Counter::default());
+        }
+    }
 }
 
 /// Nanoseconds of the monotonic clock: never less than what the data path reads of its coarse sister.

@@ -2,7 +2,13 @@
 
 mod read;
 
-use std::{collections::HashMap, io, net::IpAddr, time::Duration};
+use std::{
+    collections::HashMap,
+    io,
+    net::IpAddr,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
 
 use futures::{Stream, StreamExt as _, TryStreamExt as _, channel::mpsc::UnboundedReceiver};
 use lb_common::net::IpVersion;
@@ -19,6 +25,7 @@ use rtnetlink::{
         NLM_F_ACK, NLM_F_CREATE, NLM_F_REPLACE, NLM_F_REQUEST, NetlinkMessage, NetlinkPayload,
     },
 };
+use tokio::task::JoinHandle;
 
 use self::read::{event, read_entry, read_filter, read_link, read_route, speaking};
 use super::way::{Entry, Link, Route};
@@ -96,12 +103,32 @@ impl Events {
 
 /// A connection to the kernel's routing tables, of the network namespace of the thread that made it.
 #[derive(Clone, Debug)]
-pub struct Netlink {
+pub struct Netlink(Arc<Mutex<Open>>);
+
+#[derive(Debug)]
+struct Open {
     handle: Handle,
+    /// What carries questions and answers, where nobody else sees to it that it goes on. It ends with the first error of its socket, a moment's lack of
+    /// memory among them.
+    carrier: Option<JoinHandle<()>>,
+}
+
+impl Open {
+    fn for_questions() -> io::Result<Self> {
+        let (connection, handle, _) = rtnetlink::new_connection()?;
+        Ok(Self {
+            handle,
+            carrier: Some(tokio::spawn(connection)),
+        })
+    }
 }
 
 impl Netlink {
-    /// Opens a connection for questions.
+    fn of(open: Open) -> Self {
+        Self(Arc::new(Mutex::new(open)))
+    }
+
+    /// Opens a connection for questions. One that ends is opened again with the next question.
     ///
     /// # Errors
     /// When the socket is not to be had.
@@ -109,9 +136,35 @@ impl Netlink {
     /// # Panics
     /// Outside of a tokio runtime.
     pub fn connect() -> io::Result<Self> {
+        Open::for_questions().map(Self::of)
+    }
+
+    /// One that has ended, and that nobody opens again.
+    #[cfg(test)]
+    pub(super) fn closed() -> io::Result<Self> {
         let (connection, handle, _) = rtnetlink::new_connection()?;
-        tokio::spawn(connection);
-        Ok(Self { handle })
+        drop(connection);
+        Ok(Self::of(Open {
+            handle,
+            carrier: None,
+        }))
+    }
+
+    /// What questions are asked by.
+    fn handle(&self) -> Handle {
+        // Nothing panics while it is held.
+        let mut open = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if open.carrier.as_ref().is_some_and(JoinHandle::is_finished) {
+            match Open::for_questions() {
+                Ok(again) => {
+                    tracing::warn!("a netlink socket for questions had failed; another is open");
+                    *open = again;
+                }
+                // The question gets no answer, and the next one tries again.
+                Err(error) => tracing::debug!(%error, "no netlink socket for questions"),
+            }
+        }
+        open.handle.clone()
     }
 
     /// Opens a connection for questions that tells of changes too.
@@ -133,7 +186,12 @@ impl Netlink {
             MulticastGroup::Ipv6Rule,
         ])?;
         tokio::spawn(connection);
-        Ok((Self { handle }, Events(events)))
+        // Whoever follows the events learns of its end, and needs all of them anew.
+        let open = Open {
+            handle,
+            carrier: None,
+        };
+        Ok((Self::of(open), Events(events)))
     }
 
     /// The route to an address, as the kernel would choose it now.
@@ -208,7 +266,7 @@ impl Netlink {
     /// # Errors
     /// When the kernel cannot be asked.
     pub async fn links(&self) -> Result<HashMap<u32, Link>, Error> {
-        let links = all(self.handle.link().get().execute()).await?;
+        let links = all(self.handle().link().get().execute()).await?;
         Ok(links
             .iter()
             .map(|link| (link.header.index, read_link(link)))
@@ -221,7 +279,7 @@ impl Netlink {
     /// # Errors
     /// When the kernel cannot be asked.
     pub async fn can_solicit(&self, interface: u32) -> Result<bool, Error> {
-        let mut request = self.handle.address().get();
+        let mut request = self.handle().address().get();
         request.message_mut().header.family = AddressFamily::Inet6;
         // Kernels may answer with those of all links.
         let addresses = all(request.set_link_index_filter(interface).execute()).await?;
@@ -239,7 +297,7 @@ impl Netlink {
     /// # Errors
     /// When the kernel cannot be asked.
     pub async fn addresses(&self, version: IpVersion) -> Result<Vec<(u32, IpAddr)>, Error> {
-        let mut request = self.handle.address().get();
+        let mut request = self.handle().address().get();
         request.message_mut().header.family = match version {
             IpVersion::V4 => AddressFamily::Inet,
             IpVersion::V6 => AddressFamily::Inet6,
@@ -255,7 +313,7 @@ impl Netlink {
     pub async fn filters(&self, interface: u32) -> Result<Vec<String>, Error> {
         let mut names = Vec::new();
         for egress in [false, true] {
-            let handle = self.handle.clone();
+            let handle = self.handle();
             let mut filters = handle.traffic_filter(interface as i32);
             let request = filters.get();
             let request = if egress {
@@ -340,11 +398,7 @@ impl Netlink {
     ) -> Result<Option<RouteNetlinkMessage>, Error> {
         let mut request = NetlinkMessage::from(message);
         request.header.flags = NLM_F_REQUEST | flags;
-        let mut answers = self
-            .handle
-            .clone()
-            .request(request)
-            .map_err(|_| Error::Closed)?;
+        let mut answers = self.handle().request(request).map_err(|_| Error::Closed)?;
         match tokio::time::timeout(PATIENCE, answers.next()).await {
             Err(_) => Err(Error::NoAnswer),
             // The connection keeps an acknowledgement to itself, and ends the answers.
@@ -379,4 +433,27 @@ async fn all<T>(answers: impl Stream<Item = Result<T, rtnetlink::Error>>) -> Res
     tokio::time::timeout(PATIENCE, all)
         .await
         .unwrap_or(Err(Error::NoAnswer))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The loopback interface, of every network namespace.
+    const LOOPBACK: u32 = 1;
+
+    #[tokio::test]
+    async fn a_connection_for_questions_that_ended_is_opened_again() {
+        let netlink = Netlink::connect().unwrap();
+        netlink.link(LOOPBACK).await.unwrap();
+        // As an error of its socket ends it.
+        let carrier = netlink.0.lock().unwrap().carrier.take().unwrap();
+        carrier.abort();
+        while !carrier.is_finished() {
+            tokio::task::yield_now().await;
+        }
+        netlink.0.lock().unwrap().carrier = Some(carrier);
+        netlink.link(LOOPBACK).await.unwrap();
+        assert!(!netlink.links().await.unwrap().is_empty());
+    }
 }

@@ -6,7 +6,7 @@ use tokio::sync::watch;
 
 use super::{
     FULL_INTERVAL, SETTLE,
-    netlink::{Event, Netlink},
+    netlink::{Error, Event, Netlink},
     reopen,
     way::covers,
 };
@@ -40,7 +40,8 @@ pub async fn run(
             event = events.next() => event,
             () = tokio::time::sleep_until(look_at.unwrap_or_else(Instant::now).into()), if look_at.is_some() => {
                 look_at = None;
-                tell(&own, look(&netlink, &watched).await);
+                let known = own.borrow().clone().unwrap_or_default();
+                tell(&own, look(&netlink, &watched, &known).await);
                 continue;
             }
             _ = full.tick() => Some(Event::Anything),
@@ -63,11 +64,22 @@ pub async fn run(
     }
 }
 
-async fn look(netlink: &Netlink, vips: &BTreeSet<IpAddr>) -> BTreeSet<IpAddr> {
+/// Which of `vips` are the host's own; `known` are those that were.
+async fn look(
+    netlink: &Netlink,
+    vips: &BTreeSet<IpAddr>,
+    known: &BTreeSet<IpAddr>,
+) -> BTreeSet<IpAddr> {
     let mut own = BTreeSet::new();
     for vip in vips {
-        // An address without a route is nobody's.
-        if netlink.route(*vip).await.is_ok_and(|route| route.local) {
+        let is_own = match netlink.route(*vip).await {
+            Ok(route) => route.local,
+            // An address without a route is nobody's.
+            Err(Error::Refused(_)) => false,
+            // That the kernel could not be asked says nothing.
+            Err(Error::Closed | Error::NoAnswer) => known.contains(vip),
+        };
+        if is_own {
             own.insert(*vip);
         }
     }
@@ -96,6 +108,14 @@ fn tell(own: &watch::Sender<Option<BTreeSet<IpAddr>>>, now: BTreeSet<IpAddr>) {
 mod tests {
     use super::*;
     use crate::testnet::{FOUR, PATIENCE, Pair, SIX, block_on};
+
+    #[tokio::test]
+    async fn what_the_kernel_could_not_be_asked_is_as_it_was() {
+        let [own, other] = [FOUR.here, FOUR.there];
+        let netlink = Netlink::closed().unwrap();
+        let (vips, known) = (BTreeSet::from([own, other]), BTreeSet::from([own]));
+        assert_eq!(look(&netlink, &vips, &known).await, known);
+    }
 
     #[test]
     fn addresses_and_local_routes_of_both_versions_make_a_vip_the_hosts_own() {

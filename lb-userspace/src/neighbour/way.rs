@@ -342,8 +342,11 @@ impl Way {
             }
             Err(obstacle) => {
                 let waits = matches!(obstacle, Obstacle::Asked(_) | Obstacle::Unasked(_));
+                let is_unasked = matches!(obstacle, Obstacle::Unasked(_));
                 self.obstacle = Some(obstacle);
                 match self.reported {
+                    // It says nothing of the way: who takes a known one away for it cuts all flows on it.
+                    Some(Some(_)) if is_unasked => return None,
                     // The first report of all: nothing is lost by waiting for the answer to come or not to come.
                     None if waits => return None,
                     Some(Some(_)) => {
@@ -609,6 +612,24 @@ mod tests {
             way.judge(start + CONFIRMATION * 9, Ok(hop)),
             Some(Some(hop))
         );
+    }
+
+    #[test]
+    fn what_the_kernel_could_not_be_asked_takes_no_known_way_away() {
+        let (mut way, hop) = resolved();
+        let start = Instant::now();
+        assert_eq!(way.judge(start, Ok(hop)), None);
+        let unasked = || Err(Obstacle::Unasked("no usable answer".into()));
+        for seconds in [0, 1, 2, 3_600] {
+            let now = start + CONFIRMATION * seconds;
+            assert_eq!(way.judge(now, unasked()), None, "{seconds} s");
+        }
+        assert!(way.is_open() && way.news().is_some());
+        // What it says when it can be asked again counts from then on.
+        let later = start + CONFIRMATION * 3_601;
+        let lost = || Err(Obstacle::NoRoute("network is unreachable".into()));
+        assert_eq!(way.judge(later, lost()), None);
+        assert_eq!(way.judge(later + CONFIRMATION, lost()), Some(None));
     }
 
     #[test]

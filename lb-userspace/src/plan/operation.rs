@@ -172,7 +172,12 @@ impl Operation {
         match self {
             Self::SetState { backend, state } => maps.set_state(*backend, *state),
             Self::SetHop { backend, hop, next } => maps.set_hop(*backend, *hop, next),
-            Self::WriteBackend { id, entry } => maps.backends.set(*id, entry),
+            Self::WriteBackend { id, entry } => {
+                if maps.backends.get(*id).identity != entry.identity {
+                    maps.begin_counting(maps.capacity.counters().backend(*id));
+                }
+                maps.backends.set(*id, entry);
+            }
             Self::WriteTable {
                 from,
                 to,
@@ -183,7 +188,12 @@ impl Operation {
                 write_table(maps, *from, *to, owners, *now);
             }
             Self::NameTable { service, table } => maps.set_table(*service, *table),
-            Self::WriteService { id, entry } => maps.services.set(u32::from(*id), entry),
+            Self::WriteService { id, entry } => {
+                if maps.services.get(u32::from(*id)).identity != entry.identity {
+                    maps.begin_counting(maps.capacity.counters().service(*id));
+                }
+                maps.services.set(u32::from(*id), entry);
+            }
             Self::SetWord {
                 directory,
                 bucket,

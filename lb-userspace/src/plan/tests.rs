@@ -4,7 +4,8 @@ mod translation;
 mod vips;
 
 use lb_common::{
-    backend::{BackendState, Forwarding, Mode, NextHop, Serving},
+    backend::{Backend, BackendState, Forwarding, Mode, NextHop, Serving},
+    counters::Counter,
     maglev::Slot,
     net::Address,
     vip::{VipBucket, VipEntry, homes},
@@ -254,6 +255,54 @@ fn a_removal_takes_apart_from_the_top() {
         "the next holder of the id must know"
     );
     assert_eq!(bench.converge(&[]), [] as [&str; 0]);
+}
+
+#[test]
+fn whoever_is_given_an_id_begins_to_count_at_nothing() {
+    let Bench { maps, .. } = Bench::new(1_000);
+    let layout = maps.capacity.counters();
+    let counted = Counter {
+        packets: 7,
+        bytes: 700,
+    };
+    let write = |identity| {
+        let backend = Backend {
+            identity,
+            ..maps.backends.get(3)
+        };
+        let service = Service {
+            identity,
+            ..maps.services.get(2)
+        };
+        let operations = [
+            Operation::WriteBackend {
+                id: 3,
+                entry: Box::new(backend),
+            },
+            Operation::WriteService {
+                id: 2,
+                entry: Box::new(service),
+            },
+        ];
+        for operation in operations {
+            operation.apply(&maps, &|| {});
+        }
+    };
+    let offsets = [layout.backend(3), layout.service(2)];
+    let others = [layout.backend(2), layout.service(3)];
+    let counters = |offsets: [u32; 2]| offsets.map(|offset| maps.counter(offset));
+    for offset in offsets.into_iter().chain(others) {
+        maps.counters.set(offset, &counted);
+    }
+    write(1_003);
+    assert_eq!(counters(offsets), [Counter::default(); 2]);
+    // Whoever is written anew goes on.
+    for offset in offsets {
+        maps.counters.set(offset, &counted);
+    }
+    write(1_003);
+    assert_eq!(counters(offsets), [counted; 2]);
+    assert_eq!(counters(others), [counted; 2]);
 }
 
 #[test]

@@ -93,7 +93,7 @@ impl Answers {
     /// and of addresses that are others' by now.
     pub(super) fn are_known(&self, file: &Config) -> bool {
         let known = |question: &Question| self.0.get(question).is_some_and(|known| known.asked);
-        questions(file).keys().all(known)
+        sources(file).all(|(_, source)| known(&source.question))
     }
 }
 
@@ -123,15 +123,14 @@ impl State {
     /// Takes in an answer, or that there is none. False if it is no news.
     pub fn answered(&mut self, report: Report) -> bool {
         let Report { question, result } = report;
-        if !self.questions().contains_key(&question) {
+        if !sources(&self.file).any(|(_, source)| source.question == question) {
             return false;
         }
-        let mut answers = self.answers.clone();
-        let known = answers.0.entry(question.clone()).or_default();
-        known.asked = true;
         let name = &question.name;
-        match result {
+        let found = match result {
             Err(error) => {
+                let known = self.answers.0.entry(question.clone()).or_default();
+                known.asked = true;
                 if known.error.is_none() {
                     tracing::warn!(
                         name, %error, addresses = known.found.len(),
@@ -140,28 +139,33 @@ impl State {
                 }
                 known.failures += 1;
                 known.error = Some(error);
-                self.answers = answers;
-                true
+                return true;
             }
-            Ok(found) => {
-                let had_error = known.error.take().is_some();
-                if known.found == found {
-                    let was_asked = self.answers.are_known(&self.file);
-                    self.answers = answers;
-                    return had_error || !was_asked;
-                }
-                tracing::info!(name, addresses = found.len(), "a name has other addresses");
-                known.found = found;
-                if let Err(error) = self.take_answers(answers) {
-                    tracing::error!(name, %error, "its new addresses are not taken; the last ones stay");
-                    let known = self.answers.0.entry(question).or_default();
-                    known.asked = true;
-                    known.failures += 1;
-                    known.error = Some(error);
-                }
-                true
-            }
+            Ok(found) => found,
+        };
+        // Most answers are the same as before, and there may be hundreds a second.
+        let were_known = self.answers.are_known(&self.file);
+        if let Some(known) = self.answers.0.get_mut(&question)
+            && known.found == found
+        {
+            known.asked = true;
+            let had_error = known.error.take().is_some();
+            return had_error || !were_known;
         }
+        tracing::info!(name, addresses = found.len(), "a name has other addresses");
+        let mut answers = self.answers.clone();
+        let known = answers.0.entry(question.clone()).or_default();
+        known.asked = true;
+        known.error = None;
+        known.found = found;
+        if let Err(error) = self.take_answers(answers) {
+            tracing::error!(name, %error, "its new addresses are not taken; the last ones stay");
+            let known = self.answers.0.entry(question).or_default();
+            known.asked = true;
+            known.failures += 1;
+            known.error = Some(error);
+        }
+        true
     }
 
     /// Every source of every service, for the status.

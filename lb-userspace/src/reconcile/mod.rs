@@ -203,6 +203,10 @@ pub async fn run(
             Next::Deadline => break,
             Next::Stop => return Ok(()),
         }
+        // All that is there: the status of thousands of backends takes longer to make than their first words to come.
+        for event in inputs.waiting() {
+            worker.take_in(event);
+        }
         worker.publish(&inputs);
     }
     let mut comparison = Instant::now() + COMPARISON;

@@ -17,7 +17,7 @@ use super::{
     memory::{self, KnownService, Memory},
     registry::{Outcome, Registry},
     translations::Translations,
-    weigh::per_mille,
+    weigh::{Starts, per_mille},
 };
 use crate::{
     by_version::ByVersion,
@@ -71,8 +71,10 @@ pub struct State {
     pub(super) unguarded: Option<String>,
     pub(super) generation: Generation,
     saved: Memory,
-    /// Whether names, drains or hosts that answer echoes came or went since they were saved, or a slow start went on.
+    /// Whether names, drains, slow starts or hosts that answer echoes came or went since they were saved.
     names_changed: bool,
+    /// Whether a slow start has come to another step since the latest comparison.
+    starts_went_on: bool,
     /// Whether they could not be saved when that was tried last.
     is_unsaved: bool,
     /// The moment of the latest plan.
@@ -137,6 +139,7 @@ impl State {
             },
             saved,
             names_changed: true,
+            starts_went_on: false,
             is_unsaved: false,
             planned: None,
             due: None,
@@ -324,6 +327,7 @@ impl State {
             tracing::warn!("the maps are not as they were left: mending them");
         }
         self.observed = fresh;
+        self.names_changed |= std::mem::take(&mut self.starts_went_on);
         if !self.saved.is_empty() && !memory::path(&self.config.state_dir).exists() {
             // Somebody has removed it; the application that follows saves it again.
             self.saved = self.saved.forgotten();
@@ -340,7 +344,12 @@ impl State {
         self.names_changed |= self.registry.retire(&self.observed, &self.census);
         self.names_changed |= self.saved.is_ageing(now);
         self.registry.house();
-        self.names_changed |= self.registry.weigh(&self.census, now.tick());
+        match self.registry.weigh(&self.census, now.tick()) {
+            Starts::Same => {}
+            // Of all that is saved the least is lost with this, a step: no verdict is to wait for the disk with every one of them.
+            Starts::WentOn => self.starts_went_on = true,
+            Starts::BegunOrEnded => self.names_changed = true,
+        }
         let judged_next = self.registry.judge(self.maps.measured.as_ref(), now);
         self.translations.renew(
             self.registry.translated(&self.hops),
@@ -402,6 +411,7 @@ impl State {
 
     /// The daemon ends: what has come since the latest plan was applied is saved.
     pub fn ends(&mut self) {
+        self.names_changed |= std::mem::take(&mut self.starts_went_on);
         self.save_news();
     }
 

@@ -20,17 +20,29 @@ use crate::{
     status::{BackendBalance, ServiceBalance},
 };
 
+/// What is new of slow starts: what is worse to forget is greater.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum Starts {
+    /// Nothing.
+    #[default]
+    Same,
+    /// One has come to its next step.
+    WentOn,
+    /// One has begun or ended.
+    BegunOrEnded,
+}
+
 impl Registry {
-    /// Takes in what the flow tables hold, at `now`. The same again changes nothing. True if a slow start has begun, gone on or ended.
-    pub(super) fn weigh(&mut self, census: &Census, now: Tick) -> bool {
-        let mut news = false;
+    /// Takes in what the flow tables hold, at `now`. The same again changes nothing. Says what is new of slow starts.
+    pub(super) fn weigh(&mut self, census: &Census, now: Tick) -> Starts {
+        let mut news = Starts::Same;
         for service in self.services_mut() {
             let Some(wanted) = service.wanted else {
                 continue;
             };
             for backend in &mut service.backends {
                 watch_limit(backend, census, now);
-                news |= watch_start(backend, wanted.policy.slow_start, now);
+                news = news.max(watch_start(backend, wanted.policy.slow_start, now));
             }
             level(service, wanted.policy.balance, census, now);
         }
@@ -65,8 +77,8 @@ fn watch_limit(backend: &mut BackendRecord, census: &Census, now: Tick) {
     backend.standing.full_since = full_since;
 }
 
-/// Whether a backend begins to take new flows, and how many it gets while it does. True if either is news.
-fn watch_start(backend: &mut BackendRecord, slow_start: Duration, now: Tick) -> bool {
+/// Whether a backend begins to take new flows, and how many it gets while it does. Says what of that is new.
+fn watch_start(backend: &mut BackendRecord, slow_start: Duration, now: Tick) -> Starts {
     if let Some((began, factor)) = backend.held_start.take()
         && backend.standing.start.able
     {
@@ -90,7 +102,13 @@ fn watch_start(backend: &mut BackendRecord, slow_start: Duration, now: Tick) -> 
     }
     backend.standing.start = start;
     backend.standing.start_factor = start.factor(slow_start, now);
-    (was.began, factor) != (start.began, backend.standing.start_factor)
+    if was.began != start.began {
+        Starts::BegunOrEnded
+    } else if factor != backend.standing.start_factor {
+        Starts::WentOn
+    } else {
+        Starts::Same
+    }
 }
 
 /// Moves the weights of a service's backends by what they have.

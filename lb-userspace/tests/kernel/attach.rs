@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use lb_userspace::dataplane::kernel::{
-    Error, Seen, XdpMode, attach_decap, bpf::Link, cleanup, device::XdpState,
+    Error, Kernel, Seen, XdpMode, attach_decap, bpf::Link, cleanup, device::XdpState,
 };
 
 use crate::sandbox::{command, ip, names, run, state};
@@ -155,6 +155,50 @@ fn a_missing_interface_is_named_and_nothing_is_attached() {
             "{error}"
         );
         assert_eq!(state("va"), XdpState::None);
+    });
+}
+
+#[test]
+fn an_interface_that_has_gone_keeps_no_other_from_the_next_daemons_program() {
+    run(|sandbox| {
+        sandbox.veth("va", "vb");
+        sandbox.veth("vc", "vd");
+        sandbox.open(&["va", "vc"]).attach().unwrap();
+        let before = state("vc").program();
+        ip(&["link", "del", "va"]);
+        let mut kernel = sandbox.open(&["va", "vc"]);
+        let attached = kernel.attach().unwrap();
+        let interfaces: Vec<_> = attached.iter().map(|one| one.interface.as_str()).collect();
+        assert_eq!(interfaces, ["vc"]);
+        assert!(matches!(state("vc"), XdpState::Native(_)));
+        assert_ne!(state("vc").program(), before);
+        let seen = |kernel: &mut Kernel| {
+            let interfaces = kernel.attach_again().unwrap().interfaces;
+            interfaces
+                .into_iter()
+                .map(|(_, seen)| seen)
+                .collect::<Vec<_>>()
+        };
+        assert!(matches!(
+            seen(&mut kernel)[..],
+            [Seen::Not(_), Seen::Still(_)]
+        ));
+        sandbox.veth("va", "vb");
+        assert!(matches!(
+            seen(&mut kernel)[..],
+            [Seen::Again(_), Seen::Still(_)]
+        ));
+        drop(kernel);
+
+        // One that never had it may be a slip of the pen, and none at all serves nobody.
+        ip(&["link", "del", "va"]);
+        for (interfaces, missing) in [(&["va", "vc", "vz"][..], "vz"), (&["va"][..], "va")] {
+            let error = sandbox.open(interfaces).attach().unwrap_err();
+            assert!(
+                matches!(&error, Error::NoInterface { interface } if interface == missing),
+                "{error}"
+            );
+        }
     });
 }
 

@@ -65,6 +65,8 @@ fn a_slow_start_goes_on_in_the_next_daemon() {
     is_up(&mut state, 2);
     assert_eq!(b2(&machine, &mut state, 1_529), (true, 3));
     assert_eq!(b2(&machine, &mut state, 1_530), (true, 5));
+    state.observe(Tick(1_531));
+    assert_eq!(b2(&machine, &mut state, 1_531), (true, 5));
 
     // None ran when it would have ended. It goes on with the step that came first, whenever the daemon gets to it, and ends then.
     let mut state = adopt(&machine, 1_990);
@@ -81,6 +83,31 @@ fn a_slow_start_goes_on_in_the_next_daemon() {
     assert_eq!(b2(&machine, &mut state, 2_088), (false, 16));
     let mut state = adopt(&machine, 2_089);
     assert_eq!(b2(&machine, &mut state, 2_089), (false, 16));
+}
+
+#[test]
+fn a_step_is_saved_with_the_next_comparison_or_at_the_end() {
+    let machine = Machine::new("steps");
+    let saved = || std::fs::read(machine.memory()).unwrap();
+    let mut state = adopt(&machine, 1_000);
+    is_up(&mut state, 1);
+    machine.settle_at(&mut state, Tick(1_000).into());
+    machine.settle_at(&mut state, Tick(1_500).into());
+    let before = saved();
+    is_up(&mut state, 2);
+    assert_eq!(b2(&machine, &mut state, 1_500), (true, 1));
+    let begun = saved();
+    assert_ne!(begun, before, "at once");
+    assert_eq!(b2(&machine, &mut state, 1_521), (true, 3));
+    assert_eq!(saved(), begun);
+    state.observe(Tick(1_522));
+    assert_eq!(b2(&machine, &mut state, 1_522), (true, 3));
+    let compared = saved();
+    assert_ne!(compared, begun);
+    assert_eq!(b2(&machine, &mut state, 1_530), (true, 5));
+    assert_eq!(saved(), compared);
+    state.ends();
+    assert_ne!(saved(), compared);
 }
 
 /// It has been there all the time. What was drained, refuses, or was dead, begins when it takes new flows again.

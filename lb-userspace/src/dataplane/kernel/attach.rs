@@ -79,10 +79,11 @@ enum Step {
     Fresh(u32),
 }
 
-/// Attaches `program` to `interfaces` and detaches the other links of this pin directory.
+/// Attaches `program` to `interfaces` and detaches the other links of this pin directory. An interface that has gone since a program was attached to it keeps
+/// no other from it: what a daemon that runs goes on without is nothing that the next one may not begin without.
 ///
 /// # Errors
-/// When one interface cannot be attached. What this call made is undone.
+/// When one interface cannot be attached, or all have gone. What this call made is undone.
 pub(super) fn attach_all(
     pins: &Pins,
     program: BorrowedFd<'_>,
@@ -131,10 +132,22 @@ pub(super) fn attach(
 ) -> Result<Vec<Attached>, Error> {
     let mut pinned = pinned_links(pins.directory())?;
     // All interfaces are looked at before the first is touched: an error found here has changed nothing.
-    let steps = interfaces
-        .iter()
-        .map(|interface| Ok((interface, step(interface, &pinned)?)))
-        .collect::<Result<Vec<_>, Error>>()?;
+    let (mut steps, mut gone) = (Vec::new(), None);
+    for interface in interfaces {
+        match step(interface, &pinned) {
+            Ok(step) => steps.push((interface, step)),
+            Err(error @ Error::NoInterface { .. }) if has_gone(interface, &pinned) => {
+                gone = Some(error);
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    if let Some(error) = gone {
+        if steps.is_empty() {
+            return Err(error);
+        }
+        tracing::warn!(%error, "an interface has gone since the program was attached to it; the others have theirs replaced without it");
+    }
 
     let mut attached = Vec::new();
     let mut fresh = Vec::new();
@@ -386,6 +399,13 @@ fn step(interface: &str, pinned: &[Pinned]) -> Result<Step, Error> {
         }),
         None => Ok(Step::Fresh(index)),
     }
+}
+
+/// Whether a program was attached to the interface of this name, and the interface went away with it.
+fn has_gone(interface: &str, pinned: &[Pinned]) -> bool {
+    pinned
+        .iter()
+        .any(|pinned| pinned.interface == interface && pinned.place == Place::Nowhere)
 }
 
 fn foreign(interface: &str, program: u32) -> Error {

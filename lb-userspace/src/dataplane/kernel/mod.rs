@@ -255,7 +255,7 @@ impl Kernel {
     /// detaches from interfaces that are not configured any more.
     ///
     /// # Errors
-    /// When an interface is missing, runs another XDP program, or cannot take this one. Links of XDP programs that this call made are undone;
+    /// When an interface is missing (unless it had the program and has gone since, and another is left), runs another XDP program, or cannot take this one. Links of XDP programs that this call made are undone;
     /// links of before stay.
     pub fn attach(&mut self) -> Result<Vec<Attached>, Error> {
         // First, and last to go: a reply that leaves with its backend's own source is reset by the client.
