@@ -659,6 +659,15 @@ impl Maps {
             .collect()
     }
 
+    /// Writes the VLAN devices that clients are reached by. Those that are the same already are left alone.
+    pub fn write_links(&self, links: &[nat::Link; nat::LINKS_LEN as usize]) {
+        for (at, link) in (0..).zip(links) {
+            if self.links.get(at) != *link {
+                self.links.set(at, link);
+            }
+        }
+    }
+
     /// A counter, summed over all CPUs; `offset` is one of [`Layout`]'s.
     pub fn counter(&self, offset: u32) -> Counter {
         let per_cpu = self.capacity.counters().per_cpu;
