@@ -23,7 +23,7 @@ pub enum Behind {
 }
 
 /// The bridge.
-pub const BRIDGE: &str = "cni0";
+const BRIDGE: &str = "cni0";
 
 /// What a host with Kubernetes drops: packets that conntrack calls invalid. What it calls established is counted.
 const RULES: &str = "

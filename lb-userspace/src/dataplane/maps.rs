@@ -7,11 +7,7 @@ mod measured;
 mod ports;
 
 use std::{
-    collections::BTreeSet,
-    mem::offset_of,
-    net::IpAddr,
-    os::fd::BorrowedFd,
-    sync::atomic::{AtomicU64, Ordering},
+    collections::BTreeSet, mem::offset_of, net::IpAddr, os::fd::BorrowedFd, sync::atomic::Ordering,
 };
 
 use lb_common::{
@@ -181,14 +177,11 @@ impl Maps {
         })
     }
 
-    /// The word that names a service's table.
-    pub fn table_word(&self, service: u16) -> &AtomicU64 {
-        self.services.word(u32::from(service), 0)
-    }
-
     /// Names a service's table: one store.
     pub fn set_table(&self, service: u16, table: TableRef) {
-        self.table_word(service).store(table.0, Ordering::SeqCst);
+        self.services
+            .word(u32::from(service), 0)
+            .store(table.0, Ordering::SeqCst);
     }
 
     /// Ids of backends, by identity; entries that are not in use have identity 0.

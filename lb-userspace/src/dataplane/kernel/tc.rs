@@ -36,11 +36,11 @@ pub const INGRESS: u32 = 0xffff_fff2;
 /// Filters of a clsact qdisc: on what goes out.
 pub const EGRESS: u32 = 0xffff_fff3;
 /// Where tether's filter stands: before all others, since one that says that a packet may go ends the row.
-pub const PRIORITY: u16 = 1;
+const PRIORITY: u16 = 1;
 /// What it is called there.
 pub const NAME: &str = "tether";
 /// By what it is told from others there: "teth".
-pub const HANDLE: u32 = 0x7465_7468;
+const HANDLE: u32 = 0x7465_7468;
 
 /// A filter that is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -588,7 +588,7 @@ impl Outer {
 
 /// Those of the last bits of the source of a backend's outer header that differ between flows: of some backends none.
 #[must_use]
-pub const fn varied_of(backend: u32) -> u16 {
+const fn varied_of(backend: u32) -> u16 {
     match backend {
         5 => 0x00ff,
         6 => 0xffff,
