@@ -4,6 +4,7 @@ use std::{fmt::Write as _, net::SocketAddr};
 
 use lb_common::verdict::{Class, Reason};
 
+use super::table::indented_table;
 use crate::{
     config::{Config, Limits},
     flows::Fill,
@@ -182,7 +183,7 @@ fn differences(differences: &[Difference]) -> String {
     let rows: Vec<_> = differences.iter().map(row).collect();
     "changed at runtime, and otherwise in the file (`tether revert` and `tether undrain` end that):\n"
         .to_owned()
-        + &table(&rows)
+        + &indented_table(&rows)
 }
 
 fn service_lines(service: &ServiceStatus, now: u64) -> String {
@@ -236,7 +237,7 @@ fn service_lines(service: &ServiceStatus, now: u64) -> String {
         .map(str::to_owned),
     ];
     rows.extend(service.backends.iter().map(|one| backend_row(one, now)));
-    text += &table(&rows);
+    text += &indented_table(&rows);
     for backend in &service.backends {
         if let Some(ejected) = &backend.balance.ejected {
             text += &format!("  {}: {}\n", backend.name, ejection(ejected));
@@ -328,7 +329,7 @@ fn reasons(status: &Status) -> String {
                 .is_some_and(|count| count.packets > 0)
         })
         .collect();
-    let mut text = table(&rows);
+    let mut text = indented_table(&rows);
     if !defects.is_empty() {
         // Writing to a String cannot fail.
         let _ = writeln!(
@@ -336,24 +337,6 @@ fn reasons(status: &Status) -> String {
             "{} should never happen: a defect of Tether's, or maps that somebody has changed; docs/reasons.md says what to do",
             defects.join(", ")
         );
-    }
-    text
-}
-
-/// Columns of even width, two spaces apart, indented by two.
-pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
-    let width =
-        std::array::from_fn::<_, N, _>(|at| rows.iter().map(|row| row[at].chars().count()).max());
-    let mut text = String::new();
-    for row in rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(width) {
-            let width = width.unwrap_or(0);
-            // Writing to a String cannot fail.
-            let _ = write!(line, "  {cell:width$}");
-        }
-        text += line.trim_end();
-        text.push('\n');
     }
     text
 }

@@ -7,8 +7,9 @@ use serde::Serialize;
 
 use super::{
     ConfigFile, Daemon, Failure, ask,
-    listing::{counted, counted_as, table},
+    listing::{counted, counted_as},
     print_json,
+    table::indented_table,
 };
 use crate::{
     config,
@@ -125,7 +126,7 @@ fn service_lines(service: &ServicePreview) -> String {
     ];
     rows.extend(service.backends.iter().map(row));
     if rows.len() > 1 {
-        text += &table(&rows);
+        text += &indented_table(&rows);
     }
     text
 }
