@@ -11,7 +11,7 @@ use crate::{
     status::{
         BackendStatus, Difference, DnsStatus, DrainStatus, EjectedStatus, ServiceStatus, Status,
     },
-    words::{duration, word},
+    words::{counted, counted_as, duration, word},
 };
 
 /// What a valid configuration holds, in a line.
@@ -27,14 +27,6 @@ pub(super) fn checked(config: &Config) -> String {
         counted(config.services.len(), "service"),
         counted(backends, "backend")
     )
-}
-
-pub(super) fn counted(number: usize, what: &str) -> String {
-    counted_as(number, what, &format!("{what}s"))
-}
-
-pub(super) fn counted_as(number: usize, one: &str, more: &str) -> String {
-    format!("{number} {}", if number == 1 { one } else { more })
 }
 
 /// The status, for a terminal. `now` is in seconds since 1970.

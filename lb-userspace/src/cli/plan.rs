@@ -5,18 +5,13 @@ use std::{fmt::Write as _, net::SocketAddr, path::Path};
 use clap::Args;
 use serde::Serialize;
 
-use super::{
-    ConfigFile, Daemon, Failure, ask,
-    listing::{counted, counted_as},
-    print_json,
-    table::indented_table,
-};
+use super::{ConfigFile, Daemon, Failure, ask, print_json, table::indented_table};
 use crate::{
     config,
     preview::{
         BackendChange, BackendPreview, GuardPreview, Preview, ServiceChange, ServicePreview, Sides,
     },
-    words::word,
+    words::{counted, counted_as, word},
 };
 
 #[derive(Args, Debug, PartialEq, Eq)]
