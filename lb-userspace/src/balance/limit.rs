@@ -22,7 +22,7 @@ pub fn full_since(
         return was;
     };
     match was {
-        Some(since) if flows > resumes_at(limit) || now.age(since.0, 28) < HOLD_TICKS => was,
+        Some(since) if flows > resumes_at(limit) || now.since(since) < HOLD_TICKS => was,
         Some(_) => None,
         None => (flows >= u64::from(limit)).then_some(now),
     }

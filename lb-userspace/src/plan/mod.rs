@@ -541,7 +541,7 @@ impl Planner<'_> {
             let table = service.table;
             let over = service
                 .oldest_handover
-                .is_some_and(|changed| self.now.age(changed.0, 28) >= HANDOVER_TICKS);
+                .is_some_and(|changed| self.now.since(changed) >= HANDOVER_TICKS);
             // A table that is about to be replaced leaves behind by itself what is over.
             if over && self.named.get(&id) == Some(&table) {
                 self.push(Operation::ForgetHandovers {
