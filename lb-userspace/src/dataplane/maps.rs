@@ -326,9 +326,17 @@ pub fn now_ns() -> u64 {
 /// The current tick: the coarse monotonic clock, as the data path reads it.
 ///
 /// # Panics
-/// If the kernel has no such clock, which no Linux lacks.
+/// As [`coarse_ns`].
 pub fn now() -> Tick {
+    Tick::from_ns(coarse_ns())
+}
+
+/// Nanoseconds of the coarse monotonic clock, which the data path reads.
+///
+/// # Panics
+/// If the kernel has no such clock, which no Linux lacks.
+pub fn coarse_ns() -> u64 {
     let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE)
         .expect("CLOCK_MONOTONIC_COARSE exists since Linux 2.6.32");
-    Tick::from_ns(time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
+    time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
 }

@@ -7,10 +7,7 @@ use lb_common::{
     repeats::{DATA_CLIENTS, PLACES, Repeats, SYN_CLIENTS, Sample},
 };
 
-use super::{
-    super::array::{Array, Entry},
-    Capacity,
-};
+use super::{super::array::Array, Capacity};
 
 /// What clients send again, as a program counts it.
 #[derive(Debug)]
@@ -88,15 +85,8 @@ impl Measured {
 
     /// Forgets everything: as it was when the program was loaded.
     pub fn clear(&self) {
-        fn clear<T: Entry>(array: &Array<T>) {
-            for index in 0..array.len() {
-                for word in array.words(index) {
-                    word.store(0, Ordering::Relaxed);
-                }
-            }
-        }
-        clear(&self.services);
-        clear(&self.backends);
-        clear(&self.samples);
+        self.services.clear();
+        self.backends.clear();
+        self.samples.clear();
     }
 }
