@@ -604,13 +604,7 @@ impl World {
     /// # Panics
     /// If the clock outruns every try.
     pub fn send_without_resets(&self, packet: &Packet) -> Run {
-        (0..1_000)
-            .map(|_| {
-                self.save_resets(0);
-                self.send(packet)
-            })
-            .find(|run| run.reason() == Reason::ResetLimited)
-            .expect("no try within one step of the coarse clock")
+        self.send_until(Reason::ResetLimited, packet, || self.save_resets(0))
     }
 
     /// The same with no answers by ICMP saved up.
@@ -618,12 +612,16 @@ impl World {
     /// # Panics
     /// If the clock outruns every try.
     pub fn send_without_answers(&self, packet: &Packet) -> Run {
+        self.send_until(Reason::AnswerLimited, packet, || self.save_answers(0))
+    }
+
+    fn send_until(&self, limited: Reason, packet: &Packet, spend: impl Fn()) -> Run {
         (0..1_000)
             .map(|_| {
-                self.save_answers(0);
+                spend();
                 self.send(packet)
             })
-            .find(|run| run.reason() == Reason::AnswerLimited)
+            .find(|run| run.reason() == limited)
             .expect("no try within one step of the coarse clock")
     }
 
