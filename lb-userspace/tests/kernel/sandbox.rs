@@ -92,7 +92,7 @@ impl Sandbox {
         let pins = Pins::open(&self.pins()).unwrap();
         let adopted = pins.has_maps();
         let maps = if adopted {
-            instance::adopt(&pins, capacity.measures)
+            instance::adopt(&pins, &capacity)
         } else {
             instance::create(&pins, capacity)
         };

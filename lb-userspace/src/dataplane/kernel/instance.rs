@@ -48,13 +48,15 @@ pub fn create(pins: &Pins, capacity: Capacity) -> Result<Prepared, Error> {
     created
 }
 
-/// Adopts an instance's pinned maps. Those of what clients send again are never pinned: they are made anew, if that is to be counted.
+/// Adopts an instance's pinned maps, for programs that guard and measure as in `wanted`. Those of what clients send again are never pinned: they are made
+/// anew, if that is to be counted.
 ///
 /// # Errors
 /// When they are of another version, incomplete, or not what this version makes.
-pub fn adopt(pins: &Pins, measures: bool) -> Result<Prepared, Error> {
+pub fn adopt(pins: &Pins, wanted: &Capacity) -> Result<Prepared, Error> {
     let (maps, capacity, instance) = shapes::open_pinned(&pins.maps())?;
-    Prepared::with_maps(capacity.measuring(measures), instance, &maps)
+    let capacity = capacity.guarding(wanted.guards).measuring(wanted.measures);
+    Prepared::with_maps(capacity, instance, &maps)
 }
 
 /// A new instance with seeds that nobody knows.
