@@ -1,6 +1,6 @@
 //! Listings for people.
 
-use std::{fmt::Write as _, net::SocketAddr};
+use std::net::SocketAddr;
 
 use lb_common::verdict::{Class, Reason};
 
@@ -102,10 +102,8 @@ pub(super) fn status(status: &Status, now: u64) -> String {
     }
     for (version, table) in flows.tables.each() {
         if table.fill != Fill::Low {
-            // Writing to a String cannot fail.
-            let _ = writeln!(
-                text,
-                "the IPv{} flow table fills up: raise {} in [limits] and restart the daemon, which loses no flow",
+            text += &format!(
+                "the IPv{} flow table fills up: raise {} in [limits] and restart the daemon, which loses no flow\n",
                 version as u32,
                 Limits::flows_key(version)
             );
@@ -114,8 +112,7 @@ pub(super) fn status(status: &Status, now: u64) -> String {
     if let Some(error) = &status.config.error {
         text += "the latest reload was refused, an older configuration is in force:\n";
         for line in error.lines() {
-            // Writing to a String cannot fail.
-            let _ = writeln!(text, "  {line}");
+            text += &format!("  {line}\n");
         }
     }
     text += &differences(&status.config.differences);
@@ -143,17 +140,10 @@ fn source_lines(source: &DnsStatus) -> String {
                 counted_as(number, "address", "addresses")
             ),
         };
-        // Writing to a String cannot fail.
-        let _ = writeln!(
-            text,
-            "{service}: {name}: {query} does not resolve ({error}); {stay}"
-        );
+        text += &format!("{service}: {name}: {query} does not resolve ({error}); {stay}\n");
     }
     for why in &source.ignored {
-        let _ = writeln!(
-            text,
-            "{service}: {name}: an address of {query} is not used: {why}"
-        );
+        text += &format!("{service}: {name}: an address of {query} is not used: {why}\n");
     }
     text
 }
@@ -202,8 +192,7 @@ fn service_lines(service: &ServiceStatus, now: u64) -> String {
         }
     }
     if let Some(why) = service.resets_suspended {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "  clients of dead backends are not told: {why}");
+        text += &format!("  clients of dead backends are not told: {why}");
     }
     text.push('\n');
     if let Some(error) = &service.error {
@@ -323,10 +312,8 @@ fn reasons(status: &Status) -> String {
         .collect();
     let mut text = indented_table(&rows);
     if !defects.is_empty() {
-        // Writing to a String cannot fail.
-        let _ = writeln!(
-            text,
-            "{} should never happen: a defect of Tether's, or maps that somebody has changed; docs/reasons.md says what to do",
+        text += &format!(
+            "{} should never happen: a defect of Tether's, or maps that somebody has changed; docs/reasons.md says what to do\n",
             defects.join(", ")
         );
     }
