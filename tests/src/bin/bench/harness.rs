@@ -403,7 +403,7 @@ pub(crate) fn address(version: IpVersion, address: u32) -> IpAddr {
 
 /// Writes a service with `BACKENDS` backends, reached over the loopback device, where test runs take place.
 fn serve(maps: &Maps, way: Way) {
-    let translates = matches!(way.mode, Mode::Nat | Mode::Dnat);
+    let translates = way.mode.translates();
     for id in 1..=BACKENDS {
         let backend = address(way.backends, bench::backend(id));
         let hop = NextHop {
