@@ -13,6 +13,9 @@ pub enum IpVersion {
 }
 
 impl IpVersion {
+    /// Both.
+    pub const ALL: [Self; 2] = [Self::V4, Self::V6];
+
     /// That of an address.
     #[must_use]
     pub const fn of(address: IpAddr) -> Self {

@@ -430,7 +430,7 @@ impl Planner<'_> {
             .map(|service| (service.endpoint, service.id))
             .collect();
         let mut removals = Vec::new();
-        for version in [IpVersion::V4, IpVersion::V6] {
+        for version in IpVersion::ALL {
             let held = self.observed.directory(Directory::Vips(version));
             let changes = directory::arrange(version, held, &listed, wanted.host_owned);
             for operation in changes.additions {

@@ -21,7 +21,7 @@ impl Planner<'_> {
             }
         }
         let mut removals = Vec::new();
-        for version in [IpVersion::V4, IpVersion::V6] {
+        for version in IpVersion::ALL {
             let listed = wanted
                 .translations
                 .endpoints

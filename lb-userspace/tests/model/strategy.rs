@@ -14,7 +14,7 @@ use lb_userspace::{
 };
 use proptest::{prelude::*, sample::Index};
 
-use super::{BACKENDS, LIMITS, MODES, SERVICES, SNAT_ADDRESSES, VERSIONS};
+use super::{BACKENDS, LIMITS, MODES, SERVICES, SNAT_ADDRESSES};
 
 /// What may happen.
 #[derive(Clone, Debug)]
@@ -138,13 +138,13 @@ fn event() -> impl Strategy<Value = Event> {
     let drift = prop_oneof![
         (1..LIMITS.backends, serving).prop_map(|(id, serving)| Drift::State(id, serving)),
         (
-            prop::sample::select(VERSIONS.to_vec()),
+            prop::sample::select(IpVersion::ALL.to_vec()),
             0..vip::buckets_for(LIMITS.services),
             0..WAYS
         )
             .prop_map(|(version, bucket, way)| Drift::Vip(version, bucket, way)),
         (
-            prop::sample::select(VERSIONS.to_vec()),
+            prop::sample::select(IpVersion::ALL.to_vec()),
             0..vip::buckets_for(LIMITS.backends),
             0..WAYS
         )

@@ -641,7 +641,7 @@ mod tests {
 
     #[test]
     fn an_outer_source_is_one_of_its_prefix() {
-        for version in [IpVersion::V4, IpVersion::V6] {
+        for version in IpVersion::ALL {
             in_version(version, || {
                 for backend in 4..=8 {
                     let outer = outer_of(backend).expect("mode ipip");
