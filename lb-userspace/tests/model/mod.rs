@@ -20,7 +20,7 @@ use std::{
 };
 
 use lb_common::{
-    backend::{BackendState, Mode, NextHop, Serving},
+    backend::{BackendState, NextHop, Serving},
     clock::Tick,
     flow::{FlowKey as _, v4, v6},
     guard::RangesRef,
@@ -65,7 +65,6 @@ const LIMITS: Limits = Limits {
     prefixes: 30,
     sources: 20,
 };
-const MODES: [Mode; 4] = [Mode::L2, Mode::Ipip, Mode::Nat, Mode::Dnat];
 const SNAT_ADDRESSES: usize = 3;
 const VIPS: [IpAddr; 2] = [
     IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1)),
