@@ -37,6 +37,7 @@ pub mod reconcile;
 pub mod resolve;
 pub mod shutdown;
 pub mod status;
+mod wall_clock;
 pub mod watch;
 pub mod web;
 mod words;
