@@ -12,6 +12,7 @@ pub mod config;
 pub mod daemon;
 pub mod dataplane;
 pub mod desired;
+mod digest;
 pub mod dns;
 pub mod doctor;
 pub mod explain;
