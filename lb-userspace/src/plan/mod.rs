@@ -170,6 +170,16 @@ impl Planner<'_> {
         self.plan.operations.push(operation);
     }
 
+    /// Adds operations, among which may be grace periods.
+    fn push_all(&mut self, operations: Vec<Operation>) {
+        for operation in operations {
+            match operation {
+                Operation::Grace => self.grace(),
+                operation => self.push(operation),
+            }
+        }
+    }
+
     fn grace(&mut self) {
         self.push(Operation::Grace);
         self.plan.unsettled = Unsettled::default();
@@ -433,13 +443,7 @@ impl Planner<'_> {
         for version in IpVersion::ALL {
             let held = self.observed.directory(Directory::Vips(version));
             let changes = directory::arrange(version, held, &listed, wanted.host_owned);
-            for operation in changes.additions {
-                if matches!(operation, Operation::Grace) {
-                    self.grace();
-                } else {
-                    self.push(operation);
-                }
-            }
+            self.push_all(changes.additions);
             for service in changes.unplaced {
                 self.plan.deferred.insert(service, Deferred::Directory);
             }
