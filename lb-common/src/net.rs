@@ -24,6 +24,15 @@ impl IpVersion {
             IpAddr::V6(_) => Self::V6,
         }
     }
+
+    /// Bits of an address.
+    #[must_use]
+    pub const fn address_bits(self) -> u8 {
+        match self {
+            Self::V4 => 32,
+            Self::V6 => 128,
+        }
+    }
 }
 
 /// An IPv6 address, or an IPv4 one in its place (IPv4-mapped: RFC 4291, section 2.5.5.2).
