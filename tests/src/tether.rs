@@ -463,7 +463,7 @@ impl Tether {
         self.wait_status("every flow is counted at its backend", deadline, |status| {
             spread.iter().all(|(name, share)| {
                 let flows = status.backend(name).map(|backend| backend.flows);
-                flows.is_some_and(|flows| flows.young + flows.pin == *share as u64)
+                flows.is_some_and(|flows| flows.live() == *share as u64)
             })
         })
     }

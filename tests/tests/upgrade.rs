@@ -103,7 +103,7 @@ fn outlive(place: Place, family: Family) -> Result<()> {
                 let flows: u64 = ["b1", "b2", "b3"]
                     .iter()
                     .filter_map(|name| status.backend(name))
-                    .map(|backend| backend.flows.young + backend.flows.pin)
+                    .map(|backend| backend.flows.live())
                     .sum();
                 status.serving("b1") == "existing-only"
                     && flows == (connections.len() + silent.len()) as u64

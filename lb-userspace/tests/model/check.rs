@@ -398,7 +398,7 @@ impl World {
             let sum: u16 = new.map(|taker| taker.balance.per_mille).sum();
             assert!(owners.is_empty() || sum.abs_diff(1_000) <= 5, "{service:?}");
             for backend in &service.backends {
-                let connections = backend.flows.young + backend.flows.pin;
+                let connections = backend.flows.live();
                 let limit = backend.balance.max_connections.map(u64::from);
                 let full = backend.balance.full;
                 assert!(

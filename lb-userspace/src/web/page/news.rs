@@ -152,7 +152,7 @@ pub(super) fn now(web: &Web, fresh: bool) -> serde_json::Value {
             })
             .into(),
         rates: Total {
-            live: status.flows.young + status.flows.pin,
+            live: status.flows.live(),
             ..rates.total
         },
         services: status
@@ -176,7 +176,7 @@ fn row(service: &ServiceStatus, packets: f64) -> Service<'_> {
             Serving::ExistingOnly => backends.existing += 1,
             Serving::None => backends.none += 1,
         }
-        live += backend.flows.young + backend.flows.pin;
+        live += backend.flows.live();
     }
     Service {
         name: &service.name,
