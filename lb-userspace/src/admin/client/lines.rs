@@ -54,7 +54,7 @@ impl Client {
     ) -> Result<(), Error> {
         let path = format!("/v1/events?{}", text_of(&asked));
         let answer = self.begin(Method::GET, &path).await?;
-        let is_enough = self.lines(answer, take).await?;
+        let is_enough = self.lines::<Event>(answer, take).await?;
         if asked.follow && !is_enough {
             return Err(self.unusable("it has ended, or its list of changes broke off"));
         }
@@ -75,7 +75,7 @@ impl Client {
         let path = format!("/v1/flow-events?{}", text_of(wish));
         let answer = self.begin(Method::POST, &path).await?;
         begun();
-        if self.lines(answer, take).await? {
+        if self.lines::<FlowEvent>(answer, take).await? {
             Ok(())
         } else {
             Err(self.unusable("it has ended, or its list of events broke off"))
