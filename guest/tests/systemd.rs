@@ -181,7 +181,7 @@ impl Unit<'_> {
             || self.status(),
             |status| {
                 let flows = status.backend("b1").map(|backend| backend.flows);
-                flows.is_some_and(|flows| flows.young + flows.pin == CONNECTIONS as u64)
+                flows.is_some_and(|flows| flows.live() == CONNECTIONS as u64)
             },
         )
         .map(drop)

@@ -29,6 +29,11 @@ pub enum Serving {
     New = 2,
 }
 
+impl Serving {
+    /// All of them, from nothing on.
+    pub const ALL: [Self; 3] = [Self::None, Self::ExistingOnly, Self::New];
+}
+
 #[cfg(feature = "user")]
 impl core::fmt::Display for Serving {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
@@ -60,6 +65,9 @@ pub enum Mode {
 }
 
 impl Mode {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::L2, Self::Ipip, Self::Nat, Self::Dnat];
+
     /// Whether what backends send back comes through here: there is a translation for each flow.
     #[must_use]
     pub const fn translates(self) -> bool {
@@ -525,7 +533,7 @@ mod tests {
     proptest! {
         #[test]
         fn a_state_keeps_what_it_is_given(generation in 0u8..32, serving in 0u8..3, forwarding in 0u8..5, hop in 0u8..2, tags in 0u8..4, resolved: bool) {
-            let serving = [Serving::None, Serving::ExistingOnly, Serving::New][serving as usize];
+            let serving = Serving::ALL[serving as usize];
             let forwarding = [Forwarding::L2, Forwarding::InIpv4, Forwarding::InIpv6, Forwarding::Nat, Forwarding::Dnat][forwarding as usize];
             let state = BackendState::new(generation, serving, forwarding, hop, resolved).tagged(tags);
             prop_assert_eq!((state.generation(), state.serving(), state.forwarding()), (generation, serving, Some(forwarding)));

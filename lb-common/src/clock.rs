@@ -27,6 +27,11 @@ impl Tick {
         since.wrapping_add(since >> 31)
     }
 
+    /// Ticks since `then`, all of which is known. As [`Tick::age`]: a tick ahead is no age. Modulo 2^28, which is 36 years.
+    pub const fn since(self, then: Self) -> u32 {
+        self.age(then.0, 28)
+    }
+
     /// The tick `ticks` later.
     #[inline(always)]
     pub const fn later(self, ticks: u32) -> Self {

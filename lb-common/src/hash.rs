@@ -43,9 +43,23 @@ pub const fn scale(bits: u32, n: u32) -> u32 {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use proptest::prelude::*;
+
+    /// Asserts that what was dealt into 256 buckets lies there as chance would have it.
+    pub(crate) fn assert_even(counts: &[u32; 256], what: &str) {
+        let expected = f64::from(counts.iter().sum::<u32>()) / 256.0;
+        let chi2: f64 = counts
+            .iter()
+            .map(|&c| (f64::from(c) - expected).powi(2) / expected)
+            .sum();
+        // 255 degrees of freedom: mean 255, standard deviation 22.6. Far below the mean would be suspicious too.
+        assert!(
+            (120.0..400.0).contains(&chi2),
+            "chi-squared {chi2} for {what}"
+        );
+    }
 
     proptest! {
         #[test]
@@ -68,23 +82,13 @@ mod tests {
             0x9e37_79b9_7f4a_7c15,
             0xd6e8_feb8_6659_fd93,
         ]);
-        let buckets = 256u32;
         for half in [0, 32] {
-            let mut counts = vec![0u32; buckets as usize];
+            let mut counts = [0; 256];
             for port in 0..65_536u64 {
                 let word = (0x0a00_0001 << 32) | (port << 16) | 7;
-                counts[scale((mix(word, &seed) >> half) as u32, buckets) as usize] += 1;
+                counts[scale((mix(word, &seed) >> half) as u32, 256) as usize] += 1;
             }
-            let expected = 65_536.0 / f64::from(buckets);
-            let chi2: f64 = counts
-                .iter()
-                .map(|&c| (f64::from(c) - expected).powi(2) / expected)
-                .sum();
-            // 255 degrees of freedom: mean 255, standard deviation 22.6. Far below the mean would be suspicious too.
-            assert!(
-                (120.0..400.0).contains(&chi2),
-                "chi-squared {chi2} for bits from {half}"
-            );
+            assert_even(&counts, &format!("bits from {half}"));
         }
     }
 }

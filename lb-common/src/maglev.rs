@@ -15,7 +15,8 @@ pub const TENURE_TICKS: u32 = ticks_proving(60);
 
 const ID_BITS: u32 = 18;
 const ID_MASK: u64 = (1 << ID_BITS) - 1;
-const TICK_MASK: u64 = (1 << 28) - 1;
+const TICK_BITS: u32 = 28;
+const TICK_MASK: u64 = (1 << TICK_BITS) - 1;
 
 /// One slot of a table: current backend (bits 0-17), previous backend (18-35), tick of the last change (36-63).
 ///
@@ -56,7 +57,7 @@ impl Slot {
     /// Ticks since the owner changed.
     #[inline(always)]
     pub const fn age(self, now: Tick) -> u32 {
-        now.age(self.changed().0, 28)
+        now.age(self.changed().0, TICK_BITS)
     }
 
     /// The previous backend while the handover lasts, else 0.

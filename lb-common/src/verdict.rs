@@ -15,6 +15,19 @@ pub enum Verdict {
     Drop,
 }
 
+impl Verdict {
+    /// The name in metrics and explanations.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Forward => "forward",
+            Self::Reset => "reset",
+            Self::Answer => "answer",
+            Self::Drop => "drop",
+        }
+    }
+}
+
 /// What a reason says about the world.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Class {

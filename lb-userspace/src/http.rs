@@ -39,7 +39,7 @@ const CONNECTION_TIMEOUT: Duration = Duration::from_secs(30);
 /// The most that is buffered of a request, in bytes.
 const BUFFER: usize = 16 << 10;
 /// Pause after a connection could not be accepted: the reason, mostly a lack of file descriptors, passes by itself.
-pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
 /// An extension of a response whose body may take any time, as long as its reader goes on reading.
 #[derive(Clone, Copy, Debug)]

@@ -9,7 +9,7 @@ use clap::ValueEnum;
 use tracing_subscriber::EnvFilter;
 
 /// Names the variable that holds a filter, as `tracing_subscriber::EnvFilter` reads it.
-pub const FILTER_VARIABLE: &str = "TETHER_LOG";
+const FILTER_VARIABLE: &str = "TETHER_LOG";
 /// What is logged unless the variable says otherwise.
 const FILTER: &str = "info";
 /// Libraries that tell of every instruction they relocate and every message they decode: only on demand, each by its name.

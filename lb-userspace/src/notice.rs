@@ -18,11 +18,7 @@ use std::{
 use aya::maps::{MapData, RingBuf};
 use lb_common::{
     backend::{BackendState, NextHop},
-    csum,
-    headers::{
-        ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, IPV4_DF, IPV4_LEN, IPV6_LEN, PROTO_TCP, TCP_LEN,
-        TTL,
-    },
+    headers::{ETH_LEN, TTL},
     net::IpVersion,
     notice::Notice,
     tcp::{ACK, RST},
@@ -36,6 +32,7 @@ use tokio::{
 use crate::{
     by_version::ByVersion,
     dataplane::{kernel::bpf, maps::Maps},
+    packet::{self, Tcp},
 };
 
 /// What became of the notices so far.
@@ -172,50 +169,25 @@ fn sequence_numbers(notice: &Notice) -> [u32; 2] {
 /// # Errors
 /// When client and VIP are of different versions of IP.
 fn reset(notice: &Notice, seq: u32) -> io::Result<Vec<u8>> {
-    let mut tcp = [0; TCP_LEN];
-    tcp[0..2].copy_from_slice(&notice.client_port.to_be_bytes());
-    tcp[2..4].copy_from_slice(&notice.port.to_be_bytes());
-    tcp[4..8].copy_from_slice(&seq.to_be_bytes());
-    tcp[8..12].copy_from_slice(&notice.ack.to_be_bytes());
-    tcp[12] = 5 << 4;
-    tcp[13] = RST | ACK;
-    let mut frame = vec![0; ETH_LEN];
-    let addresses = match (notice.client.into(), notice.vip.into()) {
-        (IpAddr::V4(client), IpAddr::V4(vip)) => {
-            frame[12..].copy_from_slice(&ETHERTYPE_IPV4.to_be_bytes());
-            let mut ip = [0; IPV4_LEN];
-            ip[0] = 0x45;
-            ip[2..4].copy_from_slice(&((IPV4_LEN + TCP_LEN) as u16).to_be_bytes());
-            ip[6..8].copy_from_slice(&IPV4_DF.to_be_bytes());
-            ip[8..10].copy_from_slice(&[TTL, PROTO_TCP]);
-            ip[12..16].copy_from_slice(&client.octets());
-            ip[16..20].copy_from_slice(&vip.octets());
-            let sum = csum::finish(csum::sum_bytes(&ip));
-            ip[10..12].copy_from_slice(&sum.to_be_bytes());
-            frame.extend(ip);
-            csum::sum_bytes(&ip[12..])
-        }
-        (IpAddr::V6(client), IpAddr::V6(vip)) => {
-            frame[12..].copy_from_slice(&ETHERTYPE_IPV6.to_be_bytes());
-            let mut ip = [0; IPV6_LEN];
-            ip[0] = 0x60;
-            ip[4..6].copy_from_slice(&(TCP_LEN as u16).to_be_bytes());
-            ip[6..8].copy_from_slice(&[PROTO_TCP, TTL]);
-            ip[8..24].copy_from_slice(&client.octets());
-            ip[24..40].copy_from_slice(&vip.octets());
-            frame.extend(ip);
-            csum::sum_bytes(&ip[8..])
-        }
-        _ => {
-            return Err(io::Error::other(
-                "client and VIP are of different versions of IP",
-            ));
-        }
+    let client = SocketAddr::new(notice.client.into(), notice.client_port);
+    let vip = SocketAddr::new(notice.vip.into(), notice.port);
+    if client.is_ipv4() != vip.is_ipv4() {
+        return Err(io::Error::other(
+            "client and VIP are of different versions of IP",
+        ));
+    }
+    let tcp = Tcp {
+        flags: RST | ACK,
+        seq,
+        ack: notice.ack,
+        window: 0,
+        ttl: TTL,
+        mss: None,
+        data: &[],
     };
-    let pseudo = addresses + u64::from(PROTO_TCP) + TCP_LEN as u64;
-    let sum = csum::finish(pseudo + csum::sum_bytes(&tcp));
-    tcp[16..18].copy_from_slice(&sum.to_be_bytes());
-    frame.extend(tcp);
+    let mut frame = vec![0; ETH_LEN];
+    frame[12..].copy_from_slice(&packet::ethertype(vip.ip()).to_be_bytes());
+    frame.extend(packet::segment(client, vip, &tcp));
     Ok(frame)
 }
 
@@ -346,6 +318,11 @@ impl IpSocket {
 
 #[cfg(test)]
 mod tests {
+    use lb_common::{
+        csum,
+        headers::{IPV4_LEN, IPV6_LEN, TCP_LEN},
+    };
+
     use super::*;
 
     fn notice(client: &str, vip: &str) -> Notice {

@@ -253,6 +253,11 @@ impl Flows {
             tables,
         }
     }
+
+    /// Flows that live: neither SYNs alone, nor what has ended.
+    pub fn live(&self) -> u64 {
+        self.young + self.pin
+    }
 }
 
 fn ratio(part: u64, whole: u64) -> f64 {
@@ -530,6 +535,13 @@ pub struct BackendFlows {
     pub active: u64,
     /// Not seen for ten minutes.
     pub idle: u64,
+}
+
+impl BackendFlows {
+    /// Flows that live: neither SYNs alone, nor what has ended.
+    pub fn live(&self) -> u64 {
+        self.young + self.pin
+    }
 }
 
 impl std::ops::Add for BackendFlows {

@@ -10,6 +10,16 @@ pub(crate) fn word(value: &impl Serialize) -> String {
         .unwrap_or_default()
 }
 
+/// So many of something, whose plural ends in s.
+pub(crate) fn counted(number: usize, what: &str) -> String {
+    counted_as(number, what, &format!("{what}s"))
+}
+
+/// So many of something, by its singular and its plural.
+pub(crate) fn counted_as(number: usize, one: &str, more: &str) -> String {
+    format!("{number} {}", if number == 1 { one } else { more })
+}
+
 /// A time in two units at most.
 pub(crate) fn duration(seconds: u64) -> String {
     let (days, hours) = (seconds / 86_400, seconds / 3_600 % 24);

@@ -10,9 +10,6 @@ use lb_common::net::IpVersion;
 
 use crate::frame::Mac;
 
-/// Both versions, for what every host has twice.
-pub const VERSIONS: [IpVersion; 2] = [IpVersion::V4, IpVersion::V6];
-
 /// In which versions of IP a service is reached, and reaches its backends.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, ValueEnum)]
 pub enum Family {
@@ -161,12 +158,15 @@ mod tests {
     #[test]
     fn a_host_has_the_same_numbers_in_both_versions() {
         let text = |address: IpAddr| address.to_string();
-        assert_eq!(VERSIONS.map(vip).map(text), ["10.0.0.1", "fd00:10::1"]);
         assert_eq!(
-            VERSIONS.map(balancer).map(on_link),
+            IpVersion::ALL.map(vip).map(text),
+            ["10.0.0.1", "fd00:10::1"]
+        );
+        assert_eq!(
+            IpVersion::ALL.map(balancer).map(on_link),
             ["10.0.2.2/24", "fd00:10:0:2::2/64"]
         );
-        let client = VERSIONS.map(|version| client(version, 1));
+        let client = IpVersion::ALL.map(|version| client(version, 1));
         assert_eq!(client.map(text), ["10.0.1.11", "fd00:10:0:1::b"]);
         assert_eq!(client.map(mac_of), [[2, 0, 10, 0, 1, 11]; 2]);
     }

@@ -382,7 +382,7 @@ mod tests {
     use lb_common::net::IpVersion;
 
     use super::*;
-    use crate::address::{VERSIONS, balancer, client, vip};
+    use crate::address::{balancer, client, vip};
 
     fn build(version: IpVersion) -> Build {
         Build {
@@ -398,7 +398,7 @@ mod tests {
 
     #[test]
     fn what_is_built_is_what_is_parsed() {
-        for (version, length) in VERSIONS.into_iter().zip([43, 63]) {
+        for (version, length) in IpVersion::ALL.into_iter().zip([43, 63]) {
             let build = build(version);
             let segment = parse(&build.frame(b"odd")).expect("a frame");
             assert_eq!(segment.outer, None);
@@ -429,7 +429,7 @@ mod tests {
     /// Also where the wrong byte is one of an address, which IP's own checksum may cover or nothing.
     #[test]
     fn a_wrong_tcp_checksum_shows_and_leaves_the_segment_equal() {
-        for (version, ip) in VERSIONS.into_iter().zip([IPV4, IPV6]) {
+        for (version, ip) in IpVersion::ALL.into_iter().zip([IPV4, IPV6]) {
             let frame = build(version).frame(b"payload");
             let right = parse(&frame).expect("a frame");
             let checksum = ETHERNET + ip + 16;
@@ -476,7 +476,10 @@ mod tests {
 
     #[test]
     fn either_version_shows_within_ipv6() {
-        for (version, protocol) in VERSIONS.into_iter().zip([PROTOCOL_IPV4, PROTOCOL_IPV6]) {
+        for (version, protocol) in IpVersion::ALL
+            .into_iter()
+            .zip([PROTOCOL_IPV4, PROTOCOL_IPV6])
+        {
             let bare = build(version).frame(b"");
             let inner = &bare[ETHERNET..];
             let mut frame = bare[..12].to_vec();
@@ -514,7 +517,7 @@ mod tests {
 
     #[test]
     fn two_tags_show_and_are_stepped_over_and_no_more() {
-        for version in VERSIONS {
+        for version in IpVersion::ALL {
             let build = build(version);
             let bare = parse(&build.frame(b"odd")).expect("a frame");
             for count in 0..=2 {
@@ -532,7 +535,7 @@ mod tests {
 
     #[test]
     fn every_truncation_is_refused() {
-        for version in VERSIONS {
+        for version in IpVersion::ALL {
             for tags in [&TAGS[..0], &TAGS[..]] {
                 let frame = build(version).tagged(tags, b"payload");
                 for length in 0..frame.len() {

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use anyhow::Result;
 use lb_common::net::IpVersion;
 
-use crate::address::{Network, VERSIONS};
+use crate::address::Network;
 use crate::config::BackendSpec;
 use crate::namespace::Namespace;
 use crate::topology::{Lab, UPLINK};
@@ -23,7 +23,7 @@ pub enum Behind {
 }
 
 /// The bridge.
-pub const BRIDGE: &str = "cni0";
+const BRIDGE: &str = "cni0";
 
 /// What a host with Kubernetes drops: packets that conntrack calls invalid. What it calls established is counted.
 const RULES: &str = "
@@ -86,7 +86,7 @@ pub fn add(lab: &Lab, count: u8, behind: Behind) -> Result<Vec<Pod>> {
     }
     host.write("/run/kubernetes.nft", RULES)?;
     host.sh("nft -f /run/kubernetes.nft")?;
-    let gateways = VERSIONS.map(|version| Network::Pods.gateway(version));
+    let gateways = IpVersion::ALL.map(|version| Network::Pods.gateway(version));
     if behind == Behind::Bridge {
         host.ip(&format!(
             "link add {BRIDGE} type bridge stp_state 0 forward_delay 0 mcast_snooping 0\nlink set {BRIDGE} up"
@@ -108,11 +108,11 @@ pub fn add(lab: &Lab, count: u8, behind: Behind) -> Result<Vec<Pod>> {
             match behind {
                 Behind::Bridge => {
                     host.ip(&format!("link set {link} master {BRIDGE}"))?;
-                    let addresses = VERSIONS.map(|version| pod.address(version));
+                    let addresses = IpVersion::ALL.map(|version| pod.address(version));
                     pod.host.join(UPLINK, &addresses)?;
                 }
                 Behind::Veth => {
-                    for (version, gateway) in VERSIONS.into_iter().zip(gateways) {
+                    for (version, gateway) in IpVersion::ALL.into_iter().zip(gateways) {
                         let address = pod.address(version);
                         let (length, at_once) = match version {
                             IpVersion::V4 => (32, ""),

@@ -259,6 +259,14 @@ pub struct BackendFlows {
     pub pin: u64,
 }
 
+impl BackendFlows {
+    /// Flows that live.
+    #[must_use]
+    pub const fn live(&self) -> u64 {
+        self.young + self.pin
+    }
+}
+
 impl Status {
     /// Packets that were counted for a reason.
     #[must_use]

@@ -12,8 +12,11 @@ use anyhow::{Context as _, Result, bail, ensure};
 use lb_userspace::dataplane::kernel::bpf::Link;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
+use serde_json::Value;
 
 use crate::namespace::Namespace;
+use crate::peer::client::Connection;
+use crate::peer::crowd;
 use crate::running::Running;
 use crate::status::Status;
 use crate::wait;
@@ -264,8 +267,11 @@ impl Tether {
                 Some(Ok(None)) => None,
                 other => Some(format!("{other:?}")),
             };
-            let ready = self.lock_log().iter().any(|line| is_ready(line));
-            if ready { Some(Ok(())) } else { ended.map(Err) }
+            if self.is_ready() {
+                Some(Ok(()))
+            } else {
+                ended.map(Err)
+            }
         });
         match ready {
             Ok(Ok(())) => Ok(()),
@@ -447,6 +453,42 @@ impl Tether {
     ) -> Result<Status> {
         wait::until_seen(what, deadline, || self.status(), wanted)
     }
+
+    /// Waits until the status counts each open connection as a live flow of its backend, and returns it.
+    ///
+    /// # Errors
+    /// As [`Tether::wait_status`].
+    pub fn wait_counted(&self, connections: &[Connection], deadline: Duration) -> Result<Status> {
+        let spread = crowd::spread(connections);
+        self.wait_status("every flow is counted at its backend", deadline, |status| {
+            spread.iter().all(|(name, share)| {
+                let flows = status.backend(name).map(|backend| backend.flows);
+                flows.is_some_and(|flows| flows.live() == *share as u64)
+            })
+        })
+    }
+
+    /// Those live flows that more arguments of `tether flows` ask for, as it tells them with `--json`.
+    ///
+    /// # Errors
+    /// When the daemon does not answer, or not in the agreed form.
+    pub fn flows(&self, more: &[&str]) -> Result<Vec<Value>> {
+        let arguments = [&["flows", "--json", "--state", "young,pin"], more].concat();
+        json_lines(&self.succeed(&arguments)?)
+    }
+
+    /// Waits until so many live flows are listed, and returns them.
+    ///
+    /// # Errors
+    /// When `deadline` passes first; the message holds what was listed last.
+    pub fn wait_flows(&self, count: usize, deadline: Duration) -> Result<Vec<Value>> {
+        wait::until_seen(
+            "all flows are listed",
+            deadline,
+            || self.flows(&[]),
+            |flows| flows.len() == count,
+        )
+    }
 }
 
 impl Drop for Tether {
@@ -458,7 +500,17 @@ impl Drop for Tether {
     }
 }
 
+/// What is told as one JSON value a line.
+///
+/// # Errors
+/// When a line is none; the message is the line.
+pub fn json_lines(text: &str) -> Result<Vec<Value>> {
+    text.lines()
+        .map(|line| serde_json::from_str(line).with_context(|| line.to_owned()))
+        .collect()
+}
+
 fn is_ready(line: &str) -> bool {
-    let event: Option<serde_json::Value> = serde_json::from_str(line).ok();
+    let event: Option<Value> = serde_json::from_str(line).ok();
     event.is_some_and(|event| event["message"] == "ready")
 }

@@ -20,7 +20,7 @@ use std::sync::Arc;
 use anyhow::{Context as _, Result};
 use lb_common::net::IpVersion;
 
-use crate::address::{self, Family, Network, VERSIONS, mac_of, mac_text};
+use crate::address::{self, Family, Network, mac_of, mac_text};
 use crate::frame::Mac;
 use crate::namespace::Namespace;
 use crate::passing;
@@ -178,9 +178,9 @@ impl Topology {
             // One that is not told its MAC takes a port's, and another when that port goes.
             let mac = mac_text(mac_of(network.gateway(IpVersion::V4)));
             router.ip(&format!("link set {bridge} address {mac}"))?;
-            router.join(bridge, &VERSIONS.map(|v| network.gateway(v)))?;
+            router.join(bridge, &IpVersion::ALL.map(|v| network.gateway(v)))?;
         }
-        for version in VERSIONS {
+        for version in IpVersion::ALL {
             // A backend that went dark is to be found out by Tether, not announced by the router.
             let (prefix, length) = address::spoofed(version);
             router.ip(&format!("route add blackhole {prefix}/{length}"))?;
@@ -190,9 +190,9 @@ impl Topology {
         let mac = mac_of(address::client(IpVersion::V4, 0));
         connect(&client, &router, CLIENT_PORT, mac, MTU)?;
         router.ip(&format!("link set {CLIENT_PORT} up"))?;
-        let gateways = VERSIONS.map(|v| Network::Clients.gateway(v));
+        let gateways = IpVersion::ALL.map(|v| Network::Clients.gateway(v));
         router.join(CLIENT_PORT, &gateways)?;
-        for version in VERSIONS {
+        for version in IpVersion::ALL {
             client.join(UPLINK, &self.sources_in(version))?;
         }
         route_by(&client, gateways)?;
@@ -200,12 +200,12 @@ impl Topology {
         client.sysctl("net/ipv4/ip_local_port_range", "10240 65000")?;
 
         let balancer = Namespace::new("balancer")?;
-        let addresses = VERSIONS.map(address::balancer);
+        let addresses = IpVersion::ALL.map(address::balancer);
         let mac = mac_of(addresses[0]);
         connect(&balancer, &router, BALANCER_PORT, mac, WIDE_MTU)?;
         // Merging by GRO, which XDP turns on in some kernels, is held off: captures are to show what was sent.
         router.ip("link set lb gro_max_size 1\nlink set lb master segment up")?;
-        for version in VERSIONS {
+        for version in IpVersion::ALL {
             let vips = Network::Vips.prefix(version);
             let balancer = address::balancer(version);
             router.ip(&format!("route add {vips} via {balancer}"))?;
@@ -218,7 +218,7 @@ impl Topology {
         }
         balancer.join(UPLINK, &addresses)?;
         if self.place == Place::Hidden {
-            for address in VERSIONS.map(address::snat) {
+            for address in IpVersion::ALL.map(address::snat) {
                 // Nothing that the host itself sends has it for a source.
                 let only = match address {
                     IpAddr::V4(_) => "/32 dev eth0",
@@ -227,7 +227,10 @@ impl Topology {
                 balancer.ip(&format!("address add {address}{only}"))?;
             }
         }
-        route_by(&balancer, VERSIONS.map(|v| Network::Segment.gateway(v)))?;
+        route_by(
+            &balancer,
+            IpVersion::ALL.map(|v| Network::Segment.gateway(v)),
+        )?;
 
         let mut backends = vec![];
         for index in 0..self.backends {
@@ -246,7 +249,7 @@ impl Topology {
 
     fn backend(&self, router: &Namespace, index: u8) -> Result<Namespace> {
         let name = backend_name(index);
-        let addresses = VERSIONS.map(|version| self.backend_address_in(version, index));
+        let addresses = IpVersion::ALL.map(|version| self.backend_address_in(version, index));
         let bridge = match self.place.network() {
             Network::Segment => "segment",
             _ => "farm",
@@ -256,7 +259,7 @@ impl Topology {
         router.ip(&format!("link set {name} master {bridge} up"))?;
         if self.place.is_translated() {
             host.join(UPLINK, &addresses)?;
-            route_by(&host, VERSIONS.map(|v| self.place.gateway(v)))?;
+            route_by(&host, IpVersion::ALL.map(|v| self.place.gateway(v)))?;
             return Ok(host);
         }
         // The VIP is the balancer's on the wire: a backend must neither answer ARP for it nor ask with it. NDP does neither for
@@ -264,11 +267,11 @@ impl Topology {
         for (key, value) in [("arp_ignore", "1"), ("arp_announce", "2")] {
             host.sysctl(&format!("net/ipv4/conf/all/{key}"), value)?;
         }
-        for vip in VERSIONS.map(address::vip) {
+        for vip in IpVersion::ALL.map(address::vip) {
             host.ip(&format!("address add {vip} dev lo"))?;
         }
         host.join(UPLINK, &addresses)?;
-        route_by(&host, VERSIONS.map(|v| self.place.gateway(v)))?;
+        route_by(&host, IpVersion::ALL.map(|v| self.place.gateway(v)))?;
         Ok(host)
     }
 

@@ -6,7 +6,7 @@ use std::os::fd::OwnedFd;
 use anyhow::Result;
 use lb_common::net::IpVersion;
 
-use crate::address::{Family, Network, VERSIONS};
+use crate::address::{Family, Network};
 use crate::passing;
 use crate::topology::{Lab, Place, Topology};
 
@@ -37,7 +37,7 @@ pub fn build(place: Place, family: Family) -> Result<Lab> {
     }
     router.ip(&format!("link set {SECOND_PORT} master farm up"))?;
     balancer.ip(&format!("link set {SECOND} up"))?;
-    balancer.join(SECOND, &VERSIONS.map(second_address))?;
+    balancer.join(SECOND, &IpVersion::ALL.map(second_address))?;
     Ok(lab)
 }
 

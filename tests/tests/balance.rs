@@ -68,9 +68,7 @@ fn connections_even_out_while_new_ones_come() -> Result<()> {
     stage
         .tether
         .wait_status("they are counted", SOON, |status| {
-            status
-                .backend("b2")
-                .is_some_and(|b| b.flows.young + b.flows.pin > 250)
+            status.backend("b2").is_some_and(|b| b.flows.live() > 250)
         })?;
     stage.tether.succeed(&["undrain", &b1])?;
     stage
@@ -111,7 +109,7 @@ fn a_full_backend_takes_no_new_connections_until_it_has_fewer() -> Result<()> {
             .wait_status("the wave is counted", SOON, |status| {
                 status
                     .backend("b1")
-                    .is_some_and(|b1| b1.flows.young + b1.flows.pin == theirs)
+                    .is_some_and(|b1| b1.flows.live() == theirs)
             })?;
     }
     let status = stage.tether.wait_status("b1 is full", SOON, |status| {

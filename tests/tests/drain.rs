@@ -125,9 +125,7 @@ fn drains_by_removal(place: Place, family: Family) -> Result<()> {
         .tether
         .wait_status("b1 is shown with its flows", SOON, |status| {
             status.backend("b1").is_some_and(|b| {
-                b.removed
-                    && b.serving == "existing-only"
-                    && b.flows.young + b.flows.pin == held as u64
+                b.removed && b.serving == "existing-only" && b.flows.live() == held as u64
             })
         })?;
 

@@ -49,17 +49,7 @@ fn explained(mode: &str, family: Family, seed: u64) -> Result<()> {
         Ok(serde_json::from_str(&tether.succeed(&arguments)?)?)
     };
     // What each connection's backend says of itself is what is explained of its port.
-    let flows = wait::until_seen(
-        "all flows are listed",
-        SOON,
-        || -> Result<Vec<Value>> {
-            let text = tether.succeed(&["flows", "--json", "--state", "young,pin"])?;
-            text.lines()
-                .map(|line| Ok(serde_json::from_str(line)?))
-                .collect()
-        },
-        |flows| flows.len() == 20,
-    )?;
+    let flows = tether.wait_flows(20, SOON)?;
     for name in ["b1", "b2", "b3"] {
         let flow = flows
             .iter()

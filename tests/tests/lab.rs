@@ -5,7 +5,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use lab::address::{self, Family, Network, VERSIONS, mac_of};
+use lab::address::{self, Family, Network, mac_of};
 use lab::frame::{Build, flags};
 use lab::packet_socket::{Capture, FloodPlan, flood_with_syns, inject};
 use lab::peer::backend::{Answer, Backend, HEALTH_PORT, PORT};
@@ -14,6 +14,7 @@ use lab::peer::crowd;
 use lab::peer::raw;
 use lab::topology::{BALANCER_PORT, Lab, Place, Topology, UPLINK};
 use lab::wait;
+use lb_common::net::IpVersion;
 
 const SOON: Duration = Duration::from_secs(5);
 
@@ -273,7 +274,7 @@ fn no_backend_claims_the_vip() {
         .unwrap()
         .contains("lladdr")
     };
-    for version in VERSIONS {
+    for version in IpVersion::ALL {
         let backend = Network::Segment.host(version, 11);
         assert!(resolves(backend), "{backend}");
         let vip = address::vip(version);

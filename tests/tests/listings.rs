@@ -12,17 +12,10 @@ use lab::namespace::Namespace;
 use lab::peer::client::Connection;
 use lab::peer::crowd;
 use lab::stage::Stage;
-use lab::tether::CONFIG_PATH;
+use lab::tether::{CONFIG_PATH, json_lines};
 use lab::topology::{Place, Topology};
-use lab::wait;
 
 const SOON: Duration = Duration::from_secs(20);
-
-fn json_lines(text: &str) -> Result<Vec<serde_json::Value>> {
-    text.lines()
-        .map(|line| serde_json::from_str(line).with_context(|| line.to_owned()))
-        .collect()
-}
 
 #[test]
 fn listings_show_what_is_there() -> Result<()> {
@@ -39,16 +32,8 @@ fn lists(family: Family, number: u8) -> Result<()> {
     let stage = Stage::set(topology, number.into(), |_| {})?;
     let connections = stage.clients.open(90, stage.plan(), |_| {})?;
     let tether = &stage.tether;
-    let live = |more: &[&str]| -> Result<Vec<serde_json::Value>> {
-        let arguments = [&["flows", "--json", "--state", "young,pin"], more].concat();
-        json_lines(&tether.succeed(&arguments)?)
-    };
-    let flows = wait::until_seen(
-        "all flows are listed",
-        SOON,
-        || live(&[]),
-        |f| f.len() == 90,
-    )?;
+    let live = |more: &[&str]| tether.flows(more);
+    let flows = tether.wait_flows(90, SOON)?;
     for flow in &flows {
         assert_eq!(flow["service"], SERVICE);
         assert_eq!(flow["state"], "young");

@@ -223,17 +223,7 @@ fn a_pods_flow_is_explained(family: Family, seed: u64) -> Result<()> {
         .open(CONNECTIONS, host.stage.plan(), |_| {})?;
     let tether = &host.stage.tether;
     let vip = host.stage.target().to_string();
-    let flows = wait::until_seen(
-        "all flows are listed",
-        SOON,
-        || -> Result<Vec<Value>> {
-            let text = tether.succeed(&["flows", "--json", "--state", "young,pin"])?;
-            text.lines()
-                .map(|line| Ok(serde_json::from_str(line)?))
-                .collect()
-        },
-        |flows| flows.len() == CONNECTIONS,
-    )?;
+    let flows = tether.wait_flows(CONNECTIONS, SOON)?;
     for pod in &host.pods {
         let flow = flows
             .iter()

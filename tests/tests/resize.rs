@@ -6,10 +6,9 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use lab::address::Family;
 use lab::config::BackendSpec;
-use lab::peer::client::Connection;
 use lab::peer::crowd::{self, assert_talking};
 use lab::stage::Stage;
-use lab::tether::{self, CONFIG_PATH, Tether};
+use lab::tether::{self, CONFIG_PATH};
 use lab::topology::{Place, Topology};
 use lb_common::flow::bucket::{WAYS, buckets_for};
 use lb_common::maps::STEER_INDEX;
@@ -22,19 +21,6 @@ const PACE: Duration = Duration::from_millis(250);
 
 fn places(flows: u32) -> u64 {
     u64::from(buckets_for(flows)) * u64::from(WAYS)
-}
-
-/// Whether the daemon has counted every connection at its backend.
-fn wait_counted(tether: &Tether, connections: &[Connection]) -> Result<()> {
-    let spread = crowd::spread(connections);
-    tether
-        .wait_status("every flow is counted at its backend", SOON, |status| {
-            spread.iter().all(|(name, share)| {
-                let flows = status.backend(name).map(|backend| backend.flows);
-                flows.is_some_and(|flows| flows.young + flows.pin == *share as u64)
-            })
-        })
-        .map(drop)
 }
 
 #[test]
@@ -82,7 +68,7 @@ fn outlive_a_larger_and_a_smaller_flow_table(place: Place, family: Family) -> Re
             .wait_status("the table is counted", SOON, |status| {
                 status.flows.tables.of(version).capacity == places(flows)
             })?;
-        wait_counted(&stage.tether, &connections)?;
+        stage.tether.wait_counted(&connections, SOON)?;
         assert_talking(&connections)?;
         connections.extend(stage.clients.open(50, stage.plan().talking(PACE), |_| {})?);
         assert_talking(&connections)?;
@@ -188,7 +174,7 @@ fn a_table_that_would_be_too_small_stays_and_the_daemon_serves() -> Result<()> {
     let connections = stage
         .clients
         .open(100, stage.plan().talking(PACE), |_| {})?;
-    wait_counted(&stage.tether, &connections)?;
+    stage.tether.wait_counted(&connections, SOON)?;
     let config = stage.config.with_flows(IpVersion::V4, 50);
     stage.lab.balancer().write(CONFIG_PATH, &config.text())?;
     stage.tether.kill()?;

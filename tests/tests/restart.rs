@@ -37,7 +37,6 @@ fn flows_outlive_a_reboot_by_adoption_if_the_seed_is_configured() -> Result<()> 
     plan.patience = Duration::from_secs(120);
     let connections = stage.clients.open(120, plan, |_| {})?;
     assert_talking(&connections)?;
-    let spread = crowd::spread(&connections);
 
     stage.tether.kill()?;
     stage.tether.succeed(&["cleanup"])?;
@@ -46,21 +45,10 @@ fn flows_outlive_a_reboot_by_adoption_if_the_seed_is_configured() -> Result<()> 
     // TCP sends again ever more rarely, the longer it took.
     crowd::wait_for_echoes(&connections, 3, Duration::from_secs(120), |_| {})?;
     assert_eq!(crowd::breaks(&connections), [""; 0]);
-    let status = stage
-        .tether
-        .wait_status("each flow is counted once", SOON, |status| {
-            spread.iter().all(|(name, share)| {
-                let flows = status.backend(name).map(|backend| backend.flows);
-                flows.is_some_and(|flows| flows.young + flows.pin == *share as u64)
-            })
-        })?;
+    let status = stage.tether.wait_counted(&connections, SOON)?;
     assert_eq!(status.packets("adopted"), connections.len() as u64);
-    let listed = stage
-        .tether
-        .succeed(&["flows", "--json", "--state", "young,pin"])?;
-    let adopted = listed
-        .lines()
-        .filter(|line| line.contains("\"adopted\":true"));
+    let listed = stage.tether.flows(&[])?;
+    let adopted = listed.iter().filter(|flow| flow["adopted"] == true);
     assert_eq!(adopted.count(), connections.len());
     stage.close();
     Ok(())
@@ -94,15 +82,7 @@ fn ends(signal: Signal, place: Place, family: Family) -> Result<()> {
     assert_talking(&connections)?;
     assert_ne!(stage.tether.status()?.pid, before);
     // It knows every flow, those that began in its absence too, once it has been through its table.
-    let spread = crowd::spread(&connections);
-    stage
-        .tether
-        .wait_status("every flow is counted at its backend", SOON, |status| {
-            spread.iter().all(|(name, share)| {
-                let flows = status.backend(name).map(|backend| backend.flows);
-                flows.is_some_and(|flows| flows.young + flows.pin == *share as u64)
-            })
-        })?;
+    stage.tether.wait_counted(&connections, SOON)?;
     connections.extend(stage.clients.open(50, stage.plan().talking(PACE), |_| {})?);
     assert_talking(&connections)?;
     stage.close();

@@ -38,7 +38,7 @@ fn changes_at_runtime(family: Family) -> Result<()> {
         .wait_status("b1's flows are counted", SOON, |status| {
             status
                 .backend("b1")
-                .is_some_and(|b1| b1.flows.young + b1.flows.pin == held as u64)
+                .is_some_and(|b1| b1.flows.live() == held as u64)
         })?;
 
     // What a file without b1 would do is told, and not done.

@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use lab::address::{Family, Network, VERSIONS, mac_of};
+use lab::address::{Family, Network, mac_of};
 use lab::frame::{Segment, flags};
 use lab::packet_socket::Capture;
 use lab::peer::backend::Backend;
@@ -79,7 +79,7 @@ fn carries_what_follows_the_backends_end(stage: &Stage) -> Result<()> {
 fn passes_a_narrow_middle(stage: &Stage) -> Result<()> {
     let Topology { place, family, .. } = stage.lab.topology();
     let router = stage.lab.router();
-    for version in VERSIONS {
+    for version in IpVersion::ALL {
         for (network, way) in [
             (Network::Clients, "dev client".to_owned()),
             (Network::Farm, "dev farm".to_owned()),

@@ -31,17 +31,15 @@ fn said(output: &Output) -> String {
 
 /// Every flow that is listed: its client, with its backend and the second in which it was first seen.
 fn listed(stage: &Stage) -> Result<BTreeMap<String, (String, u64)>> {
-    let text = stage
-        .tether
-        .succeed(&["flows", "--json", "--state", "young,pin"])?;
-    text.lines()
-        .map(|line| {
-            let flow: serde_json::Value = serde_json::from_str(line)?;
+    let flows = stage.tether.flows(&[])?;
+    flows
+        .iter()
+        .map(|flow| {
             let text = |key: &str| Some(flow[key].as_str()?.to_owned());
             let facts = text("backend").zip(flow["first_seen"].as_u64());
             Ok((
                 text("client").context("a client")?,
-                facts.with_context(|| format!("no backend or first sight: {line}"))?,
+                facts.with_context(|| format!("no backend or first sight: {flow}"))?,
             ))
         })
         .collect()
@@ -105,7 +103,7 @@ fn outlive(place: Place, family: Family) -> Result<()> {
                 let flows: u64 = ["b1", "b2", "b3"]
                     .iter()
                     .filter_map(|name| status.backend(name))
-                    .map(|backend| backend.flows.young + backend.flows.pin)
+                    .map(|backend| backend.flows.live())
                     .sum();
                 status.serving("b1") == "existing-only"
                     && flows == (connections.len() + silent.len()) as u64

@@ -59,15 +59,7 @@ fn steer(stage: &Stage) -> Result<Vec<Steered>> {
         assert!(share >= CONNECTIONS / 5, "an uneven spread: {spread:?}");
         assert_eq!(usize::try_from(backend.open())?, share);
     }
-    stage
-        .tether
-        .wait_status("every flow is counted at its backend", SOON, |status| {
-            spread.iter().all(|(name, share)| {
-                let flows = status.backend(name).map(|backend| backend.flows);
-                flows.is_some_and(|flows| flows.young + flows.pin == *share as u64)
-            })
-        })?;
-    let status = stage.tether.status()?;
+    let status = stage.tether.wait_counted(&connections, SOON)?;
     let native = Attachment {
         interface: UPLINK.into(),
         mode: "native".into(),

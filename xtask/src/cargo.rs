@@ -1,6 +1,6 @@
 //! What cargo reports about a build: where it put executables and build scripts' output.
 
-use std::{ffi::OsString, path::PathBuf, process::Command};
+use std::{path::PathBuf, process::Command};
 
 use anyhow::{Context, Result};
 use serde::Deserialize;
@@ -160,17 +160,6 @@ pub(crate) fn target_directory() -> Result<PathBuf> {
     let text = exec::output(exec::cargo().args(["metadata", "--no-deps", "--format-version=1"]))?;
     let metadata: Metadata = serde_json::from_str(&text).context("cargo metadata's output")?;
     Ok(metadata.target_directory)
-}
-
-/// Builds package `lab` for the release profile, and becomes its program `name`. All programs are built, since some run others.
-///
-/// # Errors
-/// If the build fails or the program cannot be started; else this does not return.
-pub(crate) fn become_lab_program(name: &str, args: &[OsString]) -> Result<()> {
-    let mut build = exec::cargo();
-    build.args(["build", "--release", "--package", "lab", "--bins"]);
-    let program = Built::by(&mut build)?.executable(name)?;
-    Err(exec::become_command(exec::command(program).args(args)))
 }
 
 #[cfg(test)]

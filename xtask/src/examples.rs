@@ -4,7 +4,7 @@ use std::ffi::OsString;
 
 use anyhow::Result;
 
-use crate::{cargo, exec, root, setup};
+use crate::{cargo, exec, lab, root, setup};
 
 /// Fetches Socket.IO and runs its example in a lab, with `args`.
 ///
@@ -32,5 +32,5 @@ pub(crate) fn run(args: &[OsString]) -> Result<()> {
             .current_dir(&directory),
     )?;
     let directory = [directory.into_os_string()];
-    cargo::become_lab_program("socketio", &[&directory, args].concat())
+    lab::become_program("socketio", &[&directory, args].concat())
 }

@@ -12,7 +12,7 @@ use std::{
 use anyhow::{Context, Error, Result, bail};
 
 /// Where `cargo install` and rustup put programs, if that can be told.
-pub(crate) fn cargo_bin_dir() -> Option<PathBuf> {
+fn cargo_bin_dir() -> Option<PathBuf> {
     let home = env::var_os("CARGO_HOME")
         .map(PathBuf::from)
         .or_else(|| env::home_dir().map(|home| home.join(".cargo")))?;
@@ -21,7 +21,7 @@ pub(crate) fn cargo_bin_dir() -> Option<PathBuf> {
 
 /// The search path that every child gets: cargo's own programs (bpf-linker) need not be on the caller's, and neither need
 /// the system's, which an ordinary user's path leaves out.
-pub(crate) fn search_path() -> Vec<PathBuf> {
+fn search_path() -> Vec<PathBuf> {
     let mut path: Vec<PathBuf> = env::var_os("PATH")
         .map(|path| env::split_paths(&path).collect())
         .unwrap_or_default();

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
-use crate::{cargo, exec, root, setup};
+use crate::{cargo, exec, lab::become_program, root, setup};
 
 /// What to do.
 #[derive(Args)]
@@ -85,7 +85,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         arguments.extend([name.into(), value]);
     }
     arguments.extend(options.only_remote.then(|| "--only-remote".into()));
-    cargo::become_lab_program("k8s", &arguments)
+    become_program("k8s", &arguments)
 }
 
 #[cfg(test)]

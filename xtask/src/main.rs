@@ -1,16 +1,13 @@
 //! Tether's development commands, run as `cargo xtask COMMAND`.
 //!
-//! Each command is a module. What they say about their own work goes to stderr: stdout belongs to the programs they run, so
-//! that `cargo xtask demo --json` can be piped.
+//! Each command is a module, but for those that are a program of package `lab`: they are in [`lab`]. What they say about their own work goes to
+//! stderr: stdout belongs to the programs they run, so that `cargo xtask demo --json` can be piped.
 
-mod bench;
 mod build_ebpf;
 mod cargo;
 mod ci;
-mod demo;
 mod examples;
 mod exec;
-mod fuzz;
 mod k8s;
 mod kernels;
 mod lab;
@@ -18,7 +15,6 @@ mod release;
 mod root;
 mod setup;
 mod test;
-mod torture;
 mod verifier;
 
 use std::{ffi::OsString, process::ExitCode};
@@ -131,13 +127,13 @@ fn run(command: Command) -> Result<ExitCode> {
         Command::BuildEbpf => build_ebpf::run()?,
         Command::Verifier => verifier::run()?,
         Command::Test { long } => test::run(long)?,
-        Command::Demo { args } => demo::run(&args)?,
-        Command::Torture { args } => torture::run(&args)?,
-        Command::Bench { args } => bench::run(&args)?,
-        Command::Fuzz { args } => fuzz::run(&args)?,
+        Command::Demo { args } => lab::run("demo", "demo", &args)?,
+        Command::Torture { args } => lab::run("torture", "torture", &args)?,
+        Command::Bench { args } => lab::run("bench", "bench", &args)?,
+        Command::Fuzz { args } => lab::run("fuzz", "fuzz", &args)?,
         Command::Lab {
             command: LabCommand::Shell { args },
-        } => lab::shell(&args)?,
+        } => lab::run("lab shell", "lab-shell", &args)?,
         Command::Kernels(options) => return kernels::run(&options),
         Command::Release(options) => release::run(&options)?,
         Command::K8s(options) => k8s::run(&options)?,

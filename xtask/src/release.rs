@@ -26,7 +26,7 @@ use anyhow::{Context, Result, bail};
 use clap::Args;
 
 use self::bom::Bom;
-use crate::{cargo, exec, kernels, root, setup};
+use crate::{cargo, exec, kernels, lab, root, setup};
 
 /// The target of the binary that is shipped: it needs nothing of the machine but its kernel.
 const TARGET: &str = "x86_64-unknown-linux-musl";
@@ -117,7 +117,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     }
     if options.test {
         manifests::validate()?;
-        return cargo::become_lab_program("packages", &[release.directory.into_os_string()]);
+        return lab::become_program("packages", &[release.directory.into_os_string()]);
     }
     Ok(())
 }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use anyhow::{Context as _, Result};
-use lab::address::{Family, Network, VERSIONS, mac_of};
+use lab::address::{Family, Network, mac_of};
 use lab::frame::Segment;
 use lab::namespace::Namespace;
 use lab::packet_socket::Capture;
@@ -42,7 +42,7 @@ impl Link {
 
     /// Both addresses of a host.
     fn hosts(self, host: u8) -> [IpAddr; 2] {
-        VERSIONS.map(|version| self.host(version, host))
+        IpVersion::ALL.map(|version| self.host(version, host))
     }
 }
 
@@ -103,7 +103,7 @@ fn build(place: Place, family: Family, come: Link, leave: Link) -> Result<(Lab, 
             ends.push(ends[0].clone());
         }
     }
-    for version in VERSIONS {
+    for version in IpVersion::ALL {
         router.ip(&format!(
             "route replace {} via {}",
             Network::Vips.prefix(version),

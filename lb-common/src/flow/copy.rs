@@ -74,7 +74,10 @@ pub struct Order {
 
 const _: () = assert!(size_of::<Order>() == 64 && offset_of!(Order, outcome) == 56);
 
-/// Inserts an entry. Gives its place if it is in the table then.
+/// Inserts an entry, as [`Kind::Rescue`] has it or as [`Kind::Copy`]. Gives its place.
+///
+/// # Errors
+/// What came of it instead: the key has an entry, or there is no place.
 #[inline(always)]
 pub fn insert<M: Memory>(
     memory: &M,

@@ -108,6 +108,7 @@ const _: () = assert!(size_of::<Bucket>() == 128 && align_of::<Bucket>() == 128)
 #[cfg(test)]
 mod tests {
     use super::{super::bucket::buckets_for, *};
+    use crate::hash::tests::assert_even;
     use proptest::prelude::*;
 
     proptest! {
@@ -164,23 +165,13 @@ mod tests {
                 },
             ]
         };
-        let buckets = 256u32;
         for kind in 0..4 {
             for half in 0..2 {
-                let mut counts = vec![0u32; buckets as usize];
+                let mut counts = [0; 256];
                 for n in 0..65_536 {
-                    counts[of(n)[kind].homes(&seed, buckets)[half] as usize] += 1;
+                    counts[of(n)[kind].homes(&seed, 256)[half] as usize] += 1;
                 }
-                let expected = 65_536.0 / f64::from(buckets);
-                let chi2: f64 = counts
-                    .iter()
-                    .map(|&c| (f64::from(c) - expected).powi(2) / expected)
-                    .sum();
-                // 255 degrees of freedom: mean 255, standard deviation 22.6. Far below the mean would be suspicious too.
-                assert!(
-                    (120.0..400.0).contains(&chi2),
-                    "chi-squared {chi2} for kind {kind}, home {half}"
-                );
+                assert_even(&counts, &format!("kind {kind}, home {half}"));
             }
         }
     }

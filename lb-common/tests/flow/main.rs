@@ -2,9 +2,11 @@
 #![cfg(not(loom))]
 
 mod crowded;
+mod forgery;
 mod life;
 mod load;
 mod model;
+mod pace;
 mod random;
 mod reference;
 mod rig;

@@ -11,7 +11,7 @@ use lb_common::{
         steer::{World, steer},
         table::{Memory, Place},
         v4::Key,
-        word::{State, Word},
+        word::{State, Word, YOUNG_TICKS},
     },
     hash::Seed,
     hide::Plain,
@@ -20,6 +20,15 @@ use lb_common::{
     tcp::{ACK, FIN, RST, SYN, Segment},
     verdict::Reason,
 };
+
+/// The flow that tests follow.
+pub(crate) const FLOW: Key = Key::new(0x0a00_0001, 40_000, 1);
+/// The sequence number of its SYN.
+pub(crate) const ISN: u32 = 0x1234_5678;
+/// A sequence number many epochs from [`ISN`].
+pub(crate) const ELSEWHERE: u32 = 0x9000_0000;
+/// When tests begin.
+pub(crate) const START: Tick = Tick(1_000_000);
 
 /// A packet's outcome: the reason, and the backend if one was named.
 pub(crate) type Outcome = (Reason, Option<u32>);
@@ -316,4 +325,26 @@ pub(crate) const fn segment(seq: u32, flags: u8, payload: bool) -> Segment {
         flags,
         payload,
     }
+}
+
+/// Opens [`FLOW`] and proves it: a pin at the returned time.
+pub(crate) fn pinned(rig: &Rig) -> Tick {
+    let (opened, backend) = rig.send(FLOW, syn(ISN), START);
+    assert_eq!(opened, Reason::Opened);
+    assert_eq!(
+        rig.send(FLOW, ack(ISN + 1), START),
+        (Reason::Established, backend)
+    );
+    let proven = START.later(YOUNG_TICKS);
+    assert_eq!(
+        rig.send(FLOW, data(ISN + 1), proven),
+        (Reason::Established, backend)
+    );
+    assert!(rig.entry(FLOW).is(State::Pin));
+    proven
+}
+
+/// Moves the table's only slot from backend 1 to backend 2, so that flows of 1 become exceptions.
+pub(crate) fn hand_slot_over(rig: &mut Rig, now: Tick) {
+    rig.set_slot(Slot::new(2, 1, now));
 }

@@ -48,9 +48,9 @@ impl Level {
     /// complete. Each group is leveled by itself. The same again changes nothing.
     pub fn move_factors(&mut self, groups: &mut [Vec<Taker>], scans: u64, now: Tick) -> bool {
         // Two passes: the one that was under way counted connections from before.
-        let is_time = self.last.is_none_or(|(moved, counted)| {
-            now.age(moved.0, 28) >= PAUSE_TICKS && scans >= counted + 2
-        });
+        let is_time = self
+            .last
+            .is_none_or(|(moved, counted)| now.since(moved) >= PAUSE_TICKS && scans >= counted + 2);
         if scans == 0 || !is_time {
             return false;
         }

@@ -3,10 +3,10 @@
 use lb_common::clock::{Tick, ticks_proving};
 
 /// A backend that was full stays so for at least this long, in ticks: 10 s. A rebuild of a table every few seconds would be no gain.
-pub const HOLD_TICKS: u32 = ticks_proving(10);
+const HOLD_TICKS: u32 = ticks_proving(10);
 
 /// The most flows with which a full backend takes new ones again: 5% below its limit, and at least one flow.
-pub fn resumes_at(limit: u32) -> u64 {
+fn resumes_at(limit: u32) -> u64 {
     u64::from(limit - (limit / 20).max(1).min(limit))
 }
 
@@ -22,7 +22,7 @@ pub fn full_since(
         return was;
     };
     match was {
-        Some(since) if flows > resumes_at(limit) || now.age(since.0, 28) < HOLD_TICKS => was,
+        Some(since) if flows > resumes_at(limit) || now.since(since) < HOLD_TICKS => was,
         Some(_) => None,
         None => (flows >= u64::from(limit)).then_some(now),
     }

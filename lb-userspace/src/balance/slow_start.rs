@@ -9,7 +9,7 @@ use super::WHOLE;
 /// Steps of a slow start, at most.
 pub const STEPS: u32 = 8;
 /// No step is shorter than this, in ticks: 8.6 s. So often a service's table may be written anew for it.
-pub const SHORTEST_STEP_TICKS: u32 = 2;
+const SHORTEST_STEP_TICKS: u32 = 2;
 
 /// What is remembered of one backend.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

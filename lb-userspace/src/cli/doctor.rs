@@ -9,9 +9,7 @@ use std::{
 use clap::Args;
 
 use super::{
-    BPFFS, Daemon, Failure, ask,
-    listing::counted,
-    load, print_json,
+    BPFFS, Daemon, Failure, ask, load, print_json,
     progress::Progress,
     table::{Cell, Colours, Columns, Style},
     upgrade::check_start,
@@ -27,6 +25,7 @@ use crate::{
         judge::examine,
     },
     status::Status,
+    words::counted,
 };
 
 /// Where a configuration is looked for if nobody says.

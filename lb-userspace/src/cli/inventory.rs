@@ -22,6 +22,7 @@ use crate::{
     },
     model::{Admin, Health},
     status::{Neighbour, ShareStatus},
+    wall_clock::since_1970,
     words::{duration, word},
 };
 
@@ -180,7 +181,7 @@ pub(super) fn backends(asked: &Backends) -> Result<(), Failure> {
     }
     put!(
         "{}",
-        backends_table(&rows, super::since_1970(), Colours::of_stdout())
+        backends_table(&rows, since_1970(), Colours::of_stdout())
     );
     Ok(())
 }

@@ -1,16 +1,17 @@
 //! Listings for people.
 
-use std::{fmt::Write as _, net::SocketAddr};
+use std::net::SocketAddr;
 
 use lb_common::verdict::{Class, Reason};
 
+use super::table::indented_table;
 use crate::{
     config::{Config, Limits},
     flows::Fill,
     status::{
         BackendStatus, Difference, DnsStatus, DrainStatus, EjectedStatus, ServiceStatus, Status,
     },
-    words::{duration, word},
+    words::{counted, counted_as, duration, word},
 };
 
 /// What a valid configuration holds, in a line.
@@ -26,14 +27,6 @@ pub(super) fn checked(config: &Config) -> String {
         counted(config.services.len(), "service"),
         counted(backends, "backend")
     )
-}
-
-pub(super) fn counted(number: usize, what: &str) -> String {
-    counted_as(number, what, &format!("{what}s"))
-}
-
-pub(super) fn counted_as(number: usize, one: &str, more: &str) -> String {
-    format!("{number} {}", if number == 1 { one } else { more })
 }
 
 /// The status, for a terminal. `now` is in seconds since 1970.
@@ -109,10 +102,8 @@ pub(super) fn status(status: &Status, now: u64) -> String {
     }
     for (version, table) in flows.tables.each() {
         if table.fill != Fill::Low {
-            // Writing to a String cannot fail.
-            let _ = writeln!(
-                text,
-                "the IPv{} flow table fills up: raise {} in [limits] and restart the daemon, which loses no flow",
+            text += &format!(
+                "the IPv{} flow table fills up: raise {} in [limits] and restart the daemon, which loses no flow\n",
                 version as u32,
                 Limits::flows_key(version)
             );
@@ -121,8 +112,7 @@ pub(super) fn status(status: &Status, now: u64) -> String {
     if let Some(error) = &status.config.error {
         text += "the latest reload was refused, an older configuration is in force:\n";
         for line in error.lines() {
-            // Writing to a String cannot fail.
-            let _ = writeln!(text, "  {line}");
+            text += &format!("  {line}\n");
         }
     }
     text += &differences(&status.config.differences);
@@ -150,17 +140,10 @@ fn source_lines(source: &DnsStatus) -> String {
                 counted_as(number, "address", "addresses")
             ),
         };
-        // Writing to a String cannot fail.
-        let _ = writeln!(
-            text,
-            "{service}: {name}: {query} does not resolve ({error}); {stay}"
-        );
+        text += &format!("{service}: {name}: {query} does not resolve ({error}); {stay}\n");
     }
     for why in &source.ignored {
-        let _ = writeln!(
-            text,
-            "{service}: {name}: an address of {query} is not used: {why}"
-        );
+        text += &format!("{service}: {name}: an address of {query} is not used: {why}\n");
     }
     text
 }
@@ -182,7 +165,7 @@ fn differences(differences: &[Difference]) -> String {
     let rows: Vec<_> = differences.iter().map(row).collect();
     "changed at runtime, and otherwise in the file (`tether revert` and `tether undrain` end that):\n"
         .to_owned()
-        + &table(&rows)
+        + &indented_table(&rows)
 }
 
 fn service_lines(service: &ServiceStatus, now: u64) -> String {
@@ -209,8 +192,7 @@ fn service_lines(service: &ServiceStatus, now: u64) -> String {
         }
     }
     if let Some(why) = service.resets_suspended {
-        // Writing to a String cannot fail.
-        let _ = write!(text, "  clients of dead backends are not told: {why}");
+        text += &format!("  clients of dead backends are not told: {why}");
     }
     text.push('\n');
     if let Some(error) = &service.error {
@@ -236,7 +218,7 @@ fn service_lines(service: &ServiceStatus, now: u64) -> String {
         .map(str::to_owned),
     ];
     rows.extend(service.backends.iter().map(|one| backend_row(one, now)));
-    text += &table(&rows);
+    text += &indented_table(&rows);
     for backend in &service.backends {
         if let Some(ejected) = &backend.balance.ejected {
             text += &format!("  {}: {}\n", backend.name, ejection(ejected));
@@ -328,32 +310,12 @@ fn reasons(status: &Status) -> String {
                 .is_some_and(|count| count.packets > 0)
         })
         .collect();
-    let mut text = table(&rows);
+    let mut text = indented_table(&rows);
     if !defects.is_empty() {
-        // Writing to a String cannot fail.
-        let _ = writeln!(
-            text,
-            "{} should never happen: a defect of Tether's, or maps that somebody has changed; docs/reasons.md says what to do",
+        text += &format!(
+            "{} should never happen: a defect of Tether's, or maps that somebody has changed; docs/reasons.md says what to do\n",
             defects.join(", ")
         );
-    }
-    text
-}
-
-/// Columns of even width, two spaces apart, indented by two.
-pub(super) fn table<const N: usize>(rows: &[[String; N]]) -> String {
-    let width =
-        std::array::from_fn::<_, N, _>(|at| rows.iter().map(|row| row[at].chars().count()).max());
-    let mut text = String::new();
-    for row in rows {
-        let mut line = String::new();
-        for (cell, width) in row.iter().zip(width) {
-            let width = width.unwrap_or(0);
-            // Writing to a String cannot fail.
-            let _ = write!(line, "  {cell:width$}");
-        }
-        text += line.trim_end();
-        text.push('\n');
     }
     text
 }

@@ -39,7 +39,6 @@ use std::{
     path::{Path, PathBuf},
     process::ExitCode,
     str::FromStr,
-    time::SystemTime,
 };
 
 use clap::{Args, Parser, Subcommand};
@@ -56,6 +55,7 @@ use crate::{
     logging,
     model::BackendName,
     reconcile,
+    wall_clock::since_1970,
 };
 
 /// Default state directory, as in the configuration.
@@ -495,12 +495,6 @@ fn decap(interface: &str, detach: bool, bpffs: &Path) -> Result<(), Failure> {
     }
     put_line!("decapsulating on {interface} ({mode})");
     Ok(())
-}
-
-/// The time, in seconds.
-fn since_1970() -> u64 {
-    let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    time.map_or(0, |time| time.as_secs())
 }
 
 #[cfg(test)]

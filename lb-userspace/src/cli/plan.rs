@@ -1,21 +1,17 @@
 //! `tether plan`.
 
-use std::{fmt::Write as _, net::SocketAddr, path::Path};
+use std::{net::SocketAddr, path::Path};
 
 use clap::Args;
 use serde::Serialize;
 
-use super::{
-    ConfigFile, Daemon, Failure, ask,
-    listing::{counted, counted_as, table},
-    print_json,
-};
+use super::{ConfigFile, Daemon, Failure, ask, print_json, table::indented_table};
 use crate::{
     config,
     preview::{
         BackendChange, BackendPreview, GuardPreview, Preview, ServiceChange, ServicePreview, Sides,
     },
-    words::word,
+    words::{counted, counted_as, word},
 };
 
 #[derive(Args, Debug, PartialEq, Eq)]
@@ -68,21 +64,18 @@ fn shown(preview: &Preview, path: &Path) -> String {
     text.push('\n');
     if preview.unchanged > 0 {
         let unchanged = counted(preview.unchanged as usize, "service");
-        // Writing to a String cannot fail.
-        let _ = writeln!(text, "unchanged: {unchanged}");
+        text += &format!("unchanged: {unchanged}\n");
     }
     if !preview.ended.is_empty() {
         let names: Vec<_> = preview.ended.iter().map(ToString::to_string).collect();
-        let _ = writeln!(
-            text,
-            "what was changed or drained at runtime would end for: {}",
+        text += &format!(
+            "what was changed or drained at runtime would end for: {}\n",
             names.join(", ")
         );
     }
     let flows = counted(preview.drained_flows as usize, "flow");
-    let _ = writeln!(
-        text,
-        "no flow is moved or cut; {flows} would be on backends that take no new ones any more, and stay there until they end"
+    text += &format!(
+        "no flow is moved or cut; {flows} would be on backends that take no new ones any more, and stay there until they end\n"
     );
     text
 }
@@ -96,15 +89,14 @@ fn service_lines(service: &ServicePreview) -> String {
         word(&service.change)
     );
     if service.change == ServiceChange::Changed {
-        // Writing to a String cannot fail.
-        let _ = write!(text, ", {} of its table moves", percent(service.moved));
+        text += &format!(", {} of its table moves", percent(service.moved));
     }
     for (key, sides) in [
         ("table_size", &service.table_size),
         ("min_healthy", &service.min_healthy),
     ] {
         if service.change == ServiceChange::Changed && sides.differ() {
-            let _ = write!(text, ", {key} {}", arrow(sides, u32::to_string));
+            text += &format!(", {key} {}", arrow(sides, u32::to_string));
         }
     }
     if service.fail_open {
@@ -112,7 +104,7 @@ fn service_lines(service: &ServicePreview) -> String {
     }
     text.push('\n');
     if let Some(error) = &service.error {
-        let _ = writeln!(text, "  error: {error}");
+        text += &format!("  error: {error}\n");
     }
     if let Some(guard) = &service.guard {
         text += &guard_line(guard);
@@ -125,7 +117,7 @@ fn service_lines(service: &ServicePreview) -> String {
     ];
     rows.extend(service.backends.iter().map(row));
     if rows.len() > 1 {
-        text += &table(&rows);
+        text += &indented_table(&rows);
     }
     text
 }
@@ -139,9 +131,7 @@ fn guard_line(guard: &GuardPreview) -> String {
         or_none(&guard.after)
     );
     if (guard.added, guard.removed) != (0, 0) {
-        // Writing to a String cannot fail.
-        let _ = write!(
-            text,
+        text += &format!(
             "; {} added, {} removed",
             counted_as(guard.added as usize, "prefix", "prefixes"),
             guard.removed

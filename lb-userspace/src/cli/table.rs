@@ -135,6 +135,17 @@ pub(super) fn table<const N: usize>(rows: &[[Cell; N]], colours: Colours) -> Str
     lines.collect()
 }
 
+/// A whole table in the midst of a text: without colours, and indented by two.
+pub(super) fn indented_table<const N: usize>(rows: &[[String; N]]) -> String {
+    let rows: Vec<_> = rows
+        .iter()
+        .map(|row| row.each_ref().map(Cell::new))
+        .collect();
+    let columns = Columns::of(&rows, Colours(false));
+    let lines = rows.iter().map(|row| format!("  {}\n", columns.line(row)));
+    lines.collect()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -197,9 +197,9 @@ impl Config {
 
     /// Whether a service at a VIP of this version has its addresses translated: modes `nat` and `dnat`.
     pub fn translates(&self, version: IpVersion) -> bool {
-        self.services.iter().any(|service| {
-            IpVersion::of(service.vip) == version && matches!(service.mode, Mode::Nat | Mode::Dnat)
-        })
+        self.services
+            .iter()
+            .any(|service| IpVersion::of(service.vip) == version && service.mode.translates())
     }
 
     /// Whether a service wants to know what its clients send again.

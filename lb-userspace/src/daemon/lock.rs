@@ -10,7 +10,7 @@ use std::{
 use nix::fcntl::{Flock, FlockArg};
 
 /// Name of the locked file in the state directory.
-pub const LOCK: &str = "lock";
+const LOCK: &str = "lock";
 /// Name of the admin socket in the state directory.
 pub const SOCKET: &str = "admin.sock";
 

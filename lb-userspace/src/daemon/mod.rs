@@ -60,6 +60,7 @@ use crate::{
 
 /// Reports and commands that may wait for the reconciler.
 const QUEUE: usize = 1_024;
+
 /// Runs the daemon until it is told to end by SIGTERM or SIGINT.
 ///
 /// # Errors
@@ -316,9 +317,8 @@ async fn run_parts(
         async { running.await.context("no netlink socket") }
     });
     parts.start("the watch over next hops", {
-        let gate = kernel.egress()?;
         let egress = neighbour::Egress {
-            admit: Arc::new(move |ifindex| gate.admit(ifindex).map_err(|error| error.to_string())),
+            admit: admit(&kernel)?,
             closed: closed_egress,
         };
         let replies = kernel.local_replies();
@@ -341,61 +341,42 @@ async fn run_parts(
         );
         async { running.await.context("no netlink socket") }
     });
-    parts.start("the questions to the DNS", {
-        let running = dns::run(watched_questions, answers, dns_servers, stopping.clone());
-        async {
-            running.await;
-            Ok(())
-        }
-    });
+    parts.start_infallible(
+        "the questions to the DNS",
+        dns::run(watched_questions, answers, dns_servers, stopping.clone()),
+    );
     parts.start("the watch over the way of replies", {
-        let egress = kernel.egress()?;
         let (maps, told) = (maps.clone(), maps.clone());
         let gate = neighbour::replies::Gate {
             interfaces: interfaces.clone(),
-            admit: Arc::new(move |ifindex| {
-                egress.admit(ifindex).map_err(|error| error.to_string())
-            }),
-            write_devices: Box::new(move |devices| {
-                for (at, device) in (0..).zip(devices) {
-                    if maps.links.get(at) != *device {
-                        maps.links.set(at, device);
-                    }
-                }
-            }),
+            admit: admit(&kernel)?,
+            write_devices: Box::new(move |devices| maps.write_links(devices)),
             take_unresolved: Box::new(move || told.take_unresolved()),
         };
         let running =
             neighbour::replies::run(watched_status.clone(), gate, hindrances, stopping.clone());
         async { running.await.context("no netlink socket") }
     });
-    parts.start("the watch over guards", {
+    parts.start_infallible("the watch over guards", {
         let tap = kernel.tap();
         let load: guard::programs::Load =
             Arc::new(move || tap.guard().map_err(|error| chain(&error)));
-        let running = guard::programs::run(
+        guard::programs::run(
             watched_status.clone(),
             maps.capacity.guards,
             load,
             unguarded,
             stopping.clone(),
-        );
-        async {
-            running.await;
-            Ok(())
-        }
+        )
     });
     parts.start("the watch over the host's own VIPs", {
         let running = neighbour::own::run(watched_vips, own_vips, stopping.clone());
         async { running.await.context("no netlink socket") }
     });
-    parts.start("the sweep of the flow tables", {
-        let running = flows::sweep(maps.clone(), census, stopping.clone());
-        async {
-            running.await;
-            Ok(())
-        }
-    });
+    parts.start_infallible(
+        "the sweep of the flow tables",
+        flows::sweep(maps.clone(), census, stopping.clone()),
+    );
     let told = Arc::new(Told::default());
     parts.start("the notices to backends", {
         let teller = Teller::new(maps.clone(), kernel.program()?, told.clone());
@@ -414,25 +395,21 @@ async fn run_parts(
                 .context("the ring buffer cannot be waited for")
         }
     });
-    parts.start("the admin socket", {
-        let running = admin::serve(
+    parts.start_infallible(
+        "the admin socket",
+        admin::serve(
             admin_listener,
             later_listeners,
             admin,
             readers,
             stopping.clone(),
-        );
-        async {
-            running.await;
-            Ok(())
-        }
-    });
+        ),
+    );
     if let Some(path) = watched_file {
-        let running = file::run(path, reloader.clone(), stopping.clone());
-        parts.start("the watch over the configuration file", async {
-            running.await;
-            Ok(())
-        });
+        parts.start_infallible(
+            "the watch over the configuration file",
+            file::run(path, reloader.clone(), stopping.clone()),
+        );
     }
     #[cfg(feature = "log")]
     match kernel.log() {
@@ -447,18 +424,15 @@ async fn run_parts(
         }
         Err(error) => tracing::warn!(%error, "the program logs nothing"),
     }
-    parts.start("the record of changes", {
-        let running = history::record(
+    parts.start_infallible(
+        "the record of changes",
+        history::record(
             history.clone(),
             maps.clone(),
             watched_status.clone(),
             stopping.clone(),
-        );
-        async {
-            running.await;
-            Ok(())
-        }
-    });
+        ),
+    );
     if let Some(listener) = web_listener {
         let tap = kernel.tap();
         let web = Web::new(
@@ -470,11 +444,10 @@ async fn run_parts(
             told,
         )
         .with_runs(move || tap.runs());
-        let running = web::serve(listener, web, stopping.clone());
-        parts.start("the metrics listener", async {
-            running.await;
-            Ok(())
-        });
+        parts.start_infallible(
+            "the metrics listener",
+            web::serve(listener, web, stopping.clone()),
+        );
     }
 
     let upkeep = Upkeep {
@@ -495,6 +468,17 @@ async fn run_parts(
     ended?;
     tracing::info!("stopped; the data path goes on forwarding, `tether cleanup` removes it");
     Ok(())
+}
+
+/// What lets packets leave by an interface.
+///
+/// # Errors
+/// When there are no file descriptors left.
+fn admit(kernel: &Kernel) -> Result<neighbour::Admit> {
+    let egress = kernel.egress()?;
+    Ok(Arc::new(move |ifindex| {
+        egress.admit(ifindex).map_err(|error| error.to_string())
+    }))
 }
 
 /// From the first application to the signal that ends it.

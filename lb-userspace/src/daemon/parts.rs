@@ -33,6 +33,18 @@ impl Parts {
         self.running.spawn(async move { (name, part.await) });
     }
 
+    /// The same for a part that has no errors of its own.
+    pub(super) fn start_infallible(
+        &mut self,
+        name: &'static str,
+        part: impl Future<Output = ()> + Send + 'static,
+    ) {
+        self.start(name, async move {
+            part.await;
+            Ok(())
+        });
+    }
+
     /// Waits until a part ends by itself, which none should, and says why.
     ///
     /// A part that fails takes others with it, which end without an error of their own, and maybe before it: they are not the reason

@@ -187,6 +187,13 @@ impl<T: Entry> Array<T> {
         unsafe { std::slice::from_raw_parts(self.memory.as_ptr(), self.len as usize * Self::WORDS) }
     }
 
+    /// Zeroes all words there are, in no order that anybody else may rely on.
+    pub fn clear(&self) {
+        for word in self.all() {
+            word.store(0, Ordering::Relaxed);
+        }
+    }
+
     /// An entry, word by word: each word is whole, the entry as such is not read at one moment.
     ///
     /// # Panics

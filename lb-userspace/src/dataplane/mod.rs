@@ -1,6 +1,6 @@
 //! The data path's maps and programs, seen from userspace.
 //!
-//! * [`array`], [`maps`]: map contents as mapped memory; storing cannot fail
+//! * [`array`], [`maps`]: map contents as mapped memory, and how large the maps are; storing cannot fail
 //! * [`table`]: the flow tables among them, alike for both versions of IP
 //! * [`layouts`]: what is where in maps of any version
 //! * [`kernel`]: what gets them into the kernel, keeps them there, and removes them again

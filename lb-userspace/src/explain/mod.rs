@@ -39,7 +39,11 @@ use self::{packet::Built, state::Key};
 use crate::{
     chain::chain,
     dataplane::{
-        kernel::{Rehearsals, Rehearsed, device},
+        kernel::{
+            Rehearsals, Rehearsed,
+            bpf::{XDP_PASS, XDP_REDIRECT, XDP_TX},
+            device,
+        },
         maps::{self, Maps},
     },
     inventory::{Ids, Names},
@@ -255,7 +259,7 @@ pub fn explain(
         verdict: VerdictFacts {
             reason: rehearsed.reason.name().into(),
             meaning: rehearsed.reason.meaning().into(),
-            verdict: verdict(rehearsed.reason.verdict()).into(),
+            verdict: rehearsed.reason.verdict().name().into(),
         },
         stages: Vec::new(),
         service: service.map(service_facts),
@@ -331,17 +335,14 @@ fn build(question: &Question, found: &[(EntryFacts, Word)]) -> Built {
 
 /// Whether this host's stack gets a frame for a backend on this host, and not as one that the program has nothing to do with.
 fn is_given(rehearsed: &Rehearsed) -> bool {
-    const PASS: u32 = 2;
-    rehearsed.action == PASS && rehearsed.reason.verdict() == Verdict::Forward
+    rehearsed.action == XDP_PASS && rehearsed.reason.verdict() == Verdict::Forward
 }
 
 /// The interface that a frame leaves by, if it leaves; the one that it has come in by, if a backend on this host gets it.
 fn left_by(rehearsed: &Rehearsed, maps: &Maps, ingress: &str) -> Option<String> {
-    const TX: u32 = 3;
-    const REDIRECT: u32 = 4;
     match rehearsed.action {
-        TX => Some(ingress.to_owned()),
-        REDIRECT => {
+        XDP_TX => Some(ingress.to_owned()),
+        XDP_REDIRECT => {
             let id = rehearsed.backend?;
             let hop = maps.backends.get(id).hops[maps.state(id).hop()];
             Some(device::name(hop.ifindex))
@@ -361,15 +362,5 @@ fn service_facts(service: &ServiceStatus) -> ServiceFacts {
         full: service.full,
         resets_suspended: service.resets_suspended,
         error: service.error.clone(),
-    }
-}
-
-const fn verdict(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Pass => "pass",
-        Verdict::Forward => "forward",
-        Verdict::Reset => "reset",
-        Verdict::Answer => "answer",
-        Verdict::Drop => "drop",
     }
 }

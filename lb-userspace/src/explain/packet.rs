@@ -3,16 +3,17 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use lb_common::{
-    csum,
     headers::{
-        ETH_LEN, ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, IPV4_DF, IPV4_LEN,
-        IPV6_LEN, PROTO_IPIP, PROTO_IPV6, PROTO_TCP, TCP_LEN, TTL, VLAN_LEN,
+        ETH_LEN, ETHERTYPE_QINQ, ETHERTYPE_VLAN, IPV6_LEN, PROTO_IPIP, PROTO_IPV6, PROTO_TCP,
+        TCP_LEN, TTL, VLAN_LEN,
     },
     net::Mac,
     tcp,
 };
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
+
+use crate::packet::{Tcp, ethertype, segment};
 
 /// Flags of TCP by name, as they are written.
 const FLAGS: [(&str, u8); 6] = [
@@ -70,54 +71,19 @@ impl Built {
     ///
     /// Both addresses are of one version of IP, and the payload leaves room for headers.
     pub(super) fn frame(&self) -> Vec<u8> {
-        let mut segment = vec![0; TCP_LEN + usize::from(self.payload)];
-        segment[0..2].copy_from_slice(&self.client.port().to_be_bytes());
-        segment[2..4].copy_from_slice(&self.vip.port().to_be_bytes());
-        segment[4..8].copy_from_slice(&self.seq.to_be_bytes());
-        segment[12] = 5 << 4;
-        segment[13] = self.flags;
-        segment[14..16].copy_from_slice(&u16::MAX.to_be_bytes());
-        let mut frame = vec![0x02, 0, 0, 0, 0, 2, 0x02, 0, 0, 0, 0, 1];
-        let addresses = match (self.client.ip(), self.vip.ip()) {
-            (IpAddr::V6(client), IpAddr::V6(vip)) => {
-                frame.extend(ETHERTYPE_IPV6.to_be_bytes());
-                let mut ip = [0; IPV6_LEN];
-                ip[0] = 0x60;
-                ip[4..6].copy_from_slice(&(segment.len() as u16).to_be_bytes());
-                ip[6..8].copy_from_slice(&[PROTO_TCP, TTL]);
-                ip[8..24].copy_from_slice(&client.octets());
-                ip[24..40].copy_from_slice(&vip.octets());
-                frame.extend(ip);
-                csum::sum_bytes(&ip[8..])
-            }
-            (client, vip) => {
-                frame.extend(ETHERTYPE_IPV4.to_be_bytes());
-                let mut ip = [0; IPV4_LEN];
-                ip[0] = 0x45;
-                ip[2..4].copy_from_slice(&((IPV4_LEN + segment.len()) as u16).to_be_bytes());
-                ip[6..8].copy_from_slice(&IPV4_DF.to_be_bytes());
-                ip[8..10].copy_from_slice(&[TTL, PROTO_TCP]);
-                ip[12..16].copy_from_slice(&v4(client).octets());
-                ip[16..20].copy_from_slice(&v4(vip).octets());
-                let sum = csum::finish(csum::sum_bytes(&ip));
-                ip[10..12].copy_from_slice(&sum.to_be_bytes());
-                frame.extend(ip);
-                csum::sum_bytes(&ip[12..])
-            }
+        let tcp = Tcp {
+            flags: self.flags,
+            seq: self.seq,
+            ack: 0,
+            window: u16::MAX,
+            ttl: TTL,
+            mss: None,
+            data: &vec![0; usize::from(self.payload)],
         };
-        let pseudo = addresses + u64::from(PROTO_TCP) + segment.len() as u64;
-        let sum = csum::finish(pseudo + csum::sum_bytes(&segment));
-        segment[16..18].copy_from_slice(&sum.to_be_bytes());
-        frame.extend(segment);
+        let mut frame = vec![0x02, 0, 0, 0, 0, 2, 0x02, 0, 0, 0, 0, 1];
+        frame.extend(ethertype(self.vip.ip()).to_be_bytes());
+        frame.extend(segment(self.client, self.vip, &tcp));
         frame
-    }
-}
-
-/// An address that is known to be of IPv4.
-fn v4(address: IpAddr) -> Ipv4Addr {
-    match address {
-        IpAddr::V4(address) => address,
-        IpAddr::V6(address) => address.to_ipv4_mapped().unwrap_or(Ipv4Addr::UNSPECIFIED),
     }
 }
 
@@ -230,6 +196,8 @@ fn be16(bytes: &[u8], at: usize) -> Option<u16> {
 
 #[cfg(test)]
 mod tests {
+    use lb_common::csum;
+
     use super::*;
 
     fn built(client: &str, vip: &str) -> Built {

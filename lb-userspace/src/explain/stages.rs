@@ -9,7 +9,7 @@ use utoipa::ToSchema;
 use super::{EntryFacts, Explanation, Question, Sent, SlotFacts, guard, is_given};
 use crate::{
     dataplane::kernel::Rehearsed,
-    model::{Admin, Health},
+    model::Admin,
     status::{BackendStatus, Neighbour, Status},
     words::{duration, word},
 };
@@ -249,20 +249,14 @@ fn state_of(backend: &BackendStatus) -> String {
         (_, Admin::Draining) => "draining",
         (_, Admin::Disabled) => "disabled",
     };
-    let health = match backend.health {
-        Health::Unknown => "unknown",
-        Health::Up => "up",
-        Health::Refusing => "refusing",
-        Health::Down => "down",
-    };
     let neighbour = match backend.neighbour {
         Neighbour::Resolved => "next hop resolved",
         Neighbour::Unresolved => "next hop unresolved",
         Neighbour::Local => "on this host",
     };
     format!(
-        "{admin}, {health}, serving {}, {neighbour}",
-        backend.serving
+        "{admin}, {}, serving {}, {neighbour}",
+        backend.health, backend.serving
     )
 }
 

@@ -16,10 +16,10 @@ pub const RECLAIM_PIN_TICKS: u32 = ticks_proving(24 * 3600);
 /// packet later than [`YOUNG_TICKS`] after that would have made it a pin, so it has been idle for 10 min at least.
 pub const RECLAIM_YOUNG_TICKS: u32 = YOUNG_TICKS + IDLE_TICKS;
 /// The age that the clamp leaves an entry with, in ticks: 26 days, half of what its bits can tell.
-pub const CLAMPED_TICKS: u32 = 1 << (TICK_BITS - 1);
+const CLAMPED_TICKS: u32 = 1 << (TICK_BITS - 1);
 /// The age from which an entry is clamped. Some hours above [`CLAMPED_TICKS`], so that an idle flow is written a few times a day and not
 /// with each tick.
-pub const CLAMP_FROM_TICKS: u32 = CLAMPED_TICKS + (1 << 12);
+const CLAMP_FROM_TICKS: u32 = CLAMPED_TICKS + (1 << 12);
 
 /// From this age on an entry of a backend whose flows are all closed goes, in ticks: 2 h. As long after the last of them was closed, since whoever
 /// was idle then is to be told with its next packet.

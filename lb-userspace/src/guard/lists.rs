@@ -73,11 +73,7 @@ impl Lists {
 
 /// The longest prefix of a list, which is in order, that an address is in.
 fn longest(list: &[Prefix], address: IpAddr) -> Option<Prefix> {
-    let most = match IpVersion::of(address) {
-        IpVersion::V4 => 32,
-        IpVersion::V6 => 128,
-    };
-    (0..=most)
+    (0..=IpVersion::of(address).address_bits())
         .rev()
         .map(|bits| Prefix::of(address, bits))
         .find(|prefix| list.binary_search(prefix).is_ok())

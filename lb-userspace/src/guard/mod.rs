@@ -128,13 +128,7 @@ const fn mask(version: IpVersion, prefix: u8) -> u64 {
 
 /// A digest of ranges in their order: only ever compared with others of this process.
 pub fn digest(ranges: impl Iterator<Item = Range>) -> u64 {
-    // Golden ratio, 64 bits; odd, so nothing is lost by the multiplication.
-    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
-    ranges
-        .flat_map(|range| [range.first[0], range.first[1], range.listed])
-        .fold(FACTOR, |digest, word| {
-            (digest ^ word).wrapping_mul(FACTOR).rotate_left(23)
-        })
+    crate::digest::of_words(ranges.flat_map(|range| [range.first[0], range.first[1], range.listed]))
 }
 
 #[cfg(test)]

@@ -134,7 +134,7 @@ impl FromStr for Prefix {
         if matches!(address, IpAddr::V6(address) if address.to_ipv4_mapped().is_some()) {
             return Err(NoPrefix::Mapped);
         }
-        let most = if address.is_ipv4() { 32 } else { 128 };
+        let most = IpVersion::of(address).address_bits();
         let bits = match bits {
             None => most,
             // A sign, or more digits than any length has, is no length.

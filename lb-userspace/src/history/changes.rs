@@ -14,6 +14,7 @@ use crate::{
     flows::Fill,
     model::{Admin, Health},
     status::{AttachMode, BackendStatus, Neighbour, ServiceStatus, Status},
+    words::counted,
 };
 
 /// How a change is to be taken.
@@ -54,11 +55,10 @@ impl Change {
 /// The daemon has begun.
 pub fn started(status: &Status) -> Change {
     let text = format!(
-        "version {} runs as process {} and serves {} service{}",
+        "version {} runs as process {} and serves {}",
         status.version,
         status.pid,
-        status.services.len(),
-        if status.services.len() == 1 { "" } else { "s" }
+        counted(status.services.len(), "service")
     );
     Change::new(Level::Info, "daemon", text)
 }

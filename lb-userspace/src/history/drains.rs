@@ -55,7 +55,7 @@ impl Drains {
                 since: now,
                 most: 0,
             });
-            let most = began.most.max(left(backend));
+            let most = began.most.max(backend.flows.live());
             self.0.insert(key, Began { most, ..began });
         }
     }
@@ -70,8 +70,8 @@ impl Drains {
                 address: SocketAddr::new(backend.address, backend.port),
                 removed: backend.removed,
                 since: began.since,
-                most: began.most.max(left(backend)),
-                left: left(backend),
+                most: began.most.max(backend.flows.live()),
+                left: backend.flows.live(),
                 active: backend.flows.active,
             })
         };
@@ -90,10 +90,6 @@ fn draining(status: &Status) -> impl Iterator<Item = (&ServiceStatus, &BackendSt
                 .map(move |backend| (service, backend))
         })
         .filter(|(_, backend)| backend.removed || backend.admin == Admin::Draining)
-}
-
-fn left(backend: &BackendStatus) -> u64 {
-    backend.flows.young + backend.flows.pin
 }
 
 fn key(service: &ServiceStatus, backend: &BackendStatus) -> Key {

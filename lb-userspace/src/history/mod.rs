@@ -12,7 +12,7 @@ pub mod rates;
 use std::{
     collections::VecDeque,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use serde::{Deserialize, Serialize};
@@ -24,7 +24,7 @@ use self::{
     drains::{Drain, Drains},
     rates::{Rates, Sampler},
 };
-use crate::{dataplane::maps::Maps, status::Status};
+use crate::{dataplane::maps::Maps, status::Status, wall_clock::since_1970};
 
 /// Changes that are remembered, at most.
 const CHANGES: usize = 200;
@@ -186,12 +186,6 @@ pub async fn record(
             }
         }
     }
-}
-
-fn since_1970() -> u64 {
-    SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .map_or(0, |since| since.as_secs())
 }
 
 #[cfg(test)]

@@ -91,7 +91,7 @@ impl Sampler {
             // Maps that were made anew begin at nothing.
             let rate = |now: u64, before: u64| now.saturating_sub(before) as f64 / seconds;
             let total = Total {
-                live: status.flows.young + status.flows.pin,
+                live: status.flows.live(),
                 opened: rate(now.opened, before.opened),
                 packets: rate(now.sent.packets, before.sent.packets),
                 bits: rate(now.sent.bytes, before.sent.bytes) * 8.0,

@@ -1,9 +1,6 @@
 //! The flows of an instance, as they are asked for: read from the mapped tables in one pass, and handed on as they are found.
 
-use std::{
-    net::{IpAddr, Ipv4Addr, SocketAddr},
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use lb_common::{
     clock::{TICK_NS, Tick},
@@ -27,6 +24,7 @@ use crate::{
     },
     flows::judge,
     status::Status,
+    wall_clock::since_1970,
 };
 
 /// The state of a flow's entry.
@@ -168,9 +166,7 @@ pub fn list(
         names: &names,
         selection,
         now,
-        epoch_s: SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs()),
+        epoch_s: since_1970(),
     };
     let end = match selection.sort {
         Some(sort) => sorted(maps, &view, sort, &mut take),

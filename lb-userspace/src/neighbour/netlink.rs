@@ -199,22 +199,8 @@ impl Netlink {
     /// # Errors
     /// `ENETUNREACH` and the like if there is none.
     pub async fn route(&self, address: IpAddr) -> Result<Route, Error> {
-        let mut message = RouteMessage::default();
-        message.header.address_family = address.into();
-        message.header.destination_prefix_length = match address {
-            IpAddr::V4(_) => 32,
-            IpAddr::V6(_) => 128,
-        };
-        message
-            .attributes
-            .push(RouteAttribute::Destination(address.into()));
-        match self
-            .ask_one(RouteNetlinkMessage::GetRoute(message), 0)
-            .await?
-        {
-            Some(RouteNetlinkMessage::NewRoute(route)) => Ok(read_route(&route)),
-            _ => Err(Error::NoAnswer),
-        }
+        let route = self.get_route(address, RouteFlags::default()).await?;
+        Ok(read_route(&route))
     }
 
     /// Whether the route to an address is for that one alone, and no prefix.
@@ -222,15 +208,18 @@ impl Netlink {
     /// # Errors
     /// As [`Netlink::route`].
     pub async fn is_host_route(&self, address: IpAddr) -> Result<bool, Error> {
-        let mut message = RouteMessage::default();
-        let whole = match address {
-            IpAddr::V4(_) => 32,
-            IpAddr::V6(_) => 128,
-        };
-        message.header.address_family = address.into();
-        message.header.destination_prefix_length = whole;
         // The route as it stands in the table, and not as it is for this address.
-        message.header.flags = RouteFlags::FibMatch;
+        let route = self.get_route(address, RouteFlags::FibMatch).await?;
+        let whole = IpVersion::of(address).address_bits();
+        Ok(route.header.destination_prefix_length == whole)
+    }
+
+    /// What the kernel says of the route to an address.
+    async fn get_route(&self, address: IpAddr, flags: RouteFlags) -> Result<RouteMessage, Error> {
+        let mut message = RouteMessage::default();
+        message.header.address_family = address.into();
+        message.header.destination_prefix_length = IpVersion::of(address).address_bits();
+        message.header.flags = flags;
         message
             .attributes
             .push(RouteAttribute::Destination(address.into()));
@@ -238,9 +227,7 @@ impl Netlink {
             .ask_one(RouteNetlinkMessage::GetRoute(message), 0)
             .await?
         {
-            Some(RouteNetlinkMessage::NewRoute(route)) => {
-                Ok(route.header.destination_prefix_length == whole)
-            }
+            Some(RouteNetlinkMessage::NewRoute(route)) => Ok(route),
             _ => Err(Error::NoAnswer),
         }
     }

@@ -56,11 +56,8 @@ impl OuterSources {
 
 /// Which of the last bits of a prefix's addresses differ.
 fn variety(prefix: Prefix) -> u16 {
-    let most = match prefix.network() {
-        IpAddr::V4(_) => 32,
-        IpAddr::V6(_) => 128,
-    };
-    let same = prefix.bits().saturating_sub(most - MOST_BITS);
+    let fixed = prefix.version().address_bits() - MOST_BITS;
+    let same = prefix.bits().saturating_sub(fixed);
     u16::MAX.checked_shr(same.into()).unwrap_or(0)
 }
 

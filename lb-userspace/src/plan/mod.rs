@@ -170,6 +170,16 @@ impl Planner<'_> {
         self.plan.operations.push(operation);
     }
 
+    /// Adds operations, among which may be grace periods.
+    fn push_all(&mut self, operations: Vec<Operation>) {
+        for operation in operations {
+            match operation {
+                Operation::Grace => self.grace(),
+                operation => self.push(operation),
+            }
+        }
+    }
+
     fn grace(&mut self) {
         self.push(Operation::Grace);
         self.plan.unsettled = Unsettled::default();
@@ -430,16 +440,10 @@ impl Planner<'_> {
             .map(|service| (service.endpoint, service.id))
             .collect();
         let mut removals = Vec::new();
-        for version in [IpVersion::V4, IpVersion::V6] {
+        for version in IpVersion::ALL {
             let held = self.observed.directory(Directory::Vips(version));
             let changes = directory::arrange(version, held, &listed, wanted.host_owned);
-            for operation in changes.additions {
-                if matches!(operation, Operation::Grace) {
-                    self.grace();
-                } else {
-                    self.push(operation);
-                }
-            }
+            self.push_all(changes.additions);
             for service in changes.unplaced {
                 self.plan.deferred.insert(service, Deferred::Directory);
             }
@@ -541,7 +545,7 @@ impl Planner<'_> {
             let table = service.table;
             let over = service
                 .oldest_handover
-                .is_some_and(|changed| self.now.age(changed.0, 28) >= HANDOVER_TICKS);
+                .is_some_and(|changed| self.now.since(changed) >= HANDOVER_TICKS);
             // A table that is about to be replaced leaves behind by itself what is over.
             if over && self.named.get(&id) == Some(&table) {
                 self.push(Operation::ForgetHandovers {

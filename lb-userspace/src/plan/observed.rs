@@ -316,13 +316,7 @@ impl Slots {
     }
 }
 
-/// A digest of a table's owners in their order: only ever compared with others of this process.
+/// A digest of a table's owners in their order.
 pub(super) fn digest(owners: impl Iterator<Item = u32>) -> u64 {
-    // Golden ratio, 64 bits; odd, so no owner is lost by the multiplication.
-    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
-    owners.fold(FACTOR, |digest, owner| {
-        (digest ^ u64::from(owner))
-            .wrapping_mul(FACTOR)
-            .rotate_left(23)
-    })
+    crate::digest::of_words(owners.map(u64::from))
 }

@@ -296,11 +296,7 @@ impl fmt::Display for Operation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::SetState { backend, state } => {
-                let serving = match state.serving() {
-                    Serving::None => "none",
-                    Serving::ExistingOnly => "existing-only",
-                    Serving::New => "new",
-                };
+                let serving = state.serving();
                 let (hop, resolved) = (state.hop(), state.is_resolved());
                 let resolved = if resolved { "resolved" } else { "unresolved" };
                 write!(

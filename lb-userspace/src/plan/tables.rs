@@ -33,13 +33,11 @@ impl Tables {
             .filter(|held| held.size() == table.size)
             .and(observed)
             .map(|service| service.digest);
-        if let Some(&(known, digest)) = self.built.get(&service.id)
-            && held == Some(digest)
-            && known == made_of(fleet_seed, service, table)
-        {
+        let made_of = made_of(fleet_seed, service, table);
+        if held.is_some_and(|held| self.built.get(&service.id) == Some(&(made_of, held))) {
             return None;
         }
-        let (owners, digest) = self.build(fleet_seed, service, table);
+        let (owners, digest) = self.build_of(made_of, fleet_seed, service, table);
         (held != Some(digest)).then_some(owners)
     }
 
@@ -50,13 +48,24 @@ impl Tables {
         service: &resolve::Service<'_>,
         table: &resolve::Table<'_>,
     ) -> (Arc<[u32]>, u64) {
+        let made_of = made_of(fleet_seed, service, table);
+        self.build_of(made_of, fleet_seed, service, table)
+    }
+
+    /// The same, for what [`made_of`] gives of them.
+    fn build_of(
+        &mut self,
+        made_of: u64,
+        fleet_seed: &[u64; 4],
+        service: &resolve::Service<'_>,
+        table: &resolve::Table<'_>,
+    ) -> (Arc<[u32]>, u64) {
         #[cfg(test)]
         {
             self.builds += 1;
         }
         let owners = owners(fleet_seed, service.placed_as, table);
         let digest = digest(owners.iter().copied());
-        let made_of = made_of(fleet_seed, service, table);
         self.built.insert(service.id, (made_of, digest));
         (owners.into(), digest)
     }

@@ -21,7 +21,7 @@ impl Planner<'_> {
             }
         }
         let mut removals = Vec::new();
-        for version in [IpVersion::V4, IpVersion::V6] {
+        for version in IpVersion::ALL {
             let listed = wanted
                 .translations
                 .endpoints
@@ -30,13 +30,7 @@ impl Planner<'_> {
                 .filter(|(address, _)| IpVersion::of(address.ip()) == version);
             let held = self.observed.directory(Directory::Endpoints(version));
             let changes = directory::arrange_endpoints(version, held, listed);
-            for operation in changes.additions {
-                if matches!(operation, Operation::Grace) {
-                    self.grace();
-                } else {
-                    self.push(operation);
-                }
-            }
+            self.push_all(changes.additions);
             for endpoint in changes.unplaced {
                 self.defer_users(wanted, endpoint);
             }

@@ -301,7 +301,7 @@ impl BackendRecord {
 
     /// Whether its mode translates addresses on the way to it.
     pub(super) fn is_translated(&self) -> bool {
-        matches!(self.mode, Mode::Nat | Mode::Dnat)
+        self.mode.translates()
     }
 
     /// The way to it from a VIP.

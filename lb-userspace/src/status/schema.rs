@@ -18,12 +18,12 @@ fn words<T: Serialize>(all: &[T]) -> Object {
 
 /// A forwarding mode.
 pub(crate) fn mode() -> Object {
-    words(&[Mode::L2, Mode::Ipip, Mode::Nat, Mode::Dnat])
+    words(&Mode::ALL)
 }
 
 /// What a backend is given.
 pub(crate) fn serving() -> Object {
-    words(&[Serving::None, Serving::ExistingOnly, Serving::New])
+    words(&Serving::ALL)
 }
 
 /// What a backend is given, today and after a change: each of them, or null.

@@ -8,7 +8,9 @@ use std::{
 };
 
 use lb_userspace::dataplane::{
-    kernel::{Kernel, Options, device, device::XdpState, load, pins::Pins, possible_cpus},
+    kernel::{
+        Kernel, Options, device, device::XdpState, instance, load, pins::Pins, possible_cpus,
+    },
     maps::Capacity,
 };
 use nix::{
@@ -90,9 +92,9 @@ impl Sandbox {
         let pins = Pins::open(&self.pins()).unwrap();
         let adopted = pins.has_maps();
         let maps = if adopted {
-            load::adopt(&pins, capacity.measures)
+            instance::adopt(&pins, &capacity)
         } else {
-            load::create(&pins, capacity)
+            instance::create(&pins, capacity)
         };
         Opened {
             maps: maps.unwrap(),

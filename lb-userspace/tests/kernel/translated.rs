@@ -31,7 +31,6 @@ const FLOWS: u32 = 100;
 const PAIR: u16 = 3;
 /// Long enough for a flow that was reset to be forgotten.
 const ENDED_TICKS: u32 = 10_000;
-const VERSIONS: [IpVersion; 2] = [IpVersion::V4, IpVersion::V6];
 
 /// Opens the instance with tables of both versions for so many flows, and with translations beside that of `K`, if they are wanted.
 fn open<K: Client>(sandbox: &Sandbox, flows: u32, translates: bool) -> Kernel {
@@ -147,8 +146,11 @@ fn move_with_their_flows<K: Client>() {
             ..Pair::default()
         };
         maps.pairs.set(u32::from(PAIR), &pair);
-        let translated = VERSIONS.map(|version| maps.capacity.translates_flows_of(version));
-        assert_eq!(translated, VERSIONS.map(|version| version == K::VERSION));
+        let translated = IpVersion::ALL.map(|version| maps.capacity.translates_flows_of(version));
+        assert_eq!(
+            translated,
+            IpVersion::ALL.map(|version| version == K::VERSION)
+        );
         for n in 0..FLOWS {
             assert_eq!(entry(&maps, key::<K>(n)).1, pin);
             translate::<K>(&maps, n);

@@ -18,7 +18,7 @@ use lb_userspace::{
     plan::{Operation, Plan},
 };
 
-use super::{FlowTranslation, LIMITS, VERSIONS, VIPS, World, outliers::StandBack};
+use super::{FlowTranslation, LIMITS, VIPS, World, outliers::StandBack};
 
 impl World {
     /// What packets under way may read is not written, and what they read from now on is noted.
@@ -204,7 +204,7 @@ impl World {
                 );
             }
         }
-        for version in VERSIONS {
+        for version in IpVersion::ALL {
             for (bucket, way) in places(maps.capacity.endpoint_buckets()) {
                 let words = maps.endpoint_words(version);
                 let word = VipEntry(words.word(bucket, way).load(Ordering::Relaxed));
@@ -398,7 +398,7 @@ impl World {
             let sum: u16 = new.map(|taker| taker.balance.per_mille).sum();
             assert!(owners.is_empty() || sum.abs_diff(1_000) <= 5, "{service:?}");
             for backend in &service.backends {
-                let connections = backend.flows.young + backend.flows.pin;
+                let connections = backend.flows.live();
                 let limit = backend.balance.max_connections.map(u64::from);
                 let full = backend.balance.full;
                 assert!(
@@ -472,7 +472,7 @@ pub(super) fn places(buckets: u32) -> impl Iterator<Item = (u32, usize)> {
 
 /// All entries of both directories.
 pub(super) fn directories(maps: &Maps) -> Vec<(IpVersion, VipEntry)> {
-    VERSIONS
+    IpVersion::ALL
         .into_iter()
         .flat_map(|version| {
             let buckets = 0..maps.capacity.vip_buckets();

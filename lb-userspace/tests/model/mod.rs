@@ -20,7 +20,7 @@ use std::{
 };
 
 use lb_common::{
-    backend::{BackendState, Mode, NextHop, Serving},
+    backend::{BackendState, NextHop, Serving},
     clock::Tick,
     flow::{FlowKey as _, v4, v6},
     guard::RangesRef,
@@ -65,9 +65,7 @@ const LIMITS: Limits = Limits {
     prefixes: 30,
     sources: 20,
 };
-const MODES: [Mode; 4] = [Mode::L2, Mode::Ipip, Mode::Nat, Mode::Dnat];
 const SNAT_ADDRESSES: usize = 3;
-const VERSIONS: [IpVersion; 2] = [IpVersion::V4, IpVersion::V6];
 const VIPS: [IpAddr; 2] = [
     IpAddr::V4(std::net::Ipv4Addr::new(10, 0, 0, 1)),
     IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1)),
@@ -629,7 +627,7 @@ impl World {
                 "pair {id} is left"
             );
         }
-        for version in VERSIONS {
+        for version in IpVersion::ALL {
             for (bucket, way) in places(self.maps.capacity.endpoint_buckets()) {
                 let word = self.maps.endpoint_words(version).word(bucket, way);
                 assert_eq!(word.load(Ordering::Relaxed), 0, "an endpoint is listed");

@@ -14,7 +14,7 @@ use lb_userspace::{
 };
 use proptest::{prelude::*, sample::Index};
 
-use super::{BACKENDS, LIMITS, MODES, SERVICES, SNAT_ADDRESSES, VERSIONS};
+use super::{BACKENDS, LIMITS, SERVICES, SNAT_ADDRESSES};
 
 /// What may happen.
 #[derive(Clone, Debug)]
@@ -134,17 +134,17 @@ pub(crate) fn life() -> impl Strategy<Value = Vec<Event>> {
 fn event() -> impl Strategy<Value = Event> {
     let (s, b) = (0..SERVICES, 0..BACKENDS);
     let health = prop::sample::select(vec![Health::Up, Health::Up, Health::Refusing, Health::Down]);
-    let serving = prop::sample::select(vec![Serving::None, Serving::ExistingOnly, Serving::New]);
+    let serving = prop::sample::select(Serving::ALL.to_vec());
     let drift = prop_oneof![
         (1..LIMITS.backends, serving).prop_map(|(id, serving)| Drift::State(id, serving)),
         (
-            prop::sample::select(VERSIONS.to_vec()),
+            prop::sample::select(IpVersion::ALL.to_vec()),
             0..vip::buckets_for(LIMITS.services),
             0..WAYS
         )
             .prop_map(|(version, bucket, way)| Drift::Vip(version, bucket, way)),
         (
-            prop::sample::select(VERSIONS.to_vec()),
+            prop::sample::select(IpVersion::ALL.to_vec()),
             0..vip::buckets_for(LIMITS.backends),
             0..WAYS
         )
@@ -239,7 +239,7 @@ fn service() -> impl Strategy<Value = ServicePlan> {
     let size = prop::sample::select(vec![257, 257, 293]);
     (
         prop::bool::weighted(0.1),
-        prop::sample::select(MODES.to_vec()),
+        prop::sample::select(Mode::ALL.to_vec()),
         any::<[bool; SNAT_ADDRESSES]>(),
         size,
         0u32..3,

@@ -3,7 +3,7 @@
 use std::{
     cell::{Cell, RefCell},
     net::{IpAddr, Ipv4Addr},
-    sync::{Arc, MutexGuard},
+    sync::{Arc, MutexGuard, atomic::Ordering},
     time::{Duration, Instant},
 };
 
@@ -27,9 +27,9 @@ use lb_common::{
     vip::{VipBucket, VipEntry, WAYS, homes},
 };
 use lb_userspace::dataplane::{
-    array::{Array, Entry},
+    array::Array,
     kernel::{Rehearsals, bpf::remove},
-    maps::{self, Maps, Measured},
+    maps::{self, Maps, Measured, coarse_ns},
 };
 
 use super::{
@@ -95,17 +95,17 @@ impl World {
     /// A small world: [`SERVICE`] at [`VIP`] and [`VIP_PORT`], all slots of whose table are backend 1, of mode `l2`; backend 2 is
     /// there too, and no service names it.
     pub fn new() -> Self {
-        Self::of(Tether::small, &[1])
+        Self::of(Tether::small)
     }
 
     /// The same with a flow table of the default size.
     pub fn full_size() -> Self {
-        Self::of(Tether::full_size, &[1])
+        Self::of(Tether::full_size)
     }
 
     /// The same in an instance that has room for translations.
     pub fn translating() -> Self {
-        Self::of(Tether::translating, &[1])
+        Self::of(Tether::translating)
     }
 
     /// The same with what clients of [`SERVICE`] send again being counted.
@@ -113,7 +113,7 @@ impl World {
     /// # Panics
     /// If the kernel does not take the program that counts it.
     pub fn measuring() -> Self {
-        let world = Self::of(Tether::measuring, &[1]);
+        let world = Self::of(Tether::measuring);
         world.counts_first();
         world.measure(SERVICE, true);
         world
@@ -151,17 +151,17 @@ impl World {
 
     /// The same with a flow table for as many flows as there are ports.
     pub fn translating_many() -> Self {
-        Self::of(Tether::translating_many, &[1])
+        Self::of(Tether::translating_many)
     }
 
     /// The same as [`World::new`] of programs that guard services.
     pub fn guarding() -> Self {
-        Self::of(Tether::guarding, &[1])
+        Self::of(Tether::guarding)
     }
 
     /// The same as [`World::translating`] of programs that guard services.
     pub fn guarding_translating() -> Self {
-        Self::of(Tether::guarding_translating, &[1])
+        Self::of(Tether::guarding_translating)
     }
 
     /// The same as [`World::guarding`], with what clients of each of these services send again being counted.
@@ -169,7 +169,7 @@ impl World {
     /// # Panics
     /// If the kernel does not take the program that counts it.
     pub fn guarding_measuring(services: impl IntoIterator<Item = u16>) -> Self {
-        Self::of(Tether::guarding_measuring, &[1]).measuring_each(services)
+        Self::of(Tether::guarding_measuring).measuring_each(services)
     }
 
     /// The same as [`World::guarding_translating`], with what clients of each of these services send again being counted.
@@ -177,7 +177,7 @@ impl World {
     /// # Panics
     /// If the kernel does not take the program that counts it.
     pub fn guarding_translating_measuring(services: impl IntoIterator<Item = u16>) -> Self {
-        Self::of(Tether::guarding_translating_measuring, &[1]).measuring_each(services)
+        Self::of(Tether::guarding_translating_measuring).measuring_each(services)
     }
 
     fn measuring_each(self, services: impl IntoIterator<Item = u16>) -> Self {
@@ -197,7 +197,7 @@ impl World {
 
     /// # Panics
     /// If this thread has a world already: it would wait for itself.
-    fn of(tether: fn() -> MutexGuard<'static, Tether>, owners: &[u32]) -> Self {
+    fn of(tether: fn() -> MutexGuard<'static, Tether>) -> Self {
         assert!(
             !HAS_WORLD.replace(true),
             "one world at a time: drop the other first"
@@ -213,48 +213,69 @@ impl World {
         world.zero();
         world.backend(&BackendSpec::l2(1));
         world.backend(&BackendSpec::l2(2));
-        world.service(SERVICE, VIP, VIP_PORT, owners);
+        world.service(SERVICE, VIP, VIP_PORT, &[1]);
         world
     }
 
     /// Zeroed maps are as fresh as new ones: the kernel zeroes new ones too.
     fn zero(&self) {
-        fn clear<T: Entry>(array: &Array<T>) {
-            for index in 0..array.len() {
-                for word in 0..size_of::<T>() / 8 {
-                    array
-                        .word(index, word)
-                        .store(0, std::sync::atomic::Ordering::Relaxed);
-                }
-            }
-        }
-        let maps = &self.maps;
-        clear(&maps.flows4);
-        clear(&maps.facts4);
-        clear(&maps.flows6);
-        clear(&maps.facts6);
-        clear(&maps.affinities);
-        clear(&maps.guards);
-        clear(&maps.ranges);
-        clear(&maps.sources);
-        clear(&maps.hold);
-        clear(&maps.tables);
-        clear(&maps.services);
-        clear(&maps.backends);
-        clear(&maps.vips4);
-        clear(&maps.vips6);
-        clear(&maps.nat4);
-        clear(&maps.nat6);
-        clear(&maps.slots);
-        clear(&maps.endpoints);
-        clear(&maps.endpoints4);
-        clear(&maps.endpoints6);
-        clear(&maps.pairs);
-        clear(&maps.ports);
-        clear(&maps.links);
-        clear(&maps.counters);
-        clear(&maps.cpus);
-        if let Some(measured) = &maps.measured {
+        // By name, so that none is forgotten that comes to be.
+        let Maps {
+            capacity: _,
+            instance: _,
+            flows4,
+            facts4,
+            nat4,
+            flows6,
+            facts6,
+            nat6,
+            slots,
+            hold,
+            affinities,
+            guards,
+            ranges,
+            sources,
+            tables,
+            services,
+            backends,
+            vips4,
+            vips6,
+            endpoints,
+            endpoints4,
+            endpoints6,
+            pairs,
+            ports,
+            links,
+            counters,
+            cpus,
+            measured,
+        } = &*self.maps;
+        flows4.clear();
+        facts4.clear();
+        nat4.clear();
+        flows6.clear();
+        facts6.clear();
+        nat6.clear();
+        slots.clear();
+        hold.clear();
+        affinities.clear();
+        guards.clear();
+        ranges.clear();
+        sources.clear();
+        tables.clear();
+        services.clear();
+        backends.clear();
+        vips4.clear();
+        vips6.clear();
+        endpoints.clear();
+        endpoints4.clear();
+        endpoints6.clear();
+        pairs.clear();
+        ports.clear();
+        links.clear();
+        counters.clear();
+        cpus.clear();
+        if let Some(measured) = measured {
             measured.clear();
         }
         drop(self.notices());
@@ -364,12 +385,7 @@ impl World {
 
     /// Gives [`SERVICE`] a table of these owners' slots, unchanged for ages.
     pub fn share_between(&mut self, owners: &[u32]) {
-        let long_ago = Tick(self.now().0.wrapping_sub(1 << 20));
-        let slots: Vec<Slot> = owners
-            .iter()
-            .map(|owner| Slot::new(*owner, 0, long_ago))
-            .collect();
-        self.table(SERVICE, &slots);
+        self.divide(SERVICE, owners);
     }
 
     /// Gives a backend that is there another state.
@@ -398,13 +414,18 @@ impl World {
         self.maps.services.set(u32::from(id), &entry);
         self.direct(VipEntry::of(Self::vip_key(vip, port), id));
         if !owners.is_empty() {
-            let long_ago = Tick(self.now().0.wrapping_sub(1 << 20));
-            let slots: Vec<Slot> = owners
-                .iter()
-                .map(|owner| Slot::new(*owner, 0, long_ago))
-                .collect();
-            self.table(id, &slots);
+            self.divide(id, owners);
         }
+    }
+
+    /// Gives a service a table of these owners' slots, unchanged for ages.
+    fn divide(&mut self, service: u16, owners: &[u32]) {
+        let long_ago = Tick(self.now().0.wrapping_sub(1 << 20));
+        let slots: Vec<Slot> = owners
+            .iter()
+            .map(|owner| Slot::new(*owner, 0, long_ago))
+            .collect();
+        self.table(service, &slots);
     }
 
     /// Gives a service a table of these slots.
@@ -459,9 +480,9 @@ impl World {
         for bucket in homes(entry.own_key(), directory.len()) {
             for way in 0..WAYS {
                 let word = directory.word(bucket, way);
-                let held = word.load(std::sync::atomic::Ordering::SeqCst);
+                let held = word.load(Ordering::SeqCst);
                 if held == 0 || VipEntry(held).is_for(entry.own_key()) {
-                    word.store(entry.0, std::sync::atomic::Ordering::SeqCst);
+                    word.store(entry.0, Ordering::SeqCst);
                     return;
                 }
             }
@@ -489,10 +510,7 @@ impl World {
     /// Has the flow table only be read for a while from now on.
     pub fn hold(&self, time: Duration) {
         let until_ns = coarse_ns() + time.as_nanos() as u64;
-        self.maps
-            .hold
-            .word(0, 0)
-            .store(until_ns, std::sync::atomic::Ordering::SeqCst);
+        self.maps.hold.word(0, 0).store(until_ns, Ordering::SeqCst);
     }
 
     /// Makes the buckets of resets as if just so many had been saved up.
@@ -586,13 +604,7 @@ impl World {
     /// # Panics
     /// If the clock outruns every try.
     pub fn send_without_resets(&self, packet: &Packet) -> Run {
-        (0..1_000)
-            .map(|_| {
-                self.save_resets(0);
-                self.send(packet)
-            })
-            .find(|run| run.reason() == Reason::ResetLimited)
-            .expect("no try within one step of the coarse clock")
+        self.send_until(Reason::ResetLimited, packet, || self.save_resets(0))
     }
 
     /// The same with no answers by ICMP saved up.
@@ -600,12 +612,16 @@ impl World {
     /// # Panics
     /// If the clock outruns every try.
     pub fn send_without_answers(&self, packet: &Packet) -> Run {
+        self.send_until(Reason::AnswerLimited, packet, || self.save_answers(0))
+    }
+
+    fn send_until(&self, limited: Reason, packet: &Packet, spend: impl Fn()) -> Run {
         (0..1_000)
             .map(|_| {
-                self.save_answers(0);
+                spend();
                 self.send(packet)
             })
-            .find(|run| run.reason() == Reason::AnswerLimited)
+            .find(|run| run.reason() == limited)
             .expect("no try within one step of the coarse clock")
     }
 
@@ -656,13 +672,6 @@ impl Drop for World {
             self.capture.borrow().report();
         }
     }
-}
-
-/// The coarse monotonic clock, which the program reads, in nanoseconds.
-fn coarse_ns() -> u64 {
-    let time = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC_COARSE)
-        .expect("Linux has this clock");
-    time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64
 }
 
 /// The present tick, whatever is left of it.

@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 
+use super::cache::Cache;
 use crate::exec;
 
 /// The keys that Debian signs its suites with.
@@ -17,6 +18,27 @@ const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
 
 /// A suite and the path of its archive on Debian's servers.
 pub(crate) type Suite = (&'static str, &'static str);
+
+/// The directory `name` with `packages` and all that they need, unpacked: the newest that there are, which is told by the first.
+///
+/// # Errors
+/// As [`Cache::provide`].
+pub(crate) fn provide<const N: usize>(
+    cache: &Cache,
+    name: &str,
+    suites: &[Suite],
+    packages: [&str; N],
+) -> Result<PathBuf> {
+    cache.provide(
+        name,
+        |directory| {
+            let apt = Apt::with_lists(directory, suites)?;
+            let (version, _) = apt.resolve(packages[0], packages[0])?;
+            Ok((version, apt))
+        },
+        |apt, content| apt.unpack(&packages.map(str::to_owned), true, content),
+    )
+}
 
 /// Some of Debian's suites.
 pub(crate) struct Apt {

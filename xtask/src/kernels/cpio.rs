@@ -25,6 +25,18 @@ pub(crate) struct Archive<W> {
 }
 
 impl Archive<BufWriter<File>> {
+    /// Starts one at `path`, behind a copy of another.
+    ///
+    /// # Errors
+    /// If the other cannot be read, or this one not be written.
+    pub(crate) fn behind(other: &Path, path: &Path) -> Result<Self> {
+        let mut file = File::create(path).with_context(|| path.display().to_string())?;
+        File::open(other)
+            .and_then(|mut other| io::copy(&mut other, &mut file))
+            .with_context(|| other.display().to_string())?;
+        Self::append_to(file)
+    }
+
     /// Starts one at the end of a file.
     ///
     /// # Errors

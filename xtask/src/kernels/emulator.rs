@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::Command};
 use anyhow::Result;
 
 use super::{
-    apt::{Apt, Suite},
+    apt::{self, Suite},
     cache::Cache,
 };
 use crate::exec;
@@ -31,15 +31,7 @@ impl Emulator {
     /// # Errors
     /// If it cannot be had.
     pub(crate) fn provide(cache: &Cache) -> Result<Self> {
-        let root = cache.provide(
-            "emulator",
-            |directory| {
-                let apt = Apt::with_lists(directory, &SUITES)?;
-                let (version, _) = apt.resolve(PACKAGES[0], PACKAGES[0])?;
-                Ok((version, apt))
-            },
-            |apt, content| apt.unpack(&PACKAGES.map(str::to_owned), true, content),
-        )?;
+        let root = apt::provide(cache, "emulator", &SUITES, PACKAGES)?;
         Ok(Self { root })
     }
 

@@ -2,8 +2,6 @@
 
 use std::{
     collections::BTreeSet,
-    fs::File,
-    io,
     path::{Path, PathBuf},
 };
 
@@ -51,12 +49,7 @@ impl Contents<'_> {
         emulator: &Emulator,
         stripped: &Path,
     ) -> Result<()> {
-        let mut file = File::create(path).with_context(|| path.display().to_string())?;
-        let modules = &kernel.modules;
-        File::open(modules)
-            .and_then(|mut modules| io::copy(&mut modules, &mut file))
-            .with_context(|| modules.display().to_string())?;
-        let mut archive = Archive::append_to(file)?;
+        let mut archive = Archive::behind(&kernel.modules, path)?;
 
         for name in ["bin", "lib", "lib64", "sbin"] {
             archive.directory(&format!("usr/{name}"))?;

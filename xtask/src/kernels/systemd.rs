@@ -5,8 +5,8 @@
 
 use std::{
     collections::BTreeSet,
-    fs::{self, File},
-    io::{self, Write},
+    fs,
+    io::Write,
     path::{Path, PathBuf},
 };
 
@@ -14,8 +14,7 @@ use anyhow::{Context, Result, bail};
 use lab_guest::{GROUP, PLAN, Plan, Program, SCRIPTS};
 
 use super::{
-    LAST_WORDS, PATIENCE,
-    apt::Apt,
+    LAST_WORDS, PATIENCE, apt,
     cache::Cache,
     cpio::Archive,
     emulator::{Emulator, SUITES},
@@ -116,7 +115,7 @@ pub(crate) fn test(package: &Path) -> Result<()> {
     let cache = Cache::open()?;
     let emulator = Emulator::provide(&cache)?;
     let kernel = KERNEL.provide(&cache, &emulator)?;
-    let debian = debian(&cache)?;
+    let debian = apt::provide(&cache, NAME, &SUITES, PACKAGES)?;
     let programs = Programs::build()?;
 
     let scratch = Scratch::new(cache.path(&format!("{NAME}.package")))?;
@@ -149,19 +148,6 @@ pub(crate) fn test(package: &Path) -> Result<()> {
     let seconds = outcome.took.as_secs_f64();
     eprintln!("release: the unit runs under systemd as it should ({seconds:.1} s)");
     Ok(())
-}
-
-/// Debian's packages, unpacked.
-fn debian(cache: &Cache) -> Result<PathBuf> {
-    cache.provide(
-        NAME,
-        |directory| {
-            let apt = Apt::with_lists(directory, &SUITES)?;
-            let (version, _) = apt.resolve(PACKAGES[0], PACKAGES[0])?;
-            Ok((version, apt))
-        },
-        |apt, content| apt.unpack(&PACKAGES.map(str::to_owned), true, content),
-    )
 }
 
 /// A directory that is gone when it is dropped.
@@ -228,12 +214,7 @@ struct Machine<'a> {
 impl Machine<'_> {
     /// Writes the archive that the kernel unpacks, and says what the guest does then.
     fn write(&self, path: &Path, kernel: &Bootable, emulator: &Emulator) -> Result<Plan> {
-        let mut file = File::create(path)?;
-        let modules = &kernel.modules;
-        File::open(modules)
-            .and_then(|mut modules| io::copy(&mut modules, &mut file))
-            .with_context(|| modules.display().to_string())?;
-        let mut archive = Archive::append_to(file)?;
+        let mut archive = Archive::behind(&kernel.modules, path)?;
         archive.content("init", 0o755, INIT.as_bytes())?;
         archive.file("bin/busybox", &emulator.busybox())?;
 

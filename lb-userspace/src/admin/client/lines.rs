@@ -29,19 +29,18 @@ impl Client {
         let path = format!("/v1/flows?{}", text_of(query));
         let answer = self.begin(Method::GET, &path).await?;
         let mut end = None;
-        let mut is_enough = false;
-        self.lines(answer, |line| {
-            match line {
-                FlowLine::Flow(row) => is_enough = !take(row),
-                FlowLine::End(found) => end = Some(found),
+        let lines = self.lines(answer, |line| match line {
+            FlowLine::Flow(row) => take(row),
+            FlowLine::End(found) => {
+                end = Some(found);
+                false
             }
-            !is_enough && end.is_none()
-        })
-        .await?;
-        if end.is_none() && !is_enough {
-            return Err(self.unusable("its list of flows broke off"));
+        });
+        if lines.await? {
+            Ok(end)
+        } else {
+            Err(self.unusable("its list of flows broke off"))
         }
-        Ok(end)
     }
 
     /// Gives each change that is asked for to `take`, until that says false. Does not end by itself if what comes is asked for too.
@@ -51,16 +50,11 @@ impl Client {
     pub async fn events(
         &self,
         asked: AskedEvents,
-        mut take: impl FnMut(Event) -> bool,
+        take: impl FnMut(Event) -> bool,
     ) -> Result<(), Error> {
         let path = format!("/v1/events?{}", text_of(&asked));
         let answer = self.begin(Method::GET, &path).await?;
-        let mut is_enough = false;
-        self.lines(answer, |event| {
-            is_enough = !take(event);
-            !is_enough
-        })
-        .await?;
+        let is_enough = self.lines::<Event>(answer, take).await?;
         if asked.follow && !is_enough {
             return Err(self.unusable("it has ended, or its list of changes broke off"));
         }
@@ -76,18 +70,12 @@ impl Client {
         &self,
         wish: &Wish,
         begun: impl FnOnce(),
-        mut take: impl FnMut(FlowEvent) -> bool,
+        take: impl FnMut(FlowEvent) -> bool,
     ) -> Result<(), Error> {
         let path = format!("/v1/flow-events?{}", text_of(wish));
         let answer = self.begin(Method::POST, &path).await?;
         begun();
-        let mut is_enough = false;
-        self.lines(answer, |event| {
-            is_enough = !take(event);
-            !is_enough
-        })
-        .await?;
-        if is_enough {
+        if self.lines::<FlowEvent>(answer, take).await? {
             Ok(())
         } else {
             Err(self.unusable("it has ended, or its list of events broke off"))
@@ -126,12 +114,12 @@ impl Client {
         }
     }
 
-    /// Gives each line to `take` as it comes, until that says false or the answer ends. Empty ones mean nothing.
+    /// Gives each line to `take` as it comes, until that says false or the answer ends. Empty ones mean nothing. Whether `take` has said false.
     async fn lines<T: serde::de::DeserializeOwned>(
         &self,
         (mut body, _connection): Answer<Incoming>,
         mut take: impl FnMut(T) -> bool,
-    ) -> Result<(), Error> {
+    ) -> Result<bool, Error> {
         let mut text = Vec::new();
         while let Some(chunk) = self.chunk(&mut body).await? {
             text.extend_from_slice(&chunk);
@@ -144,7 +132,7 @@ impl Client {
                 }
                 let line = serde_json::from_slice(line).map_err(|error| self.unusable(error))?;
                 if !take(line) {
-                    return Ok(());
+                    return Ok(true);
                 }
             }
             text.drain(..begin);
@@ -152,7 +140,7 @@ impl Client {
                 return Err(self.unusable("a line without an end"));
             }
         }
-        Ok(())
+        Ok(false)
     }
 
     async fn chunk(&self, body: &mut Incoming) -> Result<Option<hyper::body::Bytes>, Error> {

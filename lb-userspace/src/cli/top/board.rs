@@ -293,7 +293,7 @@ impl Board {
         let total = self.total();
         format!(
             "flows {} ({:.1}% full), new {}/s, packets {}/s, {}bit/s, lost {}/s",
-            short((flows.young + flows.pin) as f64),
+            short(flows.live() as f64),
             flows.used * 100.0,
             short(total.opened),
             short(total.packets),

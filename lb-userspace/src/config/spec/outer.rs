@@ -1,6 +1,6 @@
 //! The sources of outer headers.
 
-use lb_common::{backend::Mode, net::IpVersion};
+use lb_common::backend::Mode;
 use toml::de::DeValue;
 
 use super::{
@@ -74,10 +74,7 @@ fn one(element: &DeValue<'_>) -> Result<Prefix, (String, String)> {
     if let Some((wrong, remedy)) = unusable(prefix.network()) {
         return Err((format!("{prefix} {wrong}"), remedy));
     }
-    let least = match prefix.version() {
-        IpVersion::V4 => 32 - MOST_BITS,
-        IpVersion::V6 => 128 - MOST_BITS,
-    };
+    let least = prefix.version().address_bits() - MOST_BITS;
     if prefix.bits() < least {
         return Err((
             format!("{prefix} has more addresses than a flow is told apart by"),

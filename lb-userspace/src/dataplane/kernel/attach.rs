@@ -13,8 +13,8 @@ use super::{
     bpf::{Link, LinkInfo, XDP_FLAGS_DRV_MODE, XDP_FLAGS_SKB_MODE, pinned_program},
     device::{self, XdpState},
     error::Error,
-    load::possible_cpus,
     pins::{Pins, Rename, links, programs_beside, rename, staged_in},
+    shapes::possible_cpus,
 };
 use crate::failpoint;
 

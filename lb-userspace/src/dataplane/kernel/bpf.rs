@@ -46,6 +46,8 @@ const BPF_F_BEFORE: u32 = 1 << 3;
 pub const XDP_PASS: u32 = 2;
 /// The action of a frame that leaves by the interface that it came in by.
 pub const XDP_TX: u32 = 3;
+/// The action of a frame that leaves by another.
+pub const XDP_REDIRECT: u32 = 4;
 /// Generic mode.
 pub const XDP_FLAGS_SKB_MODE: u32 = 1 << 1;
 /// Native mode.

@@ -11,9 +11,9 @@ use netlink_packet_route::{
     RouteNetlinkMessage,
     link::{InfoKind, InfoPortKind, LinkAttribute, LinkInfo, LinkMessage, LinkXdp, XdpAttached},
 };
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
-};
+use nix::sys::socket::{AddressFamily, SockFlag, SockProtocol, SockType, socket};
+
+use super::netlink::Socket;
 
 /// The XDP program of an interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -139,12 +139,7 @@ pub fn name(ifindex: u32) -> String {
 }
 
 fn get_link(ifindex: u32) -> io::Result<LinkMessage> {
-    let socket = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkRoute,
-    )?;
+    let socket = Socket::open(SockProtocol::NetlinkRoute)?;
     let mut message = LinkMessage::default();
     message.header.index = ifindex;
     let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetLink(message));
@@ -152,17 +147,12 @@ fn get_link(ifindex: u32) -> io::Result<LinkMessage> {
     request.finalize();
     let mut buffer = vec![0; request.buffer_len()];
     request.serialize(&mut buffer);
-    sendto(
-        socket.as_raw_fd(),
-        &buffer,
-        &NetlinkAddr::new(0, 0),
-        MsgFlags::empty(),
-    )?;
+    socket.send(&buffer)?;
     // An interface with many virtual functions has a long description; the kernel sends it in one piece.
-    let mut reply = vec![0; 1 << 18];
-    let length = recv(socket.as_raw_fd(), &mut reply, MsgFlags::empty())?;
-    let reply = NetlinkMessage::<RouteNetlinkMessage>::deserialize(&reply[..length])
-        .map_err(io::Error::other)?;
+    let mut buffer = vec![0; 1 << 18];
+    let reply = socket.receive(&mut buffer)?;
+    let reply =
+        NetlinkMessage::<RouteNetlinkMessage>::deserialize(reply).map_err(io::Error::other)?;
     match reply.payload {
         NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewLink(link)) => Ok(link),
         NetlinkPayload::Error(error) => Err(error.to_io()),

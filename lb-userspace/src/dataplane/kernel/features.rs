@@ -3,14 +3,11 @@
 //!
 //! The messages are small and built by hand here: header, command, one attribute.
 
-use std::{
-    io,
-    os::fd::{AsRawFd, OwnedFd},
-};
+use std::io;
 
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
-};
+use nix::sys::socket::SockProtocol;
+
+use super::netlink::Socket;
 
 // include/uapi/linux/netlink.h, genetlink.h, netdev.h, ethtool.h and ethtool_netlink.h.
 const NLM_F_REQUEST: u16 = 1;
@@ -48,7 +45,7 @@ pub fn takes_redirected(ifindex: u32) -> io::Result<Option<bool>> {
 /// # Errors
 /// As [`takes_redirected`].
 pub fn of(ifindex: u32) -> io::Result<Option<u64>> {
-    let socket = open()?;
+    let socket = Socket::open(SockProtocol::NetlinkGeneric)?;
     let Some(family) = family(&socket, b"netdev\0")? else {
         return Ok(None);
     };
@@ -66,7 +63,7 @@ pub fn of(ifindex: u32) -> io::Result<Option<u64>> {
 /// # Errors
 /// As [`takes_redirected`].
 pub fn splits_headers(ifindex: u32) -> io::Result<Option<bool>> {
-    let socket = open()?;
+    let socket = Socket::open(SockProtocol::NetlinkGeneric)?;
     let Some(family) = family(&socket, b"ethtool\0")? else {
         return Ok(None);
     };
@@ -91,18 +88,8 @@ pub fn splits_headers(ifindex: u32) -> io::Result<Option<bool>> {
     }
 }
 
-fn open() -> io::Result<OwnedFd> {
-    let socket = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkGeneric,
-    );
-    socket.map_err(io::Error::from)
-}
-
 /// The number of a family of generic netlink, whose name ends with a zero; none if this kernel has none of that name.
-fn family(socket: &OwnedFd, name: &[u8]) -> io::Result<Option<u16>> {
+fn family(socket: &Socket, name: &[u8]) -> io::Result<Option<u16>> {
     let asked = request(
         GENL_ID_CTRL,
         CTRL_CMD_GETFAMILY,
@@ -131,15 +118,10 @@ fn request(family: u16, command: u8, kind: u16, value: &[u8]) -> Vec<u8> {
     message
 }
 
-fn ask(socket: &OwnedFd, request: &[u8]) -> io::Result<Vec<u8>> {
-    sendto(
-        socket.as_raw_fd(),
-        request,
-        &NetlinkAddr::new(0, 0),
-        MsgFlags::empty(),
-    )?;
+fn ask(socket: &Socket, request: &[u8]) -> io::Result<Vec<u8>> {
+    socket.send(request)?;
     let mut answer = vec![0; 1 << 13];
-    let length = recv(socket.as_raw_fd(), &mut answer, MsgFlags::empty())?;
+    let length = socket.receive(&mut answer)?.len();
     answer.truncate(length);
     read(answer)
 }

@@ -1,30 +1,29 @@
-//! Maps and program: loaded for an instance, pinned; or for a test run, private.
+//! Program and maps: the object is read, given its maps, and taken by the kernel.
+
+mod programs;
 
 use std::{
-    io, iter,
-    num::NonZero,
+    io,
     os::fd::{AsFd, AsRawFd, BorrowedFd},
-    panic::resume_unwind,
-    sync::{Arc, Mutex, PoisonError},
-    thread,
+    sync::Arc,
 };
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
     maps::{Map, MapData, RingBuf},
-    programs::{Program, SchedClassifier, Xdp},
+    programs::{SchedClassifier, Xdp},
 };
 use lb_common::{
     flow::copy::{BATCH, Order},
-    hash::Seed,
     maps::{self as names, Constants, Instance, default},
     net::IpVersion,
 };
 
+use self::programs::{
+    handed_on_to, is_local, load_program, load_programs, no_array, program_of, put,
+};
 use super::{
-    bpf,
     error::Error,
-    pins::Pins,
     shapes::{self, Opened, create_maps, refused_call},
 };
 use crate::{
@@ -426,116 +425,6 @@ impl Prepared {
     }
 }
 
-/// What an operator is told of a program that packets are handed on to.
-const HANDED_ON_TO: &str = "an XDP program that packets are handed on to";
-
-fn no_array() -> Error {
-    foreign_object("the object has no array of the programs that packets are handed on to")
-}
-
-/// Puts a program in its place, that packets are handed on to.
-fn put(programs: BorrowedFd<'_>, index: u32, program: &Xdp) -> Result<(), Error> {
-    let program = program
-        .fd()
-        .map_err(|error| Error::program(HANDED_ON_TO, error))?;
-    bpf::set_program(programs, index, program.as_fd()).map_err(refused_call(
-        "putting an XDP program in its place, that packets are handed on to",
-    ))
-}
-
-/// One of the object's programs, which was loaded.
-fn program_of<'a>(ebpf: &'a Ebpf, name: &str) -> &'a Xdp {
-    ebpf.program(name)
-        .and_then(|program| program.try_into().ok())
-        .expect("the program was loaded under this name")
-}
-
-/// The programs that packets are handed on to if the maps are of this capacity, with their indices, in the order in which they are put in their places.
-///
-/// Those that guard come first, and those that hand packets on to them after: while the first guard comes, packets come in, and one that is handed on to a
-/// program which is missing is left to the host, whose stack may answer a VIP's flow with a RST. All others are there already then.
-fn handed_on_to(capacity: &Capacity) -> impl Iterator<Item = (u32, &'static str)> + use<> {
-    let (translates, guards) = (capacity.translates(), capacity.guards);
-    (0..names::MAIN_INDEX)
-        .zip(names::HANDED_ON_TO)
-        .rev()
-        .filter(move |(index, _)| match *index {
-            names::GUARD_INDEX.. => guards,
-            names::STEER_INDEX.. => translates,
-            _ => true,
-        })
-}
-
-/// Whether a program that packets are handed on to is for backends on this host.
-fn is_local(index: u32) -> bool {
-    (names::LOCAL_INDEX..names::STEER_INDEX).contains(&index)
-}
-
-/// Has the kernel verify and take one of the object's programs.
-fn load_program(ebpf: &mut Ebpf, name: &'static str) -> Result<(), Error> {
-    match load_programs(ebpf, &[name]).pop() {
-        Some((_, loaded)) => loaded,
-        None => Err(foreign_object("the object lacks one of the programs")),
-    }
-}
-
-/// Programs that the kernel verifies at a time, at most: each takes a CPU, and some megabytes of memory.
-const AT_A_TIME: usize = 4;
-
-/// Has the kernel verify and take some of the object's programs, which takes it up to a second for each: so several at a time, if there are CPUs. Gives
-/// what came of them, in the order asked for.
-fn load_programs(
-    ebpf: &mut Ebpf,
-    wanted: &[&'static str],
-) -> Vec<(&'static str, Result<(), Error>)> {
-    let mut found: Vec<_> = ebpf
-        .programs_mut()
-        .filter_map(|(name, program)| {
-            let at = wanted.iter().position(|other| *other == name)?;
-            Some((at, program))
-        })
-        .collect();
-    found.sort_unstable_by_key(|(at, _)| *at);
-    let mut results: Vec<_> = wanted
-        .iter()
-        .map(|name| {
-            let lacking = foreign_object("the object lacks one of the programs");
-            (*name, Err(lacking))
-        })
-        .collect();
-    let cpus = thread::available_parallelism().map_or(1, NonZero::get);
-    let todo = Mutex::new(found.into_iter());
-    let next = || todo.lock().unwrap_or_else(PoisonError::into_inner).next();
-    let work = || {
-        iter::from_fn(next)
-            .map(|(at, program)| (at, load_one(wanted[at], program)))
-            .collect::<Vec<_>>()
-    };
-    thread::scope(|scope| {
-        // A thread that is not to be had is not needed.
-        let others: Vec<_> = (1..cpus.min(AT_A_TIME).min(wanted.len()))
-            .filter_map(|_| thread::Builder::new().spawn_scoped(scope, work).ok())
-            .collect();
-        let own = work();
-        let all = others
-            .into_iter()
-            .flat_map(|other| other.join().unwrap_or_else(|panic| resume_unwind(panic)));
-        for (at, result) in all.chain(own) {
-            results[at].1 = result;
-        }
-    });
-    results
-}
-
-fn load_one(name: &'static str, program: &mut Program) -> Result<(), Error> {
-    match program {
-        Program::Xdp(program) => program.load(),
-        Program::SchedClassifier(program) => program.load(),
-        _ => return Err(foreign_object("one of the programs is of another type")),
-    }
-    .map_err(|error| Error::program(name, error))
-}
-
 /// Puts a map in the place of the one that aya has made of the object's section, or of its definition.
 ///
 /// The sections are sized for nothing, since the object does not know how large a map is, and aya knows no way to say so; and what is
@@ -610,114 +499,5 @@ fn constants(capacity: Capacity, instance: &Instance) -> Constants {
         ranges: capacity.ranges,
         source_buckets: capacity.source_buckets,
         reserved: 0,
-    }
-}
-
-/// Creates an instance's maps, pinned.
-///
-/// # Errors
-/// When the kernel refuses; then nothing stays behind, or it is logged.
-pub fn create(pins: &Pins, capacity: Capacity) -> Result<Prepared, Error> {
-    let instance = new_instance()?;
-    let staging = pins.stage_maps()?;
-    let created = create_maps(&capacity).and_then(|maps| {
-        for (name, map) in &maps {
-            let path = staging.join(name);
-            bpf::pin(map.as_fd(), &path).map_err(Error::file(&path, "pinning a map"))?;
-            failpoint::pass(failpoint::Place::MapPinned);
-        }
-        let prepared = Prepared::with_maps(capacity, instance, &maps)?;
-        // Word by word from the last, so the version, which vouches for the seeds, is written after them.
-        prepared.maps.instance.set(0, &instance);
-        failpoint::pass(failpoint::Place::MapsComplete);
-        pins.publish_maps()?;
-        failpoint::pass(failpoint::Place::MapsPublished);
-        Ok(prepared)
-    });
-    if created.is_err()
-        && let Err(error) = pins.discard_staged()
-    {
-        tracing::error!(
-            error = chain(&error),
-            "maps that are not complete stay behind"
-        );
-    }
-    created
-}
-
-/// Adopts an instance's pinned maps. Those of what clients send again are never pinned: they are made anew, if that is to be counted.
-///
-/// # Errors
-/// When they are of another version, incomplete, or not what this version makes.
-pub fn adopt(pins: &Pins, measures: bool) -> Result<Prepared, Error> {
-    let (maps, capacity, instance) = shapes::open_pinned(&pins.maps())?;
-    Prepared::with_maps(capacity.measuring(measures), instance, &maps)
-}
-
-/// A new instance with seeds that nobody knows.
-fn new_instance() -> Result<Instance, Error> {
-    let random: [u64; 7] = random()?;
-    Ok(Instance {
-        abi_version: names::ABI_VERSION,
-        reserved: 0,
-        flow_seed: Seed::new([random[0], random[1], random[2]]),
-        fleet_seed: [random[3], random[4], random[5], random[6]],
-    })
-}
-
-/// Words from the kernel's generator.
-pub(super) fn random<const N: usize>() -> Result<[u64; N], Error> {
-    let mut words = [0u64; N];
-    // SAFETY: the buffer is ours, of this size. Up to 256 bytes are given whole once the generator is initialised, for which the
-    // call waits.
-    let got = unsafe { libc::getrandom(words.as_mut_ptr().cast(), size_of_val(&words), 0) };
-    if got == size_of_val(&words) as isize {
-        Ok(words)
-    } else {
-        Err(Error::Bpf {
-            doing: "drawing random seeds",
-            source: io::Error::last_os_error(),
-        })
-    }
-}
-
-/// CPUs that this machine may ever have online: the number of regions in per-CPU arrays.
-///
-/// # Errors
-/// When sysfs does not tell.
-pub fn possible_cpus() -> Result<u32, Error> {
-    aya::util::nr_cpus()
-        .map(|cpus| cpus as u32)
-        .map_err(|(path, source)| Error::File {
-            path: path.into(),
-            doing: "reading the number of CPUs",
-            source,
-        })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn no_program_comes_before_one_that_it_hands_packets_on_to_and_that_may_be_missing() {
-        let capacity = Capacity::for_flows(1, 1, 4, 4, 64, 1).guarding(true);
-        let order: Vec<u32> = handed_on_to(&capacity).map(|(index, _)| index).collect();
-        let at = |index| order.iter().position(|other| *other == index).unwrap();
-        for guard in [names::GUARD_INDEX, names::GUARD_INDEX + 1] {
-            for from in [names::IPV6_INDEX, names::ANY_INDEX, names::ANY_INDEX + 1] {
-                assert!(at(guard) < at(from), "{order:?}");
-            }
-        }
-        for (index, name) in handed_on_to(&capacity) {
-            assert_eq!(name, names::HANDED_ON_TO[index as usize]);
-        }
-    }
-
-    #[test]
-    fn two_instances_share_no_seed() {
-        let (one, other) = (new_instance().unwrap(), new_instance().unwrap());
-        assert_ne!(one.flow_seed, other.flow_seed);
-        assert_ne!(one.fleet_seed, other.fleet_seed);
     }
 }

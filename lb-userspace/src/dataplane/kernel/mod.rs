@@ -12,14 +12,15 @@
 //!
 //! * [`bpf`][]: the calls of bpf(2) that aya leaves out
 //! * [`pins`][]: the pin directory
-//! * [`load`][]: maps and program, private or pinned; `shapes`: what each map has to be
+//! * [`instance`][]: its maps, pinned: created whole, or adopted; `shapes`: what each map has to be
+//! * [`load`][]: the programs, given their maps and taken by the kernel
 //! * [`resize`][]: other sizes for the flow tables; `migrate`: maps of another version; `transfer`: what both do with flows; `mirror`: what is to be
 //!   copied; `copier`: the program that inserts it; `rescue`: what the old program has recorded too late for that
 //! * [`rehearsal`][]: the program run with a built packet, on copies of what it writes
 //! * [`tap`][]: a program that watches in the place of the one that runs otherwise, and back
 //! * [`seed`][]: the fleet's seed that is kept with the maps
 //! * [`device`][]: what the kernel says about an interface
-//! * [`features`][]: what the kernel says its driver can do
+//! * [`features`][]: what the kernel says its driver can do; `netlink`: how it is asked
 //! * [`egress`][]: the interfaces that packets may leave by
 //! * [`attach`][]: links
 //! * [`local`][]: the program on egress, for backends on this host; [`tc`][]: that as a filter
@@ -39,10 +40,12 @@ pub mod egress;
 mod error;
 pub mod features;
 pub mod grace;
+pub mod instance;
 pub mod load;
 pub mod local;
 mod migrate;
 mod mirror;
+mod netlink;
 pub mod pins;
 pub mod rehearsal;
 mod rescue;
@@ -72,9 +75,10 @@ pub use self::{
     decap::{attach_decap, detach_decap},
     egress::{Egress, Refusal},
     error::Error,
-    load::{Loaded, possible_cpus},
+    load::Loaded,
     local::LocalReplies,
     rehearsal::{Rehearsal, Rehearsals, Rehearsed, run_once},
+    shapes::possible_cpus,
     tap::Tap,
     upgrade::{Asked, UpgradeCheck, Verdict, foreseen_capacity, upgrade_check},
 };
@@ -167,7 +171,7 @@ impl Kernel {
             not_resized = refused;
             loaded
         } else {
-            let loaded = load::create(&pins, options.capacity)
+            let loaded = instance::create(&pins, options.capacity)
                 .and_then(load::Prepared::load)
                 .map_err(Error::of_this_kernel);
             if loaded.is_err()

@@ -141,8 +141,8 @@ impl Rehearsal {
         copy(&from.slots, &to.slots);
         copy(&from.sources, &to.sources);
         copy(&from.ports, &to.ports);
-        clear(&to.counters);
-        clear(&to.cpus);
+        to.counters.clear();
+        to.cpus.clear();
     }
 
     fn counted(&self, action: u32, frame: Vec<u8>) -> Option<Rehearsed> {
@@ -213,14 +213,6 @@ fn copy<T: Entry>(from: &Array<T>, to: &Array<T>) {
     for index in 0..from.len() {
         for (from, to) in from.words(index).iter().zip(to.words(index)) {
             to.store(from.load(Ordering::Acquire), Ordering::Release);
-        }
-    }
-}
-
-fn clear<T: Entry>(array: &Array<T>) {
-    for index in 0..array.len() {
-        for word in array.words(index) {
-            word.store(0, Ordering::Relaxed);
         }
     }
 }

@@ -14,6 +14,7 @@ use super::{
     copier::Copier,
     error::Error,
     grace::GracePeriod,
+    instance,
     load::{Loaded, Prepared},
     local, migrate,
     pins::Pins,
@@ -61,10 +62,7 @@ pub(super) fn open(
     let loaded = match complete {
         // What has been completed measures nothing.
         Some(loaded) if !wanted.measures => loaded,
-        _ => {
-            let (held, ..) = shapes::open_pinned(&pins.maps())?;
-            Prepared::with_maps(capacity, instance, &held)?.load()?
-        }
+        _ => instance::adopt(pins, wanted)?.load()?,
     };
     // It may be of maps that a killed process never came to put in force: they know no flow that has begun since, and its replies would be reset by its
     // client. So not only when all else is attached, which waits for first verdicts.

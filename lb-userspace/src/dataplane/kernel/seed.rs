@@ -6,7 +6,7 @@ use lb_common::maps::{INSTANCE, Instance};
 
 use super::{
     error::Error,
-    load::random,
+    instance::random,
     pins::{MAPS, Pins},
     shapes::{check_version, map_memory, open},
 };

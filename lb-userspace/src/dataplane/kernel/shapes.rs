@@ -29,7 +29,6 @@ use lb_common::{
 use super::{
     bpf::{self, BPF_F_MMAPABLE},
     error::Error,
-    load::possible_cpus,
 };
 use crate::dataplane::{array::Array, layouts::Layouts, maps::Capacity};
 
@@ -275,6 +274,20 @@ pub(super) fn pinned_capacity(directory: &Path) -> Result<Capacity, Error> {
         ));
     }
     Ok(capacity)
+}
+
+/// CPUs that this machine may ever have online: the number of regions in per-CPU arrays.
+///
+/// # Errors
+/// When sysfs does not tell.
+pub fn possible_cpus() -> Result<u32, Error> {
+    aya::util::nr_cpus()
+        .map(|cpus| cpus as u32)
+        .map_err(|(path, source)| Error::File {
+            path: path.into(),
+            doing: "reading the number of CPUs",
+            source,
+        })
 }
 
 /// Of maps that are there only because each has to be, there is one entry.

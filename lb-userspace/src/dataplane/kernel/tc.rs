@@ -6,9 +6,9 @@ use std::{
     os::fd::{AsRawFd, BorrowedFd},
 };
 
-use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
-};
+use nix::sys::socket::SockProtocol;
+
+use super::netlink::Socket;
 
 // Numbers of the kernel's include/uapi/linux/rtnetlink.h and pkt_sched.h, pkt_cls.h.
 const RTM_NEWQDISC: u16 = 36;
@@ -36,11 +36,11 @@ pub const INGRESS: u32 = 0xffff_fff2;
 /// Filters of a clsact qdisc: on what goes out.
 pub const EGRESS: u32 = 0xffff_fff3;
 /// Where tether's filter stands: before all others, since one that says that a packet may go ends the row.
-pub const PRIORITY: u16 = 1;
+const PRIORITY: u16 = 1;
 /// What it is called there.
 pub const NAME: &str = "tether";
 /// By what it is told from others there: "teth".
-pub const HANDLE: u32 = 0x7465_7468;
+const HANDLE: u32 = 0x7465_7468;
 
 /// A filter that is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -196,19 +196,12 @@ impl Request {
     fn send(mut self) -> io::Result<Vec<Vec<u8>>> {
         let length = self.0.len() as u32;
         self.0[..4].copy_from_slice(&length.to_ne_bytes());
-        let socket = socket(
-            AddressFamily::Netlink,
-            SockType::Raw,
-            SockFlag::SOCK_CLOEXEC,
-            SockProtocol::NetlinkRoute,
-        )?;
-        let (fd, kernel) = (socket.as_raw_fd(), NetlinkAddr::new(0, 0));
-        sendto(fd, &self.0, &kernel, MsgFlags::empty())?;
+        let socket = Socket::open(SockProtocol::NetlinkRoute)?;
+        socket.send(&self.0)?;
         let mut answers = Vec::new();
         let mut buffer = vec![0; 1 << 16];
         loop {
-            let length = recv(fd, &mut buffer, MsgFlags::empty())?;
-            let mut rest = &buffer[..length];
+            let mut rest = socket.receive(&mut buffer)?;
             while let Some(length) = word(rest, 0).map(|length| length as usize)
                 && let Some(message) = rest.get(HEADER..length)
             {

@@ -19,10 +19,11 @@ use serde::Serialize;
 use super::{
     Options, attach,
     error::Error,
-    load::{Loaded, possible_cpus},
+    load::Loaded,
     migrate::Foreign,
     pins::{self, MAPS},
-    resize, shapes,
+    resize,
+    shapes::{self, possible_cpus},
 };
 use crate::{
     capabilities,

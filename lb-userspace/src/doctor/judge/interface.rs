@@ -391,7 +391,7 @@ fn reverse_path(name: &str, interface: &Interface, many: bool, local: bool) -> F
 }
 
 fn forwarding(facts: &Facts, findings: &mut Vec<Finding>) {
-    for version in [IpVersion::V4, IpVersion::V6] {
+    for version in IpVersion::ALL {
         // By an interface: what is for the host itself is not forwarded.
         let is_forwarded_to = |backend: &Backend| backend.here && !backend.interface.is_empty();
         let mut translating = facts

@@ -128,7 +128,7 @@ fn b1(facts: &mut Facts) -> &mut Backend {
 
 #[test]
 fn where_all_is_well_there_is_nothing_to_do() {
-    for mode in [Mode::L2, Mode::Ipip, Mode::Nat, Mode::Dnat] {
+    for mode in Mode::ALL {
         let report = examine(&well(mode));
         assert_eq!(report.worst(), Ok, "{report:#?}");
         assert!(
@@ -596,7 +596,7 @@ fn backends_on_this_host() {
         backend.probe = Probe::NotSent;
         eth0(facts).translates_local = true;
     }
-    for mode in [Mode::L2, Mode::Ipip, Mode::Nat, Mode::Dnat] {
+    for mode in Mode::ALL {
         let mut facts = well(mode);
         pod(&mut facts);
         let report = examine(&facts);

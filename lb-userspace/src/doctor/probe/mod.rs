@@ -17,7 +17,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_common::headers::{ETHERTYPE_IPV4, ETHERTYPE_IPV6};
+use lb_common::{
+    headers::{ETHERTYPE_IPV4, ETHERTYPE_IPV6},
+    tcp::{RST, SYN},
+};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use self::packet::Heard;
@@ -295,9 +298,7 @@ impl Ear {
         answer: &mut Answer,
     ) {
         if matches!(answer.probe, Probe::NotSent | Probe::Silence)
-            && self
-                .segment(question, syn, packet::SYN, syn.sequence)
-                .is_ok()
+            && self.segment(question, syn, SYN, syn.sequence).is_ok()
         {
             answer.probe = Probe::Silence;
         }
@@ -323,7 +324,7 @@ impl Ear {
     /// Ends the connection that a backend believes in.
     fn end(&self, question: &Question, syn: &Syn) {
         // It would end by itself when its SYN-ACK goes unanswered.
-        let _ = self.segment(question, syn, packet::RST, syn.sequence.wrapping_add(1));
+        let _ = self.segment(question, syn, RST, syn.sequence.wrapping_add(1));
     }
 
     fn segment(&self, question: &Question, syn: &Syn, flags: u8, sequence: u32) -> io::Result<()> {

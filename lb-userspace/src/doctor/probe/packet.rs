@@ -8,13 +8,10 @@ use lb_common::{
         ICMP_LEN, IPV4_LEN, IPV4_OFFSET, IPV6_LEN, PROTO_ICMP, PROTO_ICMPV6, PROTO_IPIP,
         PROTO_IPV6, PROTO_TCP, TTL,
     },
+    tcp::{ACK, RST, SYN},
 };
 
 use crate::packet::{self, Tcp, header, pseudo_sum};
-
-pub(super) const SYN: u8 = 1 << 1;
-pub(super) const RST: u8 = 1 << 2;
-const ACK: u8 = 1 << 4;
 
 const ECHO_REQUEST: u8 = 8;
 const ECHO_REPLY: u8 = 0;

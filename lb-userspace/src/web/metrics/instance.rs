@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use lb_common::verdict::{Reason, Verdict};
+use lb_common::verdict::Reason;
 use prometheus_client::encoding::DescriptorEncoder;
 
 use super::{
@@ -119,13 +119,7 @@ fn reasons(metrics: &Metrics, encoder: &mut DescriptorEncoder<'_>) -> fmt::Resul
     let counted: Vec<_> = Reason::ALL
         .iter()
         .map(|reason| {
-            let verdict = match reason.verdict() {
-                Verdict::Pass => "pass",
-                Verdict::Forward => "forward",
-                Verdict::Reset => "reset",
-                Verdict::Answer => "answer",
-                Verdict::Drop => "drop",
-            };
+            let verdict = reason.verdict().name();
             let labels = Labels::new(&[("reason", reason.name())], ("verdict", verdict));
             (labels, metrics.maps.counter(layout.reason(*reason)))
         })

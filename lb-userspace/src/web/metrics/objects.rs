@@ -6,7 +6,7 @@ use std::{
     net::SocketAddr,
 };
 
-use lb_common::{backend::Serving, counters::Counter, nat::PORTS_OF_PAIR};
+use lb_common::{backend::Serving, counters::Counter, nat::PORTS_OF_PAIR, repeats::Repeats};
 use prometheus_client::encoding::DescriptorEncoder;
 
 use super::{
@@ -17,7 +17,7 @@ use super::{
 use crate::{
     flows::Churn,
     inventory::Ids,
-    model::Health,
+    model::{Admin, Health},
     status::{BackendFlows, BackendStatus, Neighbour, ServiceStatus, SnatStatus},
 };
 
@@ -157,58 +157,91 @@ fn churn<'a>(
     Ok(())
 }
 
+/// All backends, each once, and what is known of each, at the same place.
+#[derive(Default)]
+struct Gathered<'a> {
+    backends: Vec<(Labels, &'a BackendStatus)>,
+    flows: Vec<BackendFlows>,
+    ports: Vec<Vec<SnatStatus>>,
+    churn: Vec<Churn>,
+    /// Of those that are in the maps, each with its place.
+    counters: Vec<(usize, Counter)>,
+    /// Of those whose services want to know, each with its place.
+    repeats: Vec<(usize, Repeats)>,
+}
+
+impl<'a> Gathered<'a> {
+    fn of(metrics: &'a Metrics, ids: &Ids) -> Self {
+        let mut all = Self::default();
+        for service in &metrics.status.services {
+            let endpoint = SocketAddr::new(service.vip, service.port).to_string();
+            let mut listed = HashMap::new();
+            for backend in &service.backends {
+                // It is listed already, as what it is since the service has another mode: no sample is told twice, and flows and ports of both are its.
+                match listed.entry((&backend.name, backend.address, backend.port)) {
+                    Entry::Occupied(entry) => {
+                        let at: usize = *entry.get();
+                        all.flows[at] = all.flows[at] + backend.flows;
+                        let ports = &mut all.ports[at];
+                        for snat in &backend.snat {
+                            // Toward one address and port they are the same ports, whoever's they are.
+                            if ports.iter().all(|known| known.address != snat.address) {
+                                ports.push(*snat);
+                            }
+                        }
+                        continue;
+                    }
+                    Entry::Vacant(entry) => entry.insert(all.backends.len()),
+                };
+                let labels = labels(&service.name, &endpoint, backend);
+                all.add(metrics, ids.backend(service, backend), labels, backend);
+            }
+        }
+        all
+    }
+
+    /// Adds one that is not listed yet, by its id if it has one.
+    fn add(
+        &mut self,
+        metrics: &Metrics,
+        id: Option<u32>,
+        labels: Labels,
+        backend: &'a BackendStatus,
+    ) {
+        let at = self.backends.len();
+        let known = id.and_then(|id| {
+            // Whoever had the id before is somebody else.
+            let generation = metrics.maps.state(id).generation();
+            metrics.census.backend_churn.get(&(id, generation)).copied()
+        });
+        if let Some(id) = id {
+            let layout = metrics.maps.capacity.counters();
+            let counter = metrics.maps.counter(layout.backend(id));
+            self.counters.push((at, counter));
+            if let (Some(measured), Some(_)) = (&metrics.maps.measured, backend.balance.repeats) {
+                self.repeats.push((at, measured.counted(id)));
+            }
+        }
+        self.flows.push(backend.flows);
+        self.ports.push(backend.snat.clone());
+        self.churn.push(known.unwrap_or_default());
+        self.backends.push((labels, backend));
+    }
+}
+
 pub(super) fn backends(
     metrics: &Metrics,
     ids: &Ids,
     encoder: &mut DescriptorEncoder<'_>,
 ) -> fmt::Result {
-    let layout = metrics.maps.capacity.counters();
-    let services = metrics.status.services.iter();
-    let mut backends: Vec<(Labels, &BackendStatus)> = Vec::new();
-    let mut flows_of: Vec<BackendFlows> = Vec::new();
-    let mut ports_of: Vec<Vec<SnatStatus>> = Vec::new();
-    let mut counters = Vec::new();
-    let mut repeats = Vec::new();
-    let mut begun_and_ended = Vec::new();
-    for service in services {
-        let endpoint = SocketAddr::new(service.vip, service.port).to_string();
-        let mut listed = HashMap::new();
-        for backend in &service.backends {
-            // It is listed already, as what it is since the service has another mode: no sample is told twice, and flows and ports of both are its.
-            match listed.entry((&backend.name, backend.address, backend.port)) {
-                Entry::Occupied(entry) => {
-                    let at: usize = *entry.get();
-                    flows_of[at] = flows_of[at] + backend.flows;
-                    let ports = &mut ports_of[at];
-                    for snat in &backend.snat {
-                        // Toward one address and port they are the same ports, whoever's they are.
-                        if ports.iter().all(|known| known.address != snat.address) {
-                            ports.push(*snat);
-                        }
-                    }
-                    continue;
-                }
-                Entry::Vacant(entry) => entry.insert(backends.len()),
-            };
-            flows_of.push(backend.flows);
-            ports_of.push(backend.snat.clone());
-            let id = ids.backend(service, backend);
-            let known = id.and_then(|id| {
-                // Whoever had the id before is somebody else.
-                let generation = metrics.maps.state(id).generation();
-                metrics.census.backend_churn.get(&(id, generation)).copied()
-            });
-            begun_and_ended.push(known.unwrap_or_default());
-            if let Some(id) = id {
-                counters.push((backends.len(), metrics.maps.counter(layout.backend(id))));
-                if let (Some(measured), Some(_)) = (&metrics.maps.measured, backend.balance.repeats)
-                {
-                    repeats.push((backends.len(), measured.counted(id)));
-                }
-            }
-            backends.push((labels(&service.name, &endpoint, backend), backend));
-        }
-    }
+    let Gathered {
+        backends,
+        flows: flows_of,
+        ports: ports_of,
+        churn: begun_and_ended,
+        counters,
+        repeats,
+    } = Gathered::of(metrics, ids);
     let traffic = counters
         .into_iter()
         .map(|(at, counter)| (&backends[at].0, counter))
@@ -257,10 +290,7 @@ pub(super) fn backends(
         "Whether a backend is drained, or was removed, and keeps the flows it has",
     )?;
     for (labels, backend) in &backends {
-        draining.add(
-            labels,
-            backend.removed || backend.admin == crate::model::Admin::Draining,
-        )?;
+        draining.add(labels, backend.removed || backend.admin == Admin::Draining)?;
     }
     let mut resolved = Family::gauge(
         encoder,

@@ -1,9 +1,6 @@
 //! What the page is told.
 
-use std::{
-    net::SocketAddr,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::net::SocketAddr;
 
 use lb_common::backend::{Mode, Serving};
 use serde::Serialize;
@@ -15,6 +12,7 @@ use crate::{
     inventory,
     model::{Admin, Health},
     status::{Attachment, ClosedEgress, Detached, Neighbour, ServiceStatus},
+    wall_clock::since_1970,
 };
 
 /// Changes that the page shows.
@@ -130,9 +128,7 @@ pub(super) fn now(web: &Web, fresh: bool) -> serde_json::Value {
     let rates = web.history.rates();
     let packets = rates.services.into_iter().chain(std::iter::repeat(0.0));
     let now = Now {
-        at: SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |since| since.as_secs()),
+        at: since_1970(),
         fresh,
         version: &status.version,
         uptime_s: status.uptime_s,
@@ -156,7 +152,7 @@ pub(super) fn now(web: &Web, fresh: bool) -> serde_json::Value {
             })
             .into(),
         rates: Total {
-            live: status.flows.young + status.flows.pin,
+            live: status.flows.live(),
             ..rates.total
         },
         services: status
@@ -180,7 +176,7 @@ fn row(service: &ServiceStatus, packets: f64) -> Service<'_> {
             Serving::ExistingOnly => backends.existing += 1,
             Serving::None => backends.none += 1,
         }
-        live += backend.flows.young + backend.flows.pin;
+        live += backend.flows.live();
     }
     Service {
         name: &service.name,

@@ -200,6 +200,21 @@ impl Harness {
             .context("putting the program under test into the harness")
     }
 
+    /// Orders for mid-stream segments to the VIP, in random order.
+    fn orders_for(&self, kind: Kind) -> Orders {
+        Orders {
+            kind: kind as u32,
+            flows: 0,
+            // Any but 0.
+            state: 0x2545_f491,
+            destination: VIP,
+            port: u32::from(PORT),
+            seq: ISN + 1,
+            version: self.version as u32,
+            reserved: 0,
+        }
+    }
+
     /// Runs `packets` packets of established flows, or none of a service's if `is_vip` is false.
     pub(crate) fn run_established(
         &mut self,
@@ -209,14 +224,9 @@ impl Harness {
     ) -> Result<Timing> {
         let destination = if is_vip { VIP } else { VIP + 1 };
         self.order(Orders {
-            kind: Kind::Established as u32,
             flows,
-            state: 0x2545_f491,
             destination,
-            port: u32::from(PORT),
-            seq: ISN + 1,
-            version: self.version as u32,
-            reserved: 0,
+            ..self.orders_for(Kind::Established)
         });
         self.run(packets)
     }
@@ -224,14 +234,10 @@ impl Harness {
     /// Runs `packets` packets that backends send back in mode `nat`, of the first `flows` flows.
     pub(crate) fn run_replies(&mut self, flows: u32, packets: u32) -> Result<Timing> {
         self.order(Orders {
-            kind: Kind::Replies as u32,
             flows,
-            state: 0x2545_f491,
             destination: SNAT,
-            port: u32::from(PORT),
             seq: 1,
-            version: self.version as u32,
-            reserved: 0,
+            ..self.orders_for(Kind::Replies)
         });
         self.run(packets)
     }
@@ -239,14 +245,9 @@ impl Harness {
     /// Runs `packets` SYNs of the flows from number `first` on.
     pub(crate) fn run_opening(&mut self, first: u32, packets: u32) -> Result<Timing> {
         self.order(Orders {
-            kind: Kind::Opening as u32,
-            flows: 0,
             state: first,
-            destination: VIP,
-            port: u32::from(PORT),
             seq: ISN,
-            version: self.version as u32,
-            reserved: 0,
+            ..self.orders_for(Kind::Opening)
         });
         self.run(packets)
     }
@@ -254,14 +255,8 @@ impl Harness {
     /// Runs `packets` segments in mid-stream, each of a flow of its own that nobody knows, from number `first` on.
     pub(crate) fn run_unknown(&mut self, first: u32, packets: u32) -> Result<Timing> {
         self.order(Orders {
-            kind: Kind::Unknown as u32,
-            flows: 0,
             state: first,
-            destination: VIP,
-            port: u32::from(PORT),
-            seq: ISN + 1,
-            version: self.version as u32,
-            reserved: 0,
+            ..self.orders_for(Kind::Unknown)
         });
         self.run(packets)
     }
@@ -408,7 +403,7 @@ pub(crate) fn address(version: IpVersion, address: u32) -> IpAddr {
 
 /// Writes a service with `BACKENDS` backends, reached over the loopback device, where test runs take place.
 fn serve(maps: &Maps, way: Way) {
-    let translates = matches!(way.mode, Mode::Nat | Mode::Dnat);
+    let translates = way.mode.translates();
     for id in 1..=BACKENDS {
         let backend = address(way.backends, bench::backend(id));
         let hop = NextHop {

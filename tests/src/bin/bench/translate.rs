@@ -148,8 +148,6 @@ impl Harness {
             }
             self.maps.ports.word(index, 0).store(bits, Relaxed);
         }
-        for index in 0..self.maps.slots.len() {
-            self.maps.slots.word(index, 0).store(0, Relaxed);
-        }
+        self.maps.slots.clear();
     }
 }

@@ -116,9 +116,7 @@ fn main() -> Result<ExitCode> {
         [seconds, connections(number)].concat()
     })?;
     for outcome in &outcomes {
-        for complaint in outcome.complaints.iter().take(COMPLAINTS) {
-            println!("{}: {complaint}", outcome.mode);
-        }
+        complain(&outcome.mode, &outcome.complaints);
     }
     let report = Report::of(&outcomes);
     let faults = report.faults(&Kind::ALL, LEAST);
@@ -187,6 +185,13 @@ fn alone(arguments: &Arguments) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Says what is wrong in a lab of this mode.
+fn complain(mode: &str, complaints: &[String]) {
+    for complaint in complaints.iter().take(COMPLAINTS) {
+        println!("{mode}: {complaint}");
+    }
+}
+
 /// Says what came of sieges.
 fn sieges(sieged: &[Sieged], json: bool) -> Result<ExitCode> {
     let mut failpoints = BTreeMap::<&str, u64>::new();
@@ -203,9 +208,7 @@ fn sieges(sieged: &[Sieged], json: bool) -> Result<ExitCode> {
         for (place, count) in &lab.failpoints {
             *failpoints.entry(place).or_default() += count;
         }
-        for complaint in lab.complaints.iter().take(COMPLAINTS) {
-            println!("{}: {complaint}", lab.mode);
-        }
+        complain(&lab.mode, &lab.complaints);
     }
     for (place, count) in &failpoints {
         println!("{count:>6} deaths {place}");
@@ -244,9 +247,7 @@ fn replays(replayed: &[Replayed], json: bool) -> Result<ExitCode> {
             "{}: {} of {} connections were closed by the pod, {} were cut; {} came after the verdict",
             lab.mode, lab.closed_by_pod, lab.held, lab.cut, lab.arrived_after_verdict
         );
-        for complaint in lab.complaints.iter().take(COMPLAINTS) {
-            println!("{}: {complaint}", lab.mode);
-        }
+        complain(&lab.mode, &lab.complaints);
     }
     if json {
         println!("{}", serde_json::to_string(replayed)?);
@@ -271,9 +272,7 @@ fn deluges(flooded: &[Flooded], json: bool) -> Result<ExitCode> {
             "{}: {} of {} connections broke; {} of {} new ones failed",
             lab.mode, lab.broken, lab.connections, lab.failed, lab.tried
         );
-        for complaint in lab.complaints.iter().take(COMPLAINTS) {
-            println!("{}: {complaint}", lab.mode);
-        }
+        complain(&lab.mode, &lab.complaints);
     }
     if json {
         println!("{}", serde_json::to_string(flooded)?);

@@ -207,7 +207,7 @@ mod tests {
 
     #[test]
     fn what_lists_say_is_told() {
-        for version in [IpVersion::V4, IpVersion::V6] {
+        for version in IpVersion::ALL {
             in_version(version, || {
                 let said = |address: [u8; 4]| asked().said_of(on_wire(address.into()));
                 assert_eq!(said([198, 51, 100, 5]), Said::Allowed);

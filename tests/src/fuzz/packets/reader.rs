@@ -317,7 +317,7 @@ mod tests {
 
     #[test]
     fn what_is_built_is_what_is_read() {
-        for version in [IpVersion::V4, IpVersion::V6] {
+        for version in IpVersion::ALL {
             in_version(version, || {
                 let plain = CLIENT.sends(tcp::ACK).payload(b"odd");
                 read_back(&plain);

@@ -588,7 +588,7 @@ impl Outer {
 
 /// Those of the last bits of the source of a backend's outer header that differ between flows: of some backends none.
 #[must_use]
-pub const fn varied_of(backend: u32) -> u16 {
+const fn varied_of(backend: u32) -> u16 {
     match backend {
         5 => 0x00ff,
         6 => 0xffff,
@@ -641,7 +641,7 @@ mod tests {
 
     #[test]
     fn an_outer_source_is_one_of_its_prefix() {
-        for version in [IpVersion::V4, IpVersion::V6] {
+        for version in IpVersion::ALL {
             in_version(version, || {
                 for backend in 4..=8 {
                     let outer = outer_of(backend).expect("mode ipip");

@@ -34,10 +34,10 @@ use self::flows::Flows;
 use super::{
     error::Error,
     grace::GracePeriod,
-    load::{Loaded, possible_cpus},
+    load::Loaded,
     pins::Pins,
     resize,
-    shapes::{self, Opened},
+    shapes::{self, Opened, possible_cpus},
     transfer::{Origin, Step, Transfer},
 };
 use crate::dataplane::{
