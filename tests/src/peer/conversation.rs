@@ -1,6 +1,7 @@
 //! One client's life: connect, learn the backend's name, talk and check, notice the end, connect again if the plan says so.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError, mpsc as sync_mpsc};
 use std::time::{Duration, Instant};
 
@@ -98,11 +99,19 @@ impl Client {
     }
 
     async fn connect(&self) -> Result<Wire, Break> {
-        let attempt = timeout(self.plan.patience, self.try_connect()).await;
-        attempt.unwrap_or_else(|_| Err(Break::Other("opening took too long".into())))
+        let connected = AtomicBool::new(false);
+        let attempt = timeout(self.plan.patience, self.try_connect(&connected)).await;
+        attempt.unwrap_or_else(|_| {
+            let what = match connected.into_inner() {
+                true => "no word after the handshake",
+                false => "no handshake",
+            };
+            let patience = self.plan.patience;
+            Err(Break::Other(format!("{what} within {patience:?}")))
+        })
     }
 
-    async fn try_connect(&self) -> Result<Wire, Break> {
+    async fn try_connect(&self, connected: &AtomicBool) -> Result<Wire, Break> {
         let socket = match self.plan.target {
             SocketAddr::V4(_) => TcpSocket::new_v4(),
             SocketAddr::V6(_) => TcpSocket::new_v6(),
@@ -110,6 +119,7 @@ impl Client {
         socket.set_reuseaddr(self.plan.local_port.is_some())?;
         socket.bind(self.source)?;
         let stream = socket.connect(self.plan.target).await?;
+        connected.store(true, Ordering::Relaxed);
         stream.set_nodelay(true)?;
         if self.plan.probing {
             probe(&stream)?;

@@ -11,6 +11,7 @@ use anyhow::{Result, anyhow};
 use super::ledger::Visit;
 use crate::namespace::Namespace;
 use crate::peer::client::{Clients, Close, Plan};
+use crate::tether;
 use crate::topology::Lab;
 
 /// Between two visits of one visitor.
@@ -43,12 +44,13 @@ impl Visitors {
             };
             let clients = Clients::start(lab.client(), sources, seed ^ number)?;
             let (stop, host) = (stop.clone(), lab.client().clone());
+            let balancer = lab.balancer().clone();
             threads.push(
                 std::thread::Builder::new()
                     .name("lab-visitor".into())
                     .spawn(move || {
                         if returns {
-                            come_again(&clients, &host, plan, &stop)
+                            come_again(&clients, &host, &balancer, plan, &stop)
                         } else {
                             Ok(come(&clients, plan, &stop))
                         }
@@ -100,6 +102,7 @@ fn come(clients: &Clients, plan: Plan, stop: &AtomicBool) -> Vec<Visit> {
 fn come_again(
     clients: &Clients,
     host: &Namespace,
+    balancer: &Namespace,
     plan: Plan,
     stop: &AtomicBool,
 ) -> Result<Vec<Visit>> {
@@ -113,14 +116,35 @@ fn come_again(
             .cycle(),
     );
     let turns = first.chain(later);
+    let begun = Instant::now();
     for (port, how) in turns.take_while(|_| !stop.load(Ordering::Acquire)) {
         // Until the end of the last connection is acknowledged the kernel keeps the port, and where a host is dark that takes long.
         if is_free(host, port)? {
-            visits.push(visit(clients, plan.from_port(port), how));
+            let mut visit = visit(clients, plan.from_port(port), how);
+            if let Some(failure) = &mut visit.failure {
+                let (after, known) = (begun.elapsed(), entries(balancer, port));
+                *failure += &format!(" from port {port} again after {after:.0?}; {known}");
+            }
+            visits.push(visit);
         }
         std::thread::sleep(PAUSE);
     }
     Ok(visits)
+}
+
+/// What Tether has of connections from a port.
+fn entries(balancer: &Namespace, port: u16) -> String {
+    let listed = tether::succeed(balancer, &["flows"]);
+    let Ok(listed) = listed else {
+        return "no daemon to ask".to_owned();
+    };
+    let port = format!(":{port} ");
+    let mut lines = listed.lines();
+    let heading = lines.next().into_iter();
+    let lines: Vec<_> = heading
+        .chain(lines.filter(|line| line.contains(&port)))
+        .collect();
+    lines.join(" / ")
 }
 
 fn is_free(client: &Namespace, port: u16) -> Result<bool> {
@@ -130,9 +154,6 @@ fn is_free(client: &Namespace, port: u16) -> Result<bool> {
 
 fn visit(clients: &Clients, plan: Plan, how: Close) -> Visit {
     let from = Instant::now();
-    let whence = plan
-        .local_port
-        .map_or_else(String::new, |port| format!(" from port {port} again"));
     let connection = match clients.open_one(plan) {
         Ok(connection) => connection,
         Err(error) => {
@@ -140,7 +161,7 @@ fn visit(clients: &Clients, plan: Plan, how: Close) -> Visit {
                 from,
                 until: Instant::now(),
                 backend: None,
-                failure: Some(format!("{error:#}{whence}")),
+                failure: Some(format!("{error:#}")),
             };
         }
     };
@@ -153,6 +174,6 @@ fn visit(clients: &Clients, plan: Plan, how: Close) -> Visit {
         from,
         until,
         backend: first.map(|life| life.backend),
-        failure: echo.err().map(|error| format!("{error:#}{whence}")),
+        failure: echo.err().map(|error| format!("{error:#}")),
     }
 }
