@@ -10,7 +10,7 @@
 //! | has no router, and leaves by a bridge all of whose ports are such veths, or taps | here |
 //! | anything else | elsewhere |
 //!
-//! The third of the last rows is what Kubernetes' network plugins make of pods behind veth pairs, and the one after it of those behind a bridge. A
+//! The row of a route to one address alone is what Kubernetes' network plugins make of pods behind veth pairs, and the one after it of those behind a bridge. A
 //! veth with a prefix behind it may as well lead to a segment of other hosts, as in a container that tether runs in: so that is taken for elsewhere,
 //! and told.
 
