@@ -1,6 +1,7 @@
 //! Short-lived clients that come without a pause: each opens a connection, has one echo and leaves. Some come again and again
 //! from the same few ports.
 
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -44,13 +45,13 @@ impl Visitors {
             };
             let clients = Clients::start(lab.client(), sources, seed ^ number)?;
             let (stop, host) = (stop.clone(), lab.client().clone());
-            let balancer = lab.balancer().clone();
+            let (balancer, source) = (lab.balancer().clone(), lab.sources()[0]);
             threads.push(
                 std::thread::Builder::new()
                     .name("lab-visitor".into())
                     .spawn(move || {
                         if returns {
-                            come_again(&clients, &host, &balancer, plan, &stop)
+                            come_again(&clients, source, [&host, &balancer], plan, &stop)
                         } else {
                             Ok(come(&clients, plan, &stop))
                         }
@@ -101,8 +102,8 @@ fn come(clients: &Clients, plan: Plan, stop: &AtomicBool) -> Vec<Visit> {
 
 fn come_again(
     clients: &Clients,
-    host: &Namespace,
-    balancer: &Namespace,
+    source: IpAddr,
+    [host, balancer]: [&Namespace; 2],
     plan: Plan,
     stop: &AtomicBool,
 ) -> Result<Vec<Visit>> {
@@ -122,8 +123,9 @@ fn come_again(
         if is_free(host, port)? {
             let mut visit = visit(clients, plan.from_port(port), how);
             if let Some(failure) = &mut visit.failure {
-                let (after, known) = (begun.elapsed(), entries(balancer, port));
-                *failure += &format!(" from port {port} again after {after:.0?}; {known}");
+                let client = SocketAddr::new(source, port);
+                let (after, told) = (begun.elapsed(), explained(balancer, client, plan.target));
+                *failure += &format!(" from port {port} again after {after:.0?}; {told}");
             }
             visits.push(visit);
         }
@@ -132,19 +134,14 @@ fn come_again(
     Ok(visits)
 }
 
-/// What Tether has of connections from a port.
-fn entries(balancer: &Namespace, port: u16) -> String {
-    let listed = tether::succeed(balancer, &["flows"]);
-    let Ok(listed) = listed else {
-        return "no daemon to ask".to_owned();
-    };
-    let port = format!(":{port} ");
-    let mut lines = listed.lines();
-    let heading = lines.next().into_iter();
-    let lines: Vec<_> = heading
-        .chain(lines.filter(|line| line.contains(&port)))
-        .collect();
-    lines.join(" / ")
+/// What Tether says that becomes of a packet of a client's.
+fn explained(balancer: &Namespace, client: SocketAddr, target: SocketAddr) -> String {
+    let asked = ["explain", &client.to_string(), &target.to_string()];
+    match tether::succeed(balancer, &asked) {
+        Ok(told) => told.lines().map(str::trim).collect::<Vec<_>>().join(" / "),
+        // Nobody may live whom it could be asked of.
+        Err(error) => format!("{error:#}"),
+    }
 }
 
 fn is_free(client: &Namespace, port: u16) -> Result<bool> {
