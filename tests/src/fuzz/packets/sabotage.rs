@@ -90,8 +90,8 @@ breaks! {
     TellTooMuch: RightWay;
     /// A translated flow's segment leaves with another port than the flow has.
     OtherPort: OwnTranslation;
-    /// Two flows of an endpoint come to have each other's translation.
-    Exchange: OwnTranslation | ToItsClient;
+    /// Two flows of an endpoint come to have each other's translation: the other's client may be one that there is no way to.
+    Exchange: OwnTranslation | ToItsClient | Cause;
     /// What a backend sends goes to another client.
     OtherClient: ToItsClient;
     /// What a backend sends for a client is taken for the host's.
@@ -100,8 +100,8 @@ breaks! {
     LoseLocalReply: ToItsClient;
     /// What a router says of a translated packet is dropped.
     LoseError: Heard;
-    /// A client's new flow goes to another backend than its others.
-    MovePlaced: Placed;
+    /// A client's new flow goes to another backend than its others, or than what follows of it if it is the first.
+    MovePlaced: Placed | KeptBackend;
     /// Lists refuse nobody: whom they would is let in, or refused for what its source owes or has.
     LetDeniedPass: Guarded | Cause;
     /// Sources never owe anything.
