@@ -200,7 +200,9 @@ fn sieges(sieged: &[Sieged], json: bool) -> Result<ExitCode> {
     for lab in sieged {
         random += lab.random;
         for place in failpoint::Place::ALL.iter().map(|place| place.name()) {
-            if !lab.failpoints.contains_key(place) {
+            // What is remembered is rarely written by a daemon that was told nothing.
+            let obeyed = || lab.orders.keys().any(|what| what.starts_with(place));
+            if !lab.failpoints.contains_key(place) && !obeyed() {
                 unreached += 1;
                 println!("{}: nobody died {place}", lab.mode);
             }
