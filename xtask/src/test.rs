@@ -10,7 +10,10 @@ use crate::{
 };
 
 /// Tests that take long, each beside a shorter one of the same promise: in another mode or family, with fewer kills, or with fewer packets.
-const LONG: [&str; 55] = [
+const LONG: [&str; 67] = [
+    "a_closed_listener_is_refusing_in_ipv6",
+    "a_dark_backend_of_dnat_is_down_and_its_clients_are_reset_in_ipv6",
+    "a_dark_backend_on_the_link_is_down_and_its_clients_are_reset_in_ipv6",
     "a_deadline_closes_what_is_left_at_a_pace_in_ipv6",
     "a_deadline_closes_what_is_left_at_a_pace_with_dnat_in_ipv6",
     "a_flood_from_a_limited_prefix_does_not_keep_others_out_in_ipv6",
@@ -21,6 +24,7 @@ const LONG: [&str; 55] = [
     "a_migration_that_is_killed_loses_no_flow",
     "a_pod_learns_of_a_narrow_way_to_clients_of_nat_in_ipv6",
     "a_pods_flow_is_explained_in_ipv6",
+    "a_process_of_the_host_in_ipv6",
     "a_reset_of_ipip_has_the_tags_of_its_cause_in_ipv6",
     "a_resize_killed_at_any_step_loses_no_entry",
     "a_source_has_so_many_flows_at_a_time_in_ipv6",
@@ -32,6 +36,8 @@ const LONG: [&str; 55] = [
     "an_alert_fires_while_an_interface_takes_no_frames",
     "an_alert_fires_while_sources_nearly_find_no_room",
     "an_interface_that_does_not_forward_is_named_until_it_does",
+    "by_removal_from_the_file_in_ipv6",
+    "by_removal_from_the_file_with_nat_in_ipv6",
     "connections_outlive_upgrade_and_downgrade_l2_ipv6",
     "connections_outlive_upgrade_and_downgrade_nat_ipv6",
     "dnat_keeps_clients_addresses_in_ipv6",
@@ -52,6 +58,10 @@ const LONG: [&str; 55] = [
     "no_ipv6_connection_on_the_link_breaks_but_those_of_a_killed_host",
     "no_translated_ipv6_connection_breaks_but_those_of_a_killed_host",
     "one_that_has_said_goodbye_is_waited_for_while_it_may_be_listening",
+    "pods_behind_a_bridge_beside_remote_backends_of_dnat_in_ipv6",
+    "pods_behind_veths_beside_remote_backends_of_ipip_in_ipv6",
+    "pods_behind_veths_beside_remote_backends_of_l2_in_ipv6",
+    "the_clients_router_is_found_past_conntrack_in_ipv6",
     "the_demo_shows_its_main_job_in_dnat",
     "the_demo_shows_its_main_job_in_ipv6_by_ipip",
     "the_demo_shows_its_main_job_in_ipv6_by_nat",
@@ -60,6 +70,8 @@ const LONG: [&str; 55] = [
     "the_same_port_connects_again_by_dnat_in_ipv6",
     "the_same_port_connects_again_by_l2_in_ipv6",
     "the_vip_leads_from_the_host_and_its_pods_to_no_pod_in_ipv6",
+    "translated_connections_outlive_a_larger_and_a_smaller_flow_table_in_ipv6",
+    "translated_ipv6_flows_outlive_a_killed_daemon",
     "what_is_broken_behind_a_tunnel_in_ipv6_is_seen",
     "what_is_broken_on_an_l2_segment_in_ipv6_is_seen",
     "what_is_broken_where_addresses_are_translated_in_ipv6_is_seen",
