@@ -9,8 +9,8 @@ use crate::{
     exec, kernels, root, setup, verifier,
 };
 
-/// Tests that take long, each beside a shorter one of the same promise: in another mode or family, with fewer kills, or with fewer packets.
-const LONG: [&str; 67] = [
+/// Tests that take long, each beside a shorter one of the same promise: in another mode or family, with fewer kills, with fewer packets, or by promtool alone.
+const LONG: [&str; 72] = [
     "a_closed_listener_is_refusing_in_ipv6",
     "a_dark_backend_of_dnat_is_down_and_its_clients_are_reset_in_ipv6",
     "a_dark_backend_on_the_link_is_down_and_its_clients_are_reset_in_ipv6",
@@ -33,7 +33,11 @@ const LONG: [&str; 67] = [
     "a_start_killed_at_any_moment_leaves_something_to_start_from",
     "alerts_fire_when_flows_find_no_room",
     "alerts_fire_while_removed_backends_leave_no_room_for_new_ones",
+    "an_alert_fires_while_a_backend_is_ejected",
+    "an_alert_fires_while_a_name_does_not_resolve",
+    "an_alert_fires_while_all_backends_are_full",
     "an_alert_fires_while_an_interface_takes_no_frames",
+    "an_alert_fires_while_snat_ports_run_out",
     "an_alert_fires_while_sources_nearly_find_no_room",
     "an_interface_that_does_not_forward_is_named_until_it_does",
     "by_removal_from_the_file_in_ipv6",
@@ -55,6 +59,7 @@ const LONG: [&str; 67] = [
     "l2_takes_off_the_tags_that_a_packet_came_with_in_ipv6",
     "lists_change_while_connections_live_in_ipv6",
     "lists_change_while_connections_live_with_nat",
+    "no_ipv6_connection_breaks_in_a_short_storm",
     "no_ipv6_connection_on_the_link_breaks_but_those_of_a_killed_host",
     "no_translated_ipv6_connection_breaks_but_those_of_a_killed_host",
     "one_that_has_said_goodbye_is_waited_for_while_it_may_be_listening",
