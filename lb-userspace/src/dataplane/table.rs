@@ -201,9 +201,8 @@ impl<'m, K: TableKey> Table<'m, K> {
         word: Word,
         seed: &Seed,
     ) -> Option<TranslationWord> {
-        let words = self.translation_words(place)?;
-        let seen = words[1].load(Ordering::Acquire);
-        if seen <= Translation::BUSY || seen != stamp(key.mixed(seed), word.backend()) {
+        let (words, seen) = self.stamped(place)?;
+        if seen != stamp(key.mixed(seed), word.backend()) {
             return None;
         }
         let translation = words[0].load(Ordering::Acquire);
@@ -223,9 +222,8 @@ impl<'m, K: TableKey> Table<'m, K> {
         word: Word,
         seed: &Seed,
     ) -> Option<TranslationWord> {
-        let words = self.translation_words(place)?;
-        let seen = words[1].load(Ordering::Acquire);
-        if seen <= Translation::BUSY || seen == stamp(key.mixed(seed), word.backend()) {
+        let (words, seen) = self.stamped(place)?;
+        if seen == stamp(key.mixed(seed), word.backend()) {
             return None;
         }
         let translation = words[0].load(Ordering::Acquire);
@@ -237,6 +235,13 @@ impl<'m, K: TableKey> Table<'m, K> {
             .compare_exchange(seen, 0, Ordering::SeqCst, Ordering::Relaxed)
             .is_ok()
             .then_some(TranslationWord(translation))
+    }
+
+    /// The words of the translation at a place, and its stamp; none if there is no translation there, or one that is being written.
+    fn stamped(self, place: Place) -> Option<(&'m [AtomicU64], u64)> {
+        let words = self.translation_words(place)?;
+        let stamp = words[1].load(Ordering::Acquire);
+        (stamp > Translation::BUSY).then_some((words, stamp))
     }
 
     /// The words of the translation at a place, the second of which is its stamp; none if there are no translations.
