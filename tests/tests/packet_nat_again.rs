@@ -23,6 +23,7 @@ lab::in_both_versions![
     a_former_flow_of_the_same_client_proves_nothing,
     a_challenger_has_a_port_of_its_own,
     a_challenger_of_dnat_is_proven_by_its_own_handshake,
+    what_a_backend_still_has_at_a_challengers_port_is_reset,
 ];
 
 /// The client sends at a place of its stream, and its backend gets that from where it gets all of the flow.
@@ -229,4 +230,34 @@ fn a_challenger_of_dnat_is_proven_by_its_own_handshake() {
     let expected = flow.to_backend(&dnat, &ack, Reason::Established);
     world.send(&ack).expect(&expected);
     assert!(world.at(place).1.is(State::Pin));
+}
+
+/// Of a connection whose client vanished, or whose RST was lost.
+fn what_a_backend_still_has_at_a_challengers_port_is_reset() {
+    for mode in MODES {
+        let backend = mode(1);
+        let world = World::with_translating(&backend);
+        let former = world.open(CLIENT);
+        let begin = former.ack().as_tcp().seq;
+        let syn = CLIENT.syn().seq(begin.wrapping_add(64 * MIB));
+        assert_eq!(world.send(&syn).reason(), Reason::Challenged);
+        let next = world.flow_in(CLIENT, State::Challenger);
+
+        // It does not take the SYN, but says where the connection was, and the client knows none of that kind (RFC 9293, 3.10.7.3).
+        let was_at = begin.wrapping_add(900 * MIB);
+        let answer = next.replies(ACK).ack(was_at);
+        world.send(&answer).expect(&next.replied(&answer));
+        let reset = next.sends(RST).seq(was_at);
+        let expected = next.to_backend(&backend, &reset, Reason::Established);
+        world.send(&reset).expect(&expected);
+        assert!(world.at(former.place).1.is(State::Pin));
+
+        // The next SYN is taken, and the connection is there.
+        let expected = next.to_backend(&backend, &syn, Reason::Reopened);
+        world.send(&syn).expect(&expected);
+        let begin = syn.as_tcp().seq.wrapping_add(1);
+        world.send(&next.syn_ack().ack(begin));
+        goes_on(&world, &backend, &next, begin);
+        assert!(world.at(next.place).1.is(State::Pin));
+    }
 }

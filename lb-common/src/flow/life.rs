@@ -297,8 +297,16 @@ const fn has_proven(word: Word) -> bool {
 }
 
 /// Whether a segment is a challenger's, and not the entry's that it challenges.
+///
+/// A RST that is not where the other's stream is, too. A backend that still has the socket of a connection which its client has left, and gets a SYN
+/// from that one's address and port, acknowledges where that one was; and the client resets what it does not know (RFC 9293, 3.10.7.3 and .4), there.
+/// Elsewhere than to that backend it would free nobody, and the challenger would never be answered. It changes nothing of the challenger.
 #[inline(always)]
 const fn challenges(challenger: Word, live: Word, segment: &Segment, proves: bool) -> bool {
-    let is_of_live = live.is_open() && live.is_near(epoch_of(segment.seq));
-    follows(challenger, segment) && (proves || !is_of_live)
+    let is_near = live.is_near(epoch_of(segment.seq));
+    if segment.has(RST) {
+        !is_near
+    } else {
+        follows(challenger, segment) && (proves || !(live.is_open() && is_near))
+    }
 }

@@ -340,7 +340,11 @@ fn a_segment_belongs_to_the_challenger_it_follows_and_else_to_the_live_entry() {
         (ack(at(0) + PROMOTION_WINDOW + 1), pin),
         (ack(at(0) - 1), pin),
         (fin(at(0) + 1), pin),
-        (rst(at(0) + 1), pin),
+        (rst(at(9) + 1), pin),
+        (rst(at(10)), pin),
+        (rst(at(11)), challenger),
+        (rst(at(7)), challenger),
+        (rst(at(0) + 1), challenger),
     ] {
         assert_eq!(belongs(pin, challenger, segment), expected, "{segment:?}");
         assert_eq!(belongs(challenger, pin, segment), expected, "{segment:?}");

@@ -373,6 +373,10 @@ impl Reference {
             return 0;
         }
         if let Some(asked) = held.iter().position(Held::is_asked) {
+            if segment.flags & RST != 0 {
+                let is_of_other = held[1 - asked].ahead(segment.seq).abs() <= 1;
+                return if is_of_other { 1 - asked } else { asked };
+            }
             let is_next = held[asked].is_next(segment);
             return if held[asked].is_followed_by(segment)
                 && (is_next || !held[1 - asked].has(segment))

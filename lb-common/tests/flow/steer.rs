@@ -55,6 +55,33 @@ fn a_port_used_a_third_time_is_served_though_both_clients_before_vanished() {
 }
 
 #[test]
+fn a_reset_where_no_stream_is_reaches_the_backend_that_was_asked() {
+    let mut rig = Rig::small(2);
+    let now = pinned(&rig);
+    rig.set_backend(1, Serving::ExistingOnly);
+    rig.set_slot(Slot::new(2, 0, now));
+    let asked = rig.send(FLOW, syn(ELSEWHERE), now);
+    assert_eq!(asked, (Reason::Challenged, Some(2)));
+    // What that one has still of a connection before both.
+    let before = image(&rig);
+    let stale = ISN.wrapping_add(0x2000_0000);
+    assert_eq!(
+        rig.send(FLOW, rst(stale), now),
+        (Reason::Established, Some(2))
+    );
+    assert_eq!(image(&rig), before);
+    // And what the first one has of the former, which is over then.
+    assert_eq!(
+        rig.send(FLOW, rst(ISN), now),
+        (Reason::Established, Some(1))
+    );
+    let [former, challenger] = rig.entries(FLOW)[..] else {
+        panic!("two entries: {:?}", rig.entries(FLOW));
+    };
+    assert!(former.is(State::Closing) && challenger.is(State::Challenger));
+}
+
+#[test]
 fn a_flow_whose_entry_was_missed_while_it_moved_goes_where_its_entry_says() {
     let mut rig = Rig::small(2);
     let now = pinned(&rig);
