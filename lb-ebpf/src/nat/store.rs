@@ -191,10 +191,11 @@ pub(crate) fn copy<T: Table>(place: Place, key: &T::Key, value: Word, word: Tran
     let Some(translation) = at::<T>(place) else {
         return;
     };
-    let (_, seen) = load(translation);
+    let (former, seen) = load(translation);
     if !begin(translation, seen) {
         return;
     }
+    give_back::<T>(former, slot_of(place));
     let ports = PortMaps::<T>::NEW;
     let mut is_ours = word.pair() == 0;
     if !is_ours {
