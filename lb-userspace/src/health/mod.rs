@@ -32,9 +32,6 @@ use self::{
 };
 use crate::model::{BackendName, Check, Health, HealthReport, LastError, Target};
 
-/// Checks begin at so many moments of an interval and at none between, so that one awakening of the process serves several.
-const STEPS: u32 = 250;
-
 /// Checks `targets` until `shutdown` turns true or the receiver of `reports` is gone.
 ///
 /// No check through a VIP is asked from one of `vips`, those of all services. How they went is noted in `times`. `at_once` is how many checks of all services are under way at once, at most. A target is a name and an address: one that stays in the list keeps its
@@ -219,7 +216,7 @@ async fn watch_one(shared: Arc<Shared>, mut orders: watch::Receiver<Order>) {
             began
         };
         let next = began + jittered(track.interval(), target.check.jitter_percent);
-        let next = in_step(shared.began, next, track.interval() / STEPS);
+        let next = in_step(shared.began, next, track.interval() / Check::STEPS);
         tokio::select! {
             () = tokio::time::sleep_until(next.into()) => (),
             changed = orders.changed() => {

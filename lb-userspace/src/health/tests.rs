@@ -199,6 +199,21 @@ fn checks_begin_in_step() {
     assert_eq!(in_step(began, ms(7), Duration::ZERO), ms(7));
 }
 
+#[test]
+fn a_check_that_waits_for_its_step_ends_within_the_longest_gap() {
+    let check = Check {
+        jitter_percent: 0,
+        ..tcp()
+    };
+    let began = Instant::now();
+    // The one before began right after a step: almost a whole one is waited for.
+    let before = began + Duration::from_nanos(1);
+    let step = check.interval / Check::STEPS;
+    let next = in_step(began, before + check.interval, step);
+    let gap = (next + check.timeout).duration_since(before);
+    assert!(gap <= check.longest_gap(), "{gap:?}");
+}
+
 /// The module at work, and what it says.
 struct Checks {
     targets: watch::Sender<Vec<Target>>,

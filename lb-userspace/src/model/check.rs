@@ -43,6 +43,9 @@ pub struct Check {
 }
 
 impl Check {
+    /// Checks begin at so many moments of an interval and at none between, so that one awakening of the process serves several.
+    pub const STEPS: u32 = 250;
+
     /// What a service without a word on its health gets.
     pub const DEFAULT: Self = Self {
         kind: CheckKind::Tcp,
@@ -60,7 +63,8 @@ impl Check {
 
     /// The longest time from any moment to the end of a check that begins after it, while nothing is in doubt and no other check is in its way.
     pub fn longest_gap(&self) -> Duration {
-        self.interval + self.interval * u32::from(self.jitter_percent) / 100 + self.timeout
+        let jitter = self.interval * u32::from(self.jitter_percent) / 100;
+        self.interval + jitter + self.interval / Self::STEPS + self.timeout
     }
 }
 
