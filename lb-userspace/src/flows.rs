@@ -158,8 +158,8 @@ pub struct Census {
     pub sources: u64,
     /// What the sweep has changed.
     pub swept: Swept,
-    /// Flows that began and ended since the daemon started, by service id; absent is none.
-    pub churn: HashMap<u16, Churn>,
+    /// Flows that began and ended since the daemon started, by service's identity; absent is none.
+    pub churn: HashMap<u64, Churn>,
     /// The same by backend's id and generation.
     pub backend_churn: HashMap<(u32, u8), Churn>,
 }

@@ -65,8 +65,8 @@ struct Common {
     /// Whether a pass has begun that is not over.
     is_passing: bool,
     swept: Swept,
-    /// By service id.
-    churn: Vec<Churn>,
+    /// By service id, of the holder with this identity.
+    churn: Vec<(u64, Churn)>,
     /// By backend id, of the holder with this generation.
     backend_churn: Vec<(u8, Churn)>,
 }
@@ -91,7 +91,7 @@ impl Sweeper {
                 sources: Sources::default(),
                 is_passing: false,
                 swept: Swept::default(),
-                churn: vec![Churn::default(); maps.services.len() as usize],
+                churn: vec![(0, Churn::default()); maps.services.len() as usize],
                 backend_churn: vec![(0, Churn::default()); maps.backends.len() as usize],
                 maps,
             },
@@ -164,8 +164,11 @@ impl Common {
             swept: self.swept,
             churn: (0..)
                 .zip(&self.churn)
-                .filter(|(_, churn)| **churn != Churn::default())
-                .map(|(id, churn)| (id, *churn))
+                // Whoever had the id before is gone, also while its next holder has no flows yet.
+                .filter(|(id, (holder, churn))| {
+                    *churn != Churn::default() && self.maps.services.get(*id).identity == *holder
+                })
+                .map(|(_, known)| *known)
                 .collect(),
             backend_churn: (0..)
                 .zip(&self.backend_churn)
@@ -209,11 +212,16 @@ impl Common {
 
     /// Takes in what began and ended of a service at a backend. Of a service that is none there is nothing to count.
     fn note_churn(&mut self, service: u16, backend: BackendRef, churn: &Churn) {
-        let Some(known) = self.churn.get_mut(usize::from(service)) else {
+        let Some((holder, known)) = self.churn.get_mut(usize::from(service)) else {
             return;
         };
         if *churn == Churn::default() {
             return;
+        }
+        let identity = self.maps.services.get(u32::from(service)).identity;
+        if *holder != identity {
+            // The id has another holder now, and no entry is of the former any more.
+            (*holder, *known) = (identity, Churn::default());
         }
         known.add(churn);
         if let Some(known) = self.backend_churn.get_mut(backend.id() as usize) {

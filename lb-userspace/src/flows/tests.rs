@@ -168,6 +168,15 @@ impl<K: Client> Fixture<K> {
         })
     }
 
+    /// Gives a service's id to whoever has an identity.
+    fn give_service(&self, id: u32, identity: u64) {
+        let service = Service {
+            identity,
+            ..self.maps.services.get(id)
+        };
+        self.maps.services.set(id, &service);
+    }
+
     fn put(&self, bucket: u32, way: u32, key: K, word: Word) {
         let bucket = K::table(&self.maps).bucket(bucket);
         for (to, from) in bucket.key_words(way).iter().zip(key.to_words()) {
@@ -555,6 +564,8 @@ fn flows_that_begin_and_end_are_counted_by_service<K: Client>() {
     let fixture = Fixture::<K>::new(16);
     let word = |state, flags| Word::live(state, BackendRef::new(OWNER, 0), 0, NOW, flags);
     let put = |way: u32, service, word| fixture.put(way, way % 4, K::client(way, service), word);
+    fixture.give_service(1, 11);
+    fixture.give_service(2, 12);
     // There before the daemon was.
     put(0, 1, word(State::Pin, 0));
     put(1, 1, word(State::Pin, 0));
@@ -576,13 +587,13 @@ fn flows_that_begin_and_end_are_counted_by_service<K: Client>() {
         ..Churn::default()
     };
     assert_eq!(churn.len(), 2, "{churn:?}");
-    assert_eq!((churn[&1], churn[&2]), (of(1, 0, 1), of(1, 1, 0)));
+    assert_eq!((churn[&11], churn[&12]), (of(1, 0, 1), of(1, 1, 0)));
 
     // Its backend closes all flows now, and then is dead, and its flows are to go elsewhere.
     let state = fixture.maps.state(OWNER);
     fixture.maps.set_state(OWNER, state.pacing(Share::ALL, NOW));
     put(2, 1, word(State::Closing, Word::BY_RESET));
-    assert_eq!(sweeper.pass().churn[&1].deadline, 1);
+    assert_eq!(sweeper.pass().churn[&11].deadline, 1);
     fixture.maps.set_state(OWNER, state.forgetting());
     let churn = sweeper.pass().churn;
     let ended = Churn {
@@ -590,7 +601,20 @@ fn flows_that_begin_and_end_are_counted_by_service<K: Client>() {
         rehashed: 1,
         ..of(1, 0, 1)
     };
-    assert_eq!((churn[&1], churn[&2]), (ended, of(1, 1, 0)));
+    assert_eq!((churn[&11], churn[&12]), (ended, of(1, 1, 0)));
+
+    // Another service has the id, and then a flow.
+    fixture.maps.set_state(OWNER, state);
+    fixture.give_service(1, 13);
+    let expected = [(12, of(1, 1, 0))];
+    assert_eq!(sweeper.pass().churn, HashMap::from(expected));
+    put(5, 1, word(State::Young, 0));
+    let expected = [(12, of(1, 1, 0)), (13, of(1, 0, 0))];
+    assert_eq!(sweeper.pass().churn, HashMap::from(expected));
+    // And nobody.
+    fixture.give_service(1, 0);
+    let expected = [(12, of(1, 1, 0))];
+    assert_eq!(sweeper.pass().churn, HashMap::from(expected));
 }
 
 fn flows_that_begin_and_end_are_counted_by_backend<K: Client>() {
@@ -599,6 +623,8 @@ fn flows_that_begin_and_end_are_counted_by_backend<K: Client>() {
         let word = Word::live(state, BackendRef::new(backend, generation), 0, NOW, flags);
         fixture.put(n, n % 4, K::client(n, service), word);
     };
+    fixture.give_service(1, 11);
+    fixture.give_service(2, 12);
     let mut sweeper = fixture.sweeper();
     assert!(sweeper.pass().backend_churn.is_empty());
     put(0, 1, (OWNER, 0), State::Young, 0);
@@ -620,7 +646,7 @@ fn flows_that_begin_and_end_are_counted_by_backend<K: Client>() {
     let expected = [((OWNER, 0), of(2, 0, 1)), ((OTHER, 0), of(1, 1, 0))];
     assert_eq!(census.backend_churn, HashMap::from(expected));
     assert_eq!(
-        (census.churn[&1], census.churn[&2]),
+        (census.churn[&11], census.churn[&12]),
         (of(2, 1, 1), of(1, 0, 0))
     );
     // Another backend has the id.

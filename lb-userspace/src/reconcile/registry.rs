@@ -19,7 +19,7 @@ use crate::{
     balance::Spread,
     desired::{self, Endpoint},
     flows::{Census, Counts},
-    ids::{Numbered, Pool, Quiet},
+    ids::{Numbered, Pool, Quiet, service_identity},
     model::{BackendName, Check, Drains, Health, HealthReport, Suspension, Target},
     pace::{Moment, Terms},
     plan::Observed,
@@ -543,13 +543,14 @@ impl Registry {
 
     /// Takes in what a pass has counted, after another: flows that have begun in fail-open.
     pub(super) fn counted(&mut self, before: &Census, census: &Census) {
-        let established = |census: &Census, id| {
-            let churn = census.churn.get(id);
-            churn.map_or(0, |churn| churn.established)
-        };
-        for (id, service) in &mut self.services {
+        for service in self.services.values_mut() {
             if service.fail_open {
-                let begun = established(census, id).saturating_sub(established(before, id));
+                let identity = service_identity(service.endpoint.vip, service.endpoint.port);
+                let established = |census: &Census| {
+                    let churn = census.churn.get(&identity);
+                    churn.map_or(0, |churn| churn.established)
+                };
+                let begun = established(census).saturating_sub(established(before));
                 service.fail_open_flows += begun;
             }
         }

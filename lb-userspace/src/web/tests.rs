@@ -249,7 +249,7 @@ async fn start(status: Status) -> (SocketAddr, watch::Sender<Arc<Status>>, watch
         deadline: 10,
         rehashed: 11,
     };
-    counted.churn.insert(2, churn);
+    counted.churn.insert(service_identity(VIP, 80), churn);
     let of_backend = Churn {
         established: 60,
         ..churn

@@ -6,6 +6,7 @@ use lb_common::backend::{Mode, Serving};
 use lb_userspace::{
     config::Config,
     flows::{Census, Churn},
+    ids::service_identity,
     model::{Admin, Asked, Health, HealthReport, LastError},
     pace::Moment,
     reconcile::State,
@@ -431,6 +432,7 @@ fn flows_that_begin_in_fail_open_are_counted() {
     let machine = Machine::new("fail-open");
     let mut config = machine.config(&["b1"]);
     config.services[0].min_healthy = 1;
+    let identity = service_identity(config.services[0].vip, config.services[0].port);
     let mut state = machine.adopt(config).unwrap();
     machine.settle(&mut state);
     let told = |state: &State| {
@@ -444,7 +446,7 @@ fn flows_that_begin_in_fail_open_are_counted() {
             ..Churn::default()
         };
         let census = Census {
-            churn: [(1, churn)].into(),
+            churn: [(identity, churn)].into(),
             ..Census::default()
         };
         state.counted(census.into());

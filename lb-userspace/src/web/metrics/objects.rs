@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     flows::Churn,
+    ids::service_identity,
     inventory::Ids,
     model::{Admin, Health},
     status::{BackendFlows, BackendStatus, Neighbour, ServiceStatus, SnatStatus},
@@ -54,8 +55,9 @@ pub(super) fn services(
         ],
         &traffic,
     )?;
-    let churn_of = |id: &Option<u16>| {
-        let churn = id.and_then(|id| metrics.census.churn.get(&id).copied());
+    let churn_of = |service: &ServiceStatus| {
+        let identity = service_identity(service.vip, service.port);
+        let churn = metrics.census.churn.get(&identity).copied();
         churn.unwrap_or_default()
     };
     churn(
@@ -63,7 +65,7 @@ pub(super) fn services(
         ["service_flows_established", "service_flow_ends"],
         services
             .iter()
-            .map(|(labels, _, id)| (labels, churn_of(id))),
+            .map(|(labels, service, _)| (labels, churn_of(service))),
     )?;
     let mut fail_open = Family::gauge(
         encoder,
