@@ -73,6 +73,16 @@ impl Bounds {
     }
 }
 
+/// How a question is to be asked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Wanted {
+    /// When again.
+    pub bounds: Bounds,
+    /// Since which generation without a break. Whoever has let go of a question has forgotten the answer too: wanted again, it is asked at once, also if it was
+    /// never seen to be gone.
+    pub since: u64,
+}
+
 /// One address of an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Found {
@@ -100,20 +110,20 @@ pub type Servers = Option<Vec<SocketAddr>>;
 
 /// Asks what is to be asked, again and again, until `shutdown` turns true.
 pub async fn run(
-    mut questions: watch::Receiver<BTreeMap<Question, Bounds>>,
+    mut questions: watch::Receiver<BTreeMap<Question, Wanted>>,
     reports: mpsc::Sender<Report>,
     servers: Servers,
     mut shutdown: watch::Receiver<bool>,
 ) {
-    let mut asking: HashMap<Question, (Bounds, Asking)> = HashMap::new();
+    let mut asking: HashMap<Question, (Wanted, Asking)> = HashMap::new();
     loop {
         let wanted = questions.borrow_and_update().clone();
-        asking.retain(|question, (bounds, _)| wanted.get(question) == Some(bounds));
-        for (question, bounds) in wanted {
+        asking.retain(|question, (how, _)| wanted.get(question) == Some(how));
+        for (question, how) in wanted {
             asking.entry(question.clone()).or_insert_with(|| {
                 let resolver = Resolver::new(servers.clone());
-                let running = ask_again(question, bounds, resolver, reports.clone());
-                (bounds, Asking(tokio::spawn(running)))
+                let running = ask_again(question, how.bounds, resolver, reports.clone());
+                (how, Asking(tokio::spawn(running)))
             });
         }
         tokio::select! {

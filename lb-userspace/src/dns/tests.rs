@@ -200,7 +200,8 @@ async fn names_are_asked_again_by_their_ttl_and_what_is_no_longer_wanted_is_not(
         min: Duration::from_millis(50),
         max: Duration::from_millis(100),
     };
-    let (ask, questions) = watch::channel(BTreeMap::from([(question.clone(), bounds)]));
+    let wanted = Wanted { bounds, since: 0 };
+    let (ask, questions) = watch::channel(BTreeMap::from([(question.clone(), wanted)]));
     let (reports, mut reported) = mpsc::channel(1);
     let (stop, shutdown) = watch::channel(false);
     let running = tokio::spawn(run(
@@ -238,4 +239,31 @@ async fn names_are_asked_again_by_their_ttl_and_what_is_no_longer_wanted_is_not(
     stop.send_replace(true);
     running.await.unwrap();
     while reported.recv().await.is_some() {}
+}
+
+#[tokio::test]
+async fn what_is_let_go_of_and_wanted_again_within_one_look_is_asked_at_once() {
+    let server = Server::start().await;
+    server.say(&[("pods.example.", 3_600, a(11))]);
+    let (ask, questions) = watch::channel(BTreeMap::new());
+    let (reports, mut reported) = mpsc::channel(1);
+    let (_stop, shutdown) = watch::channel(false);
+    let servers = Some(vec![server.address]);
+    tokio::spawn(run(questions, reports, servers, shutdown));
+    let bounds = Bounds {
+        min: Duration::from_secs(3_600),
+        max: Duration::from_secs(3_600),
+    };
+    for since in [0, 1] {
+        let question = Question {
+            name: "pods.example.".into(),
+            kind: Kind::A,
+        };
+        // Nobody else runs between the two.
+        ask.send_replace(BTreeMap::new());
+        ask.send_replace(BTreeMap::from([(question, Wanted { bounds, since })]));
+        let report = tokio::time::timeout(Duration::from_secs(20), reported.recv()).await;
+        let found = report.expect("it is not asked").unwrap().result.unwrap();
+        assert_eq!(addresses(&found), ["10.0.1.11"]);
+    }
 }

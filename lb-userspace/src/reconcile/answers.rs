@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::state::State;
 use crate::{
     config::{Config, DnsSource, Service},
-    dns::{Bounds, Found, Question, Report},
+    dns::{Bounds, Found, Question, Report, Wanted},
     status::DnsStatus,
 };
 
@@ -20,6 +20,8 @@ struct Known {
     failures: u64,
     /// Whether it was asked by this daemon.
     asked: bool,
+    /// The generation since which files ask it without a break; 0 is the first one's.
+    since: u64,
 }
 
 /// The latest answers.
@@ -83,10 +85,15 @@ impl Answers {
         next
     }
 
-    /// Forgets what a file no longer asks.
-    pub(super) fn keep_those_of(&mut self, file: &Config) {
-        let asked = questions(file);
+    /// Goes over to the next file, of this generation: forgets what it no longer asks, and notes that it begins to ask what is new.
+    pub(super) fn go_over(&mut self, old: &Config, new: &Config, generation: u64) {
+        let (before, asked) = (questions(old), questions(new));
         self.0.retain(|question, _| asked.contains_key(question));
+        for question in asked.into_keys() {
+            if !before.contains_key(&question) {
+                self.0.entry(question).or_default().since = generation;
+            }
+        }
     }
 
     /// Whether everything that a file asks was asked by this daemon, answered or not. What the last run remembers is no word of the server's: it may be old,
@@ -104,7 +111,7 @@ fn sources(file: &Config) -> impl Iterator<Item = (&Service, &DnsSource)> {
 }
 
 /// What a file asks.
-pub(super) fn questions(file: &Config) -> BTreeMap<Question, Bounds> {
+fn questions(file: &Config) -> BTreeMap<Question, Bounds> {
     let mut all: BTreeMap<Question, Bounds> = BTreeMap::new();
     for (_, source) in sources(file) {
         all.entry(source.question.clone())
@@ -116,8 +123,15 @@ pub(super) fn questions(file: &Config) -> BTreeMap<Question, Bounds> {
 
 impl State {
     /// What is to be asked of the DNS.
-    pub fn questions(&self) -> BTreeMap<Question, Bounds> {
-        questions(&self.file)
+    pub fn questions(&self) -> BTreeMap<Question, Wanted> {
+        let asked = questions(&self.file).into_iter();
+        asked
+            .map(|(question, bounds)| {
+                let known = self.answers.0.get(&question);
+                let since = known.map_or(0, |known| known.since);
+                (question, Wanted { bounds, since })
+            })
+            .collect()
     }
 
     /// Takes in an answer, or that there is none. False if it is no news.

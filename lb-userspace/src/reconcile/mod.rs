@@ -139,7 +139,7 @@ pub struct Outputs {
     /// The addresses whose next hops it wants to know.
     pub addresses: watch::Sender<BTreeSet<IpAddr>>,
     /// What it wants to know of the DNS.
-    pub questions: watch::Sender<BTreeMap<dns::Question, dns::Bounds>>,
+    pub questions: watch::Sender<BTreeMap<dns::Question, dns::Wanted>>,
     /// The VIPs of which it wants to know whether the host itself has them.
     pub vips: watch::Sender<BTreeSet<IpAddr>>,
     /// The state of things. Its `generation.resolved` is not 0 from the first application on; `generation.applied` follows once

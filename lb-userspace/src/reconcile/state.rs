@@ -156,7 +156,7 @@ impl State {
     /// # Errors
     /// When it changes what is fixed while the daemon or the maps live; all stays as it was.
     pub fn reload(&mut self, file: Config) -> Result<u64, String> {
-        let answers = self.answers.carried(&self.file, &file);
+        let mut answers = self.answers.carried(&self.file, &file);
         let taken = self.taken_on(&file, &answers);
         let (expanded, overlaid) =
             taken.inspect_err(|error| self.config_error = Some(error.clone()))?;
@@ -165,10 +165,10 @@ impl State {
                 tracing::warn!("{warning}");
             }
         }
+        answers.go_over(&self.file, &file, self.generation.accepted + 1);
         self.file = file;
         self.config_error = None;
         self.answers = answers;
-        self.answers.keep_those_of(&self.file);
         self.reloads.accepted += 1;
         self.take_on(expanded, overlaid);
         Ok(self.generation.accepted)

@@ -48,7 +48,7 @@ struct Daemon {
     health: mpsc::Sender<HealthReport>,
     next_hops: mpsc::Sender<NextHopReport>,
     answers: mpsc::Sender<dns::Report>,
-    questions: watch::Receiver<BTreeMap<dns::Question, dns::Bounds>>,
+    questions: watch::Receiver<BTreeMap<dns::Question, dns::Wanted>>,
     census: watch::Sender<Arc<Census>>,
     shutdown: watch::Sender<bool>,
     targets: watch::Receiver<Vec<Target>>,

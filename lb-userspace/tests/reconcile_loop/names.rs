@@ -25,13 +25,16 @@ async fn a_name_that_stops_resolving_keeps_its_addresses_and_an_address_that_lea
         name: "pods.example.".into(),
         kind: dns::Kind::Srv,
     };
-    let bounds = dns::Bounds {
-        min: Duration::from_secs(2),
-        max: Duration::from_secs(300),
+    let wanted = dns::Wanted {
+        bounds: dns::Bounds {
+            min: Duration::from_secs(2),
+            max: Duration::from_secs(300),
+        },
+        since: 0,
     };
     daemon
         .until("the question", |_| {
-            *daemon.questions.borrow() == BTreeMap::from([(question.clone(), bounds)])
+            *daemon.questions.borrow() == BTreeMap::from([(question.clone(), wanted)])
         })
         .await;
     let answer = async |daemon: &Daemon, result: Result<&[u8], &str>| {

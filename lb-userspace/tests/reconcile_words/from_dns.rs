@@ -177,6 +177,30 @@ fn what_the_last_run_remembers_of_the_dns_is_no_first_word() {
     assert_eq!(admin(&status(&state), FIRST), Some(Admin::Active));
 }
 
+/// Who asks may not see that it was away.
+#[test]
+fn a_source_that_is_removed_and_put_back_is_asked_anew() {
+    let machine = Machine::new("dns-put-back");
+    let config = || machine.config_with(&[], SOURCE);
+    let mut state = machine.adopt(config()).unwrap();
+    let first = state.questions();
+    answer(&mut state, &[1, 2]);
+    state.reload(config()).unwrap();
+    assert_eq!(state.questions(), first);
+    assert_eq!(weight(&state, FIRST), Some(100));
+
+    state.reload(machine.config(&[])).unwrap();
+    state.reload(config()).unwrap();
+    let again = state.questions();
+    assert!(again.contains_key(&question()));
+    assert_ne!(again, first);
+    // What it found before went with it.
+    assert_eq!(weight(&state, FIRST), None);
+    answer(&mut state, &[1, 2]);
+    assert_eq!(state.questions(), again);
+    assert_eq!(weight(&state, FIRST), Some(100));
+}
+
 #[test]
 fn a_backend_from_the_dns_is_known_by_its_name() {
     let machine = Machine::new("dns-names");
