@@ -25,7 +25,7 @@ use tokio::{
 
 pub use self::times::{ProbeTimes, ServiceTimes};
 use self::{
-    places::{Places, ServicePlaces},
+    places::{Places, ServicePlaces, Turn},
     probe::{Answer, Passages, Probe, TlsClients},
     sign::{Senses, Signs},
     track::{Reply, Rules, Sign, Track},
@@ -175,10 +175,11 @@ async fn watch_one(shared: Arc<Shared>, mut orders: watch::Receiver<Order>) {
     let mut signs = Signs::new(target.address.ip());
     let mut news = News::default();
     let mut first_asked = None;
+    let mut turn = Turn::Usual;
     let times = shared.times.of(&target.name.service);
     loop {
         let began = {
-            let _place = places.take().await;
+            let _place = places.take(turn).await;
             let began = Instant::now();
             let age = began.duration_since(*first_asked.get_or_insert(began));
             track.set_grace(age < target.check.startup_grace);
@@ -191,6 +192,7 @@ async fn watch_one(shared: Arc<Shared>, mut orders: watch::Receiver<Order>) {
                 (began, &times),
             );
             let (error, health) = answer.await;
+            turn = Turn::after(&track, began.elapsed(), target.check.timeout);
             let answers_echoes = track.answers_echoes();
             if let Some(last_error) = news.of(health, error, answers_echoes) {
                 // Verdicts are logged by who acts on them.

@@ -290,6 +290,50 @@ fn serve(pair: &Pair) -> std::sync::mpsc::Sender<()> {
     stop
 }
 
+/// Each of their checks takes its whole timeout, and there are as many of them as there are places.
+#[test]
+fn those_that_are_known_to_be_silent_keep_nobody_else_waiting() {
+    let Network { there, behind, .. } = FOUR;
+    let pair = Pair::new();
+    let server = serve(&pair);
+    pair.far.ip(&format!("addr del {behind} dev lo"));
+    block_on(&pair.near, move || async move {
+        let targets = |patience| {
+            [
+                ("live", there, tcp().timeout),
+                ("dead", behind, patience),
+                ("dead too", behind, patience),
+            ]
+            .map(|(name, address, timeout)| {
+                let check = Check {
+                    timeout,
+                    at_once: 2,
+                    ..tcp()
+                };
+                let mut target = target(address, check);
+                target.name.backend = name.into();
+                target
+            })
+            .to_vec()
+        };
+        let mut checks = Checks::start(targets(tcp().timeout));
+        let found = HashMap::from([
+            ("live".to_owned(), Health::Up),
+            ("dead".to_owned(), Health::Refusing),
+            ("dead too".to_owned(), Health::Refusing),
+        ]);
+        let mut known = HashMap::new();
+        while known != found {
+            let report = checks.next().await;
+            known.insert(report.name.backend, report.health);
+        }
+        // From now on each of them would keep its place for longer than the test may take.
+        checks.targets.send_replace(targets(PATIENCE * 3));
+        drop(server);
+        checks.until(there, Health::Refusing).await;
+    });
+}
+
 #[test]
 fn a_dark_host_on_the_link_is_down_within_three_seconds_and_comes_back() {
     for network in [FOUR, SIX] {

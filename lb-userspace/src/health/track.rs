@@ -176,9 +176,23 @@ impl Track {
         self.health
     }
 
+    /// Whether the verdict is that it takes nothing new, and nothing speaks for another one.
+    pub fn is_given_up(&self) -> bool {
+        matches!(self.health, Health::Refusing | Health::Down) && !self.is_in_doubt()
+    }
+
     /// Time from the beginning of one check to the beginning of the next, without jitter.
     pub fn interval(&self) -> Duration {
-        let doubt = match self.health {
+        if self.is_in_doubt() {
+            self.rules.interval.min(self.rules.doubt_interval)
+        } else {
+            self.rules.interval
+        }
+    }
+
+    /// Whether the verdict may be about to change.
+    fn is_in_doubt(&self) -> bool {
+        match self.health {
             Health::Unknown => true,
             Health::Up => self.failures > 0,
             Health::Refusing => {
@@ -187,11 +201,6 @@ impl Track {
                     || self.sign_pending
             }
             Health::Down => self.yeses > 0,
-        };
-        if doubt {
-            self.rules.interval.min(self.rules.doubt_interval)
-        } else {
-            self.rules.interval
         }
     }
 
@@ -316,6 +325,25 @@ mod tests {
             (Health::Refusing, RULES.doubt_interval)
         );
         assert_eq!(track.observe(Reply::Silent, Sign::Gone), Health::Down);
+    }
+
+    #[test]
+    fn who_is_given_up_has_a_verdict_that_nothing_speaks_against() {
+        let asked = (Reply::Silent, Sign::Asked);
+        for (results, is_given_up) in [
+            (vec![], false),
+            (vec![YES], false),
+            (vec![NO, NO], false),
+            (vec![YES, NO, NO], false),
+            (vec![YES, NO, NO, NO], true),
+            (vec![YES, NO, NO, NO, YES], false),
+            (vec![YES, asked, asked, asked], false),
+            (vec![YES, GONE, GONE, GONE], true),
+            (vec![YES, GONE, GONE, GONE, NO], true),
+            (vec![YES, GONE, GONE, GONE, YES], false),
+        ] {
+            assert_eq!(after(&results).is_given_up(), is_given_up, "{results:?}");
+        }
     }
 
     #[test]
