@@ -18,14 +18,11 @@ mod heap;
 pub mod lock;
 mod manager;
 mod parts;
+mod scouts;
 mod upkeep;
+mod wires;
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    os::unix::fs::FileTypeExt as _,
-    path::PathBuf,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, os::unix::fs::FileTypeExt as _, path::PathBuf, sync::Arc};
 
 use anyhow::{Context as _, Error, Result, anyhow};
 use lb_common::net::IpVersion;
@@ -39,21 +36,20 @@ use self::{
     lock::StateDir,
     parts::{Parts, STOP_PATIENCE},
     upkeep::Upkeep,
+    wires::Wires,
 };
 use crate::{
     admin::{self, Admin, Reloader},
-    chain::chain,
     config::Config,
     dataplane::{
         kernel::{Kernel, Options, foreseen_capacity, possible_cpus},
         maps::Capacity,
     },
-    dns, flows, guard, health,
+    flows, health,
     history::{self, History},
-    neighbour,
     notice::{self, Teller, Told},
-    reconcile::{self, Inputs, Outputs},
-    status::{Attachments, ConfigStatus, Flows, Generation, Reloads, Status},
+    reconcile,
+    status::{ConfigStatus, Flows, Generation, Reloads, Status},
     watch::{self as packets, Watch},
     web::{self, Web},
 };
@@ -76,7 +72,7 @@ pub fn run(config: Config) -> Result<()> {
         let _entered = runtime.enter();
         Signals::catch().context("signals could not be caught")?
     };
-    let (commands, command_queue) = mpsc::channel(QUEUE);
+    let (commands, queue) = mpsc::channel(QUEUE);
     // It looks at the files that the configuration was read from before maps are opened, which may take minutes: what they become meanwhile is news.
     let reloader = Arc::new(Reloader::new(&config, commands.clone()));
     let mut state = StateDir::take(&config.state_dir)?;
@@ -93,15 +89,13 @@ pub fn run(config: Config) -> Result<()> {
             config.path.display()
         );
     }
-    let ended = runtime.block_on(run_parts(
-        config,
-        &mut state,
-        sockets,
-        kernel,
-        signals,
-        (commands, command_queue),
+    let orders = Orders {
+        commands,
+        queue,
         reloader,
-    ));
+    };
+    let running = run_parts(config, &mut state, sockets, kernel, signals, orders);
+    let ended = runtime.block_on(running);
     // A thread that hangs in a read of a file must not keep the process, and with it the lock.
     runtime.shutdown_timeout(STOP_PATIENCE);
     ended
@@ -218,17 +212,21 @@ impl Signals {
     }
 }
 
+/// What people ask for, on its way to the reconciler.
+struct Orders {
+    commands: mpsc::Sender<reconcile::Command>,
+    queue: mpsc::Receiver<reconcile::Command>,
+    reloader: Arc<Reloader>,
+}
+
+/// Starts the parts, and ends them.
 async fn run_parts(
     config: Config,
     state: &mut StateDir,
     sockets: Sockets,
     mut kernel: Kernel,
     mut signals: Signals,
-    (commands, command_queue): (
-        mpsc::Sender<reconcile::Command>,
-        mpsc::Receiver<reconcile::Command>,
-    ),
-    reloader: Arc<Reloader>,
+    orders: Orders,
 ) -> Result<()> {
     let Sockets {
         readers,
@@ -236,24 +234,22 @@ async fn run_parts(
         web: web_listener,
         file: socket,
     } = sockets;
+    let Orders {
+        commands,
+        queue,
+        reloader,
+    } = orders;
     let maps = kernel.maps();
-    let (health_reports, health_queue) = mpsc::channel(QUEUE);
-    let (hop_reports, hop_queue) = mpsc::channel(QUEUE);
-    let (targets, watched_targets) = watch::channel(vec![]);
-    let (addresses, watched_addresses) = watch::channel(BTreeSet::new());
-    let (answers, answer_queue) = mpsc::channel(QUEUE);
-    let (questions, watched_questions) = watch::channel(BTreeMap::new());
-    let (vips, watched_vips) = watch::channel(BTreeSet::new());
-    let (own_vips, watched_own_vips) = watch::channel(None);
-    let (hindrances, watched_hindrances) =
-        watch::channel(neighbour::replies::Hindrances::default());
-    let (unguarded, watched_unguarded) = watch::channel(None);
-    let (census, watched_census) = watch::channel(Arc::new(flows::Census::default()));
-    let (attachments, watched_attachments) = watch::channel(Attachments::default());
-    let (closed_egress, watched_closed_egress) = watch::channel(vec![]);
-    let (status, watched_status) = watch::channel(Arc::new(starting(&config)));
     let (stop, stopping) = watch::channel(false);
     let (listeners, later_listeners) = mpsc::channel(1);
+    let Wires {
+        inputs,
+        outputs,
+        scouts,
+        census,
+        attachments,
+    } = Wires::new(starting(&config), queue, stopping.clone());
+    let (watched_status, watched_census) = (scouts.status.clone(), inputs.census.clone());
 
     let history = History::default();
     let (packet_watch, listeners_to_packets) = Watch::new();
@@ -266,34 +262,11 @@ async fn run_parts(
     .remembering(history.clone())
     .explaining(Arc::new(kernel.rehearsals()?))
     .watching(packet_watch);
-    let checks_at_once = config.checks_at_once;
-    let dns_servers = config.dns_servers.clone();
     let watched_file = config.reload_on_change.then(|| config.path.clone());
-    let interfaces = config.interfaces.clone();
-    let local_interfaces = config.local_interfaces.clone();
-    let outer_sources = config.outer_sources;
     let probes = health::ProbeTimes::default();
-    let inputs = Inputs {
-        commands: command_queue,
-        health: health_queue,
-        next_hops: hop_queue,
-        answers: answer_queue,
-        own_vips: watched_own_vips,
-        hindrances: watched_hindrances,
-        unguarded: watched_unguarded,
-        census: watched_census.clone(),
-        attachments: watched_attachments,
-        closed_egress: watched_closed_egress,
-        shutdown: stopping.clone(),
-    };
-    let outputs = Outputs {
-        targets,
-        addresses,
-        questions,
-        vips,
-        status,
-    };
+    let told = Arc::new(Told::default());
     let mut parts = Parts::default();
+    scouts.start(&mut parts, &config, &kernel, probes.clone(), &stopping)?;
     parts.start("the reconciler", {
         let running = reconcile::run(
             maps.clone(),
@@ -305,96 +278,14 @@ async fn run_parts(
         );
         async { running.await.map_err(Into::into) }
     });
-    parts.start("the health checks", {
-        let running = health::run(
-            watched_targets,
-            watched_vips.clone(),
-            health_reports,
-            checks_at_once,
-            probes.clone(),
-            stopping.clone(),
-        );
-        async { running.await.context("no netlink socket") }
-    });
-    parts.start("the watch over next hops", {
-        let egress = neighbour::Egress {
-            admit: admit(&kernel)?,
-            closed: closed_egress,
-        };
-        let replies = kernel.local_replies();
-        let local = neighbour::Local {
-            rule: neighbour::local::Rule {
-                interfaces: interfaces.clone(),
-                named: local_interfaces,
-            },
-            open: Arc::new(move || {
-                tokio::task::block_in_place(|| replies.open()).map_err(|error| error.to_string())
-            }),
-        };
-        let running = neighbour::run(
-            watched_addresses,
-            hop_reports,
-            egress,
-            local,
-            outer_sources,
-            stopping.clone(),
-        );
-        async { running.await.context("no netlink socket") }
-    });
-    parts.start_infallible(
-        "the questions to the DNS",
-        dns::run(watched_questions, answers, dns_servers, stopping.clone()),
-    );
-    parts.start("the watch over the way of replies", {
-        let (maps, told) = (maps.clone(), maps.clone());
-        let gate = neighbour::replies::Gate {
-            interfaces: interfaces.clone(),
-            admit: admit(&kernel)?,
-            write_devices: Box::new(move |devices| maps.write_links(devices)),
-            take_unresolved: Box::new(move || told.take_unresolved()),
-        };
-        let running =
-            neighbour::replies::run(watched_status.clone(), gate, hindrances, stopping.clone());
-        async { running.await.context("no netlink socket") }
-    });
-    parts.start_infallible("the watch over guards", {
-        let tap = kernel.tap();
-        let load: guard::programs::Load =
-            Arc::new(move || tap.guard().map_err(|error| chain(&error)));
-        guard::programs::run(
-            watched_status.clone(),
-            maps.capacity.guards,
-            load,
-            unguarded,
-            stopping.clone(),
-        )
-    });
-    parts.start("the watch over the host's own VIPs", {
-        let running = neighbour::own::run(watched_vips, own_vips, stopping.clone());
-        async { running.await.context("no netlink socket") }
-    });
-    parts.start_infallible(
-        "the sweep of the flow tables",
-        flows::sweep(maps.clone(), census, stopping.clone()),
-    );
-    let told = Arc::new(Told::default());
-    parts.start("the notices to backends", {
-        let teller = Teller::new(maps.clone(), kernel.program()?, told.clone());
-        let running = notice::run(teller, kernel.take_notices()?, stopping.clone());
-        async {
-            running
-                .await
-                .context("the ring buffer cannot be waited for")
-        }
-    });
-    parts.start("the watch over single packets", {
-        let running = packets::run(kernel.tap(), listeners_to_packets, stopping.clone());
-        async {
-            running
-                .await
-                .context("the ring buffer cannot be waited for")
-        }
-    });
+    start_readers(
+        &mut parts,
+        &mut kernel,
+        census,
+        told.clone(),
+        listeners_to_packets,
+        &stopping,
+    )?;
     parts.start_infallible(
         "the admin socket",
         admin::serve(
@@ -410,19 +301,6 @@ async fn run_parts(
             "the watch over the configuration file",
             file::run(path, reloader.clone(), stopping.clone()),
         );
-    }
-    #[cfg(feature = "log")]
-    match kernel.log() {
-        Ok(log) => {
-            let mut stopping = stopping.clone();
-            parts.start("the program's log", async move {
-                tokio::select! {
-                    () = crate::shutdown::requested(&mut stopping) => Ok(()),
-                    ended = log => ended.context("it cannot be read"),
-                }
-            });
-        }
-        Err(error) => tracing::warn!(%error, "the program logs nothing"),
     }
     parts.start_infallible(
         "the record of changes",
@@ -470,15 +348,53 @@ async fn run_parts(
     Ok(())
 }
 
-/// What lets packets leave by an interface.
+/// Starts the parts that read what the program writes: the flow tables, notices, single packets, its log.
 ///
 /// # Errors
 /// When there are no file descriptors left.
-fn admit(kernel: &Kernel) -> Result<neighbour::Admit> {
-    let egress = kernel.egress()?;
-    Ok(Arc::new(move |ifindex| {
-        egress.admit(ifindex).map_err(|error| error.to_string())
-    }))
+fn start_readers(
+    parts: &mut Parts,
+    kernel: &mut Kernel,
+    census: watch::Sender<Arc<flows::Census>>,
+    told: Arc<Told>,
+    listeners_to_packets: packets::Requests,
+    stopping: &watch::Receiver<bool>,
+) -> Result<()> {
+    parts.start_infallible(
+        "the sweep of the flow tables",
+        flows::sweep(kernel.maps(), census, stopping.clone()),
+    );
+    parts.start("the notices to backends", {
+        let teller = Teller::new(kernel.maps(), kernel.program()?, told);
+        let running = notice::run(teller, kernel.take_notices()?, stopping.clone());
+        async {
+            running
+                .await
+                .context("the ring buffer cannot be waited for")
+        }
+    });
+    parts.start("the watch over single packets", {
+        let running = packets::run(kernel.tap(), listeners_to_packets, stopping.clone());
+        async {
+            running
+                .await
+                .context("the ring buffer cannot be waited for")
+        }
+    });
+    #[cfg(feature = "log")]
+    match kernel.log() {
+        Ok(log) => {
+            let mut stopping = stopping.clone();
+            parts.start("the program's log", async move {
+                tokio::select! {
+                    () = crate::shutdown::requested(&mut stopping) => Ok(()),
+                    ended = log => ended.context("it cannot be read"),
+                }
+            });
+        }
+        Err(error) => tracing::warn!(%error, "the program logs nothing"),
+    }
+    Ok(())
 }
 
 /// From the first application to the signal that ends it.
