@@ -14,7 +14,7 @@
 //! However the daemon ends, the data path goes on forwarding.
 
 mod file;
-mod heap;
+pub(crate) mod heap;
 pub mod lock;
 mod manager;
 mod parts;
@@ -66,7 +66,6 @@ const QUEUE: usize = 1_024;
 /// # Errors
 /// When a part cannot start, or ends by itself. What the kernel holds by then stays and goes on forwarding.
 pub fn run(config: Config) -> Result<()> {
-    heap::keep_little();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
