@@ -33,7 +33,7 @@ impl Readers {
     /// The group that the configuration at `path` names.
     ///
     /// # Errors
-    /// When this host has no such group.
+    /// When this host has no such group, or that cannot be found out.
     pub fn named(name: Option<&str>, path: &Path) -> Result<Self> {
         let Some(name) = name else {
             return Ok(Self::default());

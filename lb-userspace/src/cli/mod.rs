@@ -353,17 +353,21 @@ pub fn main() -> ExitCode {
         Command::Doctor(command) => command.run(),
         command => run(command).map(|()| ExitCode::SUCCESS),
     };
-    ended.unwrap_or_else(|failure| {
-        // The exit status says it, too, where nobody reads this.
-        let _ = writeln!(io::stderr(), "{failure}");
+    let code = ended.unwrap_or_else(|failure| {
+        logging::last_words(&failure);
         failure.exit_code()
-    })
+    });
+    logging::settle();
+    code
 }
 
 fn run(command: Command) -> Result<(), Failure> {
     match command {
         Command::Run { config, log_format } => {
-            logging::start(log_format);
+            // Before there is another thread, as that of the log.
+            daemon::heap::keep_little();
+            logging::start(log_format)
+                .map_err(|error| anyhow::Error::new(error).context("the log"))?;
             let config = load(&config.path, |warning| tracing::warn!("{warning}"))?;
             Ok(daemon::run(config)?)
         }

@@ -11,7 +11,7 @@ const LARGE_BYTES: libc::c_int = 128 << 10;
 ///
 /// glibc keeps an arena for each thread, and from the first large block given back on takes ever larger ones from them, where whatever lies
 /// above holds them (mallopt(3)). musl, with which releases are built, does neither.
-pub(super) fn keep_little() {
+pub(crate) fn keep_little() {
     #[cfg(target_env = "gnu")]
     for (parameter, value) in [
         (libc::M_ARENA_MAX, ARENAS),

@@ -14,7 +14,7 @@
 //! However the daemon ends, the data path goes on forwarding.
 
 mod file;
-mod heap;
+pub(crate) mod heap;
 pub mod lock;
 mod manager;
 mod parts;
@@ -62,7 +62,6 @@ const QUEUE: usize = 1_024;
 /// # Errors
 /// When a part cannot start, or ends by itself. What the kernel holds by then stays and goes on forwarding.
 pub fn run(config: Config) -> Result<()> {
-    heap::keep_little();
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .enable_all()
         .build()
@@ -146,7 +145,15 @@ struct SocketFile(PathBuf);
 impl Sockets {
     async fn open(config: &Config, state: &StateDir) -> Result<Self> {
         let file = SocketFile(state.socket());
-        let readers = admin::Readers::named(config.admin_group.as_deref(), &config.path)?;
+        let named = admin::Readers::named(config.admin_group.as_deref(), &config.path);
+        // Who may look is no reason to leave the data path to itself: until it is known who that is, nobody else may.
+        let readers = named.unwrap_or_else(|error| {
+            tracing::warn!(
+                "{}. Until the daemon is started again the admin socket is for root and the daemon's own user alone",
+                chain(error.as_ref())
+            );
+            admin::Readers::default()
+        });
         let admin = admin::listen(&file.0, readers).with_context(|| {
             format!("{}: the admin socket could not be opened", file.0.display())
         })?;
@@ -476,4 +483,27 @@ async fn applied(status: &mut watch::Receiver<Arc<Status>>) -> Result<()> {
         .await
         .map(drop)
         .map_err(|_| anyhow!("the reconciler ended before it applied anything"))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, os::unix::fs::PermissionsExt as _, path::Path};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn a_group_that_is_not_there_ends_no_start_and_lets_nobody_in() {
+        let directory = std::env::temp_dir().join(format!("tether-readers-{}", std::process::id()));
+        let text = "interfaces = [\"eth0\"]\nadmin_group = \"no-such-group-here\"\n[metrics]\nlisten = \"off\"\n";
+        let config = crate::config::parse(Path::new("t.toml"), text)
+            .unwrap()
+            .config;
+        let state = StateDir::take(&directory).unwrap();
+        let sockets = Sockets::open(&config, &state).await.unwrap();
+        assert_eq!(sockets.readers, admin::Readers::default());
+        let mode = fs::metadata(state.socket()).unwrap().permissions().mode();
+        assert_eq!(mode & 0o777, 0o600);
+        drop(sockets);
+        state.remove(&[]).unwrap();
+    }
 }

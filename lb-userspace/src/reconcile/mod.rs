@@ -4,6 +4,7 @@ mod answers;
 mod capacity;
 mod differences;
 mod evacuation;
+mod keeper;
 mod listing;
 mod memory;
 mod outliers;

@@ -1,4 +1,5 @@
-//! What the reconciler knows and decides, without waiting for anything: the loop around it feeds it events and applies its plans.
+//! What the reconciler knows and decides, without waiting for anything but, and that not for long, what must be remembered first: the loop around it feeds it
+//! events and applies its plans.
 
 mod drains;
 
@@ -14,6 +15,7 @@ use super::{
     Error,
     answers::Answers,
     capacity,
+    keeper::{self, Keeper},
     memory::{self, KnownService, Memory},
     registry::{Outcome, Registry},
     translations::Translations,
@@ -70,7 +72,9 @@ pub struct State {
     /// Why no guard is in force, if none is.
     pub(super) unguarded: Option<String>,
     pub(super) generation: Generation,
+    /// What the file holds, as far as is known.
     saved: Memory,
+    keeper: Keeper,
     /// Whether names, drains, slow starts or hosts that answer echoes came or went since they were saved.
     names_changed: bool,
     /// Whether a slow start has come to another step since the latest comparison.
@@ -138,6 +142,7 @@ impl State {
                 ..Generation::default()
             },
             saved,
+            keeper: Keeper::new(keeper::PATIENCE),
             names_changed: true,
             starts_went_on: false,
             is_unsaved: false,
@@ -328,7 +333,10 @@ impl State {
         }
         self.observed = fresh;
         self.names_changed |= std::mem::take(&mut self.starts_went_on);
-        if !self.saved.is_empty() && !memory::path(&self.config.state_dir).exists() {
+        // A disk that hangs is not asked anything more.
+        let is_answering = !self.keeper.is_underway();
+        if is_answering && !self.saved.is_empty() && !memory::path(&self.config.state_dir).exists()
+        {
             // Somebody has removed it; the application that follows saves it again.
             self.saved = self.saved.forgotten();
             self.names_changed = true;
@@ -515,7 +523,15 @@ impl State {
         )
     }
 
+    /// Has what is known saved, with these drains by command and these changes, if it is not.
+    ///
+    /// # Errors
+    /// When it cannot be, or the disk does not answer in time. What is refused then may come to be in the file all the same, until the next save after that
+    /// takes it out.
     fn save(&mut self, ordered: &Drains, changes: Changes) -> std::io::Result<()> {
+        if let Some(late) = self.keeper.late()? {
+            self.saved = late;
+        }
         let services = self.registry.services().map(|service| {
             let known = KnownService {
                 name: service.name.clone(),
@@ -543,8 +559,13 @@ impl State {
             None => memory,
         };
         if memory != self.saved {
-            memory.save(&self.config.state_dir)?;
-            self.saved = memory;
+            let directory = self.config.state_dir.clone();
+            let kept = self
+                .keeper
+                .keep(memory, move |memory| memory.save(&directory));
+            // The next plan has it saved what is in force, whatever this becomes.
+            self.names_changed |= self.keeper.is_underway();
+            self.saved = kept?;
         }
         Ok(())
     }

@@ -342,6 +342,7 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
         r#"tether_generation{stage="applied"} 3"#.to_owned(),
         r#"tether_reloads_total{outcome="accepted"} 4"#.to_owned(),
         r#"tether_reloads_total{outcome="refused"} 2"#.to_owned(),
+        "tether_log_lines_lost_total 0".to_owned(),
         "tether_config_refused 0".to_owned(),
         "tether_status_timestamp_seconds 1800000000".to_owned(),
         format!("tether_service_flows_established_total{{{service}}} 70"),

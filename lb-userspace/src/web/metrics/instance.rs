@@ -9,6 +9,7 @@ use super::{
     Metrics,
     write::{Family, Labels, Value, word},
 };
+use crate::logging;
 
 pub(super) fn encode(metrics: &Metrics, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let status = &metrics.status;
@@ -31,6 +32,12 @@ pub(super) fn encode(metrics: &Metrics, encoder: &mut DescriptorEncoder<'_>) -> 
     ] {
         generation.add(&Labels::one("stage", stage), number)?;
     }
+    Family::counter(
+        encoder,
+        "log_lines_lost",
+        "Lines of the log that are lost, since nobody read it or it could not be written",
+    )?
+    .of(logging::lines_lost())?;
     reloads(metrics, encoder)?;
     interfaces(metrics, encoder)?;
     runs(metrics, encoder)?;
