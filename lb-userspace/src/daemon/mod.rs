@@ -40,6 +40,7 @@ use self::{
 };
 use crate::{
     admin::{self, Admin, Reloader},
+    chain::chain,
     config::Config,
     dataplane::{
         kernel::{Kernel, Options, foreseen_capacity, possible_cpus},
