@@ -435,6 +435,19 @@ async fn the_metrics_page_names_all_that_is_exported_and_nothing_else() {
     assert_eq!(named, exported);
 }
 
+/// Dashboards and alerts count on these: a rate of what was a counter is nothing once it is a gauge.
+#[tokio::test]
+async fn types_of_metrics_are_those_of_the_compatibility_lists() {
+    let (address, _status, _stop) = start(a_status()).await;
+    let (_, text) = get(address, "/metrics").await;
+    let types = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "))
+        .map(|line| line.replacen(' ', ": ", 1))
+        .collect();
+    crate::compatibility::hold("metric-types", &types);
+}
+
 /// The names of the first events that `/events` brings, and the data of the last of them.
 async fn news(address: SocketAddr, query: &str, events: usize) -> (Vec<String>, serde_json::Value) {
     let mut stream = TcpStream::connect(address).await.unwrap();
