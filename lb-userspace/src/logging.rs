@@ -62,27 +62,66 @@ mod tests {
 
     use super::*;
 
-    /// Set for the process that the test below starts.
-    const IS_CHILD: &str = "TETHER_TEST_LOGS_TO_NOBODY";
+    /// Set for the processes that the tests below start.
+    const IS_CHILD: &str = "TETHER_TEST_LOGS_ALONE";
+
+    fn is_child() -> bool {
+        env::var_os(IS_CHILD).is_some()
+    }
+
+    /// One of these tests, in a process of its own, whose log is its own.
+    fn alone(test: &str) -> Command {
+        let name = format!("logging::tests::{test}");
+        let mut command = Command::new(env::current_exe().unwrap());
+        command
+            .args([name.as_str(), "--exact", "--nocapture"])
+            .env(IS_CHILD, "1")
+            .env(FILTER_VARIABLE, FILTER);
+        command
+    }
 
     #[test]
     fn a_log_that_cannot_be_written_ends_nothing() {
-        if env::var_os(IS_CHILD).is_some() {
+        if is_child() {
             start(Format::Text);
             tracing::error!("nobody reads this");
             return;
         }
         let full = File::options().write(true).open("/dev/full").unwrap();
-        let name = "logging::tests::a_log_that_cannot_be_written_ends_nothing";
-        let ran = Command::new(env::current_exe().unwrap())
-            .args([name, "--exact", "--nocapture"])
-            .env(IS_CHILD, "1")
-            .env(FILTER_VARIABLE, FILTER)
+        let ran = alone("a_log_that_cannot_be_written_ends_nothing")
             .stderr(full)
             .output()
             .unwrap();
         let said = String::from_utf8_lossy(&ran.stdout);
         assert!(ran.status.success(), "{said}");
         assert!(said.contains("1 passed"), "{said}");
+    }
+
+    #[test]
+    fn a_line_of_json_is_an_object_whatever_it_tells() {
+        const TOLD: &str = "it's \"so\",\nor {\\so}: \u{fc}";
+        if is_child() {
+            start(Format::Json);
+            tracing::warn!(object = TOLD, count = 7, "{TOLD}");
+            tracing::info!("and on");
+            return;
+        }
+        let ran = alone("a_line_of_json_is_an_object_whatever_it_tells")
+            .output()
+            .unwrap();
+        let said = String::from_utf8(ran.stderr).unwrap();
+        let lines: Vec<serde_json::Value> = said
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let [warning, more] = &lines[..] else {
+            panic!("{said}");
+        };
+        assert!(warning["timestamp"].is_string(), "{said}");
+        assert_eq!(warning["level"], "WARN");
+        assert_eq!(warning["message"], TOLD);
+        assert_eq!(warning["object"], TOLD);
+        assert_eq!(warning["count"], 7);
+        assert_eq!(more["message"], "and on");
     }
 }

@@ -225,6 +225,11 @@ fn peers_that_stay_take_neither_memory_nor_anything_from_a_flow() -> Result<()> 
     );
     drop(held);
     assert_eq!(crowd::breaks(&connections), [""; 0]);
+
+    // Each line of its log is an object, and there is none for each of these peers, or for each packet.
+    let log = json_lines(&stage.tether.log())?;
+    assert!(log.iter().all(|line| line["level"].is_string()), "{log:?}");
+    assert!(log.len() < 200, "{} lines: {log:#?}", log.len());
     stage.close();
     Ok(())
 }
