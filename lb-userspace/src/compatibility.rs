@@ -18,16 +18,21 @@ fn list(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("compatibility/{name}.txt"))
 }
 
+/// What a list has.
+fn listed(name: &str) -> BTreeSet<String> {
+    let text = fs::read_to_string(list(name)).unwrap_or_default();
+    text.lines().map(str::to_owned).collect()
+}
+
 /// Holds what there is to a list.
-fn hold(name: &str, now: &BTreeSet<String>) {
+pub(crate) fn hold(name: &str, now: &BTreeSet<String>) {
     assert!(now.len() > 10, "only {now:?}");
     let path = list(name);
-    let text = fs::read_to_string(&path).unwrap_or_default();
-    let known: BTreeSet<String> = text.lines().map(str::to_owned).collect();
+    let known = listed(name);
     let gone: Vec<_> = known.difference(now).collect();
     assert!(
         gone.is_empty(),
-        "{}: these were promised to stay within a major version, and are gone or of another type: {gone:#?}",
+        "{}: these were promised to stay within a major version, and are gone or otherwise: {gone:#?}",
         path.display()
     );
     let new: Vec<_> = now.difference(&known).cloned().collect();
@@ -45,16 +50,60 @@ fn hold(name: &str, now: &BTreeSet<String>) {
     );
 }
 
-/// The keys of a JSON schema with their types, as paths.
-fn keys(schema: &Value, path: &str, found: &mut BTreeSet<String>) {
+/// Who writes what a schema describes: that decides which of its changes break something.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Author {
+    /// Tether: whoever reads it counts on what is always there.
+    Tether,
+    /// Others, and what they have written has to stay valid and to mean the same: what may be left out, what is then meant, and the bounds.
+    Others,
+}
+
+/// What a schema says of a value that others write.
+const OF_VALUES: [&str; 10] = [
+    "default",
+    "minimum",
+    "maximum",
+    "x-least",
+    "x-most",
+    "minLength",
+    "maxLength",
+    "minItems",
+    "maxItems",
+    "pattern",
+];
+
+/// The keys of a JSON schema with their types, as paths, the words that they may have, and what their author may count on.
+fn keys(schema: &Value, path: &str, author: Author, found: &mut BTreeSet<String>) {
+    let words = schema["enum"].as_array().into_iter().flatten();
+    for word in words.chain(schema.get("const")) {
+        let word = match word.as_str() {
+            Some(word) => word.to_owned(),
+            None => word.to_string(),
+        };
+        found.insert(format!("{path} = {word}"));
+    }
+    if author == Author::Others {
+        for name in OF_VALUES {
+            if let Some(value) = schema.get(name) {
+                found.insert(format!("{path} {name} {value}"));
+            }
+        }
+    }
     if let Some(items) = schema.get("items") {
-        keys(items, &format!("{path}[]"), found);
+        keys(items, &format!("{path}[]"), author, found);
     }
     for choices in ["anyOf", "oneOf", "allOf"] {
         for choice in schema[choices].as_array().into_iter().flatten() {
-            keys(choice, path, found);
+            keys(choice, path, author, found);
         }
     }
+    let required: BTreeSet<&str> = schema["required"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter_map(Value::as_str)
+        .collect();
     for (name, inner) in schema["properties"].as_object().into_iter().flatten() {
         let path = if path.is_empty() {
             name.clone()
@@ -62,8 +111,28 @@ fn keys(schema: &Value, path: &str, found: &mut BTreeSet<String>) {
             format!("{path}.{name}")
         };
         found.insert(format!("{path}: {}", kind(inner)));
-        keys(inner, &path, found);
+        match (author, required.contains(name.as_str())) {
+            (Author::Tether, true) => found.insert(format!("{path} is always there")),
+            (Author::Others, false) => found.insert(format!("{path} may be left out")),
+            _ => false,
+        };
+        keys(inner, &path, author, found);
     }
+}
+
+/// The keys that no list has, in tables that were there, and that may not be left out: what was valid without them no longer is.
+fn demanded<'n>(now: &'n BTreeSet<String>, known: &BTreeSet<String>) -> Vec<&'n str> {
+    let new = now.iter().filter(|line| !known.contains(*line));
+    let keys = new.filter_map(|line| line.split_once(": "));
+    keys.map(|(key, _)| key)
+        .filter(|key| !key.contains(' ') && !now.contains(&format!("{key} may be left out")))
+        .filter(|key| {
+            key.rsplit_once('.').is_none_or(|(table, _)| {
+                let table = format!("{}: ", table.trim_end_matches("[]"));
+                known.iter().any(|line| line.starts_with(&table))
+            })
+        })
+        .collect()
 }
 
 /// The type of a schema.
@@ -90,7 +159,13 @@ fn kind(schema: &Value) -> String {
 #[test]
 fn keys_of_the_configuration() {
     let mut found = BTreeSet::new();
-    keys(config::schema().as_value(), "", &mut found);
+    let schema = config::schema();
+    keys(schema.as_value(), "", Author::Others, &mut found);
+    let demanded = demanded(&found, &listed("configuration"));
+    assert!(
+        demanded.is_empty(),
+        "files that were valid have none of these, and need them now: {demanded:?}"
+    );
     hold("configuration", &found);
 }
 
@@ -98,13 +173,32 @@ fn keys_of_the_configuration() {
 fn requests_and_answers_of_the_admin_api_and_of_json() {
     let document = serde_json::to_value(admin::document::document()).unwrap();
     let mut found = BTreeSet::new();
+    let mut bodies = BTreeSet::new();
     for (path, methods) in document["paths"].as_object().unwrap() {
-        for method in methods.as_object().unwrap().keys() {
-            found.insert(format!("{} {path}", method.to_uppercase()));
+        for (method, operation) in methods.as_object().unwrap() {
+            let request = format!("{} {path}", method.to_uppercase());
+            for parameter in operation["parameters"].as_array().into_iter().flatten() {
+                let path = format!("{request} {}", parameter["name"].as_str().unwrap());
+                found.insert(format!("{path}: {}", kind(&parameter["schema"])));
+                if parameter["required"] != true {
+                    found.insert(format!("{path} may be left out"));
+                }
+                keys(&parameter["schema"], &path, Author::Others, &mut found);
+            }
+            let contents = operation["requestBody"]["content"].as_object();
+            for (_, content) in contents.into_iter().flatten() {
+                bodies.insert(kind(&content["schema"]));
+            }
+            found.insert(request);
         }
     }
     for (name, schema) in document["components"]["schemas"].as_object().unwrap() {
-        keys(schema, name, &mut found);
+        let author = if bodies.contains(name) {
+            Author::Others
+        } else {
+            Author::Tether
+        };
+        keys(schema, name, author, &mut found);
     }
     hold("api", &found);
 }
@@ -120,8 +214,9 @@ fn reports_of_doctor_and_upgrade_check() {
         generator.into_root_schema_for::<T>().to_value()
     }
     let mut found = BTreeSet::new();
-    keys(&schema::<Report>(), "doctor", &mut found);
-    keys(&schema::<UpgradeCheck>(), "upgrade-check", &mut found);
+    keys(&schema::<Report>(), "doctor", Author::Tether, &mut found);
+    let check = schema::<UpgradeCheck>();
+    keys(&check, "upgrade-check", Author::Tether, &mut found);
     hold("reports", &found);
 }
 
@@ -175,25 +270,89 @@ fn commands_and_their_options() {
     hold("commands", &found);
 }
 
+/// What `keys` finds in a schema.
+fn of(text: &str, author: Author) -> BTreeSet<String> {
+    let mut found = BTreeSet::new();
+    let schema: Value = serde_json::from_str(text).unwrap();
+    keys(&schema, "", author, &mut found);
+    found
+}
+
+/// The lines, as a list has them.
+fn lines<const N: usize>(those: [&str; N]) -> BTreeSet<String> {
+    those.into_iter().map(str::to_owned).collect()
+}
+
 #[test]
 fn what_is_gone_or_of_another_type_is_found() {
-    let of = |text: &str| {
-        let mut found = BTreeSet::new();
-        keys(&serde_json::from_str(text).unwrap(), "", &mut found);
-        found
-    };
     let before = of(
         r#"{"properties": {"a": {"type": "array", "items": {"properties": {"b": {"type": "string"}}}}}}"#,
+        Author::Tether,
     );
-    assert_eq!(
-        before,
-        BTreeSet::from(["a: array".to_owned(), "a[].b: string".to_owned()])
-    );
+    assert_eq!(before, lines(["a: array", "a[].b: string"]));
     let after = of(
         r#"{"properties": {"a": {"type": "array", "items": {"properties": {"b": {"type": ["string", "null"]}}}}}}"#,
+        Author::Tether,
     );
     assert_eq!(
         after.difference(&before).collect::<Vec<_>>(),
         ["a[].b: string|null"]
     );
+}
+
+#[test]
+fn words_defaults_and_bounds_are_found_and_what_may_be_left_out() {
+    let schema = r#"{
+        "required": ["mode"],
+        "properties": {
+            "mode": {"oneOf": [{"type": "string", "const": "l2"}, {"type": "string", "const": "nat"}]},
+            "wait": {"type": "string", "enum": ["", "long"], "default": ""},
+            "size": {"type": "integer", "minimum": 1, "maximum": 9},
+            "names": {"type": "array", "items": {"type": "string", "maxLength": 3}}
+        }
+    }"#;
+    let same = [
+        "mode: string",
+        "mode = l2",
+        "mode = nat",
+        "wait: string",
+        "wait = ",
+        "wait = long",
+        "size: integer",
+        "names: array",
+    ];
+    let mut read = lines(same);
+    read.extend(lines(["mode is always there"]));
+    assert_eq!(of(schema, Author::Tether), read);
+    let mut written = lines(same);
+    written.extend(lines([
+        "wait may be left out",
+        "wait default \"\"",
+        "size may be left out",
+        "size minimum 1",
+        "size maximum 9",
+        "names may be left out",
+        "names[] maxLength 3",
+    ]));
+    assert_eq!(of(schema, Author::Others), written);
+}
+
+#[test]
+fn a_key_that_is_needed_is_found_where_files_had_the_table() {
+    let known = lines(["a: array", "a may be left out", "a[].b: string"]);
+    let and = |more: [&str; 3]| {
+        let mut now = known.clone();
+        now.extend(lines(more));
+        now
+    };
+    let harmless = and([
+        "a[].c: string",
+        "a[].c may be left out",
+        "a[].b minLength 1",
+    ]);
+    assert_eq!(demanded(&harmless, &known), [""; 0]);
+    let with_its_table = and(["d: object", "d may be left out", "d.e: string"]);
+    assert_eq!(demanded(&with_its_table, &known), [""; 0]);
+    let needed = and(["a[].c: string", "f: string", "a[].c minLength 1"]);
+    assert_eq!(demanded(&needed, &known), ["a[].c", "f"]);
 }

@@ -255,4 +255,33 @@ mod tests {
             unread("a_log_that_nobody_ever_reads_keeps_nobody_from_ending");
         told.recv_timeout(LONG).expect("it ends");
     }
+
+    #[test]
+    fn a_line_of_json_is_an_object_whatever_it_tells() {
+        const TOLD: &str = "it's \"so\",\nor {\\so}: \u{fc}";
+        if is_child() {
+            start(Format::Json).unwrap();
+            tracing::warn!(object = TOLD, count = 7, "{TOLD}");
+            tracing::info!("and on");
+            LOG.settle(LONG);
+            return;
+        }
+        let ran = again("a_line_of_json_is_an_object_whatever_it_tells")
+            .output()
+            .unwrap();
+        let said = String::from_utf8(ran.stderr).unwrap();
+        let lines: Vec<serde_json::Value> = said
+            .lines()
+            .map(|line| serde_json::from_str(line).unwrap())
+            .collect();
+        let [warning, more] = &lines[..] else {
+            panic!("{said}");
+        };
+        assert!(warning["timestamp"].is_string(), "{said}");
+        assert_eq!(warning["level"], "WARN");
+        assert_eq!(warning["message"], TOLD);
+        assert_eq!(warning["object"], TOLD);
+        assert_eq!(warning["count"], 7);
+        assert_eq!(more["message"], "and on");
+    }
 }

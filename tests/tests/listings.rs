@@ -1,7 +1,7 @@
 //! `tether services`, `backends` and `flows` over real connections, and where the daemon listens for those who ask.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
@@ -14,6 +14,7 @@ use lab::peer::crowd;
 use lab::stage::Stage;
 use lab::tether::{CONFIG_PATH, json_lines};
 use lab::topology::{Place, Topology};
+use tokio::net::TcpSocket;
 
 const SOON: Duration = Duration::from_secs(20);
 
@@ -153,6 +154,82 @@ fn peers_that_go_before_their_answer_do_no_harm() -> Result<()> {
         Ok(())
     })?;
     assert_eq!(stage.tether.status()?.pid, pid);
+    stage.close();
+    Ok(())
+}
+
+/// Memory of a process's own, in KiB; that of maps is not in it.
+fn own_memory_kib(pid: u32) -> Result<u64> {
+    let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+    let number = line.and_then(|line| line.trim().strip_suffix(" kB"));
+    Ok(number.context("the daemon's memory")?.trim().parse()?)
+}
+
+/// What somebody at another address than everybody else's is answered. Connections are accepted in their order: all that came before are, by then.
+fn answer_to_another(host: &Namespace) -> Result<String> {
+    host.run(|| -> Result<String> {
+        let runtime = tokio::runtime::Builder::new_current_thread()
+            .enable_all()
+            .build()?;
+        let mut peer = runtime.block_on(async {
+            let socket = TcpSocket::new_v4()?;
+            socket.bind((Ipv4Addr::new(127, 0, 0, 2), 0).into())?;
+            let target = (Ipv4Addr::LOCALHOST, 9477).into();
+            socket.connect(target).await?.into_std()
+        })?;
+        peer.set_nonblocking(false)?;
+        peer.set_read_timeout(Some(SOON))?;
+        write!(peer, "GET /healthz HTTP/1.1\r\nHost: localhost\r\n\r\n")?;
+        let mut text = String::new();
+        peer.read_to_string(&mut text)?;
+        Ok(text)
+    })
+}
+
+/// Far more peers of the metrics listener than it has places, who stay: they say nothing, or a little, or more than anybody takes, or read nothing.
+#[test]
+fn peers_that_stay_take_neither_memory_nor_anything_from_a_flow() -> Result<()> {
+    let stage = Stage::set(Topology::new(Place::Farm), 86, |_| {})?;
+    let balancer = stage.lab.balancer();
+    let connections = stage.clients.open(20, stage.plan(), |_| {})?;
+    let pid = stage.tether.pid()?;
+    let before = own_memory_kib(pid)?;
+    let held = balancer.run(|| -> Result<Vec<TcpStream>> {
+        let mut held = vec![];
+        for number in 0..500 {
+            let said: &[u8] = match number % 5 {
+                0 => b"",
+                1 => b"GET /metrics HTTP/1.1\r\nHost: loc",
+                2 => b"GET /metrics HTTP/1.1\r\nHost: localhost\r\n\r\n",
+                3 => b"GET /events HTTP/1.1\r\nHost: localhost\r\n\r\n",
+                _ => b"POST / HTTP/1.1\r\nHost: localhost\r\nContent-Length: 99999999999\r\n\r\n{",
+            };
+            let mut peer = TcpStream::connect("127.0.0.1:9477")?;
+            // One that finds no place is closed, and may be before it has asked.
+            let _ = peer.write_all(said);
+            held.push(peer);
+        }
+        Ok(held)
+    })?;
+    let answer = answer_to_another(balancer)?;
+    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+    assert_eq!(stage.tether.status()?.pid, pid);
+    for connection in &connections {
+        connection.echo()?;
+    }
+    let after = own_memory_kib(pid)?;
+    assert!(
+        after < before + (64 << 10),
+        "{before} KiB have become {after}"
+    );
+    drop(held);
+    assert_eq!(crowd::breaks(&connections), [""; 0]);
+
+    // Each line of its log is an object, and there is none for each of these peers, or for each packet.
+    let log = json_lines(&stage.tether.log())?;
+    assert!(log.iter().all(|line| line["level"].is_string()), "{log:?}");
+    assert!(log.len() < 200, "{} lines: {log:#?}", log.len());
     stage.close();
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use lab::namespace::Namespace;
 use lab::peer::backend::{Backend, PORT};
 use lab::peer::client::{Clients, Plan};
@@ -82,6 +82,12 @@ fn session(
     Ok((expected, printed))
 }
 
+/// The lines that need no systemd, of which there is none in the lab.
+fn without_systemd(commands: &str) -> impl Iterator<Item = &str> {
+    let lines = commands.lines();
+    lines.filter(|line| !line.starts_with("systemctl "))
+}
+
 fn get(host: &Namespace, path: &'static str) -> Result<String> {
     host.run(move || -> Result<String> {
         let mut stream = TcpStream::connect("127.0.0.1:9477")?;
@@ -147,6 +153,18 @@ fn the_readmes_way_leads_there_and_back() -> Result<()> {
             sandbox::sh(host, line)?;
         }
     }
+
+    // The unit, too, with the file's path: systemd itself runs in a test of its own.
+    let unit = "/etc/systemd/system/tether.service";
+    let shipped = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/systemd/tether.service");
+    sandbox::put(balancer, &shipped, "/src/deploy/systemd/tether.service")?;
+    on("mkdir -p /etc/systemd/system")?;
+    for line in without_systemd(readme.commands("Start", 1)?) {
+        on(&format!("cd /src && {line}"))?;
+    }
+    on(&format!(
+        "grep -q '^ExecStart=/usr/local/bin/tether run' {unit}"
+    ))?;
 
     let run: Vec<&str> = readme.commands("Start", 0)?.split_whitespace().collect();
     let start = || -> Result<Running> {
@@ -223,12 +241,16 @@ fn the_readmes_way_leads_there_and_back() -> Result<()> {
     }
     on("tether undrain chat/b1")?;
 
-    // Upgrade: the file is replaced, and the daemon restarted.
-    on(&format!("cd /src && {install}"))?;
+    // Upgrade: the new one is asked, the file is replaced, and the daemon restarted.
     ensure!(
-        drain.contains("SIGTERM"),
-        "README.md tells of another way to stop"
+        drain.contains("of the new one, SIGTERM, then start it"),
+        "README.md tells of another way to upgrade"
     );
+    let foreseen = on(&format!(
+        "/src/target/release/tether upgrade-check --config {path}"
+    ))?;
+    ensure!(foreseen.contains("it would go on with them"), "{foreseen}");
+    on(&format!("cd /src && {install}"))?;
     stop()?;
     daemon.wait_to_end(SOON)?;
     for connection in &connections {
@@ -239,17 +261,40 @@ fn the_readmes_way_leads_there_and_back() -> Result<()> {
         connection.echo().context("after the upgrade")?;
     }
 
-    // And away.
+    // And away: whatever the above has put anywhere.
     stop()?;
     daemon.wait_to_end(SOON)?;
-    ensure!(
-        drain.contains("`tether cleanup`"),
-        "README.md tells of another end"
-    );
-    on("tether cleanup")?;
+    let [service, all, backend] = readme.all_commands("Uninstall")?[..] else {
+        bail!("README.md takes away otherwise");
+    };
+    for line in without_systemd(service).chain(all.lines()) {
+        on(line)?;
+    }
+    for left in [
+        "/usr/local/bin/tether",
+        "/etc/tether",
+        unit,
+        "/var/lib/tether",
+        "/run/tether",
+        "/sys/fs/bpf/tether",
+    ] {
+        on(&format!("test ! -e {left}"))?;
+    }
     let link = balancer.sh("ip link show eth0")?;
     ensure!(!link.contains("xdp"), "{link}");
-    on("test ! -e /sys/fs/bpf/tether -a ! -e /run/tether")?;
+    for host in lab.backends() {
+        for line in backend.lines() {
+            sandbox::sh(host, line)?;
+        }
+        for left in ["/usr/local/bin/tether", "/sys/fs/bpf/tether-decap"] {
+            sandbox::sh(host, &format!("test ! -e {left}"))?;
+        }
+        let addresses = host.sh("ip address show")?;
+        ensure!(
+            !addresses.contains("xdp") && !addresses.contains(&format!("inet {vip}/")),
+            "{addresses}"
+        );
+    }
     Ok(())
 }
 

@@ -28,6 +28,51 @@ const SOON: Duration = Duration::from_secs(20);
 const PHONE: (u32, u32) = (390, 844);
 const DESK: (u32, u32) = (1280, 900);
 
+/// Holds the colours that are drawn to those that are asked for: the ground is light or dark, and no text is of about the colour that is behind it.
+fn assert_colours(browser: &mut Browser, scheme: Scheme) -> Result<()> {
+    // Luminances, and ratios of them, as WCAG 2 has them: 4.5 is its measure for text of this size.
+    let seen = "(() => {
+        const channels = colour => colour.match(/[\\d.]+/g).map(Number);
+        const linear = c => (c /= 255) <= 0.04045 ? c / 12.92 : ((c + 0.055) / 1.055) ** 2.4;
+        const luminance = ([r, g, b]) => 0.2126 * linear(r) + 0.7152 * linear(g) + 0.0722 * linear(b);
+        const behind = element => {
+            const colour = channels(getComputedStyle(element).backgroundColor);
+            return colour[3] === 0 ? behind(element.parentElement) : luminance(colour);
+        };
+        const contrast = element => {
+            const [text, ground] = [luminance(channels(getComputedStyle(element).color)), behind(element)];
+            return (Math.max(text, ground) + 0.05) / (Math.min(text, ground) + 0.05);
+        };
+        const texts = [...document.querySelectorAll('h1, #about, #link, #verdict strong, .figure, summary b, summary .tag, #filter, #events b')];
+        const dim = texts.filter(text => contrast(text) < 4.5).map(text => `${text.outerHTML} ${contrast(text)}`);
+        return {ground: behind(document.body), texts: texts.length, dim};
+    })()";
+    browser.wait_for(seen, SOON, |seen| {
+        let is_asked_for = seen["ground"].as_f64().is_some_and(|ground| match scheme {
+            Scheme::Light => ground > 0.8,
+            Scheme::Dark => ground < 0.05,
+        });
+        is_asked_for && seen["texts"].as_u64() > Some(10) && seen["dim"] == json!([])
+    })?;
+    Ok(())
+}
+
+/// Holds a phone's page to what a thumb can hit, and to columns that are wide enough to be read.
+fn assert_fits_a_thumb(browser: &mut Browser) -> Result<()> {
+    let small = "[...document.querySelectorAll('#services summary, #filter, #more:not([hidden])')].filter(one => {
+        const {width, height} = one.getBoundingClientRect();
+        return height < 32 || width < 44;
+    }).length";
+    browser.wait_for(small, SOON, |small| small.as_u64() == Some(0))?;
+    let columns =
+        "getComputedStyle(document.querySelector('.tiles')).gridTemplateColumns.split(' ').length";
+    browser.wait_for(columns, SOON, |columns| columns.as_u64() == Some(2))?;
+    // Who types must not be zoomed in on, as phones do below this size.
+    let size = "parseFloat(getComputedStyle(document.querySelector('#filter')).fontSize)";
+    browser.wait_for(size, SOON, |size| size.as_f64() >= Some(16.0))?;
+    Ok(())
+}
+
 /// A picture of the page as it is: on a desk and on a phone, light and dark.
 fn pictures(browser: &mut Browser, name: &str) -> Result<()> {
     let folder = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join("page");
@@ -39,6 +84,10 @@ fn pictures(browser: &mut Browser, name: &str) -> Result<()> {
             // Nothing is wider than the window: there is no scrolling to the side.
             let overflow = "document.documentElement.scrollWidth - window.innerWidth";
             browser.wait_for(overflow, SOON, |over| over.as_i64() == Some(0))?;
+            assert_colours(browser, scheme)?;
+            if device == "phone" {
+                assert_fits_a_thumb(browser)?;
+            }
             browser.screenshot(&folder.join(format!("{name}-{device}-{colours}.png")))?;
         }
     }

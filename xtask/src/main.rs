@@ -6,6 +6,8 @@
 mod build_ebpf;
 mod cargo;
 mod ci;
+#[cfg(test)]
+mod documents;
 mod examples;
 mod exec;
 mod k8s;

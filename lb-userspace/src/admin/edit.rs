@@ -64,6 +64,7 @@ pub(super) fn routes() -> OpenApiRouter<Admin> {
         (status = 400, description = "A name or the body is not understood", body = Failure),
         (status = 403, description = "Not for this user", body = Failure),
         (status = 404, description = "No such service", body = Failure),
+        (status = 413, description = "Over 2 MB: no backend takes that long to describe", body = Failure),
         (status = 422, description = "It is wrong in itself, or beside the others", body = Failure),
         (status = 500, description = "It cannot be remembered, and is not done", body = Failure),
         (status = 503, description = "The daemon is busy, or stopping", body = Failure)))]
@@ -97,6 +98,7 @@ async fn put_backend(
         (status = 400, description = "A name or the body is not understood", body = Failure),
         (status = 403, description = "Not for this user", body = Failure),
         (status = 404, description = "No such backend", body = Failure),
+        (status = 413, description = "Over 2 MB: no backend takes that long to describe", body = Failure),
         (status = 422, description = "It is wrong in itself, or beside the others", body = Failure),
         (status = 500, description = "It cannot be remembered, and is not done", body = Failure),
         (status = 503, description = "The daemon is busy, or stopping", body = Failure)))]

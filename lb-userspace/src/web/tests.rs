@@ -24,7 +24,7 @@ use crate::{
     balance::outlier::Signal,
     by_version::ByVersion,
     dataplane::maps::Capacity,
-    flows::{Churn, Counts, Fill},
+    flows::{Churn, Counts, Fill, Swept},
     health::track::Reply,
     ids::{backend_identity, service_identity},
     model::{Admin, Health},
@@ -237,11 +237,24 @@ async fn start(status: Status) -> (SocketAddr, watch::Sender<Arc<Status>>, watch
     let address = listener.local_addr().unwrap();
     let (status, watched) = watch::channel(Arc::new(status));
     let (stop, shutdown) = watch::channel(false);
-    let mut counted = Census::default();
-    counted.swept.reclaimed = 5;
-    counted.swept.closed = 6;
-    counted.swept.ports = 6;
-    counted.sources = 9;
+    let swept = Swept {
+        expired: 1,
+        ended: 2,
+        duplicates: 3,
+        invalid: 4,
+        reclaimed: 5,
+        closed: 6,
+        marked: 7,
+        clamped: 8,
+        rehashed: 9,
+        ports: 10,
+        clients: 11,
+    };
+    let mut counted = Census {
+        swept,
+        sources: 9,
+        ..Census::default()
+    };
     let churn = Churn {
         established: 70,
         fin: 8,
@@ -299,6 +312,7 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
         r#"tether_reason_bytes_total{reason="established",verdict="forward"} 1020"#.to_owned(),
         r#"tether_reason_packets_total{reason="no_backend",verdict="drop"} 0"#.to_owned(),
         format!("tether_service_packets_total{{{service}}} 30"),
+        format!("tether_service_bytes_total{{{service}}} 1800"),
         format!("tether_service_fail_open{{{service}}} 1"),
         format!("tether_service_fail_open_flows_total{{{service}}} 12"),
         format!("tether_service_clients{{{service}}} 5"),
@@ -316,13 +330,15 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
         format!("tether_backend_ejected{{{backend}}} 1"),
         format!("tether_service_ejections_total{{{service}}} 6"),
         format!("tether_backend_packets_total{{{backend}}} 40"),
+        format!("tether_backend_bytes_total{{{backend}}} 2400"),
         format!(r#"tether_backend_health{{{backend},health="up"}} 1"#),
         format!(r#"tether_backend_health{{{backend},health="down"}} 0"#),
         format!(r#"tether_backend_serving{{{backend},serving="existing-only"}} 0"#),
         format!("tether_backend_resolved{{{backend}}} 1"),
         format!(r#"tether_snat_ports{{{backend},snat_address="10.0.2.100"}} 51000"#),
         "tether_snat_ports_most 64512".to_owned(),
-        "tether_swept_ports_total 6".to_owned(),
+        "tether_swept_ports_total 10".to_owned(),
+        "tether_swept_clients_total 11".to_owned(),
         "tether_guard_ranges 3".to_owned(),
         "tether_guard_ranges_most 65536".to_owned(),
         "tether_guard_sources 9".to_owned(),
@@ -335,8 +351,15 @@ async fn every_kind_of_metric_has_its_names_and_numbers() {
         r#"tether_flow_use_ratio{version="6"} 0.75"#.to_owned(),
         r#"tether_flow_fill_level{version="4"} 1"#.to_owned(),
         r#"tether_flow_fill_level{version="6"} 2"#.to_owned(),
+        r#"tether_swept_entries_total{why="expired"} 1"#.to_owned(),
+        r#"tether_swept_entries_total{why="ended"} 2"#.to_owned(),
+        r#"tether_swept_entries_total{why="duplicate"} 3"#.to_owned(),
+        r#"tether_swept_entries_total{why="invalid"} 4"#.to_owned(),
         r#"tether_swept_entries_total{why="reclaimed"} 5"#.to_owned(),
         r#"tether_swept_entries_total{why="closed"} 6"#.to_owned(),
+        r#"tether_swept_entries_total{why="marked"} 7"#.to_owned(),
+        r#"tether_swept_entries_total{why="clamped"} 8"#.to_owned(),
+        r#"tether_swept_entries_total{why="rehashed"} 9"#.to_owned(),
         r#"tether_closed_flow_notices_total{outcome="told"} 0"#.to_owned(),
         r#"tether_closed_flow_notices_total{outcome="lost"} 7"#.to_owned(),
         r#"tether_generation{stage="applied"} 3"#.to_owned(),
@@ -434,6 +457,19 @@ async fn the_metrics_page_names_all_that_is_exported_and_nothing_else() {
         .map(|name| format!("tether_{}", name.trim_start_matches("tether_")))
         .collect();
     assert_eq!(named, exported);
+}
+
+/// Dashboards and alerts count on these: a rate of what was a counter is nothing once it is a gauge.
+#[tokio::test]
+async fn types_of_metrics_are_those_of_the_compatibility_lists() {
+    let (address, _status, _stop) = start(a_status()).await;
+    let (_, text) = get(address, "/metrics").await;
+    let types = text
+        .lines()
+        .filter_map(|line| line.strip_prefix("# TYPE "))
+        .map(|line| line.replacen(' ', ": ", 1))
+        .collect();
+    crate::compatibility::hold("metric-types", &types);
 }
 
 /// The names of the first events that `/events` brings, and the data of the last of them.

@@ -332,6 +332,23 @@ fn where_addresses_are_translated(family: Family, seed: u64) -> Result<()> {
     };
     balancer.ip(&format!("address add {} dev eth0 {more}", alone(snat)))?;
     see(&stage, "replies", &b1(), "ok")?;
+    if family.vip() == IpVersion::V4 {
+        // The host's own connections to a backend come from it, and take ports that flows may have, unless the kernel gives none of those to them.
+        let backend = topology.backend_address(0);
+        let gateway = Network::Segment.gateway(family.vip());
+        let route = format!("{} via {gateway}", alone(backend));
+        balancer.ip(&format!("route add {route} src {snat}"))?;
+        let line = see(&stage, "snat", &subject, "warning")?;
+        assert!(line.text.contains(&backend.to_string()), "{line:?}");
+        let reserved = "net/ipv4/ip_local_reserved_ports";
+        balancer.sysctl(reserved, "1024-65535")?;
+        let line = see(&stage, "snat", &subject, "ok")?;
+        assert!(line.text.contains("connects from too"), "{line:?}");
+        balancer.sysctl(reserved, "\n")?;
+        see(&stage, "snat", &subject, "warning")?;
+        balancer.ip(&format!("route del {route}"))?;
+        see(&stage, "snat", &subject, "ok")?;
+    }
     is_well(&stage)?;
     stage.close();
 

@@ -192,6 +192,8 @@ async fn every_answer_is_as_the_document_says() {
     let revert = "/v1/services/{service}/backends/{backend}/revert";
     let b1 = "/v1/services/chat/backends/b1";
     let b9 = "/v1/services/chat/backends/b9";
+    // Bodies of a byte more than is taken in: axum's usual measure, and the longest file that there may be.
+    let (over, over_file) = ("7".repeat((2 << 20) + 1), "#".repeat((16 << 20) + 1));
     for (path, method, asked, body, expected) in [
         (backend, "put", b1, r#"{"address":"10.0.1.11"}"#, 200),
         (backend, "put", b1, r#"{"addres":"10.0.1.11"}"#, 422),
@@ -212,6 +214,8 @@ async fn every_answer_is_as_the_document_says() {
             422,
         ),
         (weight, "put", &format!("{b1}/weight"), "seven", 400),
+        (weight, "put", &format!("{b1}/weight"), over.as_str(), 413),
+        (backend, "put", b1, over.as_str(), 413),
         (revert, "post", &format!("{b1}/revert"), "", 200),
         ("/v1/drain", "post", "/v1/drain?deadline=30m", "", 200),
         ("/v1/drain", "post", "/v1/drain?deadline=30", "", 400),
@@ -238,6 +242,13 @@ async fn every_answer_is_as_the_document_says() {
             422,
         ),
         ("/v1/plan", "post", "/v1/plan", CONFIG, 400),
+        (
+            "/v1/plan",
+            "post",
+            "/v1/plan?file=new.toml",
+            over_file.as_str(),
+            413,
+        ),
     ] {
         let answer = request(&daemon, &format!("{} {asked}", method.to_uppercase()), body).await;
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
