@@ -201,10 +201,10 @@ mod tests {
         let (tell, told) = mpsc::channel();
         thread::spawn(move || {
             if words.any(|line| line.unwrap().contains("all is logged")) {
-                drop(tell.send(()));
+                let _sent = tell.send(());
             }
             if words.any(|line| line.unwrap().contains("1 passed")) {
-                drop(tell.send(()));
+                let _sent = tell.send(());
             }
         });
         told.recv_timeout(LONG).expect("it waits for the reader");
