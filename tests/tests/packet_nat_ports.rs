@@ -65,12 +65,7 @@ fn another_snat_address_helps_out() {
         run.expect(&flow.to_backend(&nat, &client.syn(), Reason::Opened));
         // What comes back to that address is found too.
         let answer = flow.syn_ack();
-        let returned = returned(&answer, client);
-        let run = world.send(&answer);
-        if client == CLIENT {
-            run.expect(&flow.replied(&answer));
-        }
-        assert_eq!(run.outcome.output.len(), returned.bytes().len());
+        world.send(&answer).expect(&flow.replied(&answer));
     }
 }
 
