@@ -128,25 +128,28 @@ fn replies_of_all_shapes_are_translated() {
 }
 
 fn truncated_frames_pass_or_go_as_far_as_they_go() {
-    let (world, backend) = first();
-    world.send(&CLIENT.syn());
-    for packet in [
-        CLIENT.ack().payload(b"data"),
-        CLIENT.ack().tagged(0x8100, 7).payload(b"data"),
-        CLIENT.ack().options(&[1; 8]).payload(b"data"),
-    ] {
-        let (whole, sent) = (packet.bytes(), backend.given(&packet).bytes());
-        let headers = packet.network() + packet.headers_len() + 20;
-        for length in 14..whole.len() {
-            let run = world.send_bytes(&whole[..length], packet.counted());
-            if length < headers {
-                run.expect(&passed(Reason::Malformed).counting(0));
-            } else {
-                let sent = sent[..length].to_vec();
-                run.expect(&forwarded(Reason::Established, 1, sent).left_to_the_host());
+    each(|world, backend| {
+        world.send(&CLIENT.syn());
+        let data = || CLIENT.ack().payload(b"data");
+        for packet in [
+            data(),
+            data().tagged(0x8100, 7),
+            data().tagged(0x8100, 7).tagged(0x88a8, 9),
+            data().options(&[1; 8]),
+        ] {
+            let whole = packet.bytes();
+            let headers = packet.network() + packet.headers_len() + 20;
+            for length in 14..whole.len() {
+                let run = world.send_bytes(&whole[..length], packet.counted());
+                run.expect(&if length < headers {
+                    passed(Reason::Malformed).counting(0)
+                } else {
+                    let sent = given(backend, &packet, Reason::Established);
+                    sent.cut_by(whole.len() - length)
+                });
             }
         }
-    }
+    });
 }
 
 /// Within its addresses or ports nobody can tell what it is; from then on it is a reply, whose checksum must be there to be written.
@@ -156,6 +159,10 @@ fn truncated_replies_go_on_or_are_dropped() {
     for packet in [
         reply(CLIENT, ACK).payload(b"data"),
         reply(CLIENT, ACK).tagged(0x8100, 7).payload(b"data"),
+        reply(CLIENT, ACK)
+            .tagged(0x8100, 7)
+            .tagged(0x88a8, 9)
+            .payload(b"data"),
     ] {
         let (whole, sent) = (packet.bytes(), returned(&packet, VIP_PORT).bytes());
         let tcp = packet.network() + packet.headers_len();

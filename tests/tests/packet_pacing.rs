@@ -28,6 +28,7 @@ lab::in_both_versions![
     the_notice_tells_what_the_backend_waits_for,
     of_a_segment_with_tags_and_headers_between_it_tells_the_same,
     of_a_truncated_segment_its_headers_tell_the_same,
+    of_a_truncated_segment_that_would_be_translated_too,
     nothing_is_told_of_a_reset_that_may_not_be_sent,
     notices_without_room_are_counted_and_the_client_is_answered_all_the_same,
     a_flow_whose_backend_cannot_be_reached_is_closed_too,
@@ -263,20 +264,37 @@ fn of_a_truncated_segment_its_headers_tell_the_same() {
             .tcp_options(&[1; 12])
             .payload(b"odd"),
     ] {
-        let world = due();
-        let whole = packet.bytes();
-        let headers = packet.network() + packet.headers_len() + 20;
-        for length in 14..whole.len() {
-            world.save_resets(10);
-            let run = world.send_bytes(&whole[..length], packet.counted());
-            if length < headers {
-                run.expect(&passed(Reason::Malformed).counting(0));
-                assert_eq!(world.notices(), []);
-            } else {
-                let answer = answered(Reason::DrainDeadline, reset_output(&packet));
-                run.expect(&answer.of_backend(1));
-                assert_eq!(world.notices(), [notice_of(&packet)]);
-            }
+        assert_cut_tells_the_same(&due(), &packet);
+    }
+}
+
+fn of_a_truncated_segment_that_would_be_translated_too() {
+    for backend in [BackendSpec::nat(1), BackendSpec::dnat(1)] {
+        let world = World::with_translating(&backend);
+        let flow = world.open(CLIENT);
+        let backend = backend.serving(Serving::ExistingOnly).closing(ALL);
+        world.translate(&backend, SERVICE);
+        drop(world.notices());
+        let plain = flow.ack().tcp_options(&[1; 12]).payload(b"odd");
+        assert_cut_tells_the_same(&world, &plain.tagged(0x8100, 0x6064));
+    }
+}
+
+/// Asserts that a frame of a flow whose turn it is is the host's if it is cut within its headers, and is answered, and told of, like the whole one if behind.
+#[track_caller]
+fn assert_cut_tells_the_same(world: &World, packet: &Packet) {
+    let whole = packet.bytes();
+    let headers = packet.network() + packet.headers_len() + 20;
+    for length in 14..whole.len() {
+        world.save_resets(10);
+        let run = world.send_bytes(&whole[..length], packet.counted());
+        if length < headers {
+            run.expect(&passed(Reason::Malformed).counting(0));
+            assert_eq!(world.notices(), []);
+        } else {
+            let answer = answered(Reason::DrainDeadline, reset_output(packet));
+            run.expect(&answer.of_backend(1));
+            assert_eq!(world.notices(), [notice_of(packet)]);
         }
     }
 }
