@@ -4,11 +4,12 @@ use lab::packet::{
     BackendSpec, CLIENT, Client, Expect, Packet, SERVICE, VIP, VIP_PORT, World, answered, dropped,
     forwarded,
     icmp::{About, ERRORS, ROUTER, complaint, message, quote, quotes, without_checksum},
-    passed, reset_output,
+    passed, reset_output, version,
 };
 use lb_common::{
     backend::Serving,
     flow::word::{LINGER_RST_TICKS, State, Word},
+    net::IpVersion,
     tcp::{ACK, FIN, RST, SYN},
     verdict::Reason,
 };
@@ -17,6 +18,7 @@ use std::{net::Ipv4Addr, time::Duration};
 lab::in_both_versions![
     segments_of_all_shapes_are_left_to_the_stack,
     replies_of_all_shapes_are_translated,
+    options_of_a_reply_are_stepped_over_and_headers_of_ipv6_are_not,
     truncated_frames_pass_or_go_as_far_as_they_go,
     truncated_replies_go_on_or_are_dropped,
     what_is_no_reply_goes_on_untouched,
@@ -123,6 +125,29 @@ fn replies_of_all_shapes_are_translated() {
             for answer in reply(CLIENT, flags).shapes() {
                 world.leave(&answer).expect(&replied(&answer));
             }
+        }
+    });
+}
+
+/// A fragment is known by its ports, if it is one of IPv4 that has them.
+fn options_of_a_reply_are_stepped_over_and_headers_of_ipv6_are_not() {
+    each(|world, _| {
+        world.send(&CLIENT.syn());
+        let answer = reply(CLIENT, ACK).payload(b"odd");
+        for more in [
+            answer.clone().options(&[1; 4]),
+            answer.clone().options(&[1; 40]),
+            answer.clone().fragment(0x2000),
+        ] {
+            let run = world.leave(&more);
+            match version() {
+                IpVersion::V4 => run.expect(&replied(&more)),
+                IpVersion::V6 => run.expect_untouched(),
+            }
+        }
+        for later in [0x2001, 0x00b9] {
+            let fragment = answer.clone().fragment(later);
+            world.leave(&fragment).expect_untouched();
         }
     });
 }
