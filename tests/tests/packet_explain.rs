@@ -12,8 +12,9 @@ use lab::packet::{
 use lab::random::Random;
 use lb_common::{
     backend::Serving,
-    flow::word::YOUNG_TICKS,
+    flow::word::{State, Word, YOUNG_TICKS},
     guard::Listed,
+    nat::PORTS_OF_PAIR,
     tcp::{ACK, FIN, RST, SYN},
     verdict::Reason,
 };
@@ -30,6 +31,7 @@ lab::in_both_versions![
     a_rehearsal_agrees_with_the_packet_in_dnat,
     a_rehearsal_agrees_with_the_packet_for_a_backend_on_this_host,
     a_rehearsal_agrees_with_the_translated_packet_for_a_backend_on_this_host,
+    a_rehearsal_agrees_with_the_packet_that_gets_no_port,
     a_rehearsal_agrees_with_the_packet_of_a_guarded_service,
     a_rehearsal_agrees_with_the_packet_of_a_service_that_places_clients,
     what_is_for_no_service_is_rehearsed_too,
@@ -242,6 +244,20 @@ fn a_rehearsal_agrees_with_the_translated_packet_for_a_backend_on_this_host() {
     world.translate(&spec(2), SERVICE);
     world.share_between(&[1, 2]);
     agree(&mut world, spec);
+}
+
+/// How many ports are in use is what a rehearsal finds of the moment; it takes none of them, and gives none back.
+fn a_rehearsal_agrees_with_the_packet_that_gets_no_port() {
+    let world = World::translating_many();
+    world.translate(&BackendSpec::nat(1), SERVICE);
+    world.exhaust(|now| Word::live(State::Pin, backend(1), 0, now, 0));
+    let rehearsal = world.rehearsals().prepare(version()).expect("it is loaded");
+    assert_eq!(compare(&world, &rehearsal, &CLIENT.syn()), Reason::NoPort);
+    assert_eq!(world.entries(CLIENT.key()), []);
+    assert_eq!(world.ports_in_use(1), (PORTS_OF_PAIR, PORTS_OF_PAIR));
+    // All flows have ended, and so their ports are to be had.
+    world.set_all(|_| Word::EMPTY);
+    assert_eq!(compare(&world, &rehearsal, &CLIENT.syn()), Reason::Opened);
 }
 
 /// Also at a source's limits, of which a rehearsal takes nothing.

@@ -37,7 +37,7 @@ lab::in_both_versions![
     an_error_about_something_else_is_the_hosts,
     an_error_that_no_backend_can_be_given_is_dropped,
     an_error_is_not_answered_with_an_error,
-    no_truncation_of_a_message_is_more_than_the_hosts,
+    a_truncated_message_passes_or_goes_as_far_as_it_goes,
     a_router_on_the_way_to_a_backend_is_heard_by_the_client,
     a_packet_that_gets_no_further_in_its_tunnel_is_told_to_its_client,
     packets_that_get_no_further_leave_answers_for_those_that_are_too_big,
@@ -378,23 +378,41 @@ fn an_error_is_not_answered_with_an_error() {
         .expect(&dropped(Reason::ErrorUnrelayed).of_backend(1));
 }
 
-fn no_truncation_of_a_message_is_more_than_the_hosts() {
-    let world = World::new();
-    world.vip(VIP, false);
-    for packet in [
-        error(About::TooBig(1_400)),
-        error(About::Expired).tagged(0x8100, 1),
-        message(About::Request, 1, b"", CLIENT.0, VIP),
-    ] {
-        let whole = packet.bytes();
-        let needed = match packet.bytes().len() - packet.network() - packet.headers_len() {
-            8 => 8,
-            _ => 8 + sent().headers_len() + 4,
+/// Until the ports are there of the segment that it quotes, it is the host's.
+fn a_truncated_message_passes_or_goes_as_far_as_it_goes() {
+    for backend in [BackendSpec::l2(1), BackendSpec::ipip(1)] {
+        let world = World::with(&backend);
+        world.vip(VIP, false);
+        let output = |packet: &Packet| {
+            if backend.is_l2() {
+                backend.l2_output(packet)
+            } else {
+                backend.ipip_output_for(packet, CLIENT)
+            }
         };
-        for len in 14..packet.network() + packet.headers_len() + needed {
-            let run = world.send_bytes(&whole[..len], 0);
-            let reason = run.reason();
-            run.expect(&passed(reason).counting(0));
+        for packet in [
+            error(About::TooBig(1_400)),
+            error(About::Expired).tagged(0x8100, 1),
+            message(About::Unreachable, 0, &sent().packet(), ROUTER, VIP),
+            message(About::Request, 1, b"", CLIENT.0, VIP),
+        ] {
+            let whole = packet.bytes();
+            let needed = match whole.len() - packet.network() - packet.headers_len() {
+                8 => 8,
+                _ => 8 + sent().headers_len() + 4,
+            };
+            let needed = packet.network() + packet.headers_len() + needed;
+            for length in 14..whole.len() {
+                if length < needed {
+                    let run = world.send_bytes(&whole[..length], 0);
+                    let reason = run.reason();
+                    run.expect(&passed(reason).counting(0));
+                    continue;
+                }
+                let run = world.send_bytes(&whole[..length], packet.counted());
+                let relayed = forwarded(Reason::ErrorRelayed, 1, output(&packet));
+                run.expect(&relayed.cut_by(whole.len() - length));
+            }
         }
     }
 }

@@ -4,11 +4,12 @@ use lab::packet::{
     BackendSpec, CLIENT, Client, Expect, Packet, SERVICE, VIP, VIP_PORT, World, answered, dropped,
     forwarded,
     icmp::{About, ERRORS, ROUTER, complaint, message, quote, quotes, without_checksum},
-    passed, reset_output,
+    passed, reset_output, version,
 };
 use lb_common::{
     backend::Serving,
     flow::word::{LINGER_RST_TICKS, State, Word},
+    net::IpVersion,
     tcp::{ACK, FIN, RST, SYN},
     verdict::Reason,
 };
@@ -17,6 +18,7 @@ use std::{net::Ipv4Addr, time::Duration};
 lab::in_both_versions![
     segments_of_all_shapes_are_left_to_the_stack,
     replies_of_all_shapes_are_translated,
+    options_of_a_reply_are_stepped_over_and_headers_of_ipv6_are_not,
     truncated_frames_pass_or_go_as_far_as_they_go,
     truncated_replies_go_on_or_are_dropped,
     what_is_no_reply_goes_on_untouched,
@@ -127,26 +129,52 @@ fn replies_of_all_shapes_are_translated() {
     });
 }
 
-fn truncated_frames_pass_or_go_as_far_as_they_go() {
-    let (world, backend) = first();
-    world.send(&CLIENT.syn());
-    for packet in [
-        CLIENT.ack().payload(b"data"),
-        CLIENT.ack().tagged(0x8100, 7).payload(b"data"),
-        CLIENT.ack().options(&[1; 8]).payload(b"data"),
-    ] {
-        let (whole, sent) = (packet.bytes(), backend.given(&packet).bytes());
-        let headers = packet.network() + packet.headers_len() + 20;
-        for length in 14..whole.len() {
-            let run = world.send_bytes(&whole[..length], packet.counted());
-            if length < headers {
-                run.expect(&passed(Reason::Malformed).counting(0));
-            } else {
-                let sent = sent[..length].to_vec();
-                run.expect(&forwarded(Reason::Established, 1, sent).left_to_the_host());
+/// A fragment is known by its ports, if it is one of IPv4 that has them.
+fn options_of_a_reply_are_stepped_over_and_headers_of_ipv6_are_not() {
+    each(|world, _| {
+        world.send(&CLIENT.syn());
+        let answer = reply(CLIENT, ACK).payload(b"odd");
+        for more in [
+            answer.clone().options(&[1; 4]),
+            answer.clone().options(&[1; 40]),
+            answer.clone().fragment(0x2000),
+        ] {
+            let run = world.leave(&more);
+            match version() {
+                IpVersion::V4 => run.expect(&replied(&more)),
+                IpVersion::V6 => run.expect_untouched(),
             }
         }
-    }
+        for later in [0x2001, 0x00b9] {
+            let fragment = answer.clone().fragment(later);
+            world.leave(&fragment).expect_untouched();
+        }
+    });
+}
+
+fn truncated_frames_pass_or_go_as_far_as_they_go() {
+    each(|world, backend| {
+        world.send(&CLIENT.syn());
+        let data = || CLIENT.ack().payload(b"data");
+        for packet in [
+            data(),
+            data().tagged(0x8100, 7),
+            data().tagged(0x8100, 7).tagged(0x88a8, 9),
+            data().options(&[1; 8]),
+        ] {
+            let whole = packet.bytes();
+            let headers = packet.network() + packet.headers_len() + 20;
+            for length in 14..whole.len() {
+                let run = world.send_bytes(&whole[..length], packet.counted());
+                run.expect(&if length < headers {
+                    passed(Reason::Malformed).counting(0)
+                } else {
+                    let sent = given(backend, &packet, Reason::Established);
+                    sent.cut_by(whole.len() - length)
+                });
+            }
+        }
+    });
 }
 
 /// Within its addresses or ports nobody can tell what it is; from then on it is a reply, whose checksum must be there to be written.
@@ -156,6 +184,10 @@ fn truncated_replies_go_on_or_are_dropped() {
     for packet in [
         reply(CLIENT, ACK).payload(b"data"),
         reply(CLIENT, ACK).tagged(0x8100, 7).payload(b"data"),
+        reply(CLIENT, ACK)
+            .tagged(0x8100, 7)
+            .tagged(0x88a8, 9)
+            .payload(b"data"),
     ] {
         let (whole, sent) = (packet.bytes(), returned(&packet, VIP_PORT).bytes());
         let tcp = packet.network() + packet.headers_len();

@@ -1,7 +1,7 @@
 //! Modes `nat` and `dnat`: what backends and clients get of each other, to the byte.
 
 use lab::packet::{
-    BackendSpec, CLIENT, Packet, World, answered, dropped, forwarded,
+    BackendSpec, CLIENT, Client, Packet, World, answered, dropped, forwarded,
     icmp::{About, complaint},
     kernel::ELSEWHERE,
     nat::{MODES, NARROW, NARROW_MTU, NOWHERE, Opened, SNAT, TAGGED, TAGS, THEIRS, UNHEARD},
@@ -113,49 +113,89 @@ fn segments_of_all_shapes_are_translated() {
     }
 }
 
-/// What is cut off behind the headers is missing at the end of what leaves; a frame that is cut within them is the host's.
+/// Tags that frames come with.
+const CAME: [&[(u16, u16)]; 3] = [
+    &[],
+    &[(0x8100, 0x6064)],
+    &[(0x88a8, 0xa064), (0x8100, 0x2065)],
+];
+
+fn tagged(packet: Packet, tags: &[(u16, u16)]) -> Packet {
+    tags.iter().rev().fold(packet, |packet, (protocol, tag)| {
+        packet.tagged(*protocol, *tag)
+    })
+}
+
+/// What is cut off behind the headers is missing at the end of what leaves; a frame that is cut within them is the host's. Whatever tags it came with,
+/// and leaves with.
 fn truncated_frames_pass_or_leave_as_far_as_they_go() {
     for mode in MODES {
-        let backend = mode(1);
-        let world = World::with_translating(&backend);
-        let flow = world.open(CLIENT);
-        let syn = CLIENT.syn().options(&[1; 8]).payload(b"early");
-        let plain = flow.ack().payload(b"data");
-        let tagged = flow.ack().tagged(0x8100, 7).payload(b"data");
-        let answer = flow.replies(ACK).tagged(0x8100, 7).payload(b"data");
-        for (packet, sent, is_reply) in [
-            (&plain, backend.translated(&plain, flow.source), false),
-            (&tagged, backend.translated(&tagged, flow.source), false),
-            (&answer, flow.returned(&answer), true),
-        ] {
-            let (whole, sent) = (packet.bytes(), sent.bytes());
-            let headers = packet.network() + packet.headers_len() + 20;
-            for length in 14..whole.len() {
-                let run = world.send_bytes(&whole[..length], packet.counted());
-                if length < headers {
-                    run.expect(&passed(run.reason()).counting(0));
-                    assert_eq!(run.reason(), Reason::Malformed);
-                    continue;
-                }
-                let cut = sent.len() - (whole.len() - length);
-                let sent = sent[..cut].to_vec();
-                run.expect(&if is_reply {
-                    forwarded(Reason::Reply, 1, sent).redirected()
+        for (leave, client) in [(&[][..], CLIENT), (&TAGS[..], TAGGED)] {
+            let backend = mode(1).by_vlans(leave);
+            let world = World::with_translating(&backend);
+            world.link(0);
+            let flow = world.open(client);
+            let reply = |sent| {
+                let expected = forwarded(Reason::Reply, 1, sent);
+                // A client behind a device of VLANs is reached by the interface that packets come in by.
+                if client == TAGGED {
+                    expected
                 } else {
-                    forwarded(Reason::Established, 1, sent)
-                });
+                    expected.redirected()
+                }
+            };
+            for came in CAME {
+                let request = tagged(flow.ack().payload(b"data"), came);
+                let answer = tagged(flow.replies(ACK).payload(b"data"), came);
+                for (packet, sent, is_reply) in [
+                    (&request, backend.translated(&request, flow.source), false),
+                    (&answer, flow.returned(&answer), true),
+                ] {
+                    let (whole, sent) = (packet.bytes(), sent.bytes());
+                    let headers = packet.network() + packet.headers_len() + 20;
+                    for length in 14..whole.len() {
+                        let run = world.send_bytes(&whole[..length], packet.counted());
+                        if length < headers {
+                            run.expect(&passed(Reason::Malformed).counting(0));
+                            continue;
+                        }
+                        let cut = sent.len() - (whole.len() - length);
+                        let sent = sent[..cut].to_vec();
+                        run.expect(&if is_reply {
+                            reply(sent)
+                        } else {
+                            forwarded(Reason::Established, 1, sent)
+                        });
+                    }
+                }
             }
+            drop(world);
+            truncated_syns_pass_or_open_a_flow(&backend, client);
         }
-        drop(world);
+    }
+}
 
-        let world = World::with_translating(&backend);
+fn truncated_syns_pass_or_open_a_flow(backend: &BackendSpec, client: Client) {
+    let world = World::with_translating(backend);
+    for came in CAME {
+        let plain = client.syn().options(&[1; 8]).tcp_options(&[1; 4]);
+        let syn = tagged(plain.payload(b"early"), came);
         let whole = syn.bytes();
         let headers = syn.network() + syn.headers_len() + 20;
-        for length in 14..headers {
-            let run = world.send_bytes(&whole[..length], 0);
-            run.expect(&passed(Reason::Malformed));
+        for length in 14..whole.len() {
+            for place in world.places() {
+                world.set_value(place, Word::EMPTY);
+            }
+            let run = world.send_bytes(&whole[..length], syn.counted());
+            if length < headers {
+                run.expect(&passed(Reason::Malformed).counting(0));
+                assert_eq!(world.entries(client.key()), []);
+                continue;
+            }
+            let sent = backend.translated(&syn, world.flow(client).source);
+            let sent = forwarded(Reason::Opened, 1, sent.bytes());
+            run.expect(&sent.cut_by(whole.len() - length));
         }
-        assert_eq!(world.entries(CLIENT.key()), []);
     }
 }
 
@@ -185,16 +225,6 @@ fn what_the_host_does_with_its_own_address_is_its_own() {
 }
 
 fn tags_are_put_on_and_taken_off_both_ways() {
-    const CAME: [&[(u16, u16)]; 3] = [
-        &[],
-        &[(0x8100, 0x6064)],
-        &[(0x88a8, 0xa064), (0x8100, 0x2065)],
-    ];
-    let tagged = |packet: Packet, tags: &[(u16, u16)]| {
-        tags.iter().rev().fold(packet, |packet, (protocol, tag)| {
-            packet.tagged(*protocol, *tag)
-        })
-    };
     for mode in MODES {
         for leave in [&[][..], &TAGS[..1], &TAGS[..]] {
             for before in [0, 7] {

@@ -1,15 +1,17 @@
 //! Mode `nat`: SNAT ports, who gets them and who gives them back.
 
 use lab::packet::{
-    BackendSpec, CLIENT, Client, SERVICE, World, dropped,
+    BackendSpec, CLIENT, Client, SERVICE, VIP, World, dropped,
     entries::backend,
     flow::ago,
-    nat::{OTHER, SNAT, returned},
+    forwarded,
+    nat::{OTHER, Opened, SNAT, returned},
 };
 use lb_common::{
     clock::Tick,
     flow::word::{LINGER_RST_TICKS, State, Word},
-    nat::{ports::EMBRYO_TICKS, slot_of},
+    nat::{PORTS_OF_PAIR, ports::EMBRYO_TICKS, slot_of},
+    service::Service,
     tcp::ACK,
     verdict::Reason,
 };
@@ -17,6 +19,8 @@ use lb_common::{
 lab::in_both_versions![
     without_a_free_port_a_syn_is_dropped,
     another_snat_address_helps_out,
+    another_endpoint_has_all_ports_of_the_same_address,
+    services_of_an_endpoint_share_its_ports,
     an_embryo_loses_its_port_to_another_once_it_had_its_time,
     a_flow_that_has_ended_loses_its_port_only_after_it_has_lingered,
     who_takes_a_place_gives_back_the_port_that_went_with_it,
@@ -61,13 +65,80 @@ fn another_snat_address_helps_out() {
         run.expect(&flow.to_backend(&nat, &client.syn(), Reason::Opened));
         // What comes back to that address is found too.
         let answer = flow.syn_ack();
-        let returned = returned(&answer, client);
-        let run = world.send(&answer);
-        if client == CLIENT {
-            run.expect(&flow.replied(&answer));
-        }
-        assert_eq!(run.outcome.output.len(), returned.bytes().len());
+        world.send(&answer).expect(&flow.replied(&answer));
     }
+}
+
+/// Ports are those of a SNAT address toward an endpoint, and not of the address alone.
+fn another_endpoint_has_all_ports_of_the_same_address() {
+    let mut world = exhausted(pin);
+    let other = BackendSpec::nat(2);
+    world.translate(&other, SERVICE);
+    world.share_between(&[2]);
+    let run = world.send(&CLIENT.syn());
+    let (place, _) = world.placed(CLIENT.key());
+    let word = world.translation(place).expect("it has a translation");
+    let sent = other.translated(&CLIENT.syn(), (SNAT[0], word.port()));
+    run.expect(&forwarded(Reason::Opened, 2, sent.bytes()));
+    assert_eq!(word.pair(), 2);
+    assert_eq!(world.slot(2, word.port()), slot_of(place));
+    assert_eq!(world.ports_in_use(2), (1, 1));
+    // Toward the first one there is still none.
+    world.share_between(&[1]);
+    world
+        .send(&OTHER.syn())
+        .expect(&dropped(Reason::NoPort).of_backend(1));
+    assert_eq!(world.ports_in_use(1), (PORTS_OF_PAIR, PORTS_OF_PAIR));
+}
+
+/// They are no service's own: where all are in use by one, another that has a backend at the same address and port gets none, and never one that is.
+fn services_of_an_endpoint_share_its_ports() {
+    let mut world = exhausted(pin);
+    let mut second = world.maps.backends.get(1);
+    second.service = 2;
+    world.maps.backends.set(3, &second);
+    world.service(2, VIP, 444, &[3]);
+    let mut record = world.maps.services.get(2);
+    record.traits |= Service::TRANSLATES;
+    world.maps.services.set(2, &record);
+    let syn = CLIENT.syn().with_tcp(|tcp| tcp.destination_port = 444);
+    world
+        .send(&syn)
+        .expect(&dropped(Reason::NoPort).of_backend(3).of_service(2));
+
+    world.set_all(|_| Word::EMPTY);
+    assert_eq!(world.send(&CLIENT.syn()).reason(), Reason::Opened);
+    let first = world.flow(CLIENT);
+    let run = world.send(&syn);
+    let values = world.values();
+    let place = values
+        .iter()
+        .find(|(_, _, word)| word.backend() == backend(3))
+        .map(|(place, ..)| *place)
+        .expect("its entry");
+    let word = world.translation(place).expect("it has a translation");
+    let flow = Opened {
+        client: CLIENT,
+        source: (SNAT[0], word.port()),
+        place,
+    };
+    let sent = BackendSpec::nat(1).translated(&syn, flow.source);
+    run.expect(&forwarded(Reason::Opened, 3, sent.bytes()).of_service(2));
+    assert_eq!(word.pair(), 1);
+    assert_ne!(word.port(), first.source.1);
+    for flow in [first, flow] {
+        assert_eq!(world.slot(1, flow.source.1), slot_of(flow.place));
+    }
+    // By its port a reply is of the one or of the other.
+    let answer = first.syn_ack();
+    world.send(&answer).expect(&first.replied(&answer));
+    let answer = flow.syn_ack();
+    let sent = returned(&answer, CLIENT).with_tcp(|tcp| tcp.source_port = 444);
+    world.send(&answer).expect(
+        &forwarded(Reason::Reply, 3, sent.bytes())
+            .of_service(2)
+            .redirected(),
+    );
 }
 
 fn an_embryo_loses_its_port_to_another_once_it_had_its_time() {

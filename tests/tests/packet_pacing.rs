@@ -28,11 +28,14 @@ lab::in_both_versions![
     the_notice_tells_what_the_backend_waits_for,
     of_a_segment_with_tags_and_headers_between_it_tells_the_same,
     of_a_truncated_segment_its_headers_tell_the_same,
+    of_a_truncated_segment_that_would_be_translated_too,
     nothing_is_told_of_a_reset_that_may_not_be_sent,
     notices_without_room_are_counted_and_the_client_is_answered_all_the_same,
     a_flow_whose_backend_cannot_be_reached_is_closed_too,
     a_translated_flow_is_closed_and_its_backend_told_by_what_it_knows_the_client_by,
     of_a_translated_flow_that_is_not_due_nobody_is_told,
+    a_flow_to_a_backend_on_this_host_is_closed_and_its_backend_told,
+    a_backend_of_any_mode_is_paced_and_told_if_it_lives,
 ];
 
 /// So many parts are all.
@@ -263,20 +266,37 @@ fn of_a_truncated_segment_its_headers_tell_the_same() {
             .tcp_options(&[1; 12])
             .payload(b"odd"),
     ] {
-        let world = due();
-        let whole = packet.bytes();
-        let headers = packet.network() + packet.headers_len() + 20;
-        for length in 14..whole.len() {
-            world.save_resets(10);
-            let run = world.send_bytes(&whole[..length], packet.counted());
-            if length < headers {
-                run.expect(&passed(Reason::Malformed).counting(0));
-                assert_eq!(world.notices(), []);
-            } else {
-                let answer = answered(Reason::DrainDeadline, reset_output(&packet));
-                run.expect(&answer.of_backend(1));
-                assert_eq!(world.notices(), [notice_of(&packet)]);
-            }
+        assert_cut_tells_the_same(&due(), &packet);
+    }
+}
+
+fn of_a_truncated_segment_that_would_be_translated_too() {
+    for backend in [BackendSpec::nat(1), BackendSpec::dnat(1)] {
+        let world = World::with_translating(&backend);
+        let flow = world.open(CLIENT);
+        let backend = backend.serving(Serving::ExistingOnly).closing(ALL);
+        world.translate(&backend, SERVICE);
+        drop(world.notices());
+        let plain = flow.ack().tcp_options(&[1; 12]).payload(b"odd");
+        assert_cut_tells_the_same(&world, &plain.tagged(0x8100, 0x6064));
+    }
+}
+
+/// Asserts that a frame of a flow whose turn it is is the host's if it is cut within its headers, and is answered, and told of, like the whole one if behind.
+#[track_caller]
+fn assert_cut_tells_the_same(world: &World, packet: &Packet) {
+    let whole = packet.bytes();
+    let headers = packet.network() + packet.headers_len() + 20;
+    for length in 14..whole.len() {
+        world.save_resets(10);
+        let run = world.send_bytes(&whole[..length], packet.counted());
+        if length < headers {
+            run.expect(&passed(Reason::Malformed).counting(0));
+            assert_eq!(world.notices(), []);
+        } else {
+            let answer = answered(Reason::DrainDeadline, reset_output(packet));
+            run.expect(&answer.of_backend(1));
+            assert_eq!(world.notices(), [notice_of(packet)]);
         }
     }
 }
@@ -386,5 +406,90 @@ fn of_a_translated_flow_that_is_not_due_nobody_is_told() {
             .send(&fin)
             .expect(&forwarded(Reason::Established, 1, output));
         assert_eq!(world.notices(), []);
+    }
+}
+
+/// Where services translate it is another program that finds it out.
+fn a_flow_to_a_backend_on_this_host_is_closed_and_its_backend_told() {
+    for (backend, translates) in [
+        (BackendSpec::l2(1), false),
+        (BackendSpec::ipip(1), false),
+        (BackendSpec::nat(1), true),
+        (BackendSpec::dnat(1), true),
+    ] {
+        let backend = backend.local();
+        let world = if translates {
+            World::with_translating(&backend)
+        } else {
+            let world = World::new();
+            world.endpoint(&backend, SERVICE);
+            world
+        };
+        world.send(&CLIENT.syn());
+        world.send(&CLIENT.ack());
+        world.put_state(&backend.serving(Serving::ExistingOnly).closing(ALL));
+        world.save_resets(100);
+        drop(world.notices());
+        let packet = CLIENT.ack().payload(b"data");
+        world
+            .send(&packet)
+            .expect(&answered(Reason::DrainDeadline, reset_output(&packet)).of_backend(1));
+        let told = world.notices();
+        assert_eq!(told, [notice_of(&packet)]);
+        assert!(world.entry(CLIENT.key()).is(State::Young));
+        // The end that the backend is told of closes the flow here too.
+        let reset = from_the_daemon(&told[0], told[0].seq);
+        let given = backend.given(&reset).bytes();
+        world
+            .send(&reset)
+            .expect(&forwarded(Reason::Established, 1, given).left_to_the_host());
+        assert!(world.entry(CLIENT.key()).is(State::Closing));
+        assert_eq!(world.notices(), []);
+    }
+}
+
+fn a_backend_of_any_mode_is_paced_and_told_if_it_lives() {
+    for (backend, translates) in [
+        (BackendSpec::l2(1), false),
+        (BackendSpec::ipip(1), false),
+        (BackendSpec::nat(1), true),
+        (BackendSpec::dnat(1), true),
+    ] {
+        let (world, data, sent) = if translates {
+            let world = World::with_translating(&backend);
+            let flow = world.open(CLIENT);
+            let data = flow.ack().payload(b"data");
+            let sent = backend.translated(&data, flow.source).bytes();
+            (world, data, sent)
+        } else {
+            let world = World::with(&backend);
+            world.send(&CLIENT.syn());
+            world.send(&CLIENT.ack());
+            let data = CLIENT.ack().payload(b"data");
+            let sent = if backend.is_l2() {
+                backend.l2_output(&data)
+            } else {
+                backend.ipip_output(&data)
+            };
+            (world, data, sent)
+        };
+        world.save_resets(100);
+        drop(world.notices());
+        for (serving, reason) in [
+            (Serving::ExistingOnly, Reason::DrainDeadline),
+            (Serving::None, Reason::BackendDead),
+        ] {
+            let paced = backend.serving(serving);
+            world.put_state(&paced.closing(0));
+            world
+                .send(&data)
+                .expect(&forwarded(Reason::Established, 1, sent.clone()));
+            world.put_state(&paced.closing(ALL));
+            world
+                .send(&data)
+                .expect(&answered(reason, reset_output(&data)).of_backend(1));
+        }
+        // Of what was closed since it died there is nobody to tell.
+        assert_eq!(world.notices(), [notice_of(&data)]);
     }
 }

@@ -1,7 +1,8 @@
 //! Clients of a dead backend learn of it: the RST, to the byte, and to whom none is sent.
 
 use lab::packet::{
-    BackendSpec, CLIENT, Packet, World, answered, dropped, forwarded, passed, reset_output,
+    BackendSpec, CLIENT, Expect, Packet, SERVICE, VIP, World, answered, dropped, forwarded, passed,
+    reset_output,
 };
 use lb_common::{
     backend::Serving,
@@ -22,6 +23,7 @@ lab::in_both_versions![
     padding_is_cut_off_the_answer,
     a_frame_of_several_buffers_is_answered_by_a_short_one,
     a_truncated_frame_passes_or_is_answered_by_its_headers,
+    a_truncated_frame_of_a_flow_that_cannot_be_is_answered_by_its_headers,
     a_rst_is_never_answered,
     every_packet_of_a_dead_flow_is_answered_and_the_entry_stays,
     a_flow_of_a_backend_that_returns_goes_on,
@@ -140,19 +142,59 @@ fn a_truncated_frame_passes_or_is_answered_by_its_headers() {
         // What it acknowledges goes by the length that the IP header gives.
         ack().tcp_options(&[1; 4]).with_tcp(|tcp| tcp.flags = 0),
     ] {
-        let world = dead();
-        let whole = packet.bytes();
-        let headers = packet.network() + packet.headers_len() + 20;
-        for length in 14..whole.len() {
-            world.save_resets(10);
-            let run = world.send_bytes(&whole[..length], packet.counted());
-            run.expect(&if length < headers {
-                passed(Reason::Malformed).counting(0)
-            } else {
-                answered(Reason::BackendDead, reset_output(&packet)).of_backend(1)
-            });
+        let answer = answered(Reason::BackendDead, reset_output(&packet));
+        assert_cut_is_answered(&dead(), &packet, &answer.of_backend(1));
+    }
+}
+
+/// Asserts that a frame that is cut within its headers is the host's, and one that is cut behind them is answered like the whole one.
+#[track_caller]
+fn assert_cut_is_answered(world: &World, packet: &Packet, answer: &Expect) {
+    let whole = packet.bytes();
+    let headers = packet.network() + packet.headers_len() + 20;
+    for length in 14..whole.len() {
+        world.save_resets(10);
+        let run = world.send_bytes(&whole[..length], packet.counted());
+        if length < headers {
+            run.expect(&passed(Reason::Malformed).counting(0));
+        } else {
+            run.expect(answer);
         }
     }
+}
+
+/// Of one that nothing is known of, where none is adopted, and of one that the backend would take for another service's.
+fn a_truncated_frame_of_a_flow_that_cannot_be_is_answered_by_its_headers() {
+    let tagged = |packet: Packet| packet.tagged(0x8100, 0x0064).tagged(0x88a8, 0x000a);
+    let unknown =
+        |packet: &Packet| answered(Reason::UnknownFlow, reset_output(packet)).of_backend(1);
+    let world = World::with_translating(&BackendSpec::nat(1));
+    let data = tagged(CLIENT.ack().tcp_options(&[1; 12]).payload(b"data"));
+    assert_cut_is_answered(&world, &data, &unknown(&data));
+    drop(world);
+
+    let local = BackendSpec::l2(1).local();
+    let mut world = World::new();
+    world.endpoint(&local, SERVICE);
+    let fin = data.with_tcp(|tcp| tcp.flags = FIN | ACK);
+    assert_cut_is_answered(&world, &fin, &unknown(&fin));
+
+    let second = CLIENT.syn().with_tcp(|tcp| tcp.destination_port = 444);
+    let syn = tagged(second.payload(b"early"));
+    let collides = answered(Reason::Collision, reset_output(&syn)).of_service(2);
+    world.service(2, VIP, 444, &[1]);
+    world.endpoint(&local, 2);
+    world.endpoint(&local, SERVICE);
+    world.send(&CLIENT.syn());
+    assert_cut_is_answered(&world, &syn, &collides.clone().of_backend(1));
+    drop(world);
+
+    let dnat = BackendSpec::dnat(1);
+    let mut world = World::with_translating(&dnat);
+    world.service(2, VIP, 444, &[1]);
+    world.translate(&dnat, 2);
+    world.send(&CLIENT.syn());
+    assert_cut_is_answered(&world, &syn, &collides);
 }
 
 fn a_rst_is_never_answered() {

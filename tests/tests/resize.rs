@@ -1,11 +1,13 @@
 //! A larger flow table, and another seed, by a restart: no connection notices.
 
 use std::net::Ipv4Addr;
+use std::process::{Command, Output};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
 use lab::address::Family;
 use lab::config::BackendSpec;
+use lab::namespace::Namespace;
 use lab::peer::crowd::{self, assert_talking};
 use lab::stage::Stage;
 use lab::tether::{self, CONFIG_PATH};
@@ -241,24 +243,49 @@ fn a_daemon_that_cannot_start_changes_nothing() -> Result<()> {
     Ok(())
 }
 
+/// Has `tether seed import` read a file of a host's.
+fn import(host: &Namespace, file: &str) -> Result<Output> {
+    let mut command = Command::new("sh");
+    command
+        .args(["-c", r#"exec "$0" seed import --config "$1" < "$2""#])
+        .arg(tether::program()?)
+        .args([CONFIG_PATH, file]);
+    host.output(command)
+}
+
 #[test]
 fn connections_outlive_a_rotated_seed() -> Result<()> {
+    const FILE: &str = "/run/seed";
     let mut stage = Stage::set(Topology::new(Place::Farm), 48, |_| {})?;
     let mut connections = stage
         .clients
         .open(100, stage.plan().talking(PACE), |_| {})?;
     let show = ["seed", "show", "--config", CONFIG_PATH];
+    let rotate = ["seed", "rotate", "--config", CONFIG_PATH];
     let before = stage.tether.succeed(&show)?;
-    let refused = stage
+    let balancer = stage.lab.balancer().clone();
+    let said = stage
         .tether
-        .output(&["seed", "rotate", "--config", CONFIG_PATH])?;
+        .succeed(&["seed", "export", FILE, "--config", CONFIG_PATH])?;
+    let exported = balancer.sh(&format!("cat {FILE}"))?;
+    assert!(!said.contains(exported.trim()), "{said}");
+    let refused = stage.tether.output(&rotate)?;
+    assert!(!refused.status.success(), "a daemon runs");
+    let refused = import(&balancer, FILE)?;
     assert!(!refused.status.success(), "a daemon runs");
     assert_eq!(stage.tether.succeed(&show)?, before);
 
     stage.tether.terminate()?;
-    let said = stage
-        .tether
-        .succeed(&["seed", "rotate", "--config", CONFIG_PATH])?;
+    // One that was exported is taken over as it would be by another load balancer.
+    stage.tether.succeed(&rotate)?;
+    assert_ne!(stage.tether.succeed(&show)?, before);
+    let taken = import(&balancer, FILE)?;
+    let said = String::from_utf8_lossy(&[taken.stdout, taken.stderr].concat()).into_owned();
+    assert!(taken.status.success(), "{said}");
+    assert!(!said.contains(exported.trim()), "{said}");
+    assert_eq!(stage.tether.succeed(&show)?, before);
+
+    let said = stage.tether.succeed(&rotate)?;
     let after = stage.tether.succeed(&show)?;
     assert_ne!(after, before);
     let print = after.split_whitespace().next().context("a fingerprint")?;

@@ -19,7 +19,7 @@ use std::{
     time::Duration,
 };
 
-use lb_common::{backend::Mode, clock::Tick};
+use lb_common::{backend::Mode, clock::Tick, nat::PORTS_OF_PAIR, net::IpVersion};
 use lb_userspace::{
     by_version::ByVersion,
     config::{self, Config},
@@ -670,4 +670,55 @@ fn a_table_that_fills_is_warned_of_once_a_crossing() {
             "about 34 bytes",
         ],
     );
+}
+
+#[test]
+fn a_pair_whose_ports_run_out_is_warned_of_once_a_crossing() {
+    const MOST: u32 = PORTS_OF_PAIR * 80 / 100;
+    let mut machine = Machine::new("ports");
+    let capacity = machine
+        .maps
+        .capacity
+        .translating_flows_of(IpVersion::V4, true);
+    machine.maps = Arc::new(Maps::in_memory(capacity).unwrap());
+    let text = machine
+        .text(&["b1"], "snat = [\"10.0.2.100\", \"10.0.2.101\"]\n")
+        .replace("\"ipip\"", "\"nat\"");
+    let config = config::parse(Path::new("words.toml"), &text)
+        .unwrap()
+        .config;
+    let mut state = machine.adopt(config).unwrap();
+    machine.settle(&mut state);
+    drop(said());
+    let mut count = |ports: [u32; 2]| {
+        let census = Census {
+            ports: [(1, ports[0]), (2, ports[1])].into(),
+            ..Census::default()
+        };
+        state.counted(Arc::new(census));
+        let status = status(&state);
+        let snat = status.services[0].backends[0].snat.iter();
+        let told: Vec<u32> = snat.map(|snat| snat.ports).collect();
+        assert_eq!(told, ports);
+    };
+    count([MOST, 0]);
+    assert_eq!(said(), []);
+    count([MOST + 1, 0]);
+    assert_said(
+        Level::WARN,
+        &[
+            "SNAT address 10.0.2.100 has 51610 of 64512 ports toward 10.0.1.1:80 in use",
+            "counted as no_port",
+            "add an address to `snat`, or backends",
+        ],
+    );
+    // Not again while so many are in use; and each pair by itself.
+    count([PORTS_OF_PAIR, MOST]);
+    assert_eq!(said(), []);
+    count([MOST + 1, PORTS_OF_PAIR]);
+    assert_said(Level::WARN, &["10.0.2.101 has 64512 of 64512 ports"]);
+    count([MOST, PORTS_OF_PAIR]);
+    assert_eq!(said(), []);
+    count([MOST + 1, PORTS_OF_PAIR]);
+    assert_said(Level::WARN, &["10.0.2.100 has 51610 of 64512 ports"]);
 }
