@@ -4,6 +4,7 @@
 //! XDP program too (kernel 5.13 to 6.18 at least; GRO, which suffices for redirects, does not for this). Without it, what the
 //! balancer transmits stays in the ring until some other packet happens to pass.
 
+use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd as _, FromRawFd as _, OwnedFd};
 
@@ -18,6 +19,9 @@ const BPF_XDP: u32 = 37;
 /// Native mode, so that a machine without it says so.
 const XDP_FLAGS_DRV_MODE: u32 = 1 << 2;
 
+/// `BPF_OBJ_NAME_LEN`: the last of them is 0.
+const NAME_BYTES: usize = 16;
+
 /// `r0 = XDP_PASS; exit`.
 static PROGRAM: [u64; 2] = [0x0000_0002_0000_00b7, 0x0000_0000_0000_0095];
 
@@ -31,6 +35,9 @@ struct Load {
     log_level: u32,
     log_size: u32,
     log: u64,
+    kernel: u32,
+    flags: u32,
+    name: [u8; NAME_BYTES],
 }
 
 /// The attributes of `BPF_LINK_CREATE` that matter here.
@@ -47,6 +54,18 @@ struct Link {
 /// # Errors
 /// When the kernel refuses, which it does to anyone but root.
 pub fn pass_all(namespace: &Namespace, interface: &str) -> Result<OwnedFd> {
+    pass_all_as(c"", namespace, interface)
+}
+
+/// The same with a program of this name, of which the kernel takes no more than 15 bytes.
+///
+/// # Errors
+/// As [`pass_all`].
+pub fn pass_all_as(program: &CStr, namespace: &Namespace, interface: &str) -> Result<OwnedFd> {
+    let mut called = [0; NAME_BYTES];
+    for (to, byte) in called.iter_mut().zip(program.to_bytes()) {
+        *to = *byte;
+    }
     let name = interface.to_owned();
     namespace
         .run(move || {
@@ -58,6 +77,9 @@ pub fn pass_all(namespace: &Namespace, interface: &str) -> Result<OwnedFd> {
                 log_level: 0,
                 log_size: 0,
                 log: 0,
+                kernel: 0,
+                flags: 0,
+                name: called,
             };
             let program = bpf(BPF_PROG_LOAD, &load)?;
             let link = Link {

@@ -138,8 +138,10 @@ pub struct Packets {
 pub struct Service {
     /// Its name.
     pub name: String,
-    /// Whether no backend is usable and all are used.
+    /// Whether too few backends are usable and all are used.
     pub fail_open: bool,
+    /// Flows that began while that was so.
+    pub fail_open_flows: u64,
     /// Why it is not served as configured.
     pub error: Option<String>,
     /// How new flows are spread.

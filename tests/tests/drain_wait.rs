@@ -1,8 +1,8 @@
 //! Waiting for the end of a drain, and taking a whole host out of service.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context as _, Result};
 use lab::address::Family;
 use lab::config::SERVICE;
 use lab::peer::client::Close;
@@ -23,10 +23,28 @@ fn it_counts_down_and_returns_when_no_flow_is_left_in_ipv6() -> Result<()> {
     counts_down(Family::V6)
 }
 
+/// Seconds that an age says, as "1 min 5 s" does.
+fn seconds(age: &str) -> Result<u64> {
+    let (minutes, rest) = age.split_once(" min ").unwrap_or(("0", age));
+    let rest = rest.strip_suffix(" s").with_context(|| age.to_owned())?;
+    Ok(60 * minutes.parse::<u64>()? + rest.parse::<u64>()?)
+}
+
+/// How old a line says that the oldest flow is, and since when the most silent one says nothing, in seconds.
+fn ages(line: &str) -> Result<[u64; 2]> {
+    let (_, ages) = line.split_once("; the oldest is ").context("an age")?;
+    let (oldest, silent) = ages
+        .split_once(" old, the most silent says nothing since ")
+        .context("a silence")?;
+    Ok([seconds(oldest)?, seconds(silent)?])
+}
+
 fn counts_down(family: Family) -> Result<()> {
     let topology = Topology::new(Place::Farm).in_family(family);
     let mut stage = Stage::set(topology, 31, |_| {})?;
+    let begun = Instant::now();
     let connections = stage.clients.open(60, stage.plan(), |_| {})?;
+    let opened = Instant::now();
     let theirs = crowd::on(&connections, "b1");
     let held = theirs.len();
     assert!(held > 4, "{held} on b1");
@@ -43,6 +61,13 @@ fn counts_down(family: Family) -> Result<()> {
     theirs[1].close(Close::Abort)?;
     stage.tether.restart()?;
     waiting.wait_to_say(&left(held - 2), SOON)?;
+    // As old as they are, to a tick of the table's clock, which is more than four seconds.
+    let [oldest, silent] = ages(waiting.said().last().context("a line")?)?;
+    let (least, most) = (opened.elapsed().as_secs(), begun.elapsed().as_secs());
+    assert!(
+        oldest + 7 >= least && oldest <= most + 5 && silent <= oldest,
+        "{oldest} s old and silent for {silent} s after {least} to {most} s"
+    );
 
     for connection in &theirs[2..] {
         connection.close(Close::Abort)?;

@@ -6,6 +6,7 @@ use std::process::{Command, Output, Stdio};
 use anyhow::{Context as _, Result};
 use lab::address::Family;
 use lab::config::Config;
+use lab::passing;
 use lab::stage::Stage;
 use lab::tether::{self, CONFIG_PATH, PINS};
 use lab::topology::{Lab, Place, Topology, UPLINK};
@@ -145,6 +146,27 @@ fn another_xdp_program_is_refused_with_the_choices_and_left_alone() -> Result<()
             "ip link set dev eth0 xdp off",
             "bpftool link",
             "take eth0 out of `interfaces`",
+        ],
+    );
+    let after = lab.balancer().sh(&format!("ip link show dev {UPLINK}"))?;
+    assert_eq!(before, after);
+    Ok(())
+}
+
+/// One that has the name of Cilium's is told with what Cilium has to be told, or it would attach it again.
+#[test]
+fn ciliums_xdp_program_is_refused_and_left_alone() -> Result<()> {
+    let (lab, config) = ground()?;
+    let _attached = passing::pass_all_as(c"cil_xdp_entry", lab.balancer(), UPLINK)?;
+    let before = lab.balancer().sh(&format!("ip link show dev {UPLINK}"))?;
+    let output = run(&lab, &config.text(), &[])?;
+    assert_told(
+        &output,
+        &[
+            "interface eth0: another XDP program is attached",
+            "cil_xdp_entry",
+            "set its `loadBalancer.acceleration` to `disabled`",
+            "`devices`",
         ],
     );
     let after = lab.balancer().sh(&format!("ip link show dev {UPLINK}"))?;

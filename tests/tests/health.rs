@@ -427,6 +427,57 @@ fn when_all_go_dark_nobody_is_reset() -> Result<()> {
     Ok(())
 }
 
+/// First fewer pass their check than the service wants, then nobody does: new clients are served as if all were well, but by nobody whom the operator drains.
+#[test]
+fn a_check_that_nobody_passes_keeps_the_service_open() -> Result<()> {
+    let stage = Stage::set(Topology::new(Place::Farm), 39, |config| {
+        config.check = Check::Http;
+        config.lines = "min_healthy = 2\n".into();
+    })?;
+    let connections = stage.clients.open(90, stage.plan().talking(PACE), |_| {})?;
+    let held = crowd::spread(&connections);
+    stage.tether.succeed(&["drain", "chat/b3"])?;
+    let status = stage.tether.wait_status("b3 drains", SOON, |status| {
+        status.serving("b3") == "existing-only"
+    })?;
+    assert!(!status.services[0].fail_open, "two are enough");
+    let mut newcomers = vec![];
+    for (index, refusing) in ["b1", "b2"].into_iter().enumerate() {
+        stage.backends[index].answer(Answer::Status(503));
+        let status = stage
+            .tether
+            .wait_status("its check fails", SOON, |status| {
+                status.health(refusing) == "refusing" && status.services[0].fail_open
+            })?;
+        assert_eq!(
+            ["b1", "b2", "b3"].map(|name| status.serving(name)),
+            ["new", "new", "existing-only"],
+            "{refusing} is refusing"
+        );
+        let opened = stage.clients.open(60, stage.plan(), |_| {})?;
+        let spread = crowd::spread(&opened);
+        assert_eq!(spread.keys().collect::<Vec<_>>(), ["b1", "b2"]);
+        newcomers.extend(opened);
+    }
+    stage
+        .tether
+        .wait_status("they are counted", SOON, |status| {
+            status.services[0].fail_open_flows >= newcomers.len() as u64
+        })?;
+    for backend in &stage.backends[..2] {
+        backend.answer(Answer::Status(200));
+    }
+    stage.tether.wait_status("both are up", SOON, |status| {
+        !status.services[0].fail_open && status.health("b1") == "up" && status.health("b2") == "up"
+    })?;
+    assert_eq!(crowd::echo_all(&newcomers), [""; 0]);
+    assert_eq!(crowd::echo_all(&connections), [""; 0]);
+    assert_eq!(crowd::breaks(&connections), [""; 0]);
+    assert_eq!(crowd::spread(&connections), held);
+    stage.close();
+    Ok(())
+}
+
 /// Other objects are made of a service's backends then, and what their checks have found out stays true: nobody is unknown, and nobody is flooded by being
 /// the first who is known.
 #[test]

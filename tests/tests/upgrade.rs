@@ -3,19 +3,23 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::{Command, Output};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, anyhow, ensure};
 use lab::address::Family;
 use lab::namespace::Namespace;
+use lab::peer::client::{Clients, Connection, Plan};
 use lab::peer::crowd::{self, assert_talking};
 use lab::stage::Stage;
-use lab::tether::{self, CONFIG_PATH};
+use lab::tether::{self, CONFIG_PATH, Tether};
 use lab::topology::{Place, Topology};
 use lb_common::maps::ABI_VERSION;
 
 const SOON: Duration = Duration::from_secs(30);
 const PACE: Duration = Duration::from_millis(250);
+/// Between two clients that come while a program is taken over from.
+const PAUSE: Duration = Duration::from_millis(25);
 
 /// `tether upgrade-check` of the next version.
 fn check_with_next(host: &Namespace, more: &[&str]) -> Result<Output> {
@@ -85,11 +89,12 @@ fn outlive(place: Place, family: Family) -> Result<()> {
         .clients
         .open(300, stage.plan().talking(PACE), |_| {})?;
     // Half of them say nothing until the end.
-    let silent = stage.clients.open(150, stage.plan(), |_| {})?;
+    let mut silent = stage.clients.open(150, stage.plan(), |_| {})?;
     assert_talking(&connections)?;
     stage.tether.succeed(&["drain", "chat/b1"])?;
     let on_b1 = crowd::on(&connections, "b1").len();
     ensure!(on_b1 > 0, "b1 has connections");
+    let mut came_in_all = 0;
 
     let versions = [
         (tether::program_of_next_version()?, ABI_VERSION + 1),
@@ -109,7 +114,9 @@ fn outlive(place: Place, family: Family) -> Result<()> {
                     && flows == (connections.len() + silent.len()) as u64
             })?;
         let (flows, before) = (listed(&stage)?, stage.tether.status()?);
-        take_over(&mut stage, program, version)?;
+        let came = take_over_while_clients_come(&mut stage, program, version)?;
+        let came_now = came.len() as u64;
+        came_in_all += came_now;
         assert_talking(&connections)?;
         assert_same(&flows, &listed(&stage)?);
 
@@ -121,15 +128,17 @@ fn outlive(place: Place, family: Family) -> Result<()> {
                         .iter()
                         .all(|name| status.serving(name) == "new")
             })?;
-        for reason in ["adopted", "unknown_flow"] {
-            assert_eq!(status.packets(reason), 0, "{reason} in round {round}");
-        }
+        assert_eq!(status.packets("unknown_flow"), 0, "in round {round}");
+        // Whoever comes while the tables are held is adopted, and nobody else.
+        let adopted = status.packets("adopted");
+        assert!(adopted <= came_in_all, "{adopted} in round {round}");
         // What was counted before goes on being counted.
         for reason in ["established", "opened"] {
             let (before, after) = (before.packets(reason), status.packets(reason));
             assert!(after >= before && before > 0, "{reason}: {before} {after}");
         }
-        assert!(status.packets("opened") <= before.packets("opened") + 20);
+        assert!(status.packets("opened") <= before.packets("opened") + came_now + 20);
+        silent.extend(came);
         let newcomers = stage.clients.open(60, stage.plan().talking(PACE), |_| {})?;
         assert!(crowd::on(&newcomers, "b1").is_empty());
         connections.extend(newcomers);
@@ -225,17 +234,51 @@ fn a_migration_that_is_killed_loses_no_flow() -> Result<()> {
 }
 
 /// Puts another program in the daemon's place, which has maps of `version`.
-fn take_over(stage: &mut Stage, program: PathBuf, version: u32) -> Result<()> {
-    stage.tether.kill()?;
-    stage.tether.become_program(program);
-    stage.tether.restart()?;
-    stage.tether.wait_ready()?;
-    let log = stage.tether.log();
+fn take_over(tether: &mut Tether, program: PathBuf, version: u32) -> Result<()> {
+    tether.kill()?;
+    tether.become_program(program);
+    tether.restart()?;
+    tether.wait_ready()?;
+    let log = tether.log();
     ensure!(
         log.contains("flow tables migrated") && log.contains(&format!("\"to\":{version}")),
         "{log}"
     );
     Ok(())
+}
+
+/// The same while clients come, one after the other: each is served, and none by b1, which is drained. Gives them.
+fn take_over_while_clients_come(
+    stage: &mut Stage,
+    program: PathBuf,
+    version: u32,
+) -> Result<Vec<Connection>> {
+    let (plan, is_over) = (stage.plan(), AtomicBool::new(false));
+    let (tether, clients) = (&mut stage.tether, &stage.clients);
+    let came = std::thread::scope(|scope| {
+        let coming = scope.spawn(|| come(clients, plan, &is_over));
+        let taken = take_over(tether, program, version);
+        is_over.store(true, Ordering::Release);
+        let came = coming.join();
+        let came = came.map_err(|_| anyhow!("the thread of those who come panicked"))??;
+        taken.map(|()| came)
+    })?;
+    // What came while the tables were held is recorded with the next packet.
+    assert_eq!(crowd::echo_all(&came), [""; 0]);
+    assert!(!came.is_empty() && crowd::on(&came, "b1").is_empty());
+    Ok(came)
+}
+
+/// Opens connections until it is over, each of which has an echo and stays.
+fn come(clients: &Clients, plan: Plan, is_over: &AtomicBool) -> Result<Vec<Connection>> {
+    let mut connections = vec![];
+    while !is_over.load(Ordering::Acquire) {
+        let connection = clients.open_one(plan)?;
+        connection.echo()?;
+        connections.push(connection);
+        std::thread::sleep(PAUSE);
+    }
+    Ok(connections)
 }
 
 /// The flows of b1 are closed by a deadline, and clients of b2, which is dead, are told over a time: whoever takes over goes on with both where they are. b2 is
@@ -281,7 +324,7 @@ fn what_is_closed_at_a_pace_goes_on_so_through_upgrade_and_downgrade() -> Result
     .into_iter()
     .enumerate()
     {
-        take_over(&mut stage, program, version)?;
+        take_over(&mut stage.tether, program, version)?;
         // Neither back nor ahead of what time has come to.
         let now = closed(&stage.tether.status()?);
         let since = begun.elapsed().saturating_sub(DEADLINE);

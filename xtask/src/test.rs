@@ -172,6 +172,25 @@ mod tests {
         }
     }
 
+    fn functions(text: &str) -> Vec<&str> {
+        text.split("fn ")
+            .skip(1)
+            .filter_map(|rest| rest.split_once('('))
+            .map(|(name, _)| name)
+            .collect()
+    }
+
+    /// What README.md's contract says before its table; and the table, with what comes after it.
+    fn contract() -> (String, String) {
+        let readme = fs::read_to_string(exec::workspace().join("README.md")).expect("README.md");
+        let (_, contract) = readme
+            .split_once("\n## The contract\n")
+            .expect("a contract");
+        let (contract, _) = contract.split_once("\n## ").expect("an end of it");
+        let (before, promises) = contract.split_once("\n| promise |").expect("a table");
+        (before.to_owned(), promises.to_owned())
+    }
+
     /// A name that is no test's would leave out nothing, and one that is a part of another's would leave out that too: nobody would notice.
     #[test]
     fn what_takes_long_is_left_out_and_nothing_else() {
@@ -179,12 +198,7 @@ mod tests {
         for directory in ["tests/tests", "lb-userspace/tests", "lb-common/tests"] {
             sources(&exec::workspace().join(directory), &mut text);
         }
-        let functions: Vec<&str> = text
-            .split("fn ")
-            .skip(1)
-            .filter_map(|rest| rest.split_once('('))
-            .map(|(name, _)| name)
-            .collect();
+        let functions = functions(&text);
         for name in LONG {
             let matched: Vec<_> = functions
                 .iter()
@@ -197,15 +211,47 @@ mod tests {
     /// What the contract rests on and CI leaves out is named where the contract says what CI runs.
     #[test]
     fn the_contract_says_what_takes_long() {
-        let readme = fs::read_to_string(exec::workspace().join("README.md")).expect("README.md");
-        let (_, contract) = readme
-            .split_once("\n## The contract\n")
-            .expect("a contract");
-        let (contract, _) = contract.split_once("\n## ").expect("an end of it");
-        let (before, promises) = contract.split_once("\n| promise |").expect("a table");
+        let (before, promises) = contract();
         for name in LONG {
             let name = format!("`{name}`");
             assert_eq!(promises.contains(&name), before.contains(&name), "{name}");
+        }
+    }
+
+    /// A test that gets another name, or goes, would leave a promise that nothing holds.
+    #[test]
+    fn the_contract_names_tests_that_there_are() {
+        let (_, promises) = contract();
+        for row in promises.lines().filter(|line| line.starts_with("| ")) {
+            let mut named = 0;
+            let links = row.split("](").zip(row.split("](").skip(1));
+            for (said, file) in links {
+                let (_, said) = said.rsplit_once('[').expect("what the link says");
+                let (file, _) = file.split_once(')').expect("an end of the link");
+                let path = exec::workspace().join(file);
+                let source = fs::read_to_string(&path).unwrap_or_else(|_| panic!("no {file}"));
+                let functions = functions(&source);
+                // In turn what stands before a name and the name.
+                let words: Vec<&str> = said.split('`').collect();
+                for &[before, name] in words.as_chunks::<2>().0 {
+                    let is_of = before.ends_with("of ");
+                    let is_it = |function: &&str| match name.split_once('…') {
+                        Some((start, end)) => {
+                            function.starts_with(start) && function.ends_with(end)
+                        }
+                        None if is_of => function.contains(name),
+                        None => *function == name,
+                    };
+                    let is_file = is_of && path.file_stem().is_some_and(|stem| stem == name);
+                    assert!(
+                        is_file || functions.iter().any(is_it),
+                        "no {name} in {file}"
+                    );
+                }
+                let is_source = path.extension().is_some_and(|extension| extension == "rs");
+                named += usize::from(is_source);
+            }
+            assert!(named > 0, "no test holds it: {row}");
         }
     }
 }

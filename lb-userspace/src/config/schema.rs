@@ -353,7 +353,7 @@ struct Duration(String);
 #[schemars(untagged)]
 enum Status {
     One(#[schemars(range(min = 100, max = 599))] u16),
-    Range(#[schemars(regex(pattern = "^[1-5][0-9]{2}(-[1-5][0-9]{2})?$"))] String),
+    Range(#[schemars(regex(pattern = "^[1-5][0-9]{2}-[1-5][0-9]{2}$"))] String),
 }
 
 #[derive(JsonSchema)]

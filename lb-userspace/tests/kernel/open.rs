@@ -453,6 +453,29 @@ fn without_a_bpffs_the_remedy_is_told() {
     });
 }
 
+/// Linux itself tells a thread that asks for it of a release before 3.0; and a map that is too large no release makes.
+#[test]
+fn a_start_on_a_kernel_that_is_too_old_says_so() {
+    run(|sandbox| {
+        let mut options = sandbox.options(&[]);
+        options.capacity.table_slots = u32::MAX;
+        let error = Kernel::open(&options).unwrap_err();
+        assert!(matches!(error, Error::Create { .. }), "{error}");
+
+        // That is this thread alone, which ends with the test.
+        // SAFETY: no pointers are passed.
+        let before = unsafe { libc::personality(libc::UNAME26 as libc::c_ulong) };
+        assert_ne!(before, -1);
+        let error = Kernel::open(&options).unwrap_err();
+        assert!(matches!(error, Error::OldKernel { .. }), "{error}");
+        let message = error.to_string();
+        for part in ["this is Linux 2.6.", "tether needs 6.1: ", maps::TABLES] {
+            assert!(message.contains(part), "no {part:?}: {message}");
+        }
+        assert_eq!(names(&sandbox.pins()), [""; 0]);
+    });
+}
+
 #[test]
 fn without_capabilities_they_are_named() {
     run(|sandbox| {

@@ -6,8 +6,8 @@ use lb_common::{backend::Serving, net::IpVersion};
 use lb_userspace::{
     config, dns,
     guard::{Guard, Lists},
-    model::Health,
-    preview::{BackendChange, GuardPreview, ServiceChange, ServicePreview},
+    model::{Admin, Health},
+    preview::{BackendChange, GuardPreview, Preview, ServiceChange, ServicePreview},
 };
 
 use super::{B1, B2, Daemon, Machine, backend, counted, name, running, serves, slots_of};
@@ -140,6 +140,106 @@ async fn a_preview_says_what_a_reload_then_does_and_changes_nothing_itself() {
     let is = owners(&read().0);
     let moved = was.iter().zip(&is).filter(|(was, is)| was != is).count();
     assert_eq!((service.moved * 1_009.0).round() as usize, moved);
+    daemon.stop().await;
+}
+
+/// The one service that changes.
+fn changing(preview: &Preview) -> &ServicePreview {
+    let [service] = &preview.services[..] else {
+        panic!("{preview:?}")
+    };
+    service
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_preview_tells_of_drains_by_the_file_of_who_returns_and_of_whole_services() {
+    use BackendChange::{Added, Changed, Kept, Removed, Returns};
+    let machine = Machine::new("preview-services");
+    let daemon = running(&machine).await;
+    let flows = [((1, 0), 3), ((2, 0), 5)];
+    daemon.census.send_replace(Arc::new(counted(1, &flows)));
+    daemon
+        .until("counted", |status| {
+            let both = ["b1", "b2"].map(|name| backend(status, name).map(|one| one.flows.active));
+            both == [Some(3), Some(5)]
+        })
+        .await;
+    let (of_b1, of_b2) = (slots_of(&machine.maps, 1), slots_of(&machine.maps, 2));
+
+    // Drained: it stays configured, and takes no new ones.
+    let mut draining = machine.config(&[B1, B2]);
+    draining.services[0].backends[1].admin = Admin::Draining;
+    let preview = daemon.preview(draining).await.unwrap();
+    assert_eq!((preview.unchanged, preview.drained_flows), (0, 5));
+    let service = changing(&preview);
+    assert_eq!(
+        (service.change, service.fail_open),
+        (ServiceChange::Changed, false)
+    );
+    let foreseen = [("b1", Kept, of_b1, 1_009, 3), ("b2", Changed, of_b2, 0, 5)];
+    assert_eq!(previewed(service), foreseen);
+    assert_eq!((service.moved * 1_009.0).round() as u32, of_b2);
+    let b2 = &service.backends[1];
+    assert_eq!(
+        (b2.admin.before, b2.admin.after),
+        (Some(Admin::Active), Some(Admin::Draining))
+    );
+    assert_eq!(
+        (b2.serving.before, b2.serving.after),
+        (Some(Serving::New), Some(Serving::ExistingOnly))
+    );
+
+    // A service that goes drains all that it has.
+    let mut none = machine.config(&[B1, B2]);
+    none.services.clear();
+    let preview = daemon.preview(none).await.unwrap();
+    assert_eq!((preview.unchanged, preview.drained_flows), (0, 8));
+    let service = changing(&preview);
+    assert_eq!(
+        (service.name.as_str(), service.change, service.moved),
+        ("chat", ServiceChange::Removed, 0.0)
+    );
+    let foreseen = [("b1", Removed, of_b1, 0, 3), ("b2", Removed, of_b2, 0, 5)];
+    assert_eq!(previewed(service), foreseen);
+
+    // Whoever is configured again while it has flows gets the share that it had.
+    daemon.reload(machine.config(&[B1])).await.unwrap();
+    daemon
+        .until("b2 is removed", |status| {
+            backend(status, "b2").is_some_and(|b2| b2.removed)
+                && status.generation.applied == status.generation.accepted
+        })
+        .await;
+    let preview = daemon.preview(machine.config(&[B1, B2])).await.unwrap();
+    assert_eq!((preview.unchanged, preview.drained_flows), (0, 0));
+    let service = changing(&preview);
+    assert_eq!(service.change, ServiceChange::Changed);
+    let foreseen = [("b1", Kept, 1_009, of_b1, 3), ("b2", Returns, 0, of_b2, 5)];
+    assert_eq!(previewed(service), foreseen);
+    let b2 = &service.backends[1];
+    assert_eq!(
+        (b2.admin.before, b2.admin.after),
+        (None, Some(Admin::Active))
+    );
+    assert_eq!(
+        (b2.serving.before, b2.serving.after),
+        (Some(Serving::ExistingOnly), Some(Serving::New))
+    );
+
+    // A service that comes changes nothing of another, though its backend is at an address that the other has too.
+    let mut more = machine.config(&[B1]);
+    let mut other = more.services[0].clone();
+    other.name = "other".to_owned();
+    other.vip = [10, 0, 0, 2].into();
+    more.services.push(other);
+    let preview = daemon.preview(more).await.unwrap();
+    assert_eq!((preview.unchanged, preview.drained_flows), (1, 0));
+    let service = changing(&preview);
+    assert_eq!(
+        (service.name.as_str(), service.change, service.moved),
+        ("other", ServiceChange::Added, 1.0)
+    );
+    assert_eq!(previewed(service), [("b1", Added, 0, 1_009, 0)]);
     daemon.stop().await;
 }
 

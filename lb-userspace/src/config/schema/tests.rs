@@ -7,7 +7,7 @@ use std::{collections::BTreeSet, path::Path, time::Duration};
 use serde_json::{Value, json};
 
 use super::{
-    super::{Config, duration_within, parse},
+    super::{Config, Place, Problem, duration_within, parse},
     DURATION, schema,
 };
 
@@ -256,6 +256,130 @@ fn minimal(table: &str, line: &str) -> String {
         _ => format!("{TOP}{table}\n"),
     };
     format!("{before}{line}\n")
+}
+
+/// The file of a table with a line in the place of its unknown key.
+fn with_line(table: &str, file: &str, line: &str) -> String {
+    match table {
+        // What some keys belong to has to be there, or they are not looked at.
+        "[service.health]" => minimal(table, line),
+        _ => file.replace("oops = 1", line),
+    }
+}
+
+/// What the parser finds wrong with the text that a key has, if anything.
+fn fault(table: &str, file: &str, key: &str, text: &str) -> Option<Problem> {
+    let value = format!("{text:?}");
+    let file = with_line(table, file, &format!("{key} = {value}"));
+    let (before, _) = file.rsplit_once(&value).unwrap();
+    let last = before.lines().last().unwrap();
+    let place = Place {
+        line: before.lines().count(),
+        column: last.chars().count() + 1,
+    };
+    let problems = parse(Path::new("t.toml"), &file).err()?;
+    problems
+        .iter()
+        .find(|one| one.place == Some(place))
+        .cloned()
+}
+
+/// The words that a key may have, if it is one of some.
+fn words(property: &Value) -> BTreeSet<String> {
+    let several = property["enum"].as_array().into_iter().flatten();
+    let here = property.get("const").into_iter().chain(several);
+    let choices = property["oneOf"].as_array().into_iter().flatten();
+    here.filter_map(Value::as_str)
+        .map(str::to_owned)
+        .chain(choices.flat_map(words))
+        .collect()
+}
+
+/// The parser takes each word that the schema has, and names those and no others when it meets another.
+#[test]
+fn schema_and_parser_have_the_same_words() {
+    let schema = whole();
+    let mut checked = 0;
+    for (table, place, file) in TABLES {
+        for (key, property) in properties(&schema, place) {
+            let words = words(property);
+            if words.is_empty() {
+                continue;
+            }
+            for word in &words {
+                assert_eq!(fault(table, file, key, word), None, "{key} in {table}");
+            }
+            let problem = fault(table, file, key, "another word");
+            let problem = problem.unwrap_or_else(|| panic!("{key} in {table}"));
+            let quoted = problem.remedy.split('"').skip(1).step_by(2);
+            let named: BTreeSet<_> = quoted.map(str::to_owned).collect();
+            assert_eq!(named, words, "{key} in {table}");
+            checked += 1;
+        }
+    }
+    assert!(checked > 8, "{checked}");
+}
+
+/// But that `.` and `..` are no names the schema does not say, nor what a path of a request may not have after its `/`.
+#[test]
+fn texts_have_the_parsers_patterns() {
+    let schema = whole();
+    let given = ["", "/", "/a", "a", "a b", "a/b", "ä", "A.b_c:d-9"].map(str::to_owned);
+    let long = [16, 17, 63, 64].map(|characters| "a".repeat(characters));
+    let mut checked = 0;
+    for (table, place, file) in TABLES {
+        for (key, property) in properties(&schema, place) {
+            if property.get("pattern").is_none() || property["pattern"] == DURATION {
+                continue;
+            }
+            let validator = jsonschema::validator_for(property).unwrap();
+            for text in given.iter().chain(&long) {
+                let fault = fault(table, file, key, text);
+                // A file of that name is not there.
+                let is_wrong = fault.is_some_and(|one| !one.wrong.contains("cannot be read"));
+                let fits = validator.is_valid(&json!(text));
+                assert_ne!(fits, is_wrong, "{key} = {text:?} in {table}");
+            }
+            checked += 1;
+        }
+    }
+    assert!(checked > 10, "{checked}");
+}
+
+#[test]
+fn durations_and_statuses_are_written_as_the_parser_reads_them() {
+    let schema = whole();
+    let health = properties(&schema, "/properties/service/items/properties/health");
+    let fits = |key: &str, value: Value| {
+        let validator = jsonschema::validator_for(&health[key]).unwrap();
+        validator.is_valid(&value)
+    };
+    for text in [
+        "0s", "5ms", "5s", "5m", "5h", "", "5", "s", "-1s", "1.5s", "5 s", "5d", "5S",
+    ] {
+        let read = duration_within(text, Duration::ZERO..=Duration::MAX);
+        assert_eq!(fits("interval", json!(text)), read.is_ok(), "{text:?}");
+    }
+    for status in [
+        "99",
+        "100",
+        "599",
+        "600",
+        "\"200-299\"",
+        "\"100-599\"",
+        "\"200\"",
+        "\"200-\"",
+        "\"-299\"",
+        "\"2xx\"",
+        "\"99-200\"",
+        "\"500-600\"",
+        "\"200 - 299\"",
+    ] {
+        let one: Value = serde_json::from_str(status).unwrap();
+        let line = format!("status = [{status}]");
+        let read = parse(Path::new("t.toml"), &minimal("[service.health]", &line));
+        assert_eq!(fits("status", json!([one])), read.is_ok(), "{line}");
+    }
 }
 
 /// What the parser makes of a file, but for which text it came from and what of that is where.
