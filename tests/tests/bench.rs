@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::process::Command;
 
-use anyhow::{Context as _, Result, ensure};
+use anyhow::{Context as _, Result, bail, ensure};
 use serde::Deserialize;
 
 #[derive(Debug, Deserialize)]
@@ -69,6 +69,35 @@ fn the_daemon_is_measured() -> Result<()> {
     for (name, row) in rows {
         // In a moment an idle daemon may take less than the kernel counts.
         assert!(row.median > 0.0 || name == "control/idle-cpu", "{row:?}");
+    }
+    Ok(())
+}
+
+#[test]
+fn the_choice_of_a_port_is_measured() -> Result<()> {
+    let (figures, said) = measure("ports/95/v4", &["--rounds", "9"])?;
+    let [row] = &figures.rows[..] else {
+        bail!("{said}");
+    };
+    assert!(row.median > 0.0 && row.unit == "ns", "{row:?}");
+    assert_eq!(row.name, "ports/95/v4");
+    assert_eq!((row.floor.as_deref(), row.mark), (Some("all free"), None));
+    Ok(())
+}
+
+/// Of 10,000 to a million flows, as of guarded ones.
+#[test]
+fn replies_are_measured_and_drawn() -> Result<()> {
+    let plot = std::env::temp_dir().join(format!("tether-bench-{}.svg", std::process::id()));
+    let drawn = ["--rounds", "9", "--svg", &plot.to_string_lossy()];
+    let (figures, said) = measure("replies/nat/v4/10000", &drawn)?;
+    let drawing = std::fs::read_to_string(&plot)?;
+    std::fs::remove_file(&plot)?;
+    assert!(drawing.starts_with("<svg") && drawing.contains("replies/nat/v4"));
+    assert_eq!(figures.rows.len(), 3, "{said}");
+    for row in &figures.rows {
+        assert!(row.median > 0.0 && row.unit == "ns", "{row:?}");
+        assert_eq!((row.floor.as_deref(), row.mark), (Some("swap"), None));
     }
     Ok(())
 }

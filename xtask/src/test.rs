@@ -10,7 +10,7 @@ use crate::{
 };
 
 /// Tests that take long, each beside a shorter one of the same promise: in another mode or family, with fewer kills, with fewer packets, or by promtool alone.
-const LONG: [&str; 72] = [
+const LONG: [&str; 73] = [
     "a_closed_listener_is_refusing_in_ipv6",
     "a_dark_backend_of_dnat_is_down_and_its_clients_are_reset_in_ipv6",
     "a_dark_backend_on_the_link_is_down_and_its_clients_are_reset_in_ipv6",
@@ -66,6 +66,7 @@ const LONG: [&str; 72] = [
     "pods_behind_a_bridge_beside_remote_backends_of_dnat_in_ipv6",
     "pods_behind_veths_beside_remote_backends_of_ipip_in_ipv6",
     "pods_behind_veths_beside_remote_backends_of_l2_in_ipv6",
+    "replies_are_measured_and_drawn",
     "the_clients_router_is_found_past_conntrack_in_ipv6",
     "the_demo_shows_its_main_job_in_dnat",
     "the_demo_shows_its_main_job_in_ipv6_by_ipip",
