@@ -351,6 +351,11 @@ fn choose(package: &str, test: &str, extent: Extent) -> Option<&'static [&'stati
             ][..],
         ),
         ("lab", "packet_flood") => (Extent::Floods, ALL),
+        // It compares all of the maps after each packet, which is the processor's work and no kernel's.
+        ("lab", "packet_explain") => (
+            Extent::Usual,
+            &["a_rehearsal_agrees_with_the_packet_in_ipip"][..],
+        ),
         ("lab", "websocket") => (
             Extent::Usual,
             &[
@@ -507,6 +512,11 @@ mod tests {
                 include_str!("../../tests/tests/translation.rs"),
             ),
             ("lab", "local", include_str!("../../tests/tests/local.rs")),
+            (
+                "lab",
+                "packet_explain",
+                include_str!("../../tests/tests/packet_explain.rs"),
+            ),
             ("lab-guest", "guest", GUEST),
         ] {
             let filters = choose(package, test, Extent::Usual).unwrap_or_default();
