@@ -1,9 +1,9 @@
-//! A disk that hangs, and answers again. By itself, since nothing can be saved meanwhile.
+//! A disk that hangs, and answers again, or fails late. By itself, since nothing can be saved meanwhile.
 #![expect(clippy::unwrap_used, reason = "a test ends where it fails")]
 
 use std::{
     fs,
-    path::Path,
+    path::{Path, PathBuf},
     sync::{Arc, Condvar, Mutex},
     thread,
     time::{Duration, Instant},
@@ -28,10 +28,21 @@ const PATIENCE: Duration = Duration::from_secs(60);
 static HANGS: Mutex<bool> = Mutex::new(false);
 static ANSWERS: Condvar = Condvar::new();
 
-fn hang(place: Place) {
-    if place == Place::MemoryWritten {
-        let hangs = HANGS.lock().unwrap();
-        drop(ANSWERS.wait_timeout_while(hangs, PATIENCE, |hangs| *hangs));
+/// A directory that goes elsewhere once the file in it has its name.
+static MOVES: Mutex<Option<(PathBuf, PathBuf)>> = Mutex::new(None);
+
+fn happens(place: Place) {
+    match place {
+        Place::MemoryWritten => {
+            let hangs = HANGS.lock().unwrap();
+            drop(ANSWERS.wait_timeout_while(hangs, PATIENCE, |hangs| *hangs));
+        }
+        Place::MemoryRenamed => {
+            if let Some((from, to)) = MOVES.lock().unwrap().take() {
+                fs::rename(from, to).unwrap();
+            }
+        }
+        _ => {}
     }
 }
 
@@ -43,8 +54,8 @@ fn name(backend: &str) -> BackendName {
 }
 
 #[test]
-fn what_is_refused_while_the_disk_hangs_does_not_hold_once_it_answers() {
-    failpoint::observe(hang);
+fn what_is_refused_since_the_disk_hangs_or_fails_does_not_hold_afterwards() {
+    failpoint::observe(happens);
     let directory = std::env::temp_dir().join(format!("tether-disk-{}", std::process::id()));
     let text = format!(
         "interfaces = [\"eth0\"]\nstate_dir = {directory:?}\n[limits]\nflows = 1000\nflows6 = 600\nservices = 16\nbackends = 64\ntable_slots = 16384\n\
@@ -82,6 +93,9 @@ fn what_is_refused_while_the_disk_hangs_does_not_hold_once_it_answers() {
         apply(&mut state);
         state.observe(NOW);
         state.drain(&name("b2"), None).unwrap_err();
+        // Nor is it said of what was refused that it is taken back: the file may come to have it.
+        state.undrain(&name("b1")).unwrap_err();
+        state.undrain_all().unwrap_err();
     }
     assert!(begun.elapsed() < PATIENCE, "{:?}", begun.elapsed());
 
@@ -100,5 +114,24 @@ fn what_is_refused_while_the_disk_hangs_does_not_hold_once_it_answers() {
     // All is as before.
     state.drain(&name("b1"), None).unwrap();
     assert!(is_b1_drained());
+    state.undrain(&name("b1")).unwrap();
+
+    // Nor does what is refused once the file has it, since its name cannot be synced.
+    let elsewhere = directory.with_extension("elsewhere");
+    let refused = |state: &mut State| {
+        *MOVES.lock().unwrap() = Some((directory.clone(), elsewhere.clone()));
+        state.drain(&name("b1"), None).unwrap_err();
+        fs::rename(&elsewhere, &directory).unwrap();
+        assert!(is_b1_drained());
+    };
+    refused(&mut state);
+    apply(&mut state);
+    assert!(!is_b1_drained());
+    refused(&mut state);
+    state.undrain(&name("b1")).unwrap();
+    assert!(!is_b1_drained());
+    refused(&mut state);
+    state.undrain_all().unwrap();
+    assert!(!is_b1_drained());
     fs::remove_dir_all(directory).unwrap();
 }

@@ -26,7 +26,9 @@ impl State {
 
     fn evacuate(&mut self, all: Option<Evacuation>) -> Result<(), Refusal> {
         let mut ordered = self.ordered.clone();
-        if std::mem::replace(&mut ordered.all, all) != all {
+        let is_new = std::mem::replace(&mut ordered.all, all) != all;
+        // What the file may hold of a command that was refused is to go, or this one would be forgotten by a restart.
+        if is_new || self.is_doubtful {
             self.set_ordered(ordered)?;
         }
         Ok(())

@@ -74,6 +74,8 @@ pub struct State {
     pub(super) generation: Generation,
     /// What the file holds, as far as is known.
     saved: Memory,
+    /// Whether it may hold something else: a save that was refused may have come as far as its name all the same, or still may.
+    pub(super) is_doubtful: bool,
     keeper: Keeper,
     /// Whether names, drains, slow starts or hosts that answer echoes came or went since they were saved.
     names_changed: bool,
@@ -142,6 +144,7 @@ impl State {
                 ..Generation::default()
             },
             saved,
+            is_doubtful: false,
             keeper: Keeper::new(keeper::PATIENCE),
             names_changed: true,
             starts_went_on: false,
@@ -231,7 +234,7 @@ impl State {
     /// When there is nothing to change, the result is not valid, or it cannot be remembered; all stays as it was.
     pub fn edit(&mut self, name: &BackendName, edit: &Edit) -> Result<(), Refusal> {
         let changes = self.changes.edited(&self.base, name, edit)?;
-        if changes == self.changes {
+        if changes == self.changes && !self.is_doubtful {
             return Ok(());
         }
         let config = changes.over(&self.base).config;
@@ -558,14 +561,16 @@ impl State {
             // What the last run knew stays as old as it is until this one goes on from it.
             None => memory,
         };
-        if memory != self.saved {
+        if memory != self.saved || self.is_doubtful {
+            self.is_doubtful = true;
             let directory = self.config.state_dir.clone();
             let kept = self
                 .keeper
                 .keep(memory, move |memory| memory.save(&directory));
             // The next plan has it saved what is in force, whatever this becomes.
-            self.names_changed |= self.keeper.is_underway();
+            self.names_changed |= kept.is_err();
             self.saved = kept?;
+            self.is_doubtful = false;
         }
         Ok(())
     }

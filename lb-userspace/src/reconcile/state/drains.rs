@@ -22,7 +22,8 @@ impl State {
     pub fn drain(&mut self, name: &BackendName, asked: Option<Asked>) -> Result<(), Refusal> {
         self.configured(name)?;
         let mut ordered = self.ordered.clone();
-        if ordered.backends.insert(name.clone(), asked) != Some(asked) {
+        let is_new = ordered.backends.insert(name.clone(), asked) != Some(asked);
+        if is_new || self.is_doubtful {
             self.set_ordered(ordered)?;
         }
         Ok(())
@@ -49,8 +50,8 @@ impl State {
         let mut ordered = self.ordered.clone();
         match (ordered.backends.remove(name), stays) {
             (None, Some(stays)) => Err(Refusal::Invalid(stays)),
-            (None, None) => Ok(None),
-            (Some(_), stays) => {
+            (None, None) if !self.is_doubtful => Ok(None),
+            (_, stays) => {
                 self.set_ordered(ordered)?;
                 Ok(stays)
             }
