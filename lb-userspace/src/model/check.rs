@@ -44,7 +44,7 @@ pub struct Check {
 
 impl Check {
     /// Checks begin at so many moments of an interval and at none between, so that one awakening of the process serves several.
-    pub const STEPS: u32 = 250;
+    pub const STEPS: u32 = 100;
 
     /// What a service without a word on its health gets.
     pub const DEFAULT: Self = Self {

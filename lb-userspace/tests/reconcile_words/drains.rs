@@ -381,7 +381,7 @@ fn clients_of_one_that_dies_while_checks_of_others_fail_are_told_after_another_c
             // A check each 2 s, give or take a tenth, at one of 250 moments, of 1 s at most.
             assert_eq!(
                 state.due(),
-                Some(after(2).later(Duration::from_millis(3_208)))
+                Some(after(2).later(Duration::from_millis(3_220)))
             );
             machine.settle_at(&mut state, after(5));
             assert_eq!(serving(), Serving::ExistingOnly);
