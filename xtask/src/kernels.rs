@@ -128,7 +128,9 @@ impl Options {
 /// If something is missing or a guest cannot be started. Failed tests are told by the exit code.
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     setup::ensure()?;
-    let all_are_well = run_in_all(&Packages::provide(options)?, options)?;
+    let packages = Packages::provide(options)?;
+    let tests = Tests::build(options)?;
+    let all_are_well = run_in_all(&packages, &tests, options.keep)?;
     Ok(if all_are_well {
         ExitCode::SUCCESS
     } else {
@@ -137,29 +139,44 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 }
 
 /// Whether the oldest kernel takes the programs: the part of this that belongs to every run of the tests.
-///
-/// Said and left out where Debian's packages are not to be had, since the tests are no test of a network.
-///
-/// # Errors
-/// If a guest cannot be started, or a test fails in it.
-pub(crate) fn smoke() -> Result<()> {
-    let options = Options {
-        kernel: Some(Kernel::V6_1),
-        smoke: true,
-        floods: false,
-        only: vec![],
-        keep: false,
-    };
-    match Packages::provide(&options) {
-        Ok(packages) if run_in_all(&packages, &options)? => Ok(()),
-        Ok(_) => {
-            bail!("tests fail on the oldest kernel; `cargo xtask kernels --smoke` runs them alone")
+pub(crate) struct Smoke(Option<(Packages, Tests)>);
+
+impl Smoke {
+    /// Has all at hand. Said and left out where Debian's packages are not to be had, since the tests are no test of a network.
+    ///
+    /// # Errors
+    /// If the tests cannot be built.
+    pub(crate) fn prepare() -> Result<Self> {
+        let options = Options {
+            kernel: Some(Kernel::V6_1),
+            smoke: true,
+            floods: false,
+            only: vec![],
+            keep: false,
+        };
+        match Packages::provide(&options) {
+            Ok(packages) => Ok(Self(Some((packages, Tests::build(&options)?)))),
+            Err(error) => {
+                eprintln!(
+                    "WITHOUT the smoke test on the oldest kernel, whose packages cannot be had here: {error:#}"
+                );
+                Ok(Self(None))
+            }
         }
-        Err(error) => {
-            eprintln!(
-                "WITHOUT the smoke test on the oldest kernel, whose packages cannot be had here: {error:#}"
-            );
-            Ok(())
+    }
+
+    /// Runs it.
+    ///
+    /// # Errors
+    /// If a guest cannot be started, or a test fails in it.
+    pub(crate) fn run(&self) -> Result<()> {
+        match &self.0 {
+            Some((packages, tests)) if !run_in_all(packages, tests, false)? => {
+                bail!(
+                    "tests fail on the oldest kernel; `cargo xtask kernels --smoke` runs them alone"
+                )
+            }
+            _ => Ok(()),
         }
     }
 }
@@ -192,11 +209,10 @@ impl Packages {
 }
 
 /// Whether all tests pass on all kernels.
-fn run_in_all(packages: &Packages, options: &Options) -> Result<bool> {
-    let tests = Tests::build(options)?;
+fn run_in_all(packages: &Packages, tests: &Tests, keep: bool) -> Result<bool> {
     let mut outcomes = vec![];
     for (kernel, image) in &packages.kernels {
-        let outcome = run_in(*kernel, image, &tests, packages, options.keep)?;
+        let outcome = run_in(*kernel, image, tests, packages, keep)?;
         outcomes.push((kernel.name(), outcome));
     }
     print!("{}", table(&outcomes));

@@ -2,11 +2,15 @@
 
 mod lanes;
 
-use anyhow::Result;
+use std::thread;
+
+use anyhow::{Result, anyhow};
 
 use crate::{
     cargo::{self, Built},
-    exec, kernels, root, setup, verifier,
+    exec,
+    kernels::Smoke,
+    root, setup, verifier,
 };
 
 /// Tests that take long, each beside a shorter one of the same promise: in another mode or family, with fewer kills, with fewer packets, or by promtool alone.
@@ -104,6 +108,7 @@ pub(crate) fn run(long: bool) -> Result<()> {
     exec::run(workspace().args(["--lib", "--bins"]))?;
     exec::run(workspace().arg("--doc"))?;
     other_version()?;
+    let smoke = Smoke::prepare()?;
     // Labs come last, being the slowest, and packet tests with them. In each of their programs one test runs at a time, since they measure time. Those of
     // guest need a kernel of `cargo xtask kernels`.
     let built = Built::by(workspace().args(["--no-run", "--exclude", "lab-guest", "--test", "*"]))?;
@@ -112,8 +117,15 @@ pub(crate) fn run(long: bool) -> Result<()> {
         .into_iter()
         .chain(skipped.flat_map(|name| ["--skip", name]))
         .collect();
-    lanes::run(&built, &arguments)?;
-    kernels::smoke()
+    // Labs mostly wait, and what they leave of the cores a guest can have.
+    thread::scope(|scope| {
+        let smoke = scope.spawn(|| smoke.run());
+        let labs = lanes::run(&built, &arguments);
+        let smoke = smoke
+            .join()
+            .map_err(|_| anyhow!("the smoke test on the oldest kernel panicked"))?;
+        labs.and(smoke)
+    })
 }
 
 /// Builds the daemon with another version of the layouts, which tests of upgrade and downgrade start; and has its layouts tested.
