@@ -141,8 +141,10 @@ impl Ramp {
         self.from.later(self.over)
     }
 
+    /// In whole milliseconds, as moments are: of a step with a fraction of one the share would change before [`Ramp::next`] says so.
     fn step(&self) -> Duration {
-        (self.over / STEPS).clamp(SHORTEST_STEP, LONGEST_STEP)
+        let step = (self.over / STEPS).clamp(SHORTEST_STEP, LONGEST_STEP);
+        Duration::from_millis(step.as_millis() as u64)
     }
 }
 
@@ -285,6 +287,17 @@ mod tests {
             let changes = std::iter::successors(Some(START), |&now| ramp.next(now));
             assert_eq!(changes.count() - 1, steps, "{over_ms} ms");
         }
+    }
+
+    /// A hundredth of it is 495.01 ms.
+    #[test]
+    fn a_step_is_of_whole_milliseconds() {
+        let ramp = ramp(49_501);
+        let before_last = START.later(Duration::from_millis(49_005));
+        let last = ramp.next(before_last).unwrap();
+        assert_eq!(last, START.later(Duration::from_millis(49_500)));
+        let just_before = last.earlier(Duration::from_millis(1));
+        assert_eq!(ramp.share(just_before), ramp.share(before_last));
     }
 
     proptest! {
