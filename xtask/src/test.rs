@@ -14,7 +14,9 @@ use crate::{
 };
 
 /// Tests that take long, each beside a shorter one of the same promise: in another mode or family, with fewer kills, with fewer packets, or by promtool alone.
-const LONG: [&str; 73] = [
+const LONG: [&str; 82] = [
+    "a_backend_without_a_receiver_is_refusing_in_ipv6",
+    "a_backend_without_the_vip_is_refusing_in_ipv6",
     "a_closed_listener_is_refusing_in_ipv6",
     "a_dark_backend_of_dnat_is_down_and_its_clients_are_reset_in_ipv6",
     "a_dark_backend_on_the_link_is_down_and_its_clients_are_reset_in_ipv6",
@@ -31,6 +33,8 @@ const LONG: [&str; 73] = [
     "a_process_of_the_host_in_ipv6",
     "a_reset_of_ipip_has_the_tags_of_its_cause_in_ipv6",
     "a_resize_killed_at_any_step_loses_no_entry",
+    "a_reused_port_leaves_a_draining_backend_dnat_in_ipv6",
+    "a_reused_port_leaves_a_draining_backend_l2_in_ipv6",
     "a_source_has_so_many_flows_at_a_time_in_ipv6",
     "a_source_has_so_many_flows_at_a_time_with_dnat",
     "a_source_opens_its_burst_and_then_its_rate_in_ipv6",
@@ -44,6 +48,7 @@ const LONG: [&str; 73] = [
     "an_alert_fires_while_snat_ports_run_out",
     "an_alert_fires_while_sources_nearly_find_no_room",
     "an_interface_that_does_not_forward_is_named_until_it_does",
+    "by_ipip_from_ipv4_clients_to_ipv6_backends",
     "by_removal_from_the_file_in_ipv6",
     "by_removal_from_the_file_with_nat_in_ipv6",
     "connections_outlive_upgrade_and_downgrade_l2_ipv6",
@@ -52,11 +57,13 @@ const LONG: [&str; 73] = [
     "dnat_sends_replies_by_the_interface_of_the_clients_in_ipv6",
     "dnat_takes_off_the_tags_that_a_packet_came_with_in_ipv6",
     "dnat_tells_each_side_what_fits_in_ipv6",
+    "every_ipv6_entry_is_found_again_in_a_larger_and_a_smaller_table_while_packets_come",
     "flows_are_told_of_in_nat_in_ipv6",
     "flows_that_the_old_program_records_after_the_hold_are_copied_too",
     "guards_outlive_an_upgrade_and_a_downgrade",
     "in_ipip_from_ipv4_clients_to_ipv6_backends",
     "in_l2_in_ipv6",
+    "ipip_leaves_by_the_interface_of_the_backends_in_ipv6",
     "ipip_takes_off_the_tags_that_a_packet_came_with_in_ipv6",
     "ipv6_connections_outlive_a_larger_and_a_smaller_flow_table",
     "l2_leaves_by_the_interface_of_the_backends_in_ipv6",
@@ -79,9 +86,11 @@ const LONG: [&str; 73] = [
     "the_demo_shows_its_main_job_in_nat",
     "the_same_port_connects_again_by_dnat_in_ipv6",
     "the_same_port_connects_again_by_l2_in_ipv6",
+    "the_same_port_connects_again_by_nat_in_ipv6",
     "the_vip_leads_from_the_host_and_its_pods_to_no_pod_in_ipv6",
     "translated_connections_outlive_a_larger_and_a_smaller_flow_table_in_ipv6",
     "translated_ipv6_flows_outlive_a_killed_daemon",
+    "translations_of_ipv6_flows_are_made_by_a_restart_and_move_with_them",
     "what_is_broken_behind_a_tunnel_in_ipv6_is_seen",
     "what_is_broken_on_an_l2_segment_in_ipv6_is_seen",
     "what_is_broken_where_addresses_are_translated_in_ipv6_is_seen",
