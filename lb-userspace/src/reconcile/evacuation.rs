@@ -26,11 +26,7 @@ impl State {
 
     fn evacuate(&mut self, all: Option<Evacuation>) -> Result<(), Refusal> {
         let mut ordered = self.ordered.clone();
-        let is_new = std::mem::replace(&mut ordered.all, all) != all;
-        // What the file may hold of a command that was refused is to go, or this one would be forgotten by a restart.
-        if is_new || self.is_doubtful {
-            self.set_ordered(ordered)?;
-        }
-        Ok(())
+        ordered.all = all;
+        self.set_ordered(ordered)
     }
 }

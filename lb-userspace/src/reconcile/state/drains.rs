@@ -22,11 +22,8 @@ impl State {
     pub fn drain(&mut self, name: &BackendName, asked: Option<Asked>) -> Result<(), Refusal> {
         self.configured(name)?;
         let mut ordered = self.ordered.clone();
-        let is_new = ordered.backends.insert(name.clone(), asked) != Some(asked);
-        if is_new || self.is_doubtful {
-            self.set_ordered(ordered)?;
-        }
-        Ok(())
+        ordered.backends.insert(name.clone(), asked);
+        self.set_ordered(ordered)
     }
 
     /// Takes back what was ordered of a backend, a deadline of its own with it. Told is why it takes no new flows all the same, if the configuration
@@ -50,7 +47,6 @@ impl State {
         let mut ordered = self.ordered.clone();
         match (ordered.backends.remove(name), stays) {
             (None, Some(stays)) => Err(Refusal::Invalid(stays)),
-            (None, None) if !self.is_doubtful => Ok(None),
             (_, stays) => {
                 self.set_ordered(ordered)?;
                 Ok(stays)
@@ -79,11 +75,15 @@ impl State {
         })
     }
 
-    /// Makes these the drains that are ordered, once they are remembered.
+    /// Makes these the drains that are ordered, once they are remembered. Nothing is done if they are both, beyond doubt.
     ///
     /// # Errors
     /// When they cannot be; all stays as it was.
     pub(in super::super) fn set_ordered(&mut self, ordered: Drains) -> Result<(), Refusal> {
+        // What the file may hold of a command that was refused is to go, or a restart would forget that these are in force.
+        if ordered == self.ordered && !self.is_doubtful {
+            return Ok(());
+        }
         self.save(&ordered, self.changes.clone())
             .map_err(|error| Refusal::Failed(self.not_remembered(&error)))?;
         self.ordered = ordered;
