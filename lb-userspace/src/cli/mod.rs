@@ -353,12 +353,16 @@ pub fn main() -> ExitCode {
         Command::Doctor(command) => command.run(),
         command => run(command).map(|()| ExitCode::SUCCESS),
     };
-    let code = ended.unwrap_or_else(|failure| {
-        logging::last_words(&failure);
-        failure.exit_code()
-    });
-    logging::settle();
-    code
+    match ended {
+        Ok(code) => {
+            logging::settle();
+            code
+        }
+        Err(failure) => {
+            logging::last_words(&failure);
+            failure.exit_code()
+        }
+    }
 }
 
 fn run(command: Command) -> Result<(), Failure> {
