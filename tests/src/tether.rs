@@ -1,6 +1,7 @@
 //! The daemon under test: a child process on the balancer's host, and the command line beside it.
 
 use std::fmt::Display;
+use std::fs;
 use std::io::{BufRead as _, BufReader, Read, Write as _};
 use std::net::TcpStream;
 use std::path::{Path, PathBuf};
@@ -323,6 +324,18 @@ impl Tether {
     /// When it does not run.
     pub fn pid(&self) -> Result<u32> {
         Ok(self.child.as_ref().context("the daemon does not run")?.id())
+    }
+
+    /// Memory of the daemon's own, in KiB: what the kernel calls anonymous, so that of maps is not in it.
+    ///
+    /// # Errors
+    /// When it does not run.
+    pub fn own_memory_kib(&self) -> Result<u64> {
+        let file = format!("/proc/{}/status", self.pid()?);
+        let text = fs::read_to_string(file).context("the daemon's memory")?;
+        let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
+        let number = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        Ok(number.context("the daemon's memory")?.trim().parse()?)
     }
 
     /// Sends the daemon a signal.

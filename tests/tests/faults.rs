@@ -132,25 +132,31 @@ fn a_port_in_use_is_told_with_the_key_that_changes_it() -> Result<()> {
     assert_nothing_left(&lab)
 }
 
+/// A start beside another program at the uplink is refused in these words, too, and that one stays as it is.
+fn assert_refused_beside_another(lab: &Lab, config: &Config, words: &[&str]) -> Result<()> {
+    let show = format!("ip link show dev {UPLINK}");
+    let before = lab.balancer().sh(&show)?;
+    let output = run(lab, &config.text(), &[])?;
+    let refused = "interface eth0: another XDP program is attached";
+    assert_told(&output, &[&[refused], words].concat());
+    assert_eq!(before, lab.balancer().sh(&show)?);
+    Ok(())
+}
+
 #[test]
 fn another_xdp_program_is_refused_with_the_choices_and_left_alone() -> Result<()> {
     let (lab, config) = ground()?;
     tether::succeed(lab.balancer(), &["decap", "--interface", UPLINK])?;
-    let before = lab.balancer().sh(&format!("ip link show dev {UPLINK}"))?;
-    let output = run(&lab, &config.text(), &[])?;
-    assert_told(
-        &output,
+    assert_refused_beside_another(
+        &lab,
+        &config,
         &[
-            "interface eth0: another XDP program is attached",
             "decap",
             "ip link set dev eth0 xdp off",
             "bpftool link",
             "take eth0 out of `interfaces`",
         ],
-    );
-    let after = lab.balancer().sh(&format!("ip link show dev {UPLINK}"))?;
-    assert_eq!(before, after);
-    Ok(())
+    )
 }
 
 /// One that has the name of Cilium's is told with what Cilium has to be told, or it would attach it again.
@@ -158,20 +164,15 @@ fn another_xdp_program_is_refused_with_the_choices_and_left_alone() -> Result<()
 fn ciliums_xdp_program_is_refused_and_left_alone() -> Result<()> {
     let (lab, config) = ground()?;
     let _attached = passing::pass_all_as(c"cil_xdp_entry", lab.balancer(), UPLINK)?;
-    let before = lab.balancer().sh(&format!("ip link show dev {UPLINK}"))?;
-    let output = run(&lab, &config.text(), &[])?;
-    assert_told(
-        &output,
+    assert_refused_beside_another(
+        &lab,
+        &config,
         &[
-            "interface eth0: another XDP program is attached",
             "cil_xdp_entry",
             "set its `loadBalancer.acceleration` to `disabled`",
             "`devices`",
         ],
-    );
-    let after = lab.balancer().sh(&format!("ip link show dev {UPLINK}"))?;
-    assert_eq!(before, after);
-    Ok(())
+    )
 }
 
 #[test]

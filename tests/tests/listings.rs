@@ -158,14 +158,6 @@ fn peers_that_go_before_their_answer_do_no_harm() -> Result<()> {
     Ok(())
 }
 
-/// Memory of a process's own, in KiB; that of maps is not in it.
-fn own_memory_kib(pid: u32) -> Result<u64> {
-    let text = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
-    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-    let number = line.and_then(|line| line.trim().strip_suffix(" kB"));
-    Ok(number.context("the daemon's memory")?.trim().parse()?)
-}
-
 /// What somebody at another address than everybody else's is answered. Connections are accepted in their order: all that came before are, by then.
 fn answer_to_another(host: &Namespace) -> Result<String> {
     host.run(|| -> Result<String> {
@@ -194,7 +186,7 @@ fn peers_that_stay_take_neither_memory_nor_anything_from_a_flow() -> Result<()> 
     let balancer = stage.lab.balancer();
     let connections = stage.clients.open(20, stage.plan(), |_| {})?;
     let pid = stage.tether.pid()?;
-    let before = own_memory_kib(pid)?;
+    let before = stage.tether.own_memory_kib()?;
     let held = balancer.run(|| -> Result<Vec<TcpStream>> {
         let mut held = vec![];
         for number in 0..500 {
@@ -218,7 +210,7 @@ fn peers_that_stay_take_neither_memory_nor_anything_from_a_flow() -> Result<()> 
     for connection in &connections {
         connection.echo()?;
     }
-    let after = own_memory_kib(pid)?;
+    let after = stage.tether.own_memory_kib()?;
     assert!(
         after < before + (64 << 10),
         "{before} KiB have become {after}"

@@ -342,15 +342,8 @@ fn cpu_time(pid: u32) -> Result<Duration> {
 
 /// Memory of the daemon's own; that of maps is not in it.
 fn idle_memory(site: &Site, size: &Size) -> Result<Row> {
-    let pid = site.tether.pid()?;
-    let text = fs::read_to_string(format!("/proc/{pid}/status")).context("the daemon's memory")?;
-    let line = text.lines().find_map(|line| line.strip_prefix("RssAnon:"));
-    let kilobytes = line.and_then(|line| line.trim().strip_suffix(" kB"));
-    let kilobytes: f64 = kilobytes
-        .context("the daemon's anonymous memory")?
-        .trim()
-        .parse()?;
-    Ok(size.row(IDLE_MEMORY, "MiB", &[kilobytes / 1_024.0], 64.0))
+    let mib = site.tether.own_memory_kib()? as f64 / 1_024.0;
+    Ok(size.row(IDLE_MEMORY, "MiB", &[mib], 64.0))
 }
 
 /// The daemon's maps, as the kernel has them: of the sizes that are shipped.
