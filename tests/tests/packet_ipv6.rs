@@ -126,14 +126,9 @@ fn five(packet: Packet) -> Packet {
 /// Asserts what comes of each truncation of a packet: `whole` is what comes of it uncut.
 #[track_caller]
 fn assert_cut(world: &World, packet: &Packet, whole: impl Fn(Reason) -> Expect) {
-    let bytes = packet.bytes();
-    let headers = packet.network() + packet.headers_len() + 20;
-    for length in 14..=bytes.len() {
-        let run = world.send_bytes(&bytes[..length], packet.counted());
-        if length < headers {
-            run.expect(&passed(Reason::Malformed).counting(0));
-        } else {
-            run.expect(&whole(run.reason()).cut_by(bytes.len() - length));
+    for cut in packet.cuts() {
+        if let Some(run) = world.send_cut(&cut) {
+            run.expect(&whole(run.reason()).cut_by(cut.missing));
         }
     }
 }

@@ -151,21 +151,15 @@ fn truncated_frames_pass_or_leave_as_far_as_they_go() {
                     (&request, backend.translated(&request, flow.source), false),
                     (&answer, flow.returned(&answer), true),
                 ] {
-                    let (whole, sent) = (packet.bytes(), sent.bytes());
-                    let headers = packet.network() + packet.headers_len() + 20;
-                    for length in 14..whole.len() {
-                        let run = world.send_bytes(&whole[..length], packet.counted());
-                        if length < headers {
-                            run.expect(&passed(Reason::Malformed).counting(0));
-                            continue;
+                    let expected = if is_reply {
+                        reply(sent.bytes())
+                    } else {
+                        forwarded(Reason::Established, 1, sent.bytes())
+                    };
+                    for cut in packet.cuts() {
+                        if let Some(run) = world.send_cut(&cut) {
+                            run.expect(&expected.clone().cut_by(cut.missing));
                         }
-                        let cut = sent.len() - (whole.len() - length);
-                        let sent = sent[..cut].to_vec();
-                        run.expect(&if is_reply {
-                            reply(sent)
-                        } else {
-                            forwarded(Reason::Established, 1, sent)
-                        });
                     }
                 }
             }
@@ -180,21 +174,17 @@ fn truncated_syns_pass_or_open_a_flow(backend: &BackendSpec, client: Client) {
     for came in CAME {
         let plain = client.syn().options(&[1; 8]).tcp_options(&[1; 4]);
         let syn = tagged(plain.payload(b"early"), came);
-        let whole = syn.bytes();
-        let headers = syn.network() + syn.headers_len() + 20;
-        for length in 14..whole.len() {
+        for cut in syn.cuts() {
             for place in world.places() {
                 world.set_value(place, Word::EMPTY);
             }
-            let run = world.send_bytes(&whole[..length], syn.counted());
-            if length < headers {
-                run.expect(&passed(Reason::Malformed).counting(0));
+            let Some(run) = world.send_cut(&cut) else {
                 assert_eq!(world.entries(client.key()), []);
                 continue;
-            }
+            };
             let sent = backend.translated(&syn, world.flow(client).source);
             let sent = forwarded(Reason::Opened, 1, sent.bytes());
-            run.expect(&sent.cut_by(whole.len() - length));
+            run.expect(&sent.cut_by(cut.missing));
         }
     }
 }

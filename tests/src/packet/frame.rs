@@ -122,6 +122,19 @@ pub struct Tcp {
     pub payload: Vec<u8>,
 }
 
+/// The beginning of a TCP segment's frame.
+#[derive(Clone, Debug)]
+pub struct Cut {
+    /// What there is of it.
+    pub frame: Vec<u8>,
+    /// How many bytes are missing at its end.
+    pub missing: usize,
+    /// Its length as counters count it, by what its header says.
+    pub counted: u32,
+    /// Whether its headers are there, but for options of TCP.
+    pub has_headers: bool,
+}
+
 impl Packet {
     /// A TCP segment without data between two endpoints, its MAC addresses those of the last router and of this host.
     pub fn tcp(from: (Ipv4Addr, u16), to: (Ipv4Addr, u16), flags: u8) -> Self {
@@ -299,6 +312,18 @@ impl Packet {
             Transport::Tcp(tcp) => tcp,
             Transport::Other { protocol, .. } => panic!("protocol {protocol} is not TCP"),
         }
+    }
+
+    /// Its frame cut to each length from that of an Ethernet header on, and whole at last.
+    pub fn cuts(&self) -> impl Iterator<Item = Cut> {
+        let (whole, counted) = (self.bytes(), self.counted());
+        let headers = self.network() + self.headers_len() + 20;
+        (14..=whole.len()).map(move |length| Cut {
+            frame: whole[..length].to_vec(),
+            missing: whole.len() - length,
+            counted,
+            has_headers: length >= headers,
+        })
     }
 
     /// Offset of the IP header in the frame.

@@ -34,8 +34,8 @@ use lb_userspace::dataplane::{
 
 use super::{
     answer::BackendSpec,
-    check::{Change, Run},
-    frame::Packet,
+    check::{Change, Run, passed},
+    frame::{Cut, Packet},
     kernel::{FLOW_SEED, Tether},
     pcap::Capture,
     version::{on_wire, version},
@@ -562,6 +562,20 @@ impl World {
     /// Sends a frame that is no whole packet; `counted` is its length as counters are to count it.
     pub fn send_bytes(&self, frame: &[u8], counted: u32) -> Run {
         self.observe(frame, counted, |tether| tether.run(frame))
+    }
+
+    /// Sends the beginning of a frame. One that is cut within its headers is the host's, which is asserted; what comes of any other is given.
+    ///
+    /// # Panics
+    /// If the first is anything else.
+    #[track_caller]
+    pub fn send_cut(&self, cut: &Cut) -> Option<Run> {
+        let run = self.send_bytes(&cut.frame, cut.counted);
+        if cut.has_headers {
+            return Some(run);
+        }
+        run.expect(&passed(Reason::Malformed).counting(0));
+        None
     }
 
     /// Has the stack send a packet out, through the program for what backends on this host send back.
