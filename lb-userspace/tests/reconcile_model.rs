@@ -28,12 +28,19 @@ proptest! {
 
 /// How often what is rare came about, in all lives.
 static RARE: Mutex<BTreeMap<Rare, usize>> = Mutex::new(BTreeMap::new());
+/// What is rarest comes about in nine of ten rounds of lives and more: that none of so many has it is no chance.
+const ROUNDS: usize = 20;
 
 #[test]
 fn every_operation_leaves_the_data_path_whole() {
-    lives();
-    let rare = RARE.lock().unwrap();
-    for what in [Rare::DiesAmid, Rare::Ejected, Rare::Returned] {
-        assert!(rare.contains_key(&what), "no life has it: {what:?}");
+    let mut missing = vec![Rare::DiesAmid, Rare::Ejected, Rare::Returned];
+    for _ in 0..ROUNDS {
+        lives();
+        let rare = RARE.lock().unwrap();
+        missing.retain(|what| !rare.contains_key(what));
+        if missing.is_empty() {
+            return;
+        }
     }
+    panic!("no life has it: {missing:?}");
 }
