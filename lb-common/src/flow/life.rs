@@ -300,12 +300,13 @@ const fn has_proven(word: Word) -> bool {
 ///
 /// A RST that is not where the other's stream is, too. A backend that still has the socket of a connection which its client has left, and gets a SYN
 /// from that one's address and port, acknowledges where that one was; and the client resets what it does not know (RFC 9293, 3.10.7.3 and .4), there.
-/// Elsewhere than to that backend it would free nobody, and the challenger would never be answered. It changes nothing of the challenger.
+/// Elsewhere than to that backend it would free nobody, and the challenger would never be answered. It changes nothing of the challenger. But where the stream
+/// is, nobody knows of an entry that has followed a jump which no second packet has confirmed: that may have been forged, as the SYN may.
 #[inline(always)]
 const fn challenges(challenger: Word, live: Word, segment: &Segment, proves: bool) -> bool {
     let is_near = live.is_near(epoch_of(segment.seq));
     if segment.has(RST) {
-        !is_near
+        !(is_near || live.has(Word::UNCONFIRMED))
     } else {
         follows(challenger, segment) && (proves || !(live.is_open() && is_near))
     }

@@ -7,6 +7,7 @@ use lb_common::{
         v4::Key,
         word::{LINGER_RST_TICKS, YOUNG_TICKS},
     },
+    maglev::Slot,
     tcp::{ACK, FIN, RST, SYN},
     verdict::Reason,
 };
@@ -46,6 +47,27 @@ fn a_syn_after_a_forged_twin_has_closed_steals_nothing() {
             rig.entries(FLOW)
         );
     }
+}
+
+/// Two forgeries beside a flow whose backend is drained: a SYN, and a segment that has its entry follow it away from its stream. Its backend hears of its client's
+/// end all the same, and does not keep the socket.
+#[test]
+fn a_reset_beside_a_forged_syn_and_a_forged_jump_ends_the_flow_at_its_backend() {
+    let mut rig = Rig::small(2);
+    let now = pinned(&rig);
+    rig.set_backend(1, Serving::ExistingOnly);
+    rig.set_slot(Slot::new(2, 0, now));
+    let asked = rig.send(FLOW, syn(ELSEWHERE), now);
+    assert_eq!(asked, (Reason::Challenged, Some(2)));
+    let far = ISN.wrapping_add(0x2000_0000);
+    assert_eq!(
+        rig.send(FLOW, ack(far), now),
+        (Reason::Established, Some(1))
+    );
+    assert_eq!(
+        rig.send(FLOW, rst(ISN), now),
+        (Reason::Established, Some(1))
+    );
 }
 
 /// Forgeries against a live pin, each alone and all together: its packets go where they went.

@@ -374,7 +374,8 @@ impl Reference {
         }
         if let Some(asked) = held.iter().position(Held::is_asked) {
             if segment.flags & RST != 0 {
-                let is_of_other = held[1 - asked].ahead(segment.seq).abs() <= 1;
+                let other = &held[1 - asked];
+                let is_of_other = other.doubtful || other.ahead(segment.seq).abs() <= 1;
                 return if is_of_other { 1 - asked } else { asked };
             }
             let is_next = held[asked].is_next(segment);
