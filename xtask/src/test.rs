@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Tests that take long, each beside a shorter one of the same promise: in another mode or family, with fewer kills, with fewer packets, or by promtool alone.
-const LONG: [&str; 82] = [
+const LONG: [&str; 84] = [
     "a_backend_without_a_receiver_is_refusing_in_ipv6",
     "a_backend_without_the_vip_is_refusing_in_ipv6",
     "a_closed_listener_is_refusing_in_ipv6",
@@ -23,6 +23,7 @@ const LONG: [&str; 82] = [
     "a_deadline_closes_what_is_left_at_a_pace_in_ipv6",
     "a_deadline_closes_what_is_left_at_a_pace_with_dnat_in_ipv6",
     "a_flood_from_a_limited_prefix_does_not_keep_others_out_in_ipv6",
+    "a_flood_of_a_million_handshakes_loses_no_older_pin_and_serves_every_client",
     "a_flood_of_handshakes_that_fills_the_table_is_reclaimed",
     "a_flow_is_explained_in_dnat_in_ipv6",
     "a_flow_is_explained_in_l2",
@@ -71,6 +72,7 @@ const LONG: [&str; 82] = [
     "lists_change_while_connections_live_in_ipv6",
     "lists_change_while_connections_live_with_nat",
     "no_ipv6_connection_breaks_in_a_short_storm",
+    "no_ipv6_connection_of_dnat_breaks_in_a_short_storm",
     "no_ipv6_connection_on_the_link_breaks_but_those_of_a_killed_host",
     "no_translated_ipv6_connection_breaks_but_those_of_a_killed_host",
     "one_that_has_said_goodbye_is_waited_for_while_it_may_be_listening",
