@@ -92,6 +92,11 @@ fn translates(place: Place, family: Family, seed: u64) -> Result<()> {
 
     let capture = Capture::start(stage.lab.router(), BALANCER_PORT)?;
     let seen_by_clients = Capture::start(stage.lab.router(), CLIENT_PORT)?;
+    let seen_by_backends = stage
+        .backends
+        .iter()
+        .map(|backend| Capture::start(stage.lab.router(), backend.name()))
+        .collect::<Result<Vec<_>>>()?;
     let connections = stage.clients.open(CONNECTIONS, stage.plan(), |_| {})?;
     assert_eq!(crowd::echo_all(&connections), [""; 0]);
     let spread = crowd::spread(&connections);
@@ -156,6 +161,27 @@ fn translates(place: Place, family: Family, seed: u64) -> Result<()> {
             is_theirs || (source == target && is_client(destination)),
             "{segment:?}"
         );
+    }
+    // And a backend with its flows, as they look to it, beside the balancer's own checks.
+    for (capture, backend) in seen_by_backends.into_iter().zip(&backends) {
+        let mut seen = BTreeSet::new();
+        for segment in capture.stop() {
+            let [source, destination] = ends(&segment);
+            assert!(source != target && destination != target, "{segment:?}");
+            let flow = if destination == *backend {
+                [source, destination]
+            } else if source == *backend {
+                [destination, source]
+            } else {
+                // A bridge shows everybody what is for one that it does not know yet.
+                continue;
+            };
+            if flow[0].ip() != own {
+                seen.insert(flow);
+            }
+        }
+        let own_flows = flows.values().filter(|flow| flow[1] == *backend);
+        assert_eq!(seen, own_flows.copied().collect(), "{backend}");
     }
 
     let status = stage

@@ -14,12 +14,13 @@ use crate::{
 };
 
 /// Tests that take long, each beside a shorter one of the same promise: in another mode or family, with fewer kills, with fewer packets, or by promtool alone.
-const LONG: [&str; 84] = [
+const LONG: [&str; 88] = [
     "a_backend_without_a_receiver_is_refusing_in_ipv6",
     "a_backend_without_the_vip_is_refusing_in_ipv6",
     "a_closed_listener_is_refusing_in_ipv6",
     "a_dark_backend_of_dnat_is_down_and_its_clients_are_reset_in_ipv6",
     "a_dark_backend_on_the_link_is_down_and_its_clients_are_reset_in_ipv6",
+    "a_dark_routed_backend_is_down_and_its_clients_are_reset_in_ipv6",
     "a_deadline_closes_what_is_left_at_a_pace_in_ipv6",
     "a_deadline_closes_what_is_left_at_a_pace_with_dnat_in_ipv6",
     "a_flood_from_a_limited_prefix_does_not_keep_others_out_in_ipv6",
@@ -29,6 +30,7 @@ const LONG: [&str; 84] = [
     "a_flow_is_explained_in_l2",
     "a_full_backend_takes_no_new_connections_until_it_has_fewer",
     "a_migration_that_is_killed_loses_no_flow",
+    "a_pod_learns_of_a_narrow_way_to_clients_in_ipv6",
     "a_pod_learns_of_a_narrow_way_to_clients_of_nat_in_ipv6",
     "a_pods_flow_is_explained_in_ipv6",
     "a_process_of_the_host_in_ipv6",
@@ -42,10 +44,12 @@ const LONG: [&str; 84] = [
     "a_start_killed_at_any_moment_leaves_something_to_start_from",
     "alerts_fire_when_flows_find_no_room",
     "alerts_fire_while_removed_backends_leave_no_room_for_new_ones",
+    "an_alert_fires_when_what_should_never_happen_does",
     "an_alert_fires_while_a_backend_is_ejected",
     "an_alert_fires_while_a_name_does_not_resolve",
     "an_alert_fires_while_all_backends_are_full",
     "an_alert_fires_while_an_interface_takes_no_frames",
+    "an_alert_fires_while_another_program_has_the_interface",
     "an_alert_fires_while_snat_ports_run_out",
     "an_alert_fires_while_sources_nearly_find_no_room",
     "an_interface_that_does_not_forward_is_named_until_it_does",

@@ -27,8 +27,9 @@ use crate::{
 /// they would wait for each other, and their deadlines would not.
 const LANES: usize = 2;
 
-/// Test programs that others would disturb, or that would disturb others, and why. They come after all others, one after the other.
-const ALONE: [(&str, &str); 4] = [
+/// Test programs that other labs would disturb, or that would disturb other labs, and why. They come after these, one after the other, and beside them comes what
+/// sends nothing to anybody.
+const APART: [(&str, &str); 2] = [
     (
         "torture",
         "its storms flood, and it counts who is served meanwhile",
@@ -37,28 +38,33 @@ const ALONE: [(&str, &str); 4] = [
         "floods",
         "it floods as fast as it can, and each core has one queue for the packets of all namespaces",
     ),
-    ("bench", "it measures times"),
-    (
-        "cleanup",
-        "it looks for its namespaces in every process of the machine, by numbers that are soon those of another lab's",
-    ),
 ];
+
+/// What the name of a test program that sends nothing to anybody begins with: the kernel runs its programs on packets that it hands over.
+const PACKETS: &str = "packet_";
+
+/// Test programs that anything beside them would disturb, and why. They come last.
+const ALONE: [(&str, &str); 1] = [(
+    "cleanup",
+    "it looks for its namespaces in every process of the machine, by numbers that are soon those of another lab's",
+)];
 
 /// The test programs that take longest, longest first: one that is begun last would keep one lane busy while nothing is left for another. The others take half
 /// a minute or less. What a run tells at its end is what to put them in order by.
-const LONGEST: [&str; 26] = [
+const LONGEST: [&str; 27] = [
     "kernel",
+    "health",
+    "upgrade",
     "prometheus",
     "drain",
-    "health",
-    "restart",
     "guard",
-    "local",
-    "upgrade",
-    "resize",
     "watch",
+    "doctor",
+    "bench",
+    "resize",
+    "restart",
+    "local",
     "transfer",
-    "packet_flood",
     "port_reuse",
     "websocket",
     "vlan",
@@ -67,12 +73,12 @@ const LONGEST: [&str; 26] = [
     "through",
     "upkeep",
     "narrow",
-    "doctor",
-    "packet_watch",
-    "packet_explain",
     "balance",
     "translation",
     "drain_wait",
+    "packet_flood",
+    "packet_watch",
+    "packet_explain",
 ];
 
 /// How many of the slowest are told at the end.
@@ -97,13 +103,18 @@ pub(crate) fn run(built: &Built, arguments: &[&str]) -> Result<()> {
     );
     let runner = Runner { outputs, arguments };
 
-    let (beside, alone) = plan(programs);
-    let mut ended = in_lanes(&beside, |program| {
-        eprintln!("labs: {} begins", program.name);
+    let plan = Plan::of(programs);
+    let beside = |program: &TestProgram| {
+        match why(&APART, &program.name) {
+            Some(why) => eprintln!("labs: {} begins, beside no other lab: {why}", program.name),
+            None => eprintln!("labs: {} begins", program.name),
+        }
         runner.run(program, LANES)
-    })?;
-    for program in &alone {
-        let why = why_alone(&program.name).unwrap_or_default();
+    };
+    let mut ended = in_lanes(&[], &plan.labs, beside)?;
+    ended.append(&mut in_lanes(&plan.apart, &plan.packets, beside)?);
+    for program in &plan.alone {
+        let why = why(&ALONE, &program.name).unwrap_or_default();
         eprintln!("labs: {} begins, by itself: {why}", program.name);
         ended.push(runner.run(program, 1)?);
     }
@@ -115,40 +126,71 @@ pub(crate) fn run(built: &Built, arguments: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn why_alone(name: &str) -> Option<&'static str> {
-    ALONE
-        .iter()
-        .find(|(alone, _)| *alone == name)
-        .map(|(_, why)| *why)
+fn why(reasons: &[(&str, &'static str)], name: &str) -> Option<&'static str> {
+    let mut reasons = reasons.iter();
+    reasons.find(|(of, _)| *of == name).map(|(_, why)| *why)
 }
 
-/// What runs in lanes, in the order in which it is begun, and what runs alone.
-fn plan(programs: Vec<TestProgram>) -> (Vec<TestProgram>, Vec<TestProgram>) {
-    let (alone, mut beside): (Vec<_>, Vec<_>) = programs
-        .into_iter()
-        .partition(|program| why_alone(&program.name).is_some());
-    beside.sort_by_key(|program| {
-        let rank = LONGEST.iter().position(|name| *name == program.name);
-        rank.unwrap_or(LONGEST.len())
-    });
-    (beside, alone)
+/// What runs beside what, each in the order in which it is begun.
+#[derive(Default)]
+struct Plan {
+    /// In all lanes.
+    labs: Vec<TestProgram>,
+    /// After these, in one lane.
+    apart: Vec<TestProgram>,
+    /// In the other lanes meanwhile, and then in all of them.
+    packets: Vec<TestProgram>,
+    /// After all others, one after the other.
+    alone: Vec<TestProgram>,
 }
 
-/// Does `work` for each of `items`, begun in their order and a few at a time. Gives what came of them, in no order.
+impl Plan {
+    fn of(mut programs: Vec<TestProgram>) -> Self {
+        programs.sort_by_key(|program| {
+            let mut order = LONGEST.into_iter().chain(APART.map(|(name, _)| name));
+            let rank = order.position(|name| name == program.name);
+            rank.unwrap_or(usize::MAX)
+        });
+        let mut plan = Self::default();
+        for program in programs {
+            let name = &program.name;
+            let place = if why(&ALONE, name).is_some() {
+                &mut plan.alone
+            } else if why(&APART, name).is_some() {
+                &mut plan.apart
+            } else if name.starts_with(PACKETS) {
+                &mut plan.packets
+            } else {
+                &mut plan.labs
+            };
+            place.push(program);
+        }
+        plan
+    }
+}
+
+/// Does `work` for each of `in_turn`, one after the other in one lane, and for each of `items`, begun in their order and as many at a time as there are lanes left.
+/// Gives what came of them, in no order.
 ///
 /// # Errors
 /// If `work` fails: no more of its lane is begun, and the others go on.
 fn in_lanes<T: Sync, R: Send>(
+    in_turn: &[T],
     items: &[T],
     work: impl Fn(&T) -> Result<R> + Sync,
 ) -> Result<Vec<R>> {
     let queue = Mutex::new(items.iter());
-    let lane = || {
+    let lane = |own: &[T]| {
         let next = || queue.lock().unwrap_or_else(PoisonError::into_inner).next();
-        iter::from_fn(next).map(&work).collect::<Result<Vec<R>>>()
+        let all = own.iter().chain(iter::from_fn(next));
+        all.map(&work).collect::<Result<Vec<R>>>()
     };
     thread::scope(|scope| {
-        let lanes: Vec<_> = (0..LANES).map(|_| scope.spawn(lane)).collect();
+        let own = iter::once(in_turn).chain(iter::repeat(&[][..]));
+        let lanes: Vec<_> = own
+            .take(LANES)
+            .map(|own| scope.spawn(move || lane(own)))
+            .collect();
         let mut done = vec![];
         for lane in lanes {
             done.append(&mut lane.join().map_err(|_| anyhow!("a lane panicked"))??);
@@ -294,7 +336,8 @@ mod tests {
     #[test]
     fn each_name_is_that_of_one_test_program() {
         let mut seen = BTreeSet::new();
-        for name in LONGEST.iter().chain(ALONE.iter().map(|(name, _)| name)) {
+        let others = APART.iter().chain(&ALONE);
+        for name in LONGEST.iter().chain(others.map(|(name, _)| name)) {
             let found = ["tests/tests", "lb-userspace/tests"]
                 .iter()
                 .any(|directory| {
@@ -307,17 +350,29 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_come_first_and_who_is_to_be_alone_is() {
-        let programs = ["alerts", "bench", "cleanup", "drain", "kernel", "lab"];
-        let (beside, alone) = plan(programs.map(program).into());
+    fn the_longest_come_first_and_each_is_beside_none_that_it_would_disturb() {
+        let programs = [
+            "alerts",
+            "cleanup",
+            "drain",
+            "floods",
+            "kernel",
+            "lab",
+            "packet_decap",
+            "packet_flood",
+            "torture",
+        ];
+        let plan = Plan::of(programs.map(program).into());
         let names = |programs: &[TestProgram]| -> Vec<String> {
             programs
                 .iter()
                 .map(|program| program.name.clone())
                 .collect()
         };
-        assert_eq!(names(&beside), ["kernel", "drain", "alerts", "lab"]);
-        assert_eq!(names(&alone), ["bench", "cleanup"]);
+        assert_eq!(names(&plan.labs), ["kernel", "drain", "alerts", "lab"]);
+        assert_eq!(names(&plan.apart), ["torture", "floods"]);
+        assert_eq!(names(&plan.packets), ["packet_flood", "packet_decap"]);
+        assert_eq!(names(&plan.alone), ["cleanup"]);
     }
 
     #[test]
@@ -326,7 +381,7 @@ mod tests {
         // Nobody goes on before each lane has one.
         let all_lanes = Barrier::new(LANES);
         let (running, most) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let mut done = in_lanes(&items, |item| {
+        let mut done = in_lanes(&[], &items, |item| {
             most.fetch_max(running.fetch_add(1, SeqCst) + 1, SeqCst);
             all_lanes.wait();
             running.fetch_sub(1, SeqCst);
@@ -339,8 +394,33 @@ mod tests {
     }
 
     #[test]
+    fn of_those_in_turn_one_runs_at_a_time_and_others_beside_it() -> Result<()> {
+        let in_turn = [10, 20, 30];
+        let items: Vec<usize> = (0..2 * LANES).collect();
+        let running = AtomicUsize::new(0);
+        // None of them goes on before another lane has begun one of the others.
+        let both = Barrier::new(2);
+        let mut done = in_lanes(&in_turn, &items, |item| {
+            let is_in_turn = in_turn.contains(item);
+            if is_in_turn {
+                assert_eq!(running.fetch_add(1, SeqCst), 0, "two in turn at a time");
+            }
+            if *item == in_turn[0] || *item == 0 {
+                both.wait();
+            }
+            if is_in_turn {
+                running.fetch_sub(1, SeqCst);
+            }
+            Ok(*item)
+        })?;
+        done.sort_unstable();
+        assert_eq!(done, [items, in_turn.into()].concat());
+        Ok(())
+    }
+
+    #[test]
     fn what_cannot_be_done_is_told() {
-        let error = in_lanes(&[1, 2, 3], |item| {
+        let error = in_lanes(&[], &[1, 2, 3], |item| {
             ensure!(*item != 2, "there is no {item}");
             Ok(())
         });
