@@ -15,7 +15,8 @@ use lb_common::{
 lab::in_both_versions![
     a_forged_syn_ahead_of_a_stream_never_has_it,
     the_syn_that_comes_late_once_more_takes_nothing,
-    a_backend_that_takes_the_data_of_a_syn_has_opened_the_flow,
+    a_backend_that_takes_the_data_of_a_syn_and_speaks_has_opened_the_flow,
+    the_answer_to_a_syn_that_another_has_replaced_proves_nothing,
     the_next_connection_of_a_port_has_its_stream_at_once,
     the_next_connection_of_a_port_has_its_stream_past_where_the_former_one_was,
     of_two_connections_of_one_port_the_backend_ends_its_own,
@@ -132,7 +133,7 @@ fn of_two_connections_of_one_port_the_backend_ends_its_own() {
 }
 
 /// TCP Fast Open (RFC 7413).
-fn a_backend_that_takes_the_data_of_a_syn_has_opened_the_flow() {
+fn a_backend_that_takes_the_data_of_a_syn_and_speaks_has_opened_the_flow() {
     for mode in MODES {
         let backend = mode(1);
         let world = World::with_translating(&backend);
@@ -142,11 +143,33 @@ fn a_backend_that_takes_the_data_of_a_syn_has_opened_the_flow() {
         let next = flow.ack().as_tcp().seq.wrapping_add(10);
         let answer = flow.syn_ack().ack(next);
         assert_eq!(world.send(&answer).reason(), Reason::Reply);
-        assert!(world.entry(CLIENT.key()).is(State::Pin));
-        // It may answer before it hears of the client again.
+        assert!(world.entry(CLIENT.key()).is(State::Embryo));
+        // It may send data before it hears of the client again, which acknowledges all of that at once.
         let early = flow.replies(ACK).ack(next).payload(b"an answer");
         assert_eq!(world.send(&early).reason(), Reason::Reply);
+        assert!(world.entry(CLIENT.key()).is(State::Pin));
         goes_on(&world, &backend, &flow, next);
+    }
+}
+
+/// As a spoofer can have it, who hears nothing of what the backend answers: two SYNs, the first one a little ahead.
+fn the_answer_to_a_syn_that_another_has_replaced_proves_nothing() {
+    for mode in MODES {
+        let backend = mode(1);
+        let world = World::with_translating(&backend);
+        let isn = CLIENT.syn().as_tcp().seq;
+        let ahead = CLIENT.syn().seq(isn.wrapping_add(1_000));
+        assert_eq!(world.send(&ahead).reason(), Reason::Opened);
+        assert_eq!(world.send(&CLIENT.syn()).reason(), Reason::Reopened);
+        let flow = world.flow(CLIENT);
+        let answer = flow.syn_ack().ack(isn.wrapping_add(1_001));
+        for _ in 0..3 {
+            assert_eq!(world.send(&answer).reason(), Reason::Reply);
+            assert!(world.entry(CLIENT.key()).is(State::Embryo));
+        }
+        // Who is there is heard of by what it acknowledges.
+        assert_eq!(world.send(&flow.ack()).reason(), Reason::Established);
+        assert!(world.entry(CLIENT.key()).is(State::Pin));
     }
 }
 

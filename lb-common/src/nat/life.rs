@@ -25,6 +25,8 @@ pub struct Flow {
 
 /// Most bytes of data that a SYN has with it.
 const MOST_DATA_OF_SYN: u32 = 0xffff;
+/// Most bytes that a backend sends before it has heard of its client again.
+const MOST_EARLY_DATA: u32 = 0xffff;
 /// Both sides have sent a FIN.
 const BOTH_FINS: u64 = TranslationWord::CLIENT_FIN | TranslationWord::BACKEND_FIN;
 
@@ -72,18 +74,7 @@ impl Flow {
     #[must_use]
     pub const fn after_backend(self, segment: &Segment, ack: u32, now: Tick) -> Self {
         if self.value.is_nascent() {
-            let taken = ack.wrapping_sub(self.value.isn().wrapping_add(1));
-            if segment.flags & (SYN | ACK | RST) != SYN | ACK || taken > MOST_DATA_OF_SYN {
-                return self;
-            }
-            return if taken == 0 {
-                Self {
-                    translation: self.translation.answered(segment.seq),
-                    ..self
-                }
-            } else {
-                self.prove_by_cookie(segment.seq, now)
-            };
+            return self.answer(segment, ack, now);
         }
         // The answer to the SYN again: the client's acknowledgement was lost on its way to the backend.
         if segment.has(SYN) {
@@ -160,10 +151,33 @@ impl Flow {
         }
     }
 
-    /// A pin, since the backend has taken the data of the client's SYN (RFC 7413): it knows the client by its cookie, and may send before it hears
-    /// of it again, so that no acknowledgement has to fit.
+    /// An embryo or challenger after a segment of the backend's: answered, if that is the answer to its SYN; and a pin, if it is data after that. A backend
+    /// which takes the data of a SYN knows the client by its cookie (RFC 7413), and may send before it hears of it again, so that what the client acknowledges
+    /// need not be the answer alone. Who has no cookie is sent no data.
+    ///
+    /// How much of the SYN's data the answer acknowledges proves nothing: it may be the answer to another SYN, a little ahead, which this one has replaced.
     #[inline(always)]
-    const fn prove_by_cookie(self, isn: u32, now: Tick) -> Self {
+    const fn answer(self, segment: &Segment, ack: u32, now: Tick) -> Self {
+        let translation = self.translation;
+        let taken = ack.wrapping_sub(self.value.isn().wrapping_add(1));
+        if taken > MOST_DATA_OF_SYN {
+            return self;
+        }
+        if segment.flags & (SYN | ACK | RST) == SYN | ACK {
+            return Self {
+                translation: translation.answered(segment.seq),
+                ..self
+            };
+        }
+        let ahead = segment.seq.wrapping_sub(translation.isn().wrapping_add(1));
+        let is_early_data = translation.has(TranslationWord::ANSWERED)
+            && !translation.has(TranslationWord::PROVEN)
+            && segment.continues()
+            && segment.payload
+            && ahead <= MOST_EARLY_DATA;
+        if !is_early_data {
+            return self;
+        }
         let syn = Segment {
             seq: self.value.isn(),
             flags: SYN,
@@ -171,7 +185,7 @@ impl Flow {
         };
         Self {
             value: life::promoted(self.value, State::Pin, &syn, now),
-            translation: self.translation.proven(isn.wrapping_add(1)),
+            translation: translation.proven(segment.seq),
         }
     }
 

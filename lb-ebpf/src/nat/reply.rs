@@ -7,8 +7,7 @@ use aya_ebpf::{
 };
 use lb_common::{
     backend::BackendState,
-    counters::HandedOn,
-    flow::{FlowKey as _, table::Place},
+    flow::FlowKey as _,
     nat::{Translation, TranslationWord, place_of},
     tcp::SYN,
     verdict::{Reason, Verdict},
@@ -16,7 +15,7 @@ use lb_common::{
 
 use super::{
     endpoint::{self, Found},
-    live::{BACKEND, end_former, live_on},
+    live::{BACKEND, live_on},
     mss, route, store,
 };
 use crate::{
@@ -33,7 +32,7 @@ const ROUTE: u32 = 0x100;
 const ROUTE_SYN: u32 = 0x101;
 
 macro_rules! programs {
-    ($($program:ident: $family:ident, $find:ident, $prove:ident, $clamp:ident, $route:ident, $leave:ident;)+) => {
+    ($($program:ident: $family:ident, $find:ident, $clamp:ident, $route:ident, $leave:ident;)+) => {
         $(
             /// A segment from an endpoint.
             #[xdp(frags)]
@@ -43,7 +42,6 @@ macro_rules! programs {
                     return found;
                 }
                 if found == ROUTE_SYN {
-                    $prove();
                     $clamp(ctx.ctx);
                 }
                 let way = $route(ctx.ctx);
@@ -57,14 +55,6 @@ macro_rules! programs {
                     Ok(next) => next,
                     Err(reason) => end(&tally, reason),
                 }
-            }
-
-            /// A backend that has taken the data of a SYN has proven the flow.
-            #[inline(never)]
-            fn $prove() -> u32 {
-                let HandedOn { index, way, .. } = maps::handed_on();
-                end_former::<$family>(Place { index, way });
-                0
             }
 
             #[inline(never)]
@@ -100,8 +90,8 @@ macro_rules! programs {
 }
 
 programs! {
-    reply4: V4, find4, prove4, clamp4, route4, leave4;
-    reply6: V6, find6, prove6, clamp6, route6, leave6;
+    reply4: V4, find4, clamp4, route4, leave4;
+    reply6: V6, find6, clamp6, route6, leave6;
 }
 
 /// Finds the flow of a segment, and sees to what it changes of it. Notes the client. What is of no flow is the host's.
@@ -145,6 +135,7 @@ fn find<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<u32, Reason> {
     tally.service(key.service());
     tally.backend(reference.id());
     let ack = super::acknowledged(ctx, &segment)?;
+    // Of a flow of mode `dnat` that is proven by this, a former one at the same endpoint would have been found in its stead.
     live_on::<F, BACKEND>(place, &segment.tcp, ack)?;
 
     let (client, client_port) = F::client_of(&key);
@@ -153,7 +144,6 @@ fn find<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<u32, Reason> {
     noted.client_port = client_port as u32;
     noted.service = key.service() as u32;
     noted.outcome = reference.id() << 8;
-    (noted.index, noted.way) = (place.index, place.way);
     Ok(if segment.tcp.has_any(SYN) {
         ROUTE_SYN
     } else {

@@ -59,27 +59,65 @@ fn a_handshake_makes_a_pin_at_once() {
     );
 }
 
+/// What the answer acknowledges may be another SYN, a little ahead, which this one has replaced: a spoofer can send both.
 #[test]
-fn a_backend_that_takes_the_data_of_a_syn_proves_its_client() {
-    let pin = Word::live(State::Pin, backend(), epoch_of(ISN), NOW, 0);
+fn an_answer_that_acknowledges_more_than_the_syn_proves_nothing() {
     let answer = segment(SYN | ACK, THEIRS);
-    for (taken, proves) in [
+    for (taken, answers) in [
+        (0, true),
         (1, true),
         (0xffff, true),
         (0x1_0000, false),
         (u32::MAX, false),
     ] {
         let flow = opened().after_backend(&answer, ISN.wrapping_add(1).wrapping_add(taken), NOW);
-        if proves {
-            assert_eq!(flow.value, pin);
-            let proven = TranslationWord::new(5, 2_000).proven(THEIRS + 1);
-            assert_eq!(flow.translation, proven);
-        } else {
-            assert_eq!(flow, opened(), "{taken:#x}");
-        }
+        let expected = if answers { answered() } else { opened() };
+        assert_eq!(flow, expected, "{taken:#x}");
     }
     let refused = segment(SYN | ACK | RST, THEIRS);
     assert_eq!(opened().after_backend(&refused, ISN + 9, NOW), opened());
+}
+
+#[test]
+fn a_backend_that_sends_data_before_it_hears_again_of_its_client_proves_it() {
+    let taken = opened().after_backend(&segment(SYN | ACK, THEIRS), ISN + 101, NOW);
+    let pin = Word::live(State::Pin, backend(), epoch_of(ISN), NOW, 0);
+    for (seq, ack, proves) in [
+        (THEIRS + 1, ISN + 101, true),
+        (THEIRS + 1_461, ISN + 101, true),
+        (THEIRS + 0x1_0000, ISN + 1, true),
+        (THEIRS + 0x1_0001, ISN + 101, false),
+        (THEIRS, ISN + 101, false),
+        (THEIRS + 1, ISN, false),
+        (THEIRS + 1, ISN + 0x1_0001, false),
+    ] {
+        let flow = taken.after_backend(&data(seq), ack, NOW);
+        if proves {
+            assert_eq!(flow.value, pin);
+            let proven = TranslationWord::new(5, 2_000).proven(seq);
+            assert_eq!(flow.translation, proven);
+        } else {
+            assert_eq!(flow, taken, "{seq:#x} {ack:#x}");
+        }
+    }
+    let early = |flags, payload| Segment {
+        payload,
+        ..segment(flags, THEIRS + 1)
+    };
+    for (what, flow, segment) in [
+        ("no answer yet", opened(), data(THEIRS + 1)),
+        ("no data", taken, early(ACK, false)),
+        ("a refusal", taken, early(RST | ACK, true)),
+        ("an end", taken, early(FIN | ACK, true)),
+    ] {
+        assert_eq!(flow.after_backend(&segment, ISN + 101, NOW), flow, "{what}");
+    }
+    // What another flow has left behind in the same place is no answer.
+    let stale = Flow {
+        value: opened().value,
+        ..proven()
+    };
+    assert_eq!(stale.after_backend(&data(THEIRS + 1), ISN + 1, NOW), stale);
 }
 
 #[test]
