@@ -38,14 +38,14 @@ const AGAIN: u32 = 0x103;
 const SEND_PROVEN: u32 = 0x104;
 
 macro_rules! programs {
-    ($($program:ident: $family:ident, $index:literal, $prepare:ident, $prove:ident, $collide:ident, $clamp:ident, $send:ident;)+) => {
+    ($($program:ident: $family:ident, $index:literal, $prepare:ident, $end_former:ident, $collide:ident, $clamp:ident, $send:ident;)+) => {
         $(
             /// A segment that has been steered.
             #[xdp(frags)]
             fn $program(ctx: XdpContext) -> u32 {
                 let mut next = $prepare(ctx.ctx);
                 if next == SEND_PROVEN {
-                    next = $prove();
+                    next = $end_former();
                 }
                 if next == SEND_UNLESS {
                     next = $collide(ctx.ctx);
@@ -72,7 +72,7 @@ macro_rules! programs {
             }
 
             #[inline(never)]
-            fn $prove() -> u32 {
+            fn $end_former() -> u32 {
                 let HandedOn { index, way, .. } = maps::handed_on();
                 end_former::<$family>(Place { index, way });
                 SEND
@@ -113,8 +113,8 @@ macro_rules! programs {
 }
 
 programs! {
-    translate4: V4, 0, prepare4, prove4, collide4, clamp4, send4;
-    translate6: V6, 1, prepare6, prove6, collide6, clamp6, send6;
+    translate4: V4, 0, prepare4, end_former4, collide4, clamp4, send4;
+    translate6: V6, 1, prepare6, end_former6, collide6, clamp6, send6;
 }
 
 /// Sees to it that the flow has its translation, and to what the segment changes of it.
@@ -143,6 +143,10 @@ fn prepare<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<u32, Reason
     let stamp = store::stamp::<F>(&key, reference);
     let is_nat = state.is_nat();
     let is_syn = segment.tcp.has_any(SYN);
+    if is_syn && value.is_live() {
+        // Sent again, and overtaken on another CPU by the handshake that it began: it would get another port than the flow that is open has.
+        return Err(Reason::Untranslated);
+    }
     // The daemon, when it empties an entry, gives back its port, and leaves the translation as it is. And what a former flow of the same client
     // at the same place had may be open still at the backend, which would take a SYN from that port for a part of it.
     let is_valid = seen == stamp
