@@ -8,7 +8,7 @@ use lab::packet::{
 };
 use lb_common::{
     backend::Serving,
-    flow::word::{LINGER_RST_TICKS, State, Word},
+    flow::word::{LINGER_RST_TICKS, State, Word, YOUNG_TICKS},
     net::IpVersion,
     tcp::{ACK, FIN, RST, SYN},
     verdict::Reason,
@@ -23,6 +23,8 @@ lab::in_both_versions![
     truncated_replies_go_on_or_are_dropped,
     what_is_no_reply_goes_on_untouched,
     a_flow_opens_and_ends_by_its_client_alone,
+    what_a_backend_refuses_leaves_no_entry_for_ever,
+    a_client_that_has_vanished_twice_is_served_a_third_time,
     a_flow_lingers_for_as_long_as_its_backend_speaks,
     what_is_too_big_or_has_no_hops_left_is_answered_from_the_vip,
     what_could_not_be_translated_back_does_not_go,
@@ -231,7 +233,7 @@ fn what_is_no_reply_goes_on_untouched() {
     });
 }
 
-/// Nothing that a backend sends changes the entry.
+/// Nothing that a backend sends changes the entry, but for a RST.
 fn a_flow_opens_and_ends_by_its_client_alone() {
     each(|world, backend| {
         world.send(&CLIENT.syn());
@@ -255,6 +257,57 @@ fn a_flow_opens_and_ends_by_its_client_alone() {
         world
             .send(&ack)
             .expect(&given(backend, &ack, Reason::Established));
+    });
+}
+
+/// Whoever spoofs a client never hears the backend's answer, and so cannot acknowledge it: the backend has no such connection, and says so.
+fn what_a_backend_refuses_leaves_no_entry_for_ever() {
+    each(|world, backend| {
+        let refusal = reply(CLIENT, RST);
+        let data = CLIENT.ack().payload(b"data");
+        world.send(&CLIENT.syn());
+        world.leave(&refusal).expect(&replied(&refusal));
+        assert!(world.entry(CLIENT.key()).is(State::Embryo));
+        world.send(&CLIENT.ack());
+        world.leave(&refusal).expect(&replied(&refusal));
+        let closed = world.entry(CLIENT.key());
+        assert!(closed.is(State::Closing) && closed.has(Word::BY_RESET));
+        // A client that is there and goes on was not meant.
+        world
+            .send(&data)
+            .expect(&given(backend, &data, Reason::Established));
+        assert!(world.entry(CLIENT.key()).is(State::Young));
+        // A pin is none that was spoofed a moment ago, and a RST may be a firewall's.
+        world.age(YOUNG_TICKS);
+        world.send(&data);
+        let pin = world.entry(CLIENT.key());
+        assert!(pin.is(State::Pin));
+        world.leave(&refusal).expect(&replied(&refusal));
+        assert_eq!(world.entry(CLIENT.key()), pin);
+    });
+}
+
+/// Two entries are all that a client's port has: of the third connection nothing is recorded, and what the backend sends is translated by one of these.
+fn a_client_that_has_vanished_twice_is_served_a_third_time() {
+    each(|world, backend| {
+        let isn = CLIENT.syn().as_tcp().seq;
+        let mib = |count: u32| isn.wrapping_add(count << 20);
+        for begin in [isn, mib(100)] {
+            world.send(&CLIENT.syn().seq(begin));
+            world.send(&CLIENT.ack().seq(begin.wrapping_add(1)));
+            world.age(YOUNG_TICKS);
+            world.send(&CLIENT.ack().seq(begin.wrapping_add(1)));
+        }
+        let third = CLIENT.syn().seq(mib(200));
+        world
+            .send(&third)
+            .expect(&given(backend, &third, Reason::Unpinned));
+        let answer = reply(CLIENT, SYN | ACK);
+        world.leave(&answer).expect(&replied(&answer));
+        let data = CLIENT.ack().seq(mib(200).wrapping_add(1)).payload(b"data");
+        world
+            .send(&data)
+            .expect(&given(backend, &data, Reason::Established));
     });
 }
 

@@ -103,6 +103,18 @@ pub const fn heard(word: Word, now: Tick) -> Word {
     }
 }
 
+/// An entry after a RST of a backend on this host. A young one is closed: the backend has no such connection, as when a spoofer, who never heard its answer, has
+/// sent SYN and ACK; and that entry would never go. A pin stays, since nobody knows here where the backend's stream is, and a forged segment may have a firewall
+/// send a RST.
+#[inline(always)]
+pub const fn refused(word: Word, now: Tick) -> Word {
+    if word.is(State::Young) {
+        closed_by_reset(word.without(Word::HINT | Word::EXCEPTION), now)
+    } else {
+        heard(word, now)
+    }
+}
+
 /// A closing entry whose end was forged, or is not yet. It has to prove itself again, or four forged packets would make a pin.
 #[inline(always)]
 const fn revived(word: Word, now: Tick) -> Word {
@@ -198,14 +210,19 @@ const fn close(word: Word, segment: &Segment, epoch: u32, now: Tick) -> Word {
         word.without(Word::HINT | Word::EXCEPTION)
     };
     if segment.has(RST) {
-        word.with(Word::BY_RESET)
-            .with_state(State::Closing)
-            .with_tick(now)
+        closed_by_reset(word, now)
     } else if was_closing {
         refreshed(word, now)
     } else {
         word.with_state(State::Closing).with_tick(now)
     }
+}
+
+#[inline(always)]
+const fn closed_by_reset(word: Word, now: Tick) -> Word {
+    word.with(Word::BY_RESET)
+        .with_state(State::Closing)
+        .with_tick(now)
 }
 
 /// Which of the two entries of a contested key a segment belongs to.

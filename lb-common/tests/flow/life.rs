@@ -3,7 +3,7 @@
 use lb_common::{
     clock::Tick,
     flow::{
-        life::{Owner, PROMOTION_WINDOW, advance, owner, refresh},
+        life::{Owner, PROMOTION_WINDOW, advance, owner, refresh, refused},
         word::{BackendRef, LATE_TICKS, REFRESH_TICKS, State, Word, YOUNG_TICKS, epoch_of},
     },
     tcp::{ACK, FIN, RST, Segment},
@@ -523,4 +523,24 @@ fn a_refresh_is_what_an_advance_would_be() {
         }
     }
     assert!(refreshed > 1_000, "{refreshed}");
+}
+
+/// A RST of a backend on this host closes what may have been spoofed, and nothing else.
+#[test]
+fn a_refusal_closes_a_young_entry_alone() {
+    let flags = Word::CONTESTED | Word::HINT;
+    for word in [
+        Word::embryo(BACKEND, at(0), THEN),
+        Word::challenger(BACKEND, at(0), THEN),
+        live(State::Pin, flags),
+    ] {
+        assert_eq!(refused(word, NOW), word);
+    }
+    let closed = refused(live(State::Young, flags), NOW);
+    let flags = Word::CONTESTED | Word::BY_RESET;
+    let expected = Word::live(State::Closing, BACKEND, EPOCH, NOW, flags);
+    assert_eq!(closed, expected);
+    // Its client goes on, and was not meant.
+    let revived = advance(closed, &data(at(0)), NOW);
+    assert!(revived.is(State::Young), "{revived:?}");
 }

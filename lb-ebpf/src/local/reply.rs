@@ -6,7 +6,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use lb_common::{
-    flow::{FlowKey as _, life},
+    flow::{FlowKey as _, life, word::State},
     nat::place_of,
     verdict::Reason,
 };
@@ -76,7 +76,12 @@ where
     let Some((vip, port)) = rewrite::vip::<F>(service as u32) else {
         return lost(skb);
     };
-    let heard = life::heard(value, maps::now());
+    let now = maps::now();
+    let heard = if value.is(State::Young) && skb::resets(skb, &packet) {
+        life::refused(value, now)
+    } else {
+        life::heard(value, now)
+    };
     if heard != value {
         // Whoever else changes it at this moment has heard of the flow too.
         flow::replace::<F>(place_of(slot), value, heard);

@@ -73,7 +73,16 @@ programs! {
 fn admit<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<u32, Reason> {
     let (segment, ends) = rewrite::parse::<F>(ctx)?;
     let noted = rewrite::steered(&segment, tally);
-    let reason = rewrite::without_entry(rewrite::reason_of(&noted), &segment);
+    let (backend, _) = maps::backend(noted.backend()).ok_or(Reason::StaleGeneration)?;
+    let endpoint = maps::endpoint_of(backend);
+    let port = segment.source_port;
+    let mut reason = rewrite::reason_of(&noted);
+    // A client that has vanished twice has two entries, and with either of them what this backend sends to its port is translated.
+    let has_other = matches!(reason, Reason::Unpinned)
+        && rewrite::at_endpoint::<F>(ends.source, port, noted.service as u16, endpoint, false) != 0;
+    if !has_other {
+        reason = rewrite::without_entry(reason, &segment);
+    }
     match reason.verdict() {
         Verdict::Forward => {}
         Verdict::Reset => {
@@ -83,9 +92,6 @@ fn admit<F: Family>(ctx: &XdpContext, tally: &mut Tally) -> Result<u32, Reason> 
         }
         _ => return Err(reason),
     }
-    let (backend, _) = maps::backend(noted.backend()).ok_or(Reason::StaleGeneration)?;
-    let endpoint = maps::endpoint_of(backend);
-    let port = segment.source_port;
     if segment.tcp.has_any(SYN) && is_taken::<F>(endpoint, ends.source, port, noted.service as u16)?
     {
         let action = forward::refuse::<F>(ctx)?;

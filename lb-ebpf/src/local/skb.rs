@@ -9,9 +9,12 @@ use aya_ebpf::{
         bpf_skb_store_bytes,
     },
 };
-use lb_common::headers::{
-    ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, IPV4_LEN, IPV4_OFFSET,
-    IPV6_LEN, PROTO_TCP, TCP_LEN, VLAN_LEN,
+use lb_common::{
+    headers::{
+        ETHERTYPE_IPV4, ETHERTYPE_IPV6, ETHERTYPE_QINQ, ETHERTYPE_VLAN, IPV4_LEN, IPV4_OFFSET,
+        IPV6_LEN, PROTO_TCP, TCP_LEN, VLAN_LEN,
+    },
+    tcp::RST,
 };
 
 use crate::family::{V4, V6};
@@ -20,6 +23,8 @@ use crate::family::{V4, V6};
 const MOST_TAGS: u32 = 2;
 /// Offset of the EtherType.
 const ETHERTYPE: u32 = 12;
+/// Offset of TCP's flags.
+const TCP_FLAGS: u32 = 13;
 /// Offset of TCP's checksum.
 const TCP_CHECKSUM: u32 = 16;
 /// BPF_F_PSEUDO_HDR: the checksum covers it by the pseudo header, which is all that an unfinished checksum holds.
@@ -117,6 +122,14 @@ fn ports(skb: *mut __sk_buff, transport: u32) -> Option<[u16; 2]> {
     // SAFETY: numbers.
     let [source, destination]: [u16; 2] = unsafe { load(skb, transport)? };
     Some([u16::from_be(source), u16::from_be(destination)])
+}
+
+/// Whether a segment has the flag RST.
+#[inline(always)]
+pub(super) fn resets(skb: *mut __sk_buff, packet: &Packet) -> bool {
+    // SAFETY: a number.
+    let flags: Option<u8> = unsafe { load(skb, packet.transport + TCP_FLAGS) };
+    flags.is_some_and(|flags| flags & RST != 0)
 }
 
 /// Writes another source port, once its checksum and all before were written.

@@ -233,24 +233,34 @@ impl Flow {
         }
     }
 
+    /// Its entry may have been closed.
+    fn may_have_ended(&mut self) {
+        self.lingers = true;
+        if let Some(pinned) = &mut self.pinned {
+            pinned.ended = true;
+        }
+    }
+
     /// A segment of its backend's came back, for what that takes for the client. `surely` if it is known to have been this flow's.
     fn replied(&mut self, tcp: &Tcp, backend: u32, source: End, surely: bool) {
         if tcp.flags & (FIN | RST) != 0 {
-            self.lingers = true;
-            if let Some(pinned) = &mut self.pinned {
-                pinned.ended = true;
-            }
+            self.may_have_ended();
         }
         let Some(nascent) = &mut self.nascent else {
             return;
         };
         let is_its = (nascent.backend, nascent.source) == (backend, source);
+        if is_its && tcp.flags & (SYN | ACK | FIN | RST) == ACK && tcp.payload > 0 {
+            // Data after an answer prove it, and nobody knows from outside what was taken for the answer.
+            self.nascent = None;
+            return;
+        }
         if !is_its || tcp.flags & (SYN | ACK | RST) != SYN | ACK {
             return;
         }
         match tcp.ack.wrapping_sub(nascent.seq.wrapping_add(1)) {
             0 if surely => nascent.answered = Some(tcp.seq),
-            // It may have been told, and may be proven by that: from here on nobody knows from outside.
+            // It may have been told: from here on nobody knows from outside.
             0..=MOST_DATA_OF_SYN => self.nascent = None,
             _ => {}
         }
@@ -385,6 +395,13 @@ impl Flows {
     pub fn replied(&mut self, id: FlowId, tcp: &Tcp, backend: u32, source: End, surely: bool) {
         if let Some(flow) = self.0.get_mut(&id) {
             flow.replied(tcp, backend, source, surely);
+        }
+    }
+
+    /// A backend on this host has reset a flow.
+    pub fn refused(&mut self, id: FlowId) {
+        if let Some(flow) = self.0.get_mut(&id) {
+            flow.may_have_ended();
         }
     }
 

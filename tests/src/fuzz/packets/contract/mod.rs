@@ -422,6 +422,8 @@ impl Judge {
                 self.flows.opened(id, tcp.seq, backend, true, kind);
             }
             Reason::Unpinned if !scene::way_to(backend).translates() => {}
+            // Beside two entries of its port, one of which has what the backend sends translated.
+            Reason::Unpinned if scene::way_to(backend) == Way::Local && flow.has_seen(backend) => {}
             _ => {
                 return breach(
                     Promise::VerdictKept,

@@ -322,7 +322,7 @@ impl Judge {
 
     /// A segment of a backend's on this host that goes on to its client.
     fn went_back(
-        &self,
+        &mut self,
         scene: &Scene,
         ip: &Ip<'_>,
         tcp: &Tcp,
@@ -349,6 +349,9 @@ impl Judge {
         ensure(is_its, Promise::ToItsClient, || {
             format!("of backend {backend}, taken for one of {id:?}: {flow:?}")
         })?;
+        if tcp.flags & RST != 0 {
+            self.flows.refused(id);
+        }
         let after = came.output.get(ip.at..).unwrap_or_default();
         let ends = Ends {
             source: service.end(),
