@@ -24,7 +24,8 @@ lab::in_both_versions![
     a_backend_behind_another_interface_is_reached_by_redirection,
     the_state_says_which_of_two_next_hops_is_in_force,
     an_encapsulated_packet_may_be_as_long_as_the_mtu_and_no_longer,
-    a_packet_that_needs_no_new_header_is_never_too_big,
+    a_packet_that_goes_back_as_it_is_is_never_too_big,
+    a_packet_that_leaves_by_another_interface_may_be_as_long_as_that_allows,
     a_frame_of_several_buffers_is_forwarded_whole,
     a_new_flow_goes_to_no_backend_without_a_neighbour,
     a_flow_whose_backend_has_no_neighbour_is_unresolved_and_keeps_its_backend,
@@ -235,7 +236,7 @@ fn an_encapsulated_packet_may_be_as_long_as_the_mtu_and_no_longer() {
     }
 }
 
-fn a_packet_that_needs_no_new_header_is_never_too_big() {
+fn a_packet_that_goes_back_as_it_is_is_never_too_big() {
     let world = World::with(&BackendSpec::l2(1).mtu(60));
     let packet = CLIENT.syn().payload(&[0; 1_000]);
     world.send(&packet).expect(&forwarded(
@@ -243,6 +244,23 @@ fn a_packet_that_needs_no_new_header_is_never_too_big() {
         1,
         BackendSpec::l2(1).l2_output(&packet),
     ));
+}
+
+/// The kernel would drop a longer one without a word.
+fn a_packet_that_leaves_by_another_interface_may_be_as_long_as_that_allows() {
+    let backend = BackendSpec::l2(1).mtu(1_400).elsewhere();
+    let world = World::with(&backend);
+    for packet in [CLIENT.syn(), CLIENT.syn().tagged(0x8100, 1)] {
+        let packet = packet.of_length(1_400);
+        let run = world.send(&packet);
+        let reason = run.reason();
+        run.expect(&forwarded(reason, 1, backend.l2_output(&packet)).redirected());
+        let packet = packet.of_length(1_401);
+        let told = complaint(&packet, About::TooBig(1_400));
+        world
+            .send(&packet)
+            .expect(&answered(Reason::TooBig, told).of_backend(1));
+    }
 }
 
 fn a_frame_of_several_buffers_is_forwarded_whole() {

@@ -38,7 +38,7 @@ pub(crate) fn forward_plain<H: Header>(
     match forwarding {
         Forwarding::InIpv4 => ipip::in_ipv4_plain::<H>(ctx, segment, hop).ok()?,
         Forwarding::InIpv6 => ipip::in_ipv6_plain::<H>(ctx, segment, hop).ok()?,
-        Forwarding::L2 => l2::rewrite_plain::<H>(ctx, hop).ok()?,
+        Forwarding::L2 => l2::rewrite_plain::<H>(ctx, segment, hop, action).ok()?,
         Forwarding::Nat | Forwarding::Dnat => return None,
     }
     Some(action)
@@ -62,7 +62,7 @@ pub(crate) fn forward<H: Header>(
     match forwarding {
         Forwarding::InIpv4 => ipip::in_ipv4::<H>(ctx, segment, hop, state)?,
         Forwarding::InIpv6 => ipip::in_ipv6::<H>(ctx, segment, hop, state)?,
-        Forwarding::L2 => l2::rewrite::<H>(ctx, segment, hop, state)?,
+        Forwarding::L2 => l2::rewrite::<H>(ctx, segment, hop, state, action)?,
         // A message about a flow, and not of it; or a service's entry that does not say what its backends do.
         Forwarding::Nat | Forwarding::Dnat => return Err(Reason::UnknownMode),
     }
