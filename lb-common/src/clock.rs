@@ -46,6 +46,11 @@ pub const fn ticks_proving(seconds: u64) -> u32 {
     (seconds * 1_000_000_000).div_ceil(TICK_NS) as u32 + 1
 }
 
+/// Whole seconds in so many ticks.
+pub const fn seconds(ticks: u32) -> u64 {
+    ticks as u64 * TICK_NS / 1_000_000_000
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -64,6 +69,12 @@ mod tests {
                 "{seconds} s is proven a tick too late"
             );
         }
+    }
+
+    #[test]
+    fn no_number_of_ticks_is_too_large_to_be_told_in_seconds() {
+        assert_eq!([0, 1, 1_000].map(seconds), [0, 4, 4_294]);
+        assert_eq!(seconds(u32::MAX), 18_446_744_069);
     }
 
     #[test]

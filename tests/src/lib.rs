@@ -22,6 +22,7 @@ pub mod running;
 pub mod sandbox;
 pub mod stage;
 pub mod status;
+pub mod terminal;
 pub mod test_run;
 pub mod tether;
 pub mod topology;

@@ -81,6 +81,11 @@ pub fn command(arguments: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
+/// What a command has said on its standard error.
+pub fn said(output: &Output) -> String {
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
 /// Runs a `tether` command line on `host` and returns its standard output.
 ///
 /// # Errors

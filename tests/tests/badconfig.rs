@@ -9,7 +9,7 @@ use lab::config::Config;
 use lab::namespace::Namespace;
 use lab::peer::crowd;
 use lab::stage::Stage;
-use lab::tether::{self, CONFIG_PATH};
+use lab::tether::{self, CONFIG_PATH, said};
 use lab::topology::{Place, Topology};
 use nix::sys::signal::Signal;
 
@@ -25,10 +25,6 @@ fn good() -> String {
 /// The same in any family.
 fn good_in(family: Family) -> String {
     Config::new(Topology::new(Place::Farm).in_family(family)).text()
-}
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
 fn check(host: &Namespace, text: &str) -> Result<Output> {

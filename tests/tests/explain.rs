@@ -1,4 +1,4 @@
-//! `tether explain` and `tether events` over real connections.
+//! `tether explain` over real connections.
 
 use std::time::Duration;
 
@@ -8,7 +8,6 @@ use lab::config::SERVICE;
 use lab::peer::crowd;
 use lab::stage::Stage;
 use lab::topology::{Place, Topology, UPLINK};
-use lab::wait;
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(20);
@@ -148,41 +147,6 @@ fn explained(mode: &str, family: Family, seed: u64) -> Result<()> {
         ensure!(status == 0 || said.contains(word), "{arguments:?}: {said}");
     }
     assert_eq!(crowd::breaks(&connections), [""; 0]);
-    stage.close();
-    Ok(())
-}
-
-#[test]
-fn events_are_followed() -> Result<()> {
-    let stage = Stage::set(Topology::new(Place::Farm), 96, |_| {})?;
-    let tether = &stage.tether;
-    let followed = tether.begin(&["events", "--follow"])?;
-    followed.wait_to_say("", SOON)?;
-    tether.succeed(&["drain", &format!("{SERVICE}/b1")])?;
-    wait::until("the drain is told", SOON, || {
-        let said = followed.said();
-        said.iter()
-            .any(|line| line.contains("chat/b1: drains"))
-            .then_some(())
-    })?;
-    stage.lab.darken(1)?;
-    wait::until("the dark backend is told", SOON, || {
-        let said = followed.said();
-        said.iter()
-            .any(|line| line.contains("chat/b2: ") && line.contains("down"))
-            .then_some(())
-    })?;
-    // What was is what was told while it came.
-    let past = tether.succeed(&["events", "--json"])?;
-    let texts: Vec<Value> = past
-        .lines()
-        .map(serde_json::from_str)
-        .collect::<Result<_, _>>()?;
-    for (number, event) in texts.iter().enumerate() {
-        ensure!(event["number"] == number, "{past}");
-    }
-    let bad = tether.succeed(&["events", "--level", "bad"])?;
-    ensure!(bad.contains("chat/b2") && !bad.contains("chat/b1"), "{bad}");
     stage.close();
     Ok(())
 }

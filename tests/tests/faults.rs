@@ -8,12 +8,8 @@ use lab::address::Family;
 use lab::config::Config;
 use lab::passing;
 use lab::stage::Stage;
-use lab::tether::{self, CONFIG_PATH, PINS};
+use lab::tether::{self, CONFIG_PATH, PINS, said};
 use lab::topology::{Lab, Place, Topology, UPLINK};
-
-fn said(output: &Output) -> String {
-    String::from_utf8_lossy(&output.stderr).into_owned()
-}
 
 /// A lab without a daemon, and a configuration that is right for it.
 fn ground() -> Result<(Lab, Config)> {

@@ -7,7 +7,6 @@ use std::time::Duration;
 use anyhow::{Context as _, Result, bail};
 use lab::address::{self, Family, Network, mac_of, mac_text};
 use lab::config::{BackendSpec, Config, SERVICE};
-use lab::namespace::Namespace;
 use lab::packet_socket::Capture;
 use lab::peer::backend::{Backend, PORT};
 use lab::peer::client::{Clients, Close};
@@ -99,13 +98,6 @@ impl Host {
     }
 }
 
-/// When a client has closed, the last acknowledgement may still be on its way, and until it is there the kernel keeps the port.
-fn wait_free(client: &Namespace, port: u16) -> Result<()> {
-    let line = format!("ss --no-header --tcp --numeric state all sport = :{port}");
-    let kept = || client.sh(&line);
-    wait::until_seen("the port is free", SOON, kept, String::is_empty).map(drop)
-}
-
 fn serves(topology: Topology, behind: Behind, seed: u64) -> Result<()> {
     let mut host = set(topology, behind, seed, |_| {})?;
     host.assert_told_apart()?;
@@ -153,7 +145,7 @@ fn serves(topology: Topology, behind: Behind, seed: u64) -> Result<()> {
                 .with_context(|| format!("before {how:?}"))?;
             connection.echo()?;
             connection.close(how)?;
-            wait_free(host.stage.lab.client(), port)?;
+            raw::wait_free(host.stage.lab.client(), port, SOON)?;
         }
     }
 

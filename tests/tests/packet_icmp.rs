@@ -75,15 +75,10 @@ fn a_packet_too_big_for_the_way_to_its_backend_is_answered_with_what_fits() {
         &[(0x88a8, 1), (0x8100, 0xe002)],
     ] {
         let world = World::with(&BackendSpec::ipip(1));
-        let tagged = |packet: Packet| {
-            tags.iter()
-                .rev()
-                .fold(packet, |packet, (tpid, tci)| packet.tagged(*tpid, *tci))
-        };
         let room = 1_500 - outer_len();
         for packet in [CLIENT.syn(), CLIENT.ack()] {
-            world.send(&tagged(packet.clone()));
-            let packet = tagged(packet.of_length(room as usize + 1).tos(0xb9));
+            world.send(&packet.clone().within(tags));
+            let packet = packet.of_length(room as usize + 1).tos(0xb9).within(tags);
             let told = complaint(&packet, About::TooBig(room));
             world
                 .send(&packet)
@@ -91,7 +86,7 @@ fn a_packet_too_big_for_the_way_to_its_backend_is_answered_with_what_fits() {
         }
         // With options they are quoted too.
         if version() == IpVersion::V4 {
-            let packet = tagged(CLIENT.ack().options(&[1; 40]).of_length(1_499));
+            let packet = CLIENT.ack().options(&[1; 40]).of_length(1_499).within(tags);
             let told = complaint(&packet, About::TooBig(room));
             world
                 .send(&packet)

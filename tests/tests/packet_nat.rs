@@ -120,12 +120,6 @@ const CAME: [&[(u16, u16)]; 3] = [
     &[(0x88a8, 0xa064), (0x8100, 0x2065)],
 ];
 
-fn tagged(packet: Packet, tags: &[(u16, u16)]) -> Packet {
-    tags.iter().rev().fold(packet, |packet, (protocol, tag)| {
-        packet.tagged(*protocol, *tag)
-    })
-}
-
 /// What is cut off behind the headers is missing at the end of what leaves; a frame that is cut within them is the host's. Whatever tags it came with,
 /// and leaves with.
 fn truncated_frames_pass_or_leave_as_far_as_they_go() {
@@ -145,8 +139,8 @@ fn truncated_frames_pass_or_leave_as_far_as_they_go() {
                 }
             };
             for came in CAME {
-                let request = tagged(flow.ack().payload(b"data"), came);
-                let answer = tagged(flow.replies(ACK).payload(b"data"), came);
+                let request = flow.ack().payload(b"data").within(came);
+                let answer = flow.replies(ACK).payload(b"data").within(came);
                 for (packet, sent, is_reply) in [
                     (&request, backend.translated(&request, flow.source), false),
                     (&answer, flow.returned(&answer), true),
@@ -173,7 +167,7 @@ fn truncated_syns_pass_or_open_a_flow(backend: &BackendSpec, client: Client) {
     let world = World::with_translating(backend);
     for came in CAME {
         let plain = client.syn().options(&[1; 8]).tcp_options(&[1; 4]);
-        let syn = tagged(plain.payload(b"early"), came);
+        let syn = plain.payload(b"early").within(came);
         for cut in syn.cuts() {
             for place in world.places() {
                 world.set_value(place, Word::EMPTY);
@@ -225,17 +219,17 @@ fn tags_are_put_on_and_taken_off_both_ways() {
                     for place in world.places() {
                         world.set_value(place, Word::EMPTY);
                     }
-                    let syn = tagged(TAGGED.syn(), came);
+                    let syn = TAGGED.syn().within(came);
                     let run = world.send(&syn);
                     let flow = world.flow(TAGGED);
                     run.expect(&flow.to_backend(&backend, &syn, Reason::Opened));
-                    let answer = tagged(flow.syn_ack(), came);
+                    let answer = flow.syn_ack().within(came);
                     let sent = flow.returned(&answer).bytes();
                     world
                         .send(&answer)
                         .expect(&forwarded(Reason::Reply, 1, sent));
                     for packet in [flow.ack(), flow.ack().payload(b"data")] {
-                        let packet = tagged(packet, came);
+                        let packet = packet.within(came);
                         let expected = flow.to_backend(&backend, &packet, Reason::Established);
                         world.send(&packet).expect(&expected);
                     }

@@ -22,7 +22,7 @@ lab::in_both_versions![
     a_reset_keeps_the_tags_that_its_cause_came_with,
 ];
 
-/// Tags as [`Packet::tagged`] has them, the outermost first.
+/// Tags as [`Packet::within`] has them, the outermost first.
 type Tags = &'static [(u16, u16)];
 
 /// Ways that packets come, priorities among them.
@@ -44,14 +44,6 @@ const LEAVE: [Tags; 6] = [
     &[(0x88a8, 0x0800), (0x88a8, 0x0001)],
 ];
 
-fn tagged(packet: Packet, tags: Tags) -> Packet {
-    tags.iter()
-        .rev()
-        .fold(packet, |packet, (protocol, control)| {
-            packet.tagged(*protocol, *control)
-        })
-}
-
 /// What a backend receives of a packet.
 type Output = fn(&BackendSpec, &Packet) -> Vec<u8>;
 
@@ -69,8 +61,8 @@ fn a_packet_leaves_with_the_tags_of_its_backends_way_whatever_it_came_with() {
             let backend = backend.by_vlans(leave);
             let world = World::with(&backend);
             for came in CAME {
-                let syn = tagged(CLIENT.syn(), came);
-                let ack = tagged(CLIENT.ack(), came);
+                let syn = CLIENT.syn().within(came);
+                let ack = CLIENT.ack().within(came);
                 for packet in [
                     syn.clone(),
                     ack.clone(),
@@ -103,7 +95,7 @@ fn a_flow_is_established_whatever_tags_its_packets_lose_or_get() {
             let world = World::with(&backend);
             world.send(&CLIENT.syn());
             for came in CAME {
-                let data = tagged(CLIENT.ack().payload(b"data"), came);
+                let data = CLIENT.ack().payload(b"data").within(came);
                 world.send(&data).expect(&forwarded(
                     Reason::Established,
                     1,
@@ -145,7 +137,7 @@ fn a_truncated_frame_passes_or_leaves_as_far_as_it_goes() {
             let backend = backend.by_vlans(leave);
             let world = World::with(&backend);
             for came in CAME {
-                let packet = tagged(CLIENT.syn().options(&[1; 8]).payload(b"early"), came);
+                let packet = CLIENT.syn().options(&[1; 8]).payload(b"early").within(came);
                 let sent = output(&backend, &packet);
                 for cut in packet.cuts() {
                     if let Some(run) = world.send_cut(&cut) {
@@ -164,7 +156,7 @@ fn a_frame_of_several_buffers_gets_and_loses_tags_too() {
             let backend = backend.by_vlans(leave).mtu(9_000);
             let world = World::with(&backend);
             for came in CAME {
-                let packet = tagged(CLIENT.syn().payload(&vec![0x3c; 8_500]), came);
+                let packet = CLIENT.syn().payload(&vec![0x3c; 8_500]).within(came);
                 let run = world.send(&packet);
                 let reason = run.reason();
                 run.expect(&forwarded(reason, 1, output(&backend, &packet)));
@@ -179,12 +171,12 @@ fn a_packet_that_gets_tags_may_be_as_long_as_the_mtu_and_no_longer() {
         let backend = BackendSpec::l2(1).by_vlans(leave).mtu(500);
         let world = World::with(&backend);
         for came in CAME {
-            let packet = tagged(fits.clone(), came);
+            let packet = fits.clone().within(came);
             let run = world.send(&packet);
             let reason = run.reason();
             run.expect(&forwarded(reason, 1, backend.l2_output(&packet)));
 
-            let packet = tagged(too_big.clone(), came);
+            let packet = too_big.clone().within(came);
             let run = world.send(&packet);
             if leave.len() > came.len() {
                 // In IPv6 no less than 1280 is ever told.
@@ -207,7 +199,7 @@ fn a_frame_without_room_for_more_tags_is_dropped() {
         let world = World::with(&backend);
         for came in CAME {
             let head = 14 + came.len() * VLAN_LEN;
-            let packet = tagged(CLIENT.syn().of_length(CROWD_LEN - head), came);
+            let packet = CLIENT.syn().of_length(CROWD_LEN - head).within(came);
             let run = world.send_without_headroom(&packet);
             if leave.len() > came.len() {
                 run.expect(&dropped(Reason::NoHeadroom).of_backend(1));
@@ -247,7 +239,7 @@ fn a_backend_by_a_vlan_of_another_interface_is_reached_by_redirection() {
             let world = World::with(&backend);
             for came in CAME {
                 for packet in [CLIENT.syn(), CLIENT.ack(), CLIENT.ack()] {
-                    let packet = tagged(packet, came);
+                    let packet = packet.within(came);
                     let run = world.send(&packet);
                     let reason = run.reason();
                     let left = forwarded(reason, 1, output(&backend, &packet));
@@ -268,7 +260,7 @@ fn an_interface_that_takes_no_frames_is_a_reason_of_its_own() {
             for came in CAME {
                 for packet in [CLIENT.syn(), CLIENT.ack(), CLIENT.ack().ttl(1)] {
                     world
-                        .send(&tagged(packet, came))
+                        .send(&packet.within(came))
                         .expect(&dropped(Reason::NoEgress).of_backend(1));
                 }
             }
@@ -286,7 +278,7 @@ fn a_reset_keeps_the_tags_that_its_cause_came_with() {
         world.backend(&backend.serving(Serving::None));
         for came in CAME {
             world.save_resets(1_000);
-            let data = tagged(CLIENT.ack().payload(b"data"), came);
+            let data = CLIENT.ack().payload(b"data").within(came);
             world
                 .send(&data)
                 .expect(&answered(Reason::BackendDead, reset_output(&data)).of_backend(1));

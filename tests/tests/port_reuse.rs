@@ -5,11 +5,10 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 use lab::address::Family;
 use lab::config::SERVICE;
-use lab::namespace::Namespace;
 use lab::peer::client::{Clients, Close};
+use lab::peer::raw;
 use lab::stage::Stage;
 use lab::topology::{Place, Topology};
-use lab::wait;
 
 const SOON: Duration = Duration::from_secs(10);
 const WAYS: [Close; 3] = [Close::Orderly, Close::Abort, Close::Vanish];
@@ -25,13 +24,6 @@ const AGAIN: [Close; 6] = [
 /// None that the kernel would give another client's connection.
 const FIRST_PORT: u16 = 10_000;
 
-/// When a client has closed, the last acknowledgement may still be on its way, and until it is there the kernel keeps the port.
-fn wait_free(client: &Namespace, port: u16) -> Result<()> {
-    let line = format!("ss --no-header --tcp --numeric state all sport = :{port}");
-    let kept = || client.sh(&line);
-    wait::until_seen("the port is free", SOON, kept, String::is_empty).map(drop)
-}
-
 /// The same port again and again, after each way of closing, at backends of a service that stays as it is.
 fn connects_again(place: Place, family: Family) -> Result<()> {
     let topology = Topology::new(place).in_family(family);
@@ -46,7 +38,7 @@ fn connects_again(place: Place, family: Family) -> Result<()> {
             .echo()
             .with_context(|| format!("before {how:?}"))?;
         connection.close(how)?;
-        wait_free(stage.lab.client(), FIRST_PORT)?;
+        raw::wait_free(stage.lab.client(), FIRST_PORT, SOON)?;
     }
     stage.close();
     Ok(())

@@ -1,123 +1,22 @@
-//! Commands on a terminal, as people have them: colours, unless nobody wants any, and `tether top`.
+//! Commands on a terminal, as people have them: colours, unless nobody wants any, what they say while they wait, and `tether top`.
 
-use std::fs::File;
-use std::io::{Read as _, Write as _};
-use std::process::{Child, Command, ExitStatus};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::thread::JoinHandle;
-use std::time::Duration;
+use std::fs;
 
-use anyhow::{Context as _, Result};
-use lab::config::Config;
-use lab::namespace::Namespace;
+use anyhow::{Context as _, Result, ensure};
+use lab::config::{Config, SERVICE};
+use lab::peer::crowd;
 use lab::stage::Stage;
-use lab::tether::{self, CONFIG_PATH};
+use lab::terminal::Terminal;
+use lab::tether::CONFIG_PATH;
 use lab::topology::{Place, Topology};
-use lab::wait;
-use nix::pty::{Winsize, openpty};
 
-/// Loading and verifying, on a busy machine, takes many seconds.
-const SOON: Duration = Duration::from_secs(60);
 /// What colours and movements begin with (ECMA-48, 5.4).
 const ESCAPE: &str = "\x1b[";
 /// Xterm's own: to a screen beside the one that was there, and back.
 const TO_ANOTHER_SCREEN: &str = "\x1b[?1049h";
 const BACK: &str = "\x1b[?1049l";
-
-/// A command on a terminal of 80 by 24 characters. Dropping it kills it.
-struct Terminal {
-    keys: File,
-    shown: Arc<Mutex<Vec<u8>>>,
-    reader: Option<JoinHandle<()>>,
-    child: Child,
-}
-
-impl Terminal {
-    /// Starts `tether` with these arguments, and these variables beside the usual ones of a terminal.
-    fn start(host: &Namespace, arguments: &[&str], variables: &[(&str, &str)]) -> Result<Self> {
-        let size = Winsize {
-            ws_row: 24,
-            ws_col: 80,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
-        let both = openpty(&size, None)?;
-        // Others than these two are inherited by whatever is started meanwhile, which would keep the terminal open.
-        let (master, slave) = (both.master.try_clone()?, both.slave.try_clone()?);
-        drop(both);
-        // With a session of its own: else the terminal that has the say over it is that of whoever runs this.
-        let mut command = Command::new("setsid");
-        command
-            .arg("--ctty")
-            .arg(tether::program()?)
-            .args(arguments)
-            .env("TERM", "xterm")
-            .env_remove("NO_COLOR")
-            .envs(variables.iter().copied())
-            .stdin(slave.try_clone()?)
-            .stdout(slave.try_clone()?)
-            .stderr(slave);
-        let child = host.spawn(command)?;
-        let keys = File::from(master);
-        let mut screen = keys.try_clone()?;
-        let shown = Arc::new(Mutex::new(Vec::new()));
-        let on_screen = Arc::clone(&shown);
-        let reader = std::thread::spawn(move || {
-            let mut some = [0; 4_096];
-            // An error says that nobody has the terminal open any more.
-            while let Ok(count @ 1..) = screen.read(&mut some) {
-                on_screen
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .extend_from_slice(&some[..count]);
-            }
-        });
-        Ok(Self {
-            keys,
-            shown,
-            reader: Some(reader),
-            child,
-        })
-    }
-
-    /// All that it was sent.
-    fn text(&self) -> String {
-        let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        String::from_utf8_lossy(&shown).into_owned()
-    }
-
-    fn wait_to_show(&self, text: &str) -> Result<()> {
-        wait::until_seen(
-            &format!("{text:?} is shown"),
-            SOON,
-            || Ok(self.text()),
-            |shown| shown.contains(text),
-        )
-        .map(drop)
-    }
-
-    fn press(&mut self, key: &str) -> Result<()> {
-        Ok(self.keys.write_all(key.as_bytes())?)
-    }
-
-    /// Waits for the command's end, and gives that and all that was shown.
-    fn wait_to_end(&mut self) -> Result<(ExitStatus, String)> {
-        let child = &mut self.child;
-        let ended = wait::until("the command ends", SOON, || child.try_wait().transpose());
-        let status = ended.with_context(|| self.text())??;
-        if let Some(reader) = self.reader.take() {
-            reader.join().expect("a reader does not panic");
-        }
-        Ok((status, self.text()))
-    }
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
+/// By this a line is changed in its place.
+const ERASED: &str = "\r\x1b[2K";
 
 #[test]
 fn colours_are_for_terminals_and_for_who_wants_them() -> Result<()> {
@@ -129,10 +28,12 @@ fn colours_are_for_terminals_and_for_who_wants_them() -> Result<()> {
         Ok(text)
     };
     let usual = shown(&[])?;
-    assert!(usual.contains("\x1b[32mok\x1b[0m"), "{usual:?}");
+    for code in ["\x1b[1m", "\x1b[32mok\x1b[0m"] {
+        assert!(usual.contains(code), "{usual:?}");
+    }
     for unwanted in [("NO_COLOR", "1"), ("TERM", "dumb")] {
         let plain = shown(&[unwanted])?;
-        assert!(!plain.contains(ESCAPE), "{unwanted:?}: {plain:?}");
+        assert!(!plain.contains('\x1b'), "{unwanted:?}: {plain:?}");
     }
     // One that is empty says nothing.
     assert!(shown(&[("NO_COLOR", "")])?.contains(ESCAPE));
@@ -160,10 +61,21 @@ fn the_log_has_colours_where_they_are_wanted() -> Result<()> {
 #[test]
 fn top_shows_what_there_is_and_leaves_the_terminal_as_it_was() -> Result<()> {
     let stage = Stage::set(Topology::new(Place::Segment), 732, |_| {})?;
+    let connections = stage.clients.open(20, stage.plan(), |_| {})?;
     let mut top = Terminal::start(stage.lab.balancer(), &["top"], &[])?;
-    for text in ["BACKEND", "chat/b1", "chat/b2", "chat/b3"] {
+    for text in [
+        "generation",
+        "BACKEND",
+        "chat/b1",
+        "chat/b2",
+        "chat/b3",
+        "quit",
+    ] {
         top.wait_to_show(text)?;
     }
+    // Another order.
+    top.press("ss")?;
+    top.wait_to_show("bits")?;
     top.press("v")?;
     top.wait_to_show("SERVICE")?;
     top.press("q")?;
@@ -174,6 +86,88 @@ fn top_shows_what_there_is_and_leaves_the_terminal_as_it_was() -> Result<()> {
         .context("a screen of its own")?;
     let (_, after) = after.rsplit_once(BACK).context("the one before")?;
     assert!(!after.contains("chat"), "{after:?}");
+    assert_eq!(crowd::breaks(&connections), [""; 0]);
+    stage.close();
+    Ok(())
+}
+
+/// What a command says while it waits: there, and taken away by now.
+fn said_meanwhile(terminal: &Terminal, line: &str) -> Result<()> {
+    let shown = terminal.text();
+    ensure!(shown.contains(&format!("{ERASED}{line}")), "{shown:?}");
+    let left = shown.rsplit(ERASED).next().unwrap_or_default();
+    ensure!(!left.contains(line), "{line:?} is left in {shown:?}");
+    Ok(())
+}
+
+/// Commands that wait say so on a terminal, and nothing of it to a program.
+#[test]
+fn commands_that_wait_say_so_on_a_terminal_only() -> Result<()> {
+    let stage = Stage::set(Topology::new(Place::Farm), 106, |_| {})?;
+    let host = stage.lab.balancer();
+    let vip = stage.target().to_string();
+    let explain = ["explain", "192.0.2.7:40000", vip.as_str()];
+    for (arguments, meanwhile, answer) in [
+        (
+            &explain[..],
+            "the kernel's verifier looks at the program",
+            format!("-> {vip}"),
+        ),
+        (
+            &["doctor"][..],
+            "looking at this host, and asking backends",
+            "could not be found out".to_owned(),
+        ),
+        (
+            &["upgrade-check"][..],
+            "the kernel's verifier looks at this program",
+            "kept: ".to_owned(),
+        ),
+    ] {
+        let mut terminal = Terminal::start(host, arguments, &[])?;
+        terminal.wait_to_show(&answer)?;
+        terminal.wait_to_end()?;
+        said_meanwhile(&terminal, meanwhile)?;
+        let piped = stage.tether.output(arguments)?;
+        for said in [piped.stdout, piped.stderr] {
+            let said = String::from_utf8(said)?;
+            ensure!(
+                !said.contains(meanwhile) && !said.contains('\x1b'),
+                "{arguments:?}: {said:?}"
+            );
+        }
+    }
+
+    let terminal = Terminal::start(host, &["events", "--flows", "--service", SERVICE], &[])?;
+    terminal.wait_to_show("watching for events of flows")?;
+    let connections = stage.clients.open(4, stage.plan(), |_| {})?;
+    terminal.wait_to_show("(opened)")?;
+    said_meanwhile(&terminal, "watching for events of flows")?;
+    drop(terminal);
+
+    let file = std::env::temp_dir().join(format!("tether-shown-{}.pcapng", std::process::id()));
+    let path = file.to_str().context("a path of text")?;
+    let mut terminal = Terminal::start(
+        host,
+        &[
+            "capture",
+            "--write",
+            path,
+            "--service",
+            SERVICE,
+            "--packets",
+            "4",
+        ],
+        &[],
+    )?;
+    terminal.wait_to_show("packets so far: ")?;
+    let more = stage.clients.open(4, stage.plan(), |_| {})?;
+    terminal.wait_to_show("4 packets written")?;
+    let (status, text) = terminal.wait_to_end()?;
+    ensure!(status.success(), "{status}: {text}");
+    said_meanwhile(&terminal, "packets so far: ")?;
+    fs::remove_file(&file)?;
+    assert_eq!(crowd::breaks(connections.iter().chain(&more)), [""; 0]);
     stage.close();
     Ok(())
 }

@@ -1,10 +1,7 @@
-//! `tether events --flows`, `tether capture` and `tether top` while real connections go on, and what is left of them afterwards. Also what commands show on
-//! a terminal, and nowhere else.
+//! `tether events`, of flows too, and `tether capture` while real connections go on, and what is left of them afterwards.
 
-use std::fs::{self, File};
-use std::io::{Read as _, Write as _};
-use std::process::{Child, Command, ExitStatus};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::fs;
+use std::process::Command;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
@@ -16,7 +13,6 @@ use lab::peer::crowd;
 use lab::stage::Stage;
 use lab::topology::{Place, Topology, UPLINK};
 use lab::wait;
-use nix::pty::{Winsize, openpty};
 use serde_json::Value;
 
 const SOON: Duration = Duration::from_secs(30);
@@ -338,205 +334,37 @@ fn packets_are_captured_with_their_verdicts() -> Result<()> {
     Ok(())
 }
 
-/// `tether top` in a terminal of 80 by 24 characters: its screen, its keys, and the terminal as it was afterwards.
 #[test]
-fn top_shows_what_goes_on_in_a_terminal() -> Result<()> {
-    let stage = Stage::set(Topology::new(Place::Farm), 105, |_| {})?;
-    let connections = stage.clients.open(20, stage.plan(), |_| {})?;
-    let mut terminal = Terminal::start(&stage, &["top"])?;
-    terminal.wait_to_show("its heading", "generation")?;
-    for shown in ["BACKEND", "chat/b1", "chat/b3", "quit"] {
-        terminal.wait_to_show(shown, shown)?;
+fn events_are_followed() -> Result<()> {
+    let stage = Stage::set(Topology::new(Place::Farm), 96, |_| {})?;
+    let tether = &stage.tether;
+    let followed = tether.begin(&["events", "--follow"])?;
+    followed.wait_to_say("", SOON)?;
+    tether.succeed(&["drain", &format!("{SERVICE}/b1")])?;
+    wait::until("the drain is told", SOON, || {
+        let said = followed.said();
+        said.iter()
+            .any(|line| line.contains("chat/b1: drains"))
+            .then_some(())
+    })?;
+    stage.lab.darken(1)?;
+    wait::until("the dark backend is told", SOON, || {
+        let said = followed.said();
+        said.iter()
+            .any(|line| line.contains("chat/b2: ") && line.contains("down"))
+            .then_some(())
+    })?;
+    // What was is what was told while it came.
+    let past = tether.succeed(&["events", "--json"])?;
+    let texts: Vec<Value> = past
+        .lines()
+        .map(serde_json::from_str)
+        .collect::<Result<_, _>>()?;
+    for (number, event) in texts.iter().enumerate() {
+        ensure!(event["number"] == number, "{past}");
     }
-    // Only what changes is written, and no space: whole words are what can be waited for.
-    terminal.press("ss")?;
-    terminal.wait_to_show("another order", "bits")?;
-    terminal.press("v")?;
-    terminal.wait_to_show("services", "SERVICE")?;
-    terminal.press("q")?;
-    let status = terminal.wait_to_end()?;
-    ensure!(status.success(), "{status}: {}", terminal.shown());
-    // The screen of before is back.
-    terminal.wait_to_show("the screen of before", "\u{1b}[?1049l")?;
-    assert_eq!(crowd::breaks(&connections), [""; 0]);
+    let bad = tether.succeed(&["events", "--level", "bad"])?;
+    ensure!(bad.contains("chat/b2") && !bad.contains("chat/b1"), "{bad}");
     stage.close();
     Ok(())
-}
-
-/// By this a line is changed in its place.
-const ERASED: &str = "\r\u{1b}[2K";
-
-/// What a command says while it waits: there, and taken away by now.
-fn said_meanwhile(terminal: &Terminal, line: &str) -> Result<()> {
-    let shown = terminal.shown();
-    ensure!(shown.contains(&format!("{ERASED}{line}")), "{shown:?}");
-    let left = shown.rsplit(ERASED).next().unwrap_or_default();
-    ensure!(!left.contains(line), "{line:?} is left in {shown:?}");
-    Ok(())
-}
-
-/// Commands that wait say so on a terminal, and nothing of it to a program.
-#[test]
-fn commands_that_wait_say_so_on_a_terminal_only() -> Result<()> {
-    let stage = Stage::set(Topology::new(Place::Farm), 106, |_| {})?;
-    let vip = stage.target().to_string();
-    let explain = ["explain", "192.0.2.7:40000", vip.as_str()];
-    for (arguments, meanwhile, answer) in [
-        (
-            &explain[..],
-            "the kernel's verifier looks at the program",
-            format!("-> {vip}"),
-        ),
-        (
-            &["doctor"][..],
-            "looking at this host, and asking backends",
-            "could not be found out".to_owned(),
-        ),
-        (
-            &["upgrade-check"][..],
-            "the kernel's verifier looks at this program",
-            "kept: ".to_owned(),
-        ),
-    ] {
-        let mut terminal = Terminal::start(&stage, arguments)?;
-        terminal.wait_to_show(&answer, &answer)?;
-        terminal.wait_to_end()?;
-        said_meanwhile(&terminal, meanwhile)?;
-        let piped = stage.tether.output(arguments)?;
-        for said in [piped.stdout, piped.stderr] {
-            let said = String::from_utf8(said)?;
-            ensure!(
-                !said.contains(meanwhile) && !said.contains('\u{1b}'),
-                "{arguments:?}: {said:?}"
-            );
-        }
-    }
-
-    let terminal = Terminal::start(&stage, &["events", "--flows", "--service", SERVICE])?;
-    terminal.wait_to_show("that it watches", "watching for events of flows")?;
-    let connections = stage.clients.open(4, stage.plan(), |_| {})?;
-    terminal.wait_to_show("a flow", "(opened)")?;
-    said_meanwhile(&terminal, "watching for events of flows")?;
-    drop(terminal);
-
-    let file = std::env::temp_dir().join(format!("tether-shown-{}.pcapng", std::process::id()));
-    let path = file.to_str().context("a path of text")?;
-    let mut terminal = Terminal::start(
-        &stage,
-        &[
-            "capture",
-            "--write",
-            path,
-            "--service",
-            SERVICE,
-            "--packets",
-            "4",
-        ],
-    )?;
-    terminal.wait_to_show("how many there are", "packets so far: ")?;
-    let more = stage.clients.open(4, stage.plan(), |_| {})?;
-    terminal.wait_to_show("its end", "4 packets written")?;
-    let status = terminal.wait_to_end()?;
-    ensure!(status.success(), "{status}: {}", terminal.shown());
-    said_meanwhile(&terminal, "packets so far: ")?;
-    fs::remove_file(&file)?;
-    assert_eq!(crowd::breaks(connections.iter().chain(&more)), [""; 0]);
-    stage.close();
-    Ok(())
-}
-
-/// Colours are for terminals, and for nobody who wants none.
-#[test]
-fn listings_have_colours_on_a_terminal_unless_told_otherwise() -> Result<()> {
-    let stage = Stage::set(Topology::new(Place::Farm), 107, |_| {})?;
-    let last = format!("{SERVICE}/b3");
-    let shown = |environment: &[(&str, &str)]| -> Result<String> {
-        let mut terminal = Terminal::start_in(environment, &stage, &["backends"])?;
-        terminal.wait_to_show("its last row", &last)?;
-        let status = terminal.wait_to_end()?;
-        ensure!(status.success(), "{status}: {}", terminal.shown());
-        Ok(terminal.shown())
-    };
-    let coloured = shown(&[])?;
-    ensure!(coloured.contains("\u{1b}[1m"), "{coloured:?}");
-    for none in [("NO_COLOR", "1"), ("TERM", "dumb")] {
-        let plain = shown(&[none])?;
-        ensure!(!plain.contains('\u{1b}'), "{none:?}: {plain:?}");
-    }
-    stage.close();
-    Ok(())
-}
-
-/// A process whose terminal is ours.
-struct Terminal {
-    child: Child,
-    keys: File,
-    shown: Arc<Mutex<Vec<u8>>>,
-}
-
-impl Terminal {
-    fn start(stage: &Stage, arguments: &[&str]) -> Result<Self> {
-        Self::start_in(&[], stage, arguments)
-    }
-
-    /// The same with more variables.
-    fn start_in(environment: &[(&str, &str)], stage: &Stage, arguments: &[&str]) -> Result<Self> {
-        let size = Winsize {
-            ws_row: 24,
-            ws_col: 80,
-            ws_xpixel: 0,
-            ws_ypixel: 0,
-        };
-        let pty = openpty(&size, None)?;
-        let mut command = lab::tether::command(arguments)?;
-        command
-            .env_remove("NO_COLOR")
-            .env("TERM", "xterm")
-            .envs(environment.iter().copied())
-            .stdin(pty.slave.try_clone()?)
-            .stdout(pty.slave.try_clone()?)
-            .stderr(pty.slave);
-        let child = stage.lab.balancer().spawn(command)?;
-        let keys = File::from(pty.master);
-        let mut output = keys.try_clone()?;
-        let shown = Arc::new(Mutex::new(Vec::new()));
-        let sink = shown.clone();
-        std::thread::spawn(move || {
-            let mut bytes = [0; 4_096];
-            // It fails when nobody has the other end any more.
-            while let Ok(length @ 1..) = output.read(&mut bytes) {
-                let mut shown = sink.lock().unwrap_or_else(PoisonError::into_inner);
-                shown.extend_from_slice(&bytes[..length]);
-            }
-        });
-        Ok(Self { child, keys, shown })
-    }
-
-    /// All that it has written.
-    fn shown(&self) -> String {
-        let shown = self.shown.lock().unwrap_or_else(PoisonError::into_inner);
-        String::from_utf8_lossy(&shown).into_owned()
-    }
-
-    fn press(&mut self, keys: &str) -> Result<()> {
-        Ok(self.keys.write_all(keys.as_bytes())?)
-    }
-
-    fn wait_to_show(&self, what: &str, text: &str) -> Result<()> {
-        wait::until(what, SOON, || self.shown().contains(text).then_some(()))
-            .with_context(|| self.shown())
-    }
-
-    fn wait_to_end(&mut self) -> Result<ExitStatus> {
-        let child = &mut self.child;
-        let ended = wait::until("it ends", SOON, || child.try_wait().transpose());
-        Ok(ended.with_context(|| self.shown())??)
-    }
-}
-
-impl Drop for Terminal {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
 }

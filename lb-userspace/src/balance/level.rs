@@ -21,6 +21,7 @@ const PARTS: f64 = 1.0 + GAIN;
 /// Less than this part too many or too few is left alone.
 const TOLERANCE: f64 = 0.05;
 /// A move in which no factor is off by as much as this, in sixteenths, is not worth a new table; but all go back to their configured weights when
+/// nobody has too few or too many.
 const LEAST_MOVE: f64 = 2.0;
 
 /// A backend that takes new flows.

@@ -140,7 +140,7 @@ enum Command {
     /// List flows
     ///
     /// They are printed as the daemon finds them in its tables. Times are known to about 4 s. A flow that has just been opened is an embryo, is young once its
-    /// client has answered, and a pin when it has lived for 30 s.
+    /// client has answered, and a pin when it has lived for 30 s; in modes `nat` and `dnat` a pin with its handshake.
     #[command(after_help = EXIT_STATUS)]
     Flows(inventory::Flows),
     /// Watch services and backends, live in the terminal

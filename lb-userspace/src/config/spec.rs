@@ -85,7 +85,7 @@ fn read(
         .tables("service", findings)
         .into_iter()
         .enumerate()
-        .filter_map(|(n, (span, table))| service::read(n + 1, table, span, &site, findings))
+        .map(|(n, (span, table))| service::read(n + 1, table, span, &site, findings))
         .collect();
     if services.is_empty() && !document.get_ref().contains_key("service") {
         findings.warning(

@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{
     backend::Serving,
-    clock::{TICK_NS, Tick},
+    clock::{Tick, seconds},
     flow::{
         FlowKey as _,
         bucket::WAYS,
@@ -233,8 +233,4 @@ fn entries_of<K: TableKey>(
             Some((facts, word))
         })
         .collect()
-}
-
-fn seconds(ticks: u32) -> u64 {
-    u64::from(ticks) * TICK_NS / 1_000_000_000
 }

@@ -5,7 +5,7 @@
 use std::{collections::HashMap, sync::atomic::Ordering, time::Duration};
 
 use lb_common::{
-    clock::{TICK_NS, Tick, ticks_proving},
+    clock::{Tick, seconds, ticks_proving},
     flow::{
         bucket::WAYS,
         v4, v6,
@@ -90,10 +90,6 @@ fn silence(word: Word, now: Tick) -> Option<u32> {
 /// A tick that was read after the clock was is of this moment.
 fn just_now(age: u32) -> u32 {
     if age > u32::MAX / 2 { 0 } else { age }
-}
-
-fn seconds(ticks: u32) -> u64 {
-    u64::from(ticks) * TICK_NS / 1_000_000_000
 }
 
 /// Counts what is left of these backends' flows, of both versions of IP. `now` is read before. A flow is idle when it is certain that it has been

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 
 use lb_common::{
-    clock::{TICK_NS, Tick},
+    clock::{Tick, seconds},
     flow::{
         bucket::WAYS,
         v4, v6,
@@ -390,9 +390,4 @@ impl View<'_> {
             adopted: is_live && found.word.has(Word::FOREIGN),
         }
     }
-}
-
-/// Seconds of so many ticks.
-fn seconds(ticks: u32) -> u64 {
-    u64::from(ticks) * TICK_NS / 1_000_000_000
 }

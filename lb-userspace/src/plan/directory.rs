@@ -44,7 +44,7 @@ pub(super) fn arrange_endpoints(
     let mut wanted = BTreeMap::new();
     let mut unplaced = Vec::new();
     for (address, id) in listed {
-        let key = key(address.ip(), address.port());
+        let key = key_of(address.ip(), address.port());
         let word = Word {
             entry: VipEntry::of(key, id),
             service: Some(id),
@@ -128,10 +128,10 @@ impl Listing {
                 continue;
             }
             let word = Word {
-                entry: VipEntry::of(key(vip, port), service),
+                entry: VipEntry::of(key_of(vip, port), service),
                 service: Some(service),
             };
-            match listing.services.entry(key(vip, port)) {
+            match listing.services.entry(key_of(vip, port)) {
                 Entry::Vacant(vacant) => {
                     vacant.insert(word);
                 }
@@ -150,7 +150,7 @@ impl Listing {
             IpAddr::V6(_) if is_host_owned => return,
             IpAddr::V6(_) => service,
         };
-        let key = key(vip, 0);
+        let key = key_of(vip, 0);
         self.vips.entry(key).or_insert(Word {
             entry: VipEntry::of(key, value),
             service: None,
@@ -158,7 +158,8 @@ impl Listing {
     }
 }
 
-fn key(vip: IpAddr, port: u16) -> u64 {
+/// The key of an address and port in their directory; of port 0, that of the VIP's own entry.
+pub fn key_of(vip: IpAddr, port: u16) -> u64 {
     match vip {
         IpAddr::V4(vip) => VipEntry::key(vip.to_bits(), port),
         IpAddr::V6(_) => VipEntry::key6(Address::from(vip).words(), port),

@@ -33,7 +33,7 @@ use self::{
     entry::{change_of, is_entry_of, new_entry},
 };
 pub use self::{
-    directory::Directory,
+    directory::{Directory, key_of},
     observed::{Observed, ObservedGuard, ObservedService, Translations, Unsettled},
     operation::Operation,
     tables::{Tables, owners},

@@ -7,7 +7,6 @@ use lb_common::{
     backend::{Backend, BackendState, Forwarding, Mode, NextHop, Serving},
     counters::Counter,
     maglev::Slot,
-    net::Address,
     vip::{VipBucket, VipEntry, homes},
 };
 
@@ -175,14 +174,6 @@ fn service6(id: u16) -> resolve::Service<'static> {
 }
 
 const VIP6: IpAddr = IpAddr::V6(std::net::Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
-
-/// The key of a VIP and port in its directory.
-fn key_of(vip: IpAddr, port: u16) -> u64 {
-    match vip {
-        IpAddr::V4(vip) => VipEntry::key(vip.to_bits(), port),
-        IpAddr::V6(_) => VipEntry::key6(Address::from(vip).words(), port),
-    }
-}
 
 /// What a directory holds for a VIP and port.
 fn find(directory: &[VipBucket], vip: IpAddr, port: u16) -> Option<u16> {

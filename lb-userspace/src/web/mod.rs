@@ -1,11 +1,11 @@
-//! The listener for machines that watch: metrics, liveness, readiness. Read-only.
+//! The listener for machines that watch: metrics, liveness, readiness; and the status page. Read-only.
 //!
 //! | path | answer |
 //! |---|---|
 //! | `/`, `/events` | the status page, and its news |
 //! | `/metrics` | everything, in the OpenMetrics text format |
 //! | `/healthz` | 200 while the daemon answers at all |
-//! | `/readyz` | 200 while the configuration is applied and the program attached, else 503 and what is missing |
+//! | `/readyz` | 200 while the configuration is applied, the program attached and the host not evacuated, else 503 and what is missing |
 //!
 //! On loopback it answers to addresses and to `localhost` alone: `host`.
 

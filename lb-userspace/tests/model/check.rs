@@ -6,7 +6,7 @@ use lb_common::{
     backend::{Mode, Serving},
     guard::RangesRef,
     maglev::TableRef,
-    net::{Address, IpVersion},
+    net::IpVersion,
     service::Service,
     vip::{VipEntry, WAYS, homes},
 };
@@ -15,7 +15,7 @@ use lb_userspace::{
     dataplane::maps::Maps,
     guard::Guard,
     model::{Admin, Health},
-    plan::{Operation, Plan},
+    plan::{Operation, Plan, key_of},
 };
 
 use super::{FlowTranslation, LIMITS, VIPS, World, outliers::StandBack};
@@ -125,8 +125,8 @@ impl World {
             }
             let service = self.maps.services.get(u32::from(entry.value()));
             let vip = service.vip.into();
-            let names_it = entry.is_for(key(vip, service.port))
-                || version == IpVersion::V6 && entry.is_for(key(vip, 0));
+            let names_it = entry.is_for(key_of(vip, service.port))
+                || version == IpVersion::V6 && entry.is_for(key_of(vip, 0));
             assert!(
                 names_it && service.identity != 0,
                 "{operation}: the directory names a service that is not there"
@@ -210,7 +210,7 @@ impl World {
                 let word = VipEntry(words.word(bucket, way).load(Ordering::Relaxed));
                 let endpoint = maps.endpoints.get(word.value().into());
                 assert!(
-                    word.0 == 0 || word.is_for(key(endpoint.address.into(), endpoint.port)),
+                    word.0 == 0 || word.is_for(key_of(endpoint.address.into(), endpoint.port)),
                     "{operation}: the directory names an endpoint that is not there"
                 );
             }
@@ -436,17 +436,9 @@ impl World {
     }
 }
 
-/// The key of a VIP and port in its directory.
-fn key(vip: IpAddr, port: u16) -> u64 {
-    match vip {
-        IpAddr::V4(vip) => VipEntry::key(vip.to_bits(), port),
-        IpAddr::V6(_) => VipEntry::key6(Address::from(vip).words(), port),
-    }
-}
-
 /// What the data path finds for a VIP and port: a service, and for port 0 what the VIP's own entry says.
 pub(super) fn look_up(maps: &Maps, (vip, port): (IpAddr, u16)) -> Option<u16> {
-    let (key, version) = (key(vip, port), IpVersion::of(vip));
+    let (key, version) = (key_of(vip, port), IpVersion::of(vip));
     homes(key, maps.capacity.vip_buckets())
         .into_iter()
         .flat_map(|bucket| (0..WAYS).map(move |way| maps.vip(version, bucket, way)))
@@ -456,7 +448,7 @@ pub(super) fn look_up(maps: &Maps, (vip, port): (IpAddr, u16)) -> Option<u16> {
 
 /// The endpoint that the data path finds for an address and port.
 fn look_up_endpoint(maps: &Maps, (address, port): (IpAddr, u16)) -> Option<u16> {
-    let (key, version) = (key(address, port), IpVersion::of(address));
+    let (key, version) = (key_of(address, port), IpVersion::of(address));
     homes(key, maps.capacity.endpoint_buckets())
         .into_iter()
         .flat_map(|bucket| (0..WAYS).map(move |way| (bucket, way)))

@@ -178,6 +178,13 @@ impl Packet {
         self
     }
 
+    /// The same with all of these around it, the outermost first.
+    pub fn within(self, tags: &[(u16, u16)]) -> Self {
+        tags.iter()
+            .rev()
+            .fold(self, |packet, (tpid, tci)| packet.tagged(*tpid, *tci))
+    }
+
     /// The same with another type of service.
     pub fn tos(mut self, tos: u8) -> Self {
         self.tos = tos;

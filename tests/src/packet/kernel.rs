@@ -16,6 +16,7 @@ use lb_common::{
     hash::Seed,
     maps::{ABI_VERSION, DECAP_PROGRAM, Instance, default},
     nat::PORTS_OF_PAIR,
+    net::IpVersion::{V4, V6},
     notice::Notice,
 };
 use lb_userspace::{
@@ -244,7 +245,11 @@ impl Tether {
             measures: beside.measures(),
         };
         if pairs != 0 {
-            capacity = capacity.translating(pairs);
+            // The first of them is never used.
+            capacity = capacity
+                .with_pairs(pairs - 1)
+                .translating_flows_of(V4, true)
+                .translating_flows_of(V6, true);
         }
         let mut loaded = Loaded::private(capacity, INSTANCE)
             .map_err(|error| format!("loading tether: {error}"))?;

@@ -1,4 +1,4 @@
-//! Plain TCP and HTTP from a host of the lab, for what a WebSocket hides.
+//! Plain TCP and HTTP from a host of the lab, for what a WebSocket hides; and ports that its kernel keeps.
 
 use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
@@ -7,6 +7,7 @@ use std::time::Duration;
 use anyhow::{Context as _, Result};
 
 use crate::namespace::Namespace;
+use crate::wait;
 
 /// Connects from `namespace`; reads and writes on the stream wait no longer than `patience` either.
 ///
@@ -49,4 +50,29 @@ pub fn http_status(
     status
         .parse()
         .with_context(|| format!("not a status: {status}"))
+}
+
+/// Whether a host has no connection left at this port of its own. When a client has closed, the last acknowledgement may still be on its way, and until it is
+/// there the kernel keeps the port.
+///
+/// # Errors
+/// When that cannot be found out.
+pub fn is_free(host: &Namespace, port: u16) -> Result<bool> {
+    Ok(kept(host, port)?.is_empty())
+}
+
+/// Waits until [`is_free`].
+///
+/// # Errors
+/// When `patience` passes first; the message holds what has the port.
+pub fn wait_free(host: &Namespace, port: u16, patience: Duration) -> Result<()> {
+    let kept = || kept(host, port);
+    wait::until_seen("the port is free", patience, kept, String::is_empty).map(drop)
+}
+
+/// Connections of a host from or to this port of its own, a line for each.
+fn kept(host: &Namespace, port: u16) -> Result<String> {
+    host.sh(&format!(
+        "ss --no-header --tcp --numeric state all sport = :{port}"
+    ))
 }

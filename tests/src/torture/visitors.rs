@@ -12,6 +12,7 @@ use anyhow::{Result, anyhow};
 use super::ledger::Visit;
 use crate::namespace::Namespace;
 use crate::peer::client::{Clients, Close, Plan};
+use crate::peer::raw;
 use crate::tether;
 use crate::topology::Lab;
 
@@ -120,7 +121,7 @@ fn come_again(
     let begun = Instant::now();
     for (port, how) in turns.take_while(|_| !stop.load(Ordering::Acquire)) {
         // Until the end of the last connection is acknowledged the kernel keeps the port, and where a host is dark that takes long.
-        if is_free(host, port)? {
+        if raw::is_free(host, port)? {
             let mut visit = visit(clients, plan.from_port(port), how);
             if let Some(failure) = &mut visit.failure {
                 let client = SocketAddr::new(source, port);
@@ -142,11 +143,6 @@ fn explained(balancer: &Namespace, client: SocketAddr, target: SocketAddr) -> St
         // Nobody may live whom it could be asked of.
         Err(error) => format!("{error:#}"),
     }
-}
-
-fn is_free(client: &Namespace, port: u16) -> Result<bool> {
-    let line = format!("ss --no-header --tcp --numeric state all sport = :{port}");
-    Ok(client.sh(&line)?.is_empty())
 }
 
 fn visit(clients: &Clients, plan: Plan, how: Close) -> Visit {

@@ -52,14 +52,14 @@ pub(super) struct PlacedService {
     pub(super) backends: Vec<(String, Option<Range<usize>>)>,
 }
 
-/// Reads the `number`-th service. None only if nothing about it could be compared with others.
+/// Reads the `number`-th service.
 pub(super) fn read(
     number: usize,
     table: &DeTable<'_>,
     span: Range<usize>,
     site: &Site<'_>,
     findings: &mut Findings<'_>,
-) -> Option<PlacedService> {
+) -> PlacedService {
     let object = match table.get("name").map(Spanned::get_ref) {
         Some(DeValue::String(name)) if !name.is_empty() => format!("service {:?}", name.as_ref()),
         _ => format!("service number {number}"),
@@ -152,7 +152,7 @@ pub(super) fn read(
         (Some(vip), Some(_)) => Some(vip.span()),
         _ => None,
     };
-    Some(PlacedService {
+    PlacedService {
         object,
         name_span: name.as_ref().map(Spanned::span),
         endpoint_span,
@@ -182,7 +182,7 @@ pub(super) fn read(
             check_port: health.port,
         },
         snat,
-    })
+    }
 }
 
 fn on_down(reader: &mut Reader<'_>, findings: &mut Findings<'_>) -> OnDown {

@@ -145,18 +145,6 @@ impl Capacity {
         }
     }
 
-    /// The same with room for what modes `nat` and `dnat` need, and for one pair of a SNAT address and an endpoint less than `pairs`.
-    #[must_use]
-    pub fn translating(self, pairs: u32) -> Self {
-        Self {
-            nat4_buckets: self.flow4_buckets,
-            nat6_buckets: self.flow6_buckets,
-            endpoints: self.backends,
-            pairs,
-            ..self
-        }
-    }
-
     /// Whether there is room for what modes `nat` and `dnat` need.
     pub fn translates(&self) -> bool {
         self.nat4_buckets != 0 || self.nat6_buckets != 0

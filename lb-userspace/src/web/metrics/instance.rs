@@ -7,9 +7,9 @@ use prometheus_client::encoding::DescriptorEncoder;
 
 use super::{
     Metrics,
-    write::{Family, Labels, Value, word},
+    write::{Family, Labels, Value},
 };
-use crate::logging;
+use crate::{logging, words::word};
 
 pub(super) fn encode(metrics: &Metrics, encoder: &mut DescriptorEncoder<'_>) -> fmt::Result {
     let status = &metrics.status;

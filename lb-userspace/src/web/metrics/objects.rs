@@ -12,7 +12,7 @@ use prometheus_client::encoding::DescriptorEncoder;
 use super::{
     Metrics, balance,
     flows::states,
-    write::{Family, Labels, Value, word},
+    write::{Family, Labels, Value},
 };
 use crate::{
     flows::Churn,
@@ -20,6 +20,7 @@ use crate::{
     inventory::Ids,
     model::{Admin, Health},
     status::{BackendFlows, BackendStatus, Neighbour, ServiceStatus, SnatStatus},
+    words::word,
 };
 
 /// A service with its labels, and its id if it has one.

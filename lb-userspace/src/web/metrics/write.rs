@@ -9,7 +9,6 @@ use prometheus_client::{
     },
     metrics::MetricType,
 };
-use serde::Serialize;
 
 /// What a metric is.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -186,14 +185,6 @@ impl<'e> Histogram<'e> {
             .encode_family(&sample)?
             .encode_histogram::<NoLabelSet>(sum, count, buckets, None)
     }
-}
-
-/// A word of the vocabulary as the status spells it.
-pub(super) fn word(value: &impl Serialize) -> String {
-    serde_json::to_value(value)
-        .ok()
-        .and_then(|value| value.as_str().map(str::to_owned))
-        .unwrap_or_default()
 }
 
 #[cfg(test)]

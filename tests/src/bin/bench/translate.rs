@@ -84,9 +84,11 @@ impl Harness {
     /// Loads the shipped program as [`Harness::load`] does, with room for the translations of `flows` flows and a SNAT address toward each
     /// backend.
     pub(crate) fn translating(version: IpVersion, flows: u32) -> Result<Self> {
-        // The first pair is never used.
         let harness = Self::with_capacity(version, flows.max(default::FLOWS), |capacity| {
-            capacity.translating(BACKENDS + 1)
+            capacity
+                .with_pairs(BACKENDS)
+                .translating_flows_of(V4, true)
+                .translating_flows_of(V6, true)
         })?;
         set_device(harness.tether.egress_fd(), CLIENTS, CLIENTS)
             .context("admitting the interface that clients are reached by")?;

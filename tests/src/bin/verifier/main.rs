@@ -17,6 +17,7 @@ use lb_common::{
     maps::{
         ABI_VERSION, COPY_PROGRAM, Instance, LOCAL_REPLY_PROGRAM, MEASURE_PROGRAM, PROGRAM, default,
     },
+    net::IpVersion::{V4, V6},
 };
 use lb_userspace::{
     dataplane::{
@@ -104,7 +105,9 @@ fn capacity() -> Result<Capacity> {
         possible_cpus()?,
     );
     Ok(capacity
-        .translating(default::NAT_PAIRS)
+        .with_pairs(default::NAT_PAIRS)
+        .translating_flows_of(V4, true)
+        .translating_flows_of(V6, true)
         .guarding(true)
         .measuring(true))
 }
