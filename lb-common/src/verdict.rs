@@ -124,7 +124,7 @@ reasons! {
     Fragment = 19, "fragment", Drop, Configuration;
     /// Its TTL, or hop limit, ended here: the client was told.
     TtlExpired = 20, "ttl_expired", Answer, Expected;
-    /// With the outer header, or with VLAN tags that it came without, it would exceed the path MTU: the client was told what fits.
+    /// With the outer header, with VLAN tags that it came without, or by another interface, it would exceed the path MTU: the client was told what fits.
     TooBig = 21, "too_big", Answer, Configuration;
     /// The directory of VIPs names a service that does not exist.
     ServiceMissing = 22, "service_missing", Drop, ShouldNeverHappen;

@@ -1,7 +1,7 @@
 //! Translations: whose they are, and what comes back by them.
 
 use lb_common::{
-    tcp::SYN,
+    tcp::{RST, SYN},
     verdict::{Reason, Verdict},
 };
 
@@ -242,7 +242,7 @@ impl Judge {
     /// # Errors
     /// The first promise that was broken.
     pub fn judge_leaving(
-        &self,
+        &mut self,
         scene: &Scene,
         frame: &[u8],
         came: &Observed,
