@@ -93,7 +93,7 @@ mod tests {
     #[test]
     fn a_record_is_one_line() {
         let record = Record::Finished(Finished {
-            program: "packet_parse".into(),
+            program: "packet".into(),
             seconds: 1.5,
             tally: None,
             status: "signal: 9 (SIGKILL)".into(),

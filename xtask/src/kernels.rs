@@ -62,7 +62,7 @@ pub(crate) struct Options {
     /// Also the packet tests that flood the program with millions of packets, which takes long where all is emulated
     #[arg(long, conflicts_with = "smoke")]
     floods: bool,
-    /// Only this test program, whether it is among the usual ones or not, as `guest` or `packet_parse`, or of it only the tests whose names have some
+    /// Only this test program, whether it is among the usual ones or not, as `guest` or `packet`, or of it only the tests whose names have some
     /// part, as `guest:bond`; may be given several times
     #[arg(long, value_name = "PROGRAM[:PART]", conflicts_with_all = ["smoke", "floods"])]
     only: Vec<Only>,
@@ -333,7 +333,7 @@ fn to_build(only: &[Only]) -> Vec<&str> {
     }
     // With a test program cargo builds its package's other programs: those of one that is there for sure bring the guest's first process, and
     // those of another the daemon.
-    let with_programs = ["guest", "packet_forward"].into_iter();
+    let with_programs = ["guest", "packet"].into_iter();
     with_programs
         .chain(only.iter().map(|only| only.program.as_str()))
         .collect()
@@ -345,11 +345,12 @@ fn choose(package: &str, test: &str, extent: Extent) -> Option<&'static [&'stati
     let (least, filters) = match (package, test) {
         // It has a guest of its own: see `systemd`.
         ("lab-guest", "systemd") => return None,
-        ("lab", "packet_forward") => (Extent::Smoke, ALL),
         // Programs that watch take a verifier as long again.
-        ("lab", "packet_taken") if extent == Extent::Smoke => {
-            (Extent::Smoke, &["a_flow_comes_through_all_programs"][..])
-        }
+        ("lab", "packet") if extent == Extent::Smoke => (
+            Extent::Smoke,
+            &["forward::", "a_flow_comes_through_all_programs"][..],
+        ),
+        ("lab", "packet") => (Extent::Smoke, ALL),
         ("lab-guest", _) if extent == Extent::Smoke => {
             (Extent::Smoke, &["vlan::ipip_leaves_by_the_vlan_that"][..])
         }
@@ -468,7 +469,7 @@ mod tests {
 
     #[test]
     fn what_depends_on_the_kernel_runs_and_floods_when_asked_for() {
-        for (package, test) in [("lab", "packet_parse"), ("lb-userspace", "kernel")] {
+        for (package, test) in [("lab", "packet"), ("lb-userspace", "kernel")] {
             assert_eq!(
                 choose(package, test, Extent::Usual),
                 Some(&[][..]),
@@ -476,7 +477,7 @@ mod tests {
             );
         }
         for extent in [Extent::Smoke, Extent::Usual, Extent::Floods] {
-            assert!(choose("lab", "packet_forward", extent).is_some());
+            assert!(choose("lab", "packet", extent).is_some());
             assert!(choose("lab-guest", "guest", extent).is_some());
             assert_eq!(choose("lab-guest", "systemd", extent), None);
             assert_eq!(choose("lab", "torture", extent), None);
@@ -484,14 +485,14 @@ mod tests {
             let floods = choose("lab", "packet_flood", extent).is_some();
             assert_eq!(floods, extent == Extent::Floods);
         }
-        assert_eq!(choose("lab", "packet_parse", Extent::Smoke), None);
+        assert_eq!(choose("lab", "packet_watch", Extent::Smoke), None);
     }
 
     #[test]
     fn no_more_is_built_than_is_asked_for() {
         assert_eq!(to_build(&[]), ["*"]);
-        let Ok(only) = "packet_nat".parse();
-        assert_eq!(to_build(&[only]), ["guest", "packet_forward", "packet_nat"]);
+        let Ok(only) = "packet_watch".parse();
+        assert_eq!(to_build(&[only]), ["guest", "packet", "packet_watch"]);
     }
 
     #[test]
@@ -500,10 +501,10 @@ mod tests {
             let parsed = texts.iter().map(|text| text.parse());
             parsed.map(|Ok(only)| only).collect()
         };
-        let only = of(&["guest:bond", "packet_nat", "guest:vlan::l2"]);
+        let only = of(&["guest:bond", "packet", "guest:vlan::l2"]);
         assert_eq!(asked_for(&only, "guest"), Some(vec!["bond", "vlan::l2"]));
-        assert_eq!(asked_for(&only, "packet_nat"), Some(vec![]));
-        assert_eq!(asked_for(&only, "packet_parse"), None);
+        assert_eq!(asked_for(&only, "packet"), Some(vec![]));
+        assert_eq!(asked_for(&only, "packet_watch"), None);
         let all = of(&["guest:bond", "guest"]);
         assert_eq!(asked_for(&all, "guest"), Some(vec![]));
     }

@@ -18,8 +18,8 @@ use nix::sys::{prctl::set_pdeathsig, signal::Signal};
 use super::{emulator::Emulator, kernel::Bootable};
 use crate::exec;
 
-/// From power-on to the first record, on a machine that is busy with other things.
-const BOOT: Duration = Duration::from_secs(180);
+/// From power-on to the first record, on a machine that is busy with other things: a guest has what these leave of a core, which may be nothing for minutes.
+const BOOT: Duration = Duration::from_secs(15 * 60);
 /// For what a guest does beside the programs' own time.
 const SLACK: Duration = Duration::from_secs(60);
 /// Enough for the file system, twice while it is unpacked, and for the tests' largest tables.

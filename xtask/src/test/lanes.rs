@@ -41,7 +41,7 @@ const APART: [(&str, &str); 2] = [
 ];
 
 /// What the name of a test program that sends nothing to anybody begins with: the kernel runs its programs on packets that it hands over.
-const PACKETS: &str = "packet_";
+const PACKETS: &str = "packet";
 
 /// Test programs that anything beside them would disturb, and why. They come last.
 const ALONE: [(&str, &str); 1] = [(
@@ -51,7 +51,7 @@ const ALONE: [(&str, &str); 1] = [(
 
 /// The test programs that take longest, longest first: one that is begun last would keep one lane busy while nothing is left for another. The others take half
 /// a minute or less. What a run tells at its end is what to put them in order by.
-const LONGEST: [&str; 27] = [
+const LONGEST: [&str; 28] = [
     "kernel",
     "health",
     "upgrade",
@@ -77,6 +77,7 @@ const LONGEST: [&str; 27] = [
     "translation",
     "drain_wait",
     "packet_flood",
+    "packet",
     "packet_watch",
     "packet_explain",
 ];
@@ -358,7 +359,7 @@ mod tests {
             "floods",
             "kernel",
             "lab",
-            "packet_decap",
+            "packet_taken",
             "packet_flood",
             "torture",
         ];
@@ -371,7 +372,7 @@ mod tests {
         };
         assert_eq!(names(&plan.labs), ["kernel", "drain", "alerts", "lab"]);
         assert_eq!(names(&plan.apart), ["torture", "floods"]);
-        assert_eq!(names(&plan.packets), ["packet_flood", "packet_decap"]);
+        assert_eq!(names(&plan.packets), ["packet_flood", "packet_taken"]);
         assert_eq!(names(&plan.alone), ["cleanup"]);
     }
 
