@@ -19,12 +19,18 @@ static PATIENCE: LazyLock<u32> = LazyLock::new(|| {
         .unwrap_or_else(|_| panic!("LAB_PATIENCE is a whole number, and not {text:?}"))
 });
 
+/// A deadline on this machine.
+#[must_use]
+pub fn scaled(deadline: Duration) -> Duration {
+    deadline * *PATIENCE
+}
+
 /// Looks at `probe` until it gives a value, and returns it.
 ///
 /// # Errors
 /// When `deadline` passes first; the message says what was waited for.
 pub fn until<T>(what: &str, deadline: Duration, mut probe: impl FnMut() -> Option<T>) -> Result<T> {
-    let deadline = deadline * *PATIENCE;
+    let deadline = scaled(deadline);
     let started = Instant::now();
     loop {
         if let Some(value) = probe() {
@@ -50,7 +56,7 @@ pub fn until_seen<T: Debug>(
     mut probe: impl FnMut() -> Result<T>,
     accept: impl Fn(&T) -> bool,
 ) -> Result<T> {
-    let deadline = deadline * *PATIENCE;
+    let deadline = scaled(deadline);
     let started = Instant::now();
     loop {
         let seen = probe();

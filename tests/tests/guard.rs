@@ -38,7 +38,7 @@ fn at(stage: &Stage, index: usize) -> Result<Clients> {
 /// A plan of attempts that are given up before the SYN is sent again.
 fn attempt(stage: &Stage) -> Plan {
     Plan {
-        patience: ONE_SYN,
+        opening: ONE_SYN,
         ..stage.plan()
     }
 }

@@ -273,7 +273,7 @@ fn cleanup_removes_every_trace() -> Result<()> {
     assert_eq!(traces(host)?, pristine);
     // Nothing is steered any more.
     let hasty = Plan {
-        patience: Duration::from_millis(500),
+        opening: Duration::from_millis(500),
         ..plan
     };
     assert!(clients.open_one(hasty).is_err());

@@ -13,6 +13,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use super::Host;
 use super::conversation::{self, Order};
 use crate::namespace::Namespace;
+use crate::wait;
 
 /// How many connections are being opened at a time: enough to be quick, few enough for no queue to overflow.
 const OPENING_AT_ONCE: usize = 64;
@@ -41,12 +42,14 @@ pub struct Plan {
     pub reconnect: bool,
     /// Whether the client's kernel sends a keepalive probe after each second of silence.
     pub probing: bool,
-    /// How long an echo may take before the connection counts as broken, and how long opening may take.
+    /// How long an echo may take before the connection counts as broken.
     pub patience: Duration,
+    /// How long opening may take.
+    pub opening: Duration,
 }
 
 impl Plan {
-    /// A silent WebSocket to `target` that stays broken when it breaks, with ten seconds' patience.
+    /// A silent WebSocket to `target` that stays broken when it breaks, with ten seconds' patience; longer in opening, where [`wait::scaled`] says so.
     #[must_use]
     pub fn new(target: SocketAddr) -> Self {
         Self {
@@ -57,6 +60,7 @@ impl Plan {
             reconnect: false,
             probing: false,
             patience: Duration::from_secs(10),
+            opening: wait::scaled(Duration::from_secs(10)),
         }
     }
 

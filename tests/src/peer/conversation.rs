@@ -100,14 +100,14 @@ impl Client {
 
     async fn connect(&self) -> Result<Wire, Break> {
         let connected = AtomicBool::new(false);
-        let attempt = timeout(self.plan.patience, self.try_connect(&connected)).await;
+        let attempt = timeout(self.plan.opening, self.try_connect(&connected)).await;
         attempt.unwrap_or_else(|_| {
             let what = match connected.into_inner() {
                 true => "no word after the handshake",
                 false => "no handshake",
             };
-            let patience = self.plan.patience;
-            Err(Break::Other(format!("{what} within {patience:?}")))
+            let opening = self.plan.opening;
+            Err(Break::Other(format!("{what} within {opening:?}")))
         })
     }
 

@@ -140,6 +140,7 @@ fn assemble(stage: &Stage, forecast: &Forecast) -> Result<Vec<Connection>> {
 fn patient(plan: Plan) -> Plan {
     Plan {
         patience: ECHO_PATIENCE,
+        opening: ECHO_PATIENCE,
         ..plan
     }
 }

@@ -38,6 +38,7 @@ pub(crate) fn hold(source: IpAddr, target: SocketAddr, count: usize) -> Result<(
     let plan = Plan {
         // Nodes share this machine's processors with all that a cluster runs.
         patience: Duration::from_secs(60),
+        opening: Duration::from_secs(60),
         ..Plan::new(target).talking(Duration::from_millis(500))
     };
     let connections = clients.open(count, plan, |_| {})?;
