@@ -88,9 +88,16 @@ pub const fn seen_from_afar(word: Word, goes_on: bool, now: Tick) -> Word {
     }
 }
 
-/// A closing entry after a segment of a backend on this host, which may speak for longer than its client does: refreshed if that is due.
+/// A live entry after a segment of a backend on this host. One that is closing is refreshed if that is due, since the backend may speak for longer than its client
+/// does.
+///
+/// A young one that it `resets` is closed: the backend has no such connection, as when a spoofer, who never heard its answer, has sent SYN and ACK; and that entry
+/// would never go. A pin stays, since nobody knows here where the backend's stream is, and a forged segment may have a firewall send a RST.
 #[inline(always)]
-pub const fn heard(word: Word, now: Tick) -> Word {
+pub const fn heard(word: Word, resets: bool, now: Tick) -> Word {
+    if resets && word.is(State::Young) {
+        return closed_by_reset(word.without(Word::HINT | Word::EXCEPTION), now);
+    }
     let due = if word.has(Word::BY_RESET) {
         LATE_TICKS
     } else {
@@ -100,18 +107,6 @@ pub const fn heard(word: Word, now: Tick) -> Word {
         word.with_tick(now)
     } else {
         word
-    }
-}
-
-/// An entry after a RST of a backend on this host. A young one is closed: the backend has no such connection, as when a spoofer, who never heard its answer, has
-/// sent SYN and ACK; and that entry would never go. A pin stays, since nobody knows here where the backend's stream is, and a forged segment may have a firewall
-/// send a RST.
-#[inline(always)]
-pub const fn refused(word: Word, now: Tick) -> Word {
-    if word.is(State::Young) {
-        closed_by_reset(word.without(Word::HINT | Word::EXCEPTION), now)
-    } else {
-        heard(word, now)
     }
 }
 

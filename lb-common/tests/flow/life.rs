@@ -3,7 +3,7 @@
 use lb_common::{
     clock::Tick,
     flow::{
-        life::{Owner, PROMOTION_WINDOW, advance, owner, refresh, refused},
+        life::{Owner, PROMOTION_WINDOW, advance, heard, owner, refresh},
         word::{BackendRef, LATE_TICKS, REFRESH_TICKS, State, Word, YOUNG_TICKS, epoch_of},
     },
     tcp::{ACK, FIN, RST, Segment},
@@ -534,9 +534,9 @@ fn a_refusal_closes_a_young_entry_alone() {
         Word::challenger(BACKEND, at(0), THEN),
         live(State::Pin, flags),
     ] {
-        assert_eq!(refused(word, NOW), word);
+        assert_eq!(heard(word, true, NOW), word);
     }
-    let closed = refused(live(State::Young, flags), NOW);
+    let closed = heard(live(State::Young, flags), true, NOW);
     let flags = Word::CONTESTED | Word::BY_RESET;
     let expected = Word::live(State::Closing, BACKEND, EPOCH, NOW, flags);
     assert_eq!(closed, expected);

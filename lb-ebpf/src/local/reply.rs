@@ -76,12 +76,9 @@ where
     let Some((vip, port)) = rewrite::vip::<F>(service as u32) else {
         return lost(skb);
     };
-    let now = maps::now();
-    let heard = if value.is(State::Young) && skb::resets(skb, &packet) {
-        life::refused(value, now)
-    } else {
-        life::heard(value, now)
-    };
+    // Of others it makes no difference, and is not read.
+    let resets = value.is(State::Young) && skb::resets(skb, &packet);
+    let heard = life::heard(value, resets, maps::now());
     if heard != value {
         // Whoever else changes it at this moment has heard of the flow too.
         flow::replace::<F>(place_of(slot), value, heard);
