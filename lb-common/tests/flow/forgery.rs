@@ -7,13 +7,13 @@ use lb_common::{
         v4::Key,
         word::{LINGER_RST_TICKS, YOUNG_TICKS},
     },
-    maglev::Slot,
     tcp::{ACK, FIN, RST, SYN},
     verdict::Reason,
 };
 
 use crate::rig::{
-    ELSEWHERE, FLOW, ISN, Rig, START, ack, data, fin, hand_slot_over, pinned, rst, segment, syn,
+    ELSEWHERE, FLOW, ISN, Rig, START, ack, challenged_at_another, data, fin, hand_slot_over,
+    pinned, rst, segment, syn,
 };
 
 #[test]
@@ -55,10 +55,7 @@ fn a_syn_after_a_forged_twin_has_closed_steals_nothing() {
 fn a_reset_beside_a_forged_syn_and_a_forged_jump_ends_the_flow_at_its_backend() {
     let mut rig = Rig::small(2);
     let now = pinned(&rig);
-    rig.set_backend(1, Serving::ExistingOnly);
-    rig.set_slot(Slot::new(2, 0, now));
-    let asked = rig.send(FLOW, syn(ELSEWHERE), now);
-    assert_eq!(asked, (Reason::Challenged, Some(2)));
+    challenged_at_another(&mut rig, now);
     let far = ISN.wrapping_add(0x2000_0000);
     assert_eq!(
         rig.send(FLOW, ack(far), now),

@@ -344,6 +344,14 @@ pub(crate) fn pinned(rig: &Rig) -> Tick {
     proven
 }
 
+/// Has the port of the flow, which is pinned to backend 1, used again once that is drained: the SYN is for backend 2, and challenges the flow.
+pub(crate) fn challenged_at_another(rig: &mut Rig, now: Tick) {
+    rig.set_backend(1, Serving::ExistingOnly);
+    rig.set_slot(Slot::new(2, 0, now));
+    let asked = rig.send(FLOW, syn(ELSEWHERE), now);
+    assert_eq!(asked, (Reason::Challenged, Some(2)));
+}
+
 /// Moves the table's only slot from backend 1 to backend 2, so that flows of 1 become exceptions.
 pub(crate) fn hand_slot_over(rig: &mut Rig, now: Tick) {
     rig.set_slot(Slot::new(2, 1, now));

@@ -20,7 +20,8 @@ use lb_common::{
 };
 
 use crate::rig::{
-    ELSEWHERE, FLOW, ISN, Rig, START, ack, data, fin, hand_slot_over, pinned, rst, segment, syn,
+    ELSEWHERE, FLOW, ISN, Rig, START, ack, challenged_at_another, data, fin, hand_slot_over,
+    pinned, rst, segment, syn,
 };
 
 #[test]
@@ -58,10 +59,7 @@ fn a_port_used_a_third_time_is_served_though_both_clients_before_vanished() {
 fn a_reset_where_no_stream_is_reaches_the_backend_that_was_asked() {
     let mut rig = Rig::small(2);
     let now = pinned(&rig);
-    rig.set_backend(1, Serving::ExistingOnly);
-    rig.set_slot(Slot::new(2, 0, now));
-    let asked = rig.send(FLOW, syn(ELSEWHERE), now);
-    assert_eq!(asked, (Reason::Challenged, Some(2)));
+    challenged_at_another(&mut rig, now);
     // What that one has still of a connection before both.
     let before = image(&rig);
     let stale = ISN.wrapping_add(0x2000_0000);
