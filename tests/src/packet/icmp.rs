@@ -112,7 +112,12 @@ pub fn quotes() -> [fn(&Packet) -> Vec<u8>; 4] {
 ///
 /// # Panics
 /// If either is no message.
-pub fn without_checksum(heard: &Packet, told: &Packet, about: About, headers: usize) -> Packet {
+pub(super) fn without_checksum(
+    heard: &Packet,
+    told: &Packet,
+    about: About,
+    headers: usize,
+) -> Packet {
     const HEADER: usize = 8;
     let body = |packet: &Packet| match &packet.transport {
         Transport::Other { bytes, .. } => bytes[HEADER..].to_vec(),

@@ -34,8 +34,9 @@ use lb_userspace::dataplane::{
 
 use super::{
     answer::BackendSpec,
-    check::{Change, Run, passed},
+    check::{Change, Expect, Run, passed},
     frame::{Cut, Packet},
+    icmp::{About, without_checksum},
     kernel::{FLOW_SEED, Tether},
     pcap::Capture,
     version::{on_wire, version},
@@ -576,6 +577,39 @@ impl World {
         }
         run.expect(&passed(Reason::Malformed).counting(0));
         None
+    }
+
+    /// Sends an error cut to each length. As long as it has not all that is needed of what it quotes, whose IP header has so many bytes, it is the host's. Else all
+    /// is as `expected` says of the message that is heard of it whole, but for what is missing.
+    ///
+    /// # Panics
+    /// If it is anything else.
+    #[track_caller]
+    pub fn send_cuts_of_error(
+        &self,
+        (told, heard): (&Packet, &Packet),
+        about: About,
+        quoted_header: usize,
+        expected: impl Fn(&Packet) -> Expect,
+    ) {
+        let whole = told.bytes();
+        let needed = told.network() + told.headers_len() + 8 + quoted_header + 4;
+        for length in 14..whole.len() {
+            let counted = if length < needed { 0 } else { told.counted() };
+            let run = self.send_bytes(&whole[..length], counted);
+            if length < needed {
+                let reason = run.reason();
+                assert!(matches!(reason, Reason::NotService | Reason::Malformed));
+                run.expect(&passed(reason));
+                continue;
+            }
+            let heard = if length < needed + 14 {
+                &without_checksum(heard, told, about, quoted_header)
+            } else {
+                heard
+            };
+            run.expect(&expected(heard).cut_by(whole.len() - length));
+        }
     }
 
     /// Has the stack send a packet out, through the program for what backends on this host send back.

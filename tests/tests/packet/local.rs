@@ -3,8 +3,8 @@
 use lab::packet::{
     BackendSpec, CLIENT, Client, Expect, Packet, SERVICE, VIP, VIP_PORT, World, answered, dropped,
     forwarded,
-    icmp::{About, ERRORS, ROUTER, complaint, message, quote, quotes, without_checksum},
-    passed, reset_output, version,
+    icmp::{About, ERRORS, ROUTER, complaint, message, quote, quotes},
+    reset_output, version,
 };
 use lb_common::{
     backend::Serving,
@@ -534,25 +534,8 @@ fn an_error_about_a_reply_goes_as_far_as_it_goes() {
     world.send(&CLIENT.syn());
     let about = About::TooBig(1_400);
     let (told, heard) = about_reply(about, Packet::packet);
-    let whole = told.bytes();
-    let needed = told.network() + 2 * told.headers_len() + 8 + 4;
-    for length in 14..whole.len() {
-        let counted = if length < needed { 0 } else { told.counted() };
-        let run = world.send_bytes(&whole[..length], counted);
-        if length < needed {
-            let reason = run.reason();
-            assert!(matches!(reason, Reason::NotService | Reason::Malformed));
-            run.expect(&passed(reason));
-            continue;
-        }
-        // With the quoted checksum all is as it is of the whole frame, but for what is missing.
-        let heard = if length < needed + 14 {
-            without_checksum(&heard, &told, about, told.headers_len())
-        } else {
-            heard.clone()
-        };
-        run.expect(&relayed(&heard).cut_by(whole.len() - length));
-    }
+    let header = told.headers_len();
+    world.send_cuts_of_error((&told, &heard), about, header, relayed);
 }
 
 fn an_error_that_cannot_go_on_is_dropped() {
