@@ -5,6 +5,7 @@ pub mod address;
 pub mod browser;
 pub mod config;
 pub mod dashboard;
+pub mod fleet;
 pub mod flood;
 pub mod frame;
 pub mod fuzz;

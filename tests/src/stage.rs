@@ -9,6 +9,7 @@ use crate::config::Config;
 use crate::namespace::Namespace;
 use crate::peer::backend::Backend;
 use crate::peer::client::{Clients, Plan};
+use crate::status::Status;
 use crate::tether::{self, Tether};
 use crate::topology::{Lab, Topology, UPLINK};
 
@@ -68,23 +69,7 @@ impl Stage {
     /// # Errors
     /// When they do not get there.
     pub fn wait_serving(&mut self) -> Result<()> {
-        self.tether.wait_ready()?;
-        let names: Vec<_> = self
-            .config
-            .backends
-            .iter()
-            .map(|b| b.name.clone())
-            .collect();
-        self.tether
-            .wait_status(
-                "all backends take new flows",
-                Duration::from_secs(15),
-                |status| {
-                    names.iter().all(|name| status.serving(name) == "new")
-                        && names.iter().all(|name| status.health(name) == "up")
-                },
-            )
-            .map(drop)
+        wait_serving(&mut self.tether, &self.config)
     }
 
     /// Puts a new host in the place of a backend's, and serves there: see [`Lab::renew`].
@@ -139,6 +124,25 @@ impl Stage {
     pub fn close(mut self) {
         self.closed = true;
     }
+}
+
+/// Waits until a daemon is ready and every backend of its configuration takes new flows.
+///
+/// # Errors
+/// When they do not get there.
+pub fn wait_serving(tether: &mut Tether, config: &Config) -> Result<()> {
+    tether.wait_ready()?;
+    let all_backends = |status: &Status| {
+        let mut names = config.backends.iter().map(|backend| &backend.name);
+        names.all(|name| status.serving(name) == "new" && status.health(name) == "up")
+    };
+    tether
+        .wait_status(
+            "all backends take new flows",
+            Duration::from_secs(15),
+            all_backends,
+        )
+        .map(drop)
 }
 
 fn serve(host: &Namespace, config: &Config) -> Result<Backend> {

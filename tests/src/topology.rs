@@ -199,24 +199,22 @@ impl Topology {
         // 1,000 connections from few addresses, all to one address and port.
         client.sysctl("net/ipv4/ip_local_port_range", "10240 65000")?;
 
-        let balancer = Namespace::new("balancer")?;
-        let addresses = IpVersion::ALL.map(address::balancer);
-        let mac = mac_of(addresses[0]);
-        connect(&balancer, &router, BALANCER_PORT, mac, WIDE_MTU)?;
-        // Merging by GRO, which XDP turns on in some kernels, is held off: captures are to show what was sent.
-        router.ip("link set lb gro_max_size 1\nlink set lb master segment up")?;
+        let (balancer, passing) = load_balancer(
+            &router,
+            "balancer",
+            BALANCER_PORT,
+            IpVersion::ALL.map(address::balancer),
+        )?;
         for version in IpVersion::ALL {
             let vips = Network::Vips.prefix(version);
             let balancer = address::balancer(version);
             router.ip(&format!("route add {vips} via {balancer}"))?;
         }
-        let passing = passing::pass_all(&router, BALANCER_PORT)?;
         if self.place.is_translated() {
             for key in ["ipv4/ip_forward", "ipv6/conf/all/forwarding"] {
                 balancer.sysctl(&format!("net/{key}"), "1")?;
             }
         }
-        balancer.join(UPLINK, &addresses)?;
         if self.place == Place::Hidden {
             for address in IpVersion::ALL.map(address::snat) {
                 // Nothing that the host itself sends has it for a source.
@@ -227,10 +225,6 @@ impl Topology {
                 balancer.ip(&format!("address add {address}{only}"))?;
             }
         }
-        route_by(
-            &balancer,
-            IpVersion::ALL.map(|v| Network::Segment.gateway(v)),
-        )?;
 
         let mut backends = vec![];
         for index in 0..self.backends {
@@ -426,6 +420,29 @@ impl Lab {
         }
         text
     }
+}
+
+/// A load balancer's host on the router's segment, behind the router's interface `port`; which takes what the program there sends for as long as the link that
+/// comes with it is held: see [`passing`].
+pub(crate) fn load_balancer(
+    router: &Namespace,
+    name: &str,
+    port: &str,
+    addresses: [IpAddr; 2],
+) -> Result<(Namespace, OwnedFd)> {
+    let host = Namespace::new(name)?;
+    connect(&host, router, port, mac_of(addresses[0]), WIDE_MTU)?;
+    // Merging by GRO, which XDP turns on in some kernels, is held off: captures are to show what was sent.
+    router.ip(&format!(
+        "link set {port} gro_max_size 1\nlink set {port} master segment up"
+    ))?;
+    let passing = passing::pass_all(router, port)?;
+    host.join(UPLINK, &addresses)?;
+    route_by(
+        &host,
+        IpVersion::ALL.map(|version| Network::Segment.gateway(version)),
+    )?;
+    Ok((host, passing))
 }
 
 /// Links `host`'s [`UPLINK`] with the router's `port`, and makes both behave as hardware does: segments and checksums are

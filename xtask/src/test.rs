@@ -14,7 +14,7 @@ use crate::{
 };
 
 /// Tests that take long, each beside a shorter one of the same promise: in another mode or family, with fewer kills, with fewer packets, or by promtool alone.
-const LONG: [&str; 88] = [
+const LONG: [&str; 89] = [
     "a_backend_without_a_receiver_is_refusing_in_ipv6",
     "a_backend_without_the_vip_is_refusing_in_ipv6",
     "a_closed_listener_is_refusing_in_ipv6",
@@ -56,6 +56,7 @@ const LONG: [&str; 88] = [
     "by_ipip_from_ipv4_clients_to_ipv6_backends",
     "by_removal_from_the_file_in_ipv6",
     "by_removal_from_the_file_with_nat_in_ipv6",
+    "connections_outlive_a_balancer_and_its_return_in_ipv6",
     "connections_outlive_upgrade_and_downgrade_l2_ipv6",
     "connections_outlive_upgrade_and_downgrade_nat_ipv6",
     "dnat_keeps_clients_addresses_in_ipv6",
