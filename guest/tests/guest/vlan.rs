@@ -519,8 +519,11 @@ fn pod(family: Family, link: Link, seed: u64) -> Result<()> {
     }
     let least = 3 * CONNECTIONS;
     assert!(asked >= least && answered >= least, "{asked}, {answered}");
-    let status = stage.tether.status()?;
-    assert!(status.packets("reply") > 0);
+    let status = stage
+        .tether
+        .wait_status("what pods have sent is counted", SOON, |status| {
+            status.packets("reply") > 0
+        })?;
     assert_eq!(status.packets("untranslated"), 0);
     assert_eq!(conntrack(&stage.lab, "invalid")?, 0);
     assert!(servers.iter().all(|server| server.open() > 0));
