@@ -209,6 +209,27 @@ mod tests {
             .collect()
     }
 
+    /// Tests in a program that its manifest says has none would never run, and nobody would notice.
+    #[test]
+    fn programs_without_tests_have_none() {
+        for package in ["tests", "guest", "lb-userspace"] {
+            let package = exec::workspace().join(package);
+            let manifest = fs::read_to_string(package.join("Cargo.toml")).expect("a manifest");
+            let manifest: toml::Table = manifest.parse().expect("a manifest that can be read");
+            let programs = manifest["bin"].as_array().expect("programs").iter();
+            let mut untested = programs.filter(|p| p.get("test") == Some(&false.into())).peekable();
+            assert!(untested.peek().is_some(), "{}", package.display());
+            for program in untested {
+                let path = package.join(program["path"].as_str().expect("a path"));
+                let mut text = fs::read_to_string(&path).expect("a program's source");
+                if path.ends_with("main.rs") && !path.ends_with("src/main.rs") {
+                    sources(path.parent().expect("a folder"), &mut text);
+                }
+                assert!(!text.contains("#[test]"), "{}", path.display());
+            }
+        }
+    }
+
     /// What README.md's contract says before its table; and the table, with what comes after it.
     fn contract() -> (String, String) {
         let readme = fs::read_to_string(exec::workspace().join("README.md")).expect("README.md");
