@@ -116,7 +116,8 @@ impl Unresolved {
     }
 }
 
-/// What is known of a packet of mode `nat` or `dnat`, or to a backend on this host, when the next function or program goes on with it: on the same CPU, with nothing in between.
+/// What is known of a packet of mode `nat` or `dnat`, or to a backend on this host, when the next function or program goes on with it; and of any SYN,
+/// [`Self::favoured`]. On the same CPU, with nothing in between.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(C, align(64))]
 pub struct HandedOn {

@@ -1,5 +1,5 @@
-//! Names, versions and capacities of the maps: written nowhere else. Each map but [`EGRESS`], [`NOTICES`] and [`PROGRAMS`] has one value, which is
-//! an array.
+//! Names, versions and capacities of the maps, and names of the programs: written nowhere else. Each map but [`EGRESS`], [`NOTICES`], [`TOLD`] and
+//! [`PROGRAMS`] has one value, which is an array.
 
 use core::mem::size_of;
 

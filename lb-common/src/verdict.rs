@@ -163,7 +163,7 @@ reasons! {
     NoPort = 37, "no_port", Drop, Configuration;
     /// A SYN of mode `dnat`, or for a backend on this host: the client has a flow with the same port at the same backend, by another service. A RST went to the client.
     Collision = 38, "collision", Reset, Configuration;
-    /// A SYN of mode `nat` or `dnat`, or for a backend on this host, that got no entry of its own (no place, or another CPU was faster), so that no reply could be translated.
+    /// A SYN of mode `nat` or `dnat`, or for a backend on this host, or, of the latter two, a segment in mid-stream, that got no entry of its own (no place, too many adoptions, or another CPU was faster), so that no reply could be translated.
     Unrecorded = 39, "unrecorded", Drop, Configuration;
     /// Mid-stream, of mode `nat` or `dnat` or for a backend on this host, without an entry that says how to translate it: a RST went to the client.
     UnknownFlow = 40, "unknown_flow", Reset, Expected;

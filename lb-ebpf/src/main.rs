@@ -248,8 +248,8 @@ fn every6(ctx: *mut xdp_md) -> u32 {
     any::<V6>(&context, offset)
 }
 
-/// Where a verdict becomes an XDP action and a counter: in these programs the only place but for the two of [`steer_established`]. The programs that
-/// they hand packets on to have one each.
+/// Where a verdict becomes an XDP action and a counter: in these programs the only place but for those of [`steer_established`] and [`hand_on`]. In the
+/// programs that they hand packets on to it is the function that ends the packet.
 #[inline(always)]
 fn any<F: Family>(ctx: &XdpContext, network: Result<usize, Reason>) -> u32 {
     let mut tally = Tally::new();

@@ -54,7 +54,7 @@ pub struct TranslationWord(pub u64);
 impl TranslationWord {
     /// The backend has answered the SYN.
     pub const ANSWERED: u64 = 1 << 30;
-    /// The client has acknowledged that.
+    /// The handshake is done: the client has acknowledged the answer, or the backend has sent data after it; or the flow was adopted.
     pub const PROVEN: u64 = 1 << 31;
     /// Proven only: the client has sent a FIN.
     pub const CLIENT_FIN: u64 = 1 << 44;

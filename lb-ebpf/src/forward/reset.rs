@@ -1,4 +1,5 @@
-//! A RST to a client whose backend is dead, or drained for longer than its deadline (RFC 9293, section 3.10.7.1): sequence number from the segment's acknowledgement, no ACK.
+//! A RST to a client: its backend is dead or past a drain's deadline, or its segment is of a flow that cannot go on (RFC 9293, section 3.10.7.1). To a
+//! segment with ACK, the number that this acknowledges is the sequence number, and there is no ACK; to one without, all that it had is acknowledged.
 
 use aya_ebpf::{bindings::xdp_md, helpers::generated::bpf_xdp_adjust_tail, programs::XdpContext};
 use lb_common::{

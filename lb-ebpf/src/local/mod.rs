@@ -7,8 +7,8 @@
 //! ```
 //!
 //! Both directions pass the stack with the backend's own address, so that conntrack sees one connection and calls no packet invalid. Their flows have
-//! entries as those of `l2` and `ipip` have, which the client's segments alone make and end; what a backend sends back changes nothing of them. So nothing
-//! here needs the memory, or the programs, of modes `nat` and `dnat`.
+//! entries as those of `l2` and `ipip` have, which the client's segments make and end. What a backend sends back only closes a young one, by a RST, and lets
+//! one that has ended linger on ([`lb_common::flow::life::heard`]). So nothing here needs the memory, or the programs, of modes `nat` and `dnat`.
 //!
 //! * [`request`]: XDP, what clients send
 //! * [`reply`]: TC, what backends send back

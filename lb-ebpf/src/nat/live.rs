@@ -17,9 +17,9 @@ use crate::{
     maps,
 };
 
-/// Whose segment it is.
+/// The segment is a client's.
 pub(super) const CLIENT: bool = false;
-/// Whose segment it is.
+/// The segment is a backend's.
 pub(super) const BACKEND: bool = true;
 
 // How it ended: numbers, since that is what a BPF function returns.

@@ -7,7 +7,7 @@
 //! | `local_interfaces` is set and names another | elsewhere |
 //! | leaves by one of `interfaces` | elsewhere, unless `local_interfaces` names it |
 //! | is for this one address alone, without a router, and leaves by a veth whose peer is in another network namespace | here |
-//! | has no router, and leaves by a bridge all of whose ports are such veths, or taps | here |
+//! | has no router, and leaves by a bridge that has ports, all of them such veths, or taps | here |
 //! | anything else | elsewhere |
 //!
 //! The row of a route to one address alone is what Kubernetes' network plugins make of pods behind veth pairs, and the one after it of those behind a bridge. A

@@ -45,7 +45,7 @@ pub const OWN_MAC: [u8; 6] = [0x02, 0, 0, 0, 0x0c, 1];
 pub const ROUTER_MAC: [u8; 6] = [0x02, 0, 0, 0, 0x0c, 2];
 /// A client that no neighbour is known for.
 pub const UNHEARD: Client = Client(Ipv4Addr::new(203, 0, 113, 7), 40_000);
-/// A client behind a way of a MTU of [`NARROW_MTU`].
+/// A client behind a way of an MTU of [`NARROW_MTU`].
 pub const NARROW: Client = Client(Ipv4Addr::new(198, 18, 0, 7), 40_000);
 /// That MTU.
 pub const NARROW_MTU: u16 = 1_300;

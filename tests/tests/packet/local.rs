@@ -233,7 +233,7 @@ fn what_is_no_reply_goes_on_untouched() {
     });
 }
 
-/// Nothing that a backend sends changes the entry, but for a RST.
+/// Nothing that a backend sends changes an entry whose flow has not ended, but for a RST of a young one.
 fn a_flow_opens_and_ends_by_its_client_alone() {
     each(|world, backend| {
         world.send(&CLIENT.syn());

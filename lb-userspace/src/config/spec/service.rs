@@ -83,7 +83,7 @@ pub(super) fn read(
     let drain_deadline = reader.duration("drain_deadline", DRAIN_DEADLINES, findings);
     let close_over = reader.duration("close_over", CLOSE_OVERS, findings);
     let reset_over = reader.duration("reset_over", RESET_OVERS, findings);
-    let on_down = on_down(&mut reader, findings);
+    let on_down = on_down(&mut reader, mode, findings);
     if let (Some(over), OnDown::Keep | OnDown::Rehash) = (&reset_over, on_down) {
         findings.warning(
             &over.span(),
@@ -185,7 +185,7 @@ pub(super) fn read(
     }
 }
 
-fn on_down(reader: &mut Reader<'_>, findings: &mut Findings<'_>) -> OnDown {
+fn on_down(reader: &mut Reader<'_>, mode: Option<Mode>, findings: &mut Findings<'_>) -> OnDown {
     const WORDS: [&str; 3] = ["reset", "keep", "rehash"];
     let Some(text) = reader.string("on_down", "\"reset\"", findings) else {
         return OnDown::Reset;
@@ -193,7 +193,17 @@ fn on_down(reader: &mut Reader<'_>, findings: &mut Findings<'_>) -> OnDown {
     match *text.get_ref() {
         "reset" => OnDown::Reset,
         "keep" => OnDown::Keep,
-        "rehash" => OnDown::Rehash,
+        "rehash" => {
+            if mode == Some(Mode::Nat) {
+                findings.warning(
+                    &text.span(),
+                    &reader.object,
+                    "on_down = \"rehash\" has another backend go on with a flow, and in mode nat nobody else knows its port, so that its client is reset",
+                    "use on_down = \"reset\"",
+                );
+            }
+            OnDown::Rehash
+        }
         other => {
             findings.error(
                 &text.span(),

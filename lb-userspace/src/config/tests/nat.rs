@@ -151,6 +151,25 @@ fn pairs_are_counted_once_and_have_to_fit() {
     );
 }
 
+/// Nobody else knows the port of a flow of mode `nat`; one of `dnat` has none.
+#[test]
+fn flows_of_nat_that_another_backend_is_to_go_on_with_are_warned_of() {
+    let of = |word: &str| NAT.replace("snat =", &format!("on_down = {word:?}\nsnat ="));
+    assert_eq!(
+        warnings(&of("rehash")),
+        [
+            r#"t.toml:7:11: service "chat": on_down = "rehash" has another backend go on with a flow, and in mode nat nobody else knows its port, so that its client is reset; use on_down = "reset""#
+        ]
+    );
+    for word in ["reset", "keep"] {
+        assert_eq!(warnings(&of(word)), [""; 0]);
+    }
+    let dnat = of("rehash")
+        .replace("\"nat\"", "\"dnat\"")
+        .replace("snat = [\"10.0.2.100\", \"10.0.2.101\"]\n", "");
+    assert_eq!(warnings(&dnat), [""; 0]);
+}
+
 #[test]
 fn four_services_of_mode_dnat_share_a_backend_and_no_more() {
     let dnat = |services| {

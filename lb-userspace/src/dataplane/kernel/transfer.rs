@@ -11,8 +11,9 @@
 //! 5. After a grace period nobody has the old table any more. The two sets of maps change places, in one step, and the old one goes.
 //!
 //! Established flows are forwarded all the time. A flow that begins during 3 is forwarded unrecorded, and adopted with its next packet (its
-//! backend is the same: nothing changes the tables meanwhile, since this runs before the reconciler does); a segment that ends a flow, or is
-//! the answer to its SYN, is dropped then, and TCP sends it again.
+//! backend is the same: nothing changes the tables meanwhile, since this runs before the reconciler does), but in modes `nat` and `dnat` and to
+//! backends on this host, where its SYN is dropped and comes again, since nothing could be translated back; a segment that ends a flow, or is the answer
+//! to its SYN, is dropped then too, and TCP sends it again.
 //!
 //! The process may be killed anywhere. A hold ends by itself. Which of two sets of maps is the instance's is told by the program that the links
 //! run: as long as none runs the new one, the next start removes the new set and begins anew; once one does, the next start completes

@@ -23,7 +23,7 @@ pub struct Capacity {
     pub nat4_buckets: u32,
     /// Buckets of translations of IPv6 flows: as many as the flow table has, or 0 if no service translates.
     pub nat6_buckets: u32,
-    /// Endpoints of backends of modes `nat` and `dnat`; id 0 is never used.
+    /// Endpoints, of backends of modes `nat` and `dnat` and of those on this host; id 0 is never used, so one less can be held.
     pub endpoints: u32,
     /// Pairs of a SNAT address and an endpoint; id 0 is never used, so one less can be held.
     pub pairs: u32,
