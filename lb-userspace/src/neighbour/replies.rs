@@ -27,6 +27,7 @@ use super::{
 use crate::{
     by_version::ByVersion,
     status::{BackendStatus, Status},
+    sysctl,
 };
 
 /// How often is looked at what comes without an event: sysctls.
@@ -304,9 +305,8 @@ pub(super) fn forwards(version: IpVersion, interface: &str) -> Option<bool> {
 
 fn hindrance(version: IpVersion, interfaces: &[&str]) -> String {
     let key = |interface: &&str| {
-        // In a sysctl's name a slash stands for a dot that is no separator.
-        let interface = interface.replace('.', "/");
-        format!("net.ipv{}.conf.{interface}.forwarding=1", version as u32)
+        let key = sysctl::of_interface(version, interface, "forwarding");
+        format!("{key}=1")
     };
     let keys: Vec<String> = interfaces.iter().map(key).collect();
     format!(
