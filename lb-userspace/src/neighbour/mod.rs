@@ -46,10 +46,9 @@ use self::{
     local::{Leaves, Place, Rule},
     netlink::{Event, Events, Netlink},
     outer::OuterSources,
-    replies::forwards,
     way::{Entry, Kind, Link, MOST_TAGS, Obstacle, Route, Way, covers},
 };
-use crate::{model::NextHopReport, status::ClosedEgress};
+use crate::{model::NextHopReport, status::ClosedEgress, sysctl};
 
 /// Changes come in bursts: after the first one, this long is waited for the rest.
 const SETTLE: Duration = Duration::from_millis(20);
@@ -384,7 +383,7 @@ impl Watched {
             let interfaces = &self.local.rule.interfaces;
             let closed = interfaces
                 .iter()
-                .find(|interface| forwards(version, interface) == Some(false));
+                .find(|interface| sysctl::forwards(version, interface) == Some(false));
             if let Some(interface) = closed {
                 let interface = interface.clone();
                 return Err(Obstacle::NotForwarded { version, interface });
