@@ -465,9 +465,7 @@ fn a_dead_backend_is_told_to_the_client() {
     each(|world, backend| {
         world.send(&CLIENT.syn());
         world.send(&CLIENT.ack());
-        let mut dead = world.maps.backends.get(1);
-        dead.state = backend.serving(Serving::None).word();
-        world.maps.backends.set(1, &dead);
+        world.put_state(&backend.serving(Serving::None));
         world.save_resets(10);
         let data = CLIENT.ack().payload(b"data");
         world
@@ -483,13 +481,10 @@ fn a_dead_backend_is_told_to_the_client() {
 fn a_reply_whose_backend_is_another_is_no_reply() {
     let (world, backend) = first();
     world.send(&CLIENT.syn());
-    let mut entry = world.maps.backends.get(1);
-    entry.state = backend.generation(1).word();
-    world.maps.backends.set(1, &entry);
+    world.put_state(&backend.generation(1));
     world.leave(&reply(CLIENT, ACK)).expect_untouched();
     // A backend that is on another host since is answered where its packets come in.
-    entry.state = BackendSpec::dnat(1).word();
-    world.maps.backends.set(1, &entry);
+    world.put_state(&BackendSpec::dnat(1));
     world.leave(&reply(CLIENT, ACK)).expect_untouched();
     assert!(!world.entry(CLIENT.key()).eq(&Word::EMPTY));
 }
@@ -547,12 +542,9 @@ fn an_error_that_cannot_go_on_is_dropped() {
         for ttl in [0, 1] {
             world.send(&told.clone().ttl(ttl)).expect(&unrelayed);
         }
-        let mut dead = world.maps.backends.get(1);
-        dead.state = backend.serving(Serving::None).word();
-        world.maps.backends.set(1, &dead);
+        world.put_state(&backend.serving(Serving::None));
         world.send(&told).expect(&unrelayed);
-        dead.state = backend.word();
-        world.maps.backends.set(1, &dead);
+        world.put_state(backend);
         world.send(&told).expect(&relayed(&heard));
     });
 }
