@@ -105,6 +105,14 @@ fn replied(packet: &Packet) -> Expect {
         .counting(packet.bytes().len() as u32)
 }
 
+/// The same of the second service.
+fn replied_by_second(packet: &Packet) -> Expect {
+    forwarded(Reason::Reply, 1, returned(packet, 444).bytes())
+        .goes_on()
+        .of_service(2)
+        .counting(packet.bytes().len() as u32)
+}
+
 fn segments_of_all_shapes_are_left_to_the_stack() {
     each(|world, backend| {
         let syn = CLIENT.syn();
@@ -440,10 +448,7 @@ fn what_has_ended_collides_with_nothing() {
         run.expect(&given(&backend, &syn, Reason::Opened).of_service(2));
         assert_eq!(world.entries(CLIENT.key()), []);
         let answer = reply(CLIENT, SYN | ACK);
-        let sent = returned(&answer, 444).bytes();
-        let expected = forwarded(Reason::Reply, 1, sent).goes_on().of_service(2);
-        let counted = answer.bytes().len() as u32;
-        world.leave(&answer).expect(&expected.counting(counted));
+        world.leave(&answer).expect(&replied_by_second(&answer));
     }
 }
 
@@ -455,10 +460,7 @@ fn services_share_a_backend() {
     let answer = reply(CLIENT, SYN | ACK);
     world.leave(&answer).expect(&replied(&answer));
     let answer = reply(OTHER, SYN | ACK);
-    let sent = returned(&answer, 444).bytes();
-    let expected = forwarded(Reason::Reply, 1, sent).goes_on().of_service(2);
-    let counted = answer.bytes().len() as u32;
-    world.leave(&answer).expect(&expected.counting(counted));
+    world.leave(&answer).expect(&replied_by_second(&answer));
 }
 
 fn a_dead_backend_is_told_to_the_client() {
