@@ -12,6 +12,7 @@
 //! | `qdisc-eth0` | a program, for a mark: the clsact qdisc is tether's, and goes with the filter unless others use it then |
 //! | `program-new` | the program of a filter whose own pin is behind: it was replaced by a process that was killed then |
 
+mod filter;
 mod names;
 
 use std::{
@@ -22,13 +23,14 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+pub(super) use self::filter::settle;
+use self::filter::{filter_of, put_filter};
 use super::{
     attach::discard,
     bpf::{self, Kind, Link},
     device,
     error::Error,
     pins::{self, Pins, Sort},
-    tc,
 };
 use crate::failpoint;
 
@@ -254,30 +256,6 @@ impl Hook {
         Ok(None)
     }
 
-    /// The marks come first, so that whatever a killed process leaves is found again.
-    fn set_filter(
-        &self,
-        program: BorrowedFd<'_>,
-        interface: &str,
-        index: u32,
-    ) -> Result<(), Error> {
-        let failed = |source| Error::AttachLocal {
-            interface: interface.to_owned(),
-            source,
-        };
-        let mark = self.pins.of(Sort::Qdisc, interface);
-        if !tc::has_qdisc(index).map_err(failed)? {
-            self.pins.renew(program, &mark)?;
-            if let Err(error) = tc::add_qdisc(index) {
-                fs::remove_file(&mark).map_err(Error::file(&mark, "unpinning"))?;
-                return Err(failed(error));
-            }
-        } else if self.qdiscs.contains(&index) && !mark.exists() {
-            self.pins.renew(program, &mark)?;
-        }
-        put_filter(&self.pins, program, interface, index)
-    }
-
     /// The pinned link of an interface.
     fn link(&self, interface: &str) -> Result<Option<Link>, Error> {
         let path = self.pins.of(Sort::Local, interface);
@@ -341,73 +319,6 @@ fn whereabouts(link: &Link, interface: &str) -> Result<Whereabouts, Error> {
     }
 }
 
-/// Whether tether's filter is on an interface.
-fn filter_of(pins: &Pins, interface: &str, index: u32) -> Result<bool, Error> {
-    let mark = pins.of(Sort::Filter, interface);
-    if !mark.exists() {
-        return Ok(false);
-    }
-    let id =
-        bpf::pinned_program(&mark).map_err(Error::file(&mark, "opening the pinned program"))?;
-    is_filter_on(index, id).map_err(|source| Error::Device {
-        interface: interface.to_owned(),
-        doing: "asking for its filters",
-        source,
-    })
-}
-
-fn is_filter_on(index: u32, program: u32) -> io::Result<bool> {
-    let filters = tc::filters(index, tc::EGRESS)?;
-    Ok(filters
-        .iter()
-        .any(|filter| filter.is_in_place() && filter.program == Some(program)))
-}
-
-/// Puts a program into tether's filter on an interface. At whatever moment this process is killed, the program that is in the filter is pinned: as its
-/// mark, or aside.
-fn put_filter(
-    pins: &Pins,
-    program: BorrowedFd<'_>,
-    interface: &str,
-    index: u32,
-) -> Result<(), Error> {
-    settle(pins)?;
-    let set = || {
-        tc::set_filter(index, program).map_err(|source| Error::AttachLocal {
-            interface: interface.to_owned(),
-            source,
-        })
-    };
-    let mark = pins.of(Sort::Filter, interface);
-    if mark.exists() {
-        pins.renew_once(program, &mark, set)
-    } else {
-        pins.renew(program, &mark)?;
-        set()
-    }
-}
-
-/// Marks the filter whose program a killed process has replaced, and not come to mark.
-///
-/// # Errors
-/// When the kernel cannot be asked, or bpffs refuses.
-pub(super) fn settle(pins: &Pins) -> Result<(), Error> {
-    let aside = pins.aside();
-    // Nothing else has a use for what is there.
-    let Ok(program) = bpf::pinned_program(&aside) else {
-        return pins.discard_aside();
-    };
-    let found = unmarked(pins, program).map_err(Error::file(
-        &aside,
-        "looking for the filter that has this program",
-    ))?;
-    let Some(interface) = found else {
-        return pins.discard_aside();
-    };
-    let mark = pins.of(Sort::Filter, &interface);
-    fs::rename(&aside, &mark).map_err(Error::file(&mark, "pinning the filter's program"))
-}
-
 /// Gives links, and the marks of filters and of their qdiscs, the names that their interfaces have by now.
 ///
 /// # Errors
@@ -415,19 +326,6 @@ pub(super) fn settle(pins: &Pins) -> Result<(), Error> {
 pub(super) fn follow_names(pins: &Pins) -> Result<(), Error> {
     names::follow_links(pins)?;
     names::follow_filters(pins)
-}
-
-/// An interface whose filter has this program, and no mark of that.
-fn unmarked(pins: &Pins, program: u32) -> io::Result<Option<String>> {
-    for interface in nix::net::if_::if_nameindex()?.iter() {
-        let name = interface.name().to_string_lossy();
-        // Several may have the same program.
-        let is_marked = || bpf::pinned_program(&pins.of(Sort::Filter, &name)).ok() == Some(program);
-        if is_filter_on(interface.index(), program)? && !is_marked() {
-            return Ok(Some(name.into_owned()));
-        }
-    }
-    Ok(None)
 }
 
 /// All that is pinned, the filters before their qdiscs.
@@ -475,36 +373,6 @@ impl Place {
 
     fn failed(&self) -> impl FnOnce(io::Error) -> Error {
         Error::file(&self.path, "removing what is marked by it")
-    }
-
-    /// By its program too, and not by the interface's name alone: another's filter may be in its place by now.
-    fn remove_filter(&self) -> io::Result<()> {
-        let program = bpf::pinned_program(&self.path)?;
-        match device::index(&self.interface) {
-            Some(index) if is_filter_on(index, program)? => tc::remove_filter(index),
-            _ => Ok(()),
-        }
-    }
-
-    /// Unless somebody else has put filters into it since.
-    fn remove_qdisc(&self) -> io::Result<()> {
-        let Some(index) = device::index(&self.interface) else {
-            return Ok(());
-        };
-        if !tc::has_qdisc(index)? {
-            return Ok(());
-        }
-        let is_empty = tc::filters(index, tc::EGRESS)?.is_empty()
-            && tc::filters(index, tc::INGRESS)?.is_empty();
-        if is_empty {
-            tc::remove_qdisc(index)
-        } else {
-            tracing::info!(
-                interface = self.interface,
-                "the clsact qdisc that tether has made stays: others have filters in it"
-            );
-            Ok(())
-        }
     }
 }
 
