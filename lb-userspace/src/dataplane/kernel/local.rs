@@ -64,7 +64,7 @@ struct Hook {
 
 /// What is pinned of one interface.
 #[derive(Debug)]
-struct Place {
+struct Pinned {
     interface: String,
     sort: Sort,
     path: PathBuf,
@@ -80,7 +80,7 @@ impl LocalReplies {
         pins: Arc<Pins>,
         interfaces: Vec<String>,
     ) -> Result<Self, Error> {
-        let is_wanted = !places(&pins)?.is_empty();
+        let is_wanted = !pinned(&pins)?.is_empty();
         Ok(Self(Mutex::new(Hook {
             program,
             pins,
@@ -135,18 +135,18 @@ impl LocalReplies {
     /// When that fails.
     pub(super) fn discard_others(&self) -> Result<(), Error> {
         let hook = self.hook();
-        for place in places(&hook.pins)? {
-            if hook.interfaces.contains(&place.interface) {
+        for pinned in pinned(&hook.pins)? {
+            if hook.interfaces.contains(&pinned.interface) {
                 continue;
             }
-            if place.is_elsewhere()? {
+            if pinned.is_elsewhere()? {
                 tracing::warn!(
-                    interface = place.interface, pin = %place.path.display(),
+                    interface = pinned.interface, pin = %pinned.path.display(),
                     "this pinned link is attached in another network namespace and is left alone"
                 );
                 continue;
             }
-            place.discard()?;
+            pinned.discard()?;
         }
         Ok(())
     }
@@ -329,21 +329,21 @@ pub(super) fn follow_names(pins: &Pins) -> Result<(), Error> {
 }
 
 /// All that is pinned, the filters before their qdiscs.
-fn places(pins: &Pins) -> Result<Vec<Place>, Error> {
-    let mut places = Vec::new();
+fn pinned(pins: &Pins) -> Result<Vec<Pinned>, Error> {
+    let mut all = Vec::new();
     for sort in [Sort::Local, Sort::Filter, Sort::Qdisc] {
         for (interface, path) in pins.all_of(sort)? {
-            places.push(Place {
+            all.push(Pinned {
                 interface,
                 sort,
                 path,
             });
         }
     }
-    Ok(places)
+    Ok(all)
 }
 
-impl Place {
+impl Pinned {
     /// Whether it is a link that is attached in another network namespace. (Filters are looked for in this one only.)
     fn is_elsewhere(&self) -> Result<bool, Error> {
         match self.sort {
@@ -384,15 +384,15 @@ pub(super) fn switch_all(pins: &Pins, program: Result<BorrowedFd<'_>, &str>) -> 
     let Ok(program) = program else {
         return Ok(());
     };
-    for place in places(pins)? {
+    for pinned in pinned(pins)? {
         let failed = |source| Error::AttachLocal {
-            interface: place.interface.clone(),
+            interface: pinned.interface.clone(),
             source,
         };
-        match place.sort {
+        match pinned.sort {
             Sort::Xdp | Sort::Qdisc => {}
             Sort::Local => {
-                let Some(link) = open_sound(&place.path)? else {
+                let Some(link) = open_sound(&pinned.path)? else {
                     continue;
                 };
                 match link.update(program) {
@@ -402,11 +402,11 @@ pub(super) fn switch_all(pins: &Pins, program: Result<BorrowedFd<'_>, &str>) -> 
                 }
             }
             Sort::Filter => {
-                let Some(index) = device::index(&place.interface) else {
+                let Some(index) = device::index(&pinned.interface) else {
                     continue;
                 };
-                if filter_of(pins, &place.interface, index)? {
-                    put_filter(pins, program, &place.interface, index)?;
+                if filter_of(pins, &pinned.interface, index)? {
+                    put_filter(pins, program, &pinned.interface, index)?;
                 }
             }
         }
@@ -422,10 +422,10 @@ pub(super) fn discard_all(pins: &Pins) -> Result<Vec<String>, Error> {
     settle(pins)?;
     follow_names(pins)?;
     let mut interfaces = Vec::new();
-    for place in places(pins)? {
-        place.discard()?;
-        if !interfaces.contains(&place.interface) {
-            interfaces.push(place.interface);
+    for pinned in pinned(pins)? {
+        pinned.discard()?;
+        if !interfaces.contains(&pinned.interface) {
+            interfaces.push(pinned.interface);
         }
     }
     Ok(interfaces)

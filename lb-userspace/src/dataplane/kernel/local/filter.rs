@@ -10,7 +10,7 @@ use super::{
         pins::{Pins, Sort},
         tc,
     },
-    Hook, Place,
+    Hook, Pinned,
 };
 
 impl Hook {
@@ -119,7 +119,7 @@ pub(super) fn unmarked(pins: &Pins, program: u32) -> io::Result<Option<String>> 
     Ok(None)
 }
 
-impl Place {
+impl Pinned {
     /// By its program too, and not by the interface's name alone: another's filter may be in its place by now.
     pub(super) fn remove_filter(&self) -> io::Result<()> {
         let program = bpf::pinned_program(&self.path)?;
