@@ -32,14 +32,17 @@ use std::{
 };
 
 use lb_common::clock::Tick;
+use serde::{Deserialize, Serialize};
 use tokio::sync::watch;
+use utoipa::ToSchema;
 
 use self::judge::Gone;
 pub use self::{churn::Churn, fill::Fill, sweeper::Sweeper, today::pick_of};
 use crate::{by_version::ByVersion, dataplane::maps::Maps};
 
-/// Entries of the flow tables, counted by state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// Entries of flow tables, counted by state: as they are kept, and as the API says them of a backend.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+#[schema(as = BackendFlows)]
 pub struct Counts {
     /// A SYN was seen.
     pub embryo: u64,
@@ -64,6 +67,11 @@ impl Counts {
     /// All but the embryos, which give way to any flow.
     pub fn settled(&self) -> u64 {
         self.young + self.pin + self.closing
+    }
+
+    /// Flows that live: neither SYNs, which anybody can send, nor what has ended.
+    pub fn live(&self) -> u64 {
+        self.young + self.pin
     }
 }
 

@@ -38,6 +38,7 @@ pub mod reconcile;
 pub mod resolve;
 pub mod shutdown;
 pub mod status;
+mod sysctl;
 mod wall_clock;
 pub mod watch;
 pub mod web;

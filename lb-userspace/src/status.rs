@@ -10,11 +10,12 @@ use lb_common::backend::{Mode, Serving};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
+pub use crate::flows::Counts as BackendFlows;
 use crate::{
     balance::{Balance, outlier::Signal},
     by_version::ByVersion,
     dns,
-    flows::{Census, Counts, Fill},
+    flows::{Census, Fill},
     guard::{Guard, Lists},
     ids,
     model::{Admin, Health, Suspension},
@@ -518,58 +519,6 @@ pub enum Neighbour {
     Local,
     /// No route, or nobody answers: packets are dropped, and counted as such.
     Unresolved,
-}
-
-/// Flows of a backend, by state.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct BackendFlows {
-    /// A SYN was seen.
-    pub embryo: u64,
-    /// Not yet proven by time.
-    pub young: u64,
-    /// Proven.
-    pub pin: u64,
-    /// A FIN or RST was seen.
-    pub closing: u64,
-    /// Seen within ten minutes.
-    pub active: u64,
-    /// Not seen for ten minutes.
-    pub idle: u64,
-}
-
-impl BackendFlows {
-    /// Flows that live: neither SYNs alone, nor what has ended.
-    pub fn live(&self) -> u64 {
-        self.young + self.pin
-    }
-}
-
-impl std::ops::Add for BackendFlows {
-    type Output = Self;
-
-    fn add(self, other: Self) -> Self {
-        Self {
-            embryo: self.embryo + other.embryo,
-            young: self.young + other.young,
-            pin: self.pin + other.pin,
-            closing: self.closing + other.closing,
-            active: self.active + other.active,
-            idle: self.idle + other.idle,
-        }
-    }
-}
-
-impl From<Counts> for BackendFlows {
-    fn from(counts: Counts) -> Self {
-        Self {
-            embryo: counts.embryo,
-            young: counts.young,
-            pin: counts.pin,
-            closing: counts.closing,
-            active: counts.active,
-            idle: counts.idle,
-        }
-    }
 }
 
 /// Packets and bytes.

@@ -5,6 +5,7 @@
 
 mod apt;
 mod cache;
+mod choice;
 mod cpio;
 mod emulator;
 mod guest;
@@ -12,39 +13,21 @@ mod image;
 mod kernel;
 pub(crate) mod systemd;
 
-use std::{convert::Infallible, fs, path::PathBuf, process::ExitCode, str::FromStr};
+use std::{fs, process::ExitCode};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use lab_guest::{Plan, Program, Record};
+use lab_guest::Record;
 
 use self::{
     cache::Cache,
+    choice::{Only, Tests},
     emulator::Emulator,
     guest::Outcome,
-    image::Contents,
     kernel::{Bootable, Kernel},
 };
-use crate::{
-    cargo::{Built, TestProgram},
-    exec, setup,
-};
+use crate::{exec, setup};
 
-/// Modules that tests use without the kernel asking for them.
-const MODULES: [&str; 8] = [
-    "veth",
-    "bridge",
-    "8021q",
-    "bonding",
-    "dummy",
-    "ipip",
-    "virtio_net",
-    "virtio_pci",
-];
-/// The daemon that tests of package `lab` run.
-const DAEMON: &str = "tether-under-test";
-/// How long a test program may take, in seconds: many times what it does, since other work may be going on.
-const LIMIT_S: u64 = 2 * 60 * 60;
 /// How many times longer than usual labs wait for a fact before they give up.
 const PATIENCE: &str = "20";
 /// How much of a console a crash is explained with.
@@ -69,57 +52,6 @@ pub(crate) struct Options {
     /// Keep each guest's file system and console, and print the command that boots it
     #[arg(long)]
     keep: bool,
-}
-
-/// A test program, or some of its tests.
-#[derive(Debug, Clone, PartialEq, Eq)]
-struct Only {
-    program: String,
-    part: Option<String>,
-}
-
-impl FromStr for Only {
-    type Err = Infallible;
-
-    fn from_str(text: &str) -> Result<Self, Infallible> {
-        let (program, part) = match text.split_once(':') {
-            Some((program, part)) => (program, Some(part.to_owned())),
-            None => (text, None),
-        };
-        Ok(Self {
-            program: program.to_owned(),
-            part,
-        })
-    }
-}
-
-/// The filters that a test program is asked for with; none if it is not asked for. An empty list is all of its tests.
-fn asked_for<'a>(only: &'a [Only], test: &str) -> Option<Vec<&'a str>> {
-    let asked = only.iter().filter(|only| only.program == test);
-    let parts: Vec<_> = asked.map(|only| only.part.as_deref()).collect();
-    if parts.is_empty() {
-        return None;
-    }
-    // Who asks for all of them and for some asks for all.
-    Some(parts.into_iter().collect::<Option<_>>().unwrap_or_default())
-}
-
-/// How much is run.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Extent {
-    Smoke,
-    Usual,
-    Floods,
-}
-
-impl Options {
-    fn extent(&self) -> Extent {
-        match self {
-            Self { smoke: true, .. } => Extent::Smoke,
-            Self { floods: true, .. } => Extent::Floods,
-            _ => Extent::Usual,
-        }
-    }
 }
 
 /// Runs the tests and prints a table.
@@ -262,151 +194,6 @@ fn run_in(
     Ok(outcome)
 }
 
-/// Programs and what to do with them.
-struct Tests {
-    init: PathBuf,
-    helpers: Vec<(&'static str, PathBuf)>,
-    tests: Vec<TestProgram>,
-    plan: Plan,
-}
-
-impl Tests {
-    /// Builds all tests, and chooses.
-    fn build(options: &Options) -> Result<Self> {
-        // The same packages as everywhere, so that dependencies are compiled once.
-        let mut build = exec::cargo();
-        build.args(["test", "--no-run", "--workspace", "--exclude", "lb-ebpf"]);
-        for name in to_build(&options.only) {
-            build.args(["--test", name]);
-        }
-        let built = Built::by(&mut build)?;
-        let mut tests = vec![];
-        let mut programs = vec![];
-        for package in ["lab", "lab-guest", "lb-userspace"] {
-            for test in built.integration_tests(package) {
-                let filters = if options.only.is_empty() {
-                    choose(package, &test.name, options.extent()).map(<[_]>::to_vec)
-                } else {
-                    asked_for(&options.only, &test.name)
-                };
-                if let Some(filters) = filters {
-                    programs.push(program(&test, &filters));
-                    tests.push(test);
-                }
-            }
-        }
-        let absent = |only: &&Only| !tests.iter().any(|test| test.name == only.program);
-        if let Some(Only { program, .. }) = options.only.iter().find(absent) {
-            bail!("there is no test program called {program} in lab, lab-guest or lb-userspace");
-        }
-        if programs.is_empty() {
-            bail!("cargo reported no test program that runs in a guest");
-        }
-        Ok(Self {
-            init: built.executable("lab-guest")?,
-            helpers: vec![(DAEMON, built.executable(DAEMON)?)],
-            tests,
-            plan: Plan {
-                modules: MODULES.map(str::to_owned).into(),
-                environment: [("LAB_PATIENCE", PATIENCE), ("RUST_BACKTRACE", "1")]
-                    .map(|(name, value)| (name.to_owned(), value.to_owned()))
-                    .into(),
-                programs,
-            },
-        })
-    }
-
-    fn contents(&self) -> Contents<'_> {
-        Contents {
-            init: &self.init,
-            helpers: &self.helpers,
-            tests: &self.tests,
-            plan: &self.plan,
-        }
-    }
-}
-
-/// The test programs to be built, by name, if only these are asked for; or else all that there are.
-fn to_build(only: &[Only]) -> Vec<&str> {
-    if only.is_empty() {
-        return vec!["*"];
-    }
-    // With a test program cargo builds its package's other programs: those of one that is there for sure bring the guest's first process, and
-    // those of another the daemon.
-    let with_programs = ["guest", "packet"].into_iter();
-    with_programs
-        .chain(only.iter().map(|only| only.program.as_str()))
-        .collect()
-}
-
-/// Whether a test program depends on the kernel and so is run, and with which filters; none are needed for all of its tests.
-fn choose(package: &str, test: &str, extent: Extent) -> Option<&'static [&'static str]> {
-    const ALL: &[&str] = &[];
-    let (least, filters) = match (package, test) {
-        // It has a guest of its own: see `systemd`.
-        ("lab-guest", "systemd") => return None,
-        // Programs that watch take a verifier as long again.
-        ("lab", "packet") if extent == Extent::Smoke => (
-            Extent::Smoke,
-            &["forward::", "a_flow_comes_through_all_programs"][..],
-        ),
-        ("lab", "packet") => (Extent::Smoke, ALL),
-        ("lab-guest", _) if extent == Extent::Smoke => {
-            (Extent::Smoke, &["vlan::ipip_leaves_by_the_vlan_that"][..])
-        }
-        // Each start of a daemon takes minutes where all is emulated: of labs one of each way to forward, in one version of IP or the other.
-        ("lab-guest", _) => (
-            Extent::Usual,
-            &[
-                "bond::",
-                "virtio_net::ipip",
-                "vlan::a_pod_answers_by_the_vlan",
-                "vlan::dnat_goes_both_ways_by_a_vlan_within_another_in_ipv6",
-                "vlan::ipip_leaves_by_the_vlan_that",
-                "vlan::l2_leaves_by_two_vlans_with_what_came_by_one_in_ipv6",
-                "vlan::nat_goes_both_ways_by_a_vlan_within_another",
-            ][..],
-        ),
-        ("lab", "packet_flood") => (Extent::Floods, ALL),
-        // It compares all of the maps after each packet, which is the processor's work and no kernel's.
-        ("lab", "packet_explain") => (
-            Extent::Usual,
-            &["a_rehearsal_agrees_with_the_packet_in_ipip"][..],
-        ),
-        ("lab", "websocket") => (
-            Extent::Usual,
-            &[
-                "ipip_encapsulates_to_the_next_hop",
-                "l2_rewrites_macs_alone_in_ipv6",
-            ][..],
-        ),
-        // Modes whose replies come back: in XDP, and by a classifier where the backend is on the host.
-        ("lab", "translation") => (
-            Extent::Usual,
-            &["nat_hides_clients", "dnat_keeps_clients_addresses_in_ipv6"][..],
-        ),
-        ("lab", "local") => (
-            Extent::Usual,
-            &["pods_behind_veths_beside_remote_backends_of_nat"][..],
-        ),
-        ("lb-userspace", "kernel") => (Extent::Usual, ALL),
-        ("lab", _) if test.starts_with("packet_") => (Extent::Usual, ALL),
-        _ => return None,
-    };
-    (extent >= least).then_some(filters)
-}
-
-fn program(test: &TestProgram, filters: &[&str]) -> Program {
-    let filters = filters.iter().map(|filter| (*filter).to_owned());
-    Program {
-        name: test.name.clone(),
-        path: image::place_of(test),
-        // Labs measure time, so tests run one after the other.
-        arguments: filters.chain(["--test-threads=1".to_owned()]).collect(),
-        limit_s: LIMIT_S,
-    }
-}
-
 /// Progress, and what a program said that failed.
 fn tell(kernel: &str, record: &Record) {
     match record {
@@ -466,89 +253,6 @@ mod tests {
     use lab_guest::{Finished, Tally};
 
     use super::*;
-
-    #[test]
-    fn what_depends_on_the_kernel_runs_and_floods_when_asked_for() {
-        for (package, test) in [("lab", "packet"), ("lb-userspace", "kernel")] {
-            assert_eq!(
-                choose(package, test, Extent::Usual),
-                Some(&[][..]),
-                "{test}"
-            );
-        }
-        for extent in [Extent::Smoke, Extent::Usual, Extent::Floods] {
-            assert!(choose("lab", "packet", extent).is_some());
-            assert!(choose("lab-guest", "guest", extent).is_some());
-            assert_eq!(choose("lab-guest", "systemd", extent), None);
-            assert_eq!(choose("lab", "torture", extent), None);
-            assert_eq!(choose("lb-userspace", "reconcile_loop", extent), None);
-            let floods = choose("lab", "packet_flood", extent).is_some();
-            assert_eq!(floods, extent == Extent::Floods);
-        }
-        assert_eq!(choose("lab", "packet_watch", Extent::Smoke), None);
-    }
-
-    #[test]
-    fn no_more_is_built_than_is_asked_for() {
-        assert_eq!(to_build(&[]), ["*"]);
-        let Ok(only) = "packet_watch".parse();
-        assert_eq!(to_build(&[only]), ["guest", "packet", "packet_watch"]);
-    }
-
-    #[test]
-    fn a_program_is_asked_for_as_a_whole_or_by_parts() {
-        let of = |texts: &[&str]| -> Vec<Only> {
-            let parsed = texts.iter().map(|text| text.parse());
-            parsed.map(|Ok(only)| only).collect()
-        };
-        let only = of(&["guest:bond", "packet", "guest:vlan::l2"]);
-        assert_eq!(asked_for(&only, "guest"), Some(vec!["bond", "vlan::l2"]));
-        assert_eq!(asked_for(&only, "packet"), Some(vec![]));
-        assert_eq!(asked_for(&only, "packet_watch"), None);
-        let all = of(&["guest:bond", "guest"]);
-        assert_eq!(asked_for(&all, "guest"), Some(vec![]));
-    }
-
-    #[test]
-    fn of_labs_and_devices_those_run_that_are_named() {
-        const GUEST: &str = concat!(
-            include_str!("../../guest/tests/guest/bond.rs"),
-            include_str!("../../guest/tests/guest/virtio_net.rs"),
-            include_str!("../../guest/tests/guest/vlan.rs"),
-            include_str!("../../guest/tests/guest/main.rs"),
-        );
-        for (package, test, source) in [
-            (
-                "lab",
-                "websocket",
-                include_str!("../../tests/tests/websocket.rs"),
-            ),
-            (
-                "lab",
-                "translation",
-                include_str!("../../tests/tests/translation.rs"),
-            ),
-            ("lab", "local", include_str!("../../tests/tests/local.rs")),
-            (
-                "lab",
-                "packet_explain",
-                include_str!("../../tests/tests/packet_explain.rs"),
-            ),
-            ("lab-guest", "guest", GUEST),
-        ] {
-            let filters = choose(package, test, Extent::Usual).unwrap_or_default();
-            assert!(!filters.is_empty());
-            for filter in filters {
-                // Of a test that has another name by now nobody would be told.
-                let is_there = match filter.split_once("::") {
-                    Some((module, "")) => source.contains(&format!("mod {module};")),
-                    Some((_, name)) => source.contains(name),
-                    None => source.contains(filter),
-                };
-                assert!(is_there, "{filter} is no part of a name");
-            }
-        }
-    }
 
     #[test]
     fn the_table_counts_what_ran_and_says_what_did_not() {

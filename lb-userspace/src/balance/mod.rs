@@ -27,7 +27,6 @@ use self::{
     slow_start::Start,
     zone::Zone,
 };
-use crate::flows::Counts;
 
 /// What a backend's share of new flows follows.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, utoipa::ToSchema)]
@@ -136,9 +135,4 @@ pub struct Spread {
     pub backups: bool,
     /// Whether the local zone takes only some of the new flows, or none, since not enough of it can take them.
     pub spills: bool,
-}
-
-/// Flows that a backend has for sure: neither SYNs, which anybody can send, nor what has ended.
-pub fn connections(counts: &Counts) -> u64 {
-    counts.young + counts.pin
 }

@@ -19,8 +19,10 @@
 //! A backend on this host ([`local`] tells which are) has the host's own stack for a next hop. Before that is reported, what it will send back is seen
 //! to.
 //!
-//! [`own`] tells which VIPs the host itself has, and [`replies`] sees to what packets from backends need on their way to clients.
+//! `find` asks the kernel for the way to one address, [`own`] tells which VIPs the host itself has, and [`replies`] sees to what packets from backends
+//! need on their way to clients.
 
+mod find;
 pub mod local;
 pub mod netlink;
 pub mod outer;
@@ -42,12 +44,12 @@ use lb_common::{
 };
 use tokio::sync::{mpsc, watch};
 
+pub use self::find::place;
 use self::{
-    local::{Leaves, Place, Rule},
+    local::Rule,
     netlink::{Event, Events, Netlink},
     outer::OuterSources,
-    replies::forwards,
-    way::{Entry, Kind, Link, MOST_TAGS, Obstacle, Route, Way, covers},
+    way::{Obstacle, Way, covers},
 };
 use crate::{model::NextHopReport, status::ClosedEgress};
 
@@ -356,119 +358,6 @@ impl Watched {
             .map_err(|_| Ended)
     }
 
-    async fn find(
-        &mut self,
-        address: IpAddr,
-        way: &mut Way,
-        links: &mut HashMap<u32, Result<Link, Obstacle>>,
-    ) -> Result<NextHop, Obstacle> {
-        let route = self
-            .netlink
-            .route(address)
-            .await
-            .map_err(|error| match error {
-                netlink::Error::Refused(error) => Obstacle::NoRoute(error.to_string()),
-                error => Obstacle::Unasked(error.to_string()),
-            })?;
-        if route.local {
-            (self.local.open)().map_err(Obstacle::NoLocalReplies)?;
-            return Ok(way.end_here());
-        }
-        if !route.unicast {
-            return Err(Obstacle::NotUnicast);
-        }
-        let interface = route.interface;
-        let link = self.link(interface, links).await?;
-        if self.is_here(address, &route, &link).await? {
-            let version = IpVersion::of(address);
-            let interfaces = &self.local.rule.interfaces;
-            let closed = interfaces
-                .iter()
-                .find(|interface| forwards(version, interface) == Some(false));
-            if let Some(interface) = closed {
-                let interface = interface.clone();
-                return Err(Obstacle::NotForwarded { version, interface });
-            }
-            (self.local.open)().map_err(Obstacle::NoLocalReplies)?;
-            return way.resolve_here(address, &route, &link);
-        }
-        if route.foreign_gateway {
-            return Err(Obstacle::ForeignGateway);
-        }
-        let mut below: Vec<(u32, Link)> = vec![];
-        let mut vlan = link.vlan;
-        while let Some(device) = vlan {
-            if below.len() == MOST_TAGS {
-                return Err(Obstacle::TooManyTags(link.name));
-            }
-            let parent = device
-                .parent
-                .ok_or_else(|| Obstacle::ForeignParent(link.name.clone()))?;
-            let parent_link = self.link(parent, links).await?;
-            vlan = parent_link.vlan;
-            below.push((parent, parent_link));
-        }
-        let neighbour = route.gateway.unwrap_or(address);
-        let entry = self
-            .netlink
-            .entry(interface, neighbour)
-            .await
-            .map_err(|error| Obstacle::Unasked(error.to_string()))?;
-        if link.up && entry.is_none_or(|entry: Entry| entry.mac.is_none()) {
-            // Resolving it may fail only in ways that the next look at it tells.
-            if let Err(error) = self.netlink.use_neighbour(interface, neighbour).await {
-                tracing::debug!(%error, %neighbour, interface = %link.name, "a neighbour could not be asked for");
-            }
-        }
-        let hop = way.resolve(address, &route, &link, &below, entry.as_ref())?;
-        Ok(self.outer_sources.on(hop, IpVersion::of(address)))
-    }
-
-    /// Whether the backend is on this host that a route leads to, which leaves by a link.
-    async fn is_here(
-        &mut self,
-        address: IpAddr,
-        route: &Route,
-        link: &Link,
-    ) -> Result<bool, Obstacle> {
-        let found = place(&self.netlink, &self.local.rule, address, route, link).await;
-        match found.map_err(|error| Obstacle::Unasked(error.to_string()))? {
-            Place::Here => Ok(true),
-            Place::Elsewhere => Ok(false),
-            Place::Unclear => {
-                if self.unclear.insert(link.name.clone()) {
-                    tracing::warn!(
-                        interface = link.name,
-                        %address,
-                        "this interface may lead to pods of this host, or to other hosts: backends behind it are taken to be on other hosts; if they are on this \
-                         one name it in `local_interfaces`, if not set that to what does lead to pods, or to []"
-                    );
-                }
-                Ok(false)
-            }
-        }
-    }
-
-    /// A link, asked for once in one look.
-    async fn link(
-        &self,
-        interface: u32,
-        links: &mut HashMap<u32, Result<Link, Obstacle>>,
-    ) -> Result<Link, Obstacle> {
-        if let std::collections::hash_map::Entry::Vacant(vacant) = links.entry(interface) {
-            vacant.insert(
-                self.netlink
-                    .link(interface)
-                    .await
-                    .map_err(|error| match error {
-                        netlink::Error::Refused(_) => Obstacle::LinkGone(interface),
-                        error => Obstacle::Unasked(error.to_string()),
-                    }),
-            );
-        }
-        links[&interface].clone()
-    }
-
     /// Uses every neighbour, so that the kernel confirms what is stale and asks for what failed.
     async fn use_all(&self) {
         let neighbours: BTreeSet<_> = self.ways.values().filter_map(Way::via).collect();
@@ -478,35 +367,6 @@ impl Watched {
             }
         }
     }
-}
-
-/// Where the backend is that a route leads to, which does not end at this host, and leaves by a link.
-///
-/// # Errors
-/// When the kernel cannot be asked.
-pub async fn place(
-    netlink: &Netlink,
-    rule: &Rule,
-    address: IpAddr,
-    route: &Route,
-    link: &Link,
-) -> Result<Place, netlink::Error> {
-    let (mut is_host_route, mut ports) = (false, vec![]);
-    if rule.needs_more(link) {
-        is_host_route = netlink.is_host_route(address).await?;
-        if link.kind == Kind::Bridge {
-            let links = netlink.links().await?;
-            let master = Some(route.interface);
-            let of_bridge = links.values().filter(|link| link.master == master);
-            ports = of_bridge.map(|link| link.kind).collect();
-        }
-    }
-    let leaves = Leaves {
-        link,
-        is_host_route,
-        ports: &ports,
-    };
-    Ok(rule.place(route, &leaves))
 }
 
 fn log_obstacle(address: IpAddr, obstacle: &Obstacle) {

@@ -6,7 +6,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap},
-    fs, io,
+    io,
     net::IpAddr,
     sync::Arc,
     time::{Duration, Instant},
@@ -27,6 +27,7 @@ use super::{
 use crate::{
     by_version::ByVersion,
     status::{BackendStatus, Status},
+    sysctl,
 };
 
 /// How often is looked at what comes without an event: sysctls.
@@ -190,7 +191,7 @@ impl Watch {
             let disabled: Vec<&str> = interfaces
                 .iter()
                 .map(String::as_str)
-                .filter(|interface| forwards(version, interface) == Some(false))
+                .filter(|interface| sysctl::forwards(version, interface) == Some(false))
                 .collect();
             (versions[version] && !disabled.is_empty()).then(|| hindrance(version, &disabled))
         }));
@@ -292,21 +293,10 @@ impl Watch {
     }
 }
 
-/// Whether the kernel forwards what comes in by an interface; none if it does not say, since there is no such interface.
-pub(super) fn forwards(version: IpVersion, interface: &str) -> Option<bool> {
-    let file = format!(
-        "/proc/sys/net/ipv{}/conf/{interface}/forwarding",
-        version as u32
-    );
-    let text = fs::read_to_string(file).ok()?;
-    Some(text.trim() != "0")
-}
-
 fn hindrance(version: IpVersion, interfaces: &[&str]) -> String {
     let key = |interface: &&str| {
-        // In a sysctl's name a slash stands for a dot that is no separator.
-        let interface = interface.replace('.', "/");
-        format!("net.ipv{}.conf.{interface}.forwarding=1", version as u32)
+        let key = sysctl::of_interface(version, interface, "forwarding");
+        format!("{key}=1")
     };
     let keys: Vec<String> = interfaces.iter().map(key).collect();
     format!(
@@ -373,6 +363,8 @@ fn arrange(devices: &[Device]) -> (Devices, Vec<Device>) {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use lb_common::backend::Mode;
 
     use super::*;

@@ -11,6 +11,8 @@ use lb_common::{
     net::{IpVersion, VlanTag},
 };
 
+use crate::sysctl;
+
 /// How long a way must be lost before that is reported: routes are often taken away and put back a moment later.
 pub const CONFIRMATION: Duration = Duration::from_secs(1);
 
@@ -127,8 +129,8 @@ pub enum Obstacle {
     NoLocalReplies(String),
     /// It is on this host, which does not forward to it.
     #[error(
-        "it is on this host, which does not forward what comes in by {interface}: run `sysctl -w net.ipv{}.conf.{interface}.forwarding=1`, and write it to \
-         /etc/sysctl.d so that it lasts", *version as u32
+        "it is on this host, which does not forward what comes in by {interface}: run `sysctl -w {}=1`, and write it to /etc/sysctl.d so that it \
+         lasts", sysctl::of_interface(*version, interface, "forwarding")
     )]
     NotForwarded {
         /// Of the packets.

@@ -189,7 +189,7 @@ impl State {
             }),
             drain: self.drain_of(backend),
             balance: balance_of(service, backend, self.planned),
-            flows: counts.into(),
+            flows: counts,
             snat: self.translations.snat(backend, &self.census),
             identity: Some(backend.identity),
             mode: Some(backend.mode),

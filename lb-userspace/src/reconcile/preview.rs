@@ -349,7 +349,7 @@ impl Service<'_> {
                         before: share(&before),
                         after: share(&after),
                     },
-                    flows: counts.unwrap_or_default().into(),
+                    flows: counts.unwrap_or_default(),
                 })
             })
             .collect()

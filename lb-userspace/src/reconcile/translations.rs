@@ -57,6 +57,18 @@ struct PairRecord {
     is_crowded: bool,
 }
 
+impl PairRecord {
+    /// Of a pair that is needed from now on.
+    fn new(snat: IpAddr, endpoint: SocketAddr) -> Self {
+        Self {
+            snat,
+            endpoint,
+            quiet: Quiet::default(),
+            is_crowded: false,
+        }
+    }
+}
+
 /// From this use of a pair's ports on it is warned, in percent.
 const CROWDED_PERCENT: u32 = 80;
 
@@ -148,16 +160,7 @@ impl Translations {
             endpoint.pairs[place] = id;
             let endpoint = endpoint.address;
             self.by_addresses.insert((snat, endpoint), id);
-            let quiet = Quiet::default();
-            self.pairs.insert(
-                id,
-                PairRecord {
-                    snat,
-                    endpoint,
-                    quiet,
-                    is_crowded: false,
-                },
-            );
+            self.pairs.insert(id, PairRecord::new(snat, endpoint));
         } else {
             self.pair_ids.leaving.insert(id);
         }
@@ -220,7 +223,7 @@ impl Translations {
                 self.pair_ids.leaving.insert(id);
                 let endpoint = self.by_address.get(&pair.endpoint);
                 if let Some(endpoint) = endpoint.and_then(|id| self.endpoints.get_mut(id)) {
-                    replace(&mut endpoint.pairs, id, 0);
+                    clear(&mut endpoint.pairs, id);
                 }
             }
         }
@@ -289,16 +292,7 @@ impl Translations {
             })?;
             endpoint.pairs[place] = pair;
             self.by_addresses.insert((snat, address), pair);
-            let quiet = Quiet::default();
-            self.pairs.insert(
-                pair,
-                PairRecord {
-                    snat,
-                    endpoint: address,
-                    quiet,
-                    is_crowded: false,
-                },
-            );
+            self.pairs.insert(pair, PairRecord::new(snat, address));
         }
         Ok(())
     }
@@ -422,8 +416,9 @@ fn free(places: &[u16]) -> Option<usize> {
     places.iter().position(|&held| held == 0)
 }
 
-fn replace(places: &mut [u16], held: u16, by: u16) {
+/// Empties each place that has this.
+fn clear(places: &mut [u16], held: u16) {
     for place in places.iter_mut().filter(|place| **place == held) {
-        *place = by;
+        *place = 0;
     }
 }

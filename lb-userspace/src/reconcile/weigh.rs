@@ -10,9 +10,7 @@ use super::{
     registry::Registry,
 };
 use crate::{
-    balance::{
-        self, Balance, Spread, WHOLE, level::Taker, limit, share, slow_start::Start, zone::Zone,
-    },
+    balance::{Balance, Spread, WHOLE, level::Taker, limit, share, slow_start::Start, zone::Zone},
     flows::Census,
     model::Health,
     pace::Moment,
@@ -179,7 +177,7 @@ fn summary(words: &[String]) -> String {
 fn connections(backend: &BackendRecord, census: &Census) -> Option<u64> {
     let key = (backend.numbered.id, backend.numbered.generation);
     let counts = census.by_backend.get(&key).copied().unwrap_or_default();
-    (census.scans > 0).then(|| balance::connections(&counts))
+    (census.scans > 0).then(|| counts.live())
 }
 
 /// Parts of a thousand new flows, by the ids of backends.

@@ -184,11 +184,6 @@ impl BackendSpec {
         self
     }
 
-    /// The word of its state, with its first next hop in force.
-    pub fn word(&self) -> u64 {
-        self.state(0).0
-    }
-
     pub(super) fn state(&self, hop: u8) -> BackendState {
         const SHIFT: u32 = 9;
         let l2 = BackendState::new(

@@ -134,6 +134,19 @@ pub const MODES: [fn(u32) -> BackendSpec; 2] = [BackendSpec::nat, BackendSpec::d
 /// The sequence number of backends' SYNs.
 pub const THEIRS: u32 = 0x5151_0000;
 
+/// Checks each mode that translates, by a flow of [`CLIENT`] to backend 1 whose handshake has been seen.
+///
+/// # Panics
+/// If any packet of a handshake does not get through.
+pub fn in_each_mode(check: impl Fn(&World, &BackendSpec, Opened)) {
+    for mode in MODES {
+        let backend = mode(1);
+        let world = World::with_translating(&backend);
+        let flow = world.open(CLIENT);
+        check(&world, &backend, flow);
+    }
+}
+
 impl World {
     /// A world whose service has one backend, in a mode that translates.
     pub fn with_translating(backend: &BackendSpec) -> Self {

@@ -3,7 +3,9 @@
 use lab::packet::{
     BackendSpec, CLIENT, Expect, Packet, VIP, VIP_PORT, World, dropped, forwarded,
     icmp::{About, ERRORS, ROUTER, message, quote, quotes},
-    nat::{NARROW, NARROW_MTU, NOWHERE, Opened, SNAT, TAGGED, UNHEARD, sent_on},
+    nat::{
+        MODES, NARROW, NARROW_MTU, NOWHERE, Opened, SNAT, TAGGED, UNHEARD, in_each_mode, sent_on,
+    },
     passed, version,
 };
 use lb_common::{
@@ -27,8 +29,6 @@ lab::in_both_versions![
     an_error_about_what_is_none_of_a_flow_is_the_hosts,
     an_error_about_a_flow_of_another_mode_goes_as_that_does,
 ];
-
-const MODES: [fn(u32) -> BackendSpec; 2] = [BackendSpec::nat, BackendSpec::dnat];
 
 /// A segment of the client's, as it came and as it went on.
 fn request(backend: &BackendSpec, flow: &Opened) -> (Packet, Packet) {
@@ -91,14 +91,11 @@ fn about_reply(
 }
 
 fn what_a_router_says_of_a_request_is_heard_by_the_client() {
-    for mode in MODES {
-        let backend = mode(1);
-        let world = World::with_translating(&backend);
-        let flow = world.open(CLIENT);
+    in_each_mode(|world, backend, flow| {
         let entry = world.placed(CLIENT.key());
         for about in ERRORS {
             for quote in quotes() {
-                let (told, heard) = about_request(&backend, &flow, about, quote);
+                let (told, heard) = about_request(backend, &flow, about, quote);
                 for told in [
                     told.clone(),
                     told.clone().tagged(0x8100, 0x2007),
@@ -114,32 +111,26 @@ fn what_a_router_says_of_a_request_is_heard_by_the_client() {
         }
         // It is no sign of life of anybody's.
         assert_eq!(world.placed(CLIENT.key()), entry);
-    }
+    });
 }
 
 fn what_a_router_says_of_a_reply_is_heard_by_the_backend() {
-    for mode in MODES {
-        let backend = mode(1);
-        let world = World::with_translating(&backend);
-        let flow = world.open(CLIENT);
+    in_each_mode(|world, backend, flow| {
         let entry = world.placed(CLIENT.key());
         for about in ERRORS {
             for quote in quotes() {
-                let (told, heard) = about_reply(&backend, &flow, about, quote);
+                let (told, heard) = about_reply(backend, &flow, about, quote);
                 world.send(&told).expect(&relayed(&heard));
                 world.send(&told.tagged(0x8100, 7)).expect(&relayed(&heard));
             }
         }
         assert_eq!(world.placed(CLIENT.key()), entry);
-    }
+    });
 }
 
 fn eight_quoted_bytes_of_tcp_are_enough_and_fewer_are_not() {
-    for mode in MODES {
-        let backend = mode(1);
-        let world = World::with_translating(&backend);
-        let flow = world.open(CLIENT);
-        let (_, request) = request(&backend, &flow);
+    in_each_mode(|world, backend, flow| {
+        let (_, request) = request(backend, &flow);
         let (_, reply) = reply(&flow);
         for (packet, to) in [(&request, flow.source.0), (&reply, VIP)] {
             for length in 0..packet.headers_len() + 8 {
@@ -153,19 +144,16 @@ fn eight_quoted_bytes_of_tcp_are_enough_and_fewer_are_not() {
                 }
             }
         }
-    }
+    });
 }
 
 /// A message that by its header ends before its frame does: what is missing of a quote is not to be had from there.
 fn what_stands_behind_a_message_is_no_quote() {
-    for mode in MODES {
-        let backend = mode(1);
-        let world = World::with_translating(&backend);
-        let flow = world.open(CLIENT);
+    in_each_mode(|world, backend, flow| {
         let about = About::Expired;
         for (told, _) in [
-            about_request(&backend, &flow, about, Packet::packet),
-            about_reply(&backend, &flow, about, Packet::packet),
+            about_request(backend, &flow, about, Packet::packet),
+            about_reply(backend, &flow, about, Packet::packet),
         ] {
             let (_, segment) = reply(&flow);
             let needed = told.headers_len() + 8 + segment.headers_len() + 4;
@@ -178,19 +166,16 @@ fn what_stands_behind_a_message_is_no_quote() {
                 }
             }
         }
-    }
+    });
 }
 
 /// A frame that is shorter than its packet says: the host's as long as it has not all that is needed, and then sent as far as it goes.
 fn no_truncation_is_more_than_its_headers_say() {
-    for mode in MODES {
-        let backend = mode(1);
-        let world = World::with_translating(&backend);
-        let flow = world.open(CLIENT);
+    in_each_mode(|world, backend, flow| {
         let about = About::TooBig(1_400);
         for (to_backend, (told, heard)) in [
-            (false, about_request(&backend, &flow, about, Packet::packet)),
-            (true, about_reply(&backend, &flow, about, Packet::packet)),
+            (false, about_request(backend, &flow, about, Packet::packet)),
+            (true, about_reply(backend, &flow, about, Packet::packet)),
         ] {
             let (_, segment) = reply(&flow);
             let header = segment.headers_len();
@@ -202,7 +187,7 @@ fn no_truncation_is_more_than_its_headers_say() {
                 }
             });
         }
-    }
+    });
 }
 
 fn an_error_leaves_by_the_tags_and_the_way_of_its_reader() {
@@ -260,27 +245,21 @@ fn an_error_without_a_way_is_dropped() {
 }
 
 fn an_error_out_of_hops_is_not_answered_with_an_error() {
-    for mode in MODES {
-        let backend = mode(1);
-        let world = World::with_translating(&backend);
-        let flow = world.open(CLIENT);
-        let (request, _) = about_request(&backend, &flow, About::Expired, quote);
-        let (reply, _) = about_reply(&backend, &flow, About::Expired, quote);
+    in_each_mode(|world, backend, flow| {
+        let (request, _) = about_request(backend, &flow, About::Expired, quote);
+        let (reply, _) = about_reply(backend, &flow, About::Expired, quote);
         for told in [request, reply] {
             world
                 .send(&told.ttl(1))
                 .expect(&dropped(Reason::ErrorUnrelayed).of_backend(1));
         }
-    }
+    });
 }
 
 fn an_error_about_a_flow_without_a_port_is_dropped_and_one_of_dnat_goes_by_the_table() {
-    for mode in MODES {
-        let backend = mode(1);
-        let world = World::with_translating(&backend);
-        let flow = world.open(CLIENT);
-        let (request, _) = about_request(&backend, &flow, About::Expired, quote);
-        let (reply, heard) = about_reply(&backend, &flow, About::Expired, quote);
+    in_each_mode(|world, backend, flow| {
+        let (request, _) = about_request(backend, &flow, About::Expired, quote);
+        let (reply, heard) = about_reply(backend, &flow, About::Expired, quote);
         // The flow is no more, but its port's slot names its place still: what is said of that is the host's.
         world.set_value(flow.place, Word::EMPTY);
         world
@@ -292,16 +271,13 @@ fn an_error_about_a_flow_without_a_port_is_dropped_and_one_of_dnat_goes_by_the_t
             relayed(&heard)
         });
         assert_eq!(world.entries(CLIENT.key()), []);
-    }
+    });
 }
 
 fn an_error_about_what_is_none_of_a_flow_is_the_hosts() {
-    for mode in MODES {
-        let backend = mode(1);
-        let world = World::with_translating(&backend);
-        let flow = world.open(CLIENT);
+    in_each_mode(|world, backend, flow| {
         let untouched = passed(Reason::NotService).counting(0);
-        let (_, went) = request(&backend, &flow);
+        let (_, went) = request(backend, &flow);
         let told =
             |quoted: &Packet| message(About::Unreachable, 0, &quote(quoted), ROUTER, quoted.source);
         let port = went.clone().with_tcp(|tcp| tcp.source_port ^= 0x4000);
@@ -322,7 +298,7 @@ fn an_error_about_what_is_none_of_a_flow_is_the_hosts() {
         if version() == IpVersion::V4 {
             world.send(&told(&went.fragment(1))).expect(&untouched);
         }
-    }
+    });
 }
 
 /// Of a service that has begun to translate.

@@ -7,7 +7,7 @@ use lab::packet::{
     frame::{Extension, checksum},
     icmp::{About, complaint},
     in_version,
-    nat::MODES,
+    nat::{MODES, in_each_mode},
     passed,
     version::in_ipv6,
 };
@@ -97,19 +97,16 @@ fn a_truncated_chain_of_extension_headers_passes_or_leaves_as_far_as_it_goes() {
                 });
             }
         }
-        for mode in MODES {
-            let backend = mode(1);
-            let world = World::with_translating(&backend);
-            let flow = world.open(CLIENT);
+        in_each_mode(|world, backend, flow| {
             for chain in chains {
                 let packet = chain(flow.ack().payload(b"data"));
-                assert_cut(&world, &packet, |reason| {
-                    flow.to_backend(&backend, &packet, reason)
+                assert_cut(world, &packet, |reason| {
+                    flow.to_backend(backend, &packet, reason)
                 });
                 let answer = chain(flow.replies(ACK).payload(b"data"));
-                assert_cut(&world, &answer, |_| flow.replied(&answer));
+                assert_cut(world, &answer, |_| flow.replied(&answer));
             }
-        }
+        });
     });
 }
 

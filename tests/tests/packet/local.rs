@@ -105,6 +105,14 @@ fn replied(packet: &Packet) -> Expect {
         .counting(packet.bytes().len() as u32)
 }
 
+/// The same of the second service.
+fn replied_by_second(packet: &Packet) -> Expect {
+    forwarded(Reason::Reply, 1, returned(packet, 444).bytes())
+        .goes_on()
+        .of_service(2)
+        .counting(packet.bytes().len() as u32)
+}
+
 fn segments_of_all_shapes_are_left_to_the_stack() {
     each(|world, backend| {
         let syn = CLIENT.syn();
@@ -440,10 +448,7 @@ fn what_has_ended_collides_with_nothing() {
         run.expect(&given(&backend, &syn, Reason::Opened).of_service(2));
         assert_eq!(world.entries(CLIENT.key()), []);
         let answer = reply(CLIENT, SYN | ACK);
-        let sent = returned(&answer, 444).bytes();
-        let expected = forwarded(Reason::Reply, 1, sent).goes_on().of_service(2);
-        let counted = answer.bytes().len() as u32;
-        world.leave(&answer).expect(&expected.counting(counted));
+        world.leave(&answer).expect(&replied_by_second(&answer));
     }
 }
 
@@ -455,19 +460,14 @@ fn services_share_a_backend() {
     let answer = reply(CLIENT, SYN | ACK);
     world.leave(&answer).expect(&replied(&answer));
     let answer = reply(OTHER, SYN | ACK);
-    let sent = returned(&answer, 444).bytes();
-    let expected = forwarded(Reason::Reply, 1, sent).goes_on().of_service(2);
-    let counted = answer.bytes().len() as u32;
-    world.leave(&answer).expect(&expected.counting(counted));
+    world.leave(&answer).expect(&replied_by_second(&answer));
 }
 
 fn a_dead_backend_is_told_to_the_client() {
     each(|world, backend| {
         world.send(&CLIENT.syn());
         world.send(&CLIENT.ack());
-        let mut dead = world.maps.backends.get(1);
-        dead.state = backend.serving(Serving::None).word();
-        world.maps.backends.set(1, &dead);
+        world.put_state(&backend.serving(Serving::None));
         world.save_resets(10);
         let data = CLIENT.ack().payload(b"data");
         world
@@ -483,13 +483,10 @@ fn a_dead_backend_is_told_to_the_client() {
 fn a_reply_whose_backend_is_another_is_no_reply() {
     let (world, backend) = first();
     world.send(&CLIENT.syn());
-    let mut entry = world.maps.backends.get(1);
-    entry.state = backend.generation(1).word();
-    world.maps.backends.set(1, &entry);
+    world.put_state(&backend.generation(1));
     world.leave(&reply(CLIENT, ACK)).expect_untouched();
     // A backend that is on another host since is answered where its packets come in.
-    entry.state = BackendSpec::dnat(1).word();
-    world.maps.backends.set(1, &entry);
+    world.put_state(&BackendSpec::dnat(1));
     world.leave(&reply(CLIENT, ACK)).expect_untouched();
     assert!(!world.entry(CLIENT.key()).eq(&Word::EMPTY));
 }
@@ -547,12 +544,9 @@ fn an_error_that_cannot_go_on_is_dropped() {
         for ttl in [0, 1] {
             world.send(&told.clone().ttl(ttl)).expect(&unrelayed);
         }
-        let mut dead = world.maps.backends.get(1);
-        dead.state = backend.serving(Serving::None).word();
-        world.maps.backends.set(1, &dead);
+        world.put_state(&backend.serving(Serving::None));
         world.send(&told).expect(&unrelayed);
-        dead.state = backend.word();
-        world.maps.backends.set(1, &dead);
+        world.put_state(backend);
         world.send(&told).expect(&relayed(&heard));
     });
 }

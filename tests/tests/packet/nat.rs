@@ -4,7 +4,10 @@ use lab::packet::{
     BackendSpec, CLIENT, Client, Packet, World, answered, dropped, forwarded,
     icmp::{About, complaint},
     kernel::ELSEWHERE,
-    nat::{MODES, NARROW, NARROW_MTU, NOWHERE, Opened, SNAT, TAGGED, TAGS, THEIRS, UNHEARD},
+    nat::{
+        MODES, NARROW, NARROW_MTU, NOWHERE, Opened, SNAT, TAGGED, TAGS, THEIRS, UNHEARD,
+        in_each_mode,
+    },
     on_wire, passed, version,
 };
 use lb_common::{
@@ -99,18 +102,15 @@ fn shapes(plain: &Packet) -> Vec<Packet> {
 }
 
 fn segments_of_all_shapes_are_translated() {
-    for mode in MODES {
-        let backend = mode(1);
-        let world = World::with_translating(&backend);
-        let flow = world.open(CLIENT);
+    in_each_mode(|world, backend, flow| {
         for data in shapes(&flow.ack()) {
-            let expected = flow.to_backend(&backend, &data, Reason::Established);
+            let expected = flow.to_backend(backend, &data, Reason::Established);
             world.send(&data).expect(&expected);
         }
         for answer in shapes(&flow.replies(ACK)) {
             world.send(&answer).expect(&flow.replied(&answer));
         }
-    }
+    });
 }
 
 /// Tags that frames come with.
@@ -381,9 +381,7 @@ fn what_is_too_big_is_answered_to_who_sent_it() {
 }
 
 fn what_has_no_hops_left_is_answered_to_who_sent_it() {
-    for mode in MODES {
-        let world = World::with_translating(&mode(1));
-        let flow = world.open(CLIENT);
+    in_each_mode(|world, _, flow| {
         for packet in [
             flow.ack().ttl(1),
             flow.ack().ttl(0),
@@ -395,7 +393,7 @@ fn what_has_no_hops_left_is_answered_to_who_sent_it() {
                 .send(&packet)
                 .expect(&answered(Reason::TtlExpired, told).of_backend(1));
         }
-    }
+    });
 }
 
 fn a_reply_without_a_known_neighbour_is_the_kernels_to_send() {

@@ -4,7 +4,7 @@ use lab::packet::{
     BackendSpec, CLIENT, World,
     flow::MIB,
     forwarded,
-    nat::{MODES, Opened, SNAT},
+    nat::{MODES, Opened, SNAT, in_each_mode},
 };
 use lb_common::{
     flow::word::{LINGER_RST_TICKS, State, Word},
@@ -37,37 +37,26 @@ fn goes_on(world: &World, backend: &BackendSpec, flow: &Opened, seq: u32) {
 }
 
 fn a_forged_syn_ahead_of_a_stream_never_has_it() {
-    for mode in MODES {
-        let backend = mode(1);
-        let world = World::with_translating(&backend);
-        let flow = world.open(CLIENT);
+    in_each_mode(|world, backend, flow| {
         let begin = flow.ack().as_tcp().seq;
         let forged = CLIENT.syn().seq(begin.wrapping_add(2 * MIB));
         assert_eq!(world.send(&forged).reason(), Reason::Challenged);
         for step in 0..40 {
-            goes_on(
-                &world,
-                &backend,
-                &flow,
-                begin.wrapping_add(step * (MIB / 8)),
-            );
+            goes_on(world, backend, &flow, begin.wrapping_add(step * (MIB / 8)));
         }
         let (_, pin) = world.entry_in(CLIENT.key(), State::Pin);
         assert!(pin.has(Word::CONTESTED));
-    }
+    });
 }
 
 fn the_syn_that_comes_late_once_more_takes_nothing() {
-    for mode in MODES {
-        let backend = mode(1);
-        let world = World::with_translating(&backend);
-        let flow = world.open(CLIENT);
+    in_each_mode(|world, backend, flow| {
         world.send(&CLIENT.syn());
         let begin = flow.ack().as_tcp().seq;
         for sent in [0, 4, 1_000, 100_000] {
-            goes_on(&world, &backend, &flow, begin.wrapping_add(sent));
+            goes_on(world, backend, &flow, begin.wrapping_add(sent));
         }
-    }
+    });
 }
 
 /// The next connection of a port whose former one both sides have ended; and where its stream begins.
@@ -101,10 +90,7 @@ fn the_next_connection_of_a_port_has_its_stream_at_once() {
 
 /// The former client vanished, so that its entry stays where its stream was; in mode `nat` with a port that the backend knows another connection by.
 fn the_next_connection_of_a_port_has_its_stream_past_where_the_former_one_was() {
-    for mode in MODES {
-        let backend = mode(1);
-        let world = World::with_translating(&backend);
-        let former = world.open(CLIENT);
+    in_each_mode(|world, backend, former| {
         let begin = former.ack().as_tcp().seq.wrapping_sub(3 * MIB);
         let syn = CLIENT.syn().seq(begin.wrapping_sub(1));
         assert_eq!(world.send(&syn).reason(), Reason::Challenged);
@@ -113,9 +99,9 @@ fn the_next_connection_of_a_port_has_its_stream_past_where_the_former_one_was() 
         assert_eq!(run.reason(), Reason::Reply);
         for step in 0..48 {
             let at = begin.wrapping_add(step * (MIB / 8));
-            goes_on(&world, &backend, &next, at);
+            goes_on(world, backend, &next, at);
         }
-    }
+    });
 }
 
 /// In mode `dnat` the backend's segments do not tell which of the two they are of.
@@ -191,9 +177,7 @@ fn a_syn_again_keeps_its_port() {
 }
 
 fn a_former_flow_of_the_same_client_proves_nothing() {
-    for mode in MODES {
-        let world = World::with_translating(&mode(1));
-        let former = world.open(CLIENT);
+    in_each_mode(|world, _, former| {
         world.send(&former.sends(RST));
         world.age(LINGER_RST_TICKS);
         assert_eq!(world.send(&CLIENT.syn()).reason(), Reason::Opened);
@@ -205,7 +189,7 @@ fn a_former_flow_of_the_same_client_proves_nothing() {
         world.send(&flow.syn_ack());
         world.send(&flow.ack());
         assert!(world.entry(CLIENT.key()).is(State::Pin));
-    }
+    });
 }
 
 fn a_challenger_has_a_port_of_its_own() {
@@ -257,10 +241,7 @@ fn a_challenger_of_dnat_is_proven_by_its_own_handshake() {
 
 /// Of a connection whose client vanished, or whose RST was lost.
 fn what_a_backend_still_has_at_a_challengers_port_is_reset() {
-    for mode in MODES {
-        let backend = mode(1);
-        let world = World::with_translating(&backend);
-        let former = world.open(CLIENT);
+    in_each_mode(|world, backend, former| {
         let begin = former.ack().as_tcp().seq;
         let syn = CLIENT.syn().seq(begin.wrapping_add(64 * MIB));
         assert_eq!(world.send(&syn).reason(), Reason::Challenged);
@@ -271,16 +252,16 @@ fn what_a_backend_still_has_at_a_challengers_port_is_reset() {
         let answer = next.replies(ACK).ack(was_at);
         world.send(&answer).expect(&next.replied(&answer));
         let reset = next.sends(RST).seq(was_at);
-        let expected = next.to_backend(&backend, &reset, Reason::Established);
+        let expected = next.to_backend(backend, &reset, Reason::Established);
         world.send(&reset).expect(&expected);
         assert!(world.at(former.place).1.is(State::Pin));
 
         // The next SYN is taken, and the connection is there.
-        let expected = next.to_backend(&backend, &syn, Reason::Reopened);
+        let expected = next.to_backend(backend, &syn, Reason::Reopened);
         world.send(&syn).expect(&expected);
         let begin = syn.as_tcp().seq.wrapping_add(1);
         world.send(&next.syn_ack().ack(begin));
-        goes_on(&world, &backend, &next, begin);
+        goes_on(world, backend, &next, begin);
         assert!(world.at(next.place).1.is(State::Pin));
-    }
+    });
 }

@@ -5,7 +5,7 @@ use lab::packet::{
     entries::backend,
     forwarded,
     kernel::FLOW_SEED,
-    nat::{MODES, OTHER, THEIRS},
+    nat::{MODES, OTHER, THEIRS, in_each_mode},
     passed, reset_output,
 };
 use lb_common::{
@@ -215,9 +215,7 @@ fn a_reset_out_of_its_window_closes_nothing() {
 }
 
 fn replies_keep_a_pin_seen() {
-    for mode in MODES {
-        let world = World::with_translating(&mode(1));
-        let flow = world.open(CLIENT);
+    in_each_mode(|world, _, flow| {
         let pin = world.entry(CLIENT.key());
         world.age(1_000);
         assert_ne!(world.entry(CLIENT.key()), pin);
@@ -225,7 +223,7 @@ fn replies_keep_a_pin_seen() {
         let now = world.now();
         world.send(&answer).expect(&flow.replied(&answer));
         assert_eq!(world.entry(CLIENT.key()), pin.with_tick(now));
-    }
+    });
 }
 
 fn a_reply_of_a_flow_that_is_changing_is_dropped_and_never_the_hosts() {
@@ -337,10 +335,7 @@ fn mid_stream_without_an_entry_nat_resets_and_dnat_adopts() {
 }
 
 fn a_dead_backend_is_told_to_the_client() {
-    for mode in MODES {
-        let backend = mode(1);
-        let world = World::with_translating(&backend);
-        let flow = world.open(CLIENT);
+    in_each_mode(|world, backend, flow| {
         world.translate(&backend.serving(Serving::None), SERVICE);
         world.save_resets(100);
         let data = flow.ack().payload(b"data");
@@ -348,9 +343,9 @@ fn a_dead_backend_is_told_to_the_client() {
             .send(&data)
             .expect(&answered(Reason::BackendDead, reset_output(&data)).of_backend(1));
         world.translate(&backend.serving(Serving::ExistingOnly), SERVICE);
-        let expected = flow.to_backend(&backend, &data, Reason::Established);
+        let expected = flow.to_backend(backend, &data, Reason::Established);
         world.send(&data).expect(&expected);
-    }
+    });
 }
 
 fn flows_of_another_mode_go_on_when_a_service_begins_to_translate() {
@@ -381,10 +376,7 @@ fn flows_of_another_mode_go_on_when_a_service_begins_to_translate() {
 }
 
 fn while_the_tables_are_held_nothing_new_is_made() {
-    for mode in MODES {
-        let backend = mode(1);
-        let world = World::with_translating(&backend);
-        let flow = world.open(CLIENT);
+    in_each_mode(|world, backend, flow| {
         let (pin, word) = (world.entry(CLIENT.key()), world.translation(flow.place));
         world.age(3);
         let aged = world.entry(CLIENT.key());
@@ -403,12 +395,12 @@ fn while_the_tables_are_held_nothing_new_is_made() {
             world.send(&packet).expect(&held);
         }
         let data = flow.ack().payload(b"data");
-        let expected = flow.to_backend(&backend, &data, Reason::Established);
+        let expected = flow.to_backend(backend, &data, Reason::Established);
         world.send(&data).expect(&expected);
         let answer = flow.replies(ACK);
         world.send(&answer).expect(&flow.replied(&answer));
         assert_eq!(world.entry(CLIENT.key()), aged);
         assert_ne!(aged, pin);
         assert_eq!(world.translation(flow.place), word);
-    }
+    });
 }

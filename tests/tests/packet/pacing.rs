@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::Ipv4Addr};
 
 use lab::packet::{
     BackendSpec, CLIENT, Client, Packet, SERVICE, VIP, VIP_PORT, World, answered, dropped,
-    forwarded, on_wire, reset_output,
+    forwarded, nat::in_each_mode, on_wire, reset_output,
 };
 use lb_common::{
     backend::Serving,
@@ -271,15 +271,13 @@ fn of_a_truncated_segment_its_headers_tell_the_same() {
 }
 
 fn of_a_truncated_segment_that_would_be_translated_too() {
-    for backend in [BackendSpec::nat(1), BackendSpec::dnat(1)] {
-        let world = World::with_translating(&backend);
-        let flow = world.open(CLIENT);
+    in_each_mode(|world, backend, flow| {
         let backend = backend.serving(Serving::ExistingOnly).closing(ALL);
         world.translate(&backend, SERVICE);
         drop(world.notices());
         let plain = flow.ack().tcp_options(&[1; 12]).payload(b"odd");
-        assert_cut_tells_the_same(&world, &plain.tagged(0x8100, 0x6064));
-    }
+        assert_cut_tells_the_same(world, &plain.tagged(0x8100, 0x6064));
+    });
 }
 
 /// Asserts that a frame of a flow whose turn it is is the host's if it is cut within its headers, and is answered, and told of, like the whole one if behind.
@@ -352,9 +350,7 @@ fn from_the_daemon(notice: &Notice, seq: u32) -> Packet {
 }
 
 fn a_translated_flow_is_closed_and_its_backend_told_by_what_it_knows_the_client_by() {
-    for backend in [BackendSpec::nat(1), BackendSpec::dnat(1)] {
-        let world = World::with_translating(&backend);
-        let flow = world.open(CLIENT);
+    in_each_mode(|world, backend, flow| {
         world.translate(
             &backend.serving(Serving::ExistingOnly).closing(ALL),
             SERVICE,
@@ -379,13 +375,11 @@ fn a_translated_flow_is_closed_and_its_backend_told_by_what_it_knows_the_client_
             assert!(world.entry(CLIENT.key()).is(State::Closing));
         }
         assert_eq!(world.notices(), []);
-    }
+    });
 }
 
 fn of_a_translated_flow_that_is_not_due_nobody_is_told() {
-    for backend in [BackendSpec::nat(1), BackendSpec::dnat(1)] {
-        let world = World::with_translating(&backend);
-        let flow = world.open(CLIENT);
+    in_each_mode(|world, backend, flow| {
         drop(world.notices());
         let backend = backend.serving(Serving::ExistingOnly).closing(0);
         world.translate(&backend, SERVICE);
@@ -402,7 +396,7 @@ fn of_a_translated_flow_that_is_not_due_nobody_is_told() {
             .send(&fin)
             .expect(&forwarded(Reason::Established, 1, output));
         assert_eq!(world.notices(), []);
-    }
+    });
 }
 
 /// Where services translate it is another program that finds it out.

@@ -12,6 +12,7 @@
 //! | `qdisc-eth0` | a program, for a mark: the clsact qdisc is tether's, and goes with the filter unless others use it then |
 //! | `program-new` | the program of a filter whose own pin is behind: it was replaced by a process that was killed then |
 
+mod filter;
 mod names;
 
 use std::{
@@ -22,13 +23,14 @@ use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+pub(super) use self::filter::settle;
+use self::filter::{filter_of, put_filter};
 use super::{
     attach::discard,
     bpf::{self, Kind, Link},
     device,
     error::Error,
     pins::{self, Pins, Sort},
-    tc,
 };
 use crate::failpoint;
 
@@ -62,7 +64,7 @@ struct Hook {
 
 /// What is pinned of one interface.
 #[derive(Debug)]
-struct Place {
+struct Pinned {
     interface: String,
     sort: Sort,
     path: PathBuf,
@@ -78,7 +80,7 @@ impl LocalReplies {
         pins: Arc<Pins>,
         interfaces: Vec<String>,
     ) -> Result<Self, Error> {
-        let is_wanted = !places(&pins)?.is_empty();
+        let is_wanted = !pinned(&pins)?.is_empty();
         Ok(Self(Mutex::new(Hook {
             program,
             pins,
@@ -133,18 +135,18 @@ impl LocalReplies {
     /// When that fails.
     pub(super) fn discard_others(&self) -> Result<(), Error> {
         let hook = self.hook();
-        for place in places(&hook.pins)? {
-            if hook.interfaces.contains(&place.interface) {
+        for pinned in pinned(&hook.pins)? {
+            if hook.interfaces.contains(&pinned.interface) {
                 continue;
             }
-            if place.is_elsewhere()? {
+            if pinned.is_elsewhere()? {
                 tracing::warn!(
-                    interface = place.interface, pin = %place.path.display(),
+                    interface = pinned.interface, pin = %pinned.path.display(),
                     "this pinned link is attached in another network namespace and is left alone"
                 );
                 continue;
             }
-            place.discard()?;
+            pinned.discard()?;
         }
         Ok(())
     }
@@ -254,30 +256,6 @@ impl Hook {
         Ok(None)
     }
 
-    /// The marks come first, so that whatever a killed process leaves is found again.
-    fn set_filter(
-        &self,
-        program: BorrowedFd<'_>,
-        interface: &str,
-        index: u32,
-    ) -> Result<(), Error> {
-        let failed = |source| Error::AttachLocal {
-            interface: interface.to_owned(),
-            source,
-        };
-        let mark = self.pins.of(Sort::Qdisc, interface);
-        if !tc::has_qdisc(index).map_err(failed)? {
-            self.pins.renew(program, &mark)?;
-            if let Err(error) = tc::add_qdisc(index) {
-                fs::remove_file(&mark).map_err(Error::file(&mark, "unpinning"))?;
-                return Err(failed(error));
-            }
-        } else if self.qdiscs.contains(&index) && !mark.exists() {
-            self.pins.renew(program, &mark)?;
-        }
-        put_filter(&self.pins, program, interface, index)
-    }
-
     /// The pinned link of an interface.
     fn link(&self, interface: &str) -> Result<Option<Link>, Error> {
         let path = self.pins.of(Sort::Local, interface);
@@ -341,73 +319,6 @@ fn whereabouts(link: &Link, interface: &str) -> Result<Whereabouts, Error> {
     }
 }
 
-/// Whether tether's filter is on an interface.
-fn filter_of(pins: &Pins, interface: &str, index: u32) -> Result<bool, Error> {
-    let mark = pins.of(Sort::Filter, interface);
-    if !mark.exists() {
-        return Ok(false);
-    }
-    let id =
-        bpf::pinned_program(&mark).map_err(Error::file(&mark, "opening the pinned program"))?;
-    is_filter_on(index, id).map_err(|source| Error::Device {
-        interface: interface.to_owned(),
-        doing: "asking for its filters",
-        source,
-    })
-}
-
-fn is_filter_on(index: u32, program: u32) -> io::Result<bool> {
-    let filters = tc::filters(index, tc::EGRESS)?;
-    Ok(filters
-        .iter()
-        .any(|filter| filter.is_in_place() && filter.program == Some(program)))
-}
-
-/// Puts a program into tether's filter on an interface. At whatever moment this process is killed, the program that is in the filter is pinned: as its
-/// mark, or aside.
-fn put_filter(
-    pins: &Pins,
-    program: BorrowedFd<'_>,
-    interface: &str,
-    index: u32,
-) -> Result<(), Error> {
-    settle(pins)?;
-    let set = || {
-        tc::set_filter(index, program).map_err(|source| Error::AttachLocal {
-            interface: interface.to_owned(),
-            source,
-        })
-    };
-    let mark = pins.of(Sort::Filter, interface);
-    if mark.exists() {
-        pins.renew_once(program, &mark, set)
-    } else {
-        pins.renew(program, &mark)?;
-        set()
-    }
-}
-
-/// Marks the filter whose program a killed process has replaced, and not come to mark.
-///
-/// # Errors
-/// When the kernel cannot be asked, or bpffs refuses.
-pub(super) fn settle(pins: &Pins) -> Result<(), Error> {
-    let aside = pins.aside();
-    // Nothing else has a use for what is there.
-    let Ok(program) = bpf::pinned_program(&aside) else {
-        return pins.discard_aside();
-    };
-    let found = unmarked(pins, program).map_err(Error::file(
-        &aside,
-        "looking for the filter that has this program",
-    ))?;
-    let Some(interface) = found else {
-        return pins.discard_aside();
-    };
-    let mark = pins.of(Sort::Filter, &interface);
-    fs::rename(&aside, &mark).map_err(Error::file(&mark, "pinning the filter's program"))
-}
-
 /// Gives links, and the marks of filters and of their qdiscs, the names that their interfaces have by now.
 ///
 /// # Errors
@@ -417,35 +328,22 @@ pub(super) fn follow_names(pins: &Pins) -> Result<(), Error> {
     names::follow_filters(pins)
 }
 
-/// An interface whose filter has this program, and no mark of that.
-fn unmarked(pins: &Pins, program: u32) -> io::Result<Option<String>> {
-    for interface in nix::net::if_::if_nameindex()?.iter() {
-        let name = interface.name().to_string_lossy();
-        // Several may have the same program.
-        let is_marked = || bpf::pinned_program(&pins.of(Sort::Filter, &name)).ok() == Some(program);
-        if is_filter_on(interface.index(), program)? && !is_marked() {
-            return Ok(Some(name.into_owned()));
-        }
-    }
-    Ok(None)
-}
-
 /// All that is pinned, the filters before their qdiscs.
-fn places(pins: &Pins) -> Result<Vec<Place>, Error> {
-    let mut places = Vec::new();
+fn pinned(pins: &Pins) -> Result<Vec<Pinned>, Error> {
+    let mut all = Vec::new();
     for sort in [Sort::Local, Sort::Filter, Sort::Qdisc] {
         for (interface, path) in pins.all_of(sort)? {
-            places.push(Place {
+            all.push(Pinned {
                 interface,
                 sort,
                 path,
             });
         }
     }
-    Ok(places)
+    Ok(all)
 }
 
-impl Place {
+impl Pinned {
     /// Whether it is a link that is attached in another network namespace. (Filters are looked for in this one only.)
     fn is_elsewhere(&self) -> Result<bool, Error> {
         match self.sort {
@@ -476,36 +374,6 @@ impl Place {
     fn failed(&self) -> impl FnOnce(io::Error) -> Error {
         Error::file(&self.path, "removing what is marked by it")
     }
-
-    /// By its program too, and not by the interface's name alone: another's filter may be in its place by now.
-    fn remove_filter(&self) -> io::Result<()> {
-        let program = bpf::pinned_program(&self.path)?;
-        match device::index(&self.interface) {
-            Some(index) if is_filter_on(index, program)? => tc::remove_filter(index),
-            _ => Ok(()),
-        }
-    }
-
-    /// Unless somebody else has put filters into it since.
-    fn remove_qdisc(&self) -> io::Result<()> {
-        let Some(index) = device::index(&self.interface) else {
-            return Ok(());
-        };
-        if !tc::has_qdisc(index)? {
-            return Ok(());
-        }
-        let is_empty = tc::filters(index, tc::EGRESS)?.is_empty()
-            && tc::filters(index, tc::INGRESS)?.is_empty();
-        if is_empty {
-            tc::remove_qdisc(index)
-        } else {
-            tracing::info!(
-                interface = self.interface,
-                "the clsact qdisc that tether has made stays: others have filters in it"
-            );
-            Ok(())
-        }
-    }
 }
 
 /// Replaces the program wherever it is, each atomically, by one that the kernel has taken.
@@ -516,15 +384,15 @@ pub(super) fn switch_all(pins: &Pins, program: Result<BorrowedFd<'_>, &str>) -> 
     let Ok(program) = program else {
         return Ok(());
     };
-    for place in places(pins)? {
+    for pinned in pinned(pins)? {
         let failed = |source| Error::AttachLocal {
-            interface: place.interface.clone(),
+            interface: pinned.interface.clone(),
             source,
         };
-        match place.sort {
+        match pinned.sort {
             Sort::Xdp | Sort::Qdisc => {}
             Sort::Local => {
-                let Some(link) = open_sound(&place.path)? else {
+                let Some(link) = open_sound(&pinned.path)? else {
                     continue;
                 };
                 match link.update(program) {
@@ -534,11 +402,11 @@ pub(super) fn switch_all(pins: &Pins, program: Result<BorrowedFd<'_>, &str>) -> 
                 }
             }
             Sort::Filter => {
-                let Some(index) = device::index(&place.interface) else {
+                let Some(index) = device::index(&pinned.interface) else {
                     continue;
                 };
-                if filter_of(pins, &place.interface, index)? {
-                    put_filter(pins, program, &place.interface, index)?;
+                if filter_of(pins, &pinned.interface, index)? {
+                    put_filter(pins, program, &pinned.interface, index)?;
                 }
             }
         }
@@ -554,10 +422,10 @@ pub(super) fn discard_all(pins: &Pins) -> Result<Vec<String>, Error> {
     settle(pins)?;
     follow_names(pins)?;
     let mut interfaces = Vec::new();
-    for place in places(pins)? {
-        place.discard()?;
-        if !interfaces.contains(&place.interface) {
-            interfaces.push(place.interface);
+    for pinned in pinned(pins)? {
+        pinned.discard()?;
+        if !interfaces.contains(&pinned.interface) {
+            interfaces.push(pinned.interface);
         }
     }
     Ok(interfaces)

@@ -4,7 +4,7 @@
 
 use std::{
     os::fd::AsFd as _,
-    sync::{Arc, atomic::Ordering},
+    sync::{Arc, atomic::AtomicU64},
 };
 
 use lb_common::{maps as names, net::IpVersion};
@@ -166,12 +166,8 @@ impl Origin for Own {
         Ok(())
     }
 
-    fn hold_until(&self, until_ns: u64) {
-        self.maps.hold.word(0, 0).store(until_ns, Ordering::SeqCst);
-    }
-
-    fn held_until(&self) -> u64 {
-        self.maps.hold.word(0, 0).load(Ordering::SeqCst)
+    fn hold(&self) -> &AtomicU64 {
+        self.maps.hold.word(0, 0)
     }
 
     /// What the tables do not make up is shared.

@@ -28,7 +28,14 @@
 //! maps are the instance's still, and hold all that the data path has recorded: the next start discards the new ones, and first of all has replies
 //! translated by those again ([`super::resize::open`]), or by yet others, if it moves the flows once more.
 
-use std::{os::fd::AsFd as _, sync::Arc, time::Duration};
+use std::{
+    os::fd::AsFd as _,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use lb_common::{
     flow::{
@@ -101,11 +108,18 @@ pub(super) trait Origin {
     /// Brings [`Origin::maps`] up to date.
     fn refresh(&self) -> Result<(), Error>;
 
-    /// Has the program that is in force write nothing until then.
-    fn hold_until(&self, until_ns: u64);
+    /// Where the program that is in force reads until when it writes nothing.
+    fn hold(&self) -> &AtomicU64;
+
+    /// Has it write nothing until then.
+    fn hold_until(&self, until_ns: u64) {
+        self.hold().store(until_ns, Ordering::SeqCst);
+    }
 
     /// Until when it writes nothing.
-    fn held_until(&self) -> u64;
+    fn held_until(&self) -> u64 {
+        self.hold().load(Ordering::SeqCst)
+    }
 
     /// The maps of the new set: the flow tables empty, all else as it is here.
     fn stage(&self, capacity: &Capacity) -> Result<Opened, Error>;

@@ -12,6 +12,7 @@ use crate::{
         device, features, local, pins, possible_cpus, tc,
     },
     neighbour::netlink::Netlink,
+    sysctl,
 };
 
 pub(super) async fn gather(
@@ -49,9 +50,7 @@ pub(super) async fn gather(
         translates_local: traffic_control.as_ref().is_some_and(|found| found.ours),
         tc: traffic_control.map(|found| found.others),
         rp_filter: rp_filter(name),
-        forwarding: ByVersion::of(|version| {
-            sysctl(&format!("ipv{}/conf/{name}/forwarding", version as u32)).map(|value| value > 0)
-        }),
+        forwarding: ByVersion::of(|version| sysctl::forwards(version, name)),
     }
 }
 
@@ -143,12 +142,10 @@ impl TrafficControl {
 }
 
 fn rp_filter(name: &str) -> Option<u8> {
-    let of = |which: &str| sysctl(&format!("ipv4/conf/{which}/rp_filter"));
+    let of = |which: &str| -> Option<u8> {
+        let file = format!("/proc/sys/net/ipv4/conf/{which}/rp_filter");
+        fs::read_to_string(file).ok()?.trim().parse().ok()
+    };
     // The kernel takes the larger of both.
     Some(of("all")?.max(of(name)?))
-}
-
-fn sysctl(key: &str) -> Option<u8> {
-    let text = fs::read_to_string(format!("/proc/sys/net/{key}")).ok()?;
-    text.trim().parse().ok()
 }

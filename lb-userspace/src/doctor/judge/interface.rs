@@ -10,7 +10,7 @@ use super::{
     },
     listed,
 };
-use crate::dataplane::kernel::HIDDEN_PINS;
+use crate::{dataplane::kernel::HIDDEN_PINS, sysctl};
 
 // include/uapi/linux/netdev.h
 const XDP_BASIC: u64 = 1 << 0;
@@ -356,13 +356,14 @@ fn traffic_control(name: &str, interface: &Interface, local: bool) -> Finding {
 }
 
 fn reverse_path(name: &str, interface: &Interface, many: bool, local: bool) -> Finding {
+    let key = sysctl::of_interface(IpVersion::V4, name, "rp_filter");
     match interface.rp_filter {
         None => Finding::bad(
             Unknown,
             "rp_filter",
             name,
             "could not be read",
-            format!("see net.ipv4.conf.{name}.rp_filter"),
+            format!("see {key}"),
         ),
         Some(1) if many => Finding::bad(
             Warning,
@@ -376,9 +377,7 @@ fn reverse_path(name: &str, interface: &Interface, many: bool, local: bool) -> F
                     ""
                 }
             ),
-            format!(
-                "sysctl -w net.ipv4.conf.{name}.rp_filter=2, and net.ipv4.conf.all.rp_filter too if that is 1"
-            ),
+            format!("sysctl -w {key}=2, and net.ipv4.conf.all.rp_filter too if that is 1"),
         ),
         Some(0) => Finding::ok("rp_filter", name, "off"),
         Some(1) => Finding::ok(
@@ -411,7 +410,7 @@ fn forwarding(facts: &Facts, findings: &mut Vec<Finding>) {
                 continue;
             }
             let number = version as u32;
-            let key = format!("net.ipv{number}.conf.{}.forwarding", name.replace('.', "/"));
+            let key = sysctl::of_interface(version, name, "forwarding");
             findings.push(match interface.forwarding[version] {
                 Some(true) => Finding::ok("forwarding", name, format!("IPv{number} is forwarded")),
                 Some(false) => Finding::bad(

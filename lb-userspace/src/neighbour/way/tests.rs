@@ -321,6 +321,19 @@ fn every_obstacle_of_the_link_is_told_apart() {
 }
 
 #[test]
+fn the_remedy_names_the_sysctl_of_the_interface() {
+    let obstacle = Obstacle::NotForwarded {
+        version: IpVersion::V4,
+        interface: "eth1.100".into(),
+    };
+    let text = obstacle.to_string();
+    assert!(
+        text.contains("`sysctl -w net.ipv4.conf.eth1/100.forwarding=1`"),
+        "{text}"
+    );
+}
+
+#[test]
 fn prefixes_cover_what_they_should() {
     let covers = |prefix: &str, length, address: &str| {
         covers(prefix.parse().unwrap(), length, address.parse().unwrap())

@@ -8,7 +8,9 @@ use super::{
         error::Error,
         pins::{Pins, Rename, Sort, rename},
     },
-    Whereabouts, is_filter_on, open_sound, unmarked, whereabouts,
+    Whereabouts,
+    filter::{is_filter_on, unmarked},
+    open_sound, whereabouts,
 };
 
 /// Of links.

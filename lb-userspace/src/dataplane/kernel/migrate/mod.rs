@@ -328,16 +328,8 @@ impl Origin for Foreign {
             .map_err(|Overflow| self.refused("a flow's entry has no room in this one's".into()))
     }
 
-    fn hold_until(&self, until_ns: u64) {
-        self.words[names::HOLD]
-            .word(self.hold_at as u32, 0)
-            .store(until_ns, Ordering::SeqCst);
-    }
-
-    fn held_until(&self) -> u64 {
-        self.words[names::HOLD]
-            .word(self.hold_at as u32, 0)
-            .load(Ordering::SeqCst)
+    fn hold(&self) -> &AtomicU64 {
+        self.words[names::HOLD].word(self.hold_at as u32, 0)
     }
 
     fn stage(&self, capacity: &Capacity) -> Result<Opened, Error> {

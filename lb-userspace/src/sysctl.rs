@@ -1,0 +1,21 @@
+//! The kernel's settings of interfaces.
+
+use std::fs;
+
+use lb_common::net::IpVersion;
+
+/// What `sysctl` calls a setting of an interface: a slash stands there for a dot that is no separator.
+pub(crate) fn of_interface(version: IpVersion, interface: &str, setting: &str) -> String {
+    let interface = interface.replace('.', "/");
+    format!("net.ipv{}.conf.{interface}.{setting}", version as u32)
+}
+
+/// Whether the kernel forwards what comes in by an interface; none if it does not say, since there is no such interface.
+pub(crate) fn forwards(version: IpVersion, interface: &str) -> Option<bool> {
+    let file = format!(
+        "/proc/sys/net/ipv{}/conf/{interface}/forwarding",
+        version as u32
+    );
+    let text = fs::read_to_string(file).ok()?;
+    Some(text.trim() != "0")
+}
