@@ -10,8 +10,8 @@ use lb_common::{
 
 use crate::story::{Op, Outside, key_of, story};
 
-/// Flows that want one of the table's places, which are half as many.
-const FLOWS: u32 = 64;
+/// Flows that want one of the table's places, which are a quarter as many.
+const FLOWS: u32 = 128;
 const BUCKETS: u32 = 8;
 
 /// Live entries that nothing on the data path may take.

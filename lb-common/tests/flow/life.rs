@@ -3,7 +3,7 @@
 use lb_common::{
     clock::Tick,
     flow::{
-        life::{Owner, PROMOTION_WINDOW, advance, heard, owner, refresh},
+        life::{Owner, PROMOTION_WINDOW, advance, heard, owner, refresh, refused},
         word::{BackendRef, LATE_TICKS, REFRESH_TICKS, State, Word, YOUNG_TICKS, epoch_of},
     },
     tcp::{ACK, FIN, RST, Segment},
@@ -543,4 +543,36 @@ fn a_refusal_closes_a_young_entry_alone() {
     // Its client goes on, and was not meant.
     let revived = advance(closed, &data(at(0)), NOW);
     assert!(revived.is(State::Young), "{revived:?}");
+}
+
+#[test]
+fn what_a_dead_backend_does_not_get_ends_its_flow_if_it_is_where_the_stream_is() {
+    let ended = live(State::Closing, Word::BY_RESET).with_tick(NOW);
+    let closing = live(State::Closing, Word::EXCEPTION);
+    for segment in [ack(at(0)), data(at(0)), fin(at(0)), rst(at(0))] {
+        for word in [
+            live(State::Young, 0),
+            live(State::Pin, Word::HINT),
+            closing,
+            ended,
+        ] {
+            assert_eq!(refused(word, &segment, NOW), ended, "{word:?} {segment:?}");
+        }
+        let elsewhere = Segment {
+            seq: at(40),
+            ..segment
+        };
+        let word = live(State::Pin, 0);
+        assert_eq!(
+            refused(word, &elsewhere, NOW),
+            advance(word, &elsewhere, NOW)
+        );
+    }
+    let jumped = refused(live(State::Pin, 0), &data(at(40)), NOW);
+    let agreed = refused(jumped, &data(at(40)), NOW);
+    assert_eq!(agreed, ended.with_epoch(epoch_of(at(40))));
+
+    let embryo = Word::embryo(BACKEND, at(0), THEN);
+    assert_eq!(refused(embryo, &ack(at(0) + 1), NOW), ended);
+    assert_eq!(refused(embryo, &rst(at(0) + 1), NOW), embryo);
 }

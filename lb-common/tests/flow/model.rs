@@ -249,6 +249,18 @@ impl Held {
         }
     }
 
+    /// After [`Held::takes`], of a flow whose backend is dead: the client knows that it is over, by its own RST or FIN or by ours.
+    fn is_refused(&mut self, segment: &Segment, now: u32) {
+        let is_credible = self.ahead(segment.seq).abs() <= 1 && !self.doubtful;
+        if !self.is_asked() && is_credible {
+            self.life = Life::Closing {
+                by_reset: true,
+                exception: false,
+                quiet_since: now,
+            };
+        }
+    }
+
     fn follow(&mut self, ahead: i64) {
         if ahead == 1 {
             self.epoch = (self.epoch + 1) % 4096;
@@ -360,6 +372,9 @@ impl Reference {
         };
         let pick = outside.rig.slot_of(key_of(flow), 0).current();
         held[owner].takes(segment, outside.now.0, pick);
+        if choice.1.serving == Serving::None {
+            held[owner].is_refused(segment, outside.now.0);
+        }
         match choice.1.serving {
             Serving::None if segment.flags & RST != 0 => (Reason::ResetToDead, Some(choice.0)),
             Serving::None => (Reason::BackendDead, Some(choice.0)),

@@ -350,23 +350,83 @@ fn a_closing_flow_lingers_by_how_it_ended() {
 
 #[test]
 fn what_each_serving_means_for_a_flow_that_has_an_entry() {
-    for (serving, segment, reason) in [
-        (Serving::New, data(ISN + 1), Reason::Established),
-        (Serving::ExistingOnly, data(ISN + 1), Reason::Established),
-        (Serving::None, data(ISN + 1), Reason::BackendDead),
-        (Serving::None, fin(ISN + 1), Reason::BackendDead),
-        (Serving::None, rst(ISN + 1), Reason::ResetToDead),
+    for (serving, segment, reason, state) in [
+        (Serving::New, data(ISN + 1), Reason::Established, State::Pin),
+        (
+            Serving::ExistingOnly,
+            data(ISN + 1),
+            Reason::Established,
+            State::Pin,
+        ),
+        (
+            Serving::None,
+            data(ISN + 1),
+            Reason::BackendDead,
+            State::Closing,
+        ),
+        (
+            Serving::None,
+            fin(ISN + 1),
+            Reason::BackendDead,
+            State::Closing,
+        ),
+        (
+            Serving::None,
+            rst(ISN + 1),
+            Reason::ResetToDead,
+            State::Closing,
+        ),
         (
             Serving::None,
             segment(ISN + 1, RST | ACK, false),
             Reason::ResetToDead,
+            State::Closing,
+        ),
+        // Not where the stream is: forged, or a jump that nothing confirms yet.
+        (
+            Serving::None,
+            data(ELSEWHERE),
+            Reason::BackendDead,
+            State::Pin,
+        ),
+        (
+            Serving::None,
+            rst(ELSEWHERE),
+            Reason::ResetToDead,
+            State::Pin,
         ),
     ] {
         let mut rig = Rig::small(1);
         let now = pinned(&rig);
         rig.set_backend(1, serving);
         assert_eq!(rig.send(FLOW, segment, now), (reason, Some(1)));
-        assert_eq!(rig.entries(FLOW).len(), 1, "the entry stays");
+        assert_eq!(rig.entry(FLOW).state(), state, "{serving:?} {segment:?}");
+    }
+}
+
+/// Clients of a dead backend are told, and nobody comes again who could end the flow: it ends with that, and lingers while the client goes on asking.
+#[test]
+fn a_flow_of_a_dead_backend_ends_a_minute_after_its_clients_last_segment_and_is_revived_before() {
+    for end in [data(ISN + 1), fin(ISN + 1), rst(ISN + 1)] {
+        let mut rig = Rig::small(2);
+        let now = pinned(&rig);
+        hand_slot_over(&mut rig, now);
+        rig.set_backend(1, Serving::None);
+        rig.send(FLOW, end, now);
+        let later = now.later(LINGER_RST_TICKS - 1);
+        assert_eq!(
+            rig.send(FLOW, data(ISN + 1), later),
+            (Reason::BackendDead, Some(1))
+        );
+        let word = rig.entry(FLOW);
+        assert!(!word.is_vacant(later.later(LINGER_RST_TICKS - 1)));
+        assert!(word.is_vacant(later.later(LINGER_RST_TICKS)));
+        rig.set_backend(1, Serving::ExistingOnly);
+        assert_eq!(
+            rig.send(FLOW, data(ISN + 1), later),
+            (Reason::Established, Some(1))
+        );
+        assert!(rig.entry(FLOW).is(State::Young));
     }
 }
 

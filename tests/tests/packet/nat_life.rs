@@ -31,6 +31,8 @@ lab::in_both_versions![
     what_comes_for_an_orphaned_port_is_the_hosts,
     mid_stream_without_an_entry_nat_resets_and_dnat_adopts,
     a_dead_backend_is_told_to_the_client,
+    what_a_dead_backend_does_not_get_ends_the_flow,
+    a_reset_on_its_way_to_an_unresolved_backend_closes_a_flow,
     flows_of_another_mode_go_on_when_a_service_begins_to_translate,
     while_the_tables_are_held_nothing_new_is_made,
 ];
@@ -346,6 +348,55 @@ fn a_dead_backend_is_told_to_the_client() {
         let expected = flow.to_backend(backend, &data, Reason::Established);
         world.send(&data).expect(&expected);
     });
+}
+
+/// Nobody but the client could end it, and it holds a port.
+fn what_a_dead_backend_does_not_get_ends_the_flow() {
+    for mode in MODES {
+        let backend = mode(1);
+        for flags in [ACK, FIN | ACK, RST] {
+            let world = World::with_translating(&backend);
+            let flow = world.open(CLIENT);
+            world.translate(&backend.serving(Serving::None), SERVICE);
+            world.save_resets(100);
+            let last = flow.sends(flags);
+            for _ in 0..2 {
+                let expected = if flags == RST {
+                    dropped(Reason::ResetToDead).of_backend(1)
+                } else {
+                    answered(Reason::BackendDead, reset_output(&last)).of_backend(1)
+                };
+                world.send(&last).expect(&expected);
+                let closed = world.entry(CLIENT.key());
+                assert!(closed.is(State::Closing) && closed.has(Word::BY_RESET));
+            }
+            // Not where the stream is: who forged it knows nothing of that.
+            let world = World::with_translating(&backend);
+            let flow = world.open(CLIENT);
+            world.translate(&backend.serving(Serving::None), SERVICE);
+            let seq = last.as_tcp().seq.wrapping_add(1 << 30);
+            world.send(&flow.sends(flags).seq(seq));
+            assert!(world.entry(CLIENT.key()).is(State::Pin));
+        }
+    }
+}
+
+/// It is dropped, and does not come again.
+fn a_reset_on_its_way_to_an_unresolved_backend_closes_a_flow() {
+    for mode in MODES {
+        let backend = mode(1);
+        let world = World::with_translating(&backend);
+        let flow = world.open(CLIENT);
+        world.translate(&backend.unresolved(), SERVICE);
+        for (packet, state) in [
+            (flow.sends(FIN | ACK), State::Pin),
+            (flow.sends(RST), State::Closing),
+        ] {
+            let expected = dropped(Reason::Unresolved).of_backend(1);
+            world.send(&packet).expect(&expected);
+            assert!(world.entry(CLIENT.key()).is(state));
+        }
+    }
 }
 
 fn flows_of_another_mode_go_on_when_a_service_begins_to_translate() {

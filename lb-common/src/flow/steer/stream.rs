@@ -13,10 +13,15 @@ use crate::{
     verdict::Reason,
 };
 
-/// [`life::advance`], which is large. By value: the verifier of 7.2 loses sight of a stack that is two calls away.
+/// [`life::advance`], or of a flow whose backend is dead [`life::refused`], which are large. By value: the verifier of 7.2 loses sight of a stack that is two
+/// calls away.
 #[inline(never)]
-fn advance(word: Word, segment: Segment, now: Tick) -> Word {
-    life::advance(word, &segment, now)
+fn advance(word: Word, segment: Segment, now: Tick, is_dead: bool) -> Word {
+    if is_dead {
+        life::refused(word, &segment, now)
+    } else {
+        life::advance(word, &segment, now)
+    }
 }
 
 /// The id of today's pick; 0 if there is none.
@@ -34,15 +39,19 @@ impl<W: World> Visit<'_, W> {
     pub(super) fn known(&self, entry: &Entry) -> Outcome {
         match self.backend_of(entry.word.backend()) {
             Some(choice) => {
-                let is_theirs = W::TRANSLATES && choice.state.translates();
-                if !is_theirs && !self.live_on(*entry) {
+                let closes = choice
+                    .state
+                    .closes(self.subject.homes[0], self.world.buckets());
+                let is_dead = closes && matches!(choice.state.serving(), Serving::None);
+                let is_lost_reset = !choice.state.is_resolved() && self.segment.has(RST);
+                // What goes on to be translated changes the entry there.
+                let is_theirs =
+                    W::TRANSLATES && choice.state.translates() && !(is_dead || is_lost_reset);
+                if !is_theirs && !self.live_on(*entry, is_dead) {
                     return Outcome::without_backend(Reason::Held);
                 }
                 self.world.note_entry(entry.place);
-                if !choice
-                    .state
-                    .closes(self.subject.homes[0], self.world.buckets())
-                {
+                if !closes {
                     return choice.forward(Reason::Established);
                 }
                 match choice.state.serving() {
@@ -70,8 +79,8 @@ impl<W: World> Visit<'_, W> {
 
     /// Writes what a segment changes of its entry, if it changes anything. False if that had to be written and cannot be now.
     #[inline(always)]
-    fn live_on(&self, entry: Entry) -> bool {
-        let next = life::advance(entry.word, &self.segment, self.subject.now);
+    fn live_on(&self, entry: Entry, is_dead: bool) -> bool {
+        let next = advance(entry.word, self.segment, self.subject.now, is_dead);
         if next == entry.word {
             return true;
         }
@@ -80,22 +89,22 @@ impl<W: World> Visit<'_, W> {
             let ends = next.is(State::Closing) && !entry.word.is(State::Closing);
             return !entry.word.is_nascent() && !ends;
         }
-        self.write(entry, next);
+        self.write(entry, next, is_dead);
         true
     }
 
     /// Writes what a segment changes of its entry. A lost refresh is ignored; a lost change of state is tried once more.
     #[inline(always)]
-    fn write(&self, entry: Entry, next: Word) {
+    fn write(&self, entry: Entry, next: Word, is_dead: bool) {
         if next.state() == entry.word.state() {
             table::replace(self.world, entry.place, entry.word, next);
         } else {
-            self.change_state(&entry);
+            self.change_state(&entry, is_dead);
         }
     }
 
     #[inline(always)]
-    fn change_state(&self, entry: &Entry) {
+    fn change_state(&self, entry: &Entry, is_dead: bool) {
         // Whether an entry that closes is an exception depends on it.
         let pick = if self.segment.ends() {
             pick(self.world, self.subject.key)
@@ -105,7 +114,7 @@ impl<W: World> Visit<'_, W> {
         let mut seen = entry.word;
         let mut attempt = 0;
         while attempt < 2 {
-            let mut next = advance(seen, self.segment, self.subject.now);
+            let mut next = advance(seen, self.segment, self.subject.now, is_dead);
             if next == seen {
                 return;
             }
