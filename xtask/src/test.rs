@@ -217,7 +217,9 @@ mod tests {
             let manifest = fs::read_to_string(package.join("Cargo.toml")).expect("a manifest");
             let manifest: toml::Table = manifest.parse().expect("a manifest that can be read");
             let programs = manifest["bin"].as_array().expect("programs").iter();
-            let mut untested = programs.filter(|p| p.get("test") == Some(&false.into())).peekable();
+            let mut untested = programs
+                .filter(|p| p.get("test") == Some(&false.into()))
+                .peekable();
             assert!(untested.peek().is_some(), "{}", package.display());
             for program in untested {
                 let path = package.join(program["path"].as_str().expect("a path"));

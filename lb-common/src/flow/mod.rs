@@ -29,6 +29,11 @@ pub trait FlowKey: Copy + PartialEq {
     fn service(&self) -> u16;
     /// All of it mixed to a word under the table's secret seed.
     fn mixed(&self, seed: &Seed) -> u64;
+    /// The same as it was before version 9 of the layouts ([`crate::maps::ABI_VERSION`]), for what these have left.
+    #[inline(always)]
+    fn mixed_before_9(&self, seed: &Seed) -> u64 {
+        self.mixed(seed)
+    }
     /// The key's two buckets in a table of `buckets`: different ones if there are at least two.
     #[inline(always)]
     fn homes(&self, seed: &Seed, buckets: u32) -> [u32; 2] {

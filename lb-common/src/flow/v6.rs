@@ -42,17 +42,40 @@ impl Key {
     }
 }
 
-/// Mixes 128 bits of address and a number below 2^32 into one word, under a secret seed.
+/// Mixes 128 bits of address and a number below 2^32 into one word, under a secret seed, for the choice of a slot.
 ///
-/// Each of the three is multiplied by a secret of its own, so that a difference in one makes up for one in another only for who knows the
-/// seed: whoever spoofs addresses could else have many clients share a bucket. The halves of the address are folded first, since what differs
-/// in a word's upper bits alone would differ in the product's upper bits alone. The products do not wait for each other.
+/// Each of the three is multiplied by a secret of its own. Still, who picks addresses makes them choose alike, without knowing the seed: see [`mix_apart`]. That
+/// gains nothing here, where many flows have one slot in any case; and all load balancers of a fleet have to choose alike, whatever their versions.
 #[inline(always)]
 const fn mix_all(address: [u64; 2], number: u64, seed: &Seed) -> u64 {
-    let high = (address[0] ^ (address[0] >> 32)).wrapping_mul(seed.first);
-    let low = (address[1] ^ (address[1] >> 32)).wrapping_mul(seed.second);
-    let rest = number.wrapping_mul(seed.whiten | 1);
-    let sum = high.wrapping_add(low).wrapping_add(rest);
+    let [high, low, rest] = products(address, number, seed);
+    mix_sum(high.wrapping_add(low).wrapping_add(rest), seed)
+}
+
+/// The same for where a flow is kept, of which whoever spoofs addresses could else fill both places.
+///
+/// What differs in the upper bits of a factor alone differs in the upper bits of the product alone, by as much whatever the seed, so that of two products one
+/// makes up for the other. Each is folded by another width before they are added: what makes up for it above does not below.
+#[inline(always)]
+const fn mix_apart(address: [u64; 2], number: u64, seed: &Seed) -> u64 {
+    let [high, low, rest] = products(address, number, seed);
+    let (high, low) = (high ^ (high >> 32), low ^ (low >> 29));
+    mix_sum(high.wrapping_add(low).wrapping_add(rest), seed)
+}
+
+/// The products do not wait for each other. The halves of the address are folded first, since what differs in a word's upper bits alone would differ in the
+/// product's upper bits alone.
+#[inline(always)]
+const fn products(address: [u64; 2], number: u64, seed: &Seed) -> [u64; 3] {
+    [
+        (address[0] ^ (address[0] >> 32)).wrapping_mul(seed.first),
+        (address[1] ^ (address[1] >> 32)).wrapping_mul(seed.second),
+        number.wrapping_mul(seed.whiten | 1),
+    ]
+}
+
+#[inline(always)]
+const fn mix_sum(sum: u64, seed: &Seed) -> u64 {
     let mixed = (sum ^ (sum >> 29)).wrapping_mul(seed.second);
     mixed ^ (mixed >> 32)
 }
@@ -65,6 +88,11 @@ impl FlowKey for Key {
 
     #[inline(always)]
     fn mixed(&self, seed: &Seed) -> u64 {
+        mix_apart(self.address, self.rest, seed)
+    }
+
+    #[inline(always)]
+    fn mixed_before_9(&self, seed: &Seed) -> u64 {
         mix_all(self.address, self.rest, seed)
     }
 
@@ -131,6 +159,23 @@ mod tests {
             let key = Key { address, rest: u64::from(rest) };
             let [first, second] = key.homes(&Seed::new(seed), buckets);
             prop_assert!(first != second && first < buckets && second < buckets);
+        }
+
+        /// Whose products differ in their upper bits alone, in all ways.
+        #[test]
+        fn addresses_that_are_picked_share_no_place(address: [u64; 2], rest: u32, seed: [u64; 3]) {
+            let seed = Seed::new(seed);
+            let picked = |n: u64| (n << 60) | (n << 28);
+            let mut mixed: Vec<_> = (0..256)
+                .map(|n| Key {
+                    address: [address[0] ^ picked(n & 15), address[1] ^ picked(n >> 4)],
+                    rest: u64::from(rest),
+                })
+                .map(|key| key.mixed(&seed))
+                .collect();
+            mixed.sort_unstable();
+            mixed.dedup();
+            prop_assert_eq!(mixed.len(), 256);
         }
     }
 

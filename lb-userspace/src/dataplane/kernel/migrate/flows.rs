@@ -12,7 +12,7 @@ use lb_common::{
     net::IpVersion,
 };
 
-use super::load;
+use super::{FOUND_ELSEWHERE, load};
 use crate::dataplane::{
     layouts::{
         Layouts,
@@ -23,7 +23,7 @@ use crate::dataplane::{
 };
 
 /// How the entries of one flow table are moved.
-pub(super) struct Flows {
+pub(super) struct Flows<K> {
     record: &'static str,
     entry: Conversion,
     nascent: Conversion,
@@ -37,11 +37,13 @@ pub(super) struct Flows {
     /// Where in a translation its word is, and its stamp.
     translation_at: [usize; 2],
     translation_words: usize,
+    /// How the other version mixes a key.
+    mixed: fn(&K, &Seed) -> u64,
 }
 
-impl Flows {
+impl<K: TableKey> Flows<K> {
     /// None if the other version's entries are of another kind than this one's.
-    pub(super) fn between<K: TableKey>(from: &Layouts, own: &Layouts) -> Option<Self> {
+    pub(super) fn between(from: &Layouts, own: &Layouts) -> Option<Self> {
         let record = match K::VERSION {
             IpVersion::V4 => "flow4_entry",
             IpVersion::V6 => "flow6_entry",
@@ -69,6 +71,11 @@ impl Flows {
                 word_of("translation", "stamp")?,
             ],
             translation_words: from.bytes_of("translation") / 8,
+            mixed: if from.version < FOUND_ELSEWHERE {
+                K::mixed_before_9
+            } else {
+                K::mixed
+            },
         })
     }
 
@@ -85,7 +92,7 @@ impl Flows {
     }
 
     /// Brings an image up to date, which has each entry at the place that it has there.
-    pub(super) fn read<K: TableKey>(
+    pub(super) fn read(
         &self,
         flows: &[AtomicU64],
         facts: &[AtomicU64],
@@ -135,7 +142,7 @@ impl Flows {
                 if table.translates() {
                     let from =
                         &translations[at * self.translation_words..][..self.translation_words];
-                    self.read_translation::<K>(from, &raw, image, (bucket, way), seed)?;
+                    self.read_translation(from, &raw, image, (bucket, way), seed)?;
                 }
             }
         }
@@ -143,7 +150,7 @@ impl Flows {
     }
 
     /// Brings the translation beside an entry up to date: one that is valid there is valid here.
-    fn read_translation<K: TableKey>(
+    fn read_translation(
         &self,
         from: &[AtomicU64],
         entry: &[u64],
@@ -161,7 +168,7 @@ impl Flows {
         let translation = from[word_at].load(Ordering::Acquire);
         let is_settled = from[stamp_at].load(Ordering::Acquire) == seen;
         let valid = K::table(image).read(place).filter(|(_, word)| {
-            let expected = stamp(K::of_words(hashed).mixed(seed), word.backend());
+            let expected = stamp((self.mixed)(&K::of_words(hashed), seed), word.backend());
             is_settled && seen > Translation::BUSY && seen == expected
         });
         let moved = match valid {

@@ -6,8 +6,10 @@
 //! on being counted, in the region of a CPU that there is not.
 //!
 //! * [`flows`][]: flow tables as this version lays them out
+//! * `affinities`: what is found elsewhere by this version
 //! * `counters`: what was counted
 
+mod affinities;
 mod counters;
 mod flows;
 
@@ -92,6 +94,9 @@ const FRESH: [&str; 4] = [names::LAYOUTS, names::PORTS, names::SLOTS, names::PRO
 /// Maps that are kept, as both versions use them alike: the second if its records are the same.
 const SHARED: [&str; 2] = [names::EGRESS, names::NOTICES];
 
+/// The version from which on what has an address of IPv6 for a key is found elsewhere in the tables that clients fill.
+const FOUND_ELSEWHERE: u32 = 9;
+
 /// Takes over the maps. If other sizes of the flow tables are wanted and not to be had, they get those that they had, and the reason is given too.
 ///
 /// # Errors
@@ -142,8 +147,8 @@ pub(super) struct Foreign {
     instance: Instance,
     /// By name of the map.
     moved: BTreeMap<&'static str, Conversion>,
-    flows4: Flows,
-    flows6: Flows,
+    flows4: Flows<v4::Key>,
+    flows6: Flows<v6::Key>,
     counter: Conversion,
     hold_at: usize,
 }
@@ -181,8 +186,8 @@ impl Foreign {
         let moved = moved_from(&layouts)
             .map(|(name, record)| Ok((name, conversion(record)?)))
             .collect::<Result<_, Error>>()?;
-        let flows4 = Flows::between::<v4::Key>(&layouts, &own);
-        let flows6 = Flows::between::<v6::Key>(&layouts, &own);
+        let flows4 = Flows::<v4::Key>::between(&layouts, &own);
+        let flows6 = Flows::<v6::Key>::between(&layouts, &own);
         let hold_at = layouts.place("hold", "until_ns");
         let (Some(flows4), Some(flows6), Some(hold_at)) = (flows4, flows6, hold_at) else {
             return Err(refused(
@@ -288,10 +293,21 @@ impl Foreign {
         )
     }
 
-    /// Moves a map's records to another map.
+    /// Moves a map's records to another map, which is empty.
     fn move_map(&self, name: &'static str, to: &Array<u64>) -> Result<(), Error> {
         let conversion = &self.moved[name];
         let (_, words) = conversion.words();
+        if name == names::AFFINITIES && self.layouts.version < FOUND_ELSEWHERE {
+            let mut entries = vec![];
+            // What has no room was refused when these were opened.
+            let _ = for_each::<()>(&self.words[name], conversion, |_, entry| {
+                entries.push(entry.to_vec());
+                Ok(())
+            });
+            let entries = entries.iter().map(Vec::as_slice);
+            affinities::place(entries, to, &self.instance.flow_seed);
+            return Ok(());
+        }
         for_each(&self.words[name], conversion, |index, record| {
             let to = to.all().get(index * words..(index + 1) * words);
             for (to, word) in to.ok_or(())?.iter().zip(record) {
@@ -318,12 +334,12 @@ impl Origin for Foreign {
         let seed = &self.instance.flow_seed;
         let four = self
             .flows4
-            .read::<v4::Key>(flows, facts, translations, &self.image, seed);
+            .read(flows, facts, translations, &self.image, seed);
         let [flows, facts, translations] =
             [names::FLOWS6, names::FACTS6, names::NAT6].map(|name| self.words[name].all());
         let six = self
             .flows6
-            .read::<v6::Key>(flows, facts, translations, &self.image, seed);
+            .read(flows, facts, translations, &self.image, seed);
         four.and(six)
             .map_err(|Overflow| self.refused("a flow's entry has no room in this one's".into()))
     }
