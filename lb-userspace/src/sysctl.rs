@@ -4,10 +4,20 @@ use std::fs;
 
 use lb_common::net::IpVersion;
 
+use crate::dataplane::kernel::device;
+
 /// What `sysctl` calls a setting of an interface: a slash stands there for a dot that is no separator.
 pub(crate) fn of_interface(version: IpVersion, interface: &str, setting: &str) -> String {
     let interface = interface.replace('.', "/");
     format!("net.ipv{}.conf.{interface}.{setting}", version as u32)
+}
+
+/// By which interfaces what comes in by this one is not forwarded: itself, and if it is a bond its ports, by which packets come in as the program on it sees them.
+pub(crate) fn unforwarded(version: IpVersion, interface: &str) -> Vec<String> {
+    let all = [interface.to_owned()].into_iter();
+    all.chain(device::ports_of_bond(interface))
+        .filter(|interface| forwards(version, interface) == Some(false))
+        .collect()
 }
 
 /// Whether the kernel forwards what comes in by an interface; none if it does not say, since there is no such interface.

@@ -105,3 +105,30 @@ fn ipip_survives_the_loss_of_the_active_link() -> Result<()> {
 fn l2_survives_the_loss_of_the_active_link() -> Result<()> {
     survives_the_loss_of_its_active_link(Place::Segment, 62)
 }
+
+/// What comes in by a bond has come in by one of its ports, as its program sees it; and the kernel is asked for the way to the client as of that.
+#[test]
+fn nat_asks_for_ports_that_forward_and_serves_by_them() -> Result<()> {
+    let lab = Topology::new(Place::Hidden).build()?;
+    let _passing = bond(&lab)?;
+    let snat = address::snat(IpVersion::V4);
+    let balancer = lab.balancer().clone();
+    balancer.ip(&format!("address add {snat}/32 dev {UPLINK}"))?;
+    let forward = |whether| {
+        LINKS.iter().try_for_each(|link| {
+            balancer.sysctl(&format!("net/ipv4/conf/{link}/forwarding"), whether)
+        })
+    };
+    forward("0")?;
+    let stage = Stage::on(lab, 63, |_| {})?;
+    assert_native(&stage)?;
+    wait::until("the daemon names them", SOON, || {
+        let log = stage.tether.log();
+        let what = "does not forward what comes in by link1, link2: run";
+        log.contains(what).then_some(())
+    })?;
+    forward("1")?;
+    let _connections = converse(&stage)?;
+    stage.close();
+    Ok(())
+}

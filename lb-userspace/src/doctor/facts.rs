@@ -136,6 +136,8 @@ pub struct Interface {
     pub rp_filter: Option<u8>,
     /// Whether the kernel forwards what comes in by it.
     pub forwarding: ByVersion<Option<bool>>,
+    /// By which interfaces it does not: by this one, or if it is a bond by ports of its.
+    pub unforwarded: ByVersion<Vec<String>>,
 }
 
 /// One service.

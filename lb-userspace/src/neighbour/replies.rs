@@ -188,10 +188,9 @@ impl Watch {
         self.told = warnings;
         let interfaces = &self.gate.interfaces;
         self.tell_hindrances(ByVersion::of(|version| {
-            let disabled: Vec<&str> = interfaces
+            let disabled: Vec<String> = interfaces
                 .iter()
-                .map(String::as_str)
-                .filter(|interface| sysctl::forwards(version, interface) == Some(false))
+                .flat_map(|interface| sysctl::unforwarded(version, interface))
                 .collect();
             (versions[version] && !disabled.is_empty()).then(|| hindrance(version, &disabled))
         }));
@@ -293,8 +292,8 @@ impl Watch {
     }
 }
 
-fn hindrance(version: IpVersion, interfaces: &[&str]) -> String {
-    let key = |interface: &&str| {
+fn hindrance(version: IpVersion, interfaces: &[String]) -> String {
+    let key = |interface: &String| {
         let key = sysctl::of_interface(version, interface, "forwarding");
         format!("{key}=1")
     };
@@ -456,7 +455,7 @@ mod tests {
 
     #[test]
     fn the_remedy_names_the_sysctls_of_all_interfaces() {
-        let text = hindrance(IpVersion::V6, &["eth0", "eth1.100"]);
+        let text = hindrance(IpVersion::V6, &["eth0".into(), "eth1.100".into()]);
         assert!(
             text.contains(
                 "`sysctl -w net.ipv6.conf.eth0.forwarding=1 net.ipv6.conf.eth1/100.forwarding=1`"

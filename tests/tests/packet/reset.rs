@@ -6,7 +6,7 @@ use lab::packet::{
 };
 use lb_common::{
     backend::Serving,
-    flow::word::State,
+    flow::word::{State, Word},
     maps::default::RESETS_PER_SECOND,
     tcp::{ACK, FIN, RST, SYN},
     verdict::Reason,

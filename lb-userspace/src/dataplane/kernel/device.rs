@@ -130,6 +130,13 @@ fn nature_of(attributes: &[LinkAttribute]) -> Nature {
     }
 }
 
+/// The names of an interface's ports, if it is a bond.
+pub fn ports_of_bond(name: &str) -> Vec<String> {
+    let ports = std::fs::read_to_string(format!("/sys/class/net/{name}/bonding/slaves"));
+    let ports = ports.unwrap_or_default();
+    ports.split_whitespace().map(str::to_owned).collect()
+}
+
 /// The name of an interface, or its index where it has none here.
 pub fn name(ifindex: u32) -> String {
     nix::net::if_::if_indextoname(ifindex).map_or_else(

@@ -51,6 +51,7 @@ pub(super) async fn gather(
         tc: traffic_control.map(|found| found.others),
         rp_filter: rp_filter(name),
         forwarding: ByVersion::of(|version| sysctl::forwards(version, name)),
+        unforwarded: ByVersion::of(|version| sysctl::unforwarded(version, name)),
     }
 }
 

@@ -410,22 +410,29 @@ fn forwarding(facts: &Facts, findings: &mut Vec<Finding>) {
                 continue;
             }
             let number = version as u32;
-            let key = sysctl::of_interface(version, name, "forwarding");
+            let key = |name| sysctl::of_interface(version, name, "forwarding");
+            let unforwarded = &interface.unforwarded[version];
             findings.push(match interface.forwarding[version] {
-                Some(true) => Finding::ok("forwarding", name, format!("IPv{number} is forwarded")),
-                Some(false) => Finding::bad(
-                    Failure,
-                    "forwarding",
-                    name,
-                    format!("IPv{number} that comes in is not forwarded, so clients of {services} get no replies"),
-                    format!("sysctl -w {key}=1, and write it to /etc/sysctl.d"),
-                ),
+                Some(_) if !unforwarded.is_empty() => {
+                    let keys: Vec<_> = unforwarded.iter().map(|n| key(n) + "=1").collect();
+                    Finding::bad(
+                        Failure,
+                        "forwarding",
+                        name,
+                        format!(
+                            "IPv{number} that comes in by {} is not forwarded, so clients of {services} get no replies",
+                            unforwarded.join(", ")
+                        ),
+                        format!("sysctl -w {}, and write it to /etc/sysctl.d", keys.join(" ")),
+                    )
+                }
+                Some(_) => Finding::ok("forwarding", name, format!("IPv{number} is forwarded")),
                 None => Finding::bad(
                     Unknown,
                     "forwarding",
                     name,
                     format!("whether IPv{number} is forwarded could not be read"),
-                    format!("see {key}: it has to be 1"),
+                    format!("see {}: it has to be 1", key(name)),
                 ),
             });
         }

@@ -393,12 +393,30 @@ fn other_programs_and_sysctls() {
         "forwarding",
         "net.ipv4.conf.eth0.forwarding=1",
         |facts| {
-            eth0(facts).forwarding[IpVersion::V4] = Some(false);
+            eth0(facts).unforwarded[IpVersion::V4] = vec!["eth0".into()];
+        },
+    );
+    makes(
+        Mode::Nat,
+        Failure,
+        "forwarding",
+        "net.ipv4.conf.link1.forwarding=1 net.ipv4.conf.link2/5.forwarding=1",
+        |facts| {
+            eth0(facts).unforwarded[IpVersion::V4] = vec!["link1".into(), "link2.5".into()];
+        },
+    );
+    makes(
+        Mode::Nat,
+        Unknown,
+        "forwarding",
+        "net.ipv4.conf.eth0.forwarding",
+        |facts| {
+            eth0(facts).forwarding[IpVersion::V4] = None;
         },
     );
     assert_eq!(
-        found(Mode::L2, |facts| eth0(facts).forwarding[IpVersion::V4] =
-            Some(false)),
+        found(Mode::L2, |facts| eth0(facts).unforwarded[IpVersion::V4] =
+            vec!["eth0".into()]),
         [],
         "l2 needs none"
     );
@@ -633,7 +651,7 @@ fn backends_on_this_host() {
     };
     let unattached = amid(|facts| eth0(facts).translates_local = false);
     assert_eq!(unattached, (Failure, "local"));
-    let unforwarded = amid(|facts| eth0(facts).forwarding[IpVersion::V4] = Some(false));
+    let unforwarded = amid(|facts| eth0(facts).unforwarded[IpVersion::V4] = vec!["eth0".into()]);
     assert_eq!(unforwarded, (Failure, "forwarding"));
     let itself = amid(|facts| b1(facts).interface = String::new());
     assert_eq!(itself, (Ok, "neighbour"));

@@ -19,7 +19,7 @@ pub(super) fn encode(metrics: &Metrics, encoder: &mut DescriptorEncoder<'_>) -> 
         "Entries of the flow tables, by state and version of IP",
     )?;
     for (version, table) in census.tables.each() {
-        for (state, number) in states(&table.counts.into()) {
+        for (state, number) in states(&table.counts) {
             by_state.add_with(&of_version(version), ("state", state), number)?;
         }
     }

@@ -36,7 +36,7 @@ fn samples(services: u16, backends: u16, flows: u32) -> usize {
     // Backends have ids from 5 on, in their order.
     for (id, backend) in (5..).zip(&mut status.services[0].backends) {
         if let Some(counts) = census.by_backend.get(&(id, 1)) {
-            backend.flows = (*counts).into();
+            backend.flows = *counts;
         }
     }
     let probes = ProbeTimes::default();
