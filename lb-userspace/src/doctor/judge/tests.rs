@@ -623,6 +623,21 @@ fn ways_to_backends() {
         six.remedy.as_ref().unwrap().contains("advmss 1420"),
         "{six:?}"
     );
+    // No client of IPv6 makes packets small enough because it is told; one of IPv4 does.
+    let narrow = |vip: &'static str, mtu: u32| {
+        let found = found(Mode::Ipip, move |facts| {
+            facts.services[0].vip = ip(vip);
+            b1(facts).address = ip("2001:db8::11");
+            b1(facts).mtu = mtu;
+        });
+        let line = found.into_iter().find(|one| one.check == "mtu").unwrap();
+        (line.state, line.remedy.unwrap())
+    };
+    let (state, remedy) = narrow("2001:db8::1", 1319);
+    assert_eq!(state, Failure);
+    assert!(remedy.contains("advmss 1219"), "{remedy}");
+    assert_eq!(narrow("2001:db8::1", 1320).0, Warning);
+    assert_eq!(narrow("10.0.0.1", 1319).0, Warning);
 }
 
 #[test]
