@@ -15,7 +15,7 @@ mod translation;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
@@ -97,11 +97,21 @@ pub enum Deferred {
         "the directory of VIPs has no place for it; raise limits.services, run `tether cleanup` and start anew"
     )]
     Directory,
+    /// The directory of IPv6 VIPs has the same key for it and for this one.
+    #[error(
+        "the directory of IPv6 VIPs cannot tell its VIP and port from those of another service, {0}; give one of the two another port or address"
+    )]
+    VipAlike(SocketAddr),
     /// The directory of endpoints has no place.
     #[error(
         "the directory of endpoints has no place for the address of one of its backends; raise limits.backends, run `tether cleanup` and start anew"
     )]
     EndpointDirectory,
+    /// The directory of IPv6 endpoints has the same key for one of its backends, the first, and for another.
+    #[error(
+        "the directory of IPv6 endpoints cannot tell its backend {0} from {1}; give one of the two another port or address"
+    )]
+    EndpointAlike(SocketAddr, SocketAddr),
     /// An endpoint or a pair has no number, or too many services or SNAT addresses have flows there.
     #[error("{0}")]
     Untranslated(String),
@@ -458,6 +468,12 @@ impl Planner<'_> {
             self.push_all(changes.additions);
             for service in changes.unplaced {
                 self.plan.deferred.insert(service, Deferred::Directory);
+            }
+            for (service, other) in changes.alike {
+                if let Some((of_other, _)) = listed.iter().find(|(_, id)| *id == other) {
+                    let deferred = Deferred::VipAlike(SocketAddr::new(of_other.vip, of_other.port));
+                    self.plan.deferred.insert(service, deferred);
+                }
             }
             removals.extend(changes.removals);
         }
