@@ -124,6 +124,8 @@ pub struct Interface {
     pub queues: Option<Queues>,
     /// CPUs that the machine may have.
     pub cpus: u32,
+    /// Whether it is a bond, which gets frames by its ports.
+    pub is_bond: bool,
     /// The bond that it is a port of.
     pub bond: Option<String>,
     /// The interface that it is a VLAN of.

@@ -24,6 +24,8 @@ pub(super) struct Changes {
     pub(super) removals: Vec<Operation>,
     /// Services, or endpoints, that found no place.
     pub(super) unplaced: Vec<u16>,
+    /// Services, or endpoints, whose key is that of another, which has the place; and that one. Keys of IPv4 are exact, so it never is so there.
+    pub(super) alike: Vec<(u16, u16)>,
 }
 
 /// Which directory.
@@ -42,7 +44,7 @@ pub(super) fn arrange_endpoints(
     listed: impl Iterator<Item = (SocketAddr, u16)>,
 ) -> Changes {
     let mut wanted = BTreeMap::new();
-    let mut unplaced = Vec::new();
+    let mut alike = Vec::new();
     for (address, id) in listed {
         let key = key_of(address.ip(), address.port());
         let word = Word {
@@ -53,10 +55,10 @@ pub(super) fn arrange_endpoints(
             Entry::Vacant(vacant) => {
                 vacant.insert(word);
             }
-            Entry::Occupied(_) => unplaced.push(id),
+            Entry::Occupied(other) => alike.push((id, other.get().entry.value())),
         }
     }
-    arrange_words(Directory::Endpoints(version), held, wanted, unplaced)
+    arrange_words(Directory::Endpoints(version), held, wanted, alike)
 }
 
 /// Arranges the directory of a version of IP: it holds the `listed` services of that version, and an entry for each of their VIPs.
@@ -69,18 +71,18 @@ pub(super) fn arrange(
     let Listing {
         mut services,
         vips: mut wanted,
-        unplaced,
+        alike,
     } = Listing::new(version, listed, host_owned);
     // Should two of them have one key, the service is missed more than the VIP's own entry.
     wanted.append(&mut services);
-    arrange_words(Directory::Vips(version), held, wanted, unplaced)
+    arrange_words(Directory::Vips(version), held, wanted, alike)
 }
 
 fn arrange_words(
     directory: Directory,
     held: &[VipBucket],
     mut wanted: BTreeMap<u64, Word>,
-    mut unplaced: Vec<u16>,
+    alike: Vec<(u16, u16)>,
 ) -> Changes {
     let mut arranger = Arranger {
         directory,
@@ -88,6 +90,7 @@ fn arrange_words(
         additions: Vec::new(),
     };
     let removals = arranger.keep(&mut wanted);
+    let mut unplaced = Vec::new();
     for (key, word) in wanted {
         if !arranger.insert(key, word.entry) {
             // A VIP's own entry that finds no place is missed by nobody but the host's other traffic to it.
@@ -98,6 +101,7 @@ fn arrange_words(
         additions: arranger.additions,
         removals,
         unplaced,
+        alike,
     }
 }
 
@@ -112,8 +116,8 @@ struct Word {
 struct Listing {
     services: BTreeMap<u64, Word>,
     vips: BTreeMap<u64, Word>,
-    /// Services whose key is another's too.
-    unplaced: Vec<u16>,
+    /// Services whose key is another's too, and that one.
+    alike: Vec<(u16, u16)>,
 }
 
 impl Listing {
@@ -121,7 +125,7 @@ impl Listing {
         let mut listing = Self {
             services: BTreeMap::new(),
             vips: BTreeMap::new(),
-            unplaced: Vec::new(),
+            alike: Vec::new(),
         };
         for &(Endpoint { vip, port }, service) in listed {
             if IpVersion::of(vip) != version {
@@ -135,7 +139,10 @@ impl Listing {
                 Entry::Vacant(vacant) => {
                     vacant.insert(word);
                 }
-                Entry::Occupied(_) => listing.unplaced.push(service),
+                Entry::Occupied(other) => {
+                    let other = other.get().entry.value();
+                    listing.alike.push((service, other));
+                }
             }
             listing.list_vip(vip, service, host_owned.contains(&vip));
         }

@@ -15,7 +15,7 @@ mod translation;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
@@ -97,11 +97,21 @@ pub enum Deferred {
         "the directory of VIPs has no place for it; raise limits.services, run `tether cleanup` and start anew"
     )]
     Directory,
+    /// The directory of IPv6 VIPs has the same key for it and for this one.
+    #[error(
+        "the directory of IPv6 VIPs cannot tell its VIP and port from those of another service, {0}; give one of the two another port or address"
+    )]
+    VipAlike(SocketAddr),
     /// The directory of endpoints has no place.
     #[error(
         "the directory of endpoints has no place for the address of one of its backends; raise limits.backends, run `tether cleanup` and start anew"
     )]
     EndpointDirectory,
+    /// The directory of IPv6 endpoints has the same key for one of its backends, the first, and for another.
+    #[error(
+        "the directory of IPv6 endpoints cannot tell its backend {0} from {1}; give one of the two another port or address"
+    )]
+    EndpointAlike(SocketAddr, SocketAddr),
     /// An endpoint or a pair has no number, or too many services or SNAT addresses have flows there.
     #[error("{0}")]
     Untranslated(String),
@@ -339,6 +349,9 @@ impl Planner<'_> {
         tables: &mut Tables,
     ) -> Option<TableRef> {
         let table = held.map_or(TableRef::default(), |held| held.table);
+        // Where other clients have its slots from now on, it is written anew, even with the same owners: whom a slot had before is nothing to them.
+        let alike = held.filter(|held| places_alike(held, service));
+        let succeeds = alike.is_some();
         let spec = resolve::Table {
             // Without members any size does: that of today keeps today's owners as the previous ones.
             size: if spec.members.is_empty() {
@@ -352,16 +365,17 @@ impl Planner<'_> {
             return Some(table);
         }
         if spec.size == table.size() {
-            let owners = tables.owners_if_changed(wanted.fleet_seed, service, &spec, held);
+            let owners = tables.owners_if_changed(wanted.fleet_seed, service, &spec, alike);
             return Some(match owners {
-                Some(owners) => self.rewrite(service.id, table, owners),
+                Some(owners) => self.rewrite(service.id, table, succeeds, owners),
                 None => table,
             });
         }
         // Room comes first: while it is waited for, each plan would build what waits, and that of today anew for it.
         if let Some(offset) = self.room(spec.size) {
             let (owners, _) = tables.build(wanted.fleet_seed, service, &spec);
-            return Some(self.write(service.id, table, aside(table, offset, spec.size), owners));
+            let to = aside(table, offset, spec.size);
+            return Some(self.write(service.id, (table, succeeds), to, owners));
         }
         let deferred = Deferred::Arena {
             slots: spec.size,
@@ -375,9 +389,10 @@ impl Planner<'_> {
             ..spec
         };
         if today.size as usize >= today.members.len().max(2)
-            && let Some(owners) = tables.owners_if_changed(wanted.fleet_seed, service, &today, held)
+            && let Some(owners) =
+                tables.owners_if_changed(wanted.fleet_seed, service, &today, alike)
         {
-            self.write(service.id, table, table, owners);
+            self.write(service.id, (table, succeeds), table, owners);
         }
         Some(table)
     }
@@ -393,24 +408,31 @@ impl Planner<'_> {
     }
 
     /// Writes a table of the size of today's aside, or where the arena is full slot by slot in its place, which is as safe: every slot is one word.
-    fn rewrite(&mut self, service: u16, old: TableRef, owners: Arc<[u32]>) -> TableRef {
+    fn rewrite(
+        &mut self,
+        service: u16,
+        old: TableRef,
+        succeeds: bool,
+        owners: Arc<[u32]>,
+    ) -> TableRef {
         let to = match self.room(old.size()) {
             Some(offset) => aside(old, offset, old.size()),
             None => old,
         };
-        self.write(service, old, to, owners)
+        self.write(service, (old, succeeds), to, owners)
     }
 
     fn write(
         &mut self,
         service: u16,
-        from: TableRef,
+        (from, succeeds): (TableRef, bool),
         to: TableRef,
         owners: Arc<[u32]>,
     ) -> TableRef {
         self.push(Operation::WriteTable {
             service,
             from,
+            succeeds,
             to,
             owners,
             now: self.now,
@@ -446,6 +468,12 @@ impl Planner<'_> {
             self.push_all(changes.additions);
             for service in changes.unplaced {
                 self.plan.deferred.insert(service, Deferred::Directory);
+            }
+            for (service, other) in changes.alike {
+                if let Some((of_other, _)) = listed.iter().find(|(_, id)| *id == other) {
+                    let deferred = Deferred::VipAlike(SocketAddr::new(of_other.vip, of_other.port));
+                    self.plan.deferred.insert(service, deferred);
+                }
             }
             removals.extend(changes.removals);
         }
@@ -556,6 +584,14 @@ impl Planner<'_> {
             }
         }
     }
+}
+
+/// Whether a service's clients have the slots that they had, in a table of the same size.
+fn places_alike(held: &ObservedService, service: &resolve::Service<'_>) -> bool {
+    let places_clients = |group: u16| group != 0;
+    let before = held.entry.affinity;
+    let group = service.placing.map_or(before, |placing| placing.group);
+    held.entry.seed == service.seed && places_clients(before) == places_clients(group)
 }
 
 /// A table of so many slots at an offset, in the place of an old one.

@@ -51,8 +51,10 @@ pub enum Operation {
     WriteTable {
         /// Whose table.
         service: u16,
-        /// The table of today, whose slots these succeed if it has as many.
+        /// The table of today.
         from: TableRef,
+        /// Whether each slot succeeds the same one of today's, if there are as many: it does where the same clients have it.
+        succeeds: bool,
         /// Where it goes.
         to: TableRef,
         /// The owner of each slot.
@@ -180,12 +182,14 @@ impl Operation {
             }
             Self::WriteTable {
                 from,
+                succeeds,
                 to,
                 owners,
                 now,
                 ..
             } => {
-                write_table(maps, *from, *to, owners, *now);
+                let before = (*succeeds && from.size() == to.size()).then_some(*from);
+                write_table(maps, before, *to, owners, *now);
             }
             Self::NameTable { service, table } => maps.set_table(*service, *table),
             Self::WriteService { id, entry } => {
@@ -260,19 +264,18 @@ const UNUSED_SERVICE: Service = Service {
     affinity_ticks: 0,
 };
 
-fn write_table(maps: &Maps, from: TableRef, to: TableRef, owners: &[u32], now: Tick) {
-    let succeeds = from.size() == to.size();
+/// `before` is the table whose slots these succeed, which has as many.
+fn write_table(maps: &Maps, before: Option<TableRef>, to: TableRef, owners: &[u32], now: Tick) {
     for (n, &owner) in (0..).zip(owners) {
-        let old = |n| {
-            maps.tables
-                .word(from.offset() + n, 0)
-                .load(Ordering::Acquire)
-        };
-        let slot = if succeeds {
-            // What is over is left behind here already, so that a second plan has nothing to do.
-            Slot(old(n)).succeeded_by(owner, now).without_expired(now)
-        } else {
-            Slot::new(owner, 0, now)
+        let slot = match before {
+            Some(before) => {
+                let old = maps.tables.word(before.offset() + n, 0);
+                // What is over is left behind here already, so that a second plan has nothing to do.
+                Slot(old.load(Ordering::Acquire))
+                    .succeeded_by(owner, now)
+                    .without_expired(now)
+            }
+            None => Slot::new(owner, 0, now),
         };
         maps.tables
             .word(to.offset() + n, 0)

@@ -27,6 +27,7 @@ struct Bench {
     observed: Observed,
     tables: Tables,
     now: Tick,
+    fleet_seed: [u64; 4],
     host_owned: BTreeSet<IpAddr>,
     translations: Translations,
 }
@@ -58,6 +59,7 @@ impl Bench {
             observed,
             tables: Tables::default(),
             now,
+            fleet_seed: SEED,
             host_owned: BTreeSet::new(),
             translations: Translations::default(),
         }
@@ -70,7 +72,7 @@ impl Bench {
 
     fn plan(&mut self, services: &[resolve::Service<'_>]) -> Plan {
         let wanted = Wanted {
-            fleet_seed: &SEED,
+            fleet_seed: &self.fleet_seed,
             services,
             unlisted: &BTreeSet::new(),
             translations: &self.translations,

@@ -20,19 +20,23 @@ impl Planner<'_> {
                 self.push(Operation::WriteEndpoint { id, entry });
             }
         }
+        let endpoints = &wanted.translations.endpoints;
+        let at = |id: u16| SocketAddr::new(endpoints[&id].address.into(), endpoints[&id].port);
         let mut removals = Vec::new();
         for version in IpVersion::ALL {
-            let listed = wanted
-                .translations
-                .endpoints
-                .iter()
-                .map(|(&id, entry)| (SocketAddr::new(entry.address.into(), entry.port), id))
+            let listed = endpoints
+                .keys()
+                .map(|&id| (at(id), id))
                 .filter(|(address, _)| IpVersion::of(address.ip()) == version);
             let held = self.observed.directory(Directory::Endpoints(version));
             let changes = directory::arrange_endpoints(version, held, listed);
             self.push_all(changes.additions);
             for endpoint in changes.unplaced {
-                self.defer_users(wanted, endpoint);
+                self.defer_users(wanted, endpoint, &Deferred::EndpointDirectory);
+            }
+            for (endpoint, other) in changes.alike {
+                let why = Deferred::EndpointAlike(at(endpoint), at(other));
+                self.defer_users(wanted, endpoint, &why);
             }
             removals.extend(changes.removals);
         }
@@ -40,13 +44,11 @@ impl Planner<'_> {
     }
 
     /// The services of an endpoint that has no place in its directory cannot be served.
-    fn defer_users(&mut self, wanted: &Wanted<'_>, endpoint: u16) {
+    fn defer_users(&mut self, wanted: &Wanted<'_>, endpoint: u16, why: &Deferred) {
         for service in wanted.services {
             let uses = |backend: &crate::resolve::Backend| backend.translated.endpoint == endpoint;
             if service.backends.iter().any(uses) {
-                self.plan
-                    .deferred
-                    .insert(service.id, Deferred::EndpointDirectory);
+                self.plan.deferred.insert(service.id, why.clone());
             }
         }
     }

@@ -1,7 +1,8 @@
 //! The interfaces that packets may leave by, other than the one that they came in by: the device map, and who is let into it.
 //!
 //! The kernel lets any interface in, and drops what is redirected to one whose driver cannot send it, without a word that anybody would
-//! hear. So only those are let in that can; what would go to another is counted by the program, with a reason of its own.
+//! hear. So only those are let in that can; what would go to another is counted by the program, with a reason of its own. Whether they send frames of
+//! several buffers too, which few have to, `tether doctor` looks at (`egress-buffers`).
 
 use std::{
     io,

@@ -45,6 +45,7 @@ pub(super) async fn gather(
         splits_headers: features::splits_headers(index).ok().flatten(),
         queues: device::queues(name).ok().flatten(),
         cpus: possible_cpus().unwrap_or(0),
+        is_bond: nature.is_bond,
         bond: nature.port_of_bond.map(device::name),
         vlan_on: nature.vlan_on.map(device::name),
         translates_local: traffic_control.as_ref().is_some_and(|found| found.ours),

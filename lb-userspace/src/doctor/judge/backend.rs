@@ -17,6 +17,9 @@ use super::{
 };
 use crate::neighbour::way::EntryState;
 
+/// Bytes of the packets that an IPv6 host sends at least, whatever it is told of the way (RFC 8200, section 5; RFC 8201, section 4).
+const LEAST_IPV6_MTU: u32 = 1280;
+
 pub(super) fn examine(facts: &Facts, findings: &mut Vec<Finding>) {
     for service in &facts.services {
         findings.extend(vip(service));
@@ -268,6 +271,19 @@ fn mtu(subject: &str, service: &Service, backend: &Backend) -> Finding {
             "raise the MTU of every link on the way to {needed}, or have the backend ask for smaller segments: `ip route change default via ROUTER advmss {segment}`"
         )
     };
+    let least = LEAST_IPV6_MTU + overhead(service.mode, backend.address);
+    if service.vip.is_ipv6() && backend.mtu < least {
+        return Finding::bad(
+            Failure,
+            CHECK,
+            subject,
+            format!(
+                "the route carries {} bytes, and a client's packet of {LEAST_IPV6_MTU} takes {least}: no answer makes it send less, so it hangs unless the backend asks for smaller segments",
+                backend.mtu
+            ),
+            remedy(backend.mtu),
+        );
+    }
     if backend.mtu < needed {
         return Finding::bad(
             Warning,

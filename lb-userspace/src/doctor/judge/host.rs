@@ -6,7 +6,7 @@ use super::{
         State::{self, Failure, Unknown, Warning},
         facts::{Daemon, Facts, Host, Start},
     },
-    listed,
+    listed, numbers_of,
 };
 use crate::capabilities;
 
@@ -30,20 +30,17 @@ pub(super) fn examine(facts: &Facts, findings: &mut Vec<Finding>) {
 }
 
 fn kernel(release: &str) -> Finding {
-    let mut numbers = release
-        .split(|c: char| !c.is_ascii_digit())
-        .map_while(|number| number.parse::<u32>().ok());
     let found = format!("Linux {release}");
-    match (numbers.next(), numbers.next()) {
-        (Some(major), Some(minor)) if (major, minor) < OLDEST => Finding::bad(
+    match numbers_of(release) {
+        Some(numbers) if numbers < OLDEST => Finding::bad(
             Failure,
             "kernel",
             "",
             found,
             "Tether needs Linux 6.1 or later: install a newer kernel (on Debian 12 and later the distribution's own will do)",
         ),
-        (Some(_), Some(_)) => Finding::ok("kernel", "", found),
-        _ => Finding::bad(
+        Some(_) => Finding::ok("kernel", "", found),
+        None => Finding::bad(
             Unknown,
             "kernel",
             "",

@@ -8,7 +8,7 @@ use super::{
         State::{Failure, Unknown, Warning},
         facts::{Backend, Facts, Interface, Program},
     },
-    listed,
+    listed, numbers_of,
 };
 use crate::{dataplane::kernel::HIDDEN_PINS, sysctl};
 
@@ -16,6 +16,9 @@ use crate::{dataplane::kernel::HIDDEN_PINS, sysctl};
 const XDP_BASIC: u64 = 1 << 0;
 const XDP_NDO_XMIT: u64 = 1 << 2;
 const XDP_RX_SG: u64 = 1 << 5;
+const XDP_NDO_XMIT_SG: u64 = 1 << 6;
+/// The first kernel that redirects frames of several buffers, to a driver that takes them.
+const REDIRECTS_SEVERAL: (u32, u32) = (6, 3);
 /// The largest MTU whose frames fit a page of 4096 bytes with the headroom of XDP (256), what the kernel keeps at its end (320) and an
 /// Ethernet header with a VLAN tag (18). Larger ones take frames of several buffers.
 const PAGE_MTU: u32 = 4096 - 256 - 320 - 18;
@@ -54,6 +57,7 @@ pub(super) fn examine(facts: &Facts, findings: &mut Vec<Finding>) {
         findings.push(traffic_control(name, interface, local));
         findings.push(reverse_path(name, interface, many, local));
     }
+    several_buffers(facts, findings);
     forwarding(facts, findings);
 }
 
@@ -321,6 +325,86 @@ fn egress(name: &str, interface: &Interface) -> Finding {
             format!("add {name} to `interfaces`, with which every driver does"),
         ),
     }
+}
+
+/// What is redirected leaves by another interface than it came in by, or by a bond, whose ports it came in by. Of frames of several buffers the kernel
+/// drops those that it cannot redirect, and the program has counted them by then.
+fn several_buffers(facts: &Facts, findings: &mut Vec<Finding>) {
+    let numbers = numbers_of(&facts.host.release);
+    let is_old = numbers.is_some_and(|numbers| numbers < REDIRECTS_SEVERAL);
+    for (name, egress) in &facts.interfaces {
+        let takes_several = match egress.features {
+            _ if is_old => false,
+            // Whether it takes any at all is another question.
+            Some(bits) if bits & XDP_NDO_XMIT != 0 => bits & XDP_NDO_XMIT_SG != 0,
+            _ => true,
+        };
+        if takes_several || !is_left_by(facts, name) {
+            continue;
+        }
+        let is_source = |source: &String, interface: &Interface| {
+            (source != name || interface.is_bond) && lets_in_several(interface)
+        };
+        let (mut sources, mut remedies) = (Vec::new(), Vec::new());
+        let mut are_large = false;
+        for (source, interface) in &facts.interfaces {
+            if !is_source(source, interface) {
+                continue;
+            }
+            // Who sends what does not fit the way out is told so.
+            let is_large = interface.mtu.min(egress.mtu) > PAGE_MTU;
+            let is_split = interface.splits_headers == Some(true);
+            are_large |= is_large;
+            if is_split {
+                remedies.push(format!("ethtool -G {source} tcp-data-split off"));
+            }
+            if is_large || is_split {
+                sources.push(source);
+            }
+        }
+        if sources.is_empty() {
+            continue;
+        }
+        if are_large {
+            remedies.push(format!(
+                "ip link set {name} mtu {PAGE_MTU}, and the same for all on its link"
+            ));
+        }
+        let why = if is_old {
+            remedies.push("or run Linux 6.3 or later".to_owned());
+            "this kernel redirects no frames of several buffers"
+        } else {
+            "it takes no redirected frames of several buffers"
+        };
+        findings.push(Finding::bad(
+            Warning,
+            "egress-buffers",
+            name,
+            format!(
+                "{why}: such as come in by {} and leave by it are lost, though counted as sent",
+                listed(sources)
+            ),
+            remedies.join("; "),
+        ));
+    }
+}
+
+/// Whether packets are redirected to an interface: to a backend on another host, or translated, wherever their clients are.
+fn is_left_by(facts: &Facts, name: &str) -> bool {
+    facts.services.iter().any(|service| {
+        let mut elsewhere = service.backends.iter().filter(|backend| !backend.here);
+        elsewhere.any(|backend| service.mode.translates() || backend.interface == name)
+    })
+}
+
+/// Whether frames of several buffers come to the program by an interface, if there are such. In generic mode the kernel itself sends what is redirected.
+fn lets_in_several(interface: &Interface) -> bool {
+    interface.configured
+        && match interface.features {
+            Some(bits) => bits & XDP_RX_SG != 0 && !is_generic(interface),
+            // A driver that takes none would have refused native mode.
+            None => matches!(interface.program, Program::Ours { native: true }),
+        }
 }
 
 fn traffic_control(name: &str, interface: &Interface, local: bool) -> Finding {

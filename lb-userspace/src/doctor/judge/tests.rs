@@ -368,6 +368,110 @@ fn headers_apart_from_data_take_frames_of_several_buffers() {
     );
 }
 
+/// What is said of frames of several buffers where clients come by one interface, the backend is behind another, and both carry such frames.
+fn of_several_buffers(mode: Mode, change: impl FnOnce(&mut Facts)) -> Vec<Finding> {
+    let mut facts = well(mode);
+    eth0(&mut facts).mtu = 9000;
+    let mut second = eth0(&mut facts).clone();
+    // All but what they take to leave.
+    second.features = Some(0x3f);
+    facts.interfaces.insert("eth1".into(), second);
+    b1(&mut facts).interface = "eth1".into();
+    change(&mut facts);
+    let mut findings = examine(&facts).findings;
+    findings.retain(|finding| finding.check == "egress-buffers");
+    findings
+}
+
+#[test]
+fn frames_of_several_buffers_that_are_redirected() {
+    const LOWER: &str = "ip link set eth1 mtu 3502, and the same for all on its link";
+    fn eth1(facts: &mut Facts) -> &mut Interface {
+        facts.interfaces.get_mut("eth1").unwrap()
+    }
+    for mode in Mode::ALL {
+        let found = of_several_buffers(mode, |_| {});
+        let [finding] = &found[..] else {
+            panic!("{mode:?}: {found:#?}");
+        };
+        assert_eq!((finding.state, &finding.subject[..]), (Warning, "eth1"));
+        assert!(finding.found.contains("by eth0 and leave"), "{finding:?}");
+        assert_eq!(finding.remedy.as_deref(), Some(LOWER));
+    }
+    let silent: [(&str, fn(&mut Facts)); 5] = [
+        ("a driver that takes them", |facts| {
+            eth1(facts).features = Some(0x7f);
+        }),
+        ("a driver that takes none at all", |facts| {
+            eth1(facts).features = Some(0x3b);
+        }),
+        ("a link that they do not fit", |facts| {
+            eth1(facts).mtu = 1600;
+        }),
+        ("a program behind the driver", |facts| {
+            eth0(facts).program = Program::Ours { native: false };
+        }),
+        ("a backend where clients are", |facts| {
+            b1(facts).interface = "eth0".into();
+        }),
+    ];
+    for (what, change) in silent {
+        assert_eq!(of_several_buffers(Mode::L2, change), [], "{what}");
+    }
+    let split = of_several_buffers(Mode::L2, |facts| {
+        eth0(facts).splits_headers = Some(true);
+        eth1(facts).mtu = 1600;
+    });
+    let remedy = "ethtool -G eth0 tcp-data-split off";
+    assert_eq!(split[0].remedy.as_deref(), Some(remedy));
+    let both = of_several_buffers(Mode::L2, |facts| {
+        eth0(facts).splits_headers = Some(true);
+    });
+    let remedies = format!("{remedy}; {LOWER}");
+    assert_eq!(both[0].remedy.as_deref(), Some(&remedies[..]));
+
+    // A kernel that redirects none, nor tells what drivers can do.
+    let old = |program: Program| {
+        move |facts: &mut Facts| {
+            facts.host.release = "6.1.0-40-amd64".into();
+            for interface in facts.interfaces.values_mut() {
+                (interface.features, interface.program) = (None, program.clone());
+            }
+        }
+    };
+    let native = Program::Ours { native: true };
+    for (mode, subjects) in [
+        (Mode::Ipip, &["eth1"][..]),
+        (Mode::Nat, &["eth0", "eth1"][..]),
+    ] {
+        let found = of_several_buffers(mode, old(native.clone()));
+        let told: Vec<&str> = found.iter().map(|one| &one.subject[..]).collect();
+        assert_eq!(told, subjects);
+        let newer = |one: &Finding| {
+            one.remedy
+                .as_ref()
+                .unwrap()
+                .ends_with("or run Linux 6.3 or later")
+        };
+        assert!(found.iter().all(newer), "{found:#?}");
+    }
+    assert_eq!(of_several_buffers(Mode::Ipip, old(Program::None)), []);
+
+    // What comes in by a port of a bond leaves by the bond.
+    let alone = |is_bond| {
+        move |facts: &mut Facts| {
+            facts.interfaces.remove("eth1");
+            b1(facts).interface = "eth0".into();
+            let eth0 = eth0(facts);
+            (eth0.is_bond, eth0.features) = (is_bond, Some(0x3f));
+        }
+    };
+    assert_eq!(of_several_buffers(Mode::Ipip, alone(false)), []);
+    let bond = of_several_buffers(Mode::Ipip, alone(true));
+    assert_eq!(bond.len(), 1, "{bond:#?}");
+    assert_eq!(bond[0].subject, "eth0");
+}
+
 #[test]
 fn frames_for_other_hosts() {
     makes(Mode::L2, Warning, "promiscuous", "tcpdump -p", |facts| {
@@ -537,6 +641,21 @@ fn ways_to_backends() {
         six.remedy.as_ref().unwrap().contains("advmss 1420"),
         "{six:?}"
     );
+    // No client of IPv6 makes packets small enough because it is told; one of IPv4 does.
+    let narrow = |vip: &'static str, mtu: u32| {
+        let found = found(Mode::Ipip, move |facts| {
+            facts.services[0].vip = ip(vip);
+            b1(facts).address = ip("2001:db8::11");
+            b1(facts).mtu = mtu;
+        });
+        let line = found.into_iter().find(|one| one.check == "mtu").unwrap();
+        (line.state, line.remedy.unwrap())
+    };
+    let (state, remedy) = narrow("2001:db8::1", 1319);
+    assert_eq!(state, Failure);
+    assert!(remedy.contains("advmss 1219"), "{remedy}");
+    assert_eq!(narrow("2001:db8::1", 1320).0, Warning);
+    assert_eq!(narrow("10.0.0.1", 1319).0, Warning);
 }
 
 #[test]

@@ -132,6 +132,50 @@ fn slots_succeed_those_of_a_table_of_the_same_size_only() {
     );
 }
 
+/// By another seed, or without their ports, clients have other slots than they had: whom one of these had before is nothing to them.
+#[test]
+fn slots_that_other_clients_have_succeed_none() {
+    const OTHER: [u64; 4] = [5, 6, 7, 8];
+    type Change = fn(&mut resolve::Service<'_>);
+    let changes: [(&str, [u64; 4], Change); 3] = [
+        ("a rotated seed", OTHER, |service| {
+            let Endpoint { vip, port } = service.endpoint;
+            service.seed = ids::service_seed(&OTHER, vip, port);
+        }),
+        ("a group", SEED, |service| {
+            service.seed = ids::group_seed(&SEED, "shop");
+            service.placed_as = "shop";
+        }),
+        ("clients without ports", SEED, |service| {
+            service.placing = Some(resolve::Placing { group: 1, ticks: 9 });
+        }),
+    ];
+    // The owners of today, and others.
+    let owners: [&[u32]; 2] = [&[1], &[1, 3]];
+    for (what, fleet_seed, change) in changes {
+        for new in owners {
+            // Aside, and in place.
+            for room in [1_000, 20] {
+                let mut bench = Bench::new(room);
+                bench.converge(&[service(1, 13, &[1, 2], &[])]);
+                bench.now = bench.now.later(TENURE_TICKS);
+                bench.converge(&[service(1, 13, &[1], &[2])]);
+                assert!(bench.slots(1).iter().any(|slot| slot.previous() == 2));
+                bench.now = bench.now.later(TENURE_TICKS);
+                bench.fleet_seed = fleet_seed;
+                let mut wanted = service(1, 13, new, &[2]);
+                change(&mut wanted);
+                bench.converge(std::slice::from_ref(&wanted));
+                for slot in bench.slots(1) {
+                    let fresh = Slot::new(slot.current(), 0, bench.now);
+                    assert_eq!(slot, fresh, "{what}, {new:?}, room for {room}");
+                }
+                assert_eq!(bench.converge(&[wanted]), [] as [&str; 0], "{what}");
+            }
+        }
+    }
+}
+
 #[test]
 fn the_next_holder_of_a_services_id_inherits_nothing() {
     let mut bench = Bench::new(1_000);

@@ -233,3 +233,31 @@ fn a_service_is_known_to_translate_before_a_slot_names_such_a_backend() {
     bench.converge(&[service(1, 13, &[2], &[])]);
     assert_eq!(bench.maps.services.get(1).traits, 0);
 }
+
+#[test]
+fn backends_that_the_directory_cannot_tell_apart_are_named() {
+    let mut bench = Bench::new(100);
+    let addresses: [SocketAddr; 2] =
+        ["[2001:db8:1:2:100::1]:80", "[2001:db8:1:2::1]:81"].map(|text| text.parse().unwrap());
+    for (id, at) in (3u16..).zip(addresses) {
+        let endpoint = nat::Endpoint {
+            address: at.ip().into(),
+            port: at.port(),
+            ..nat::Endpoint::default()
+        };
+        bench.translations.endpoints.insert(id, endpoint);
+    }
+    let services = [(1, 3), (2, 4)].map(|(id, endpoint): (u16, u16)| {
+        let mut service = service(id, 13, &[u32::from(id)], &[]);
+        service.backends[0].mode = Mode::Dnat;
+        service.backends[0].translated = Translated {
+            endpoint,
+            pairs: [0; nat::SNAT_ADDRESSES],
+        };
+        service
+    });
+    let [served, other] = addresses;
+    let alike = Deferred::EndpointAlike(other, served);
+    let deferred = bench.plan(&services).deferred;
+    assert_eq!(deferred, BTreeMap::from([(2, alike)]));
+}

@@ -126,3 +126,43 @@ fn a_vip_that_the_host_owns_is_marked_in_ipv4_and_not_listed_by_itself_in_ipv6()
         assert_eq!(bench.converge(&wanted), [] as [&str; 0]);
     }
 }
+
+/// Fingerprints of IPv6 that are the same: no place would help, another port does.
+#[test]
+fn services_that_the_directory_cannot_tell_apart_are_named() {
+    let mut bench = Bench::new(1_000);
+    let at = |id, vip: &str, port| {
+        let vip = vip.parse().unwrap();
+        resolve::Service {
+            endpoint: Endpoint { vip, port },
+            ..service6(id)
+        }
+    };
+    let one = at(1, "2001:db8:1:2:100::1", 80);
+    let mut other = at(2, "2001:db8:1:2::1", 81);
+    let key = |service: &resolve::Service<'_>| key_of(service.endpoint.vip, service.endpoint.port);
+    assert_eq!(key(&one), key(&other));
+
+    let wanted = [one.clone(), other.clone()];
+    let deferred = bench.plan(&wanted).deferred;
+    let served = "[2001:db8:1:2:100::1]:80";
+    let alike = Deferred::VipAlike(served.parse().unwrap());
+    assert_eq!(deferred, BTreeMap::from([(2, alike)]));
+    let said = deferred[&2].to_string();
+    for words in [served, "another port or address"] {
+        assert!(said.contains(words), "{said}");
+    }
+    bench.converge(&wanted);
+    let found = |bench: &Bench, service: &resolve::Service<'_>| {
+        let Endpoint { vip, port } = service.endpoint;
+        find(&bench.observed.vips6, vip, port)
+    };
+    assert_eq!(found(&bench, &one), Some(1));
+
+    other.endpoint.port = 82;
+    let wanted = [one.clone(), other.clone()];
+    assert_eq!(bench.plan(&wanted).deferred, BTreeMap::new());
+    bench.converge(&wanted);
+    assert_eq!(found(&bench, &one), Some(1));
+    assert_eq!(found(&bench, &other), Some(2));
+}
