@@ -386,6 +386,7 @@ fn of_several_buffers(mode: Mode, change: impl FnOnce(&mut Facts)) -> Vec<Findin
 #[test]
 fn frames_of_several_buffers_that_are_redirected() {
     const LOWER: &str = "ip link set eth1 mtu 3502, and the same for all on its link";
+    type Change = fn(&mut Facts);
     fn eth1(facts: &mut Facts) -> &mut Interface {
         facts.interfaces.get_mut("eth1").unwrap()
     }
@@ -398,7 +399,7 @@ fn frames_of_several_buffers_that_are_redirected() {
         assert!(finding.found.contains("by eth0 and leave"), "{finding:?}");
         assert_eq!(finding.remedy.as_deref(), Some(LOWER));
     }
-    let silent: [(&str, fn(&mut Facts)); 5] = [
+    let silent: [(&str, Change); 5] = [
         ("a driver that takes them", |facts| {
             eth1(facts).features = Some(0x7f);
         }),
