@@ -53,17 +53,16 @@ pub const fn advance(word: Word, segment: &Segment, now: Tick) -> Word {
     }
 }
 
-/// The entry after a segment that is not a SYN and that its backend does not get, because it is dead: as if the client had reset the flow. It is told that it is
-/// over, or has ended it, and in either case need not come again; and in the modes that translate nobody else could end the entry, which holds a port. Each
-/// segment is answered for as long as it lingers, and one that comes when the backend is back revives it.
+/// An entry that is as [`advance`] leaves it, after a segment that its backend does not get, because it is dead: as if the client had reset the flow. It is told
+/// that it is over, or has ended it, and in either case need not come again; and in the modes that translate nobody else could end the entry, which holds a
+/// port. Each segment is answered for as long as it lingers, and one that comes when the backend is back revives it.
 #[inline(always)]
 pub const fn refused(word: Word, segment: &Segment, now: Tick) -> Word {
-    let next = advance(word, segment, now);
-    let is_credible = next.is_near(epoch_of(segment.seq)) && !next.has(Word::UNCONFIRMED);
-    if next.is_live() && is_credible {
-        closed_by_reset(next.without(Word::HINT | Word::EXCEPTION), now)
+    let is_credible = word.is_near(epoch_of(segment.seq)) && !word.has(Word::UNCONFIRMED);
+    if word.is_live() && is_credible {
+        closed_by_reset(word.without(Word::HINT | Word::EXCEPTION), now)
     } else {
-        next
+        word
     }
 }
 

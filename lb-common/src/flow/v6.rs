@@ -48,8 +48,9 @@ impl Key {
 /// gains nothing here, where many flows have one slot in any case; and all load balancers of a fleet have to choose alike, whatever their versions.
 #[inline(always)]
 const fn mix_all(address: [u64; 2], number: u64, seed: &Seed) -> u64 {
-    let [high, low, rest] = products(address, number, seed);
-    mix_sum(high.wrapping_add(low).wrapping_add(rest), seed)
+    let high = fold(address[0]).wrapping_mul(seed.first);
+    let low = fold(address[1]).wrapping_mul(seed.second);
+    mix_sum(high.wrapping_add(low), number, seed)
 }
 
 /// The same for where a flow is kept, of which whoever spoofs addresses could else fill both places.
@@ -58,26 +59,23 @@ const fn mix_all(address: [u64; 2], number: u64, seed: &Seed) -> u64 {
 /// makes up for the other. Each is folded by another width before they are added: what makes up for it above does not below.
 #[inline(always)]
 const fn mix_apart(address: [u64; 2], number: u64, seed: &Seed) -> u64 {
-    let [high, low, rest] = products(address, number, seed);
-    let (high, low) = (high ^ (high >> 32), low ^ (low >> 29));
-    mix_sum(high.wrapping_add(low).wrapping_add(rest), seed)
+    let high = fold(fold(address[0]).wrapping_mul(seed.first));
+    let low = fold(address[1]).wrapping_mul(seed.second);
+    mix_sum(high.wrapping_add(low ^ (low >> 29)), number, seed)
 }
 
-/// The products do not wait for each other. The halves of the address are folded first, since what differs in a word's upper bits alone would differ in the
-/// product's upper bits alone.
+/// Folds a word, since what differs in its upper bits alone would differ in a product's upper bits alone.
 #[inline(always)]
-const fn products(address: [u64; 2], number: u64, seed: &Seed) -> [u64; 3] {
-    [
-        (address[0] ^ (address[0] >> 32)).wrapping_mul(seed.first),
-        (address[1] ^ (address[1] >> 32)).wrapping_mul(seed.second),
-        number.wrapping_mul(seed.whiten | 1),
-    ]
+const fn fold(word: u64) -> u64 {
+    word ^ (word >> 32)
 }
 
+/// The products do not wait for each other.
 #[inline(always)]
-const fn mix_sum(sum: u64, seed: &Seed) -> u64 {
+const fn mix_sum(sum: u64, number: u64, seed: &Seed) -> u64 {
+    let sum = sum.wrapping_add(number.wrapping_mul(seed.whiten | 1));
     let mixed = (sum ^ (sum >> 29)).wrapping_mul(seed.second);
-    mixed ^ (mixed >> 32)
+    fold(mixed)
 }
 
 impl FlowKey for Key {

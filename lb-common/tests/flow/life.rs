@@ -547,32 +547,25 @@ fn a_refusal_closes_a_young_entry_alone() {
 
 #[test]
 fn what_a_dead_backend_does_not_get_ends_its_flow_if_it_is_where_the_stream_is() {
+    let refused = |word, segment: &Segment| refused(advance(word, segment, NOW), segment, NOW);
     let ended = live(State::Closing, Word::BY_RESET).with_tick(NOW);
     let closing = live(State::Closing, Word::EXCEPTION);
     for segment in [ack(at(0)), data(at(0)), fin(at(0)), rst(at(0))] {
-        for word in [
-            live(State::Young, 0),
-            live(State::Pin, Word::HINT),
-            closing,
-            ended,
-        ] {
-            assert_eq!(refused(word, &segment, NOW), ended, "{word:?} {segment:?}");
+        let (young, pin) = (live(State::Young, 0), live(State::Pin, Word::HINT));
+        for word in [young, pin, closing, ended] {
+            assert_eq!(refused(word, &segment), ended, "{word:?} {segment:?}");
         }
         let elsewhere = Segment {
             seq: at(40),
             ..segment
         };
-        let word = live(State::Pin, 0);
-        assert_eq!(
-            refused(word, &elsewhere, NOW),
-            advance(word, &elsewhere, NOW)
-        );
+        assert_eq!(refused(pin, &elsewhere), advance(pin, &elsewhere, NOW));
     }
-    let jumped = refused(live(State::Pin, 0), &data(at(40)), NOW);
-    let agreed = refused(jumped, &data(at(40)), NOW);
+    let jumped = refused(live(State::Pin, 0), &data(at(40)));
+    let agreed = refused(jumped, &data(at(40)));
     assert_eq!(agreed, ended.with_epoch(epoch_of(at(40))));
 
     let embryo = Word::embryo(BACKEND, at(0), THEN);
-    assert_eq!(refused(embryo, &ack(at(0) + 1), NOW), ended);
-    assert_eq!(refused(embryo, &rst(at(0) + 1), NOW), embryo);
+    assert_eq!(refused(embryo, &ack(at(0) + 1)), ended);
+    assert_eq!(refused(embryo, &rst(at(0) + 1)), embryo);
 }

@@ -13,15 +13,10 @@ use crate::{
     verdict::Reason,
 };
 
-/// [`life::advance`], or of a flow whose backend is dead [`life::refused`], which are large. By value: the verifier of 7.2 loses sight of a stack that is two
-/// calls away.
+/// [`life::advance`], which is large. By value: the verifier of 7.2 loses sight of a stack that is two calls away.
 #[inline(never)]
-fn advance(word: Word, segment: Segment, now: Tick, is_dead: bool) -> Word {
-    if is_dead {
-        life::refused(word, &segment, now)
-    } else {
-        life::advance(word, &segment, now)
-    }
+fn advance(word: Word, segment: Segment, now: Tick) -> Word {
+    life::advance(word, &segment, now)
 }
 
 /// The id of today's pick; 0 if there is none.
@@ -43,31 +38,29 @@ impl<W: World> Visit<'_, W> {
                     .state
                     .closes(self.subject.homes[0], self.world.buckets());
                 let is_dead = closes && matches!(choice.state.serving(), Serving::None);
+                let outcome = if is_dead {
+                    // The client must learn of it, but nobody answers a RST with a RST.
+                    let reason = if self.segment.has(RST) {
+                        Reason::ResetToDead
+                    } else {
+                        Reason::BackendDead
+                    };
+                    Outcome::new(reason, choice.id)
+                } else if closes && !self.segment.ends() {
+                    // Who ends a flow needs no end, and the backend is to hear of it.
+                    Outcome::new(Reason::DrainDeadline, choice.id)
+                } else {
+                    choice.forward(Reason::Established)
+                };
                 let is_lost_reset = !choice.state.is_resolved() && self.segment.has(RST);
                 // What goes on to be translated changes the entry there.
                 let is_theirs =
                     W::TRANSLATES && choice.state.translates() && !(is_dead || is_lost_reset);
-                if !is_theirs && !self.live_on(*entry, is_dead) {
+                if !is_theirs && !self.live_on(entry, is_dead) {
                     return Outcome::without_backend(Reason::Held);
                 }
                 self.world.note_entry(entry.place);
-                if !closes {
-                    return choice.forward(Reason::Established);
-                }
-                match choice.state.serving() {
-                    // Who ends a flow needs no end, and the backend is to hear of it.
-                    Serving::New | Serving::ExistingOnly if self.segment.ends() => {
-                        choice.forward(Reason::Established)
-                    }
-                    Serving::New | Serving::ExistingOnly => {
-                        Outcome::new(Reason::DrainDeadline, choice.id)
-                    }
-                    // The client must learn of it, but nobody answers a RST with a RST.
-                    Serving::None if self.segment.has(RST) => {
-                        Outcome::new(Reason::ResetToDead, choice.id)
-                    }
-                    Serving::None => Outcome::new(Reason::BackendDead, choice.id),
-                }
+                outcome
             }
             None => {
                 // Ids are reused only when no entry names them: this one should not exist.
@@ -77,10 +70,14 @@ impl<W: World> Visit<'_, W> {
         }
     }
 
-    /// Writes what a segment changes of its entry, if it changes anything. False if that had to be written and cannot be now.
+    /// Writes what a segment changes of its entry, if it changes anything. False if that had to be written and cannot be now. A lost refresh is ignored, and so
+    /// is a lost end of a flow whose backend is dead; a lost change of state is tried once more.
     #[inline(always)]
-    fn live_on(&self, entry: Entry, is_dead: bool) -> bool {
-        let next = advance(entry.word, self.segment, self.subject.now, is_dead);
+    fn live_on(&self, entry: &Entry, is_dead: bool) -> bool {
+        let mut next = advance(entry.word, self.segment, self.subject.now);
+        if is_dead {
+            next = life::refused(next, &self.segment, self.subject.now);
+        }
         if next == entry.word {
             return true;
         }
@@ -89,22 +86,16 @@ impl<W: World> Visit<'_, W> {
             let ends = next.is(State::Closing) && !entry.word.is(State::Closing);
             return !entry.word.is_nascent() && !ends;
         }
-        self.write(entry, next, is_dead);
+        if is_dead || next.state() == entry.word.state() {
+            table::replace(self.world, entry.place, entry.word, next);
+        } else {
+            self.change_state(entry);
+        }
         true
     }
 
-    /// Writes what a segment changes of its entry. A lost refresh is ignored; a lost change of state is tried once more.
     #[inline(always)]
-    fn write(&self, entry: Entry, next: Word, is_dead: bool) {
-        if next.state() == entry.word.state() {
-            table::replace(self.world, entry.place, entry.word, next);
-        } else {
-            self.change_state(&entry, is_dead);
-        }
-    }
-
-    #[inline(always)]
-    fn change_state(&self, entry: &Entry, is_dead: bool) {
+    fn change_state(&self, entry: &Entry) {
         // Whether an entry that closes is an exception depends on it.
         let pick = if self.segment.ends() {
             pick(self.world, self.subject.key)
@@ -114,7 +105,7 @@ impl<W: World> Visit<'_, W> {
         let mut seen = entry.word;
         let mut attempt = 0;
         while attempt < 2 {
-            let mut next = advance(seen, self.segment, self.subject.now, is_dead);
+            let mut next = advance(seen, self.segment, self.subject.now);
             if next == seen {
                 return;
             }
