@@ -398,7 +398,7 @@ impl Flows {
         }
     }
 
-    /// A backend on this host has reset a flow.
+    /// A backend on this host has reset a flow, or its client has sent what its backend, which is dead, does not get.
     pub fn refused(&mut self, id: FlowId) {
         if let Some(flow) = self.0.get_mut(&id) {
             flow.may_have_ended();

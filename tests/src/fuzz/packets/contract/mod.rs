@@ -269,6 +269,10 @@ impl Judge {
         if let (false, [backend]) = (reason.verdict() == Verdict::Forward, &came.backends[..]) {
             let kind = Kind::of(service, *backend);
             self.flows.concerned(id, tcp, *backend, kind);
+            let node = scene.node(*backend);
+            if node.is_some_and(|node| node.serving == Serving::None) && tcp.flags & SYN == 0 {
+                self.flows.refused(id);
+            }
         }
         match reason.verdict() {
             Verdict::Forward => {
