@@ -185,3 +185,67 @@ impl<K: TableKey> Flows<K> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use lb_common::{
+        clock::Tick,
+        flow::{FlowKey as _, v6::Key, word::BackendRef},
+        nat::TranslationWord,
+    };
+
+    use super::*;
+    use crate::dataplane::maps::Capacity;
+
+    const SEED: Seed = Seed {
+        whiten: 0x1234_5678_9abc_def0,
+        first: 0x9e37_79b9_7f4a_7c15,
+        second: 0xd6e8_feb8_6659_fd93,
+    };
+
+    fn zeroed(words: usize) -> Vec<AtomicU64> {
+        (0..words).map(|_| AtomicU64::new(0)).collect()
+    }
+
+    /// A translation is known by its flow's hash, which was another one.
+    #[test]
+    fn what_is_translated_in_an_older_version_is_here_and_nothing_else() {
+        let own = Layouts::own();
+        let mut old = own.clone();
+        old.version = FOUND_ELSEWHERE - 1;
+        let capacity = Capacity::for_flows(10, 10, 8, 64, 64, 1);
+        let image = Maps::in_memory(capacity.translating_flows_of(IpVersion::V6, true)).unwrap();
+        let moving = Flows::<Key>::between(&old, &own).unwrap();
+
+        let backend = BackendRef::new(1, 0);
+        let value = Word::live(State::Pin, backend, 5, Tick(9), 0);
+        let key = Key::new([1 << 60, 2], 40_000, 1);
+        let stamps =
+            [key.mixed_before_9(&SEED), key.mixed(&SEED)].map(|mixed| stamp(mixed, backend));
+        assert_ne!(stamps[0], stamps[1]);
+        let ways = image.flows6.len() as usize * WAYS as usize;
+        let flows = zeroed(ways * (Key::WORDS + 1));
+        let facts = zeroed(image.flows6.len() as usize * old.bytes_of("facts") / 8);
+        let translations = zeroed(ways * moving.translation_words);
+        let store = |to: &AtomicU64, word| to.store(word, Ordering::Relaxed);
+        for (way, stamp) in stamps.into_iter().enumerate() {
+            let entry = &flows[way * (Key::WORDS + 1)..];
+            for (to, word) in entry
+                .iter()
+                .zip(key.to_words().into_iter().chain([value.0]))
+            {
+                store(to, word);
+            }
+            let [word_at, stamp_at] = moving.translation_at;
+            let translation = &translations[way * moving.translation_words..];
+            store(&translation[word_at], TranslationWord::new(0, 0).0);
+            store(&translation[stamp_at], stamp);
+        }
+        moving
+            .read(&flows, &facts, &translations, &image, &SEED)
+            .unwrap();
+        let moved = image.nat6.get(0).translations;
+        assert_eq!(moved[0].stamp, stamps[1]);
+        assert_eq!(moved[1], Translation::default());
+    }
+}
