@@ -12,12 +12,13 @@ pub(crate) fn of_interface(version: IpVersion, interface: &str, setting: &str) -
     format!("net.ipv{}.conf.{interface}.{setting}", version as u32)
 }
 
-/// By which interfaces what comes in by this one is not forwarded: itself, and if it is a bond its ports, by which packets come in as the program on it sees them.
-pub(crate) fn unforwarded(version: IpVersion, interface: &str) -> Vec<String> {
-    let all = [interface.to_owned()].into_iter();
-    all.chain(device::ports_of_bond(interface))
-        .filter(|interface| forwards(version, interface) == Some(false))
-        .collect()
+/// By which interfaces what comes in by this one is not forwarded: itself, and if it is a bond its ports, by which packets come in as the program on it sees
+/// them. None if the kernel does not say of itself.
+pub(crate) fn unforwarded(version: IpVersion, interface: &str) -> Option<Vec<String>> {
+    let own = (!forwards(version, interface)?).then(|| interface.to_owned());
+    let ports = device::ports_of_bond(interface).into_iter();
+    let closed = ports.filter(|port| forwards(version, port) == Some(false));
+    Some(own.into_iter().chain(closed).collect())
 }
 
 /// Whether the kernel forwards what comes in by an interface; none if it does not say, since there is no such interface.

@@ -136,10 +136,8 @@ pub struct Interface {
     pub translates_local: bool,
     /// The stricter of `rp_filter` of all interfaces and of this one.
     pub rp_filter: Option<u8>,
-    /// Whether the kernel forwards what comes in by it.
-    pub forwarding: ByVersion<Option<bool>>,
-    /// By which interfaces it does not: by this one, or if it is a bond by ports of its.
-    pub unforwarded: ByVersion<Vec<String>>,
+    /// By which interfaces the kernel does not forward what comes in by it: by this one, or if it is a bond by ports of its.
+    pub unforwarded: ByVersion<Option<Vec<String>>>,
 }
 
 /// One service.

@@ -190,7 +190,8 @@ impl Watch {
         self.tell_hindrances(ByVersion::of(|version| {
             let disabled: Vec<String> = interfaces
                 .iter()
-                .flat_map(|interface| sysctl::unforwarded(version, interface))
+                .filter_map(|interface| sysctl::unforwarded(version, interface))
+                .flatten()
                 .collect();
             (versions[version] && !disabled.is_empty()).then(|| hindrance(version, &disabled))
         }));

@@ -378,10 +378,7 @@ fn what_a_dead_backend_does_not_get_ends_the_flow() {
 
 /// It is dropped, and does not come again.
 fn a_reset_on_its_way_to_an_unresolved_backend_closes_a_flow() {
-    for mode in MODES {
-        let backend = mode(1);
-        let world = World::with_translating(&backend);
-        let flow = world.open(CLIENT);
+    in_each_mode(|world, backend, flow| {
         world.translate(&backend.unresolved(), SERVICE);
         for (packet, state) in [
             (flow.sends(FIN | ACK), State::Pin),
@@ -391,7 +388,7 @@ fn a_reset_on_its_way_to_an_unresolved_backend_closes_a_flow() {
             world.send(&packet).expect(&expected);
             assert!(world.entry(CLIENT.key()).is(state));
         }
-    }
+    });
 }
 
 fn flows_of_another_mode_go_on_when_a_service_begins_to_translate() {

@@ -51,7 +51,6 @@ pub(super) async fn gather(
         translates_local: traffic_control.as_ref().is_some_and(|found| found.ours),
         tc: traffic_control.map(|found| found.others),
         rp_filter: rp_filter(name),
-        forwarding: ByVersion::of(|version| sysctl::forwards(version, name)),
         unforwarded: ByVersion::of(|version| sysctl::unforwarded(version, name)),
     }
 }

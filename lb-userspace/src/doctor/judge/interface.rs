@@ -495,9 +495,9 @@ fn forwarding(facts: &Facts, findings: &mut Vec<Finding>) {
             }
             let number = version as u32;
             let key = |name| sysctl::of_interface(version, name, "forwarding");
-            let unforwarded = &interface.unforwarded[version];
-            findings.push(match interface.forwarding[version] {
-                Some(_) if !unforwarded.is_empty() => {
+            findings.push(match interface.unforwarded[version].as_deref() {
+                Some([]) => Finding::ok("forwarding", name, format!("IPv{number} is forwarded")),
+                Some(unforwarded) => {
                     let keys: Vec<_> = unforwarded.iter().map(|n| key(n) + "=1").collect();
                     Finding::bad(
                         Failure,
@@ -510,7 +510,6 @@ fn forwarding(facts: &Facts, findings: &mut Vec<Finding>) {
                         format!("sysctl -w {}, and write it to /etc/sysctl.d", keys.join(" ")),
                     )
                 }
-                Some(_) => Finding::ok("forwarding", name, format!("IPv{number} is forwarded")),
                 None => Finding::bad(
                     Unknown,
                     "forwarding",

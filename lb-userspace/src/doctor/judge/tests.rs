@@ -40,7 +40,7 @@ fn well(mode: Mode) -> Facts {
         rp_filter: Some(0),
         ..Interface::default()
     };
-    interface.forwarding[IpVersion::V4] = Some(true);
+    interface.unforwarded[IpVersion::V4] = Some(vec![]);
     Facts {
         host: Host {
             release: "6.18.0-amd64".into(),
@@ -498,7 +498,7 @@ fn other_programs_and_sysctls() {
         "forwarding",
         "net.ipv4.conf.eth0.forwarding=1",
         |facts| {
-            eth0(facts).unforwarded[IpVersion::V4] = vec!["eth0".into()];
+            eth0(facts).unforwarded[IpVersion::V4] = Some(vec!["eth0".into()]);
         },
     );
     makes(
@@ -507,7 +507,7 @@ fn other_programs_and_sysctls() {
         "forwarding",
         "net.ipv4.conf.link1.forwarding=1 net.ipv4.conf.link2/5.forwarding=1",
         |facts| {
-            eth0(facts).unforwarded[IpVersion::V4] = vec!["link1".into(), "link2.5".into()];
+            eth0(facts).unforwarded[IpVersion::V4] = Some(vec!["link1".into(), "link2.5".into()]);
         },
     );
     makes(
@@ -516,12 +516,12 @@ fn other_programs_and_sysctls() {
         "forwarding",
         "net.ipv4.conf.eth0.forwarding",
         |facts| {
-            eth0(facts).forwarding[IpVersion::V4] = None;
+            eth0(facts).unforwarded[IpVersion::V4] = None;
         },
     );
     assert_eq!(
         found(Mode::L2, |facts| eth0(facts).unforwarded[IpVersion::V4] =
-            vec!["eth0".into()]),
+            Some(vec!["eth0".into()])),
         [],
         "l2 needs none"
     );
@@ -771,7 +771,8 @@ fn backends_on_this_host() {
     };
     let unattached = amid(|facts| eth0(facts).translates_local = false);
     assert_eq!(unattached, (Failure, "local"));
-    let unforwarded = amid(|facts| eth0(facts).unforwarded[IpVersion::V4] = vec!["eth0".into()]);
+    let unforwarded =
+        amid(|facts| eth0(facts).unforwarded[IpVersion::V4] = Some(vec!["eth0".into()]));
     assert_eq!(unforwarded, (Failure, "forwarding"));
     let itself = amid(|facts| b1(facts).interface = String::new());
     assert_eq!(itself, (Ok, "neighbour"));

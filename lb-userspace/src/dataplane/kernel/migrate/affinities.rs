@@ -1,6 +1,6 @@
 //! Clients' affinities of a version that found them elsewhere.
 
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use lb_common::{
     flow::{
@@ -16,26 +16,22 @@ use crate::dataplane::array::Array;
 /// Words of an entry.
 const WORDS: usize = size_of::<v6::Entry>() / 8;
 
-/// Puts entries, as this version lays them out, into a map that is empty, each where this version looks for it. One that finds no place is left behind: its
-/// client is placed anew, unless it has flows, from which the next pass learns of it again.
-pub(super) fn place<'a>(entries: impl Iterator<Item = &'a [u64]>, to: &Array<u64>, seed: &Seed) {
+/// Puts an entry, as this version lays it out, where this version looks for it. One that finds no place is left behind: its client is placed anew, unless it
+/// has flows, from which the next pass learns of it again.
+pub(super) fn place(entry: &[u64], to: &Array<u64>, seed: &Seed) {
     let of_bucket = WAYS as usize * WORDS;
     let buckets = (to.all().len() / of_bucket) as u32;
-    let is_free = |entry: usize| to.all()[entry + WORDS - 1].load(Ordering::Relaxed) == 0;
-    for entry in entries {
-        let key = Key {
-            address: [entry[0], entry[1]],
-            rest: entry[2],
-        };
-        let places = key.homes(seed, buckets).into_iter().flat_map(|bucket| {
-            let first = bucket as usize * of_bucket;
-            (first..first + of_bucket).step_by(WORDS)
-        });
-        if let Some(free) = places.into_iter().find(|entry| is_free(*entry)) {
-            for (to, word) in to.all()[free..].iter().zip(entry) {
-                to.store(*word, Ordering::Relaxed);
-            }
-        }
+    let key = Key {
+        address: [entry[0], entry[1]],
+        rest: entry[2],
+    };
+    let mut places = key.homes(seed, buckets).into_iter().flat_map(|bucket| {
+        let first = bucket as usize * of_bucket;
+        to.all()[first..first + of_bucket].chunks_exact(WORDS)
+    });
+    let is_free = |place: &&[AtomicU64]| place[WORDS - 1].load(Ordering::Relaxed) == 0;
+    for (to, word) in places.find(is_free).into_iter().flatten().zip(entry) {
+        to.store(*word, Ordering::Relaxed);
     }
 }
 
@@ -57,7 +53,9 @@ mod tests {
         // Every place could be taken, but not by these.
         let count = u64::from(BUCKETS * WAYS);
         let entries: Vec<[u64; WORDS]> = (0..count).map(|n| [n << 32, !n, 7, n + 1]).collect();
-        place(entries.iter().map(|entry| &entry[..]), &to, &SEED);
+        for entry in &entries {
+            place(entry, &to, &SEED);
+        }
         let all: Vec<u64> = to
             .all()
             .iter()

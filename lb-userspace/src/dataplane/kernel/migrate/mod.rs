@@ -297,18 +297,12 @@ impl Foreign {
     fn move_map(&self, name: &'static str, to: &Array<u64>) -> Result<(), Error> {
         let conversion = &self.moved[name];
         let (_, words) = conversion.words();
-        if name == names::AFFINITIES && self.layouts.version < FOUND_ELSEWHERE {
-            let mut entries = vec![];
-            // What has no room was refused when these were opened.
-            let _ = for_each::<()>(&self.words[name], conversion, |_, entry| {
-                entries.push(entry.to_vec());
-                Ok(())
-            });
-            let entries = entries.iter().map(Vec::as_slice);
-            affinities::place(entries, to, &self.instance.flow_seed);
-            return Ok(());
-        }
+        let is_elsewhere = name == names::AFFINITIES && self.layouts.version < FOUND_ELSEWHERE;
         for_each(&self.words[name], conversion, |index, record| {
+            if is_elsewhere {
+                affinities::place(record, to, &self.instance.flow_seed);
+                return Ok(());
+            }
             let to = to.all().get(index * words..(index + 1) * words);
             for (to, word) in to.ok_or(())?.iter().zip(record) {
                 to.store(*word, Ordering::Relaxed);
