@@ -148,18 +148,56 @@ fn is_member(package_id: &str, package: &str) -> bool {
     }
 }
 
+/// What cargo says of the workspace.
+#[derive(Deserialize)]
+struct Metadata {
+    target_directory: PathBuf,
+    packages: Vec<Package>,
+}
+
+#[derive(Deserialize)]
+struct Package {
+    name: String,
+    targets: Vec<Program>,
+}
+
+/// A program of the workspace, or another target of it.
+#[derive(Deserialize)]
+pub(crate) struct Program {
+    kind: Vec<String>,
+    /// Its name.
+    pub(crate) name: String,
+    /// Its first source file.
+    #[cfg(test)]
+    pub(crate) src_path: PathBuf,
+    /// Whether it has tests of its own, as its manifest has it.
+    #[serde(rename = "test")]
+    pub(crate) is_tested: bool,
+}
+
+fn metadata() -> Result<Metadata> {
+    let text = exec::output(exec::cargo().args(["metadata", "--no-deps", "--format-version=1"]))?;
+    serde_json::from_str(&text).context("cargo metadata's output")
+}
+
 /// The workspace's target directory.
 ///
 /// # Errors
 /// If cargo does not tell.
 pub(crate) fn target_directory() -> Result<PathBuf> {
-    #[derive(Deserialize)]
-    struct Metadata {
-        target_directory: PathBuf,
-    }
-    let text = exec::output(exec::cargo().args(["metadata", "--no-deps", "--format-version=1"]))?;
-    let metadata: Metadata = serde_json::from_str(&text).context("cargo metadata's output")?;
-    Ok(metadata.target_directory)
+    Ok(metadata()?.target_directory)
+}
+
+/// The workspace's programs for the host, and not for the kernel.
+///
+/// # Errors
+/// If cargo does not tell.
+pub(crate) fn programs() -> Result<Vec<Program>> {
+    let packages = metadata()?.packages.into_iter();
+    let targets = packages
+        .filter(|package| package.name != "lb-ebpf")
+        .flat_map(|package| package.targets);
+    Ok(targets.filter(|target| target.kind == ["bin"]).collect())
 }
 
 #[cfg(test)]

@@ -106,9 +106,6 @@ const LONG: [&str; 89] = [
     "who_does_not_wait_for_the_idle_leaves_them_alone",
 ];
 
-/// Programs that have tests of their own. Cargo would build all others once more to run none.
-const PROGRAMS: [&str; 4] = ["bench", "demo", "verifier", "xtask"];
-
 /// Runs everything, the quickest to fail first; those that take long only if they are wanted.
 ///
 /// # Errors
@@ -124,8 +121,11 @@ pub(crate) fn run(long: bool) -> Result<()> {
         command.args(["test", "--workspace", "--exclude", "lb-ebpf"]);
         command
     };
-    let programs = PROGRAMS.iter().flat_map(|program| ["--bin", program]);
-    exec::run(workspace().arg("--lib").args(programs))?;
+    // Cargo would build all other programs once more to run none.
+    let programs = cargo::programs()?;
+    let tested = programs.iter().filter(|program| program.is_tested);
+    let tested = tested.flat_map(|program| ["--bin", &program.name]);
+    exec::run(workspace().arg("--lib").args(tested))?;
     exec::run(workspace().arg("--doc"))?;
     other_version()?;
     let smoke = Smoke::prepare()?;
@@ -213,47 +213,22 @@ mod tests {
             .collect()
     }
 
-    /// Tests in any other program would never run, and nobody would notice.
+    /// Tests in a program whose manifest says that it has none would never run, and nobody would notice.
     #[test]
-    fn programs_with_tests_are_known() {
-        let mut found: Vec<String> = vec![];
-        for package in ["tests", "guest", "lb-userspace", "xtask"] {
-            let package = exec::workspace().join(package);
-            let manifest = fs::read_to_string(package.join("Cargo.toml")).expect("a manifest");
-            let manifest: toml::Table = manifest.parse().expect("a manifest that can be read");
-            let untested = |name: &str| {
-                let programs = manifest.get("bin").and_then(|bin| bin.as_array());
-                programs.into_iter().flatten().any(|program| {
-                    program["name"].as_str() == Some(name)
-                        && program.get("test") == Some(&false.into())
-                })
-            };
-            let own = manifest["package"]["name"].as_str().expect("a name");
-            let own = if own == "lb-userspace" { "tether" } else { own };
-            let mut programs = vec![(own.to_owned(), package.join("src/main.rs"))];
-            for entry in fs::read_dir(package.join("src/bin")).into_iter().flatten() {
-                let path = entry.expect("an entry").path();
-                let name = path.file_stem().expect("a name").to_string_lossy();
-                programs.push((name.into_owned(), path));
+    fn programs_have_tests_if_their_manifests_say_so() {
+        for program in cargo::programs().expect("what cargo says") {
+            let file = &program.src_path;
+            let folder = file.parent().expect("a folder");
+            let mut text = String::new();
+            // A program's own folder is its own, but for one that the package's library shares.
+            if file.ends_with("main.rs") && !folder.join("lib.rs").exists() {
+                sources(folder, &mut text);
+            } else {
+                text += &fs::read_to_string(file).expect("a source");
             }
-            for (name, path) in programs {
-                let mut text = String::new();
-                if path.is_dir() {
-                    sources(&path, &mut text);
-                } else if own == "xtask" {
-                    sources(&package, &mut text);
-                } else {
-                    text += &fs::read_to_string(&path).unwrap_or_default();
-                }
-                let is_tested = text.contains("#[test]");
-                assert_eq!(untested(&name), !text.is_empty() && !is_tested, "{name}");
-                if is_tested {
-                    found.push(name);
-                }
-            }
+            let has_tests = text.contains("#[test]");
+            assert_eq!(has_tests, program.is_tested, "{}", program.name);
         }
-        found.sort_unstable();
-        assert_eq!(found, PROGRAMS);
     }
 
     /// What README.md's contract says before its table; and the table, with what comes after it.

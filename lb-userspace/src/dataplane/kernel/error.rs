@@ -6,6 +6,7 @@ use aya::{EbpfError, programs::ProgramError};
 use lb_common::maps as names;
 use nix::sys::utsname::uname;
 
+use super::release::{OLDEST, numbers_of};
 use crate::chain::chain;
 
 /// Why an instance could not be opened, attached or removed.
@@ -315,13 +316,7 @@ fn of_known(name: Option<&str>) -> String {
 
 /// Whether a release, as `uname -r` tells it, is from before 6.1. What cannot be read is taken for new.
 fn is_too_old(release: &str) -> bool {
-    let mut numbers = release
-        .split(|c: char| !c.is_ascii_digit())
-        .map_while(|number| number.parse::<u32>().ok());
-    match (numbers.next(), numbers.next()) {
-        (Some(major), Some(minor)) => (major, minor) < (6, 1),
-        _ => false,
-    }
+    numbers_of(release).is_some_and(|numbers| numbers < OLDEST)
 }
 
 /// Lines of the verifier's log that are shown: the reason is the last of them.

@@ -20,7 +20,7 @@
 //! * [`tap`][]: a program that watches in the place of the one that runs otherwise, and back
 //! * [`seed`][]: the fleet's seed that is kept with the maps
 //! * [`device`][]: what the kernel says about an interface
-//! * [`features`][]: what the kernel says its driver can do; `netlink`: how it is asked
+//! * [`features`][]: what the kernel says its driver can do; `netlink`: how it is asked; [`release`][]: which kernel it is
 //! * [`egress`][]: the interfaces that packets may leave by
 //! * [`attach`][]: links
 //! * [`local`][]: the program on egress, for backends on this host; [`tc`][]: that as a filter
@@ -48,6 +48,7 @@ mod mirror;
 mod netlink;
 pub mod pins;
 pub mod rehearsal;
+pub mod release;
 mod rescue;
 pub mod resize;
 pub mod runs;

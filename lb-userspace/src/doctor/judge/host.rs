@@ -6,12 +6,13 @@ use super::{
         State::{self, Failure, Unknown, Warning},
         facts::{Daemon, Facts, Host, Start},
     },
-    listed, numbers_of,
+    listed,
 };
-use crate::capabilities;
+use crate::{
+    capabilities,
+    dataplane::kernel::release::{OLDEST, numbers_of},
+};
 
-/// The oldest kernel.
-const OLDEST: (u32, u32) = (6, 1);
 /// More of conntrack's table in use than this deserves a look, in percent.
 const CONNTRACK_FULL: u64 = 80;
 

@@ -8,9 +8,12 @@ use super::{
         State::{Failure, Unknown, Warning},
         facts::{Backend, Facts, Interface, Program},
     },
-    listed, numbers_of,
+    listed,
 };
-use crate::{dataplane::kernel::HIDDEN_PINS, sysctl};
+use crate::{
+    dataplane::kernel::{HIDDEN_PINS, release::numbers_of},
+    sysctl,
+};
 
 // include/uapi/linux/netdev.h
 const XDP_BASIC: u64 = 1 << 0;

@@ -19,14 +19,6 @@ pub fn examine(facts: &Facts) -> Report {
     Report { findings }
 }
 
-/// Major and minor number of a kernel's release.
-fn numbers_of(release: &str) -> Option<(u32, u32)> {
-    let mut numbers = release
-        .split(|c: char| !c.is_ascii_digit())
-        .map_while(|number| number.parse::<u32>().ok());
-    Some((numbers.next()?, numbers.next()?))
-}
-
 /// Names with commas between them.
 fn listed<T: ToString>(all: impl IntoIterator<Item = T>) -> String {
     let all: Vec<String> = all.into_iter().map(|one| one.to_string()).collect();
